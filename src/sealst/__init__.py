@@ -1,0 +1,64 @@
+"""Pathology image encoders that know molecules: SEAL for scverse."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sealst._errors import (
+    CheckpointError,
+    DataError,
+    LeakError,
+    MissingKeyError,
+    OrderError,
+    PanelError,
+    ScaleError,
+    SealstError,
+    SealstWarning,
+    WeightsError,
+)
+from sealst._settings import settings
+from sealst._version import __version__
+
+if TYPE_CHECKING:
+    from sealst import datasets, io, models, pl, pp, tl
+    from sealst._core.panel import GenePanel
+
+_SUBMODULES = ("datasets", "io", "models", "pl", "pp", "tl")
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "GenePanel",
+    "LeakError",
+    "MissingKeyError",
+    "OrderError",
+    "PanelError",
+    "ScaleError",
+    "SealstError",
+    "SealstWarning",
+    "WeightsError",
+    "__version__",
+    "datasets",
+    "io",
+    "models",
+    "pl",
+    "pp",
+    "settings",
+    "tl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Submodules load on first use, so that `import sealst` needs neither torch nor scanpy.
+    if name in _SUBMODULES:
+        return importlib.import_module(f"sealst.{name}")
+    if name == "GenePanel":
+        from sealst._core.panel import GenePanel
+
+        return GenePanel
+    raise AttributeError(f"module 'sealst' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,45 @@
+"""Devices and seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from sealst._errors import DataError
+from sealst._settings import settings
+
+
+def resolve_device(name: str | None = None) -> torch.device:
+    """Turn ``None`` (settings), ``"auto"`` or a torch device name into a usable device."""
+    name = settings.device if name is None else name
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DataError(f"`device` must be 'auto' or a torch device such as 'cpu' or 'cuda:0', found {name!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DataError(f"`device` is {name!r}, but torch finds no CUDA device; use 'cpu' or 'auto'.")
+    return device
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python, numpy and torch inside a ``with`` block and restore the caller's random state afterwards."""
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the state that libraries use
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)  # noqa: NPY002

@@ -1,0 +1,46 @@
+"""Squares around spots: pure geometry in pixels of the full-resolution image, (x, y), pixel 0 covering [0, 1)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def apply_affine(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Map points (n, 2) by a 3 x 3 affine matrix."""
+    return xy @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def similarity_scale(matrix: np.ndarray, tolerance: float = 0.01) -> float | None:
+    """Scale factor of a 3 x 3 affine that keeps angles (rotation and mirroring allowed), else None."""
+    scales = np.linalg.svd(matrix[:2, :2], compute_uv=False)
+    if scales[-1] <= 0 or scales[0] / scales[-1] > 1 + tolerance:
+        return None
+    return float(scales.mean())
+
+
+def square_boxes(centres: np.ndarray, side: float) -> np.ndarray:
+    """Boxes (x0, y0, x1, y1) of squares with the given side around centres (n, 2)."""
+    half = side / 2
+    return np.hstack([centres - half, centres + half])
+
+
+def inside_fraction(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
+    """Share of each box's area that lies inside an image, (n,)."""
+    x0, y0, x1, y1 = boxes.T
+    overlap_x = np.clip(np.minimum(x1, width) - np.maximum(x0, 0), 0, None)
+    overlap_y = np.clip(np.minimum(y1, height) - np.maximum(y0, 0), 0, None)
+    return overlap_x * overlap_y / ((x1 - x0) * (y1 - y0))
+
+
+def pick_level(downsamples: np.ndarray, wanted: float) -> int:
+    """Index of the coarsest pyramid level that is at least as fine as wanted (level 0 where none is).
+
+    Parameters
+    ----------
+    downsamples
+        Full-resolution pixels per pixel of each level, finest first.
+    wanted
+        Full-resolution pixels per pixel of the crop.
+    """
+    fine_enough = np.flatnonzero(np.asarray(downsamples) <= wanted * 1.01)
+    return int(fine_enough[-1]) if fine_enough.size else 0

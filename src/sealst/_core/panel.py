@@ -1,0 +1,370 @@
+"""The ordered gene panel that a model keeps: names, order, statistics, and how data are aligned to it."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from sealst._errors import PanelError
+from sealst._logging import warn
+from sealst._validate import listed
+
+#: standard deviations below this belong to a constant gene and are stored as 1, as in sklearn's StandardScaler
+MIN_STD = 1e-3
+
+_COLUMNS = ("gene", "ensembl", "mean", "std")
+
+# Anchored where a real gene begins alike: ERCC1-8 repair DNA (spike-ins are ERCC-00002), NEGR1 is a receptor.
+_CONTROL = re.compile(
+    r"BLANK|CONTROL|AMBIGUOUS|ANTISENSE_|DEPRECATED|UNASSIGNED|INTERGENIC|CODEWORD|FALSECODE|NEGPRB|NEGPROBE"
+    r"|^NEGATIVE[-_ ]?\d*$|^ERCC[-_]?\d{5}"
+)
+_ENSEMBL_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
+
+
+def is_control(name: str) -> bool:
+    """Whether a feature is a control probe or a technical feature instead of a gene.
+
+    Examples
+    --------
+    >>> is_control("NegControlProbe_00042"), is_control("ERCC-00002"), is_control("ERCC1")
+    (True, True, False)
+    """
+    return _CONTROL.search(name.upper()) is not None
+
+
+class Alignment(NamedTuple):
+    """Where the genes of a panel stand among some names."""
+
+    #: column of every panel gene, int64 (G,); -1 where absent
+    columns: np.ndarray
+    #: panel genes that are absent, in panel order
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GenePanel:
+    """Genes in the order of a model's inputs and outputs, with the statistics and normalisation they belong to.
+
+    Genes match by upper-cased symbol, so ``Epcam`` finds ``EPCAM``. `mean` and `std` describe the training spots in
+    `layer` and serve to standardise expression and to fill genes that new data lack.
+
+    Parameters
+    ----------
+    genes
+        Gene symbols, unique also when upper-cased.
+    mean, std
+        Per gene over the training spots, (genes,), in units of `layer` (log1p of counts scaled to `target_sum`);
+        kept as read-only float32.
+    ensembl
+        Ensembl ids in the order of `genes` (``""`` where unknown), or empty.
+    target_sum
+        Counts per spot after library-size normalisation, before log1p.
+    layer
+        Layer that `mean` and `std` were taken from: ``"context"`` or ``"lognorm"``.
+    species
+        Species of the symbols.
+    sections
+        Names of the sections the panel was chosen on.
+
+    Raises
+    ------
+    PanelError
+        When lengths differ, a gene is empty or occurs twice, or a statistic is not usable.
+
+    Examples
+    --------
+    >>> panel = GenePanel(("EPCAM", "VIM"), mean=[1.0, 0.5], std=[0.6, 0.4])
+    >>> panel.extract(np.array([[3.0, 2.0, 0.0]]), ["CD3E", "Epcam", "VIM"])
+    array([[2., 0.]], dtype=float32)
+    """
+
+    genes: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    ensembl: tuple[str, ...] = ()
+    target_sum: float = 1e4
+    layer: str = "context"
+    species: str = "human"
+    sections: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("genes", "ensembl", "sections"):
+            object.__setattr__(self, name, tuple(str(v) for v in getattr(self, name)))
+        _check_genes(self.genes)
+        if self.ensembl and len(self.ensembl) != len(self.genes):
+            raise PanelError(f"`ensembl` has {len(self.ensembl)} ids, expected none or one per gene ({len(self)}).")
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _statistic(name, getattr(self, name), len(self.genes)))
+        if (self.std <= 0).any():
+            gene = self.genes[int(np.argmax(self.std <= 0))]
+            raise PanelError(f"`std` must be above 0 for every gene; it is not for {gene!r}. Use 1 for constant genes.")
+        if not np.isfinite(self.target_sum) or self.target_sum <= 0:
+            raise PanelError(f"`target_sum` must be a positive number, found {self.target_sum!r}.")
+        object.__setattr__(self, "target_sum", float(self.target_sum))
+
+    def __len__(self) -> int:
+        return len(self.genes)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.genes[:4]) + (", …" if len(self) > 4 else "")
+        return (
+            f"GenePanel({len(self)} genes: {shown}; layer={self.layer!r}, target_sum={self.target_sum:g}, "
+            f"species={self.species!r}, {len(self.sections)} sections)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{i + 1}</td><td>{html.escape(g)}</td><td>{m:.3f}</td><td>{s:.3f}</td></tr>"
+            for i, (g, m, s) in enumerate(zip(self.genes[:5], self.mean, self.std, strict=False))
+        )
+        head = "<tr><th></th><th>gene</th><th>mean</th><th>std</th></tr>"
+        return f"<p>{html.escape(repr(self))}</p><table>{head}{rows}</table>"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of genes, mean and std: equal panels, equal fingerprints."""
+        digest = hashlib.sha256("\n".join(self.genes).encode())
+        for values in (self.mean, self.std):
+            digest.update(values.astype("<f4").tobytes())
+        return digest.hexdigest()[:16]
+
+    def subset(self, genes: Sequence[str]) -> GenePanel:
+        """Return the panel of these genes, in the order asked.
+
+        Raises
+        ------
+        PanelError
+            When a gene is not in the panel.
+        """
+        wanted = [genes] if isinstance(genes, str) else list(genes)
+        position = {g.upper(): i for i, g in enumerate(self.genes)}
+        if unknown := [g for g in wanted if g.upper() not in position]:
+            raise PanelError(
+                f"{len(unknown)} gene(s) are not in the panel of {len(self)}: {listed(unknown)}. See `panel.genes`."
+            )
+        keep = [position[g.upper()] for g in wanted]
+        return GenePanel(
+            tuple(self.genes[i] for i in keep),
+            self.mean[keep],
+            self.std[keep],
+            ensembl=tuple(self.ensembl[i] for i in keep) if self.ensembl else (),
+            target_sum=self.target_sum,
+            layer=self.layer,
+            species=self.species,
+            sections=self.sections,
+        )
+
+    def align(self, names: Sequence[str]) -> Alignment:
+        """Find the panel's genes among `names`, by upper-cased symbol.
+
+        Where two names differ only in case, the one spelled as in the panel wins, else the first.
+
+        Raises
+        ------
+        PanelError
+            When a gene of the panel occurs twice, spelled alike, in `names`.
+        """
+        exact: dict[str, int] = {}
+        upper: dict[str, int] = {}
+        known = {g.upper() for g in self.genes}
+        for i, name in enumerate(map(str, names)):
+            if name in exact and name.upper() in known:
+                raise PanelError(f"Gene {name!r} occurs twice among the names; sum or drop the duplicate columns.")
+            exact[name] = i
+            upper.setdefault(name.upper(), i)
+        columns = np.array([exact.get(g, upper.get(g.upper(), -1)) for g in self.genes], dtype=np.int64)
+        return Alignment(columns, tuple(g for g, c in zip(self.genes, columns, strict=True) if c < 0))
+
+    def extract(self, x: Any, names: Sequence[str], *, min_shared: float = 0.5) -> np.ndarray:
+        """Bring an expression matrix into the order of the panel.
+
+        Parameters
+        ----------
+        x
+            Dense or sparse (n, len(names)), normalised as the panel says.
+        names
+            Names of the columns of `x`.
+        min_shared
+            Lowest share of the panel's genes that must be present.
+
+        Returns
+        -------
+        float32 (n, genes), dense; a missing gene holds the panel's mean, which is 0 after standardisation.
+
+        Raises
+        ------
+        PanelError
+            When fewer than `min_shared` of the genes are present, or shapes do not fit.
+        """
+        if x.ndim != 2 or x.shape[1] != len(names):
+            raise PanelError(f"`x` must be (n, {len(names)}), one column per name, found {x.shape}.")
+        columns, missing = self.align(names)
+        shared = len(self) - len(missing)
+        if shared == 0 or shared < min_shared * len(self):
+            raise PanelError(self._too_few(missing, names, min_shared=min_shared))
+        if missing:
+            warn(
+                f"{len(missing)} of the panel's {len(self)} genes are missing and take the panel's mean: "
+                f"{listed(missing, 5)}."
+            )
+        present = columns >= 0
+        part = x.tocsc()[:, columns[present]].toarray() if sp.issparse(x) else np.asarray(x)[:, columns[present]]
+        out = np.empty((x.shape[0], len(self)), dtype=np.float32)
+        out[:, ~present] = self.mean[~present]
+        out[:, present] = part
+        return out
+
+    def _too_few(self, missing: Sequence[str], names: Sequence[str], *, min_shared: float) -> str:
+        hint = "Use data that measure these genes, or train with a panel of genes both have."
+        if sum(_ENSEMBL_ID.match(str(n)) is not None for n in names) > len(names) / 2:
+            hint = (
+                "The names are Ensembl ids; the panel has symbols: set `adata.var_names = adata.var['gene_symbols']`."
+            )
+        return (
+            f"Only {len(self) - len(missing)} of the panel's {len(self)} genes are among the {len(names)} names; "
+            f"at least {min_shared:.0%} are needed. Missing e.g. {listed(missing[:5])}; the names begin "
+            f"{listed(names[:5])}. {hint}"
+        )
+
+    def to_tsv(self, path: str | os.PathLike[str]) -> None:
+        """Write the panel as a tab-separated table.
+
+        Lines ``# key: value`` (values as JSON) come first, then one row per gene: gene, ensembl, mean, std. Numbers are
+        written in full, so `from_tsv` gives back the same float32. The file appears complete or not at all.
+        """
+        target = Path(path)
+        facts = {
+            "species": self.species,
+            "layer": self.layer,
+            "target_sum": self.target_sum,
+            "sections": list(self.sections),
+            "n_genes": len(self),
+            "fingerprint": self.fingerprint,
+        }
+        lines = [f"# {key}: {json.dumps(value)}" for key, value in facts.items()]
+        lines.append("\t".join(_COLUMNS))
+        ids = self.ensembl or ("",) * len(self)
+        for gene, ensembl, mean, std in zip(self.genes, ids, self.mean.tolist(), self.std.tolist(), strict=True):
+            lines.append(f"{gene}\t{ensembl}\t{mean!r}\t{std!r}")
+        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def from_tsv(cls, path: str | os.PathLike[str]) -> GenePanel:
+        """Read a panel that `to_tsv` wrote; the ``#`` lines may be absent.
+
+        Raises
+        ------
+        PanelError
+            When the file is damaged; the text names the line and the column.
+        FileNotFoundError
+            When there is no such file.
+        """
+        return _parse(Path(path))
+
+
+def _check_genes(genes: Sequence[str]) -> None:
+    if not genes:
+        raise PanelError("A gene panel needs at least one gene, found none.")
+    if bad := [i for i, g in enumerate(genes) if not g.strip() or g != g.strip() or re.search(r"[\t\r\n]", g)]:
+        raise PanelError(f"Gene {bad[0] + 1} of the panel, {genes[bad[0]]!r}, is empty or holds white space around it.")
+    seen: dict[str, str] = {}
+    for gene in genes:
+        if gene.upper() in seen:
+            raise PanelError(
+                f"Gene {gene!r} occurs twice in the panel (also as {seen[gene.upper()]!r}); genes must be unique."
+            )
+        seen[gene.upper()] = gene
+
+
+def _statistic(name: str, values: Any, n_genes: int) -> np.ndarray:
+    array = np.array(values, dtype=np.float32)
+    if array.shape != (n_genes,):
+        raise PanelError(f"`{name}` must have one value per gene, ({n_genes},), found shape {array.shape}.")
+    if not np.isfinite(array).all():
+        raise PanelError(f"`{name}` holds NaN or infinite values in {(~np.isfinite(array)).sum()} genes.")
+    array.flags.writeable = False
+    return array
+
+
+def _parse(path: Path) -> GenePanel:
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    start = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    facts = _parse_facts(path, lines[:start])
+    if start == len(lines) or tuple(lines[start].split("\t")) != _COLUMNS:
+        found = repr(lines[start]) if start < len(lines) else "the end of the file"
+        raise PanelError(f"{path}, line {start + 1}: expected the columns {listed(_COLUMNS)}, found {found}.")
+    rows = [_parse_row(path, start + 2 + i, line) for i, line in enumerate(lines[start + 1 :])]
+    if "n_genes" in facts and len(rows) != facts["n_genes"]:
+        raise PanelError(f"{path}, line {len(lines)}: the file ends after {len(rows)} of {facts['n_genes']} genes.")
+    try:
+        panel = GenePanel(
+            tuple(r[0] for r in rows),
+            np.array([r[2] for r in rows]),
+            np.array([r[3] for r in rows]),
+            ensembl=tuple(r[1] for r in rows) if any(r[1] for r in rows) else (),
+            target_sum=facts.get("target_sum", 1e4),
+            layer=facts.get("layer", "context"),
+            species=facts.get("species", "human"),
+            sections=tuple(facts.get("sections", ())),
+        )
+    except PanelError as error:
+        raise PanelError(f"{path}: {error}") from error
+    if facts.get("fingerprint", panel.fingerprint) != panel.fingerprint:
+        raise PanelError(
+            f"{path}: the genes or numbers are not those the file was written with (fingerprint {panel.fingerprint}, "
+            f"expected {facts['fingerprint']}). Restore the file; a panel edited on purpose needs that line removed."
+        )
+    return panel
+
+
+def _parse_facts(path: Path, lines: Sequence[str]) -> dict[str, Any]:
+    types = {"species": str, "layer": str, "target_sum": float, "sections": list, "n_genes": int, "fingerprint": str}
+    facts: dict[str, Any] = {}
+    for number, line in enumerate(lines, start=1):
+        key, colon, text = line.lstrip("# ").partition(":")
+        if not colon or key.strip() not in types:
+            continue  # a comment by a person
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise PanelError(f"{path}, line {number}: {key!r} must be a JSON value, found {text.strip()!r}.") from error
+        expected = types[key]
+        if not isinstance(value, (int, float) if expected is float else expected):
+            raise PanelError(f"{path}, line {number}: {key!r} must be {expected.__name__}, found {text.strip()!r}.")
+        facts[key] = value
+    return facts
+
+
+def _parse_row(path: Path, number: int, line: str) -> tuple[str, str, float, float]:
+    cells = line.split("\t")
+    if len(cells) != len(_COLUMNS):
+        raise PanelError(f"{path}, line {number}: expected {len(_COLUMNS)} columns, found {len(cells)}: {line!r}.")
+    if not cells[0].strip():
+        raise PanelError(f"{path}, line {number}: column 'gene' is empty.")
+    numbers = []
+    for column, cell in zip(_COLUMNS[2:], cells[2:], strict=True):
+        try:
+            value = float(cell)
+        except ValueError:
+            value = float("nan")
+        if not np.isfinite(value):
+            raise PanelError(f"{path}, line {number}: column {column!r} must be a finite number, found {cell!r}.")
+        numbers.append(value)
+    return cells[0], cells[1], numbers[0], numbers[1]

@@ -1,0 +1,58 @@
+"""Pairs of image (crop or cached tokens) and expression, served in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+
+class PairDataset(Dataset[dict[str, Any]]):
+    """Spots as pairs of image and expression.
+
+    Parameters
+    ----------
+    images
+        uint8 crops (n, px, px, 3), or float16 tokens (n, views, t, w), or None for expression alone.
+    gene_input
+        log1p-CP10k that the gene encoder sees, (n, genes).
+    target
+        log1p-CP10k that is reconstructed, (n, genes).
+    train
+        Whether to draw a random view; otherwise the first (the crop as it is).
+    """
+
+    def __init__(
+        self, images: np.ndarray | None, gene_input: np.ndarray, target: np.ndarray, *, train: bool
+    ) -> None:
+        self.images, self.gene_input, self.target, self.train = images, gene_input, target, train
+
+    def __len__(self) -> int:
+        return len(self.gene_input)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """One batch, fetched at once: a fancy index into the arrays beats collating single items."""
+        rows = np.asarray(indices)
+        batch = {
+            "gene_input": torch.from_numpy(self.gene_input[rows]),
+            "target": torch.from_numpy(self.target[rows]),
+        }
+        if self.images is not None:
+            if self.images.ndim == 4 and self.images.dtype == np.uint8:
+                batch["crops"] = torch.from_numpy(np.ascontiguousarray(self.images[rows]))
+            else:
+                views = self.images.shape[1]
+                view = torch.randint(0, views, (len(rows),)).numpy() if self.train else np.zeros(len(rows), dtype=int)
+                batch["tokens"] = torch.from_numpy(self.images[rows, view])
+        return batch
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])
+
+
+def as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Collate function: the dataset returns whole batches."""
+    return batch

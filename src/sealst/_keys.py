@@ -1,0 +1,51 @@
+"""Names of every slot that sealst writes; documented for users in ``docs/outputs.md``."""
+
+from __future__ import annotations
+
+
+class Keys:
+    """Default slot names."""
+
+    TABLE = "table"
+    UNS = "sealst"
+    #: coordinate system in which one unit is one µm
+    UM = "um"
+
+    # .obs
+    PATIENT = "patient"
+    SECTION = "section"
+    ORGAN = "organ"
+    TECHNOLOGY = "technology"
+    ARRAY_ROW = "array_row"
+    ARRAY_COL = "array_col"
+    CROP_OK = "crop_ok"
+    CROP_REASON = "crop_reason"
+    SIMILARITY = "seal_similarity"
+    RANK = "seal_rank"
+
+    # .obsm
+    SPATIAL = "spatial"
+    EMBEDDING = "X_seal"
+    GENE_EMBEDDING = "X_seal_gene"
+    EXPRESSION = "seal_expression"
+    PATHWAYS = "seal_pathways"
+
+    # .layers
+    COUNTS = "counts"
+    LOGNORM = "lognorm"
+    CONTEXT = "context"
+
+    @staticmethod
+    def image(section: str) -> str:
+        """Image element of a section."""
+        return f"{section}_he"
+
+    @staticmethod
+    def spots(section: str) -> str:
+        """Shapes element (circles) of a section; also its region in the table."""
+        return f"{section}_spots"
+
+    @staticmethod
+    def crops(region: str) -> str:
+        """Shapes element (squares) that `pp.pair_crops` writes for a region."""
+        return f"{region}_crops"

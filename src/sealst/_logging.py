@@ -1,0 +1,46 @@
+"""The one logger of the package, warnings and progress bars."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from sealst._errors import SealstWarning
+from sealst._settings import settings
+
+T = TypeVar("T")
+
+
+class _QuietIfConfigured(logging.Filter):
+    # An application that configured logging shows our records itself; do not show them twice.
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not logging.getLogger().handlers
+
+
+def _make_logger() -> logging.Logger:
+    log = logging.getLogger("sealst")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.addFilter(_QuietIfConfigured())
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    return log
+
+
+logger = _make_logger()
+
+
+def warn(message: str) -> None:
+    """Warn the user, pointing at the line of their code where Python can tell."""
+    warnings.warn(message, SealstWarning, stacklevel=3)
+
+
+def progress(iterable: Iterable[T], desc: str, total: int | None = None, show: bool | None = None, **kw: Any) -> Any:
+    """Wrap an iterable in a progress bar; ``show=None`` follows ``settings.progress``."""
+    from tqdm.auto import tqdm
+
+    shown = settings.progress if show is None else show
+    return tqdm(iterable, desc=desc, total=total, disable=not shown, **kw)

@@ -1,0 +1,213 @@
+"""The canonical layout of a section in SpatialData, and how adapters look things up in it.
+
+A section has an H&E image, a shapes element of circles (one per spot) that is a *region* of the table, and, after
+`pp.pair_crops`, a shapes element of squares. Shapes and image share the coordinate system ``"global"`` (pixels of the
+full-resolution image, x to the right, y down; pixel 0 covers [0, 1)). The system ``"um"`` carries the physical scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import xarray as xr
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.models import TableModel
+from spatialdata.transformations import get_transformation
+
+from sealst._errors import DataError, MissingKeyError, OrderError, ScaleError
+from sealst._keys import Keys
+from sealst._validate import check_key, listed
+from sealst._version import __version__
+
+#: what calls that need no pixels accept
+Data = SpatialData | AnnData
+
+
+@dataclass(frozen=True)
+class Region:
+    """One region (spots element) of a table."""
+
+    name: str
+    #: name of the section, for users and for file names
+    section: str
+    #: row positions in the table, in table order
+    rows: np.ndarray
+    #: instance ids of these rows
+    ids: np.ndarray
+
+
+def get_table(data: Data, table_key: str = Keys.TABLE) -> AnnData:
+    """Return the table of a SpatialData, or the AnnData itself."""
+    if isinstance(data, AnnData):
+        return data
+    if not isinstance(data, SpatialData):
+        raise TypeError(f"Expected a SpatialData (or AnnData), found {type(data).__name__}.")
+    check_key(
+        data.tables,
+        table_key,
+        where="`sdata.tables`",
+        hint="Name the table with `table_key=`, or build a section with `sl.io.from_arrays(...)`.",
+    )
+    table = data.tables[table_key]
+    if table.n_obs < 2:
+        raise DataError(f"The table {table_key!r} has {table.n_obs} spot(s); at least 2 are needed.")
+    return table
+
+
+def regions_of(table: AnnData, region: str | Sequence[str] | None = None) -> list[Region]:
+    """Split a table's rows by region, in the order of the table's own region list."""
+    attrs = table.uns.get(TableModel.ATTRS_KEY)
+    if attrs is None:
+        # A bare AnnData: its rows are one region.
+        section = str(table.obs[Keys.SECTION].iloc[0]) if Keys.SECTION in table.obs else "section"
+        return [Region(Keys.spots(section), section, np.arange(table.n_obs), table.obs_names.to_numpy())]
+    known = [attrs["region"]] if isinstance(attrs["region"], str) else list(attrs["region"])
+    wanted = known if region is None else [region] if isinstance(region, str) else list(region)
+    for name in wanted:
+        check_key(known, name, where="the table's regions", hint="Name one of them with `region=`.")
+    column, ids = table.obs[attrs["region_key"]].astype(str).to_numpy(), table.obs[attrs["instance_key"]].to_numpy()
+    found = []
+    for name in wanted:
+        rows = np.flatnonzero(column == name)
+        if rows.size:
+            found.append(Region(name, _section_name(table, rows, name), rows, ids[rows]))
+    if not found:
+        raise DataError(f"No row of the table belongs to region(s) {listed(wanted)}.")
+    return found
+
+
+def _section_name(table: AnnData, rows: np.ndarray, region: str) -> str:
+    if Keys.SECTION in table.obs:
+        return str(table.obs[Keys.SECTION].iloc[rows[0]])
+    return region
+
+
+def find_image(sdata: SpatialData, region: Region, image_key: str | None = None) -> str:
+    """Name of the H&E image that belongs to a region."""
+    images = list(sdata.images)
+    if not images:
+        raise MissingKeyError(
+            "The SpatialData holds no image; crops need the H&E. Add it with `sdata.images['he'] = "
+            "Image2DModel.parse(...)`, or build a section with `sl.io.from_arrays(image, ...)`."
+        )
+    if image_key is not None:
+        check_key(images, image_key, where="`sdata.images`", hint="Name one of them with `image_key=`.")
+        return image_key
+    if (own := Keys.image(region.section)) in images:
+        return own
+    if len(images) == 1:
+        return images[0]
+    raise MissingKeyError(f"Several images ({listed(images)}) for region {region.name!r}: name one with `image_key=`.")
+
+
+def image_levels(element: Any) -> list[xr.DataArray]:
+    """Levels of an image as (c, y, x) arrays, finest first."""
+    if isinstance(element, xr.DataTree):
+        return [next(iter(element[name].data_vars.values())) for name in element.children]
+    return [element]
+
+
+def spot_table(sdata: SpatialData, region: Region) -> gpd.GeoDataFrame:
+    """Spots element of a region, in the order of the table's rows; joined by id."""
+    check_key(
+        sdata.shapes,
+        region.name,
+        where="`sdata.shapes`",
+        hint="The table names it as its region; add the spots as circles, see `sl.io.from_arrays`.",
+    )
+    spots = sdata.shapes[region.name]
+    missing = pd.Index(region.ids).difference(spots.index)
+    if len(missing):
+        raise DataError(
+            f"{len(missing)} of {len(region.ids)} spots of the table have no shape in `sdata.shapes[{region.name!r}]` "
+            f"(e.g. {listed(missing, 3)}). Drop them: `sdata.tables['table'] = table[kept]`."
+        )
+    return spots.loc[region.ids]
+
+
+def affine(element: Any, system: str) -> np.ndarray:
+    """3 x 3 affine from an element's own (x, y) coordinates to a coordinate system."""
+    systems = get_transformation(element, get_all=True)
+    check_key(systems, system, where="the element's coordinate systems", hint="Name one with `coordinate_system=`.")
+    return np.asarray(systems[system].to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y")), dtype=float)
+
+
+def mpp_of(element: Any) -> float | None:
+    """µm per pixel of an image from its ``"um"`` coordinate system, or None where it has none.
+
+    Raises
+    ------
+    ScaleError
+        When the transformation to ``"um"`` is not a similarity (pixels that are not square).
+    """
+    if Keys.UM not in get_transformation(element, get_all=True):
+        return None
+    scales = np.linalg.svd(affine(element, Keys.UM)[:2, :2], compute_uv=False)
+    if scales[-1] <= 0 or scales[0] / scales[-1] > 1.01:
+        raise ScaleError(
+            f"The image's pixels are not square: {scales[0]:.4g} by {scales[-1]:.4g} µm by its 'um' coordinate system. "
+            "Resample the image to square pixels first."
+        )
+    return float(scales.mean())
+
+
+def crop_definition(table: AnnData, region: Region) -> dict[str, Any]:
+    """What `pp.pair_crops` decided for a region."""
+    stored = table.uns.get(Keys.UNS, {}).get("crops", {})
+    if region.name not in stored:
+        raise OrderError(
+            f"Region {region.name!r} has no crops (found in `.uns['sealst']['crops']`: {listed(stored)}). "
+            "Run `sl.pp.pair_crops(sdata)` first."
+        )
+    return dict(stored[region.name])
+
+
+def crop_boxes(sdata: SpatialData, table: AnnData, region: Region) -> tuple[np.ndarray, np.ndarray]:
+    """Row positions with a usable crop and their boxes (x0, y0, x1, y1) in full-resolution pixels."""
+    definition = crop_definition(table, region)
+    check_key(
+        sdata.shapes,
+        definition["shapes_key"],
+        where="`sdata.shapes`",
+        hint="Run `sl.pp.pair_crops(sdata, overwrite=True)` again.",
+    )
+    shapes = sdata.shapes[definition["shapes_key"]]
+    ok = table.obs[Keys.CROP_OK].to_numpy(dtype=bool)[region.rows]
+    boxes = shapes.loc[region.ids[ok]].bounds.to_numpy(dtype=float)
+    return region.rows[ok], boxes
+
+
+def lognorm(table: AnnData, layer: str = Keys.LOGNORM) -> Any:
+    """Return an expression layer that `pp.normalize` wrote."""
+    if layer not in table.layers:
+        raise OrderError(
+            f"Layer {layer!r} not found in `.layers`; found: {listed(table.layers)}. Run `sl.pp.normalize(sdata)` first."
+        )
+    return table.layers[layer]
+
+
+def record(table: AnnData, name: str, entry: dict[str, Any]) -> None:
+    """Write provenance to ``.uns["sealst"][name]``, keeping what other calls wrote."""
+    uns = dict(table.uns.get(Keys.UNS, {}))
+    uns[name] = entry
+    uns["version"] = __version__
+    table.uns[Keys.UNS] = uns
+
+
+def patients_of(table: AnnData, rows: np.ndarray | None = None) -> list[str]:
+    """Patients of a table's rows; without the column, the section stands for the patient."""
+    column = Keys.PATIENT if Keys.PATIENT in table.obs else Keys.SECTION
+    check_key(
+        table.obs.columns,
+        column,
+        where="`table.obs`",
+        hint="Splits are by patient: add `table.obs['patient']`.",
+    )
+    values = table.obs[column] if rows is None else table.obs[column].iloc[rows]
+    return sorted(values.astype(str).unique())

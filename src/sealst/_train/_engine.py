@@ -1,0 +1,210 @@
+"""Run the stages with Lightning."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from sealst._core.augment import AUGMENTATIONS
+from sealst._data.dataset import PairDataset, as_is
+from sealst._data.store import CropSource, gather_crops
+from sealst._data.tokens import cache_tokens, token_bytes
+from sealst._errors import DataError
+from sealst._logging import logger, progress
+from sealst._settings import settings
+from sealst._train._module import AlignStage, WarmupStage, _Stage
+from sealst._train._params import TrainParams
+
+#: the trunk cache is chosen automatically up to this size
+_MAX_CACHE_BYTES = 50 * 2**30
+
+
+class _Recorder(L.Callback):
+    """One row per epoch, kept in memory and, atomically, in the run folder; one progress bar over all epochs."""
+
+    def __init__(self, stage: str, rows: list[dict[str, Any]], path: Path | None, show: bool | None) -> None:
+        self.stage, self.rows, self.path, self.show = stage, rows, path, show
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar = progress(None, desc=self.stage, total=trainer.max_epochs, show=self.show, unit="epoch")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        if not np.isfinite(metrics["train_loss"]):
+            raise DataError(
+                f"The loss became {metrics['train_loss']} in epoch {trainer.current_epoch + 1} of stage {self.stage!r}. "
+                "Lower `params.lr`, or check the expression for extreme values."
+            )
+        self.rows.append(
+            {"stage": self.stage, "epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics}
+        )
+        self.bar.set_postfix({k.removeprefix("train_"): f"{v:.3f}" for k, v in metrics.items()})
+        self.bar.update()
+        if self.path is not None and trainer.is_global_zero:
+            write_csv(pd.DataFrame(self.rows), self.path)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a CSV atomically."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    frame.to_csv(name, index=False)
+    Path(name).chmod(0o644)
+    Path(name).replace(path)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's banners; what the user must know goes through our logger."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    levels = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            for name in names:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def use_trunk_cache(params: TrainParams, *, n: int, n_trunk: int, n_tokens: int, width: int) -> bool:
+    """Whether to train on cached tokens: on request, or when the frozen blocks outweigh their cache."""
+    if params.cache == "auto":
+        size = token_bytes(n, int(params.views or 1), n_tokens, width)
+        return n_trunk > 0 and int(params.epochs or 1) > int(params.views or 1) and size <= _MAX_CACHE_BYTES
+    if params.cache == "trunk" and n_trunk == 0:
+        raise DataError("`params.cache='trunk'`, but every block is adapted: there is no frozen trunk. Use 'none'.")
+    return params.cache == "trunk"
+
+
+def image_inputs(
+    model: Any, sources: list[CropSource], params: TrainParams, *, views: int, folder: Path, cached: bool, show: Any
+) -> np.ndarray:
+    """Crops of the training (or held-out) spots, or their cached tokens."""
+    crops = gather_crops(sources, model.crop.crop_px, folder, show=show)
+    if not cached:
+        return crops
+    return cache_tokens(
+        lambda images: model.encoder.trunk(images, model.n_trunk),
+        crops,
+        augment=AUGMENTATIONS[params.augmentation],
+        views=views,
+        path=folder / "tokens.npy",
+        device=model.device,
+        batch_size=settings.batch_size,
+        show=show,
+    )
+
+
+def _loader(data: PairDataset, params: TrainParams, device: torch.device) -> DataLoader[Any]:
+    size = min(int(params.batch_size or 1), len(data))
+    return DataLoader(
+        data,
+        batch_size=size,
+        shuffle=data.train,
+        # A last batch of a few spots would make batch statistics and the contrastive loss meaningless.
+        drop_last=data.train,
+        collate_fn=as_is,
+        num_workers=params.num_workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=params.num_workers > 0,
+    )
+
+
+def _precision(params: TrainParams, device: torch.device) -> str:
+    if params.precision != "auto":
+        return params.precision
+    return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "32-true"
+
+
+def _run(
+    stage: Callable[..., _Stage],
+    name: str,
+    model: Any,
+    params: TrainParams,
+    *,
+    lr: float,
+    epochs: int,
+    train: PairDataset,
+    held_out: PairDataset | None,
+    recorder: _Recorder,
+    trainer_kwargs: Mapping[str, Any],
+) -> None:
+    device = model.device
+    loader = _loader(train, params, device)
+    steps = max(1, epochs * (len(loader) // params.accumulate))
+    options: dict[str, Any] = {
+        "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
+        "devices": [device.index] if device.type == "cuda" and device.index is not None else 1,
+        "max_epochs": epochs,
+        "precision": _precision(params, device),
+        "gradient_clip_val": params.clip_norm,
+        "accumulate_grad_batches": params.accumulate,
+        "callbacks": [recorder],
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    trainer = L.Trainer(**(options | dict(trainer_kwargs)))
+    module = stage(model, params, lr, steps)
+    validation = None if held_out is None else _loader(held_out, params, device)
+    trainer.fit(module, loader, validation)
+
+
+def run_stages(
+    model: Any,
+    params: TrainParams,
+    *,
+    train: PairDataset,
+    held_out: PairDataset | None,
+    metrics_path: Path | None,
+    trainer_kwargs: Mapping[str, Any],
+    show: bool | None,
+) -> pd.DataFrame:
+    """Warm up the gene autoencoder, then align; returns one row per epoch."""
+    rows: list[dict[str, Any]] = []
+    device = model.device
+
+    def recorder(stage: str) -> _Recorder:
+        return _Recorder(stage, rows, metrics_path, show)
+
+    common: dict[str, Any] = {"trainer_kwargs": trainer_kwargs}
+    with _quiet_lightning():
+        model.train()
+        if params.warmup_epochs:
+            alone = PairDataset(None, train.gene_input, train.target, train=True)
+            _run(
+                WarmupStage, "warmup", model, params, lr=params.warmup_lr, epochs=params.warmup_epochs,
+                train=alone, held_out=None, recorder=recorder("warmup"), **common,
+            )  # fmt: skip
+        _run(
+            AlignStage, "align", model, params, lr=float(params.lr or 0), epochs=int(params.epochs or 0),
+            train=train, held_out=held_out, recorder=recorder("align"), **common,
+        )  # fmt: skip
+    model.to(device).eval()
+    logger.debug("trained for %d epochs", len(rows))
+    return pd.DataFrame(rows)

@@ -1,0 +1,162 @@
+"""Lightning modules of the two stages: gene autoencoder alone, then alignment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import lightning as L
+import numpy as np
+import torch
+from torch import nn
+
+from sealst._core.augment import AUGMENTATIONS
+from sealst._core.losses import CONTRASTIVE, RECONSTRUCTION, kl_with_flows
+from sealst._core.metrics import gene_pearson, recall_at_k, retrieval_ranks
+from sealst._train._params import TrainParams
+
+Batch = dict[str, torch.Tensor]
+
+
+class Alignable(Protocol):
+    """What training needs of a model."""
+
+    encoder: Any
+    gene_vae: Any
+    image_head: Any
+    dim: int
+    n_trunk: int
+
+    def standardise(self, x: torch.Tensor) -> torch.Tensor:
+        """log1p-CP10k → z-scores."""
+        ...
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """All parameters."""
+        ...
+
+
+def _cosine(warm: int, total: int) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
+
+    return factor
+
+
+class _Stage(L.LightningModule):
+    """Optimiser, schedule and logging that both stages share."""
+
+    def __init__(self, model: Alignable, params: TrainParams, lr: float, total_steps: int) -> None:
+        super().__init__()
+        self.model, self.params, self.lr, self.total_steps = model, params, lr, total_steps
+        self.reconstruct = RECONSTRUCTION[params.reconstruction]
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters of this stage."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; biases, norms and flow vectors are not decayed; cosine schedule after a short linear rise."""
+        params = self.trainable()
+        groups = [
+            {"params": [p for p in params if p.ndim > 1], "weight_decay": self.params.weight_decay},
+            {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimiser = torch.optim.AdamW(groups, lr=self.lr)
+        warm = max(1, round(0.05 * self.total_steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(warm, self.total_steps))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def gene_terms(self, batch: Batch) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
+        """Code, standardised target and the gene side's loss terms."""
+        target = self.model.standardise(batch["target"])
+        code = self.model.gene_vae(self.model.standardise(batch["gene_input"]), sample=self.params.kl)
+        terms = {"gene": self.params.reconstruction_scale * self.reconstruct(self.model.gene_vae.decode(code.z), target)}
+        if self.params.kl:
+            terms["kl"] = kl_with_flows(code.mu, code.logvar, code.log_det) / self.model.dim
+        return code, target, terms
+
+    def report(self, terms: dict[str, torch.Tensor], n: int) -> torch.Tensor:
+        """Log the terms and their weighted sum."""
+        weights = {
+            "contrast": self.params.weight_contrast,
+            "gene": self.params.weight_gene,
+            "image": self.params.weight_image,
+        }
+        loss = torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
+        for name, value in {"loss": loss, **terms}.items():
+            self.log(f"train_{name}", value.detach(), on_step=False, on_epoch=True, batch_size=n)
+        return loss
+
+
+class WarmupStage(_Stage):
+    """Train the gene autoencoder alone."""
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters of the gene autoencoder."""
+        return list(self.model.gene_vae.parameters())
+
+    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
+        """Reconstruction of expression from its code."""
+        _, _, terms = self.gene_terms(batch)
+        return self.report(terms, len(batch["target"]))
+
+
+class AlignStage(_Stage):
+    """Train adapter, gene autoencoder and image head together."""
+
+    def __init__(self, model: Alignable, params: TrainParams, lr: float, total_steps: int) -> None:
+        super().__init__(model, params, lr, total_steps)
+        self.contrast = CONTRASTIVE[params.contrastive]
+        self.augment = AUGMENTATIONS[params.augmentation]
+        self._held_out: list[tuple[np.ndarray, ...]] = []
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Everything that is not frozen."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """Image embeddings of a batch of cached tokens or of crops."""
+        encoder, n = self.model.encoder, self.model.n_trunk
+        if "tokens" in batch:
+            tokens = batch["tokens"]
+            return encoder.tail(tokens.float() if not torch.is_autocast_enabled(tokens.device.type) else tokens, n)
+        images = batch["crops"].permute(0, 3, 1, 2).float() / 255
+        return encoder(self.augment(images) if self.training else images)
+
+    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
+        """Contrastive alignment plus reconstruction of expression from both sides."""
+        image = self.embed(batch)
+        code, target, terms = self.gene_terms(batch)
+        terms["image"] = self.params.reconstruction_scale * self.reconstruct(self.model.image_head(image), target)
+        both = self.joint(image, code.z)
+        terms["contrast"] = self.contrast(*both, temperature=self.params.temperature)
+        return self.report(terms, len(target))
+
+    def joint(self, image: torch.Tensor, gene: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of the batch over all devices, with gradient."""
+        if self.trainer.world_size == 1:
+            return image, gene
+        gathered = self.all_gather(torch.stack([image.float(), gene.float()]), sync_grads=True)
+        joined = gathered.transpose(0, 1).flatten(1, 2)
+        return joined[0], joined[1]
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Collect embeddings and predictions of held-out spots."""
+        image = self.embed(batch)
+        gene = self.model.gene_vae(self.model.standardise(batch["gene_input"])).z
+        predicted = self.model.image_head(image)
+        parts = (image, gene, predicted, self.model.standardise(batch["target"]))
+        self._held_out.append(tuple(p.float().cpu().numpy() for p in parts))
+
+    def on_validation_epoch_end(self) -> None:
+        """Held-out gene Pearson of the direct prediction, and recall of the own spot among all."""
+        image, gene, predicted, target = (np.concatenate(p) for p in zip(*self._held_out, strict=True))
+        self._held_out.clear()
+        pearson = gene_pearson(predicted, target)
+        ranks = retrieval_ranks(image, gene, np.arange(len(image)))
+        self.log("val_pearson", float(np.nanmean(pearson)) if np.isfinite(pearson).any() else float("nan"))
+        self.log("val_recall@10", float(recall_at_k(ranks, (10,), len(gene))["R@10"]))

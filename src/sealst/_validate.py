@@ -1,0 +1,94 @@
+"""Checks of user input, with one wording: what was expected, what was found, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sealst._errors import DataError, MissingKeyError
+
+P = TypeVar("P")
+
+
+def listed(names: Iterable[Any], limit: int = 8) -> str:
+    """Names as text, cut after `limit`."""
+    items = [str(n) for n in names]
+    if not items:
+        return "none"
+    return ", ".join(repr(n) for n in items[:limit]) + (f" … ({len(items)} in all)" if len(items) > limit else "")
+
+
+def check_key(container: Collection[Any], key: str, *, where: str, hint: str) -> None:
+    """Raise `MissingKeyError` unless `key` is in `container`."""
+    if key not in container:
+        raise MissingKeyError(f"{key!r} not found in {where}; found: {listed(container)}. {hint}")
+
+
+def check_choice(name: str, value: Any, options: Sequence[Any]) -> None:
+    """Raise unless `value` is one of `options`."""
+    if value not in options:
+        raise DataError(f"`{name}` must be one of {listed(options, 20)}, found {value!r}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless `value` is a finite number above 0."""
+    if not isinstance(value, int | float | np.number) or not np.isfinite(value) or value <= 0:
+        raise DataError(f"`{name}` must be a positive number, found {value!r}.")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise unless `value` lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise DataError(f"`{name}` must lie between 0 and 1, found {value!r}.")
+
+
+def check_gene_names(names: Sequence[str], *, where: str) -> None:
+    """Raise when gene names are empty or occur twice."""
+    index = np.asarray(names, dtype=object)
+    empty = [i for i, n in enumerate(index) if not isinstance(n, str) or not n.strip() or n.lower() == "nan"]
+    if empty:
+        raise DataError(
+            f"{len(empty)} empty gene names in {where} (first at column {empty[0]}). "
+            "Name or drop these columns, e.g. `adata = adata[:, adata.var_names != '']`."
+        )
+    values, counts = np.unique(index.astype(str), return_counts=True)
+    if (counts > 1).any():
+        raise DataError(
+            f"Duplicate gene names in {where}: {listed(values[counts > 1])}. "
+            "Sum or drop the duplicate columns; `adata.var_names_make_unique()` keeps both under different names."
+        )
+
+
+def check_counts(x: Any, *, where: str) -> None:
+    """Raise unless a dense or sparse matrix holds raw counts: finite, not negative, whole numbers, not all zero."""
+    values = np.asarray(x.data if hasattr(x, "tocsr") else x)
+    hint = "Raw counts are needed; if they are kept elsewhere, name the layer with `layer=`."
+    if values.size == 0 or not values.any():
+        raise DataError(f"{where} holds no counts: every value is zero. {hint}")
+    if not np.isfinite(values).all():
+        raise DataError(f"{where} holds NaN or infinite values. {hint}")
+    if values.min() < 0:
+        raise DataError(f"{where} holds negative values (lowest {values.min():.4g}). {hint}")
+    fractional = values[values != np.round(values)]
+    if fractional.size:
+        raise DataError(
+            f"{where} does not hold raw counts: {fractional.size / values.size:.0%} of the stored values are not whole "
+            f"numbers (e.g. {fractional[0]:.4g}), so they look normalised. {hint}"
+        )
+
+
+def resolve_params(cls: type[P], value: P | Mapping[str, Any] | None, *, name: str) -> P:
+    """Turn ``None``, an instance or a mapping into an instance of the parameter dataclass `cls`."""
+    if value is None:
+        return cls()
+    if isinstance(value, cls):
+        return value
+    if isinstance(value, Mapping) and is_dataclass(cls):
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(set(value) - set(known)):
+            raise DataError(f"`{name}` has no field {listed(unknown)}; known: {listed(known, 40)}.")
+        return cls(**value)
+    raise TypeError(f"`{name}` must be None, a mapping or {cls.__name__}, found {type(value).__name__}.")

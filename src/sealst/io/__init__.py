@@ -1,0 +1,6 @@
+"""Bring sections in."""
+
+from sealst.io._arrays import from_arrays
+from sealst.io._st import read_st
+
+__all__ = ["from_arrays", "read_st"]

@@ -1,0 +1,265 @@
+"""Build a section from plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dask.array as da
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import xarray as xr
+from anndata import AnnData
+from shapely import points
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Identity, Scale, set_transformation
+
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._validate import check_gene_names, check_positive, listed
+
+_THUMBNAIL_PX = 800
+_CHUNK_PX = 1024
+#: rows that are halved at a time, so that their means stay in the processor's cache
+_BAND_PX = 64
+
+
+def from_arrays(
+    image: np.ndarray,
+    counts: Any,
+    xy: np.ndarray,
+    *,
+    genes: Sequence[str],
+    mpp: float,
+    spot_um: float,
+    section: str = "section",
+    spot_ids: Sequence[str] | None = None,
+    patient: str | None = None,
+    organ: str = "unknown",
+    technology: str = "unknown",
+    array: np.ndarray | None = None,
+    obs: pd.DataFrame | None = None,
+    thumbnail: bool = True,
+) -> SpatialData:
+    """Build a section (image, spots, table of counts, physical scale) from arrays.
+
+    Parameters
+    ----------
+    image
+        H&E at full resolution, uint8, (height, width, 3). It is not copied.
+    counts
+        Raw counts, (spots, genes), dense or sparse; finite and not negative.
+    xy
+        Spot centres, (spots, 2), as (x, y) in pixels of `image`; the first pixel covers [0, 1).
+    genes
+        Gene names, in the order of the columns of `counts`.
+    mpp
+        µm per pixel of `image`.
+    spot_um
+        Diameter of a spot in µm (Visium 55, legacy Spatial Transcriptomics 100).
+    section, patient, organ, technology
+        Written to ``.obs``. `patient` defaults to the name of the section. `section` also names the elements, so it may
+        hold letters, digits, ``_``, ``-`` and ``.`` only.
+    spot_ids
+        Ids of the spots, unique within the section; default ``"0", "1", …``.
+    array
+        Row and column of every spot on its array, (spots, 2), written to ``.obs["array_row"]`` and
+        ``.obs["array_col"]``.
+    obs
+        Further columns for ``.obs``, one row per spot. Rows are joined by id when the index holds the names in
+        `spot_ids`, otherwise they are taken in the order of `counts`.
+    thumbnail
+        Whether to store a small picture in ``.uns["spatial"]``, so that `squidpy.pl.spatial_scatter` shows the H&E.
+
+    Returns
+    -------
+    SpatialData with
+
+    - ``images["<section>_he"]``: multiscale image, uint8, (c, y, x), each level half the size of the one before
+    - ``shapes["<section>_spots"]``: circles, radius in pixels
+    - ``tables["table"]``: counts in ``.X`` (CSR), centres in ``.obsm["spatial"]`` (pixels)
+
+    Image and spots carry the coordinate systems ``"global"`` (pixels) and ``"um"`` (µm).
+
+    Raises
+    ------
+    DataError
+        When shapes do not fit each other, names are empty, duplicated or already taken, or numbers are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np, sealst as sl
+    >>> rng = np.random.default_rng(0)
+    >>> sdata = sl.io.from_arrays(
+    ...     rng.integers(0, 255, (512, 512, 3), dtype=np.uint8), rng.poisson(2.0, (4, 3)),
+    ...     np.array([[100, 100], [300, 100], [100, 300], [300, 300]]),
+    ...     genes=["EPCAM", "VIM", "CD3E"], mpp=0.5, spot_um=55, section="s1",
+    ... )
+    >>> sdata.tables["table"].shape
+    (4, 3)
+    """
+    # Copies: the table must not change when the caller's arrays do.
+    counts = sp.csr_matrix(counts, dtype=np.float32, copy=True)
+    xy = np.array(xy, dtype=float)
+    ids = np.asarray([str(i) for i in (range(len(xy)) if spot_ids is None else spot_ids)], dtype=object)
+    _check_section(section)
+    _check_arrays(image, counts, xy, genes, ids)
+    check_positive("mpp", mpp)
+    check_positive("spot_um", spot_um)
+
+    facts = {
+        Keys.PATIENT: section if patient is None else patient,
+        Keys.SECTION: section,
+        Keys.ORGAN: organ,
+        Keys.TECHNOLOGY: technology,
+    }
+    region = Keys.spots(section)
+    frame = _obs_frame(region, ids, facts, array, obs if spot_ids is None else _by_id(obs, ids))
+    table = AnnData(counts, obs=frame, var=pd.DataFrame(index=pd.Index([str(g) for g in genes])))
+    table.obsm[Keys.SPATIAL] = xy
+    transforms = {"global": Identity(), Keys.UM: Scale([mpp, mpp], axes=("x", "y"))}
+    levels, diameter_px = _pyramid(image), spot_um / mpp
+    if thumbnail:
+        table.uns["spatial"] = {section: _squidpy_library(levels, diameter_px)}
+    return SpatialData(
+        images={Keys.image(section): _multiscale(levels, transforms)},
+        shapes={region: _circles(xy, ids, diameter_px / 2, transforms)},
+        tables={Keys.TABLE: TableModel.parse(table, region=region, region_key="region", instance_key="spot_id")},
+    )
+
+
+def _check_section(section: str) -> None:
+    # The rule of SpatialData for names of elements.
+    allowed = isinstance(section, str) and section and not section.startswith("__")
+    if not allowed or not all(c.isalnum() or c in "_-." for c in section):
+        raise DataError(
+            f"`section` must be a name of letters, digits, '_', '-' and '.' that does not start with '__', "
+            f"found {section!r}."
+        )
+
+
+def _check_arrays(image: np.ndarray, counts: sp.csr_matrix, xy: np.ndarray, genes: Sequence[str], ids: Any) -> None:
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"`image` must be a numpy array, found {type(image).__name__}; pass `np.asarray(image)`.")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise DataError(f"`image` must be uint8 (height, width, 3), found {image.dtype} {image.shape}.")
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        raise DataError(f"`xy` must be (spots, 2), found {xy.shape}.")
+    if not len(xy):
+        raise DataError("`xy` holds no spots; a section needs at least one.")
+    if not np.isfinite(xy).all():
+        raise DataError(f"`xy` holds NaN or infinite coordinates in {(~np.isfinite(xy)).any(1).sum()} rows; drop them.")
+    if counts.shape != (len(xy), len(genes)):
+        raise DataError(f"`counts` is {counts.shape}, but `xy` has {len(xy)} spots and `genes` {len(genes)} names.")
+    # ~(x >= 0) is also true of NaN.
+    if (wrong := ~(counts.data >= 0) | np.isinf(counts.data)).any():
+        raise DataError(f"`counts` holds {wrong.sum()} negative, NaN or infinite values; raw counts are expected.")
+    if len(set(ids)) != len(ids) or len(ids) != len(xy):
+        raise DataError(f"`spot_ids` must be {len(xy)} unique names, found {len(ids)} with {len(set(ids))} unique.")
+    check_gene_names(list(genes), where="`genes`")
+
+
+def _by_id(extra: pd.DataFrame | None, ids: np.ndarray) -> pd.DataFrame | None:
+    if extra is None:
+        return None
+    named = extra.set_axis(extra.index.map(str), axis=0)
+    return named.loc[ids] if len(named) == len(ids) and set(named.index) == set(ids) else extra
+
+
+def _obs_frame(
+    region: str, ids: np.ndarray, facts: dict[str, str], array: np.ndarray | None, extra: pd.DataFrame | None
+) -> pd.DataFrame:
+    frame = pd.DataFrame(index=pd.Index([f"{facts[Keys.SECTION]}_{i}" for i in ids]))
+    frame["region"] = pd.Categorical([region] * len(ids))
+    frame["spot_id"] = ids
+    for key, value in facts.items():
+        frame[key] = pd.Categorical([str(value)] * len(ids))
+    if array is not None:
+        positions = np.asarray(array)
+        if positions.shape != (len(ids), 2):
+            raise DataError(f"`array` must be (spots, 2) = {(len(ids), 2)}, found {positions.shape}.")
+        frame[[Keys.ARRAY_ROW, Keys.ARRAY_COL]] = positions
+    if extra is None:
+        return frame
+    if len(extra) != len(ids):
+        raise DataError(f"`obs` has {len(extra)} rows, expected one per spot ({len(ids)}).")
+    if len(taken := frame.columns.intersection(extra.columns)):
+        raise DataError(f"`obs` has column(s) {listed(taken)}, which are set by arguments of their own; drop them.")
+    return pd.concat([frame, extra.set_axis(frame.index, axis=0)], axis=1)
+
+
+def _pyramid(image: np.ndarray) -> list[np.ndarray]:
+    # Halve at least once (so that the image is always multiscale) and until the coarsest level fits into one chunk.
+    levels = [image, _halved(image)]
+    while max(levels[-1].shape[:2]) > _CHUNK_PX:
+        levels.append(_halved(levels[-1]))
+    return levels
+
+
+def _halved(image: np.ndarray) -> np.ndarray:
+    """Half-size image of area means.
+
+    SpatialData takes every level to span the whole image, so with an odd number of pixels each one of the half-size
+    image covers a little more than two. The default of `Image2DModel.parse` instead drops the first pixel, which shifts
+    a level by up to one of its pixels; it also truncates the means, and computes its levels anew at every read.
+    """
+    height, width = (max(1, n // 2) for n in image.shape[:2])
+    half = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, _BAND_PX):
+        bottom = min(top + _BAND_PX, height)
+        rows = _area_means(image, axis=0, start=top, stop=bottom)
+        half[top:bottom] = np.rint(_area_means(rows, axis=1, start=0, stop=width))
+    return half
+
+
+def _area_means(pixels: np.ndarray, *, axis: int, start: int, stop: int) -> np.ndarray:
+    """Pixels `start` to `stop` of an axis that is resampled from n to n // 2 pixels, float32."""
+    along = np.moveaxis(pixels, axis, 0)
+    n, half = len(along), len(along) // 2
+    if half == 0:
+        return pixels.astype(np.float32)
+    first, second = along[2 * start : 2 * stop : 2], along[2 * start + 1 : 2 * stop : 2]
+    total = np.add(first, second, dtype=np.float32)
+    if n % 2:
+        # Pixel i covers [i n / half, (i + 1) n / half): less of its first pixel and more of its third, the larger i.
+        moved = (np.arange(start, stop, dtype=np.float32) / half).reshape(-1, 1, 1)
+        total += (moved + 1 / half) * along[2 * start + 2 : 2 * stop + 1 : 2] - moved * first
+    return np.moveaxis(total / np.float32(n / half), 0, axis)
+
+
+def _multiscale(levels: list[np.ndarray], transforms: dict[str, Any]) -> xr.DataTree:
+    full = levels[0].shape
+    nodes = {}
+    for i, level in enumerate(levels):
+        data = da.from_array(np.moveaxis(level, 2, 0), chunks=(3, _CHUNK_PX, _CHUNK_PX))
+        centres = {axis: (np.arange(level.shape[k]) + 0.5) * (full[k] / level.shape[k]) for k, axis in enumerate("yx")}
+        nodes[f"scale{i}"] = xr.Dataset(
+            {"image": xr.DataArray(data, dims=("c", "y", "x"), coords={"c": ["r", "g", "b"], **centres})}
+        )
+    tree = xr.DataTree.from_dict(nodes)
+    set_transformation(tree, transforms, set_all=True)
+    Image2DModel().validate(tree)
+    return tree
+
+
+def _circles(xy: np.ndarray, ids: np.ndarray, radius: float, transforms: dict[str, Any]) -> gpd.GeoDataFrame:
+    frame = gpd.GeoDataFrame({"radius": np.full(len(xy), radius)}, geometry=points(xy), index=pd.Index(ids))
+    return ShapesModel.parse(frame, transformations=transforms)
+
+
+def _squidpy_library(levels: list[np.ndarray], diameter_px: float) -> dict[str, Any]:
+    from PIL import Image
+
+    smallest = next((a for a in reversed(levels) if max(a.shape[:2]) >= _THUMBNAIL_PX), levels[0])
+    picture = Image.fromarray(smallest)
+    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BOX, reducing_gap=None)
+    return {
+        "images": {"hires": np.asarray(picture)},
+        "scalefactors": {
+            "tissue_hires_scalef": picture.width / levels[0].shape[1],
+            "spot_diameter_fullres": float(diameter_px),
+        },
+    }

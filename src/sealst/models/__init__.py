@@ -1,0 +1,20 @@
+"""Encoders and the SEAL model."""
+
+from sealst.models._adapter import LoraParams
+from sealst.models._encoder import Encoder, build_encoder
+from sealst.models._gene_vae import GeneVAE, GeneVAEParams
+from sealst.models._seal import CropSpec, SealModel, autocast
+from sealst.models._spec import EncoderSpec
+from sealst.models._store import load
+
+__all__ = [
+    "CropSpec",
+    "Encoder",
+    "EncoderSpec",
+    "GeneVAE",
+    "GeneVAEParams",
+    "LoraParams",
+    "SealModel",
+    "build_encoder",
+    "load",
+]

@@ -1,0 +1,202 @@
+"""A model on disk: self-describing, strict, written atomically; see ``docs/model_format.md``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from peft import load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sealst._core.panel import GenePanel
+from sealst._errors import CheckpointError
+from sealst._validate import listed
+from sealst._version import __version__
+from sealst.models._adapter import LoraParams
+from sealst.models._card import model_card
+from sealst.models._encoder import Encoder, build_encoder, weights_hash
+from sealst.models._gene_vae import GeneVAEParams
+from sealst.models._seal import CropSpec, SealModel, to_device
+from sealst.models._spec import EncoderSpec
+
+_FORMAT = 1
+_FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors", "adapter/adapter_model.safetensors")
+
+
+def save_model(model: SealModel, path: Path, *, include_base: bool, overwrite: bool) -> Path:
+    """Write to a temporary folder beside `path`, then rename; see `SealModel.save`."""
+    if path.exists() and not overwrite:
+        raise CheckpointError(f"{str(path)!r} exists; pass `overwrite=True` to replace it.")
+    if path.exists() and not (path / "config.json").is_file():
+        raise CheckpointError(f"{str(path)!r} is not a model folder (no config.json); it is not replaced.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        _write(model, work, include_base or not model.encoder.spec.pretrained)
+        work.chmod(0o755)
+        _swap(work, path)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return path
+
+
+def _swap(work: Path, path: Path) -> None:
+    if not path.exists():
+        work.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    path.rename(old / path.name)
+    work.rename(path)
+    shutil.rmtree(old)
+
+
+def _write(model: SealModel, folder: Path, include_base: bool) -> None:
+    spec = model.encoder.spec
+    config = {
+        "format": _FORMAT,
+        "sealst": __version__,
+        "encoder": spec.to_dict(),
+        "lora": asdict(model.lora),
+        "gene_vae": asdict(model.gene_vae_params) | {"hidden": list(model.gene_vae_params.hidden)},
+        "head_hidden": model.head_hidden,
+        "crop": asdict(model.crop),
+        "fingerprint": model.fingerprint,
+        "training": model.provenance,
+    }
+    _dump(folder / "config.json", config)
+    model.panel.to_tsv(folder / "panel.tsv")
+    _dump(folder / "base.json", {"sha256": weights_hash(model.encoder.vit), "included": include_base})
+    model.encoder.backbone.save_pretrained(folder / "adapter", safe_serialization=True)  # type: ignore[operator]
+    heads = {k: v.detach().cpu().contiguous() for k, v in model.trained_state().items() if not k.startswith("encoder.")}
+    save_file(heads, folder / "heads.safetensors")
+    if include_base:
+        _write_base(model.encoder, folder / "base")
+    if len(model.history):
+        model.history.to_csv(folder / "history.csv", index=False)
+    (folder / "README.md").write_text(model_card(model), encoding="utf-8")
+
+
+def _write_base(encoder: Encoder, folder: Path) -> None:
+    """Store the base encoder as a timm folder that ``timm.create_model("local-dir:…")`` loads."""
+    plain = build_encoder(encoder.spec.key, pretrained=False, pool=encoder.spec.pool, seed=encoder.spec.seed).vit
+    state = {k.replace(".base_layer", ""): v for k, v in encoder.vit.state_dict().items() if "lora_" not in k}
+    plain.load_state_dict(state)
+    timm.models.save_for_hf(plain, folder, model_args=_model_args(encoder), safe_serialization=True)
+
+
+def _model_args(encoder: Encoder) -> dict[str, Any]:
+    key = encoder.spec.key
+    if key.startswith("local-dir:"):
+        config = json.loads((Path(key.removeprefix("local-dir:")) / "config.json").read_text(encoding="utf-8"))
+        return dict(config.get("model_args", {}))
+    return {}
+
+
+def load(path: str | Path, *, encoder: str | None = None, device: str | None = None) -> SealModel:
+    """Load a model that `SealModel.save` wrote.
+
+    Parameters
+    ----------
+    path
+        Model folder.
+    encoder
+        Where the base weights are now, when they have moved since training: ``"local-dir:<folder>"`` or a timm name.
+    device
+        Device; default ``settings.device``.
+
+    Returns
+    -------
+    The model, in evaluation mode; predictions equal those before saving.
+
+    Raises
+    ------
+    CheckpointError
+        When a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the base weights are
+        not those the adapter was trained on.
+    WeightsError
+        When the base weights cannot be had.
+
+    Examples
+    --------
+    >>> model = sl.models.load("my_model")  # doctest: +SKIP
+    """
+    folder = Path(path)
+    config, base = _read_json(folder)
+    spec = EncoderSpec.from_dict(config["encoder"])
+    source = encoder or (f"local-dir:{folder / 'base'}" if base["included"] else spec.key)
+    built = build_encoder(source, pool=spec.pool)
+    if (found := weights_hash(built.vit)) != base["sha256"]:
+        raise CheckpointError(
+            f"The base weights of {source!r} (sha256 {found[:12]}…) are not those the adapter was trained on "
+            f"({base['sha256'][:12]}…, {spec.key!r}). Pass the right ones with `encoder=`."
+        )
+    built.spec = spec
+    model = SealModel(
+        built,
+        GenePanel.from_tsv(folder / "panel.tsv"),
+        crop=CropSpec(**config["crop"]),
+        lora=LoraParams(**config["lora"]),
+        gene_vae=GeneVAEParams(**config["gene_vae"]),
+        head_hidden=config["head_hidden"],
+    )
+    _load_trained(model, folder)
+    model.provenance = config["training"]
+    if model.fingerprint != config["fingerprint"]:
+        raise CheckpointError(f"Weights in {str(folder)!r} do not match config.json's fingerprint; the folder is damaged.")
+    if (log := folder / "history.csv").is_file():
+        import pandas as pd
+
+        model.history = pd.read_csv(log)
+    return to_device(model, device).eval()
+
+
+def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    if missing := [name for name in _FILES if not (folder / name).is_file()]:
+        raise CheckpointError(f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        base = json.loads((folder / "base.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"A JSON file in {str(folder)!r} is damaged: {error}.") from error
+    if config.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"Model format {config.get('format')!r} in {str(folder)!r} (written by sealst {config.get('sealst')}) is not "
+            f"the one this version reads ({_FORMAT})."
+        )
+    return config, base
+
+
+def _load_trained(model: SealModel, folder: Path) -> None:
+    try:
+        heads = load_file(folder / "heads.safetensors")
+        adapter = load_peft_weights(str(folder / "adapter"), device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"Weights in {str(folder)!r} cannot be read: {error}") from error
+    own = {k: v for k, v in model.trained_state().items() if not k.startswith("encoder.")}
+    _check_names("heads.safetensors", own, heads)
+    for name, tensor in heads.items():
+        own[name].copy_(tensor)
+    expected = {k.replace(".default.", ".") for k in model.encoder.backbone.state_dict() if "lora_" in k}
+    if differing := sorted(expected ^ set(adapter)):
+        raise CheckpointError(f"adapter_model.safetensors has missing or unexpected tensors: {listed(differing, 4)}.")
+    set_peft_model_state_dict(model.encoder.backbone, adapter)  # type: ignore[arg-type]
+
+
+def _check_names(where: str, own: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
+    if differing := sorted(set(own) ^ set(found)):
+        raise CheckpointError(f"{where} has missing or unexpected tensors: {listed(differing, 4)}.")
+    for name, tensor in found.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}.")
+
+
+def _dump(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,10 @@
+"""Look at what the other calls stored: every plot reads slots and pixels, never a model."""
+
+from sealst.pl._crops import crops
+from sealst.pl._evaluation import evaluation
+from sealst.pl._expression import expression
+from sealst.pl._pathways import pathways
+from sealst.pl._retrieval import retrieval
+from sealst.pl._training import training
+
+__all__ = ["crops", "evaluation", "expression", "pathways", "retrieval", "training"]

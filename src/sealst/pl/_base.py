@@ -1,0 +1,207 @@
+"""What every plot shares: figures, saving, colours, text, and looking slots up."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
+from spatialdata import SpatialData
+
+from sealst import _section
+from sealst._errors import DataError, MissingKeyError, OrderError
+from sealst._section import Region
+from sealst._validate import check_fraction, check_positive, listed
+
+SAVE_DPI = 150
+TITLE_SIZE = 9
+SMALL_SIZE = 7.5
+#: Okabe and Ito's colours, told apart by colour-blind readers; light ones last
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#8C8C8C"
+
+#: unit of the expression layers and of predictions
+EXPRESSION_UNIT = "log1p CP10k"
+
+
+def check_save(save: str | Path | None) -> None:
+    """Raise before anything is drawn when a figure could not be saved under this name."""
+    if save is None:
+        return
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if Path(save).suffix.lstrip(".").lower() not in known:
+        raise DataError(f"`save` must end in a picture format ({listed(known, 20)}), found {str(save)!r}.")
+
+
+def finish(figure: Figure, save: str | Path | None, show: bool | None, *, own: bool = True) -> None:
+    """Save and show a figure, as asked; `own` says that sealst made it."""
+    if save is not None:
+        save_figure(figure, Path(save))
+    if show:
+        plt.show()
+    elif show is not None and own:
+        plt.close(figure)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure so that the file is complete or not there at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        figure.savefig(part, dpi=SAVE_DPI, bbox_inches="tight", facecolor="white")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def figure_of(ax: Axes) -> Figure:
+    """Figure that an Axes belongs to, also inside a subfigure."""
+    figure = ax.get_figure(root=True)
+    if not isinstance(figure, Figure):
+        raise DataError("`ax` belongs to no figure; make it with `plt.subplots()`.")
+    return figure
+
+
+def axes_at(figure: Figure, x: float, y: float, *, size: tuple[float, float]) -> Axes:
+    """Axes at inches from the figure's upper left corner; `size` is width and height in inches."""
+    width, height = figure.get_size_inches()
+    return figure.add_axes((x / width, 1 - (y + size[1]) / height, size[0] / width, size[1] / height))
+
+
+def check_single(ax: Axes | None, n_panels: int) -> None:
+    """Raise when one Axes is given for several panels."""
+    if ax is not None and n_panels != 1:
+        raise DataError(f"`ax` takes one panel, found {n_panels}. Leave `ax` out, or ask for one panel.")
+
+
+def require_spatialdata(data: object) -> None:
+    """Raise unless the H&E can be read."""
+    if not isinstance(data, SpatialData):
+        raise TypeError(
+            f"Expected a SpatialData, which holds the H&E, found {type(data).__name__}. A table alone plots with "
+            '`sc.pl.embedding(adata, basis="X_seal")` or `sq.pl.spatial_scatter(adata)`.'
+        )
+
+
+def one_region(table: AnnData, region: str | None) -> Region:
+    """Return the region that a map shows."""
+    found = _section.regions_of(table, region)
+    if len(found) > 1:
+        raise DataError(
+            f"A map shows one region, the table has {len(found)}: {listed(r.name for r in found)}. "
+            "Name one with `region=`."
+        )
+    return found[0]
+
+
+def stored_frame(table: AnnData, key: str, call: str) -> pd.DataFrame:
+    """Return a DataFrame from ``.obsm`` that an earlier call wrote."""
+    if key not in table.obsm:
+        raise OrderError(f"{key!r} not found in `.obsm`; found: {listed(table.obsm)}. Run `{call}` first.")
+    frame = table.obsm[key]
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(
+            f"`.obsm[{key!r}]` must be a DataFrame with named columns, found {type(frame).__name__}. "
+            f"Run `{call}` again with `overwrite=True`."
+        )
+    return frame
+
+
+def stored_column(table: AnnData, key: str, call: str) -> np.ndarray:
+    """Return a numeric ``.obs`` column that an earlier call wrote."""
+    if key not in table.obs:
+        raise OrderError(f"{key!r} not found in `.obs`; found: {listed(table.obs.columns, 20)}. Run `{call}` first.")
+    return numeric(table.obs[key], where=f"`.obs[{key!r}]`")
+
+
+def numeric(values: pd.Series, *, where: str) -> np.ndarray:
+    """Values as float, or an error naming what they are."""
+    if not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)):
+        raise DataError(f"{where} must hold numbers, found {values.dtype}.")
+    return values.to_numpy(dtype=float, na_value=np.nan)
+
+
+def as_list(names: str | Iterable[str], *, name: str) -> list[str]:
+    """One name or several, as a list."""
+    found = [names] if isinstance(names, str) else list(names)
+    if not found:
+        raise DataError(f"`{name}` names nothing to show.")
+    return found
+
+
+def find_gene(gene: str, names: pd.Index) -> str | None:
+    """Name of a gene in an index: as it is written, else whatever the case."""
+    if gene in names:
+        return gene
+    hits = names[names.str.upper() == gene.upper()]
+    return str(hits[0]) if len(hits) else None
+
+
+def missing_name(name: str, known: Collection[str], *, where: str) -> MissingKeyError:
+    """Error for a gene or pathway that is nowhere, with the closest names."""
+    close = difflib.get_close_matches(name.upper(), [str(k).upper() for k in known], n=3, cutoff=0.6)
+    hint = f"closest: {listed(close)}" if close else f"found: {listed(known, 5)}"
+    return MissingKeyError(f"{name!r} not found in {where}; {hint}.")
+
+
+def robust_limits(arrays: Sequence[np.ndarray], percentiles: tuple[float, float]) -> tuple[float, float]:
+    """Colour limits: percentiles of the finite values, never empty."""
+    finite = np.concatenate([a[np.isfinite(a)] for a in arrays])
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = (float(v) for v in np.percentile(finite, percentiles))
+    if high <= low:
+        # A gene seen in very few spots: percentiles hide it, the range does not.
+        low, high = float(finite.min()), float(finite.max())
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def check_map_options(percentiles: tuple[float, float], image_alpha: float, spot_size: float) -> None:
+    """Raise when options that maps share make no sense."""
+    if len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise DataError(f"`percentiles` must be two rising numbers from 0 to 100, found {percentiles!r}.")
+    check_fraction("image_alpha", image_alpha)
+    check_positive("spot_size", spot_size)
+
+
+def wrap(text: str, inches: float, *, size: float) -> str:
+    """Break text into lines, after spaces and underscores, so that each fits a width at a font size."""
+    lines = [""]
+    # "r = 0.54" stays together.
+    for piece in re.findall(r"(?:[^ _]| (?==)|(?<==) )+[ _]?|[ _]", text):
+        if lines[-1] and text_width((lines[-1] + piece).rstrip(), size) > inches:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip(" ") for line in lines)
+
+
+def text_width(text: str, size: float) -> float:
+    """Width of one line of text in inches."""
+    # A dollar sign is no formula here.
+    return (
+        float(TextPath((0, 0), text.replace("$", r"\$"), size=size).get_extents().width) / 72 if text.strip() else 0.0
+    )
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut the middle out of a long name: sections differ at its start, spots at its end."""
+    if len(text) <= width:
+        return text
+    left = (width - 1) // 2
+    return f"{text[:left]}…{text[-(width - 1 - left) :]}"
+
+
+def metric_label(metric: str) -> str:
+    """Name of a metric as it stands in a figure."""
+    known = {"pearson": "Pearson r", "spearman": "Spearman ρ", "r2": "R²", "median_rank": "Median rank (low is good)"}
+    text = re.sub("^(R|recall)@", "recall at ", metric).replace("_", " ")
+    return known.get(metric, text[:1].upper() + text[1:])

@@ -1,0 +1,235 @@
+"""Galleries of crops as the model sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from anndata import AnnData
+from matplotlib.figure import Figure
+from spatialdata import SpatialData
+
+from sealst import _section
+from sealst._data.crops import read_crops
+from sealst._errors import DataError, MissingKeyError
+from sealst._keys import Keys
+from sealst._section import Region
+from sealst._validate import check_positive, listed
+from sealst.pl import _base
+from sealst.pl._tissue import add_scale_bar
+
+SIDE_IN = 1.45
+_GAP_IN, _LINE_IN = 0.08, 0.13
+_NAME_WIDTH = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """One crop ready to draw."""
+
+    #: row of its spot in the table
+    row: int
+    #: uint8 (px, px, 3)
+    pixels: np.ndarray
+    #: side in µm
+    um: float
+
+
+def crops(
+    sdata: SpatialData,
+    *,
+    n: int = 16,
+    spots: str | Sequence[str] | None = None,
+    order_by: str | None = None,
+    ascending: bool = False,
+    titles: str | Sequence[str] | None = None,
+    n_cols: int = 8,
+    seed: int = 0,
+    region: str | Sequence[str] | None = None,
+    table_key: str = Keys.TABLE,
+    save: str | Path | None = None,
+    show: bool | None = None,
+) -> Figure:
+    """Show crops exactly as the model sees them: same square, same number of pixels.
+
+    Parameters
+    ----------
+    n
+        Crops to show; not used with `spots`.
+    spots
+        Names (``.obs_names``) of the spots to show, in this order.
+    order_by
+        Show the `n` spots with the highest values of this: a numeric ``.obs`` column, else a gene of the layer
+        ``"lognorm"``, else a gene of the predictions. Without it, `n` spots are drawn at random.
+    ascending
+        Show the lowest values of `order_by` instead.
+    titles
+        An ``.obs`` column, or one text per crop; by default the spot's name, with its value of `order_by`.
+    n_cols
+        Crops in a row.
+    seed
+        Seed of the random draw.
+    region
+        Region or regions to draw from; by default all.
+    table_key
+        Table whose rows are the spots.
+    save
+        File to write, at 150 dpi; its ending picks the format (``.png``, ``.pdf``, …).
+    show
+        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
+        ends); False closes the figure in pyplot, so that only what is returned shows it.
+
+    Returns
+    -------
+    The Figure, with one Axes per crop; the first crop carries a scale bar in µm.
+
+    Raises
+    ------
+    OrderError
+        When spots were not paired with crops yet.
+    MissingKeyError
+        When a spot or `order_by` is unknown.
+    DataError
+        When a spot has no usable crop.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sdata = sl.datasets.synthetic()
+    >>> sl.pp.pair_crops(sdata)
+    >>> figure = sl.pl.crops(sdata, n=8)
+    """
+    _base.require_spatialdata(sdata)
+    _base.check_save(save)
+    check_positive("n", n)
+    check_positive("n_cols", n_cols)
+    table = _section.get_table(sdata, table_key)
+    regions = _section.regions_of(table, region)
+    usable = np.concatenate([_section.crop_boxes(sdata, table, one)[0] for one in regions])
+    values = None if order_by is None else _order_values(table, order_by)
+    if spots is not None:
+        rows = _named_rows(table, _base.as_list(spots, name="spots"), usable)
+    else:
+        rows = _pick_rows(usable, values, n=n, ascending=ascending, seed=seed)
+    texts = _titles(table, rows, titles, values, order_by)
+    shown = load_crops(sdata, table, rows, regions)
+
+    width, height = gallery_size(texts, n_cols)
+    figure = plt.figure(figsize=(width, height))
+    draw_gallery(figure, 0.0, 0.0, crops=shown, texts=texts, n_cols=n_cols)
+    _base.finish(figure, save, show)
+    return figure
+
+
+def load_crops(sdata: SpatialData, table: AnnData, rows: np.ndarray, regions: Sequence[Region]) -> list[Crop]:
+    """Read the crops of table rows, in their order."""
+    found: dict[int, Crop] = {}
+    for region in regions:
+        definition = _section.crop_definition(table, region)
+        usable, boxes = _section.crop_boxes(sdata, table, region)
+        wanted = np.isin(usable, rows)
+        if not wanted.any():
+            continue
+        levels = _section.image_levels(sdata.images[definition["image_key"]])
+        pixels = read_crops(levels, boxes[wanted], int(definition["crop_px"]))
+        for row, one in zip(usable[wanted], pixels, strict=True):
+            found[int(row)] = Crop(int(row), one, float(definition["crop_um"]))
+    return [found[int(row)] for row in rows]
+
+
+def _cell(texts: Sequence[str]) -> tuple[float, float, float]:
+    """Width and height of a crop with its title, and the height of the title, in inches."""
+    title = 0.1 + _LINE_IN * max(text.count("\n") + 1 for text in texts)
+    return SIDE_IN + _GAP_IN, SIDE_IN + title + 0.04, title
+
+
+def gallery_size(texts: Sequence[str], n_cols: int) -> tuple[float, float]:
+    """Width and height of a gallery in inches."""
+    width, height, _ = _cell(texts)
+    return min(n_cols, len(texts)) * width + _GAP_IN, -(-len(texts) // n_cols) * height + _GAP_IN
+
+
+def draw_gallery(
+    figure: Figure, x: float, y: float, *, crops: Sequence[Crop], texts: Sequence[str], n_cols: int
+) -> None:
+    """Draw crops with titles, a scale bar in the first one; `x` and `y` are inches from the upper left corner."""
+    width, height, title = _cell(texts)
+    for i, (crop, text) in enumerate(zip(crops, texts, strict=True)):
+        left, top = x + _GAP_IN + (i % n_cols) * width, y + (i // n_cols) * height + title
+        ax = _base.axes_at(figure, left, top, size=(SIDE_IN, SIDE_IN))
+        ax.set_axis_off()
+        ax.grid(visible=False)
+        ax.imshow(crop.pixels, extent=(0, crop.um, crop.um, 0), interpolation="antialiased")
+        ax.set_title(text, fontsize=_base.SMALL_SIZE, pad=3)
+        if i == 0 or crop.um != crops[0].um:
+            add_scale_bar(ax, crop.um * 1.3, per_unit=1.0, colour="white")
+
+
+def spot_title(table: AnnData, row: int) -> str:
+    """Name of a spot, short enough for a crop's title."""
+    return _base.shorten(str(table.obs_names[row]), _NAME_WIDTH)
+
+
+def _order_values(table: AnnData, name: str) -> np.ndarray:
+    if name in table.obs:
+        return _base.numeric(table.obs[name], where=f"`.obs[{name!r}]`")
+    if Keys.LOGNORM in table.layers and (gene := _base.find_gene(name, table.var_names)) is not None:
+        return np.asarray(table.obs_vector(gene, layer=Keys.LOGNORM), dtype=float)
+    predicted = table.obsm.get(Keys.EXPRESSION)
+    if hasattr(predicted, "columns") and (gene := _base.find_gene(name, predicted.columns)) is not None:
+        return predicted[gene].to_numpy(dtype=float)
+    raise MissingKeyError(
+        f"`order_by` {name!r} is neither a column of `.obs` ({listed(table.obs.columns, 20)}) nor a gene of layer "
+        f"{Keys.LOGNORM!r} or of `.obsm[{Keys.EXPRESSION!r}]`. Genes need `sl.pp.normalize(sdata)` or "
+        "`sl.tl.predict(sdata, model)` first."
+    )
+
+
+def _named_rows(table: AnnData, names: list[str], usable: np.ndarray) -> np.ndarray:
+    rows = table.obs_names.get_indexer(names)
+    if unknown := [name for name, row in zip(names, rows, strict=True) if row < 0]:
+        raise MissingKeyError(f"Spot(s) {listed(unknown, 3)} not found in `.obs_names` (e.g. {table.obs_names[0]!r}).")
+    if bad := [row for row in rows if row not in set(usable.tolist())]:
+        reasons = [f"{table.obs_names[r]} ({table.obs[Keys.CROP_REASON].iloc[r]})" for r in bad]
+        raise DataError(
+            f"{len(bad)} of the spots have no crop to show: {listed(reasons, 3)}. Leave them out of `spots`."
+        )
+    return rows
+
+
+def _pick_rows(usable: np.ndarray, values: np.ndarray | None, *, n: int, ascending: bool, seed: int) -> np.ndarray:
+    if values is None:
+        chosen = np.random.default_rng(seed).choice(len(usable), size=min(n, len(usable)), replace=False)
+        return usable[np.sort(chosen)]
+    known = usable[np.isfinite(values[usable])]
+    if not known.size:
+        raise DataError("`order_by` has no value for any spot with a crop.")
+    order = np.argsort(values[known] if ascending else -values[known], kind="stable")
+    return known[order[:n]]
+
+
+def _titles(
+    table: AnnData,
+    rows: np.ndarray,
+    titles: str | Sequence[str] | None,
+    values: np.ndarray | None,
+    order_by: str | None,
+) -> list[str]:
+    if isinstance(titles, str):
+        if titles not in table.obs:
+            raise MissingKeyError(
+                f"`titles` {titles!r} is no column of `.obs`; found: {listed(table.obs.columns, 20)}."
+            )
+        return [_base.shorten(str(value), _NAME_WIDTH) for value in table.obs[titles].iloc[rows]]
+    if titles is not None:
+        if len(titles) != len(rows):
+            raise DataError(f"`titles` must have one text per crop ({len(rows)}), found {len(titles)}.")
+        return [str(title) for title in titles]
+    names = [spot_title(table, row) for row in rows]
+    if values is None:
+        return names
+    what = _base.shorten(str(order_by), _NAME_WIDTH - 6)
+    return [f"{name}\n{what} {value:.3g}" for name, value in zip(names, values[rows], strict=True)]

@@ -1,0 +1,191 @@
+"""Loss curves and validation metrics of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sealst._errors import DataError, MissingKeyError, OrderError
+from sealst._validate import listed
+from sealst.pl import _base
+
+#: the log in a run folder, and the history in a model's folder
+_FILES = ("metrics.csv", "history.csv")
+_STAGES = {"warmup": "warm-up", "align": "alignment"}
+#: losses that differ by more than this factor are drawn on a logarithmic axis
+_LOG_RANGE = 30.0
+_WIDTH_IN, _HEIGHT_IN, _COLUMNS = 3.4, 2.9, 4
+
+
+def training(
+    history: Any,
+    *,
+    metrics: str | Sequence[str] | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+) -> Figure:
+    """Draw the losses by part and the validation metrics over epochs.
+
+    One panel per stage shows its losses (solid: training, dashed: validation), one panel per metric shows how well the
+    held-out spots are predicted or retrieved, with the baseline as a dashed line where one was recorded.
+
+    Parameters
+    ----------
+    history
+        A model, its ``.history`` (columns ``stage``, ``epoch``, ``train_<loss>``, ``val_<loss or metric>``,
+        ``baseline_<metric>``), the folder of a run (``metrics.csv``) or of a model (``history.csv``), or such a file.
+    metrics
+        Validation metrics to show, without ``val_`` (``"pearson"``, ``"recall@10"``); by default all.
+    save
+        File to write, at 150 dpi; its ending picks the format (``.png``, ``.pdf``, …).
+    show
+        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
+        ends); False closes the figure in pyplot, so that only what is returned shows it.
+
+    Returns
+    -------
+    The Figure, with one Axes per stage and per metric.
+
+    Raises
+    ------
+    DataError
+        When the file is absent, or the history holds neither a loss nor a metric.
+    MissingKeyError
+        When a metric or the epoch is not recorded.
+    OrderError
+        When the model has no history.
+
+    Examples
+    --------
+    >>> import pandas as pd, sealst as sl
+    >>> history = pd.DataFrame({"stage": "align", "epoch": [0, 1], "train_loss": [3.0, 2.0], "val_pearson": [0.1, 0.2]})
+    >>> len(sl.pl.training(history).axes)
+    2
+    """
+    _base.check_save(save)
+    frame = _per_epoch(_read(history))
+    losses = _loss_names(frame)
+    known = _metric_names(frame, losses)
+    wanted = known if metrics is None else [m.removeprefix("val_") for m in _base.as_list(metrics, name="metrics")]
+    if unknown := [m for m in wanted if m not in known]:
+        raise MissingKeyError(f"Metric(s) {listed(unknown)} not in the history; found: {listed(known)}.")
+    stages = [s for s in frame["stage"].unique() if _recorded(frame[frame["stage"] == s], losses)]
+    n_panels = len(stages) + len(wanted)
+    if not n_panels:
+        raise DataError(f"Expected columns `train_<loss>` or `val_<metric>`, found {listed(frame.columns, 20)}.")
+
+    n_columns = min(n_panels, _COLUMNS)
+    n_rows = -(-n_panels // n_columns)
+    figure = plt.figure(figsize=(n_columns * _WIDTH_IN, n_rows * _HEIGHT_IN), layout="constrained")
+    grid = figure.add_gridspec(n_rows, n_columns)
+    axes = [figure.add_subplot(grid[i // n_columns, i % n_columns]) for i in range(n_panels)]
+    colours = dict(zip(losses, _base.COLOURS * len(losses), strict=False))
+    for ax, stage in zip(axes, stages, strict=False):
+        _draw_losses(ax, frame[frame["stage"] == stage], str(stage), colours)
+    for ax, metric in zip(axes[len(stages) :], wanted, strict=True):
+        _draw_metric(ax, frame, metric)
+    _base.finish(figure, save, show)
+    return figure
+
+
+def _read(history: Any) -> pd.DataFrame:
+    if isinstance(history, str | Path):
+        path = Path(history)
+        files = [path / name for name in _FILES] if path.is_dir() else [path]
+        found = [file for file in files if file.is_file()]
+        if not found:
+            raise DataError(
+                f"No training history at {str(path)!r}: expected {listed(f.name for f in files)}. Pass the run folder, "
+                "a model or its `.history`."
+            )
+        history = pd.read_csv(found[0])
+    frame = history if isinstance(history, pd.DataFrame) else getattr(history, "history", None)
+    if frame is None and not hasattr(history, "history"):
+        raise TypeError(f"Expected a DataFrame, a model with `.history` or a path, found {type(history).__name__}.")
+    if frame is None or not len(frame):
+        raise OrderError("The model has no training history; `sl.tl.finetune(...)` writes it. Pass the run folder.")
+    if "epoch" not in frame:
+        raise MissingKeyError(f"'epoch' not found in the history; found: {listed(frame.columns, 20)}.")
+    return frame
+
+
+def _per_epoch(frame: pd.DataFrame) -> pd.DataFrame:
+    # A log has several rows per epoch, each with some of the columns; the last value of each counts.
+    frame = frame if "stage" in frame else frame.assign(stage="align")
+    keys = [frame["stage"].astype(str).rename("stage"), frame["epoch"].rename("epoch")]
+    values = frame.drop(columns=["stage", "epoch"]).select_dtypes("number")
+    return values.groupby(keys, sort=False).last().reset_index().dropna(subset=["epoch"])
+
+
+def _loss_names(frame: pd.DataFrame) -> list[str]:
+    names = [c.removeprefix("train_") for c in frame if c.startswith("train_") and frame[c].notna().any()]
+    return sorted(names, key=lambda name: name != "loss")
+
+
+def _metric_names(frame: pd.DataFrame, losses: list[str]) -> list[str]:
+    names = [c.removeprefix("val_") for c in frame if c.startswith("val_") and frame[c].notna().any()]
+    return [name for name in names if name not in losses and name != "loss"]
+
+
+def _recorded(frame: pd.DataFrame, losses: list[str]) -> bool:
+    return any(frame[f"train_{name}"].notna().any() for name in losses)
+
+
+def _draw_losses(ax: Axes, frame: pd.DataFrame, stage: str, colours: dict[str, str]) -> None:
+    seen: list[float] = []
+    for name, colour in colours.items():
+        if name == "loss" and _is_one_part(frame, list(colours)):
+            continue
+        label = "total" if name == "loss" else name
+        for column, line in ((f"train_{name}", "-"), (f"val_{name}", "--")):
+            if column in frame and frame[column].notna().any():
+                kept = frame.dropna(subset=[column])
+                text = label if line == "-" else f"{label}, validation"
+                _line(ax, kept["epoch"], kept[column], colour=colour, style=line, label=text)
+                seen += kept[column].tolist()
+    if seen and min(seen) > 0 and max(seen) / min(seen) > _LOG_RANGE:
+        ax.set_yscale("log")
+    _finish_axes(ax, f"Losses, {_STAGES.get(stage, stage)}", "loss")
+
+
+def _is_one_part(frame: pd.DataFrame, names: list[str]) -> bool:
+    """Whether the total is nothing but one of its parts, as in the warm-up: two lines would hide each other."""
+    total = frame["train_loss"].to_numpy(dtype=float)
+    parts = [frame[f"train_{name}"].to_numpy(dtype=float) for name in names if name != "loss"]
+    return any(np.allclose(part, total, equal_nan=True) for part in parts)
+
+
+def _draw_metric(ax: Axes, frame: pd.DataFrame, metric: str) -> None:
+    kept = frame.dropna(subset=[f"val_{metric}"])
+    several = kept["stage"].nunique() > 1
+    for i, (stage, rows) in enumerate(kept.groupby("stage", sort=False)):
+        label = f"model, {_STAGES.get(str(stage), stage)}" if several else "model"
+        _line(ax, rows["epoch"], rows[f"val_{metric}"], colour=_base.COLOURS[i], style="-", label=label)
+    column = f"baseline_{metric}"
+    if column in frame and frame[column].notna().any():
+        value = float(frame[column].dropna().iloc[-1])
+        ax.axhline(value, color=_base.GREY, linestyle="--", linewidth=1.2, label=f"baseline, {value:.3g}")
+    _finish_axes(ax, f"{_base.metric_label(metric)}, validation", "")
+
+
+def _line(ax: Axes, x: pd.Series, y: pd.Series, *, colour: str, style: str, label: str) -> None:
+    # Markers, so that a single epoch is visible.
+    ax.plot(np.asarray(x), np.asarray(y), style, color=colour, linewidth=1.5, marker="o", markersize=3, label=label)
+
+
+def _finish_axes(ax: Axes, title: str, ylabel: str) -> None:
+    ax.set_title(title, fontsize=_base.TITLE_SIZE + 1)
+    ax.set_xlabel("epoch", fontsize=_base.TITLE_SIZE)
+    ax.set_ylabel(ylabel, fontsize=_base.TITLE_SIZE)
+    ax.tick_params(labelsize=_base.SMALL_SIZE + 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=_base.SMALL_SIZE, frameon=False)

@@ -1,0 +1,231 @@
+"""Decide which square of which image belongs to each spot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+from shapely import box
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import get_transformation
+
+from sealst import _section
+from sealst._core.geometry import apply_affine, inside_fraction, similarity_scale, square_boxes
+from sealst._errors import DataError, ScaleError
+from sealst._keys import Keys
+from sealst._logging import logger, warn
+from sealst._section import Region
+from sealst._validate import check_fraction, check_positive
+
+#: largest relative difference between two statements of the physical scale
+_SCALE_TOLERANCE = 0.05
+OK, OUTSIDE = "ok", "outside image"
+
+
+def pair_crops(
+    sdata: SpatialData,
+    *,
+    crop_um: float = 112.0,
+    crop_px: int = 224,
+    mpp: float | None = None,
+    pitch_um: float | None = None,
+    spot_um: float | None = None,
+    image_key: str | None = None,
+    region: str | Sequence[str] | None = None,
+    coordinate_system: str = "global",
+    min_inside: float = 0.5,
+    max_outside: float = 0.1,
+    table_key: str = Keys.TABLE,
+    overwrite: bool = False,
+) -> None:
+    """Pair every spot with the square of H&E to cut around it.
+
+    Only geometry is written, never pixels. The physical scale is never guessed: it comes from the image's ``"um"``
+    coordinate system, from `mpp`, from the known pitch of the array or from the known diameter of a spot. Where several
+    are known they must agree within 5 %.
+
+    Parameters
+    ----------
+    crop_um
+        Side of a crop in µm. The default of 112 µm at 224 px (0.5 µm per pixel) is the HEST-1k convention.
+    crop_px
+        Side of a crop in pixels, as the encoder sees it.
+    mpp
+        µm per pixel of the full-resolution image.
+    pitch_um
+        Known distance between the centres of neighbouring spots in µm (Visium 100, legacy ST 200).
+    spot_um
+        Known diameter of a spot in µm (Visium 55, legacy ST 100).
+    image_key
+        H&E image; by default ``"<section>_he"``, or the only image there is.
+    region
+        Region(s) of the table; by default all.
+    coordinate_system
+        System in which spots and image meet.
+    min_inside
+        Smallest share of a crop's area that must lie inside the image; the rest is filled with white.
+    max_outside
+        Largest share of spots whose centre may lie outside the image before the call refuses.
+    table_key
+        Table whose rows are the spots.
+    overwrite
+        Whether to replace crops paired before.
+
+    Returns
+    -------
+    None; writes for each region
+
+    - ``sdata.shapes["<region>_crops"]``: squares, polygons in pixels of the image, index = spot ids
+    - ``table.obs["crop_ok"]``: bool, whether the spot has a usable crop
+    - ``table.obs["crop_reason"]``: categorical, ``"ok"``, ``"outside image"`` or ``"not paired"``
+    - ``table.uns["sealst"]["crops"][region]``: `crop_um`, `crop_px`, `mpp` and where it came from, image and shapes keys
+
+    Raises
+    ------
+    ScaleError
+        When the physical scale is unknown or contradictory, or pixels are not square.
+    DataError
+        When spots lie outside the image (wrong coordinate system or wrong image), or crops exist already.
+    MissingKeyError
+        When table, image, spots or coordinate system are absent.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sdata = sl.datasets.synthetic()
+    >>> sl.pp.pair_crops(sdata, crop_um=112, crop_px=224)
+    >>> bool(sdata.tables["table"].obs["crop_ok"].all())
+    True
+    """
+    check_positive("crop_um", crop_um)
+    check_positive("crop_px", crop_px)
+    check_fraction("min_inside", min_inside)
+    check_fraction("max_outside", max_outside)
+    table = _section.get_table(sdata, table_key)
+    stated = {"mpp": mpp, "pitch_um": pitch_um, "spot_um": spot_um}
+    for name, value in stated.items():
+        if value is not None:
+            check_positive(name, value)
+
+    paired = []
+    for one in _section.regions_of(table, region):
+        if Keys.crops(one.name) in sdata.shapes and not overwrite:
+            raise DataError(
+                f"`sdata.shapes[{Keys.crops(one.name)!r}]` exists already; replace it with `overwrite=True`."
+            )
+        image = _section.find_image(sdata, one, image_key)
+        scale, source = _resolve_mpp(sdata, one, image, coordinate_system, stated)
+        boxes = _boxes(sdata, one, image, coordinate_system, crop_um / scale, max_outside)
+        entry = {"image_key": image, "crop_um": float(crop_um), "crop_px": int(crop_px), "mpp": scale}
+        entry |= {"mpp_source": source, "min_inside": float(min_inside), "shapes_key": Keys.crops(one.name)}
+        paired.append((one, boxes, _usable(sdata, image, boxes, min_inside), entry))
+        _warn_if_enlarged(one, scale, crop_um / crop_px)
+    _write(sdata, table, paired)
+
+
+def _resolve_mpp(
+    sdata: SpatialData, region: Region, image: str, system: str, stated: dict[str, float | None]
+) -> tuple[float, str]:
+    from squidpy.experimental.utils import derive_mpp_from_shapes
+
+    element = sdata.images[image]
+    sources: dict[str, float] = {}
+    if (own := _section.mpp_of(element)) is not None:
+        sources["the image's 'um' coordinate system"] = own
+    if stated["mpp"] is not None:
+        sources["`mpp`"] = float(stated["mpp"])
+    pixel = similarity_scale(_section.affine(element, system))
+    if pixel is None:
+        raise ScaleError(f"Image {image!r} is stretched unevenly in coordinate system {system!r}; resample it first.")
+    for name, argument in (("pitch_um", "um_between_centers"), ("spot_um", "um_diameter")):
+        if (value := stated[name]) is not None:
+            _section.spot_table(sdata, region)
+            try:
+                per_unit = derive_mpp_from_shapes(sdata, region.name, system, **{argument: float(value)})
+            except ValueError as error:
+                raise ScaleError(f"`{name}` gives no scale for {region.name!r}: {error}") from error
+            sources[f"`{name}`"] = float(per_unit) * pixel
+    return _agreed(sources, region, image)
+
+
+def _agreed(sources: dict[str, float], region: Region, image: str) -> tuple[float, str]:
+    if not sources:
+        raise ScaleError(
+            f"The physical scale of image {image!r} (region {region.name!r}) is unknown. Pass `mpp=` (µm per pixel), "
+            "`pitch_um=` (Visium 100, legacy ST 200) or `spot_um=` (Visium 55, legacy ST 100); or give the image a "
+            "coordinate system 'um'."
+        )
+    name, first = next(iter(sources.items()))
+    for other, value in sources.items():
+        if abs(value - first) > _SCALE_TOLERANCE * first:
+            raise ScaleError(
+                f"Contradictory scale for image {image!r} (region {region.name!r}): {first:.4g} µm per pixel by {name}, "
+                f"{value:.4g} by {other}. Is the image a downsampled copy ('hires') of the one the coordinates belong to?"
+            )
+    return first, name.strip("`")
+
+
+def _boxes(
+    sdata: SpatialData, region: Region, image: str, system: str, side_px: float, max_outside: float
+) -> np.ndarray:
+    spots = _section.spot_table(sdata, region)
+    to_image = np.linalg.inv(_section.affine(sdata.images[image], system)) @ _section.affine(
+        sdata.shapes[region.name], system
+    )
+    points = spots.geometry.centroid
+    centres = apply_affine(to_image, np.column_stack([points.x, points.y]))
+    if not np.isfinite(centres).all():
+        raise DataError(f"{(~np.isfinite(centres)).any(1).sum()} spots of {region.name!r} have no finite coordinates.")
+    height, width = _section.image_levels(sdata.images[image])[0].shape[1:]
+    outside = ((centres < 0) | (centres >= [width, height])).any(1)
+    if outside.mean() > max_outside:
+        low, high = centres.min(0), centres.max(0)
+        raise DataError(
+            f"{outside.sum()} of {len(centres)} spots of {region.name!r} lie outside image {image!r} "
+            f"({width} x {height} px): spots span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} px in "
+            f"coordinate system {system!r}. Is the image a downsampled copy, or is `coordinate_system` wrong? Raise "
+            "`max_outside` if these spots are truly off the image."
+        )
+    return square_boxes(centres, side_px)
+
+
+def _usable(sdata: SpatialData, image: str, boxes: np.ndarray, min_inside: float) -> np.ndarray:
+    height, width = _section.image_levels(sdata.images[image])[0].shape[1:]
+    return inside_fraction(boxes, width, height) >= max(min_inside, 1e-9) - 1e-9
+
+
+def _warn_if_enlarged(region: Region, mpp: float, wanted: float) -> None:
+    if mpp > 2 * wanted:
+        warn(
+            f"Image of {region.name!r} has {mpp:.3g} µm per pixel, crops ask for {wanted:.3g}: they are enlarged "
+            f"{mpp / wanted:.1f} times and show less detail than those of other sections."
+        )
+
+
+def _write(sdata: SpatialData, table: Any, paired: list[tuple[Region, np.ndarray, np.ndarray, dict[str, Any]]]) -> None:
+    before = table.obs.get(Keys.CROP_REASON)
+    reason = np.full(table.n_obs, "not paired", dtype=object) if before is None else before.astype(object).to_numpy()
+    crops = dict(table.uns.get(Keys.UNS, {}).get("crops", {}))
+    shapes = {}
+    for region, boxes, usable, entry in paired:
+        reason[region.rows] = np.where(usable, OK, OUTSIDE)
+        frame = gpd.GeoDataFrame(geometry=box(*boxes.T), index=pd.Index(region.ids))
+        transforms = get_transformation(sdata.images[entry["image_key"]], get_all=True)
+        shapes[entry["shapes_key"]] = ShapesModel.parse(frame, transformations=dict(transforms))
+        crops[region.name] = entry
+    for key, frame in shapes.items():
+        if key in sdata.shapes:
+            del sdata.shapes[key]
+        sdata.shapes[key] = frame
+    table.obs[Keys.CROP_REASON] = pd.Categorical(reason)
+    table.obs[Keys.CROP_OK] = reason == OK
+    _section.record(table, "crops", crops)
+    for region, _, usable, entry in paired:
+        logger.info(
+            "%s: %d of %d spots paired with %g µm crops (%.4g µm/px, %s)",
+            *(region.section, usable.sum(), len(usable), entry["crop_um"], entry["mpp"], entry["mpp_source"]),
+        )

@@ -1,0 +1,375 @@
+"""Folds that keep patients, sections or spatial blocks together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from anndata import AnnData
+from spatialdata.models import TableModel
+from spatialdata.transformations import get_transformation
+
+from sealst import _section
+from sealst._core import lattice, splits
+from sealst._errors import DataError, LeakError, ScaleError
+from sealst._keys import Keys
+from sealst._logging import logger, warn
+from sealst._section import Data, Region
+from sealst._validate import check_choice, check_key, check_positive, listed
+
+_BLOCK_FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    """One fold: the spots to train on and the spots to test on."""
+
+    #: names of the training spots (``obs_names``), by section
+    train: dict[str, np.ndarray]
+    #: names of the test spots (``obs_names``), by section
+    test: dict[str, np.ndarray]
+    #: what is held out, e.g. ``"patient-A"``
+    name: str
+
+    @property
+    def train_sections(self) -> list[str]:
+        """Names of the sections with training spots."""
+        return list(self.train)
+
+    @property
+    def test_sections(self) -> list[str]:
+        """Names of the sections with test spots."""
+        return list(self.test)
+
+    def __repr__(self) -> str:
+        n_train, n_test = (sum(map(len, side.values())) for side in (self.train, self.test))
+        return (
+            f"Split({self.name!r}: train on {n_train} spots of {listed(self.train)}, "
+            f"test on {n_test} spots of {listed(self.test)})"
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """The spots of one section, wherever they are stored."""
+
+    data: Data
+    table: AnnData
+    region: Region
+
+    @property
+    def name(self) -> str:
+        """Name of the section."""
+        return self.region.section
+
+    @property
+    def obs_names(self) -> np.ndarray:
+        """Names of the spots."""
+        return self.table.obs_names.to_numpy()[self.region.rows]
+
+
+def section_regions(table: AnnData, region: str | Sequence[str] | None = None) -> list[Region]:
+    """Regions of a table, cut further where one region (or a bare AnnData) holds several sections."""
+    found = []
+    for whole in _section.regions_of(table, region):
+        names = np.full(len(whole.rows), whole.section, dtype=object)
+        if Keys.SECTION in table.obs:
+            names = table.obs[Keys.SECTION].astype(str).to_numpy(dtype=object)[whole.rows]
+        for name in dict.fromkeys(names):
+            mask = names == name
+            found.append(replace(whole, section=str(name), rows=whole.rows[mask], ids=whole.ids[mask]))
+    if region is None or TableModel.ATTRS_KEY in table.uns:
+        return found
+    # A bare AnnData has no regions; its sections go by that name.
+    wanted = [region] if isinstance(region, str) else list(region)
+    for name in wanted:
+        check_key([one.section for one in found], name, where="the table's sections", hint="Name one with `region=`.")
+    return [one for one in found if one.section in wanted]
+
+
+def parts_of(sections: Sequence[Data], table_key: str = Keys.TABLE, *, name: str = "sections") -> list[Part]:
+    """Sections of a list of SpatialData or AnnData, in order; refuses an empty list and names that occur twice."""
+    if not isinstance(sections, Sequence) or isinstance(sections, str):
+        raise TypeError(
+            f"`{name}` must be a list of SpatialData or AnnData, found {type(sections).__name__}: use [data]."
+        )
+    if not sections:
+        raise DataError(f"`{name}` is empty; at least one section is needed.")
+    tables = [(data, _section.get_table(data, table_key)) for data in sections]
+    parts = [Part(data, table, region) for data, table in tables for region in section_regions(table)]
+    names = [part.name for part in parts]
+    if double := sorted({n for n in names if names.count(n) > 1}):
+        raise DataError(
+            f"Section name(s) {listed(double)} occur twice in `{name}`; tell them apart in `.obs['section']`."
+        )
+    for part in parts:
+        if len(part.region.rows) < 2:
+            raise DataError(f"Section {part.name!r} has {len(part.region.rows)} spot(s); at least 2 are needed.")
+        if len(set(part.obs_names)) < len(part.obs_names):
+            raise DataError(f"Section {part.name!r} has duplicate `obs_names`; run `table.obs_names_make_unique()`.")
+    return parts
+
+
+def split(
+    sections: Sequence[Data],
+    *,
+    by: Literal["patient", "section", "block"] = "patient",
+    n_folds: int | None = None,
+    allow_shared_patients: bool = False,
+    block_um: float = 1000.0,
+    buffer_um: float | None = None,
+    seed: int = 0,
+    table_key: str = Keys.TABLE,
+) -> list[Split]:
+    """Divide spots into folds for cross-validation, by default so that no patient stands on both sides.
+
+    Parameters
+    ----------
+    sections
+        Sections as SpatialData or AnnData; one may hold several. Patients are read from ``.obs["patient"]``.
+    by
+        What stays together:
+
+        - ``"patient"``: all spots of a patient.
+        - ``"section"``: all spots of a section. Refused where a patient then stands on both sides.
+        - ``"block"``: square blocks within sections. Every patient stands on both sides by construction, so this
+          measures interpolation within tissue the model has seen; a warning says so.
+    n_folds
+        Number of folds, balanced by number of spots. Default: leave one patient (or section) out; 5 for blocks.
+    allow_shared_patients
+        Whether a patient may stand on both sides with ``by="section"``; with ``by="block"`` it silences the warning.
+    block_um
+        Edge of a block in µm; only with ``by="block"``, which needs SpatialData with a coordinate system ``"um"``.
+    buffer_um
+        Training spots this close to a test spot, in µm between centres, are left out of a fold: their spot context
+        mixes in test counts. Default: 1.42 times the pitch of the spots, which takes every array neighbour; 0 keeps
+        all.
+    seed
+        Seed of the position of the blocks and of their order; patients and sections involve no chance.
+    table_key
+        Name of the table in every SpatialData.
+
+    Returns
+    -------
+    One `Split` per fold: ``train`` and ``test`` map the name of a section to the ``obs_names`` of its spots. Every spot
+    is tested on exactly once over all folds.
+
+    Raises
+    ------
+    DataError
+        When there are too few patients, sections or blocks, or ``.obs["patient"]`` has empty values.
+    LeakError
+        With ``by="section"`` when a patient stands on both sides of a fold.
+    MissingKeyError
+        When ``.obs["patient"]`` is absent.
+    ScaleError
+        With ``by="block"`` when the scale of the spots in µm is unknown.
+
+    Examples
+    --------
+    >>> folds = sl.pp.split([s1, s2, s3])
+    >>> [fold.name for fold in folds]
+    ['patient-A', 'patient-B', 'patient-C']
+    """
+    check_choice("by", by, ("patient", "section", "block"))
+    _check_folds(n_folds)
+    parts = parts_of(sections, table_key)
+    if by == "block":
+        check_positive("block_um", block_um)
+        if buffer_um is not None and not buffer_um >= 0:
+            raise DataError(f"`buffer_um` must be 0 or more, found {buffer_um!r}.")
+        folds = _split_blocks(parts, n_folds or _BLOCK_FOLDS, block_um=block_um, buffer_um=buffer_um, seed=seed)
+        if not allow_shared_patients:
+            warn(
+                "Splits by block put every patient on both sides: the scores say how well a model fills gaps in tissue "
+                "it has seen, not how it does on a new patient. `allow_shared_patients=True` silences this."
+            )
+        return folds
+    if by == "section":
+        return _split_sections(parts, n_folds, allow_shared_patients)
+    return _split_patients(parts, n_folds)
+
+
+def check_split(train_sections: Sequence[Data], test_sections: Sequence[Data], *, table_key: str = Keys.TABLE) -> None:
+    """Refuse sections to train and to test on that come from the same patient.
+
+    Parameters
+    ----------
+    train_sections, test_sections
+        The two sides, as SpatialData or AnnData with ``.obs["patient"]``.
+    table_key
+        Name of the table in every SpatialData.
+
+    Returns
+    -------
+    None where no patient stands on both sides.
+
+    Raises
+    ------
+    LeakError
+        When one does; the text names the patient and its sections.
+    MissingKeyError
+        When ``.obs["patient"]`` is absent.
+
+    Examples
+    --------
+    >>> sl.pp.check_split([s1, s2], [s3])
+    """
+    sides = [
+        {part.name: np.unique(_patients(part)).tolist() for part in parts_of(side, table_key, name=name)}
+        for side, name in ((train_sections, "train_sections"), (test_sections, "test_sections"))
+    ]
+    _refuse_shared(sides[0], sides[1], "Move these sections to one side, e.g. with `sl.pp.split(sections)`.")
+
+
+def _split_patients(parts: Sequence[Part], n_folds: int | None) -> list[Split]:
+    patients = np.concatenate([_patients(part) for part in parts])
+    known = np.unique(patients)
+    if len(known) < 2:
+        raise DataError(
+            f"Folds by patient need at least 2 patients, found only {listed(known)}. Add sections of other patients; "
+            "within one patient use `by='section'` with `allow_shared_patients=True`, or `by='block'`, and say so with "
+            "the results."
+        )
+    if n_folds is not None and n_folds > len(known):
+        raise DataError(f"`n_folds={n_folds}` is more than the {len(known)} patients {listed(known)}.")
+    return [
+        Split(_named(parts, train), _named(parts, test), "patient-" + "+".join(np.unique(patients[test])))
+        for train, test in splits.group_folds(patients, n_folds)
+    ]
+
+
+def _split_sections(parts: Sequence[Part], n_folds: int | None, allow_shared: bool) -> list[Split]:
+    if len(parts) < 2:
+        raise DataError(f"Folds by section need at least 2 sections, found only {parts[0].name!r}. Use `by='block'`.")
+    if n_folds is not None and n_folds > len(parts):
+        raise DataError(f"`n_folds={n_folds}` is more than the {len(parts)} sections {listed(p.name for p in parts)}.")
+    names = np.repeat([part.name for part in parts], [len(part.region.rows) for part in parts])
+    folds = [
+        Split(_named(parts, train), _named(parts, test), "section-" + "+".join(np.unique(names[test])))
+        for train, test in splits.group_folds(names, n_folds)
+    ]
+    if not allow_shared:
+        patients = {part.name: np.unique(_patients(part)).tolist() for part in parts}
+        for fold in folds:
+            sides = [{name: patients[name] for name in side} for side in (fold.train, fold.test)]
+            _refuse_shared(
+                sides[0], sides[1], "Split with `by='patient'`, or pass `allow_shared_patients=True` if you mean it."
+            )
+    return folds
+
+
+def _split_blocks(
+    parts: Sequence[Part], n_folds: int, *, block_um: float, buffer_um: float | None, seed: int
+) -> list[Split]:
+    rng = np.random.default_rng(seed)
+    positions = [_positions_um(part) for part in parts]
+    labels = _block_labels(positions, block_um, rng)
+    n_blocks = len(np.unique(labels))
+    if n_blocks < n_folds:
+        raise DataError(
+            f"The sections hold {n_blocks} block(s) of {block_um:g} µm, fewer than the {n_folds} folds. Use a smaller "
+            "`block_um` or fewer `n_folds`."
+        )
+    folds = []
+    for i, (train, test) in enumerate(splits.group_folds(labels, n_folds), start=1):
+        kept = _outside_buffer(positions, test, buffer_um)
+        if not len(kept):
+            raise DataError(f"No training spot of fold {i} lies outside the buffer; lower `buffer_um` or `n_folds`.")
+        logger.info("Block fold %d: %d training spots next to test spots are left out.", i, len(train) - len(kept))
+        folds.append(Split(_named(parts, kept), _named(parts, test), f"block-{i}"))
+    return folds
+
+
+def _block_labels(positions: Sequence[np.ndarray], block_um: float, rng: np.random.Generator) -> np.ndarray:
+    labels, total = [], 0
+    for xy in positions:
+        block = splits.spatial_blocks(xy, block_um, shift=rng.random(2))
+        labels.append(block + total)
+        total += int(block.max()) + 1
+    # Folds are filled by size; a random order among blocks of one size spreads them over the tissue.
+    return rng.permutation(total)[np.concatenate(labels)]
+
+
+def _outside_buffer(positions: Sequence[np.ndarray], test: np.ndarray, buffer_um: float | None) -> np.ndarray:
+    """Rows, counted over all sections, that are neither tested on nor close to one that is."""
+    side = np.zeros(sum(map(len, positions)), dtype=bool)
+    side[test] = True
+    keep, start = [], 0
+    for xy in positions:
+        here = np.arange(start, start + len(xy))
+        distance = lattice.REACH * lattice.pitch(xy) if buffer_um is None else buffer_um
+        close = splits.near(xy, xy[side[here]], distance) if distance > 0 else np.zeros(len(xy), dtype=bool)
+        keep.append(here[~close & ~side[here]])
+        start += len(xy)
+    return np.concatenate(keep)
+
+
+def _positions_um(part: Part) -> np.ndarray:
+    if isinstance(part.data, AnnData):
+        raise ScaleError(
+            f"Blocks are measured in µm, but section {part.name!r} is an AnnData, which has no scale. Pass its "
+            "SpatialData, or split `by='section'`."
+        )
+    spots = _section.spot_table(part.data, part.region)
+    if Keys.UM not in get_transformation(spots, get_all=True):
+        raise ScaleError(
+            f"`sdata.shapes[{part.region.name!r}]` has no coordinate system 'um', so blocks cannot be measured in µm. "
+            "Add it: `sd.transformations.set_transformation(shapes, Scale([mpp, mpp], axes=('x', 'y')), 'um')`."
+        )
+    centres = spots.geometry.centroid
+    matrix = _section.affine(spots, Keys.UM)
+    return np.column_stack([centres.x, centres.y]) @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def _named(parts: Sequence[Part], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Spot names by section, of row numbers counted over all parts."""
+    chosen = np.zeros(sum(len(part.region.rows) for part in parts), dtype=bool)
+    chosen[rows] = True
+    sides, start = {}, 0
+    for part in parts:
+        mask = chosen[start : start + len(part.region.rows)]
+        if mask.any():
+            sides[part.name] = part.obs_names[mask]
+        start += len(mask)
+    return sides
+
+
+def _patients(part: Part) -> np.ndarray:
+    # Not `patients_of`, where the section stands in for an absent column: serial sections would pass as patients.
+    check_key(
+        part.table.obs.columns,
+        Keys.PATIENT,
+        where=f"`.obs` of section {part.name!r}",
+        hint="Name the patient of every spot, e.g. `table.obs['patient'] = 'A'`.",
+    )
+    values = part.table.obs[Keys.PATIENT].iloc[part.region.rows]
+    text = values.astype(str).str.strip()
+    unknown = values.isna().to_numpy() | text.isin(["", "nan", "None"]).to_numpy()
+    if unknown.any():
+        raise DataError(f"`.obs['patient']` is empty for {unknown.sum()} spots of section {part.name!r}; fill it in.")
+    return text.to_numpy(dtype=str)
+
+
+def _refuse_shared(train: Mapping[str, Sequence[str]], test: Mapping[str, Sequence[str]], hint: str) -> None:
+    shared = splits.shared_groups(train, test)
+    if not shared:
+        return
+    cases = [
+        f"patient {patient!r} (train: {listed(sides[0])}; test: {listed(sides[1])})"
+        for patient, sides in list(shared.items())[:5]
+    ]
+    more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
+    raise LeakError(
+        f"The same patient stands on both sides of the split: {'; '.join(cases)}{more}. Sections of one tumour are not "
+        f"independent, so test scores would be too good. {hint}"
+    )
+
+
+def _check_folds(n_folds: int | None) -> None:
+    if n_folds is None:
+        return
+    if not isinstance(n_folds, int | np.integer) or isinstance(n_folds, bool) or n_folds < 2:
+        raise DataError(f"`n_folds` must be None or a whole number of at least 2, found {n_folds!r}.")

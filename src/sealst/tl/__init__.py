@@ -1,0 +1,11 @@
+"""Train, embed, predict, retrieve, evaluate."""
+
+from sealst._train._params import TrainParams
+from sealst.tl._embed import embed
+from sealst.tl._evaluate import evaluate
+from sealst.tl._finetune import finetune
+from sealst.tl._pathways import pathways
+from sealst.tl._predict import predict
+from sealst.tl._retrieve import retrieve
+
+__all__ = ["TrainParams", "embed", "evaluate", "finetune", "pathways", "predict", "retrieve"]

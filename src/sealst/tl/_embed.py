@@ -1,0 +1,166 @@
+"""Embeddings of crops and of expression profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from sealst import _section
+from sealst._core.device import resolve_device
+from sealst._data.tokens import to_images
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._section import Region
+from sealst._validate import check_choice
+from sealst.models import Encoder, SealModel, autocast, build_encoder
+from sealst.tl._inputs import check_crops_fit, crop_spec, crops_record, map_crops
+
+
+def embed(
+    sdata: SpatialData,
+    model: SealModel | str,
+    *,
+    modality: str = "image",
+    pool: str = "cls",
+    pretrained: bool = True,
+    key_added: str | None = None,
+    region: str | Sequence[str] | None = None,
+    table_key: str = Keys.TABLE,
+    device: str | None = None,
+    progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Embed every spot's crop (or its expression) and write the embeddings into the table.
+
+    Parameters
+    ----------
+    sdata
+        Section(s) with crops, see `sealst.pp.pair_crops`.
+    model
+        A SEAL model, or the name of an encoder to use as it is (see `sealst.models.build_encoder`).
+    modality
+        ``"image"``, or ``"gene"`` for the embedding of the measured expression (needs `sealst.pp.normalize`).
+    pool, pretrained
+        For an encoder given by name: how tokens become one vector, and whether to load weights.
+    key_added
+        Slot in ``.obsm``; default ``"X_seal"`` for images, ``"X_seal_gene"`` for expression.
+    region
+        Region(s) of the table; by default all.
+    table_key
+        Table to write to.
+    device
+        Device; default the model's own.
+    progress
+        Progress bar; default ``settings.progress``.
+    copy
+        Whether to return a copy of the table instead of writing to it.
+
+    Returns
+    -------
+    None, or with ``copy=True`` the table with
+
+    - ``.obsm["X_seal" | key_added]``: float32 (n_obs, dim), not normalised; NaN for spots without a crop
+    - ``.uns["sealst"]["embed"][key]``: model fingerprint or encoder record, modality, crops
+
+    Raises
+    ------
+    OrderError
+        When crops (or, for genes, layers) are missing.
+    DataError
+        When the crops are not those the model was trained on.
+
+    Examples
+    --------
+    >>> sl.tl.embed(sdata, model)  # doctest: +SKIP
+    >>> sc.pp.neighbors(sdata.tables["table"], use_rep="X_seal")  # doctest: +SKIP
+    """
+    check_choice("modality", modality, ("image", "gene"))
+    table = _section.get_table(sdata, table_key)
+    regions = _section.regions_of(table, region)
+    key = key_added or (Keys.EMBEDDING if modality == "image" else Keys.GENE_EMBEDDING)
+    if modality == "gene":
+        if not isinstance(model, SealModel):
+            raise DataError("Embeddings of expression need a SEAL model; an encoder by name only sees images.")
+        embedding, entry = _embed_genes(table, regions, model), _gene_record(model)
+    else:
+        embedding, entry = embed_crops(
+            sdata, table, regions, model, pool=pool, pretrained=pretrained, device=device, show=progress
+        )
+    target = table.copy() if copy else table
+    write_embedding(target, key, embedding, entry)
+    return target if copy else None
+
+
+def embed_crops(
+    sdata: SpatialData,
+    table: AnnData,
+    regions: Sequence[Region],
+    model: SealModel | str,
+    *,
+    pool: str = "cls",
+    pretrained: bool = True,
+    device: str | None = None,
+    show: bool | None = None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Image embeddings (n_obs, dim), NaN where there is no crop, and their provenance."""
+    spec = crop_spec(table, regions)
+    if isinstance(model, SealModel):
+        check_crops_fit(spec, model.crop)
+        encoder, entry = model.encoder, {"model": model.fingerprint}
+    else:
+        encoder, entry = build_encoder(model, pool=pool, pretrained=pretrained), {"model": model, "pool": pool}
+    if device is not None or not isinstance(model, SealModel):
+        (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
+    out = np.full((table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
+    for rows, values in map_crops(
+        sdata, table, regions, crop_function(encoder), px=spec.crop_px, show=show, desc="embedding crops"
+    ):
+        out[rows] = values
+    return out, entry | {"modality": "image", "crops": crops_record(table, regions)}
+
+
+def crop_function(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 crops → float32 embeddings, deterministic, on the encoder's device."""
+    encoder.eval()
+    device = encoder.mean.device
+
+    def run(crops: np.ndarray) -> np.ndarray:
+        with torch.inference_mode(), autocast(device):
+            return encoder(to_images(crops, device)).float().cpu().numpy()
+
+    return run
+
+
+def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> None:
+    """Write an embedding and its provenance."""
+    stored = dict(table.uns.get(Keys.UNS, {}).get("embed", {}))
+    table.obsm[key] = embedding
+    _section.record(table, "embed", stored | {key: entry})
+    logger.info("wrote .obsm[%r]: %d spots, %d dimensions", key, np.isfinite(embedding[:, 0]).sum(), embedding.shape[1])
+
+
+def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:
+    """``X_seal`` when it was made by this very model from the present crops, else None."""
+    entry = table.uns.get(Keys.UNS, {}).get("embed", {}).get(Keys.EMBEDDING)
+    if entry is None or Keys.EMBEDDING not in table.obsm:
+        return None
+    same = entry["model"] == model.fingerprint and entry["crops"] == crops_record(table, regions)
+    return np.asarray(table.obsm[Keys.EMBEDDING]) if same else None
+
+
+def _embed_genes(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray:
+    rows = np.concatenate([region.rows for region in regions])
+    layer = _section.lognorm(table, model.panel.layer)
+    out = np.full((table.n_obs, model.dim), np.nan, dtype=np.float32)
+    out[rows] = model.embed_genes(model.panel.extract(layer[rows], table.var_names))
+    return out
+
+
+def _gene_record(model: SealModel) -> dict[str, Any]:
+    return {"model": model.fingerprint, "modality": "gene", "layer": model.panel.layer}

@@ -1,0 +1,245 @@
+"""The comparison that is always printed: frozen encoder, adapted encoder, direct head, floors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from spatialdata import SpatialData
+
+from sealst import _section
+from sealst._core.metrics import bootstrap_interval, gene_pearson, recall_at_k, retrieval_ranks
+from sealst._core.probes import knn_impute, mean_baseline, ridge_probe
+from sealst._data.tokens import to_images
+from sealst._errors import DataError, PanelError
+from sealst._keys import Keys
+from sealst._validate import check_positive, listed
+from sealst.models import SealModel, autocast
+from sealst.pp import check_split, select_genes
+from sealst.tl._inputs import as_sections, check_crops_fit, crop_spec, map_crops
+
+FROZEN, ADAPTED = "frozen + ridge", "adapted + ridge"
+HEAD, IMPUTED = "seal head", "seal retrieval"
+COLOUR, MEAN = "colour + ridge", "mean"
+_RECALL_AT = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class _Views:
+    """One section as every method sees it; rows are spots with a crop."""
+
+    name: str
+    patient: str
+    frozen: np.ndarray
+    adapted: np.ndarray
+    colour: np.ndarray
+    #: gene embeddings
+    gene: np.ndarray
+    #: log1p-CP10k of the panel: the model's layer and the measured spot itself
+    context: np.ndarray
+    measured: np.ndarray
+
+
+def evaluate(
+    model: SealModel,
+    train: SpatialData | Sequence[SpatialData],
+    test: SpatialData | Sequence[SpatialData],
+    *,
+    genes: Mapping[str, Sequence[str]] | None = None,
+    n_genes: int = 50,
+    allow_shared_patients: bool = False,
+    table_key: str = Keys.TABLE,
+    progress: bool | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare the adapted encoder with the frozen one on held-out sections.
+
+    Probes (ridge regression on standardised features) are fitted on the training sections; their penalty is chosen by
+    cross-validation over these sections. Targets are the measured log1p-CP10k of single spots.
+
+    Parameters
+    ----------
+    model
+        A SEAL model.
+    train
+        Sections the probes are fitted on; those the model was trained on.
+    test
+        Held-out sections, each reported by itself.
+    genes
+        Named sets of genes to score, a subset of the panel. Default: ``"hvg50"`` and ``"heg50"``, the most variable and
+        the most expressed of the training sections.
+    n_genes
+        Size of the default sets.
+    allow_shared_patients
+        Whether a patient may stand on both sides, for in-sample checks; refused otherwise.
+    table_key
+        Table of each section.
+    progress
+        Progress bar; default ``settings.progress``.
+    seed
+        Seed of the bootstrap intervals.
+
+    Returns
+    -------
+    Tidy DataFrame with columns `section`, `patient`, `method`, `genes`, `metric`, `value`, `low`, `high` (95 %
+    bootstrap over genes), `pool` and `chance` (retrieval only):
+
+    - metric ``"pearson"``: mean over genes of the correlation over the section's spots, for ``"frozen + ridge"``,
+      ``"adapted + ridge"``, ``"seal head"``, ``"seal retrieval"`` (mean of the 50 training spots whose expression is
+      nearest to the image; BLEEP, Xie et al. 2023), and the floors ``"colour + ridge"`` (mean and deviation of
+      the crop's colour) and ``"mean"``
+    - metrics ``"R@1"``, ``"R@5"``, ``"R@10"``, ``"median_rank"``: image → expression among the spots of the section;
+      ``"adapted"`` and ``"frozen"`` by cosine with the gene embedding, ``"frozen + ridge"`` by cosine of the predicted
+      with the measured profile
+
+    Raises
+    ------
+    LeakError
+        When a patient stands on both sides.
+    PanelError
+        When a gene is not in the model's panel.
+
+    Examples
+    --------
+    >>> table = sl.tl.evaluate(model, train=[s1, s2], test=[s3])  # doctest: +SKIP
+    """
+    check_positive("n_genes", n_genes)
+    train, test = as_sections(train, "train"), as_sections(test, "test")
+    check_split(train, test, allow_shared_patients=allow_shared_patients, table_key=table_key)
+    sets = _gene_sets(model, train, genes, n_genes, table_key)
+    seen = [_views(model, s, table_key, progress) for s in train]
+    held = [_views(model, s, table_key, progress) for s in test]
+    predictions = _predictions(model, seen, held)
+    rows = [row for i, view in enumerate(held) for row in _pearson_rows(view, predictions, i, sets, model, seed)]
+    rows += [row for i, view in enumerate(held) for row in _retrieval_rows(view, predictions[FROZEN][i], model)]
+    return pd.DataFrame(rows)
+
+
+def _gene_sets(
+    model: SealModel, train: list[SpatialData], genes: Mapping[str, Sequence[str]] | None, n: int, table_key: str
+) -> dict[str, np.ndarray]:
+    if genes is None:
+        # More than needed, since the model's panel may lack some; kept in order.
+        genes = {}
+        for kind in ("hvg", "heg"):
+            ranked = select_genes(train, len(model.panel), criterion=kind, table_key=table_key).genes
+            known = set(model.panel.genes)
+            genes[f"{kind}{n}"] = [g for g in ranked if g in known][:n]
+    position = {g: i for i, g in enumerate(model.panel.genes)}
+    for name, members in genes.items():
+        if not len(members):
+            raise PanelError(f"Gene set {name!r} is empty.")
+        if absent := [g for g in members if g not in position]:
+            raise PanelError(f"Gene set {name!r} has genes outside the model's panel: {listed(absent)}.")
+    return {name: np.array([position[g] for g in members]) for name, members in genes.items()}
+
+
+def _views(model: SealModel, sdata: SpatialData, table_key: str, show: bool | None) -> _Views:
+    table = _section.get_table(sdata, table_key)
+    regions = _section.regions_of(table)
+    spec = crop_spec(table, regions)
+    check_crops_fit(spec, model.crop)
+    rows, parts = [], []
+    for some, values in map_crops(
+        sdata, table, regions, lambda c: _three(model, c), px=spec.crop_px, show=show, desc=regions[0].section
+    ):
+        rows.append(some)
+        parts.append(values)
+    if not rows:
+        raise DataError(f"Section {regions[0].section!r} has no usable crop; see `.obs['crop_reason']`.")
+    order = np.argsort(np.concatenate(rows))
+    kept = np.concatenate(rows)[order]
+    values = np.concatenate(parts)[order]
+    frozen, adapted, colour = np.split(values, [model.dim, 2 * model.dim], axis=1)
+    context = model.panel.extract(_section.lognorm(table, model.panel.layer)[kept], table.var_names)
+    return _Views(
+        name=", ".join(r.section for r in regions),
+        patient=", ".join(_section.patients_of(table)),
+        frozen=frozen,
+        adapted=adapted,
+        colour=colour,
+        gene=model.embed_genes(context),
+        context=context,
+        measured=model.panel.extract(_section.lognorm(table)[kept], table.var_names),
+    )
+
+
+def _three(model: SealModel, crops: np.ndarray) -> np.ndarray:
+    """Frozen embedding, adapted embedding and colour statistics of crops; the shared trunk runs once."""
+    model.eval()
+    images = to_images(crops, model.device)
+    with torch.inference_mode(), autocast(model.device):
+        n = model.n_trunk
+        tokens = model.encoder.trunk(images, n) if n else None
+        adapted = model.encoder(images) if tokens is None else model.encoder.tail(tokens, n)
+        with model.frozen_encoder():
+            frozen = model.encoder(images) if tokens is None else model.encoder.tail(tokens, n)
+    colour = torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
+    return torch.cat([frozen.float(), adapted.float(), colour.float()], dim=1).cpu().numpy()
+
+
+def _predictions(model: SealModel, seen: list[_Views], held: list[_Views]) -> dict[str, list[np.ndarray]]:
+    """Expression (n, panel) of every held-out section by every method."""
+    y = np.concatenate([v.measured for v in seen])
+    groups = np.concatenate([[v.name] * len(v.measured) for v in seen])
+    out: dict[str, list[np.ndarray]] = {}
+    for method, feature in ((FROZEN, "frozen"), (ADAPTED, "adapted"), (COLOUR, "colour")):
+        x = np.concatenate([getattr(v, feature) for v in seen])
+        probe = ridge_probe(x, y, groups=groups)
+        out[method] = [probe.predict(getattr(v, feature)) for v in held]
+    reference = np.concatenate([v.gene for v in seen])
+    k = min(50, len(reference))
+    out[HEAD] = [model.predict_expression(v.adapted) for v in held]
+    out[IMPUTED] = [knn_impute(v.adapted, reference, y, k=k) for v in held]
+    out[MEAN] = [mean_baseline(y, len(v.measured)) for v in held]
+    return out
+
+
+def _pearson_rows(
+    view: _Views,
+    predictions: dict[str, list[np.ndarray]],
+    index: int,
+    sets: dict[str, np.ndarray],
+    model: SealModel,
+    seed: int,
+) -> list[dict[str, Any]]:
+    rows = []
+    for method, predicted in predictions.items():
+        r = gene_pearson(predicted[index], view.measured)
+        for name, columns in sets.items():
+            values = r[columns][np.isfinite(r[columns])]
+            low, high = bootstrap_interval(values, seed=seed) if len(values) > 1 else (np.nan, np.nan)
+            value = float(values.mean()) if len(values) else np.nan
+            rows.append(_row(view, method, "pearson", value, genes=name, low=float(low), high=float(high)))
+    return rows
+
+
+def _retrieval_rows(view: _Views, frozen_prediction: np.ndarray, model: SealModel) -> list[dict[str, Any]]:
+    own = np.arange(len(view.gene))
+
+    def z(x: np.ndarray) -> np.ndarray:
+        return (x - model.panel.mean) / model.panel.std
+
+    ranks = {
+        "adapted": retrieval_ranks(view.adapted, view.gene, own),
+        "frozen": retrieval_ranks(view.frozen, view.gene, own),
+        FROZEN: retrieval_ranks(z(frozen_prediction), z(view.context), own),
+    }
+    rows = []
+    for method, r in ranks.items():
+        found = recall_at_k(r, _RECALL_AT, len(own))
+        for metric in (*(f"R@{k}" for k in _RECALL_AT), "median_rank"):
+            chance = found.get(metric.replace("R@", "chance@"), np.nan)
+            rows.append(_row(view, method, metric, float(found[metric]), pool=len(own), chance=float(chance)))
+    return rows
+
+
+def _row(view: _Views, method: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
+    empty = {"genes": "", "low": np.nan, "high": np.nan, "pool": np.nan, "chance": np.nan}
+    return {"section": view.name, "patient": view.patient, "method": method, "metric": metric, "value": value} | (
+        empty | more
+    )

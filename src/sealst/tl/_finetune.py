@@ -1,0 +1,286 @@
+"""Train a SEAL model: the whole of it, in one call."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from spatialdata import SpatialData
+
+from sealst import _section
+from sealst._core.device import resolve_device, seeded
+from sealst._core.panel import GenePanel
+from sealst._data.dataset import PairDataset
+from sealst._data.store import CropSource
+from sealst._errors import DataError, PanelError
+from sealst._keys import Keys
+from sealst._logging import logger, warn
+from sealst._settings import settings
+from sealst._train._engine import image_inputs, run_stages, use_trunk_cache
+from sealst._train._params import TrainParams
+from sealst._train._recipe import choose
+from sealst._validate import resolve_params
+from sealst._version import __version__
+from sealst.models import CropSpec, Encoder, GeneVAEParams, LoraParams, SealModel, build_encoder
+from sealst.pp import check_split, select_genes
+from sealst.tl._inputs import as_sections, crop_source, crop_spec
+
+#: fewer spots than this cannot be split into batches
+_MIN_SPOTS = 16
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Crops to read and the expression that belongs to them, in one order."""
+
+    sources: list[CropSource]
+    gene_input: np.ndarray
+    target: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.gene_input)
+
+
+def finetune(
+    sections: SpatialData | Sequence[SpatialData],
+    *,
+    encoder: str,
+    pretrained: bool = True,
+    pool: str = "cls",
+    panel: GenePanel | None = None,
+    n_genes: int = 2000,
+    validation: SpatialData | Sequence[SpatialData] | None = None,
+    allow_shared_patients: bool = False,
+    lora: LoraParams | Mapping[str, Any] | None = None,
+    gene_vae: GeneVAEParams | Mapping[str, Any] | None = None,
+    params: TrainParams | Mapping[str, Any] | None = None,
+    run_dir: str | Path | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+    table_key: str = Keys.TABLE,
+    trainer_kwargs: Mapping[str, Any] | None = None,
+) -> SealModel:
+    """Align an image encoder with gene expression (SEAL).
+
+    LoRA adapters in the encoder's last blocks, a gene autoencoder and an expression head are trained together: a
+    contrastive loss brings crop and expression of a spot close to each other, and expression is reconstructed from
+    both. The encoder's own weights stay as they are. Whatever is not given in `params` and `lora` is chosen from the
+    number of spots and printed with its reason.
+
+    Parameters
+    ----------
+    sections
+        Training sections, after `sealst.pp.pair_crops` and `sealst.pp.normalize`.
+    encoder
+        Name of a timm vision transformer or ``"local-dir:<folder>"``, see `sealst.models.build_encoder`.
+    pretrained
+        False trains on random weights: for tests and demonstrations only.
+    pool
+        ``"cls"``, ``"mean"`` or ``"cls+mean"``.
+    panel
+        Genes of the model, see `sealst.pp.select_genes`; default the `n_genes` most variable of the sections.
+    n_genes
+        Size of the default panel.
+    validation
+        Held-out sections, scored after every epoch (gene Pearson, recall); never trained on.
+    allow_shared_patients
+        Whether training and validation may share a patient; refused otherwise.
+    lora
+        `sealst.models.LoraParams` or a mapping of its fields.
+    gene_vae
+        `sealst.models.GeneVAEParams` or a mapping of its fields.
+    params
+        `TrainParams` or a mapping of its fields, such as ``{"epochs": 5, "lr": 1e-3}``.
+    run_dir
+        Folder for ``metrics.csv``, ``training.png`` and ``model/``; must not hold an earlier run. By default nothing is
+        written.
+    seed
+        Seed of everything random; default ``settings.seed``.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, …; default ``settings.device``.
+    progress
+        Progress bars; default ``settings.progress``.
+    table_key
+        Table of each section.
+    trainer_kwargs
+        Passed on to `lightning.Trainer`, e.g. ``{"devices": 4, "strategy": "ddp"}``.
+
+    Returns
+    -------
+    The trained model in evaluation mode, with ``model.history`` (one row per epoch).
+
+    Raises
+    ------
+    OrderError
+        When crops or layers are missing.
+    LeakError
+        When a patient is in training and validation.
+    WeightsError
+        When the encoder's weights cannot be had; random weights are never used silently.
+
+    References
+    ----------
+    Hemker et al., *Towards Spatial Transcriptomics-driven Pathology Foundation Models*, arXiv 2602.14177 (2026).
+
+    Examples
+    --------
+    >>> model = sl.tl.finetune([s1, s2], encoder="local-dir:weights/vit_small", pool="cls+mean")  # doctest: +SKIP
+    """
+    train = as_sections(sections, "sections")
+    held = [] if validation is None else as_sections(validation, "validation")
+    if held:
+        check_split(train, held, allow_shared_patients=allow_shared_patients, table_key=table_key)
+    params = resolve_params(TrainParams, params, name="params")
+    gene_vae = resolve_params(GeneVAEParams, gene_vae, name="gene_vae")
+    spec = _shared_crop_spec([*train, *held], table_key)
+    target_device = resolve_device(device)
+    seed = settings.seed if seed is None else int(seed)
+    folder = None if run_dir is None else _new_run_folder(Path(run_dir))
+
+    panel = _panel(train, panel, n_genes, params.layer, table_key)
+    pairs = _pairs(train, panel, params.layer, table_key)
+    if len(pairs) < _MIN_SPOTS:
+        raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
+    base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
+    if not pretrained:
+        warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
+    params, lora = _recipe(params, lora, len(pairs), base)
+    with seeded(seed):
+        model = SealModel(base, panel, crop=spec, lora=lora, gene_vae=gene_vae).to(target_device)
+        with ExitStack() as stack:
+            work = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sealst-")))
+            _train(model, params, pairs, _pairs(held, panel, params.layer, table_key) if held else None, work,
+                   keep=folder is not None, show=progress, trainer_kwargs=trainer_kwargs or {})  # fmt: skip
+    model.provenance = _provenance(train, held, pairs, params, seed, table_key)
+    if folder is not None:
+        _finish_run(model, folder)
+    return model
+
+
+def _shared_crop_spec(sections: list[SpatialData], table_key: str) -> CropSpec:
+    specs = []
+    for sdata in sections:
+        table = _section.get_table(sdata, table_key)
+        specs.append(crop_spec(table, _section.regions_of(table)))
+    if len(set(specs)) > 1:
+        raise DataError(
+            f"Sections have crops of different size: {sorted({(s.crop_um, s.crop_px) for s in specs})} (µm, px). Pair "
+            "them alike with `sl.pp.pair_crops(sdata, crop_um=..., crop_px=..., overwrite=True)`."
+        )
+    return specs[0]
+
+
+def _new_run_folder(path: Path) -> Path:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DataError(f"`run_dir` {str(path)!r} exists and is not empty; name a new folder.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _panel(train: list[SpatialData], panel: GenePanel | None, n: int, layer: str, table_key: str) -> GenePanel:
+    if panel is None:
+        return select_genes(train, n, layer=layer, table_key=table_key)
+    if panel.layer != layer:
+        raise PanelError(
+            f"The panel's mean and std are of layer {panel.layer!r}, but `params.layer` is {layer!r}. Select the panel "
+            f"with `sl.pp.select_genes(sections, layer={layer!r})`."
+        )
+    return panel
+
+
+def _pairs(sections: list[SpatialData], panel: GenePanel, layer: str, table_key: str) -> _Pairs:
+    sources, expression = [], []
+    for sdata in sections:
+        table = _section.get_table(sdata, table_key)
+        matrix = _section.lognorm(table, layer)
+        for region in _section.regions_of(table):
+            rows, source = crop_source(sdata, table, region)
+            sources.append(source)
+            expression.append(panel.extract(matrix[rows], table.var_names))
+    joined = np.concatenate(expression)
+    return _Pairs(sources, joined, joined)
+
+
+def _recipe(
+    params: TrainParams, lora: LoraParams | Mapping[str, Any] | None, n_spots: int, base: Encoder
+) -> tuple[TrainParams, LoraParams]:
+    chosen = choose(n_spots, base.spec.n_blocks)
+    given = {name for name in chosen if getattr(params, name, None) is not None}
+    if lora is None or (isinstance(lora, Mapping) and "n_blocks" not in lora):
+        lora = replace(resolve_params(LoraParams, lora, name="lora"), n_blocks=chosen["lora_blocks"].value)
+    else:
+        lora = resolve_params(LoraParams, lora, name="lora")
+        given.add("lora_blocks")
+    for name, (value, reason) in chosen.items():
+        if name not in given:
+            logger.info("%s = %s (%s)", name, value, reason)
+    return params.filled(**{k: c.value for k, c in chosen.items() if k != "lora_blocks"}), lora
+
+
+def _train(
+    model: SealModel,
+    params: TrainParams,
+    pairs: _Pairs,
+    held: _Pairs | None,
+    work: Path,
+    *,
+    keep: bool,
+    show: bool | None,
+    trainer_kwargs: Mapping[str, Any],
+) -> None:
+    spec = model.encoder.spec
+    n_tokens = (model.crop.crop_px // spec.patch_px) ** 2 + spec.n_prefix
+    width = model.encoder.vit.num_features
+    cached = use_trunk_cache(params, n=len(pairs), n_trunk=model.n_trunk, n_tokens=n_tokens, width=width)
+    common: dict[str, Any] = {"cached": cached, "show": show}
+    with tempfile.TemporaryDirectory(prefix=".cache-", dir=work) as cache:
+        own, other = Path(cache) / "train", Path(cache) / "held_out"
+        own.mkdir()
+        other.mkdir()
+        images = image_inputs(model, pairs.sources, params, views=int(params.views or 1), folder=own, **common)
+        held_out = None
+        if held is not None:
+            seen = image_inputs(model, held.sources, params, views=1, folder=other, **common)
+            held_out = PairDataset(seen, held.gene_input, held.target, train=False)
+        model.history = run_stages(
+            model,
+            params,
+            train=PairDataset(images, pairs.gene_input, pairs.target, train=True),
+            held_out=held_out,
+            metrics_path=work / "metrics.csv" if keep else None,
+            trainer_kwargs=trainer_kwargs,
+            show=show,
+        )
+
+
+def _provenance(
+    train: list[SpatialData], held: list[SpatialData], pairs: _Pairs, params: TrainParams, seed: int, table_key: str
+) -> dict[str, Any]:
+    def names(sections: list[SpatialData]) -> list[str]:
+        tables = [_section.get_table(s, table_key) for s in sections]
+        return [region.section for t in tables for region in _section.regions_of(t)]
+
+    patients = {p for s in train for p in _section.patients_of(_section.get_table(s, table_key))}
+    return {
+        "sealst": __version__,
+        "sections": names(train),
+        "validation": names(held),
+        "patients": sorted(patients),
+        "n_spots": len(pairs),
+        "seed": seed,
+        "params": asdict(params),
+    }
+
+
+def _finish_run(model: SealModel, folder: Path) -> None:
+    from sealst.pl import training
+
+    model.save(folder / "model")
+    training(model, save=folder / "training.png", show=False)
+    logger.info("run folder: %s", folder)

@@ -1,0 +1,86 @@
+"""What several tools need from a section: crops to read, checks that a model fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from sealst import _section
+from sealst._data.crops import iter_crops
+from sealst._data.prefetch import prefetch
+from sealst._data.store import CropSource
+from sealst._errors import DataError
+from sealst._logging import progress
+from sealst._section import Region
+from sealst._settings import settings
+from sealst.models import CropSpec
+
+
+def as_sections(sections: SpatialData | Sequence[SpatialData], name: str) -> list[SpatialData]:
+    """One section or several, as a list that is not empty."""
+    items = [sections] if isinstance(sections, SpatialData) else list(sections)
+    if not items:
+        raise DataError(f"`{name}` is empty; pass at least one SpatialData.")
+    for i, item in enumerate(items):
+        if not isinstance(item, SpatialData):
+            raise TypeError(f"`{name}[{i}]` must be a SpatialData, found {type(item).__name__}.")
+    return items
+
+
+def crop_spec(table: AnnData, regions: Sequence[Region]) -> CropSpec:
+    """Crop size that all regions share."""
+    sizes = {(d["crop_um"], d["crop_px"]) for d in (_section.crop_definition(table, r) for r in regions)}
+    if len(sizes) > 1:
+        raise DataError(
+            f"Regions have crops of different size (µm, px): {sorted(sizes)}. Pair them alike with "
+            "`sl.pp.pair_crops(sdata, crop_um=..., crop_px=..., overwrite=True)`."
+        )
+    um, px = sizes.pop()
+    return CropSpec(float(um), int(px))
+
+
+def check_crops_fit(spec: CropSpec, model: CropSpec) -> None:
+    """Raise when a section's crops are not those the model was trained on."""
+    if spec != model:
+        raise DataError(
+            f"Crops are {spec.crop_um:g} µm at {spec.crop_px} px, but the model was trained on {model.crop_um:g} µm at "
+            f"{model.crop_px} px. Run `sl.pp.pair_crops(sdata, crop_um={model.crop_um:g}, crop_px={model.crop_px}, "
+            "overwrite=True)`."
+        )
+
+
+def crop_source(sdata: SpatialData, table: AnnData, region: Region) -> tuple[np.ndarray, CropSource]:
+    """Rows of a region that have a crop, and where to read them."""
+    rows, boxes = _section.crop_boxes(sdata, table, region)
+    image = _section.crop_definition(table, region)["image_key"]
+    _section.check_key(sdata.images, image, where="`sdata.images`", hint="Run `sl.pp.pair_crops` again.")
+    return rows, CropSource(_section.image_levels(sdata.images[image]), boxes)
+
+
+def map_crops(
+    sdata: SpatialData,
+    table: AnnData,
+    regions: Sequence[Region],
+    function: Callable[[np.ndarray], np.ndarray],
+    *,
+    px: int,
+    show: bool | None,
+    desc: str,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Apply a function to the crops of regions, in batches; yields table rows and results."""
+    sources = [crop_source(sdata, table, region) for region in regions]
+    with progress(None, desc=desc, total=sum(len(rows) for rows, _ in sources), show=show) as bar:
+        for rows, source in sources:
+            batches = iter_crops(source.levels, source.boxes, px, batch_size=settings.batch_size)
+            for positions, crops in prefetch(batches):
+                yield rows[positions], function(crops)
+                bar.update(len(positions))
+
+
+def crops_record(table: AnnData, regions: Sequence[Region]) -> dict[str, Any]:
+    """Crop definitions, as provenance of what was computed from them."""
+    return {region.name: _section.crop_definition(table, region) for region in regions}

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sealst._data.crops import iter_crops, read_crops
+
+
+def _ramp(height: int, width: int) -> np.ndarray:
+    """Image whose first two channels hold the pixel's own coordinates."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x % 256, y % 256, np.full_like(x, 7)]).astype(np.uint8)
+
+
+@given(
+    x=st.integers(-20, 130),
+    y=st.integers(-20, 130),
+    px=st.sampled_from([8, 16, 32]),
+    chunk=st.sampled_from([13, 50, 200]),
+)
+@settings(max_examples=60, deadline=None)
+def test_aligned_crop_is_the_exact_slice_with_white_outside(x, y, px, chunk):
+    image = _ramp(120, 110)
+    padded = np.full((3, 220, 220), 255, dtype=np.uint8)
+    padded[:, 50:170, 50:160] = image
+    level = da.from_array(image, chunks=(3, chunk, chunk))
+    crop = read_crops([level], np.array([[x, y, x + px, y + px]]), px)[0]
+    expected = padded[:, y + 50 : y + 50 + px, x + 50 : x + 50 + px]
+    np.testing.assert_array_equal(crop, np.moveaxis(expected, 0, 2))
+
+
+@given(x=st.floats(0, 60), y=st.floats(0, 60), side=st.floats(10, 60), value=st.integers(0, 255))
+@settings(max_examples=40, deadline=None)
+def test_constant_image_gives_constant_crops(x, y, side, value):
+    image = np.full((3, 120, 120), value, dtype=np.uint8)
+    crop = read_crops([da.from_array(image, chunks=(3, 40, 40))], np.array([[x, y, x + side, y + side]]), 16)
+    assert (crop == value).all()
+
+
+@given(cx=st.floats(70, 130), cy=st.floats(70, 130), side=st.floats(20, 120))
+@settings(max_examples=40, deadline=None)
+def test_centre_of_the_crop_is_the_centre_of_the_box(cx, cy, side):
+    # On a linear ramp, resampling keeps the value at the centre.
+    y, x = np.mgrid[:200, :200]
+    image = np.stack([x, y, x]).astype(np.uint8)
+    box = np.array([[cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2]])
+    crop = read_crops([da.from_array(image, chunks=(3, 64, 64))], box, 32)[0].astype(float)
+    centre = crop[15:17, 15:17].mean((0, 1))
+    np.testing.assert_allclose(centre[:2], [cx - 0.5, cy - 0.5], atol=1.0)
+
+
+def test_order_is_kept_and_every_chunk_is_decoded_once():
+    decoded = []
+
+    def block(block_info=None):
+        decoded.append(block_info[None]["chunk-location"])
+        return np.full(block_info[None]["chunk-shape"], len(decoded) % 250, dtype=np.uint8)
+
+    level = da.map_blocks(block, chunks=((3,), (100,) * 4, (100,) * 4), dtype=np.uint8, meta=np.empty((0, 0, 0), "u1"))
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 350, (200, 2))
+    boxes = np.hstack([corners, corners + 40])
+    seen = []
+    for positions, crops in iter_crops([level], boxes, 20, batch_size=7):
+        assert len(positions) == len(crops) <= 7
+        seen.extend(positions)
+    assert sorted(seen) == list(range(200))
+    assert len(decoded) == len(set(decoded)) == 16
+
+
+def test_coarser_level_changes_crop_by_resampling_error_only():
+    rng = np.random.default_rng(1)
+    from scipy.ndimage import gaussian_filter
+
+    smooth = gaussian_filter(rng.normal(size=(512, 512)), 12)
+    smooth = ((smooth - smooth.min()) / np.ptp(smooth) * 255).astype(np.uint8)
+    fine = np.stack([smooth] * 3)
+    coarse = fine.reshape(3, 256, 2, 256, 2).mean((2, 4)).round().astype(np.uint8)
+    boxes = np.array([[50.3, 70.9, 290.3, 310.9], [200, 220, 440, 460]])
+    a = read_crops([fine, coarse], boxes, 60, level=0).astype(float)
+    b = read_crops([fine, coarse], boxes, 60, level=1).astype(float)
+    assert np.abs(a - b).mean() < 1.0
+    automatic = read_crops([fine, coarse], boxes, 60)
+    np.testing.assert_array_equal(automatic, b.astype(np.uint8))
+
+
+def test_no_boxes_give_no_crops():
+    assert read_crops([_ramp(10, 10)], np.empty((0, 4)), 8).shape == (0, 8, 8, 3)
+
+
+@pytest.mark.parametrize("dtype", ["numpy", "dask"])
+def test_in_memory_and_dask_agree(dtype):
+    image = _ramp(100, 100)
+    level = image if dtype == "numpy" else da.from_array(image, chunks=(1, 33, 33))
+    crop = read_crops([level], np.array([[10.5, 20.5, 70.5, 80.5]]), 30)
+    np.testing.assert_array_equal(crop, read_crops([image], np.array([[10.5, 20.5, 70.5, 80.5]]), 30))

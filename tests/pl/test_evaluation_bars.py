@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import sealst as sl
+
+METHODS = ("frozen + ridge", "adapted + ridge", "mean")
+
+
+@pytest.fixture
+def results() -> pd.DataFrame:
+    rows = [
+        {"section": s, "method": m, "genes": g, "metric": "pearson", "value": v, "low": v - 0.05, "high": v + 0.1}
+        for g in ("hvg50", "heg50")
+        for i, s in enumerate(("B4", "C2"))
+        for m, v in zip(METHODS, (0.2 + i / 10, 0.3 + i / 10, 0.0), strict=True)
+    ]
+    rows += [
+        {"section": s, "method": m, "genes": "", "metric": "R@10", "value": v, "chance": 0.05}
+        for s in ("B4", "C2")
+        for m, v in (("adapted", 0.4), ("frozen", 0.1))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_panel_per_metric_and_gene_set_with_bars_at_their_values(results):
+    axes = sl.pl.evaluation(results).axes
+    assert [ax.get_title() for ax in axes] == ["Pearson r, hvg50", "Pearson r, heg50", "Recall at 10"]
+    heights = {c.get_label(): [bar.get_height() for bar in c] for c in axes[0].containers if hasattr(c, "patches")}
+    assert heights == {
+        "frozen + ridge": pytest.approx([0.2, 0.3]),
+        "adapted + ridge": pytest.approx([0.3, 0.4]),
+        "mean": [0, 0],
+    }
+    assert [t.get_text() for t in axes[0].get_xticklabels()] == ["B4", "C2"]
+    # Panels hold only the methods that were measured there.
+    assert [c.get_label() for c in axes[2].containers if hasattr(c, "patches")] == ["adapted", "frozen"]
+
+
+def test_error_bars_span_low_to_high(results):
+    ax = sl.pl.evaluation(results).axes[0]
+    bars = [c for c in ax.containers if hasattr(c, "patches")]
+    (lines,) = bars[1].errorbar.lines[2]
+    ends = np.array([segment[:, 1] for segment in lines.get_segments()])
+    np.testing.assert_allclose(ends, [[0.25, 0.4], [0.35, 0.5]])
+
+
+def test_bars_of_a_section_stand_together_without_overlap(results):
+    ax = sl.pl.evaluation(results).axes[0]
+    bars = sorted((b.get_x(), b.get_x() + b.get_width()) for c in ax.containers if hasattr(c, "patches") for b in c)
+    assert all(right <= left for (_, right), (left, _) in zip(bars, bars[1:], strict=False))
+    assert all(round((a + b) / 2) == i // 3 for i, (a, b) in enumerate(bars))
+
+
+def test_chance_is_marked_and_the_legend_names_everything_once(results):
+    figure = sl.pl.evaluation(results)
+    (chance,) = [c for c in figure.axes[2].collections if c.get_label() == "chance"]
+    np.testing.assert_allclose([s[0, 1] for s in chance.get_segments()], [0.05, 0.05])
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == [*METHODS, "adapted", "frozen", "chance"]
+
+
+def test_without_intervals_there_are_no_error_bars(results):
+    ax = sl.pl.evaluation(results.drop(columns=["low", "high"]), metrics="pearson").axes[0]
+    assert all(c.errorbar is None for c in ax.containers)
+
+
+def test_section_that_lacks_a_method_leaves_a_gap(results):
+    fewer = results.drop(results.index[(results["section"] == "C2") & (results["method"] == "frozen + ridge")])
+    ax = sl.pl.evaluation(fewer).axes[0]
+    frozen = next(c for c in ax.containers if c.get_label() == "frozen + ridge")
+    assert frozen[0].get_height() == pytest.approx(0.2)
+    assert np.isnan(frozen[1].get_height())
+
+
+def test_given_axes_for_one_panel(results):
+    _, ax = plt.subplots()
+    assert sl.pl.evaluation(results, metrics="R@10", ax=ax) is ax
+    assert ax.get_legend() is not None
+    with pytest.raises(sl.DataError, match="`ax` takes one panel, found 2"):
+        sl.pl.evaluation(results, metrics="pearson", ax=ax)
+
+
+def test_bad_tables_are_refused(results):
+    with pytest.raises(sl.MissingKeyError, match=r"Column\(s\) 'value' not found in the table"):
+        sl.pl.evaluation(results.drop(columns="value"))
+    with pytest.raises(sl.DataError, match="1 bars have several values .*section 'B4', method 'frozen . ridge'"):
+        sl.pl.evaluation(pd.concat([results, results.iloc[:1]]))
+    with pytest.raises(sl.DataError, match="no rows"):
+        sl.pl.evaluation(results.iloc[:0])
+    with pytest.raises(sl.MissingKeyError, match=r"Metric\(s\) 'auc' not in the table; found: 'pearson', 'R@10'"):
+        sl.pl.evaluation(results, metrics="auc")
+    with pytest.raises(TypeError, match="Expected a DataFrame"):
+        sl.pl.evaluation([1, 2])
