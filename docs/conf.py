@@ -29,7 +29,7 @@ extensions = [
 ]
 # rst first: autosummary writes its pages with the first suffix.
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "tutorials/_list.md"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "_lists"]
 templates_path = ["_templates"]
 # Single backticks in docstrings name arguments and calls.
 default_role = "literal"
@@ -110,14 +110,22 @@ def copy_tutorials(app: Any) -> None:
     for path in sorted((HERE.parent / "tutorials").glob("*")):
         if path.suffix in {".ipynb", ".png", ".svg"}:
             shutil.copy2(path, target / path.name)
-    # Written out rather than globbed: a glob without a match would fail the build.
-    pages = [f"tutorials/{path.stem}" for path in sorted(target.glob("*.ipynb"))]
-    (target / "_list.md").write_text("\n".join(["```{toctree}", ":maxdepth: 1", "", *pages, "```", ""]))
+
+
+def list_pages(app: Any) -> None:
+    """Write the lists that the pages Tutorials and Guides include; a glob without a match would fail the build."""
+    target = HERE / "_lists"
+    target.mkdir(exist_ok=True)
+    for folder, ending in (("tutorials", ".ipynb"), ("guide", ".md")):
+        pages = [f"{folder}/{path.stem}" for path in sorted((HERE / folder).glob(f"*{ending}"))]
+        text = "\n".join(["```{toctree}", ":maxdepth: 1", "", *pages, "```", ""])
+        (target / f"{folder}.md").write_text(text, encoding="utf-8")
 
 
 def setup(app: Any) -> None:
     """Register the hooks above."""
     app.add_config_value("sealst_public", public_names(), "env")
     app.connect("builder-inited", copy_tutorials, priority=100)
+    app.connect("builder-inited", list_pages, priority=101)
     NumpyDocstring._parse_returns_section = returns_as_written  # type: ignore[method-assign]
     app.connect("missing-reference", resolve_public)

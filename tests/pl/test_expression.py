@@ -26,7 +26,7 @@ def test_measured_beside_predicted_with_the_correlation_over_shared_spots(filled
     for gene in ("EPCAM", "VIM"):
         both = pd.DataFrame({"m": table.to_df("lognorm")[gene], "p": table.obsm["seal_expression"][gene]}).dropna()
         assert len(both) == 35
-        expected += [f"{gene}, measured", f"{gene}, predicted, r = {both['m'].corr(both['p']):.2f}"]
+        expected += [f"{gene}, measured", f"{gene}, predicted, r = {both['m'].corr(both['p']):.2f}".replace("-", "−")]
     assert _titles(figure) == expected
 
 

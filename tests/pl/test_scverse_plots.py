@@ -36,16 +36,6 @@ def test_scanpy_embedding(filled, tmp_path, basis):
     assert _has_viridis(pixels)
 
 
-def test_scanpy_neighbours_on_the_embedding(filled):
-    import scanpy as sc
-
-    # Spots without a crop have no embedding; scanpy needs them left out.
-    adata = filled.tables["table"]
-    adata = adata[adata.obs["crop_ok"]].copy()
-    sc.pp.neighbors(adata, use_rep="X_seal", n_neighbors=5)
-    assert adata.obsp["connectivities"].shape == (35, 35)
-
-
 def test_scanpy_plots_predicted_expression(filled, tmp_path):
     import scanpy as sc
 
@@ -61,7 +51,7 @@ def test_squidpy_spatial_scatter_shows_the_tissue(filled, tmp_path):
 
     adata = filled.tables["table"]
     sq.pl.spatial_scatter(
-        adata, color=["seal_similarity", "crop_ok"], library_id="toy", library_key=None, cmap="viridis", size=1.0
+        adata, color=["seal_similarity", "crop_reason"], library_id="toy", library_key=None, cmap="viridis", size=1.0
     )
     panels = plt.gcf().axes[:2]
     # The picture is the stored thumbnail, and the spots lie on it.

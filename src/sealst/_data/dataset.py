@@ -41,13 +41,16 @@ class PairDataset(Dataset[dict[str, Any]]):
             "target": torch.from_numpy(self.target[rows]),
         }
         if self.images is not None:
-            if self.images.ndim == 4 and self.images.dtype == np.uint8:
-                batch["crops"] = torch.from_numpy(np.ascontiguousarray(self.images[rows]))
-            else:
-                views = self.images.shape[1]
-                view = torch.randint(0, views, (len(rows),)).numpy() if self.train else np.zeros(len(rows), dtype=int)
-                batch["tokens"] = torch.from_numpy(self.images[rows, view])
+            is_crops = self.images.dtype == np.uint8
+            picked = self.images[rows] if is_crops else self.images[rows, self._views(len(rows))]
+            batch["crops" if is_crops else "tokens"] = torch.from_numpy(np.ascontiguousarray(picked))
         return batch
+
+    def _views(self, n: int) -> np.ndarray:
+        count = self.images.shape[1] if self.images is not None else 1
+        if not self.train or count == 1:
+            return np.zeros(n, dtype=int)
+        return torch.randint(0, count, (n,)).numpy()
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.__getitems__([index])

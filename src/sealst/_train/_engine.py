@@ -130,6 +130,8 @@ def _loader(data: PairDataset, params: TrainParams, device: torch.device) -> Dat
         num_workers=params.num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=params.num_workers > 0,
+        # Scoring held-out spots must not move the random state of the training.
+        generator=None if data.train else torch.Generator(),
     )
 
 

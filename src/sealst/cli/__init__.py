@@ -1,7 +1,5 @@
-from __future__ import annotations
+"""The ``sealst`` command."""
 
-import sys
+from sealst.cli._main import main
 
-
-def main() -> None:
-    sys.exit(0)
+__all__ = ["main"]

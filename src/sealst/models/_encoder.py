@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -166,7 +167,7 @@ def _create(encoder: str, pretrained: bool) -> VisionTransformer:
         vit = timm.create_model(encoder, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
     except TypeError as error:
         raise WeightsError(f"{encoder!r} is not a vision transformer that timm can build for any crop size.") from error
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise WeightsError(
             f"Weights of {encoder!r} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0]}). Put "
             "config.json and model.safetensors into a folder and pass 'local-dir:<folder>'; gated weights need access "

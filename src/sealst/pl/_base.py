@@ -200,6 +200,11 @@ def shorten(text: str, width: int) -> str:
     return f"{text[:left]}…{text[-(width - 1 - left) :]}"
 
 
+def number(value: float, form: str) -> str:
+    """Write a number with a true minus sign."""
+    return f"{value:{form}}".replace("-", "−")
+
+
 def metric_label(metric: str) -> str:
     """Name of a metric as it stands in a figure."""
     known = {"pearson": "Pearson r", "spearman": "Spearman ρ", "r2": "R²", "median_rank": "Median rank (low is good)"}

@@ -57,6 +57,8 @@ def crops(
 
     Parameters
     ----------
+    sdata
+        Section with crops (`pp.pair_crops`).
     n
         Crops to show; not used with `spots`.
     spots
@@ -231,5 +233,5 @@ def _titles(
     names = [spot_title(table, row) for row in rows]
     if values is None:
         return names
-    what = _base.shorten(str(order_by), _NAME_WIDTH - 6)
-    return [f"{name}\n{what} {value:.3g}" for name, value in zip(names, values[rows], strict=True)]
+    what = _base.shorten(str(order_by).removeprefix("seal_"), _NAME_WIDTH - 6)
+    return [f"{name}\n{what} {_base.number(v, '.3g')}" for name, v in zip(names, values[rows], strict=True)]

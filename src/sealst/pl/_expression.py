@@ -55,6 +55,8 @@ def expression(
 
     Parameters
     ----------
+    sdata
+        Section with measured (`pp.normalize`) or predicted (`tl.predict`) expression.
     genes
         Gene or genes to show; upper and lower case are told apart only where both exist.
     layer
@@ -249,4 +251,4 @@ def _correlation(measured: np.ndarray | None, predicted: np.ndarray | None) -> s
         return ""
     both = np.isfinite(measured) & np.isfinite(predicted)
     r = float(gene_pearson(predicted[both, None], measured[both, None])[0]) if both.sum() > 1 else np.nan
-    return f", r = {r:.2f}" if np.isfinite(r) else ", r undefined"
+    return f", r = {_base.number(r, '.2f')}" if np.isfinite(r) else ", r undefined"

@@ -45,6 +45,8 @@ def pathways(
 
     Parameters
     ----------
+    sdata
+        Section with pathway scores (`tl.pathways`).
     pathways
         Pathway or pathways to show; by default the 12 whose scores vary most between the spots.
     key

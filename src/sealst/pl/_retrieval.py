@@ -45,6 +45,8 @@ def retrieval(
 
     Parameters
     ----------
+    sdata
+        Section with the result of a query (`tl.retrieve`) and crops (`pp.pair_crops`).
     key
         ``.obs`` column with the similarity that `tl.retrieve` wrote.
     rank_key
@@ -160,8 +162,7 @@ def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank_k
     texts = []
     for crop in hits:
         place = f"#{rank[crop.row]:.0f}  " if rank is not None and np.isfinite(rank[crop.row]) else ""
-        value = f"{similarity[crop.row]:.2f}".replace("-", "−")
-        texts.append(f"{spot_title(table, crop.row)}\n{place}{value}")
+        texts.append(f"{spot_title(table, crop.row)}\n{place}{_base.number(similarity[crop.row], '.2f')}")
     return texts
 
 

@@ -255,6 +255,8 @@ def _neighbours(xy: np.ndarray, part: Region, grid: str) -> tuple[str, sp.csr_ma
 
 def _placed(table: AnnData, key: str, values: sp.csr_matrix, *, rows: np.ndarray, keep: bool) -> sp.csr_matrix:
     """Bring rows into the order of the table; the other rows hold what they held, or zeros."""
+    if np.array_equal(rows, np.arange(table.n_obs)):
+        return values
     others = np.setdiff1d(np.arange(table.n_obs), rows)
     if keep and key in table.layers:
         old = sp.csr_matrix(table.layers[key][others], dtype=np.float32)

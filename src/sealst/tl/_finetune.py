@@ -134,8 +134,8 @@ def finetune(
     """
     train = as_sections(sections, "sections")
     held = [] if validation is None else as_sections(validation, "validation")
-    if held:
-        check_split(train, held, allow_shared_patients=allow_shared_patients, table_key=table_key)
+    if held and not allow_shared_patients:
+        check_split(train, held, table_key=table_key)
     params = resolve_params(TrainParams, params, name="params")
     gene_vae = resolve_params(GeneVAEParams, gene_vae, name="gene_vae")
     spec = _shared_crop_spec([*train, *held], table_key)

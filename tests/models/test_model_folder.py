@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file, save_file
+
+import sealst as sl
+
+
+def test_save_load_predict_is_exact(model, crops, tmp_path):
+    model.history = pd.DataFrame({"stage": ["align"], "epoch": [1], "train_loss": [0.5]})
+    x = np.random.default_rng(0).uniform(0, 3, (7, 20)).astype(np.float32)
+    z = model.embed_images(crops)
+    folder = model.save(tmp_path / "m")
+    back = sl.models.load(folder, device="cpu")
+    np.testing.assert_array_equal(back.embed_images(crops), z)
+    np.testing.assert_array_equal(back.embed_genes(x), model.embed_genes(x))
+    np.testing.assert_array_equal(back.predict_expression(z), model.predict_expression(z))
+    assert back.fingerprint == model.fingerprint
+    assert back.panel.genes == model.panel.genes
+    assert back.history.equals(model.history)
+    assert not back.training
+
+
+def test_folder_is_laid_out_as_documented(model, tmp_path):
+    folder = model.save(tmp_path / "m")
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert {"config.json", "panel.tsv", "base.json", "heads.safetensors", "README.md"} <= names
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= names
+    assert {"base/config.json", "base/model.safetensors"} <= names  # random weights exist nowhere else
+    assert not [n for n in names if n.endswith((".bin", ".pt", ".pkl", ".ckpt"))]
+    assert "random weights" in (folder / "README.md").read_text()
+    assert all("lora_" in name for name in load_file(folder / "adapter" / "adapter_model.safetensors"))
+    assert not [p for p in tmp_path.iterdir() if p != folder], "temporary folders left behind"
+
+
+def test_embeddings_do_not_depend_on_batch_size_and_repeat_exactly(model, crops):
+    z = model.embed_images(crops)
+    np.testing.assert_array_equal(z, model.embed_images(crops))
+    np.testing.assert_allclose(model.embed_images(crops, batch_size=2), z, rtol=1e-4, atol=1e-5)
+
+
+def test_adapter_can_be_switched_off(model, crops):
+    adapted = model.embed_images(crops)
+    with model.frozen_encoder():
+        frozen = model.embed_images(crops)
+    plain = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False, pool="cls+mean")
+    from sealst.tl._embed import crop_function
+
+    np.testing.assert_allclose(frozen, crop_function(plain)(crops), atol=1e-5)
+    assert np.abs(adapted - frozen).max() > 1e-3
+    np.testing.assert_array_equal(model.embed_images(crops), adapted)
+
+
+def test_predictions_are_log_expression_and_not_negative(model, crops):
+    import torch
+
+    with torch.no_grad():
+        model.image_head[-1].bias[:10] = -100.0
+    predicted = model.predict_expression(model.embed_images(crops))
+    assert (predicted[:, :10] == 0).all()
+    assert (predicted[:, 10:] > 0).any()
+    assert predicted.shape == (7, 20)
+
+
+def test_fingerprint_changes_with_one_weight(model):
+    import torch
+
+    before = model.fingerprint
+    with torch.no_grad():
+        model.image_head[1].bias[0] += 1e-3
+    assert model.fingerprint != before
+
+
+def test_existing_folder_needs_overwrite_and_foreign_folders_are_never_replaced(model, tmp_path):
+    model.save(tmp_path / "m")
+    with pytest.raises(sl.CheckpointError, match="exists; pass `overwrite=True`"):
+        model.save(tmp_path / "m")
+    model.save(tmp_path / "m", overwrite=True)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(sl.CheckpointError, match="is not a model folder"):
+        model.save(tmp_path / "photos", overwrite=True)
+
+
+def test_failed_save_leaves_the_old_model(model, tmp_path, monkeypatch):
+    folder = model.save(tmp_path / "m")
+    kept = (folder / "heads.safetensors").read_bytes()
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("sealst.models._store.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        model.save(tmp_path / "m", overwrite=True)
+    assert (folder / "heads.safetensors").read_bytes() == kept
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def _drop(name):
+    def damage(folder):
+        (folder / name).unlink()
+
+    return damage
+
+
+def _truncate(folder):
+    path = folder / "heads.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def _lose_tensor(folder):
+    tensors = load_file(folder / "heads.safetensors")
+    tensors.pop("gene_vae.to_mu.bias")
+    save_file(tensors, folder / "heads.safetensors")
+
+
+def _reshape_tensor(folder):
+    tensors = load_file(folder / "heads.safetensors")
+    tensors["gene_vae.to_mu.bias"] = tensors["gene_vae.to_mu.bias"][:-1].clone()
+    save_file(tensors, folder / "heads.safetensors")
+
+
+def _alter_tensor(folder):
+    tensors = load_file(folder / "heads.safetensors")
+    tensors["gene_vae.to_mu.bias"] += 1
+    save_file(tensors, folder / "heads.safetensors")
+
+
+def _lose_adapter_tensor(folder):
+    path = folder / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, path)
+
+
+def _other_base(folder):
+    path = folder / "base" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["blocks.0.attn.qkv.bias"] += 1
+    save_file(tensors, path)
+
+
+def _future_format(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"format": 99}))
+
+
+def _broken_json(folder):
+    (folder / "config.json").write_text("{")
+
+
+def _fewer_genes(folder):
+    lines = (folder / "panel.tsv").read_text().splitlines(keepends=True)
+    (folder / "panel.tsv").write_text("".join(lines[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (_drop("heads.safetensors"), "is not a complete sealst model: it lacks 'heads.safetensors'"),
+        (_drop("panel.tsv"), "lacks 'panel.tsv'"),
+        (_truncate, "cannot be read"),
+        (_lose_tensor, "missing or unexpected tensors: 'gene_vae.to_mu.bias'"),
+        (_reshape_tensor, r"gene_vae.to_mu.bias has shape \(383,\), expected \(384,\)"),
+        (_alter_tensor, "do not match config.json's fingerprint"),
+        (_lose_adapter_tensor, "adapter_model.safetensors has missing or unexpected tensors"),
+        (_other_base, "are not those the adapter was trained on"),
+        (_future_format, "Model format 99"),
+        (_broken_json, "A JSON file in .* is damaged"),
+        (_fewer_genes, "panel"),
+    ],
+)
+def test_damaged_folders_are_refused(model, tmp_path, damage, text):
+    folder = model.save(tmp_path / "m")
+    damage(folder)
+    with pytest.raises(sl.SealstError, match=text):
+        sl.models.load(folder, device="cpu")
+
+
+def test_wrong_shapes_are_refused(model, crops):
+    with pytest.raises(sl.DataError, match=r"Crops must be uint8 \(n, height, width, 3\), found float32"):
+        model.embed_images(crops.astype(np.float32))
+    with pytest.raises(sl.PanelError, match=r"must be \(n, 20\) in panel order, found \(7, 3\)"):
+        model.embed_genes(np.zeros((7, 3)))
+    with pytest.raises(sl.DataError, match=r"Embeddings must be \(n, 384\)"):
+        model.predict_expression(np.zeros((7, 3)))
+
+
+def test_repr_names_encoder_panel_and_crops(model):
+    assert "vit_tiny_patch16_224 (cls+mean, 384)" in repr(model)
+    assert "20 genes" in repr(model)
+    assert "16 µm at 32 px" in repr(model)

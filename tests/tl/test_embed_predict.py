@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata as sd
+
+import sealst as sl
+from sealst import _section
+from sealst._data.crops import read_crops
+
+
+def test_embedding_is_that_of_each_spots_own_crop(ready, model):
+    sdata = ready(section="t", patient="p9", seed=5)
+    sl.tl.embed(sdata, model)
+    table = sdata.tables["table"]
+    (region,) = _section.regions_of(table)
+    rows, boxes = _section.crop_boxes(sdata, table, region)
+    crops = read_crops(_section.image_levels(sdata.images["t_he"]), boxes, 32)
+    np.testing.assert_allclose(table.obsm["X_seal"][rows], model.embed_images(crops), rtol=1e-4, atol=1e-5)
+    assert table.obsm["X_seal"].dtype == np.float32
+    assert table.obsm["X_seal"].shape == (36, model.dim)
+    entry = table.uns["sealst"]["embed"]["X_seal"]
+    assert entry["model"] == model.fingerprint
+    assert entry["crops"]["t_spots"]["crop_um"] == 64
+
+
+def test_spots_without_a_crop_get_nan(ready, model, toy_section):
+    sdata = toy_section(section="t")
+    sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
+    sdata.tables["table"].obs.loc[sdata.tables["table"].obs_names[3], "crop_ok"] = False
+    sl.tl.predict(sdata, model)
+    table = sdata.tables["table"]
+    assert np.isnan(table.obsm["X_seal"][3]).all()
+    assert np.isfinite(np.delete(table.obsm["X_seal"], 3, axis=0)).all()
+    assert table.obsm["seal_expression"].iloc[3].isna().all()
+    assert table.obsm["seal_expression"].drop(index=table.obs_names[3]).notna().all().all()
+
+
+def test_prediction_needs_no_expression(toy_section, model):
+    """Counts are not looked at: other counts, same prediction."""
+    a, b = toy_section(section="t", seed=1), toy_section(section="t", seed=2)
+    for sdata in (a, b):
+        sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
+        sl.tl.predict(sdata, model)
+    pd.testing.assert_frame_equal(
+        a.tables["table"].obsm["seal_expression"], b.tables["table"].obsm["seal_expression"]
+    )
+
+
+def test_prediction_is_named_log_expression_from_the_embedding(ready, model):
+    sdata = ready(section="t")
+    sl.tl.predict(sdata, model)
+    table = sdata.tables["table"]
+    found = table.obsm["seal_expression"]
+    assert tuple(found.columns) == model.panel.genes
+    assert list(found.index) == list(table.obs_names)
+    np.testing.assert_array_equal(found.to_numpy(), model.predict_expression(table.obsm["X_seal"]))
+    assert table.uns["sealst"]["predict"]["seal_expression"]["unit"] == "log1p-CP10k"
+    one = sl.tl.predict(sdata, model, genes=["vim", "EPCAM"], copy=True)
+    assert list(one.obsm["seal_expression"].columns) == ["VIM", "EPCAM"]
+    assert tuple(table.obsm["seal_expression"].columns) == model.panel.genes
+
+
+def test_stored_embedding_is_used_only_when_it_is_this_models(ready, model, finetune, monkeypatch):
+    sdata = ready(section="t")
+    sl.tl.embed(sdata, model)
+    with monkeypatch.context() as patch:
+        patch.setattr("sealst.tl._predict.embed_crops", lambda *a, **k: pytest.fail("embedded again"))
+        sl.tl.predict(sdata, model)
+    before = sdata.tables["table"].obsm["X_seal"].copy()
+    other = finetune([ready(section="a"), ready(section="b", patient="p2")], seed=8)
+    sl.tl.predict(sdata, other)
+    assert np.abs(sdata.tables["table"].obsm["X_seal"] - before).max() > 0
+    sl.pp.pair_crops(sdata, crop_um=64, crop_px=32, min_inside=0.9, overwrite=True)
+    calls = []
+    from sealst.tl import _predict
+
+    real = _predict.embed_crops
+    monkeypatch.setattr("sealst.tl._predict.embed_crops", lambda *a, **k: calls.append(1) or real(*a, **k))
+    sl.tl.predict(sdata, other)
+    assert calls, "crops changed, so the stored embedding is stale"
+
+
+def test_gene_embedding_and_encoder_by_name(ready, model):
+    sdata = ready(section="t")
+    sl.tl.embed(sdata, model, modality="gene")
+    table = sdata.tables["table"]
+    x = model.panel.extract(table.layers["context"], table.var_names)
+    np.testing.assert_array_equal(table.obsm["X_seal_gene"], model.embed_genes(x))
+    sl.tl.embed(sdata, "vit_tiny_patch16_224", pretrained=False, key_added="X_plain", device="cpu")
+    assert table.obsm["X_plain"].shape == (36, 192)
+    assert set(table.uns["sealst"]["embed"]) == {"X_seal_gene", "X_plain"}
+
+
+def test_pathways_in_the_same_call(ready, model):
+    net = pd.DataFrame({"source": ["s"] * 5 + ["t"] * 5, "target": list(model.panel.genes[:5]) + list(model.panel.genes[3:8])})
+    sdata = ready(section="t")
+    sl.tl.predict(sdata, model, genes=["EPCAM"], net=net)
+    table = sdata.tables["table"]
+    assert list(table.obsm["seal_pathways"].columns) == ["s", "t"]
+    assert list(table.obsm["seal_expression"].columns) == ["EPCAM"]
+
+
+def test_copy_leaves_the_section_alone_and_slots_survive_zarr(ready, model, tmp_path):
+    sdata = ready(section="t")
+    table = sl.tl.predict(sdata, model, copy=True)
+    assert "X_seal" not in sdata.tables["table"].obsm
+    sl.tl.predict(sdata, model)
+    sdata.write(tmp_path / "t.zarr")
+    back = sd.read_zarr(tmp_path / "t.zarr").tables["table"]
+    pd.testing.assert_frame_equal(back.obsm["seal_expression"], table.obsm["seal_expression"], check_names=False)
+    np.testing.assert_array_equal(back.obsm["X_seal"], table.obsm["X_seal"])
+    assert back.uns["sealst"]["embed"]["X_seal"]["model"] == model.fingerprint
+    table.write_h5ad(tmp_path / "t.h5ad")
+
+
+def test_bad_input_is_refused_and_nothing_written(ready, model, toy_section):
+    with pytest.raises(sl.OrderError, match=r"Run `sl.pp.pair_crops\(sdata\)` first"):
+        sl.tl.embed(toy_section(), model)
+    sdata = ready(section="t")
+    before = set(sdata.tables["table"].obsm), set(sdata.tables["table"].uns["sealst"])
+    cases = [
+        (lambda: sl.tl.embed(sdata, model, modality="text"), sl.DataError, "`modality` must be one of"),
+        (lambda: sl.tl.embed(sdata, "vit_x"), sl.WeightsError, "No encoder is named 'vit_x'"),
+        (lambda: sl.tl.embed(sdata, "vit_tiny_patch16_224", modality="gene"), sl.DataError, "need a SEAL model"),
+        (lambda: sl.tl.predict(sdata, model, genes=["NOPE"]), sl.PanelError, "'NOPE'"),
+        (lambda: sl.tl.predict(sdata, "vit_x"), TypeError, "`model` must be a SealModel, found str"),
+        (lambda: sl.tl.embed(sdata, model, table_key="t"), sl.MissingKeyError, "'t' not found in `sdata.tables`"),
+        (lambda: sl.tl.embed(sdata, model, device="cuda:77"), sl.DataError, "no CUDA device|invalid"),
+    ]
+    for call, error, text in cases:
+        with pytest.raises(error, match=text):
+            call()
+    sl.pp.pair_crops(sdata, crop_um=32, crop_px=32, overwrite=True)
+    with pytest.raises(sl.DataError, match=r"Crops are 32 µm at 32 px, but the model was trained on 64 µm at 32 px"):
+        sl.tl.embed(sdata, model)
+    assert (set(sdata.tables["table"].obsm), set(sdata.tables["table"].uns["sealst"])) == before
+
+
+def test_missing_image_is_named(ready, model):
+    sdata = ready(section="t")
+    del sdata.images["t_he"]
+    with pytest.raises(sl.MissingKeyError, match="'t_he' not found in `sdata.images`"):
+        sl.tl.embed(sdata, model)
+
+
+def test_panel_with_no_overlap_is_refused(ready, model):
+    sdata = ready(section="t")
+    sdata.tables["table"].var_names = [f"X{i}" for i in range(8)]
+    with pytest.raises(sl.PanelError, match="Only 0 of the panel's 8 genes"):
+        sl.tl.embed(sdata, model, modality="gene")

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import sealst as sl
+
+
+@pytest.fixture
+def sections(ready):
+    return [ready(section="a", patient="p1"), ready(section="b", patient="p2", seed=1)], ready(section="c", patient="p3", seed=2)
+
+
+def test_table_has_every_method_and_agrees_with_a_hand_computation(sections, model):
+    train, test = sections
+    table = sl.tl.evaluate(model, train, test, genes={"mine": ["EPCAM", "KRT8", "VIM"]})
+    pearson = table[table["metric"] == "pearson"].set_index("method")
+    assert set(pearson.index) == {"frozen + ridge", "adapted + ridge", "seal head", "seal retrieval", "colour + ridge", "mean"}
+    copied = sl.tl.predict(test, model, copy=True)
+    measured = copied[:, ["EPCAM", "KRT8", "VIM"]].layers["lognorm"].toarray()
+    predicted = copied.obsm["seal_expression"][["EPCAM", "KRT8", "VIM"]].to_numpy()
+    expected = np.mean([np.corrcoef(measured[:, i], predicted[:, i])[0, 1] for i in range(3)])
+    assert pearson.loc["seal head", "value"] == pytest.approx(expected, abs=1e-4)
+    assert pearson.loc["mean", "value"] == 0
+    # EPCAM and KRT8 rise along the axes that the toy image paints in red and green.
+    assert pearson.loc["colour + ridge", "value"] > 0.4
+    assert (pearson["low"] <= pearson["value"]).all()
+    assert (pearson["high"] >= pearson["value"]).all()
+
+
+def test_retrieval_reports_pool_and_chance(sections, model):
+    train, test = sections
+    table = sl.tl.evaluate(model, train, test)
+    rows = table[table["metric"] == "R@10"].set_index("method")
+    assert set(rows.index) == {"adapted", "frozen", "frozen + ridge"}
+    assert (rows["pool"] == 36).all()
+    np.testing.assert_allclose(rows["chance"], 10 / 36)
+    assert set(table.loc[table["metric"] == "pearson", "genes"]) == {"hvg50", "heg50"}
+
+
+def test_leaks_and_foreign_genes_are_refused(sections, model, ready):
+    train, _ = sections
+    same = ready(section="d", patient="p1", seed=4)
+    with pytest.raises(sl.LeakError, match="p1"):
+        sl.tl.evaluate(model, train, same)
+    assert len(sl.tl.evaluate(model, train, same, allow_shared_patients=True))
+    with pytest.raises(sl.PanelError, match="Gene set 'x' has genes outside the model's panel: 'NOPE'"):
+        sl.tl.evaluate(model, train, sections[1], genes={"x": ["NOPE"]})
+    with pytest.raises(sl.PanelError, match="Gene set 'x' is empty"):
+        sl.tl.evaluate(model, train, sections[1], genes={"x": []})

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import sealst as sl
+from sealst._train._recipe import choose
+
+
+def two(ready):
+    return [ready(section="a", patient="p1"), ready(section="b", patient="p2", seed=1)]
+
+
+def test_training_lowers_the_loss_and_changes_only_what_it_should(ready, finetune, fast):
+    sections = two(ready)
+    model = finetune(sections, params=fast | {"epochs": 8})
+    align = model.history[model.history["stage"] == "align"]
+    assert align["train_loss"].iloc[-1] < align["train_loss"].iloc[0]
+    assert list(model.history["stage"].unique()) == ["warmup", "align"]
+    assert {"train_contrast", "train_gene", "train_image"} <= set(align.columns)
+    base = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False)
+    frozen = {k.replace(".base_layer", ""): v for k, v in model.encoder.vit.state_dict().items() if "lora_" not in k}
+    assert all(torch.equal(v, frozen[k]) for k, v in base.vit.state_dict().items())
+    moved = [p for n, p in model.encoder.named_parameters() if "lora_B" in n]
+    assert all(p.abs().sum() > 0 for p in moved)
+    assert not model.training
+
+
+def test_same_seed_same_model_other_seed_another(ready, finetune):
+    sections = two(ready)
+    a, b, c = (finetune(sections, seed=s).fingerprint for s in (3, 3, 4))
+    assert a == b != c
+
+
+def test_callers_random_state_and_data_are_left_alone(ready, finetune):
+    sections = two(ready)
+    before = sections[0].tables["table"].copy()
+    torch.manual_seed(9)
+    np.random.seed(9)  # noqa: NPY002
+    expected = torch.rand(2), np.random.rand(2)  # noqa: NPY002
+    torch.manual_seed(9)
+    np.random.seed(9)  # noqa: NPY002
+    finetune(sections)
+    assert torch.equal(torch.rand(2), expected[0])
+    np.testing.assert_array_equal(np.random.rand(2), expected[1])  # noqa: NPY002
+    after = sections[0].tables["table"]
+    assert set(after.obsm) == set(before.obsm)
+    assert set(after.uns["sealst"]) == set(before.uns["sealst"])
+
+
+def test_cached_and_plain_training_agree_without_augmentation(ready, finetune, fast):
+    sections = two(ready)
+    same = fast | {"augmentation": "none", "views": 1, "warmup_epochs": 0, "epochs": 3}
+    lora = {"dropout": 0.0, "n_blocks": 1}
+    a = finetune(sections, params=same | {"cache": "trunk"}, lora=lora)
+    b = finetune(sections, params=same | {"cache": "none"}, lora=lora)
+    np.testing.assert_allclose(a.history["train_loss"], b.history["train_loss"], rtol=5e-3)
+
+
+@pytest.mark.parametrize("options", [{"contrastive": "siglip"}, {"contrastive": "soft_clip", "kl": True},
+                                     {"reconstruction": "huber", "augmentation": "hard"},
+                                     {"layer": "lognorm", "accumulate": 2}])  # fmt: skip
+def test_variants_train(ready, finetune, fast, options):
+    model = finetune(two(ready), params=fast | options)
+    assert np.isfinite(model.history["train_loss"]).all()
+    assert ("train_kl" in model.history) == bool(options.get("kl"))
+
+
+def test_validation_is_reported_every_epoch_and_never_trained_on(ready, finetune):
+    held = ready(section="c", patient="p3", seed=2)
+    with_it = finetune(two(ready), validation=held)
+    align = with_it.history[with_it.history["stage"] == "align"]
+    assert align[["val_pearson", "val_recall@10"]].notna().all().all()
+    assert finetune(two(ready)).fingerprint == with_it.fingerprint
+    assert with_it.provenance["validation"] == ["c"]
+    assert with_it.provenance["patients"] == ["p1", "p2"]
+
+
+def test_run_folder(ready, finetune, tmp_path):
+    model = finetune(two(ready), run_dir=tmp_path / "run")
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {"metrics.csv", "training.png", "model"}
+    logged = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    np.testing.assert_allclose(logged["train_loss"], model.history["train_loss"])
+    back = sl.models.load(tmp_path / "run" / "model", device="cpu")
+    assert back.fingerprint == model.fingerprint
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert config["training"]["sections"] == ["a", "b"]
+    assert config["training"]["params"]["epochs"] == 2
+    with pytest.raises(sl.DataError, match="exists and is not empty; name a new folder"):
+        finetune(two(ready), run_dir=tmp_path / "run")
+
+
+def test_random_weights_are_announced(ready, fast):
+    with pytest.warns(sl.SealstWarning, match="starts from random weights, as asked"):
+        sl.tl.finetune(two(ready), encoder="vit_tiny_patch16_224", pretrained=False, n_genes=8, params=fast,
+                       gene_vae={"hidden": (8,)}, device="cpu")  # fmt: skip
+
+
+def _no_crops(s):
+    del s[0].tables["table"].uns["sealst"]["crops"]
+
+
+def _no_layers(s):
+    del s[0].tables["table"].layers["context"]
+
+
+def _other_crops(s):
+    sl.pp.pair_crops(s[0], crop_um=32, crop_px=32, overwrite=True)
+
+
+BAD = [
+    (_no_crops, {}, sl.OrderError, r"Run `sl.pp.pair_crops\(sdata\)` first"),
+    (_no_layers, {}, sl.SealstError, r"sl.pp.normalize\("),
+    (_other_crops, {}, sl.DataError, r"crops of different size: \[\(32.0, 32\), \(64.0, 32\)\]"),
+    (None, {"params": {"epoch": 1}}, sl.DataError, "`params` has no field 'epoch'; known"),
+    (None, {"params": {"lr": -1}}, sl.DataError, "`params.lr` must be a positive number"),
+    (None, {"params": {"contrastive": "infonce"}}, sl.DataError, "`params.contrastive` must be one of 'clip'"),
+    (None, {"lora": {"r": 0}}, sl.DataError, "`lora.r` must be a positive number"),
+    (None, {"lora": {"n_blocks": 99}}, sl.DataError, "`n_blocks` is 99, but the encoder has only 12"),
+    (None, {"encoder": "vit_nano"}, sl.WeightsError, "No encoder is named 'vit_nano'"),
+    (None, {"device": "tpu9"}, sl.DataError, "`device` must be 'auto' or a torch device"),
+    (None, {"lora": {"n_blocks": 12}, "params": {"cache": "trunk", "epochs": 1}}, sl.DataError, "no frozen trunk"),
+]
+
+
+@pytest.mark.parametrize(("damage", "options", "error", "text"), BAD, ids=[b[3][:30] for b in BAD])
+def test_bad_input_is_refused_before_training(ready, finetune, tmp_path, damage, options, error, text):
+    sections = two(ready)
+    if damage is not None:
+        damage(sections)
+    with pytest.raises(error, match=text):
+        finetune(sections, **options)
+
+
+def test_no_sections_and_leaks_are_refused(ready, finetune):
+    with pytest.raises(sl.DataError, match="`sections` is empty"):
+        finetune([])
+    with pytest.raises(TypeError, match=r"`sections\[0\]` must be a SpatialData, found str"):
+        finetune(["C2"])
+    with pytest.raises(sl.LeakError, match="p1"):
+        finetune(two(ready), validation=ready(section="c", patient="p1", seed=3))
+    model = finetune(two(ready), validation=ready(section="c", patient="p1", seed=3), allow_shared_patients=True)
+    assert "val_pearson" in model.history
+
+
+def test_panel_of_another_layer_is_refused(ready, finetune):
+    sections = two(ready)
+    panel = sl.pp.select_genes(sections, 8, layer="lognorm")
+    with pytest.raises(sl.PanelError, match="of layer 'lognorm', but `params.layer` is 'context'"):
+        finetune(sections, panel=panel)
+    assert finetune(sections, panel=sl.pp.select_genes(sections, 5)).panel.genes == (
+        sl.pp.select_genes(sections, 5).genes
+    )
+
+
+def test_recipe_moves_from_small_to_the_papers_values():
+    small, large = choose(551, 8), choose(700_000, 24)
+    assert (small["lr"].value, small["batch_size"].value, small["views"].value, small["lora_blocks"].value) == (
+        0.002, 64, 8, 2,
+    )  # fmt: skip
+    assert (large["lr"].value, large["batch_size"].value, large["epochs"].value) == (1e-4, 384, 10)
+    assert (large["weight_decay"].value, large["views"].value, large["lora_blocks"].value) == (0.2, 1, 1)
+    rates = [choose(n, 12)["lr"].value for n in (500, 5_000, 50_000, 500_000)]
+    assert rates == sorted(rates, reverse=True)
+    assert all(c.reason for c in small.values())
+    assert choose(20, 12)["batch_size"].value <= 10
