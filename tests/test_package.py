@@ -320,8 +320,8 @@ def readme_block(marker: str) -> str:
     return match.group(1).strip()
 
 
-def test_readme_install_command() -> None:
-    assert readme_block("install-command").startswith("pip install ")
+def test_readme_demo_command() -> None:
+    assert readme_block("demo-command") == "pip install . && sealst demo"
 
 
 def test_readme_test_command_is_what_ci_runs() -> None:

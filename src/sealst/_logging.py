@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from sealst._errors import SealstWarning
 from sealst._settings import settings
-
-T = TypeVar("T")
 
 
 class _QuietIfConfigured(logging.Filter):
@@ -38,7 +36,9 @@ def warn(message: str) -> None:
     warnings.warn(message, SealstWarning, stacklevel=3)
 
 
-def progress(iterable: Iterable[T], desc: str, total: int | None = None, show: bool | None = None, **kw: Any) -> Any:
+def progress(
+    iterable: Iterable[Any] | None, desc: str, total: int | None = None, show: bool | None = None, **kw: Any
+) -> Any:
     """Wrap an iterable in a progress bar; ``show=None`` follows ``settings.progress``."""
     from tqdm.auto import tqdm
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import geopandas as gpd
 import numpy as np
@@ -26,7 +26,7 @@ from sealst._validate import check_key, listed
 from sealst._version import __version__
 
 #: what calls that need no pixels accept
-Data = SpatialData | AnnData
+Data: TypeAlias = SpatialData | AnnData
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,8 @@ def lognorm(table: AnnData, layer: str = Keys.LOGNORM) -> Any:
     """Return an expression layer that `pp.normalize` wrote."""
     if layer not in table.layers:
         raise OrderError(
-            f"Layer {layer!r} not found in `.layers`; found: {listed(table.layers)}. Run `sl.pp.normalize(sdata)` first."
+            f"Layer {layer!r} not found in `.layers`; found: {listed(table.layers)}. "
+            "Run `sl.pp.normalize(sdata)` first."
         )
     return table.layers[layer]
 

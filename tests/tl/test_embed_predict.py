@@ -43,9 +43,7 @@ def test_prediction_needs_no_expression(toy_section, model):
     for sdata in (a, b):
         sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
         sl.tl.predict(sdata, model)
-    pd.testing.assert_frame_equal(
-        a.tables["table"].obsm["seal_expression"], b.tables["table"].obsm["seal_expression"]
-    )
+    pd.testing.assert_frame_equal(a.tables["table"].obsm["seal_expression"], b.tables["table"].obsm["seal_expression"])
 
 
 def test_prediction_is_named_log_expression_from_the_embedding(ready, model):
@@ -94,7 +92,9 @@ def test_gene_embedding_and_encoder_by_name(ready, model):
 
 
 def test_pathways_in_the_same_call(ready, model):
-    net = pd.DataFrame({"source": ["s"] * 5 + ["t"] * 5, "target": list(model.panel.genes[:5]) + list(model.panel.genes[3:8])})
+    net = pd.DataFrame(
+        {"source": ["s"] * 5 + ["t"] * 5, "target": list(model.panel.genes[:5]) + list(model.panel.genes[3:8])}
+    )
     sdata = ready(section="t")
     sl.tl.predict(sdata, model, genes=["EPCAM"], net=net)
     table = sdata.tables["table"]

@@ -8,14 +8,23 @@ import sealst as sl
 
 @pytest.fixture
 def sections(ready):
-    return [ready(section="a", patient="p1"), ready(section="b", patient="p2", seed=1)], ready(section="c", patient="p3", seed=2)
+    return [ready(section="a", patient="p1"), ready(section="b", patient="p2", seed=1)], ready(
+        section="c", patient="p3", seed=2
+    )
 
 
 def test_table_has_every_method_and_agrees_with_a_hand_computation(sections, model):
     train, test = sections
     table = sl.tl.evaluate(model, train, test, genes={"mine": ["EPCAM", "KRT8", "VIM"]})
     pearson = table[table["metric"] == "pearson"].set_index("method")
-    assert set(pearson.index) == {"frozen + ridge", "adapted + ridge", "seal head", "seal retrieval", "colour + ridge", "mean"}
+    assert set(pearson.index) == {
+        "frozen + ridge",
+        "adapted + ridge",
+        "seal head",
+        "seal retrieval",
+        "colour + ridge",
+        "mean",
+    }
     copied = sl.tl.predict(test, model, copy=True)
     measured = copied[:, ["EPCAM", "KRT8", "VIM"]].layers["lognorm"].toarray()
     predicted = copied.obsm["seal_expression"][["EPCAM", "KRT8", "VIM"]].to_numpy()

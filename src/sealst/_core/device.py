@@ -23,7 +23,9 @@ def resolve_device(name: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DataError(f"`device` must be 'auto' or a torch device such as 'cpu' or 'cuda:0', found {name!r}.") from error
+        raise DataError(
+            f"`device` must be 'auto' or a torch device such as 'cpu' or 'cuda:0', found {name!r}."
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DataError(f"`device` is {name!r}, but torch finds no CUDA device; use 'cpu' or 'auto'.")
     return device

@@ -159,8 +159,8 @@ def _weights(column: Any) -> np.ndarray:
     if (bad := ~np.isfinite(values)).any():
         first = int(np.argmax(bad))
         raise DataError(
-            f"`net` has {bad.sum()} weight(s) that are no finite number (first {str(column.iloc[first])!r}, row {first}). "
-            "Correct them, or drop the column to weigh every gene alike."
+            f"`net` has {bad.sum()} weight(s) that are not finite numbers, first {str(column.iloc[first])!r} in row "
+            f"{first}. Correct them, or drop the column to weigh every gene alike."
         )
     return values
 

@@ -134,7 +134,7 @@ class GenePanel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of genes, mean and std: equal panels, equal fingerprints."""
+        """First 16 hexadecimal digits of the SHA-256 of genes, mean and std; equal for equal panels."""
         digest = hashlib.sha256("\n".join(self.genes).encode())
         for values in (self.mean, self.std):
             digest.update(values.astype("<f4").tobytes())

@@ -25,9 +25,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         Whether to draw a random view; otherwise the first (the crop as it is).
     """
 
-    def __init__(
-        self, images: np.ndarray | None, gene_input: np.ndarray, target: np.ndarray, *, train: bool
-    ) -> None:
+    def __init__(self, images: np.ndarray | None, gene_input: np.ndarray, target: np.ndarray, *, train: bool) -> None:
         self.images, self.gene_input, self.target, self.train = images, gene_input, target, train
 
     def __len__(self) -> int:

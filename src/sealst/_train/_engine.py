@@ -44,8 +44,8 @@ class _Recorder(L.Callback):
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         if not np.isfinite(metrics["train_loss"]):
             raise DataError(
-                f"The loss became {metrics['train_loss']} in epoch {trainer.current_epoch + 1} of stage {self.stage!r}. "
-                "Lower `params.lr`, or check the expression for extreme values."
+                f"The loss became {metrics['train_loss']} in epoch {trainer.current_epoch + 1} of stage "
+                f"{self.stage!r}. Lower `params.lr`, or check the expression for extreme values."
             )
         self.rows.append(
             {"stage": self.stage, "epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics}
@@ -126,7 +126,7 @@ def _loader(data: PairDataset, params: TrainParams, device: torch.device) -> Dat
         shuffle=data.train,
         # A last batch of a few spots would make batch statistics and the contrastive loss meaningless.
         drop_last=data.train,
-        collate_fn=as_is,
+        collate_fn=as_is,  # type: ignore[arg-type]
         num_workers=params.num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=params.num_workers > 0,

@@ -61,7 +61,7 @@ class _Stage(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW; biases, norms and flow vectors are not decayed; cosine schedule after a short linear rise."""
         params = self.trainable()
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in params if p.ndim > 1], "weight_decay": self.params.weight_decay},
             {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
         ]
@@ -74,7 +74,9 @@ class _Stage(L.LightningModule):
         """Code, standardised target and the gene side's loss terms."""
         target = self.model.standardise(batch["target"])
         code = self.model.gene_vae(self.model.standardise(batch["gene_input"]), sample=self.params.kl)
-        terms = {"gene": self.params.reconstruction_scale * self.reconstruct(self.model.gene_vae.decode(code.z), target)}
+        terms = {
+            "gene": self.params.reconstruction_scale * self.reconstruct(self.model.gene_vae.decode(code.z), target)
+        }
         if self.params.kl:
             terms["kl"] = kl_with_flows(code.mu, code.logvar, code.log_det) / self.model.dim
         return code, target, terms
@@ -101,8 +103,7 @@ class WarmupStage(_Stage):
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
         """Reconstruction of expression from its code."""
-        _, _, terms = self.gene_terms(batch)
-        return self.report(terms, len(batch["target"]))
+        return self.report(self.gene_terms(batch)[2], len(batch["target"]))
 
 
 class AlignStage(_Stage):
@@ -120,10 +121,12 @@ class AlignStage(_Stage):
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """Image embeddings of a batch of cached tokens or of crops."""
-        encoder, n = self.model.encoder, self.model.n_trunk
+        encoder, n_trunk = self.model.encoder, self.model.n_trunk
         if "tokens" in batch:
             tokens = batch["tokens"]
-            return encoder.tail(tokens.float() if not torch.is_autocast_enabled(tokens.device.type) else tokens, n)
+            return encoder.tail(
+                tokens.float() if not torch.is_autocast_enabled(tokens.device.type) else tokens, n_trunk
+            )
         images = batch["crops"].permute(0, 3, 1, 2).float() / 255
         return encoder(self.augment(images) if self.training else images)
 
@@ -140,7 +143,7 @@ class AlignStage(_Stage):
         """Embeddings of the batch over all devices, with gradient."""
         if self.trainer.world_size == 1:
             return image, gene
-        gathered = self.all_gather(torch.stack([image.float(), gene.float()]), sync_grads=True)
+        gathered: Any = self.all_gather(torch.stack([image.float(), gene.float()]), sync_grads=True)
         joined = gathered.transpose(0, 1).flatten(1, 2)
         return joined[0], joined[1]
 

@@ -12,9 +12,9 @@ import pandas as pd
 from spatialdata import SpatialData
 
 import sealst as sl
-from sealst._core.report import Block, Picture, render
 from sealst._errors import DataError
 from sealst._logging import logger
+from sealst.cli._demo_report import demo_report
 
 #: shown in the figures: tumour, connective tissue, and a gene whose program leaves no trace in the picture
 GENES = ("ERBB2", "COL1A1", "HID1_01")
@@ -40,7 +40,8 @@ def run_demo(out: Path, *, seed: int, overwrite: bool) -> tuple[Path, str]:
         result = _run(work, seed)
         summary = _summary(result.table)
         figures = _figures(result, work / "figures")
-        (work / "report.html").write_text(_report(result, summary, figures), encoding="utf-8")
+        html = demo_report(result.model, result.table, summary, figures=figures, genes=GENES, seconds=result.seconds)
+        (work / "report.html").write_text(html, encoding="utf-8")
         (work / _MARKER).touch()
         work.chmod(0o755)
         if out.exists():
@@ -69,7 +70,9 @@ def _run(work: Path, seed: int) -> _Result:
         sl.pp.pair_crops(sdata, crop_um=112, crop_px=112)
         sl.pp.normalize(sdata)
     *train, test = sections
-    logger.info("Finetuning a small vision transformer; it starts from random weights, as no real ones ship with sealst")
+    logger.info(
+        "Finetuning a small vision transformer; it starts from random weights, as no real ones ship with sealst"
+    )
     model = sl.tl.finetune(
         train, encoder=_ENCODER, pretrained=False, pool="cls+mean", n_genes=400, seed=seed, run_dir=work / "run"
     )
@@ -84,7 +87,9 @@ def _run(work: Path, seed: int) -> _Result:
 
 def _summary(table: pd.DataFrame) -> pd.DataFrame:
     """One line per method: gene Pearson, and recall where the method retrieves."""
-    pearson = table[table["metric"] == "pearson"].pivot_table(index="method", columns="genes", values="value", sort=False)
+    pearson = table[table["metric"] == "pearson"].pivot_table(
+        index="method", columns="genes", values="value", sort=False
+    )
     recall = table[table["metric"] == "R@10"].set_index("method")["value"].rename("R@10")
     # Retrieval calls the encoder by its own name, Pearson by that of the probe on top of it.
     recall = recall.rename(index={"adapted": "seal head"}).drop("frozen")
@@ -99,40 +104,8 @@ def _figures(result: _Result, folder: Path) -> dict[str, Path]:
     paths |= {name: folder / f"{name}.png" for name in ("pathways", "retrieval")}
     sl.pl.crops(test, n=16, save=paths["crops"], show=False)
     sl.pl.training(result.model, save=paths["training"], show=False)
-    sl.pl.evaluation(result.table, save=paths["evaluation"], show=False)
+    sl.pl.evaluation(result.table, metrics=["pearson", "R@10"], save=paths["evaluation"], show=False)
     sl.pl.expression(test, genes, save=paths["expression"], show=False)
     sl.pl.pathways(test, save=paths["pathways"], show=False)
     sl.pl.retrieval(test, save=paths["retrieval"], show=False)
     return paths
-
-
-def _report(result: _Result, summary: pd.DataFrame, figures: dict[str, Path]) -> str:
-    n_train = result.model.provenance["n_spots"]
-    pool = int(result.table.loc[result.table["metric"] == "R@10", "pool"].iloc[0])
-    lead = [
-        f"A vision transformer with random weights was finetuned on {n_train} spots of two synthetic patients, pairing each "
-        "spot's H&E crop with its gene expression. Everything below is measured on a third patient it has not seen. The "
-        "tissue is drawn by a program, so these numbers show that the path works, not how well it works on real tissue.",
-    ]
-    blocks = [
-        Block("What the model sees", ["Crops of 112 µm around spots of the held-out section."],
-              figures=[Picture(figures["crops"], "Crops of the held-out section")]),
-        Block("Frozen against adapted", [
-              "Pearson correlation of predicted and measured expression over the spots of the section, averaged over the 50 "
-              "most variable (hvg50) and most expressed (heg50) genes of the training sections; the last two rows are "
-              f"floors. R@10: how often a crop finds its own expression profile among the first 10 of {pool} "
-              f"(chance {10 / pool:.3f})."], table=summary,
-              figures=[Picture(figures["evaluation"], "Every method on the held-out patient, with 95 % intervals")]),
-        Block("Predicted expression", [
-              f"{GENES[0]} follows tumour nests and {GENES[1]} connective tissue: both can be seen in H&E. {GENES[2]} "
-              "belongs to a program that leaves no trace in the picture, so no model can predict it, and this one should "
-              "not claim to."],
-              figures=[Picture(figures["expression"], "Measured and predicted expression, log1p of counts per 10,000")]),
-        Block("Pathway activity from the image", ["Gene sets of the synthetic programs scored on predicted expression."],
-              figures=[Picture(figures["pathways"], "Pathway activity (ulm)")]),
-        Block("Search by gene", [f"Spots whose crop lies closest to high {GENES[0]} in the shared embedding."],
-              figures=[Picture(figures["retrieval"], f"Best and worst crops for {GENES[0]}")]),
-        Block("Training", [], figures=[Picture(figures["training"], "Loss over epochs")]),
-    ]  # fmt: skip
-    footer = f"sealst {sl.__version__}, seed {result.model.provenance['seed']}, {result.seconds:.0f} s"
-    return render("sealst demo: an image encoder learns gene expression", lead, blocks, footer)

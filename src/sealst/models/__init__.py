@@ -15,6 +15,7 @@ __all__ = [
     "GeneVAEParams",
     "LoraParams",
     "SealModel",
+    "autocast",
     "build_encoder",
     "load",
 ]

@@ -49,5 +49,5 @@ def add_lora(encoder: Encoder, params: LoraParams) -> Encoder:
         lora_dropout=params.dropout,
         target_modules=target_pattern(encoder.spec.n_blocks, params.n_blocks),
     )
-    encoder.backbone = get_peft_model(encoder.vit, config)  # type: ignore[arg-type]
+    encoder.backbone = get_peft_model(encoder.vit, config)
     return encoder

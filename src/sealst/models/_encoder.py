@@ -38,7 +38,7 @@ class Encoder(nn.Module):
 
     def __init__(self, vit: VisionTransformer, spec: EncoderSpec) -> None:
         super().__init__()
-        self.backbone: nn.Module = vit
+        self.backbone: Any = vit
         self.spec = spec
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
@@ -123,7 +123,7 @@ def build_encoder(encoder: str, *, pretrained: bool = True, pool: str = "cls", s
     check_choice("pool", pool, POOLS)
     _check_name(encoder, pretrained)
     with seeded(seed):
-        vit = _create(encoder, pretrained)
+        vit: Any = _create(encoder, pretrained)
     if pool != "mean" and vit.num_prefix_tokens == 0:
         raise DataError(f"{encoder!r} has no class token; use `pool='mean'`.")
     config = timm.data.resolve_model_data_config(vit)

@@ -112,7 +112,7 @@ class SealModel(nn.Module):
     @contextmanager
     def frozen_encoder(self) -> Iterator[SealModel]:
         """Inside a ``with`` block, images are embedded by the base encoder, without the adapter."""
-        with self.encoder.backbone.disable_adapter():  # type: ignore[operator]
+        with self.encoder.backbone.disable_adapter():
             yield self
 
     def embed_images(self, crops: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
@@ -197,8 +197,8 @@ class SealModel(nn.Module):
         trained = sum(t.numel() for t in self.trained_state().values())
         return (
             f"SealModel {self.fingerprint}\n"
-            f"  encoder: {spec.key} ({spec.pool}, {self.dim}), LoRA r={self.lora.r} on the last {self.lora.n_blocks} of "
-            f"{spec.n_blocks} blocks\n"
+            f"  encoder: {spec.key} ({spec.pool}, {self.dim}), LoRA r={self.lora.r} on the last "
+            f"{self.lora.n_blocks} of {spec.n_blocks} blocks\n"
             f"  panel:   {len(self.panel)} genes ({', '.join(self.panel.genes[:4])}, …)\n"
             f"  crops:   {self.crop.crop_um:g} µm at {self.crop.crop_px} px\n"
             f"  trained: {trained / 1e6:.2f} M parameters"

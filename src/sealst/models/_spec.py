@@ -33,8 +33,8 @@ class EncoderSpec:
     #: side of a patch in pixels; crops must be a multiple of it
     patch_px: int
     #: channel means and standard deviations of the input, for values in [0, 1]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     #: licence as the weights' own configuration states it
     licence: str = "unknown"
     #: seed of random weights
@@ -50,7 +50,8 @@ class EncoderSpec:
         known = {f.name for f in fields(cls)}
         if set(values) != known:
             raise CheckpointError(
-                f"Encoder record has fields {sorted(set(values) ^ known)} that are missing or unknown; it was written by "
-                "another version of sealst."
+                f"Encoder record has fields {sorted(set(values) ^ known)} that are missing or unknown; it was written "
+                "by another version of sealst."
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)

@@ -74,7 +74,7 @@ def _write(model: SealModel, folder: Path, include_base: bool) -> None:
     _dump(folder / "config.json", config)
     model.panel.to_tsv(folder / "panel.tsv")
     _dump(folder / "base.json", {"sha256": weights_hash(model.encoder.vit), "included": include_base})
-    model.encoder.backbone.save_pretrained(folder / "adapter", safe_serialization=True)  # type: ignore[operator]
+    model.encoder.backbone.save_pretrained(folder / "adapter", safe_serialization=True)
     heads = {k: v.detach().cpu().contiguous() for k, v in model.trained_state().items() if not k.startswith("encoder.")}
     save_file(heads, folder / "heads.safetensors")
     if include_base:
@@ -89,7 +89,7 @@ def _write_base(encoder: Encoder, folder: Path) -> None:
     plain = build_encoder(encoder.spec.key, pretrained=False, pool=encoder.spec.pool, seed=encoder.spec.seed).vit
     state = {k.replace(".base_layer", ""): v for k, v in encoder.vit.state_dict().items() if "lora_" not in k}
     plain.load_state_dict(state)
-    timm.models.save_for_hf(plain, folder, model_args=_model_args(encoder), safe_serialization=True)
+    timm.models.save_for_hf(plain, str(folder), model_args=_model_args(encoder), safe_serialization=True)
 
 
 def _model_args(encoder: Encoder) -> dict[str, Any]:
@@ -150,7 +150,9 @@ def load(path: str | Path, *, encoder: str | None = None, device: str | None = N
     _load_trained(model, folder)
     model.provenance = config["training"]
     if model.fingerprint != config["fingerprint"]:
-        raise CheckpointError(f"Weights in {str(folder)!r} do not match config.json's fingerprint; the folder is damaged.")
+        raise CheckpointError(
+            f"Weights in {str(folder)!r} do not match config.json's fingerprint; the folder is damaged."
+        )
     if (log := folder / "history.csv").is_file():
         import pandas as pd
 
@@ -168,8 +170,8 @@ def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise CheckpointError(f"A JSON file in {str(folder)!r} is damaged: {error}.") from error
     if config.get("format") != _FORMAT:
         raise CheckpointError(
-            f"Model format {config.get('format')!r} in {str(folder)!r} (written by sealst {config.get('sealst')}) is not "
-            f"the one this version reads ({_FORMAT})."
+            f"Model format {config.get('format')!r} in {str(folder)!r} (written by sealst {config.get('sealst')}) is "
+            f"not the one this version reads ({_FORMAT})."
         )
     return config, base
 
@@ -187,7 +189,7 @@ def _load_trained(model: SealModel, folder: Path) -> None:
     expected = {k.replace(".default.", ".") for k in model.encoder.backbone.state_dict() if "lora_" in k}
     if differing := sorted(expected ^ set(adapter)):
         raise CheckpointError(f"adapter_model.safetensors has missing or unexpected tensors: {listed(differing, 4)}.")
-    set_peft_model_state_dict(model.encoder.backbone, adapter)  # type: ignore[arg-type]
+    set_peft_model_state_dict(model.encoder.backbone, adapter)
 
 
 def _check_names(where: str, own: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
@@ -195,7 +197,9 @@ def _check_names(where: str, own: dict[str, torch.Tensor], found: dict[str, torc
         raise CheckpointError(f"{where} has missing or unexpected tensors: {listed(differing, 4)}.")
     for name, tensor in found.items():
         if tensor.shape != own[name].shape:
-            raise CheckpointError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}.")
+            raise CheckpointError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}."
+            )
 
 
 def _dump(path: Path, content: dict[str, Any]) -> None:

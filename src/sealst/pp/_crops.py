@@ -50,6 +50,8 @@ def pair_crops(
 
     Parameters
     ----------
+    sdata
+        Section(s) with an H&E image, spots and a table.
     crop_um
         Side of a crop in µm. The default of 112 µm at 224 px (0.5 µm per pixel) is the HEST-1k convention.
     crop_px
@@ -82,7 +84,8 @@ def pair_crops(
     - ``sdata.shapes["<region>_crops"]``: squares, polygons in pixels of the image, index = spot ids
     - ``table.obs["crop_ok"]``: bool, whether the spot has a usable crop
     - ``table.obs["crop_reason"]``: categorical, ``"ok"``, ``"outside image"`` or ``"not paired"``
-    - ``table.uns["sealst"]["crops"][region]``: `crop_um`, `crop_px`, `mpp` and where it came from, image and shapes keys
+    - ``table.uns["sealst"]["crops"][region]``: `crop_um`, `crop_px`, `mpp` and where it came from, names of image and
+      shapes
 
     Raises
     ------
@@ -163,8 +166,9 @@ def _agreed(sources: dict[str, float], region: Region, image: str) -> tuple[floa
     for other, value in sources.items():
         if abs(value - first) > _SCALE_TOLERANCE * first:
             raise ScaleError(
-                f"Contradictory scale for image {image!r} (region {region.name!r}): {first:.4g} µm per pixel by {name}, "
-                f"{value:.4g} by {other}. Is the image a downsampled copy ('hires') of the one the coordinates belong to?"
+                f"Contradictory scale for image {image!r} (region {region.name!r}): {first:.4g} µm per pixel by "
+                f"{name}, {value:.4g} by {other}. Is the image a downsampled copy ('hires') of the one that the "
+                "coordinates belong to?"
             )
     return first, name.strip("`")
 
@@ -186,8 +190,8 @@ def _boxes(
         low, high = centres.min(0), centres.max(0)
         raise DataError(
             f"{outside.sum()} of {len(centres)} spots of {region.name!r} lie outside image {image!r} "
-            f"({width} x {height} px): spots span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} px in "
-            f"coordinate system {system!r}. Is the image a downsampled copy, or is `coordinate_system` wrong? Raise "
+            f"({width} x {height} px): spots span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} px "
+            f"in coordinate system {system!r}. Is the image a downsampled copy, or is `coordinate_system` wrong? Raise "
             "`max_outside` if these spots are truly off the image."
         )
     return square_boxes(centres, side_px)

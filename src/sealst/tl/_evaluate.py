@@ -234,7 +234,7 @@ def _retrieval_rows(view: _Views, frozen_prediction: np.ndarray, model: SealMode
     for method, r in ranks.items():
         found = recall_at_k(r, _RECALL_AT, len(own))
         for metric in (*(f"R@{k}" for k in _RECALL_AT), "median_rank"):
-            chance = found.get(metric.replace("R@", "chance@"), np.nan)
+            chance = found[metric.replace("R@", "chance@")] if "@" in metric else (len(own) + 1) / 2
             rows.append(_row(view, method, metric, float(found[metric]), pool=len(own), chance=float(chance)))
     return rows
 

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sealst._core.augment import AUGMENTATIONS, colour_jitter, dihedral, erase, stain_jitter
+
+
+def images(n: int = 6, px: int = 16) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.rand(n, 3, px, px)
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_presets_keep_shape_and_range_and_do_not_touch_their_input(name):
+    x = images()
+    kept = x.clone()
+    out = AUGMENTATIONS[name](x)
+    assert out.shape == x.shape
+    assert out.min() >= 0
+    assert out.max() <= 1
+    assert torch.equal(x, kept)
+    assert torch.equal(out, x) == (name == "none")
+
+
+def test_dihedral_gives_the_eight_symmetries_of_the_square():
+    x = images(1).repeat(8, 1, 1, 1)
+    out = dihedral(x, torch.arange(8))
+    assert len({tuple(o.flatten().tolist()) for o in out}) == 8
+    assert torch.equal(out[0], x[0])
+    for turned in out:
+        assert torch.equal(turned.flatten().sort().values, x[0].flatten().sort().values)
+
+
+def test_every_crop_draws_its_own_augmentation():
+    x = images(1).repeat(16, 1, 1, 1)
+    torch.manual_seed(1)
+    for function in (dihedral, lambda v: colour_jitter(v, 0.2), lambda v: stain_jitter(v, 0.2), erase):
+        assert len({tuple(o.flatten().tolist()) for o in function(x)}) > 4
+
+
+def test_no_strength_changes_nothing():
+    x = images().clamp(0.02, 0.98)
+    torch.testing.assert_close(colour_jitter(x, 0.0), x)
+    torch.testing.assert_close(stain_jitter(x, 0.0), x, rtol=1e-4, atol=1e-4)
+
+
+def test_stain_jitter_scales_optical_density_along_the_stains():
+    white = torch.ones(2, 3, 4, 4)
+    torch.testing.assert_close(stain_jitter(white, 0.5), white)
+
+
+def test_erased_square_has_the_crops_mean_colour_and_bounded_area():
+    torch.manual_seed(3)
+    x = images(20, 32)
+    out = erase(x, share=0.1)
+    changed = (out != x).any(1)
+    assert changed.any()
+    assert (changed.float().mean((1, 2)) <= 0.13).all()
+    for before, after, hole in zip(x, out, changed, strict=True):
+        if hole.any():
+            torch.testing.assert_close(after[:, hole], before.mean((1, 2))[:, None].expand(-1, int(hole.sum())))

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sealst._data import store
+from sealst._data.dataset import PairDataset, as_is
+from sealst._data.prefetch import prefetch
+from sealst._data.store import CropSource, gather_crops
+from sealst._data.tokens import cache_tokens, token_bytes
+
+
+def test_prefetch_keeps_order_and_passes_errors_on():
+    assert list(prefetch(iter(range(20)))) == list(range(20))
+    assert list(prefetch(iter([]))) == []
+
+    def broken():
+        yield 1
+        raise OSError("damaged chunk")
+
+    items = prefetch(broken())
+    assert next(items) == 1
+    with pytest.raises(OSError, match="damaged chunk"):
+        next(items)
+
+
+def test_crops_of_several_sources_come_in_their_order_in_memory_and_on_disk(tmp_path, monkeypatch):
+    images = [np.full((3, 40, 40), 10 * (i + 1), dtype=np.uint8) for i in range(3)]
+    sources = [CropSource([im], np.array([[0, 0, 8, 8.0]] * (i + 1))) for i, im in enumerate(images)]
+    expected = [10, 20, 20, 30, 30, 30]
+    for limit in (2**30, 0):
+        monkeypatch.setattr(store, "MAX_RAM_BYTES", limit)
+        crops = gather_crops(sources, 8, tmp_path)
+        assert crops.shape == (6, 8, 8, 3)
+        assert crops[:, 0, 0, 0].tolist() == expected
+        assert isinstance(crops, np.memmap) == (limit == 0)
+
+
+def test_token_cache_holds_the_crop_first_then_augmented_views(tmp_path):
+    crops = np.random.default_rng(0).integers(0, 255, (5, 4, 4, 3), dtype=np.uint8)
+    tokens = cache_tokens(
+        lambda x: x.flatten(2).transpose(1, 2),
+        crops,
+        augment=lambda x: 1 - x,
+        views=3,
+        path=tmp_path / "t.npy",
+        device=torch.device("cpu"),
+        batch_size=2,
+    )
+    assert tokens.shape == (5, 3, 16, 3)
+    assert tokens.nbytes == token_bytes(5, 3, 16, 3)
+    plain = crops.reshape(5, 16, 3) / 255
+    np.testing.assert_allclose(tokens[:, 0], plain, atol=1e-3)
+    np.testing.assert_allclose(tokens[:, 1], 1 - plain, atol=1e-3)
+
+
+def test_dataset_serves_whole_batches_and_random_views_only_in_training():
+    tokens = np.arange(6 * 4, dtype=np.float16).reshape(6, 4, 1, 1)
+    x = np.arange(6, dtype=np.float32)[:, None]
+    rows = [4, 0, 3]
+    held = as_is(PairDataset(tokens, x, x, train=False).__getitems__(rows))
+    assert held["tokens"].flatten().tolist() == [16, 0, 12]
+    assert held["target"].flatten().tolist() == rows
+    torch.manual_seed(0)
+    train = PairDataset(tokens, x, x, train=True)
+    seen = {int(train.__getitems__([1])["tokens"]) for _ in range(60)}
+    assert seen == {4, 5, 6, 7}
+    crops = np.zeros((6, 2, 2, 3), dtype=np.uint8)
+    assert set(PairDataset(crops, x, x, train=True).__getitems__(rows)) == {"crops", "gene_input", "target"}
+    assert set(PairDataset(None, x, x, train=True).__getitems__(rows)) == {"gene_input", "target"}
