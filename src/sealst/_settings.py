@@ -29,8 +29,6 @@ class Settings:
         Whether long work shows progress bars.
     batch_size
         Crops per forward pass at inference.
-    num_workers
-        Worker processes that read crops; 0 reads in the main process.
     seed
         Seed used where a call is given none.
 
@@ -45,7 +43,6 @@ class Settings:
     device: str = "auto"
     progress: bool = field(default_factory=lambda: sys.stderr.isatty() or "ipykernel" in sys.modules)
     batch_size: int = 64
-    num_workers: int = 0
     seed: int = 0
 
     @contextlib.contextmanager

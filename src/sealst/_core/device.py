@@ -45,3 +45,9 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 where the device is fast at it (CUDA from compute capability 8), else full precision."""
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)

@@ -159,6 +159,9 @@ class AlignStage(_Stage):
         """Held-out gene Pearson of the direct prediction, and recall of the own spot among all."""
         image, gene, predicted, target = (np.concatenate(p) for p in zip(*self._held_out, strict=True))
         self._held_out.clear()
+        if not all(np.isfinite(part).all() for part in (image, gene, predicted)):
+            # Diverged: the recorder stops the run with a message about the loss.
+            return
         pearson = gene_pearson(predicted, target)
         ranks = retrieval_ranks(image, gene, np.arange(len(image)))
         self.log("val_pearson", float(np.nanmean(pearson)) if np.isfinite(pearson).any() else float("nan"))

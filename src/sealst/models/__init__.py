@@ -3,7 +3,7 @@
 from sealst.models._adapter import LoraParams
 from sealst.models._encoder import Encoder, build_encoder
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
-from sealst.models._seal import CropSpec, SealModel, autocast
+from sealst.models._seal import CropSpec, SealModel
 from sealst.models._spec import EncoderSpec
 from sealst.models._store import load
 
@@ -15,7 +15,6 @@ __all__ = [
     "GeneVAEParams",
     "LoraParams",
     "SealModel",
-    "autocast",
     "build_encoder",
     "load",
 ]

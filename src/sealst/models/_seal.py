@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from sealst._core.device import resolve_device
+from sealst._core.device import autocast, resolve_device
 from sealst._core.panel import GenePanel
 from sealst._errors import DataError, PanelError
 from sealst._settings import settings
@@ -217,12 +217,6 @@ class SealModel(nn.Module):
                 batch = torch.from_numpy(np.ascontiguousarray(data[start : start + size])).to(self.device)
                 out[start : start + size] = function(batch).float().cpu().numpy()
         return out
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """bf16 where the device is fast at it (CUDA from compute capability 8), else full precision."""
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 
 def to_device(model: SealModel, device: str | None) -> SealModel:

@@ -107,7 +107,7 @@ def retrieval(
     panel = Panel("", values, "similarity", cmap, _base.robust_limits([values], percentiles))
 
     texts = _titles(table, hits, similarity, rank_key)
-    heading = _query(table) if title is None else title
+    heading = _query(table, key) if title is None else title
     galleries = [("Most similar", hits[: len(best)], texts[: len(best)])]
     galleries += [("Least similar", hits[len(best) :], texts[len(best) :])]
     figure = _draw(tissue, panel, MapStyle(image_alpha, spot_size), galleries=galleries, heading=heading)
@@ -166,6 +166,8 @@ def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank_k
     return texts
 
 
-def _query(table: AnnData) -> str:
-    stored = table.uns.get(Keys.UNS, {}).get("retrieve", {}).get("query")
+def _query(table: AnnData, key: str) -> str:
+    # `tl.retrieve` records a query with a prefix of its own beside the default one.
+    entry = "retrieve" if key == Keys.SIMILARITY else f"retrieve_{key.removesuffix('_similarity')}"
+    stored = table.uns.get(Keys.UNS, {}).get(entry, {}).get("query")
     return f"Query: {stored}" if isinstance(stored, str) and stored else "Similarity to the query"

@@ -11,14 +11,14 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
-from sealst._core.device import resolve_device
+from sealst._core.device import autocast, resolve_device
 from sealst._data.tokens import to_images
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import Region
 from sealst._validate import check_choice
-from sealst.models import Encoder, SealModel, autocast, build_encoder
+from sealst.models import Encoder, SealModel, build_encoder
 from sealst.tl._inputs import check_crops_fit, crop_spec, crops_record, map_crops
 
 

@@ -12,13 +12,14 @@ import torch
 from spatialdata import SpatialData
 
 from sealst import _section
+from sealst._core.device import autocast
 from sealst._core.metrics import bootstrap_interval, gene_pearson, recall_at_k, retrieval_ranks
 from sealst._core.probes import knn_impute, mean_baseline, ridge_probe
 from sealst._data.tokens import to_images
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._validate import check_positive, listed
-from sealst.models import SealModel, autocast
+from sealst.models import SealModel
 from sealst.pp import check_split, select_genes
 from sealst.tl._inputs import as_sections, check_crops_fit, crop_spec, map_crops
 

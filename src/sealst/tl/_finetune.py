@@ -109,7 +109,7 @@ def finetune(
     table_key
         Table of each section.
     trainer_kwargs
-        Passed on to `lightning.Trainer`, e.g. ``{"devices": 4, "strategy": "ddp"}``.
+        Passed on to `lightning.Trainer`, e.g. ``{"max_time": "00:01:00:00"}``.
 
     Returns
     -------
