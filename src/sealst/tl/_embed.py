@@ -142,7 +142,7 @@ def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict
     stored = dict(table.uns.get(Keys.UNS, {}).get("embed", {}))
     table.obsm[key] = embedding
     _section.record(table, "embed", stored | {key: entry})
-    logger.info("wrote .obsm[%r]: %d spots, %d dimensions", key, np.isfinite(embedding[:, 0]).sum(), embedding.shape[1])
+    logger.info("Wrote .obsm[%r]: %d spots, %d dimensions", key, np.isfinite(embedding[:, 0]).sum(), embedding.shape[1])
 
 
 def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:

@@ -161,7 +161,7 @@ def write_pathways(
     if result.padj is not None:
         table.obsm[f"{key}_padj"] = result.padj
     _section.record(table, "pathways", stored | {key: entry})
-    logger.info("wrote .obsm[%r]: %d gene sets by %s", key, result.scores.shape[1], result.facts["method"])
+    logger.info("Wrote .obsm[%r]: %d gene sets by %s", key, result.scores.shape[1], result.facts["method"])
 
 
 def _check_options(method: str, tmin: int) -> None:

@@ -120,6 +120,6 @@ def _write(
     table.obsm[key] = expression
     entry = {"model": model.fingerprint, "unit": "log1p-CP10k", "layer": model.panel.layer}
     _section.record(table, "predict", stored | {key: entry})
-    logger.info("wrote .obsm[%r]: %d genes", key, expression.shape[1])
+    logger.info("Wrote .obsm[%r]: %d genes", key, expression.shape[1])
     if pathways is not None:
         write_pathways(table, Keys.PATHWAYS, pathways, source="predicted")

@@ -348,5 +348,5 @@ def _write(table: AnnData, answer: _Answer, entry: dict[str, Any], prefix: str) 
     name = "retrieve" if prefix == _PREFIX else f"retrieve_{prefix}"
     _section.record(table, name, entry | {"hits": hits, "similarities": answer.scores})
     logger.info(
-        "wrote .obs[%r] for %s %r; best: %s", f"{prefix}_similarity", entry["kind"], entry["query"], listed(hits, 3)
+        "Wrote .obs[%r] for %s %r; best: %s", f"{prefix}_similarity", entry["kind"], entry["query"], listed(hits, 3)
     )
