@@ -24,7 +24,8 @@ def _make_logger() -> logging.Logger:
         handler.setFormatter(logging.Formatter("%(message)s"))
         handler.addFilter(_QuietIfConfigured())
         log.addHandler(handler)
-        log.setLevel(logging.INFO)
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.INFO)
     return log
 
 

@@ -20,7 +20,9 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 from spatialdata.transformations import get_transformation
 
-from sealst._errors import DataError, MissingKeyError, OrderError, ScaleError
+from sealst._core.geometry import apply_affine, similarity_scale, square_boxes
+from sealst._core.panel import GenePanel
+from sealst._errors import DataError, MissingKeyError, OrderError, PanelError, ScaleError
 from sealst._keys import Keys
 from sealst._validate import check_key, listed
 from sealst._version import __version__
@@ -106,6 +108,19 @@ def find_image(sdata: SpatialData, region: Region, image_key: str | None = None)
     raise MissingKeyError(f"Several images ({listed(images)}) for region {region.name!r}: name one with `image_key=`.")
 
 
+def he_image(sdata: SpatialData, name: str) -> Any:
+    """An H&E image element, checked: uint8 with red, green and blue."""
+    check_key(sdata.images, name, where="`sdata.images`", hint="Run `sl.pp.pair_crops` again, or restore the image.")
+    element = sdata.images[name]
+    finest = image_levels(element)[0]
+    if finest.dtype != np.uint8 or finest.shape[0] not in (3, 4):
+        raise DataError(
+            f"Image {name!r} is {finest.dtype} with {finest.shape[0]} channel(s); H&E must be uint8 with red, green "
+            "and blue. Convert it, e.g. `(image * 255).astype('uint8')` for values from 0 to 1."
+        )
+    return element
+
+
 def image_levels(element: Any) -> list[xr.DataArray]:
     """Levels of an image as (c, y, x) arrays, finest first."""
     if isinstance(element, xr.DataTree):
@@ -178,9 +193,17 @@ def crop_boxes(sdata: SpatialData, table: AnnData, region: Region) -> tuple[np.n
         hint="Run `sl.pp.pair_crops(sdata, overwrite=True)` again.",
     )
     shapes = sdata.shapes[definition["shapes_key"]]
+    image = he_image(sdata, definition["image_key"])
     ok = table.obs[Keys.CROP_OK].to_numpy(dtype=bool)[region.rows]
-    boxes = shapes.loc[region.ids[ok]].bounds.to_numpy(dtype=float)
-    return region.rows[ok], boxes
+    x0, y0, x1, y1 = shapes.loc[region.ids[ok]].bounds.to_numpy(dtype=float).T
+    # Image and squares may have got different transformations since pairing, as after `sdata.query.bounding_box`.
+    system = definition["coordinate_system"]
+    to_image = np.linalg.inv(affine(image, system)) @ affine(shapes, system)
+    scale = similarity_scale(to_image)
+    if scale is None:
+        raise ScaleError(f"Crops and image of {region.name!r} no longer share a frame; run `sl.pp.pair_crops` again.")
+    centres = apply_affine(to_image, np.column_stack([x0 + x1, y0 + y1]) / 2)
+    return region.rows[ok], square_boxes(centres, (x1 - x0) * scale)
 
 
 def lognorm(table: AnnData, layer: str = Keys.LOGNORM) -> Any:
@@ -188,9 +211,21 @@ def lognorm(table: AnnData, layer: str = Keys.LOGNORM) -> Any:
     if layer not in table.layers:
         raise OrderError(
             f"Layer {layer!r} not found in `.layers`; found: {listed(table.layers)}. "
-            "Run `sl.pp.normalize(sdata)` first."
+            "Run `sl.pp.normalize(sdata)` first (with `context=True, overwrite=True` if it ran without context)."
         )
     return table.layers[layer]
+
+
+def expression(table: AnnData, panel: GenePanel, rows: np.ndarray, layer: str | None = None) -> np.ndarray:
+    """Expression of some rows in panel order, (rows, genes), from the panel's layer or the one named."""
+    values = lognorm(table, layer or panel.layer)
+    used = table.uns.get(Keys.UNS, {}).get("normalize", {}).get("target_sum")
+    if used is not None and not np.isclose(float(used), panel.target_sum):
+        raise PanelError(
+            f"Expression was normalised to {float(used):g} counts per spot, the panel's is {panel.target_sum:g}. Run "
+            f"`sl.pp.normalize(sdata, target_sum={panel.target_sum:g}, overwrite=True)`."
+        )
+    return panel.extract(values[rows], table.var_names)
 
 
 def record(table: AnnData, name: str, entry: dict[str, Any]) -> None:

@@ -90,5 +90,6 @@ def resolve_params(cls: type[P], value: P | Mapping[str, Any] | None, *, name: s
         known = [f.name for f in fields(cls)]
         if unknown := sorted(set(value) - set(known)):
             raise DataError(f"`{name}` has no field {listed(unknown)}; known: {listed(known, 40)}.")
-        return cls(**value)
+        # numpy scalars would not go into JSON later on.
+        return cls(**{k: v.item() if isinstance(v, np.generic) else v for k, v in value.items()})
     raise TypeError(f"`{name}` must be None, a mapping or {cls.__name__}, found {type(value).__name__}.")

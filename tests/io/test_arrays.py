@@ -222,3 +222,15 @@ def test_bad_input(changes: dict[str, Any], message: str) -> None:
 def test_image_must_be_an_array() -> None:
     with pytest.raises(TypeError, match=r"`image` must be a numpy array, found list; pass `np.asarray\(image\)`"):
         build(image=[[[0, 0, 0]]])
+
+
+def test_obs_that_knows_only_some_spots_is_refused():
+    options = {"genes": ["A"], "mpp": 1.0, "spot_um": 10, "spot_ids": ["a", "b", "c"], "thumbnail": False}
+    xy = np.array([[5, 5], [10, 10], [15, 15.0]])
+    image = np.zeros((20, 20, 3), dtype=np.uint8)
+    some = pd.DataFrame({"label": [1, 2, 3]}, index=["c", "b", "x"])
+    with pytest.raises(sl.DataError, match="has only 2 of the 3 spots of `spot_ids`"):
+        sl.io.from_arrays(image, np.ones((3, 1)), xy, obs=some, **options)
+    more = pd.DataFrame({"label": [0, 3, 2, 1]}, index=["x", "c", "b", "a"])
+    made = sl.io.from_arrays(image, np.ones((3, 1)), xy, obs=more, **options)
+    assert made.tables["table"].obs["label"].tolist() == [1, 2, 3]

@@ -117,6 +117,20 @@ def test_crops_that_do_not_divide_into_patches_are_refused():
         encoder(torch.rand(1, 3, 40, 40))
 
 
+def test_encoders_without_a_class_token_take_the_mean():
+    name = "vit_pwee_patch16_reg1_gap_256"
+    encoder = build_encoder(name, pretrained=False, pool="mean")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.tail(encoder.trunk(images, 2), 2), encoder(images))
+    with pytest.raises(sl.DataError, match="has no class token; use `pool='mean'`"):
+        build_encoder(name, pretrained=False)
+    bare = build_encoder("vit_base_patch16_siglip_gap_224", pretrained=False, pool="mean")
+    assert bare.spec.n_prefix == 0
+    with torch.inference_mode():
+        assert bare(images).shape == (2, 768)
+
+
 def test_wrong_pool_is_refused():
     with pytest.raises(sl.DataError, match="`pool` must be one of 'cls', 'mean', 'cls\\+mean', found 'max'"):
         build_encoder(TINY, pretrained=False, pool="max")

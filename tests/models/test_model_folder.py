@@ -193,3 +193,35 @@ def test_repr_names_encoder_panel_and_crops(model):
     assert "vit_tiny_patch16_224 (cls+mean, 384)" in repr(model)
     assert "20 genes" in repr(model)
     assert "16 µm at 32 px" in repr(model)
+
+
+def test_input_normalisation_comes_from_the_model_not_from_the_weights_folder(model, crops, tmp_path):
+    """Same weights in a folder that states another mean: crops are fed as in training."""
+    z = model.embed_images(crops)
+    folder = model.save(tmp_path / "m")
+    config = json.loads((folder / "base" / "config.json").read_text())
+    config["pretrained_cfg"]["mean"] = [0.1, 0.1, 0.1]
+    (folder / "base" / "config.json").write_text(json.dumps(config))
+    np.testing.assert_array_equal(sl.models.load(folder, device="cpu").embed_images(crops), z)
+
+
+def test_model_survives_moving_and_saving_again(model, crops, tmp_path):
+    z = model.embed_images(crops)
+    first = model.save(tmp_path / "m")
+    first.rename(tmp_path / "moved")
+    back = sl.models.load(tmp_path / "moved", device="cpu")
+    again = back.save(tmp_path / "again", include_base=True)
+    loaded = sl.models.load(again, device="cpu")
+    np.testing.assert_array_equal(loaded.embed_images(crops), z)
+    elsewhere = sl.models.load(again, encoder=f"local-dir:{tmp_path / 'moved' / 'base'}", device="cpu")
+    assert elsewhere.fingerprint == model.fingerprint
+    assert elsewhere.encoder.spec.key.endswith("moved/base")
+
+
+def test_edited_alpha_is_noticed(model, tmp_path):
+    folder = model.save(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["lora"]["alpha"] = 99
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(sl.CheckpointError, match="fingerprint"):
+        sl.models.load(folder, device="cpu")

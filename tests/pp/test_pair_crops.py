@@ -203,6 +203,16 @@ def _hires_copy(s):
     s.images["s_he"] = Image2DModel.parse(small, dims=("y", "x", "c"))
 
 
+def _float_image(s):
+    del s.images["s_he"]
+    s.images["s_he"] = Image2DModel.parse((ramp() / 255).astype("float32"), dims=("y", "x", "c"))
+
+
+def _grey_image(s):
+    del s.images["s_he"]
+    s.images["s_he"] = Image2DModel.parse(ramp()[..., :1], dims=("y", "x", "c"))
+
+
 def _oblong_pixels(s):
     set_transformation(s.images["s_he"], Scale([0.5, 0.7], axes=("x", "y")), "um")
 
@@ -214,6 +224,9 @@ def _one_spot(s):
 
 
 BAD = [
+    (_float_image, {"mpp": 0.5}, sl.DataError, r"'s_he' is float32 with 3 channel\(s\); H&E must be uint8"),
+    (_grey_image, {"mpp": 0.5}, sl.DataError, r"'s_he' is uint8 with 1 channel\(s\)"),
+    (None, {"crop_px": 32.7}, sl.DataError, "`crop_px` must be a whole number, found 32.7"),
     (_no_table, {}, sl.MissingKeyError, r"'table' not found in `sdata.tables`"),
     (_no_image, {}, sl.MissingKeyError, "holds no image"),
     (_two_images, {}, sl.MissingKeyError, "name one with `image_key=`"),

@@ -150,3 +150,72 @@ def test_panel_with_no_overlap_is_refused(ready, model):
     sdata.tables["table"].var_names = [f"X{i}" for i in range(8)]
     with pytest.raises(sl.PanelError, match="Only 0 of the panel's 8 genes"):
         sl.tl.embed(sdata, model, modality="gene")
+
+
+def _shared(a, b):
+    """One SpatialData with two regions in one table."""
+    import anndata as ad
+    from spatialdata.models import TableModel
+
+    table = ad.concat([a.tables["table"], b.tables["table"]], join="outer")
+    table.obs["region"] = table.obs["region"].astype("category")
+    table = TableModel.parse(
+        table, region=["a_spots", "b_spots"], region_key="region", instance_key="spot_id", overwrite_metadata=True
+    )
+    images = {"a_he": a.images["a_he"], "b_he": b.images["b_he"]}
+    shapes = {"a_spots": a.shapes["a_spots"], "b_spots": b.shapes["b_spots"]}
+    return sd.SpatialData(images=images, shapes=shapes, tables={"table": table})
+
+
+def test_regions_can_be_done_one_by_one(toy_section, model):
+    both = _shared(toy_section(section="a"), toy_section(section="b", seed=1))
+    sl.pp.pair_crops(both, crop_um=64, crop_px=32)
+    at_once = sl.tl.predict(both, model, copy=True)
+    sl.tl.embed(both, model, region="a_spots")
+    table = both.tables["table"]
+    assert np.isfinite(table.obsm["X_seal"]).all(1).sum() == 36
+    sl.tl.embed(both, model, region="b_spots")
+    sl.tl.predict(both, model, region="a_spots")
+    np.testing.assert_allclose(table.obsm["X_seal"], at_once.obsm["X_seal"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(table.obsm["seal_expression"], at_once.obsm["seal_expression"], rtol=1e-3, atol=1e-4)
+
+
+def test_crops_stay_on_their_spots_after_a_spatial_query(ready, model):
+    """A bounding-box query cuts the image and moves its frame; the squares must follow."""
+    sdata = ready(section="t")
+    whole = sl.tl.embed(sdata, model, copy=True)
+    part = sdata.query.bounding_box(
+        axes=("x", "y"), min_coordinate=[130, 130], max_coordinate=[470, 470], target_coordinate_system="global"
+    )
+    sl.tl.embed(part, model)
+    table = part.tables["table"]
+    assert 0 < table.n_obs < 36
+    inner = table.obsm["spatial"]
+    inside = ((inner > 170) & (inner < 430)).all(1)
+    assert inside.any()
+    np.testing.assert_allclose(
+        table.obsm["X_seal"][inside], whole[table.obs_names].obsm["X_seal"][inside], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_moved_spots_make_the_stored_embedding_stale(ready, model):
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    sdata = ready(section="t")
+    sl.tl.embed(sdata, model)
+    before = sdata.tables["table"].obsm["X_seal"].copy()
+    spots = sdata.shapes["t_spots"].copy()
+    spots.attrs = {}
+    spots["geometry"] = spots.geometry.translate(20, 0)
+    sdata.shapes["t_spots"] = ShapesModel.parse(spots, transformations={"global": Identity()})
+    sl.pp.pair_crops(sdata, crop_um=64, crop_px=32, overwrite=True)
+    sl.tl.predict(sdata, model)
+    assert np.abs(sdata.tables["table"].obsm["X_seal"] - before).max() > 1e-3
+
+
+def test_expression_of_another_scale_is_refused(ready, model):
+    sdata = ready(section="t")
+    sl.pp.normalize(sdata, target_sum=1e6, overwrite=True)
+    with pytest.raises(sl.PanelError, match="normalised to 1e\\+06 counts per spot, the panel's is 10000"):
+        sl.tl.embed(sdata, model, modality="gene")

@@ -44,7 +44,6 @@ def test_retrieval_reports_pool_and_chance(sections, model):
     assert set(rows.index) == {"adapted", "frozen", "frozen + ridge"}
     assert (rows["pool"] == 36).all()
     np.testing.assert_allclose(rows["chance"], 10 / 36)
-    assert set(table.loc[table["metric"] == "pearson", "genes"]) == {"hvg50", "heg50"}
 
 
 def test_leaks_and_foreign_genes_are_refused(sections, model, ready):
@@ -57,3 +56,18 @@ def test_leaks_and_foreign_genes_are_refused(sections, model, ready):
         sl.tl.evaluate(model, train, sections[1], genes={"x": ["NOPE"]})
     with pytest.raises(sl.PanelError, match="Gene set 'x' is empty"):
         sl.tl.evaluate(model, train, sections[1], genes={"x": []})
+
+
+def test_patients_the_model_was_trained_on_are_refused(model, ready):
+    """The model saw p1 and p2, whatever is called training here."""
+    other, seen = ready(section="x", patient="p8", seed=7), ready(section="y", patient="p2", seed=8)
+    with pytest.raises(sl.LeakError, match=r"trained on patient\(s\) 'p2', who are in `test`"):
+        sl.tl.evaluate(model, other, seen)
+
+
+def test_default_gene_sets_say_how_many_genes_they_have(sections, model):
+    train, test = sections
+    table = sl.tl.evaluate(model, train, test, n_genes=3)
+    assert set(table.loc[table["metric"] == "pearson", "genes"]) == {"hvg3", "heg3"}
+    table = sl.tl.evaluate(model, train, test, n_genes=50)
+    assert set(table.loc[table["metric"] == "pearson", "genes"]) == {"hvg8", "heg8"}

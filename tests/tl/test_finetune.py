@@ -124,15 +124,18 @@ BAD = [
     (None, {"lora": {"n_blocks": 99}}, sl.DataError, "`n_blocks` is 99, but the encoder has only 12"),
     (None, {"encoder": "vit_nano"}, sl.WeightsError, "No encoder is named 'vit_nano'"),
     (None, {"device": "tpu9"}, sl.DataError, "`device` must be 'auto' or a torch device"),
+    (None, {"trainer_kwargs": {"max_epochs": 3}}, sl.DataError, "`trainer_kwargs` must not hold 'max_epochs'"),
     (None, {"lora": {"n_blocks": 12}, "params": {"cache": "trunk", "epochs": 1}}, sl.DataError, "no frozen trunk"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "options", "error", "text"), BAD, ids=[b[3][:30] for b in BAD])
-def test_bad_input_is_refused_before_training(ready, finetune, tmp_path, damage, options, error, text):
+def test_bad_input_is_refused_before_training(ready, finetune, monkeypatch, damage, options, error, text):
     sections = two(ready)
     if damage is not None:
         damage(sections)
+    # Refused before the first stage starts, so that no time is lost.
+    monkeypatch.setattr("sealst.tl._finetune.run_stages", lambda *a, **k: pytest.fail("training started"))
     with pytest.raises(error, match=text):
         finetune(sections, **options)
 
@@ -169,3 +172,52 @@ def test_recipe_moves_from_small_to_the_papers_values():
     assert rates == sorted(rates, reverse=True)
     assert all(c.reason for c in small.values())
     assert choose(20, 12)["batch_size"].value <= 10
+
+
+def test_interrupt_reaches_the_caller_and_signals_are_restored(ready, finetune):
+    import signal
+
+    import lightning as L
+
+    class Stop(L.Callback):
+        def on_train_batch_end(self, *args):
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(two(ready), trainer_kwargs={"callbacks": [Stop()]})
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_own_callbacks_and_numpy_numbers_are_welcome(ready, finetune, fast, tmp_path):
+    import lightning as L
+
+    seen = []
+
+    class Count(L.Callback):
+        def on_train_epoch_end(self, *args):
+            seen.append(1)
+
+    params = fast | {"batch_size": np.int64(16), "lr": np.float64(1e-3)}
+    model = finetune(two(ready), params=params, trainer_kwargs={"callbacks": [Count()]}, run_dir=tmp_path / "run")
+    assert len(seen) == len(model.history) == 3
+    assert sl.models.load(tmp_path / "run" / "model", device="cpu").fingerprint == model.fingerprint
+
+
+def test_no_room_for_the_cache_is_said_before_it_is_written(ready, finetune, monkeypatch):
+    from sealst._data import store
+
+    monkeypatch.setattr(store, "MAX_RAM_BYTES", 0)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(sl.DataError, match=r"crops.npy needs .* GiB free. Name a larger disk with `run_dir=`"):
+        finetune(two(ready))
+
+
+def test_one_plain_view_is_never_cached_when_augmentation_is_wanted():
+    from sealst._train._engine import use_trunk_cache
+
+    size = {"n": 100, "n_trunk": 10, "n_tokens": 5, "width": 8}
+    params = sl.tl.TrainParams(epochs=10, views=1)
+    assert not use_trunk_cache(params, **size)
+    assert use_trunk_cache(sl.tl.TrainParams(epochs=10, views=1, augmentation="none"), **size)
+    assert use_trunk_cache(sl.tl.TrainParams(epochs=10, views=4), **size)

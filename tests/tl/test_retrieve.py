@@ -60,7 +60,7 @@ def make_table(model: SealModel, embedding: np.ndarray) -> ad.AnnData:
     table.obsm["spatial"] = np.column_stack([position % 5, position // 5]) * PITCH_PX
     table.obsm["X_seal"] = np.where(np.isin(np.arange(n), NO_CROP)[:, None], np.nan, embedding).astype(np.float32)
     crops = {
-        f"{s}_spots": {"crop_um": 64.0, "crop_px": PX, "mpp": MPP, "shapes_key": f"{s}_spots_crops"}
+        f"{s}_spots": {"crop_um": 64.0, "crop_px": PX, "um_per_unit": MPP, "shapes_key": f"{s}_spots_crops"}
         for s in ("s1", "s2")
     }
     table.uns["spatialdata_attrs"] = {"region": list(crops), "region_key": "region", "instance_key": "spot_id"}
@@ -241,7 +241,7 @@ def test_hits_keep_their_distance(model: SealModel, table: ad.AnnData) -> None:
 
 def test_scale_of_each_section_counts(model: SealModel, table: ad.AnnData) -> None:
     for entry in (table.uns["sealst"]["crops"], table.uns["sealst"]["embed"]["X_seal"]["crops"]):
-        entry["s2_spots"]["mpp"] = 1.0  # spots are 200 µm apart there
+        entry["s2_spots"]["um_per_unit"] = 1.0  # spots are 200 µm apart there
     retrieve(table, model, "VIM", n_hits=60, suppress_um=150)
     found = pd.Series(stored(table)["hits"]).str[:2].value_counts()
     assert found["s2"] == PER_SECTION - 1

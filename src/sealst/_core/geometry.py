@@ -18,9 +18,9 @@ def similarity_scale(matrix: np.ndarray, tolerance: float = 0.01) -> float | Non
     return float(scales.mean())
 
 
-def square_boxes(centres: np.ndarray, side: float) -> np.ndarray:
-    """Boxes (x0, y0, x1, y1) of squares with the given side around centres (n, 2)."""
-    half = side / 2
+def square_boxes(centres: np.ndarray, side: float | np.ndarray) -> np.ndarray:
+    """Boxes (x0, y0, x1, y1) of squares around centres (n, 2), all of one side or each of its own."""
+    half = np.reshape(side, (-1, 1)) / 2
     return np.hstack([centres - half, centres + half])
 
 

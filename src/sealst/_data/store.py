@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sealst._data.crops import iter_crops
+from sealst._errors import DataError
 from sealst._logging import logger, progress
 
 #: larger collections are memory-mapped in the working folder
@@ -29,7 +31,13 @@ def allocate(shape: tuple[int, ...], dtype: Any, path: Path) -> np.ndarray:
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if size <= MAX_RAM_BYTES:
         return np.empty(shape, dtype=dtype)
-    logger.info("%s: %.1f GiB on disk", path.name, size / 2**30)
+    free = shutil.disk_usage(path.parent).free
+    if size > 0.95 * free:
+        raise DataError(
+            f"{path.name} needs {size / 2**30:.1f} GiB, but {str(path.parent)!r} has {free / 2**30:.1f} GiB free. Name "
+            "a larger disk with `run_dir=` or `sl.settings.cache_dir`, or ask for fewer `views`."
+        )
+    logger.info("%s: %.1f GiB on disk, in %s", path.name, size / 2**30, path.parent)
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,11 +92,31 @@ def _quiet_lightning() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C reach the caller: Lightning turns it into an exit and leaves the signal ignored."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGINT, handler)
+
+
 def use_trunk_cache(params: TrainParams, *, n: int, n_trunk: int, n_tokens: int, width: int) -> bool:
     """Whether to train on cached tokens: on request, or when the frozen blocks outweigh their cache."""
+    views = int(params.views or 1)
     if params.cache == "auto":
-        size = token_bytes(n, int(params.views or 1), n_tokens, width)
-        return n_trunk > 0 and int(params.epochs or 1) > int(params.views or 1) and size <= _MAX_CACHE_BYTES
+        size = token_bytes(n, views, n_tokens, width)
+        # A cache of the plain crop alone would silently switch augmentation off.
+        varied = views > 1 or params.augmentation == "none"
+        cached = varied and n_trunk > 0 and int(params.epochs or 1) > views and size <= _MAX_CACHE_BYTES
+        logger.info("cache = %s (%.2f GiB for %d views)", "trunk" if cached else "none", size / 2**30, views)
+        return cached
     if params.cache == "trunk" and n_trunk == 0:
         raise DataError("`params.cache='trunk'`, but every block is adapted: there is no frozen trunk. Use 'none'.")
     return params.cache == "trunk"
@@ -156,7 +179,7 @@ def _run(
 ) -> None:
     device = model.device
     loader = _loader(train, params, device)
-    steps = max(1, epochs * (len(loader) // params.accumulate))
+    steps = max(1, epochs * math.ceil(len(loader) / params.accumulate))
     options: dict[str, Any] = {
         "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
         "devices": [device.index] if device.type == "cuda" and device.index is not None else 1,
@@ -164,17 +187,18 @@ def _run(
         "precision": _precision(params, device),
         "gradient_clip_val": params.clip_norm,
         "accumulate_grad_batches": params.accumulate,
-        "callbacks": [recorder],
+        "callbacks": [recorder, *trainer_kwargs.get("callbacks", ())],
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    trainer = L.Trainer(**(options | dict(trainer_kwargs)))
+    trainer = L.Trainer(**({k: v for k, v in trainer_kwargs.items() if k != "callbacks"} | options))
     module = stage(model, params, lr, steps)
     validation = None if held_out is None else _loader(held_out, params, device)
-    trainer.fit(module, loader, validation)
+    with _interruptible():
+        trainer.fit(module, loader, validation)
 
 
 def run_stages(

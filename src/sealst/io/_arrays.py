@@ -166,7 +166,16 @@ def _by_id(extra: pd.DataFrame | None, ids: np.ndarray) -> pd.DataFrame | None:
     if extra is None:
         return None
     named = extra.set_axis(extra.index.map(str), axis=0)
-    return named.loc[ids] if len(named) == len(ids) and set(named.index) == set(ids) else extra
+    found = set(named.index) & set(ids)
+    if found == set(ids) and named.index.is_unique:
+        return named.loc[ids]
+    # A plain count of rows is no id, whatever the spots are called.
+    if found and not isinstance(extra.index, pd.RangeIndex):
+        raise DataError(
+            f"`obs` is indexed by spot id, but has only {len(found)} of the {len(ids)} spots of `spot_ids` once each. "
+            "Give every spot a row, or `obs.reset_index(drop=True)` to join by order."
+        )
+    return extra
 
 
 def _obs_frame(

@@ -40,6 +40,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone: Any = vit
         self.spec = spec
+        #: constructor arguments beyond the architecture's own, for a folder that timm loads
+        self.model_args: dict[str, Any] = {}
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
@@ -64,7 +66,7 @@ class Encoder(nn.Module):
                 f"Crops of {side} px do not divide into the encoder's patches of {self.spec.patch_px} px. Pair crops "
                 f"again with `crop_px={max(side // self.spec.patch_px, 1) * self.spec.patch_px}`."
             )
-        (tokens, prefix), *_ = self.vit.forward_intermediates(
+        found = self.vit.forward_intermediates(
             (images - self.mean) / self.std,
             indices=[n_blocks - 1],
             return_prefix_tokens=True,
@@ -73,7 +75,8 @@ class Encoder(nn.Module):
             output_fmt="NLC",
             intermediates_only=True,
         )
-        return torch.cat([prefix, tokens], dim=1)
+        # timm gives prefix tokens apart, and none where there are none.
+        return found[0] if self.spec.n_prefix == 0 else torch.cat([found[0][1], found[0][0]], dim=1)
 
     def tail(self, tokens: torch.Tensor, n_blocks: int) -> torch.Tensor:
         """Embeddings (B, dim) from tokens that went through the first `n_blocks` blocks."""
@@ -124,7 +127,7 @@ def build_encoder(encoder: str, *, pretrained: bool = True, pool: str = "cls", s
     _check_name(encoder, pretrained)
     with seeded(seed):
         vit: Any = _create(encoder, pretrained)
-    if pool != "mean" and vit.num_prefix_tokens == 0:
+    if pool != "mean" and not vit.has_class_token:
         raise DataError(f"{encoder!r} has no class token; use `pool='mean'`.")
     config = timm.data.resolve_model_data_config(vit)
     width = vit.num_features
@@ -142,7 +145,16 @@ def build_encoder(encoder: str, *, pretrained: bool = True, pool: str = "cls", s
         licence=str(vit.pretrained_cfg.get("license") or "unknown"),
         seed=seed,
     )
-    return Encoder(vit, spec).eval()
+    built = Encoder(vit, spec).eval()
+    built.model_args = _model_args(encoder)
+    return built
+
+
+def _model_args(encoder: str) -> dict[str, Any]:
+    if not encoder.startswith(_LOCAL):
+        return {}
+    config = json.loads((Path(encoder.removeprefix(_LOCAL)) / "config.json").read_text(encoding="utf-8"))
+    return dict(config.get("model_args", {}))
 
 
 def _check_name(encoder: str, pretrained: bool) -> None:

@@ -91,8 +91,11 @@ class SealModel(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with any trained weight, the panel, or the encoder's record."""
-        digest = hashlib.sha256(repr((self.encoder.spec.to_dict(), asdict(self.crop), self.panel.fingerprint)).encode())
+        """16 hex digits that change with any trained weight, the panel, or how crops are fed; not with file names."""
+        spec = {k: v for k, v in self.encoder.spec.to_dict().items() if k != "key"}
+        panel = (self.panel.fingerprint, self.panel.layer, self.panel.target_sum)
+        facts = (spec, asdict(self.crop), self.lora.r, float(self.lora.alpha), self.lora.n_blocks, panel)
+        digest = hashlib.sha256(repr(facts).encode())
         for name, tensor in sorted(self.trained_state().items()):
             digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,13 @@ def _swap(work: Path, path: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
     path.rename(old / path.name)
-    work.rename(path)
-    shutil.rmtree(old)
+    try:
+        work.rename(path)
+    except OSError:
+        (old / path.name).rename(path)
+        raise
+    finally:
+        shutil.rmtree(old)
 
 
 def _write(model: SealModel, folder: Path, include_base: bool) -> None:
@@ -86,18 +92,8 @@ def _write(model: SealModel, folder: Path, include_base: bool) -> None:
 
 def _write_base(encoder: Encoder, folder: Path) -> None:
     """Store the base encoder as a timm folder that ``timm.create_model("local-dir:…")`` loads."""
-    plain = build_encoder(encoder.spec.key, pretrained=False, pool=encoder.spec.pool, seed=encoder.spec.seed).vit
-    state = {k.replace(".base_layer", ""): v for k, v in encoder.vit.state_dict().items() if "lora_" not in k}
-    plain.load_state_dict(state)
-    timm.models.save_for_hf(plain, str(folder), model_args=_model_args(encoder), safe_serialization=True)
-
-
-def _model_args(encoder: Encoder) -> dict[str, Any]:
-    key = encoder.spec.key
-    if key.startswith("local-dir:"):
-        config = json.loads((Path(key.removeprefix("local-dir:")) / "config.json").read_text(encoding="utf-8"))
-        return dict(config.get("model_args", {}))
-    return {}
+    plain = copy.deepcopy(encoder.backbone).unload()
+    timm.models.save_for_hf(plain, str(folder), model_args=encoder.model_args, safe_serialization=True)
 
 
 def load(path: str | Path, *, encoder: str | None = None, device: str | None = None) -> SealModel:
@@ -138,9 +134,12 @@ def load(path: str | Path, *, encoder: str | None = None, device: str | None = N
             f"The base weights of {source!r} (sha256 {found[:12]}…) are not those the adapter was trained on "
             f"({base['sha256'][:12]}…, {spec.key!r}). Pass the right ones with `encoder=`."
         )
-    built.spec = spec
+    # The stored record decides how crops are fed; where the weights are now is all that may have changed.
+    moved = spec if encoder is None else replace(spec, key=encoder)
+    restored = Encoder(built.vit, moved)
+    restored.model_args = built.model_args
     model = SealModel(
-        built,
+        restored,
         GenePanel.from_tsv(folder / "panel.tsv"),
         crop=CropSpec(**config["crop"]),
         lora=LoraParams(**config["lora"]),

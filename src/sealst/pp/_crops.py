@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,6 +107,8 @@ def pair_crops(
     """
     check_positive("crop_um", crop_um)
     check_positive("crop_px", crop_px)
+    if crop_px != int(crop_px):
+        raise DataError(f"`crop_px` must be a whole number, found {crop_px!r}.")
     check_fraction("min_inside", min_inside)
     check_fraction("max_outside", max_outside)
     table = _section.get_table(sdata, table_key)
@@ -121,10 +124,14 @@ def pair_crops(
                 f"`sdata.shapes[{Keys.crops(one.name)!r}]` exists already; replace it with `overwrite=True`."
             )
         image = _section.find_image(sdata, one, image_key)
+        _section.he_image(sdata, image)
         scale, source = _resolve_mpp(sdata, one, image, coordinate_system, stated)
         boxes = _boxes(sdata, one, image, coordinate_system, crop_um / scale, max_outside)
         entry = {"image_key": image, "crop_um": float(crop_um), "crop_px": int(crop_px), "mpp": scale}
         entry |= {"mpp_source": source, "min_inside": float(min_inside), "shapes_key": Keys.crops(one.name)}
+        entry |= {"coordinate_system": coordinate_system, "boxes": _digest(one, boxes)}
+        # What a unit of the shared system, in which `.obsm["spatial"]` is given, measures.
+        entry["um_per_unit"] = scale / (similarity_scale(_section.affine(sdata.images[image], coordinate_system)) or 1)
         paired.append((one, boxes, _usable(sdata, image, boxes, min_inside), entry))
         _warn_if_enlarged(one, scale, crop_um / crop_px)
     _write(sdata, table, paired)
@@ -195,6 +202,12 @@ def _boxes(
             "`max_outside` if these spots are truly off the image."
         )
     return square_boxes(centres, side_px)
+
+
+def _digest(region: Region, boxes: np.ndarray) -> str:
+    """Changes when a spot moves, so that results from earlier crops are recognised."""
+    text = "\n".join(map(str, region.ids)).encode()
+    return hashlib.sha256(text + boxes.round(3).tobytes()).hexdigest()[:16]
 
 
 def _usable(sdata: SpatialData, image: str, boxes: np.ndarray, min_inside: float) -> np.ndarray:

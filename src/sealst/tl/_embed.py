@@ -65,7 +65,8 @@ def embed(
     -------
     None, or with ``copy=True`` the table with
 
-    - ``.obsm["X_seal" | key_added]``: float32 (n_obs, dim), not normalised; NaN for spots without a crop
+    - ``.obsm["X_seal" | key_added]``: float32 (n_obs, dim), not normalised; NaN for spots without a crop. Rows of
+      other regions keep what the same model wrote
     - ``.uns["sealst"]["embed"][key]``: model fingerprint or encoder record, modality, crops
 
     Raises
@@ -87,13 +88,15 @@ def embed(
     if modality == "gene":
         if not isinstance(model, SealModel):
             raise DataError("Embeddings of expression need a SEAL model; an encoder by name only sees images.")
+        if device is not None:
+            model.to(resolve_device(device))
         embedding, entry = _embed_genes(table, regions, model), _gene_record(model)
     else:
         embedding, entry = embed_crops(
             sdata, table, regions, model, pool=pool, pretrained=pretrained, device=device, show=progress
         )
     target = table.copy() if copy else table
-    write_embedding(target, key, embedding, entry)
+    write_embedding(target, key, *merged(target, key, embedding, entry))
     return target if copy else None
 
 
@@ -145,20 +148,40 @@ def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict
     logger.info("Wrote .obsm[%r]: %d spots, %d dimensions", key, np.isfinite(embedding[:, 0]).sum(), embedding.shape[1])
 
 
+def merged(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Keep what the same model wrote for other regions, so that regions can be embedded one by one."""
+    before = table.uns.get(Keys.UNS, {}).get("embed", {}).get(key)
+    if before is None or key not in table.obsm or table.obsm[key].shape != embedding.shape:
+        return embedding, entry
+    if any(before.get(k) != v for k, v in entry.items() if k != "crops"):
+        return embedding, entry
+    kept = np.isnan(embedding).all(axis=1)
+    kept[np.isin(_region_column(table), list(entry.get("crops", {})))] = False
+    embedding = np.where(kept[:, None], np.asarray(table.obsm[key]), embedding)
+    return embedding, entry | ({"crops": before["crops"] | entry["crops"]} if "crops" in entry else {})
+
+
+def _region_column(table: AnnData) -> np.ndarray:
+    names = np.empty(table.n_obs, dtype=object)
+    for region in _section.regions_of(table):
+        names[region.rows] = region.name
+    return names
+
+
 def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:
-    """``X_seal`` when it was made by this very model from the present crops, else None."""
+    """``X_seal`` when this very model made it from the present crops of these regions, else None."""
     entry = table.uns.get(Keys.UNS, {}).get("embed", {}).get(Keys.EMBEDDING)
     if entry is None or Keys.EMBEDDING not in table.obsm:
         return None
-    same = entry["model"] == model.fingerprint and entry["crops"] == crops_record(table, regions)
+    made_from, now = entry["crops"], crops_record(table, regions)
+    same = entry["model"] == model.fingerprint and all(made_from.get(name) == crops for name, crops in now.items())
     return np.asarray(table.obsm[Keys.EMBEDDING]) if same else None
 
 
 def _embed_genes(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray:
     rows = np.concatenate([region.rows for region in regions])
-    layer = _section.lognorm(table, model.panel.layer)
     out = np.full((table.n_obs, model.dim), np.nan, dtype=np.float32)
-    out[rows] = model.embed_genes(model.panel.extract(layer[rows], table.var_names))
+    out[rows] = model.embed_genes(_section.expression(table, model.panel, rows))
     return out
 
 

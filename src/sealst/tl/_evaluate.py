@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
@@ -16,8 +18,9 @@ from sealst._core.device import autocast
 from sealst._core.metrics import bootstrap_interval, gene_pearson, recall_at_k, retrieval_ranks
 from sealst._core.probes import knn_impute, mean_baseline, ridge_probe
 from sealst._data.tokens import to_images
-from sealst._errors import DataError, PanelError
+from sealst._errors import DataError, LeakError, PanelError, SealstWarning
 from sealst._keys import Keys
+from sealst._section import Region
 from sealst._validate import check_positive, listed
 from sealst.models import SealModel
 from sealst.pp import check_split, select_genes
@@ -60,7 +63,8 @@ def evaluate(
     """Compare the adapted encoder with the frozen one on held-out sections.
 
     Probes (ridge regression on standardised features) are fitted on the training sections; their penalty is chosen by
-    cross-validation over these sections. Targets are the measured log1p-CP10k of single spots.
+    cross-validation over their patients (over sections where there is one patient). Targets are the measured
+    log1p-CP10k of single spots.
 
     Parameters
     ----------
@@ -71,10 +75,10 @@ def evaluate(
     test
         Held-out sections, each reported by itself.
     genes
-        Named sets of genes to score, a subset of the panel. Default: ``"hvg50"`` and ``"heg50"``, the most variable and
-        the most expressed of the training sections.
+        Named sets of genes to score, a subset of the panel. Default: ``"hvg50"`` and ``"heg50"``, those of the panel
+        that are most variable and most expressed in the training sections.
     n_genes
-        Size of the default sets.
+        Size of the default sets; named by the number they have where the panel is smaller.
     allow_shared_patients
         Whether a patient may stand on both sides, for in-sample checks; refused otherwise.
     table_key
@@ -100,7 +104,7 @@ def evaluate(
     Raises
     ------
     LeakError
-        When a patient stands on both sides.
+        When a patient stands on both sides, or the model was trained on a patient of `test`.
     PanelError
         When a gene is not in the model's panel.
 
@@ -112,9 +116,10 @@ def evaluate(
     train, test = as_sections(train, "train"), as_sections(test, "test")
     if not allow_shared_patients:
         check_split(train, test, table_key=table_key)
+        _check_unseen(model, test, table_key)
     sets = _gene_sets(model, train, genes, n_genes, table_key)
-    seen = [_views(model, s, table_key, progress) for s in train]
-    held = [_views(model, s, table_key, progress) for s in test]
+    seen = [view for s in train for view in _views(model, s, table_key, progress)]
+    held = [view for s in test for view in _views(model, s, table_key, progress)]
     predictions = _predictions(model, seen, held)
     rows = [row for i, view in enumerate(held) for row in _pearson_rows(view, predictions, i, sets, model, seed)]
     rows += [row for i, view in enumerate(held) for row in _retrieval_rows(view, predictions[FROZEN][i], model)]
@@ -125,12 +130,15 @@ def _gene_sets(
     model: SealModel, train: list[SpatialData], genes: Mapping[str, Sequence[str]] | None, n: int, table_key: str
 ) -> dict[str, np.ndarray]:
     if genes is None:
-        # More than needed, since the model's panel may lack some; kept in order.
         genes = {}
         for kind in ("hvg", "heg"):
-            ranked = select_genes(train, len(model.panel), criterion=kind, table_key=table_key).genes
-            known = set(model.panel.genes)
-            genes[f"{kind}{n}"] = [g for g in ranked if g in known][:n]
+            # Ranked over every gene, since the ranking of a few is not that of all; then those the model knows.
+            n_all = max(_section.get_table(s, table_key).n_vars for s in train)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SealstWarning)
+                ranked = select_genes(train, n_all, criterion=kind, layer=model.panel.layer, table_key=table_key).genes
+            kept = [g for g in ranked if g in set(model.panel.genes)][:n]
+            genes[f"{kind}{len(kept)}"] = kept
     position = {g: i for i, g in enumerate(model.panel.genes)}
     for name, members in genes.items():
         if not len(members):
@@ -140,33 +148,45 @@ def _gene_sets(
     return {name: np.array([position[g] for g in members]) for name, members in genes.items()}
 
 
-def _views(model: SealModel, sdata: SpatialData, table_key: str, show: bool | None) -> _Views:
+def _check_unseen(model: SealModel, test: list[SpatialData], table_key: str) -> None:
+    tested = {p for s in test for p in _section.patients_of(_section.get_table(s, table_key))}
+    if shared := sorted(tested & set(model.provenance.get("patients", []))):
+        raise LeakError(
+            f"The model was trained on patient(s) {listed(shared)}, who are in `test`. Test on other patients, or pass "
+            "`allow_shared_patients=True` for an in-sample check."
+        )
+
+
+def _views(model: SealModel, sdata: SpatialData, table_key: str, show: bool | None) -> list[_Views]:
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table)
-    spec = crop_spec(table, regions)
-    check_crops_fit(spec, model.crop)
+    check_crops_fit(crop_spec(table, regions), model.crop)
+    return [_view(model, sdata, table, region, show) for region in regions]
+
+
+def _view(model: SealModel, sdata: SpatialData, table: AnnData, region: Region, show: bool | None) -> _Views:
     rows, parts = [], []
     for some, values in map_crops(
-        sdata, table, regions, lambda c: _three(model, c), px=spec.crop_px, show=show, desc=regions[0].section
+        sdata, table, [region], lambda c: _three(model, c), px=model.crop.crop_px, show=show, desc=region.section
     ):
         rows.append(some)
         parts.append(values)
     if not rows:
-        raise DataError(f"Section {regions[0].section!r} has no usable crop; see `.obs['crop_reason']`.")
+        raise DataError(f"Section {region.section!r} has no usable crop; see `.obs['crop_reason']`.")
     order = np.argsort(np.concatenate(rows))
     kept = np.concatenate(rows)[order]
     values = np.concatenate(parts)[order]
     frozen, adapted, colour = np.split(values, [model.dim, 2 * model.dim], axis=1)
-    context = model.panel.extract(_section.lognorm(table, model.panel.layer)[kept], table.var_names)
+    context = _section.expression(table, model.panel, kept)
     return _Views(
-        name=", ".join(r.section for r in regions),
-        patient=", ".join(_section.patients_of(table)),
+        name=region.section,
+        patient=", ".join(_section.patients_of(table, region.rows)),
         frozen=frozen,
         adapted=adapted,
         colour=colour,
         gene=model.embed_genes(context),
         context=context,
-        measured=model.panel.extract(_section.lognorm(table)[kept], table.var_names),
+        measured=_section.expression(table, model.panel, kept, Keys.LOGNORM),
     )
 
 
@@ -187,7 +207,9 @@ def _three(model: SealModel, crops: np.ndarray) -> np.ndarray:
 def _predictions(model: SealModel, seen: list[_Views], held: list[_Views]) -> dict[str, list[np.ndarray]]:
     """Expression (n, panel) of every held-out section by every method."""
     y = np.concatenate([v.measured for v in seen])
-    groups = np.concatenate([[v.name] * len(v.measured) for v in seen])
+    # Serial sections of one patient are no independent folds; they must do where there is only one patient.
+    several = len({v.patient for v in seen}) > 1
+    groups = np.concatenate([[v.patient if several else v.name] * len(v.measured) for v in seen])
     out: dict[str, list[np.ndarray]] = {}
     for method, feature in ((FROZEN, "frozen"), (ADAPTED, "adapted"), (COLOUR, "colour")):
         x = np.concatenate([getattr(v, feature) for v in seen])

@@ -17,14 +17,14 @@ from sealst._core.device import resolve_device, seeded
 from sealst._core.panel import GenePanel
 from sealst._data.dataset import PairDataset
 from sealst._data.store import CropSource
-from sealst._errors import DataError, PanelError
+from sealst._errors import DataError, PanelError, SealstError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._settings import settings
 from sealst._train._engine import image_inputs, run_stages, use_trunk_cache
 from sealst._train._params import TrainParams
 from sealst._train._recipe import choose
-from sealst._validate import resolve_params
+from sealst._validate import listed, resolve_params
 from sealst._version import __version__
 from sealst.models import CropSpec, Encoder, GeneVAEParams, LoraParams, SealModel, build_encoder
 from sealst.pp import check_split, select_genes
@@ -143,24 +143,40 @@ def finetune(
     seed = settings.seed if seed is None else int(seed)
     folder = None if run_dir is None else _new_run_folder(Path(run_dir))
 
+    _check_trainer_kwargs(trainer_kwargs or {})
     panel = _panel(train, panel, n_genes, params.layer, table_key)
-    pairs = _pairs(train, panel, params.layer, table_key)
+    pairs = _pairs(train, panel, table_key)
     if len(pairs) < _MIN_SPOTS:
         raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
     base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
     if not pretrained:
         warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
     params, lora = _recipe(params, lora, len(pairs), base)
+    provenance = _provenance(train, held, pairs, params, seed, table_key)
     with seeded(seed):
         model = SealModel(base, panel, crop=spec, lora=lora, gene_vae=gene_vae).to(target_device)
         with ExitStack() as stack:
-            work = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sealst-")))
-            _train(model, params, pairs, _pairs(held, panel, params.layer, table_key) if held else None, work,
+            work = folder or _scratch(stack)
+            _train(model, params, pairs, _pairs(held, panel, table_key) if held else None, work,
                    keep=folder is not None, show=progress, trainer_kwargs=trainer_kwargs or {})  # fmt: skip
-    model.provenance = _provenance(train, held, pairs, params, seed, table_key)
+    model.provenance = provenance
     if folder is not None:
         _finish_run(model, folder)
     return model
+
+
+def _scratch(stack: ExitStack) -> Path:
+    """Folder for crops and tokens that do not fit into memory; removed after training."""
+    settings.cache_dir.mkdir(parents=True, exist_ok=True)
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="training-", dir=settings.cache_dir)))
+
+
+def _check_trainer_kwargs(options: Mapping[str, Any]) -> None:
+    if refused := sorted(set(options) & {"max_epochs", "devices", "num_nodes", "strategy", "accelerator"}):
+        raise DataError(
+            f"`trainer_kwargs` must not hold {listed(refused)}: epochs are `params.epochs`, and training runs on the "
+            "one device that `device=` names."
+        )
 
 
 def _shared_crop_spec(sections: list[SpatialData], table_key: str) -> CropSpec:
@@ -194,15 +210,14 @@ def _panel(train: list[SpatialData], panel: GenePanel | None, n: int, layer: str
     return panel
 
 
-def _pairs(sections: list[SpatialData], panel: GenePanel, layer: str, table_key: str) -> _Pairs:
+def _pairs(sections: list[SpatialData], panel: GenePanel, table_key: str) -> _Pairs:
     sources, expression = [], []
     for sdata in sections:
         table = _section.get_table(sdata, table_key)
-        matrix = _section.lognorm(table, layer)
         for region in _section.regions_of(table):
             rows, source = crop_source(sdata, table, region)
             sources.append(source)
-            expression.append(panel.extract(matrix[rows], table.var_names))
+            expression.append(_section.expression(table, panel, rows))
     joined = np.concatenate(expression)
     return _Pairs(sources, joined, joined)
 
@@ -282,5 +297,9 @@ def _finish_run(model: SealModel, folder: Path) -> None:
     from sealst.pl import training
 
     model.save(folder / "model")
-    training(model, save=folder / "training.png", show=False)
+    try:
+        training(model, save=folder / "training.png", show=False)
+    except (SealstError, OSError) as error:
+        # The model is safe; a missing picture must not look like a failed training.
+        warn(f"The curves could not be drawn: {error}")
     logger.info("run folder: %s", folder)

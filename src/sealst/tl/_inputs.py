@@ -56,9 +56,8 @@ def check_crops_fit(spec: CropSpec, model: CropSpec) -> None:
 def crop_source(sdata: SpatialData, table: AnnData, region: Region) -> tuple[np.ndarray, CropSource]:
     """Rows of a region that have a crop, and where to read them."""
     rows, boxes = _section.crop_boxes(sdata, table, region)
-    image = _section.crop_definition(table, region)["image_key"]
-    _section.check_key(sdata.images, image, where="`sdata.images`", hint="Run `sl.pp.pair_crops` again.")
-    return rows, CropSource(_section.image_levels(sdata.images[image]), boxes)
+    image = _section.he_image(sdata, _section.crop_definition(table, region)["image_key"])
+    return rows, CropSource(_section.image_levels(image), boxes)
 
 
 def map_crops(

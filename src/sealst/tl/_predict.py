@@ -16,7 +16,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst.models import SealModel
-from sealst.tl._embed import embed_crops, stored_embedding, write_embedding
+from sealst.tl._embed import embed_crops, merged, stored_embedding, write_embedding
 from sealst.tl._pathways import PathwayResult, score_sets, write_pathways
 
 
@@ -53,7 +53,8 @@ def predict(
     key_added
         Slot in ``.obsm``.
     region, table_key
-        Which spots, and the table to write to.
+        Region(s) to embed where that is still to be done, by default all; and the table to write to. Regions that this
+        model embedded before are predicted too.
     device
         Device; default the model's own.
     progress
@@ -95,6 +96,9 @@ def predict(
         embedding, entry = embed_crops(sdata, table, regions, model, device=device, show=progress)
     elif device is not None:
         model.to(resolve_device(device))
+    if entry is not None:
+        embedding, entry = merged(table, Keys.EMBEDDING, embedding, entry)
+    # All spots that this model has embedded, so that regions can be predicted one by one.
     expression = _expression(table, model, embedding)
     pathways = None if net is None else score_sets(expression, net, method=method)
     target = table.copy() if copy else table
@@ -122,4 +126,4 @@ def _write(
     _section.record(table, "predict", stored | {key: entry})
     logger.info("Wrote .obsm[%r]: %d genes", key, expression.shape[1])
     if pathways is not None:
-        write_pathways(table, Keys.PATHWAYS, pathways, source="predicted")
+        write_pathways(table, Keys.PATHWAYS, pathways, source="predicted", slot=key)

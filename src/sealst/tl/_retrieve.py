@@ -335,8 +335,8 @@ def _positions(table: AnnData, regions: Sequence[Region], rows: np.ndarray, grou
         raise MissingKeyError(
             f"`suppress_um` needs positions: {Keys.SPATIAL!r} not found in `.obsm`; found: {listed(table.obsm)}."
         )
-    mpp = np.array([_section.crop_definition(table, one)["mpp"] for one in regions], dtype=float)
-    return np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[rows] * mpp[groups, None]
+    um = np.array([_section.crop_definition(table, one)["um_per_unit"] for one in regions], dtype=float)
+    return np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[rows] * um[groups, None]
 
 
 def _write(table: AnnData, answer: _Answer, entry: dict[str, Any], prefix: str) -> None:
