@@ -22,7 +22,8 @@ class Settings:
     Attributes
     ----------
     cache_dir
-        Folder for downloaded data and cached crops (environment variable ``SEALST_CACHE``).
+        Folder for downloaded data, and for crops and tokens that training keeps on disk while it runs (environment
+        variable ``SEALST_CACHE``).
     device
         ``"auto"`` (a GPU when there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
     progress
@@ -30,7 +31,7 @@ class Settings:
     batch_size
         Crops per forward pass at inference.
     seed
-        Seed used where a call is given none.
+        Seed of `sealst.tl.finetune` where it is given none.
 
     Examples
     --------

@@ -28,9 +28,10 @@ def _between(n: int, small: float, large: float) -> float:
 def _batch_size(n: int) -> Choice:
     if n >= LARGE:
         return Choice(384, "the paper's batch")
-    # A power of two near a tenth of the spots: enough steps per epoch, enough negatives per step.
+    # A power of two: enough steps per epoch, enough negatives per step.
     size = 2 ** round(math.log2(max(_between(n, min(64, n / 8), 384), 8)))
-    return Choice(int(min(size, max(2, n // 2))), f"about a tenth of {n} spots, at least 8")
+    reason = f"an eighth of {n} spots, at most 64" if n < SMALL else "between 64 and the paper's 384"
+    return Choice(int(min(size, max(2, n // 2))), reason)
 
 
 def choose(n_spots: int, n_blocks: int) -> dict[str, Choice]:
@@ -42,10 +43,11 @@ def choose(n_spots: int, n_blocks: int) -> dict[str, Choice]:
     small = n_spots < SMALL
     batch = _batch_size(n_spots)
     steps_per_epoch = max(1, n_spots // batch.value)
+    why = f"about {_SMALL_STEPS} steps, at least 10 epochs" if small else "10 to 15 passes over much data"
     epochs = max(10, round(_SMALL_STEPS / steps_per_epoch)) if small else round(_between(n_spots, 15, 10))
     return {
         "batch_size": batch,
-        "epochs": Choice(epochs, f"about {_SMALL_STEPS} steps" if small else "10 to 15 passes over much data"),
+        "epochs": Choice(epochs, why),
         "warmup_epochs": Choice(0, "as in the paper"),
         "lr": Choice(float(f"{_between(n_spots, 2e-3, 1e-4):.2g}"), "few steps need a high rate, many a low one"),
         "weight_decay": Choice(float(f"{_between(n_spots, 0.05, 0.2):.2g}"), "the paper's 0.2 for much data"),
