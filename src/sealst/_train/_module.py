@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -46,7 +47,7 @@ def _cosine(warm: int, total: int) -> Callable[[int], float]:
     return factor
 
 
-class _Stage(L.LightningModule):
+class _Stage(L.LightningModule, ABC):
     """Optimiser, schedule and logging that both stages share."""
 
     def __init__(self, model: Alignable, params: TrainParams, lr: float, total_steps: int) -> None:
@@ -54,9 +55,9 @@ class _Stage(L.LightningModule):
         self.model, self.params, self.lr, self.total_steps = model, params, lr, total_steps
         self.reconstruct = RECONSTRUCTION[params.reconstruction]
 
+    @abstractmethod
     def trainable(self) -> list[nn.Parameter]:
         """Parameters of this stage."""
-        raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
         """AdamW; biases, norms and flow vectors are not decayed; cosine schedule after a short linear rise."""

@@ -155,17 +155,22 @@ def merged(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any
         return embedding, entry
     if any(before.get(k) != v for k, v in entry.items() if k != "crops"):
         return embedding, entry
-    kept = np.isnan(embedding).all(axis=1)
-    kept[np.isin(_region_column(table), list(entry.get("crops", {})))] = False
-    embedding = np.where(kept[:, None], np.asarray(table.obsm[key]), embedding)
-    return embedding, entry | ({"crops": before["crops"] | entry["crops"]} if "crops" in entry else {})
+    if "crops" not in entry:
+        kept = np.isnan(embedding).all(axis=1)
+        return np.where(kept[:, None], np.asarray(table.obsm[key]), embedding), entry
+    crops = dict(entry["crops"])
+    for region in _unchanged(table, before):
+        if region.name not in entry["crops"]:
+            embedding[region.rows] = table.obsm[key][region.rows]
+            crops[region.name] = before["crops"][region.name]
+    return embedding, entry | {"crops": crops}
 
 
-def _region_column(table: AnnData) -> np.ndarray:
-    names = np.empty(table.n_obs, dtype=object)
-    for region in _section.regions_of(table):
-        names[region.rows] = region.name
-    return names
+def _unchanged(table: AnnData, entry: dict[str, Any]) -> list[Region]:
+    """Regions whose present crops are those that a stored embedding was made from."""
+    now = table.uns.get(Keys.UNS, {}).get("crops", {})
+    made_from = entry.get("crops", {})
+    return [r for r in _section.regions_of(table) if r.name in made_from and made_from[r.name] == now.get(r.name)]
 
 
 def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:
@@ -173,9 +178,13 @@ def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel
     entry = table.uns.get(Keys.UNS, {}).get("embed", {}).get(Keys.EMBEDDING)
     if entry is None or Keys.EMBEDDING not in table.obsm:
         return None
-    made_from, now = entry["crops"], crops_record(table, regions)
-    same = entry["model"] == model.fingerprint and all(made_from.get(name) == crops for name, crops in now.items())
-    return np.asarray(table.obsm[Keys.EMBEDDING]) if same else None
+    valid = _unchanged(table, entry)
+    if entry["model"] != model.fingerprint or not {r.name for r in regions} <= {r.name for r in valid}:
+        return None
+    out = np.full(table.obsm[Keys.EMBEDDING].shape, np.nan, dtype=np.float32)
+    for region in valid:
+        out[region.rows] = table.obsm[Keys.EMBEDDING][region.rows]
+    return out
 
 
 def _embed_genes(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray:
