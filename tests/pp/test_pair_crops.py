@@ -280,3 +280,16 @@ def test_crops_before_pairing_name_the_call():
     (region,) = _section.regions_of(table)
     with pytest.raises(sl.OrderError, match=r"Run `sl.pp.pair_crops\(sdata\)` first"):
         _section.crop_definition(table, region)
+
+
+def test_levels_of_an_image_with_odd_sides_agree_up_to_the_far_corner():
+    y, x = np.mgrid[:401, :399]
+    image = np.stack([x * 255 / 400, y * 255 / 400, x * 0], axis=2).astype(np.uint8)
+    sdata = sl.io.from_arrays(
+        image, np.ones((2, 1)), np.array([[60, 60], [330, 330.0]]), genes=["A"], mpp=1.0, spot_um=20, thumbnail=False
+    )
+    levels = _section.image_levels(sdata.images["section_he"])
+    assert len(levels) > 1
+    boxes = np.array([[10, 10, 110, 110], [280, 280, 380, 380.0]])
+    fine, coarse = (read_crops(levels, boxes, 25, level=i).astype(float) for i in (0, 1))
+    np.testing.assert_allclose(fine.mean((1, 2)), coarse.mean((1, 2)), atol=0.6)
