@@ -132,12 +132,7 @@ def _gene_sets(
     if genes is None:
         genes = {}
         for kind in ("hvg", "heg"):
-            # Ranked over every gene, since the ranking of a few is not that of all; then those the model knows.
-            n_all = max(_section.get_table(s, table_key).n_vars for s in train)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SealstWarning)
-                ranked = select_genes(train, n_all, criterion=kind, layer=model.panel.layer, table_key=table_key).genes
-            kept = [g for g in ranked if g in set(model.panel.genes)][:n]
+            kept = _ranked(model, train, kind, n, table_key)
             genes[f"{kind}{len(kept)}"] = kept
     position = {g: i for i, g in enumerate(model.panel.genes)}
     for name, members in genes.items():
@@ -146,6 +141,22 @@ def _gene_sets(
         if absent := [g for g in members if g not in position]:
             raise PanelError(f"Gene set {name!r} has genes outside the model's panel: {listed(absent)}.")
     return {name: np.array([position[g] for g in members]) for name, members in genes.items()}
+
+
+def _ranked(model: SealModel, train: list[SpatialData], kind: str, n: int, table_key: str) -> list[str]:
+    """The n genes of the panel that rank first in the training sections."""
+    known = set(model.panel.genes)
+    n_all = max(_section.get_table(s, table_key).n_vars for s in train)
+    kept: list[str] = []
+    # As many as the panel has: for the default panel its own order. A panel chosen otherwise may need them all.
+    for top in (len(known), n_all):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SealstWarning)
+            ranked = select_genes(train, top, criterion=kind, layer=model.panel.layer, table_key=table_key).genes
+        kept = [g for g in ranked if g in known][:n]
+        if len(kept) == n:
+            break
+    return kept
 
 
 def _check_unseen(model: SealModel, test: list[SpatialData], table_key: str) -> None:
