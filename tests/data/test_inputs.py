@@ -59,13 +59,13 @@ def test_dataset_serves_whole_batches_and_random_views_only_in_training():
     tokens = np.arange(6 * 4, dtype=np.float16).reshape(6, 4, 1, 1)
     x = np.arange(6, dtype=np.float32)[:, None]
     rows = [4, 0, 3]
-    held = as_is(PairDataset(tokens, x, x, train=False).__getitems__(rows))
+    held = as_is(PairDataset(tokens, x, train=False).__getitems__(rows))
     assert held["tokens"].flatten().tolist() == [16, 0, 12]
-    assert held["target"].flatten().tolist() == rows
+    assert held["expression"].flatten().tolist() == rows
     torch.manual_seed(0)
-    train = PairDataset(tokens, x, x, train=True)
+    train = PairDataset(tokens, x, train=True)
     seen = {int(train.__getitems__([1])["tokens"]) for _ in range(60)}
     assert seen == {4, 5, 6, 7}
     crops = np.zeros((6, 2, 2, 3), dtype=np.uint8)
-    assert set(PairDataset(crops, x, x, train=True).__getitems__(rows)) == {"crops", "gene_input", "target"}
-    assert set(PairDataset(None, x, x, train=True).__getitems__(rows)) == {"gene_input", "target"}
+    assert set(PairDataset(crops, x, train=True).__getitems__(rows)) == {"crops", "expression"}
+    assert set(PairDataset(None, x, train=True).__getitems__(rows)) == {"expression"}

@@ -17,26 +17,23 @@ class PairDataset(Dataset[dict[str, Any]]):
     ----------
     images
         uint8 crops (n, px, px, 3), or float16 tokens (n, views, t, w), or None for expression alone.
-    gene_input
-        log1p-CP10k that the gene encoder sees, (n, genes).
-    target
-        log1p-CP10k that is reconstructed, (n, genes).
+    expression
+        log1p-CP10k that the gene encoder sees and both decoders reconstruct, (n, genes).
     train
         Whether to draw a random view; otherwise the first (the crop as it is).
     """
 
-    def __init__(self, images: np.ndarray | None, gene_input: np.ndarray, target: np.ndarray, *, train: bool) -> None:
-        self.images, self.gene_input, self.target, self.train = images, gene_input, target, train
+    def __init__(self, images: np.ndarray | None, expression: np.ndarray, *, train: bool) -> None:
+        self.images, self.expression, self.train = images, expression, train
 
     def __len__(self) -> int:
-        return len(self.gene_input)
+        return len(self.expression)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """One batch, fetched at once: a fancy index into the arrays beats collating single items."""
         rows = np.asarray(indices)
         batch = {
-            "gene_input": torch.from_numpy(self.gene_input[rows]),
-            "target": torch.from_numpy(self.target[rows]),
+            "expression": torch.from_numpy(self.expression[rows]),
         }
         if self.images is not None:
             is_crops = self.images.dtype == np.uint8

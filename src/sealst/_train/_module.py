@@ -73,8 +73,8 @@ class _Stage(L.LightningModule, ABC):
 
     def gene_terms(self, batch: Batch) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
         """Code, standardised target and the gene side's loss terms."""
-        target = self.model.standardise(batch["target"])
-        code = self.model.gene_vae(self.model.standardise(batch["gene_input"]), sample=self.params.kl)
+        target = self.model.standardise(batch["expression"])
+        code = self.model.gene_vae(target, sample=self.params.kl)
         terms = {
             "gene": self.params.reconstruction_scale * self.reconstruct(self.model.gene_vae.decode(code.z), target)
         }
@@ -104,7 +104,7 @@ class WarmupStage(_Stage):
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
         """Reconstruction of expression from its code."""
-        return self.report(self.gene_terms(batch)[2], len(batch["target"]))
+        return self.report(self.gene_terms(batch)[2], len(batch["expression"]))
 
 
 class AlignStage(_Stage):
@@ -151,9 +151,10 @@ class AlignStage(_Stage):
     def validation_step(self, batch: Batch, _: int) -> None:
         """Collect embeddings and predictions of held-out spots."""
         image = self.embed(batch)
-        gene = self.model.gene_vae(self.model.standardise(batch["gene_input"])).z
+        target = self.model.standardise(batch["expression"])
+        gene = self.model.gene_vae(target).z
         predicted = self.model.image_head(image)
-        parts = (image, gene, predicted, self.model.standardise(batch["target"]))
+        parts = (image, gene, predicted, target)
         self._held_out.append(tuple(p.float().cpu().numpy() for p in parts))
 
     def on_validation_epoch_end(self) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from sealst._core.device import autocast, resolve_device
+from sealst._core.device import autocast
 from sealst._core.panel import GenePanel
 from sealst._errors import DataError, PanelError
 from sealst._settings import settings
@@ -220,8 +220,3 @@ class SealModel(nn.Module):
                 batch = torch.from_numpy(np.ascontiguousarray(data[start : start + size])).to(self.device)
                 out[start : start + size] = function(batch).float().cpu().numpy()
         return out
-
-
-def to_device(model: SealModel, device: str | None) -> SealModel:
-    """Move a model to a device named by the user."""
-    return model.to(resolve_device(device))

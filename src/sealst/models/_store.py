@@ -16,6 +16,7 @@ from peft import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from sealst._core.device import resolve_device
 from sealst._core.panel import GenePanel
 from sealst._errors import CheckpointError
 from sealst._validate import listed
@@ -24,7 +25,7 @@ from sealst.models._adapter import LoraParams
 from sealst.models._card import model_card
 from sealst.models._encoder import Encoder, build_encoder, weights_hash
 from sealst.models._gene_vae import GeneVAEParams
-from sealst.models._seal import CropSpec, SealModel, to_device
+from sealst.models._seal import CropSpec, SealModel
 from sealst.models._spec import EncoderSpec
 
 _FORMAT = 1
@@ -156,7 +157,7 @@ def load(path: str | Path, *, encoder: str | None = None, device: str | None = N
         import pandas as pd
 
         model.history = pd.read_csv(log)
-    return to_device(model, device).eval()
+    return model.to(resolve_device(device)).eval()
 
 
 def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

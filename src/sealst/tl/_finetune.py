@@ -39,11 +39,10 @@ class _Pairs:
     """Crops to read and the expression that belongs to them, in one order."""
 
     sources: list[CropSource]
-    gene_input: np.ndarray
-    target: np.ndarray
+    expression: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.gene_input)
+        return len(self.expression)
 
 
 def finetune(
@@ -218,8 +217,7 @@ def _pairs(sections: list[SpatialData], panel: GenePanel, table_key: str) -> _Pa
             rows, source = crop_source(sdata, table, region)
             sources.append(source)
             expression.append(_section.expression(table, panel, rows))
-    joined = np.concatenate(expression)
-    return _Pairs(sources, joined, joined)
+    return _Pairs(sources, np.concatenate(expression))
 
 
 def _recipe(
@@ -262,11 +260,11 @@ def _train(
         held_out = None
         if held is not None:
             seen = image_inputs(model, held.sources, params, views=1, folder=other, **common)
-            held_out = PairDataset(seen, held.gene_input, held.target, train=False)
+            held_out = PairDataset(seen, held.expression, train=False)
         model.history = run_stages(
             model,
             params,
-            train=PairDataset(images, pairs.gene_input, pairs.target, train=True),
+            train=PairDataset(images, pairs.expression, train=True),
             held_out=held_out,
             metrics_path=work / "metrics.csv" if keep else None,
             trainer_kwargs=trainer_kwargs,
