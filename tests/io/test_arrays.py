@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 
 import sealst as sl
 from sealst._section import affine, image_levels, mpp_of
-from sealst.io import _arrays
+from sealst.io import _pyramid
 
 Section = Callable[..., SpatialData]
 
@@ -87,7 +87,7 @@ def test_full_resolution_level_is_the_image(toy_section: Section) -> None:
 @pytest.mark.parametrize("shape", [(201, 199), (200, 256), (131, 250)])
 def test_levels_stay_aligned(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     # Red holds the x of a pixel and green its y, so every level must read its own coordinates.
-    monkeypatch.setattr(_arrays, "_CHUNK_PX", 32)
+    monkeypatch.setattr(_pyramid, "CHUNK_PX", 32)
     image = np.zeros((*shape, 3), dtype=np.uint8)
     image[..., 0], image[..., 1] = np.arange(shape[1])[None, :], np.arange(shape[0])[:, None]
     levels = image_levels(build(image=image).images["s1_he"])
@@ -220,7 +220,7 @@ def test_bad_input(changes: dict[str, Any], message: str) -> None:
 
 
 def test_image_must_be_an_array() -> None:
-    with pytest.raises(TypeError, match=r"`image` must be a numpy array, found list; pass `np.asarray\(image\)`"):
+    with pytest.raises(TypeError, match=r"`image` must be a numpy array or a SlideImage, found list"):
         build(image=[[[0, 0, 0]]])
 
 

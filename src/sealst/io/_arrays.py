@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-import dask.array as da
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import xarray as xr
 from anndata import AnnData
-from shapely import points
+from shapely import box, points
 from spatialdata import SpatialData
-from spatialdata.models import Image2DModel, ShapesModel, TableModel
-from spatialdata.transformations import Identity, Scale, set_transformation
+from spatialdata.models import ShapesModel, TableModel
+from spatialdata.transformations import Identity, Scale
 
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._validate import check_gene_names, check_positive, listed
-
-_THUMBNAIL_PX = 800
-_CHUNK_PX = 1024
-#: rows that are halved at a time, so that their means stay in the processor's cache
-_BAND_PX = 64
+from sealst._validate import check_choice, check_gene_names, check_positive, listed
+from sealst.io._image import SlideImage
+from sealst.io._pyramid import extended, levels_of, multiscale, squidpy_library
 
 
 def from_arrays(
-    image: np.ndarray,
+    image: np.ndarray | SlideImage,
     counts: Any,
     xy: np.ndarray,
     *,
@@ -42,6 +37,7 @@ def from_arrays(
     technology: str = "unknown",
     array: np.ndarray | None = None,
     obs: pd.DataFrame | None = None,
+    spot_shape: Literal["circle", "square"] = "circle",
     thumbnail: bool = True,
 ) -> SpatialData:
     """Build a section (image, spots, table of counts, physical scale) from arrays.
@@ -49,7 +45,8 @@ def from_arrays(
     Parameters
     ----------
     image
-        H&E at full resolution, uint8, (height, width, 3). It is not copied.
+        H&E at full resolution: uint8 (height, width, 3), not copied; or a `SlideImage` from `sealst.io.open_image`,
+        whose pixels stay on disk.
     counts
         Raw counts, (spots, genes), dense or sparse; finite and not negative.
     xy
@@ -59,7 +56,7 @@ def from_arrays(
     mpp
         µm per pixel of `image`.
     spot_um
-        Diameter of a spot in µm (Visium 55, legacy Spatial Transcriptomics 100).
+        Diameter of a spot in µm (Visium 55, legacy Spatial Transcriptomics 100), or side of a square one.
     section, patient, organ, technology
         Written to ``.obs``. `patient` defaults to the name of the section. `section` also names the elements, so it may
         hold letters, digits, ``_``, ``-`` and ``.`` only.
@@ -71,6 +68,8 @@ def from_arrays(
     obs
         Further columns for ``.obs``, one row per spot. Rows are joined by id when the index holds the names in
         `spot_ids`, otherwise they are taken in the order of `counts`.
+    spot_shape
+        ``"circle"``, or ``"square"`` for bins and pseudo-spots.
     thumbnail
         Whether to store a small picture in ``.uns["spatial"]``, so that `squidpy.pl.spatial_scatter` shows the H&E.
 
@@ -79,7 +78,7 @@ def from_arrays(
     SpatialData with
 
     - ``images["<section>_he"]``: multiscale image, uint8, (c, y, x), each level half the size of the one before
-    - ``shapes["<section>_spots"]``: circles, radius in pixels
+    - ``shapes["<section>_spots"]``: circles, radius in pixels; or squares
     - ``tables["table"]``: counts in ``.X`` (CSR), centres in ``.obsm["spatial"]`` (pixels)
 
     Image and spots carry the coordinate systems ``"global"`` (pixels) and ``"um"`` (µm).
@@ -109,6 +108,7 @@ def from_arrays(
     _check_arrays(image, counts, xy, genes, ids)
     check_positive("mpp", mpp)
     check_positive("spot_um", spot_um)
+    check_choice("spot_shape", spot_shape, tuple(_SHAPES))
 
     facts = {
         Keys.PATIENT: section if patient is None else patient,
@@ -121,12 +121,13 @@ def from_arrays(
     table = AnnData(counts, obs=frame, var=pd.DataFrame(index=pd.Index([str(g) for g in genes])))
     table.obsm[Keys.SPATIAL] = xy
     transforms = {"global": Identity(), Keys.UM: Scale([mpp, mpp], axes=("x", "y"))}
-    levels, diameter_px = _pyramid(image), spot_um / mpp
+    levels = levels_of(image) if isinstance(image, np.ndarray) else extended(image.levels)
+    diameter_px = spot_um / mpp
     if thumbnail:
-        table.uns["spatial"] = {section: _squidpy_library(levels, diameter_px)}
+        table.uns["spatial"] = {section: squidpy_library(levels, diameter_px)}
     return SpatialData(
-        images={Keys.image(section): _multiscale(levels, transforms)},
-        shapes={region: _circles(xy, ids, diameter_px / 2, transforms)},
+        images={Keys.image(section): multiscale(levels, transforms)},
+        shapes={region: _SHAPES[spot_shape](xy, ids, diameter_px / 2, transforms)},
         tables={Keys.TABLE: TableModel.parse(table, region=region, region_key="region", instance_key="spot_id")},
     )
 
@@ -141,10 +142,15 @@ def _check_section(section: str) -> None:
         )
 
 
-def _check_arrays(image: np.ndarray, counts: sp.csr_matrix, xy: np.ndarray, genes: Sequence[str], ids: Any) -> None:
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"`image` must be a numpy array, found {type(image).__name__}; pass `np.asarray(image)`.")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+def _check_arrays(image: Any, counts: sp.csr_matrix, xy: np.ndarray, genes: Sequence[str], ids: Any) -> None:
+    if not isinstance(image, np.ndarray | SlideImage):
+        raise TypeError(
+            f"`image` must be a numpy array or a SlideImage, found {type(image).__name__}; pass `np.asarray(image)` or "
+            "`sl.io.open_image(path)`."
+        )
+    if isinstance(image, np.ndarray) and (
+        image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape
+    ):
         raise DataError(f"`image` must be uint8 (height, width, 3), found {image.dtype} {image.shape}.")
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise DataError(f"`xy` must be (spots, 2), found {xy.shape}.")
@@ -200,75 +206,14 @@ def _obs_frame(
     return pd.concat([frame, extra.set_axis(frame.index, axis=0)], axis=1)
 
 
-def _pyramid(image: np.ndarray) -> list[np.ndarray]:
-    # Halve at least once (so that the image is always multiscale) and until the coarsest level fits into one chunk.
-    levels = [image, _halved(image)]
-    while max(levels[-1].shape[:2]) > _CHUNK_PX:
-        levels.append(_halved(levels[-1]))
-    return levels
-
-
-def _halved(image: np.ndarray) -> np.ndarray:
-    """Half-size image of area means.
-
-    SpatialData takes every level to span the whole image, so with an odd number of pixels each one of the half-size
-    image covers a little more than two. The default of `Image2DModel.parse` instead drops the first pixel, which shifts
-    a level by up to one of its pixels; it also truncates the means, and computes its levels anew at every read.
-    """
-    height, width = (max(1, n // 2) for n in image.shape[:2])
-    half = np.empty((height, width, 3), dtype=np.uint8)
-    for top in range(0, height, _BAND_PX):
-        bottom = min(top + _BAND_PX, height)
-        rows = _area_means(image, axis=0, start=top, stop=bottom)
-        half[top:bottom] = np.rint(_area_means(rows, axis=1, start=0, stop=width))
-    return half
-
-
-def _area_means(pixels: np.ndarray, *, axis: int, start: int, stop: int) -> np.ndarray:
-    """Pixels `start` to `stop` of an axis that is resampled from n to n // 2 pixels, float32."""
-    along = np.moveaxis(pixels, axis, 0)
-    n, half = len(along), len(along) // 2
-    if half == 0:
-        return pixels.astype(np.float32)
-    first, second = along[2 * start : 2 * stop : 2], along[2 * start + 1 : 2 * stop : 2]
-    total = np.add(first, second, dtype=np.float32)
-    if n % 2:
-        # Pixel i covers [i n / half, (i + 1) n / half): less of its first pixel and more of its third, the larger i.
-        moved = (np.arange(start, stop, dtype=np.float32) / half).reshape(-1, 1, 1)
-        total += (moved + 1 / half) * along[2 * start + 2 : 2 * stop + 1 : 2] - moved * first
-    return np.moveaxis(total / np.float32(n / half), 0, axis)
-
-
-def _multiscale(levels: list[np.ndarray], transforms: dict[str, Any]) -> xr.DataTree:
-    full = levels[0].shape
-    nodes = {}
-    for i, level in enumerate(levels):
-        data = da.from_array(np.moveaxis(level, 2, 0), chunks=(3, _CHUNK_PX, _CHUNK_PX))
-        centres = {axis: (np.arange(level.shape[k]) + 0.5) * (full[k] / level.shape[k]) for k, axis in enumerate("yx")}
-        nodes[f"scale{i}"] = xr.Dataset(
-            {"image": xr.DataArray(data, dims=("c", "y", "x"), coords={"c": ["r", "g", "b"], **centres})}
-        )
-    tree = xr.DataTree.from_dict(nodes)
-    set_transformation(tree, transforms, set_all=True)
-    Image2DModel().validate(tree)
-    return tree
-
-
 def _circles(xy: np.ndarray, ids: np.ndarray, radius: float, transforms: dict[str, Any]) -> gpd.GeoDataFrame:
     frame = gpd.GeoDataFrame({"radius": np.full(len(xy), radius)}, geometry=points(xy), index=pd.Index(ids))
     return ShapesModel.parse(frame, transformations=transforms)
 
 
-def _squidpy_library(levels: list[np.ndarray], diameter_px: float) -> dict[str, Any]:
-    from PIL import Image
+def _squares(xy: np.ndarray, ids: np.ndarray, half: float, transforms: dict[str, Any]) -> gpd.GeoDataFrame:
+    frame = gpd.GeoDataFrame(geometry=box(*(xy - half).T, *(xy + half).T), index=pd.Index(ids))
+    return ShapesModel.parse(frame, transformations=transforms)
 
-    smallest = next((a for a in reversed(levels) if max(a.shape[:2]) >= _THUMBNAIL_PX), levels[0])
-    picture = Image.fromarray(smallest)
-    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BOX, reducing_gap=None)
-    return {
-        "images": {"hires": np.asarray(picture)},
-        "scalefactors": {
-            "tissue_hires_scalef": picture.width / levels[0].shape[1],
-            "spot_diameter_fullres": float(diameter_px),
-        },
-    }
+
+_SHAPES = {"circle": _circles, "square": _squares}

@@ -16,14 +16,13 @@ from spatialdata.transformations import get_transformation
 
 from sealst import _section
 from sealst._core.geometry import apply_affine, inside_fraction, similarity_scale, square_boxes
+from sealst._core.scale import agreed
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Region
 from sealst._validate import check_fraction, check_positive
 
-#: largest relative difference between two statements of the physical scale
-_SCALE_TOLERANCE = 0.05
 OK, OUTSIDE = "ok", "outside image"
 
 
@@ -128,7 +127,7 @@ def pair_crops(
         scale, source = _resolve_mpp(sdata, one, image, coordinate_system, stated)
         boxes = _boxes(sdata, one, image, coordinate_system, crop_um / scale, max_outside)
         entry = {"image_key": image, "crop_um": float(crop_um), "crop_px": int(crop_px), "mpp": scale}
-        entry |= {"mpp_source": source, "min_inside": float(min_inside), "shapes_key": Keys.crops(one.name)}
+        entry |= {"mpp_source": source.strip("`"), "min_inside": float(min_inside), "shapes_key": Keys.crops(one.name)}
         entry |= {"coordinate_system": coordinate_system, "boxes": _digest(one, boxes)}
         # What a unit of the shared system, in which `.obsm["spatial"]` is given, measures.
         entry["um_per_unit"] = scale / (similarity_scale(_section.affine(sdata.images[image], coordinate_system)) or 1)
@@ -159,25 +158,12 @@ def _resolve_mpp(
             except ValueError as error:
                 raise ScaleError(f"`{name}` gives no scale for {region.name!r}: {error}") from error
             sources[f"`{name}`"] = float(per_unit) * pixel
-    return _agreed(sources, region, image)
-
-
-def _agreed(sources: dict[str, float], region: Region, image: str) -> tuple[float, str]:
-    if not sources:
-        raise ScaleError(
-            f"The physical scale of image {image!r} (region {region.name!r}) is unknown. Pass `mpp=` (µm per pixel), "
-            "`pitch_um=` (Visium 100, legacy ST 200) or `spot_um=` (Visium 55, legacy ST 100); or give the image a "
-            "coordinate system 'um'."
-        )
-    name, first = next(iter(sources.items()))
-    for other, value in sources.items():
-        if abs(value - first) > _SCALE_TOLERANCE * first:
-            raise ScaleError(
-                f"Contradictory scale for image {image!r} (region {region.name!r}): {first:.4g} µm per pixel by "
-                f"{name}, {value:.4g} by {other}. Is the image a downsampled copy ('hires') of the one that the "
-                "coordinates belong to?"
-            )
-    return first, name.strip("`")
+    return agreed(
+        sources,
+        what=f"image {image!r} (region {region.name!r})",
+        hint="Pass `mpp=` (µm per pixel), `pitch_um=` (Visium 100, legacy ST 200) or `spot_um=` (Visium 55, legacy ST "
+        "100); or give the image a coordinate system 'um'.",
+    )
 
 
 def _boxes(

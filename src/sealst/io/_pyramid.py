@@ -1,0 +1,104 @@
+"""Pyramids of an image: levels, multiscale elements, thumbnails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import set_transformation
+
+CHUNK_PX = 1024
+_THUMBNAIL_PX = 800
+#: rows that are halved at a time, so that their means stay in the processor's cache
+_BAND_PX = 64
+
+
+def levels_of(image: np.ndarray) -> list[da.Array]:
+    """Levels (c, y, x) of an image (y, x, c) in memory, each half the size of the one before."""
+    # Halve at least once (so that the image is always multiscale) and until the coarsest level fits into one chunk.
+    levels = [image, _halved(image)]
+    while max(levels[-1].shape[:2]) > CHUNK_PX:
+        levels.append(_halved(levels[-1]))
+    return [da.from_array(np.moveaxis(level, 2, 0), chunks=(3, CHUNK_PX, CHUNK_PX)) for level in levels]
+
+
+def _halved(image: np.ndarray) -> np.ndarray:
+    """Half-size image of area means.
+
+    SpatialData takes every level to span the whole image, so with an odd number of pixels each one of the half-size
+    image covers a little more than two. The default of `Image2DModel.parse` instead drops the first pixel, which shifts
+    a level by up to one of its pixels; it also truncates the means, and computes its levels anew at every read.
+    """
+    height, width = (max(1, n // 2) for n in image.shape[:2])
+    half = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, _BAND_PX):
+        bottom = min(top + _BAND_PX, height)
+        rows = _area_means(image, axis=0, start=top, stop=bottom)
+        half[top:bottom] = np.rint(_area_means(rows, axis=1, start=0, stop=width))
+    return half
+
+
+def _area_means(pixels: np.ndarray, *, axis: int, start: int, stop: int) -> np.ndarray:
+    """Pixels `start` to `stop` of an axis that is resampled from n to n // 2 pixels, float32."""
+    along = np.moveaxis(pixels, axis, 0)
+    n, half = len(along), len(along) // 2
+    if half == 0:
+        return pixels.astype(np.float32)
+    first, second = along[2 * start : 2 * stop : 2], along[2 * start + 1 : 2 * stop : 2]
+    total = np.add(first, second, dtype=np.float32)
+    if n % 2:
+        # Pixel i covers [i n / half, (i + 1) n / half): less of its first pixel and more of its third, the larger i.
+        moved = (np.arange(start, stop, dtype=np.float32) / half).reshape(-1, 1, 1)
+        total += (moved + 1 / half) * along[2 * start + 2 : 2 * stop + 1 : 2] - moved * first
+    return np.moveaxis(total / np.float32(n / half), 0, axis)
+
+
+def extended(levels: Sequence[da.Array]) -> list[da.Array]:
+    """Levels of a slide, with coarser ones added lazily until the coarsest fits into one chunk."""
+    out = list(levels)
+    while max(out[-1].shape[1:]) > CHUNK_PX or len(out) < 2:
+        finer = out[-1]
+        if min(finer.shape[1:]) < 2:
+            break
+        means = da.coarsen(np.mean, finer, {1: 2, 2: 2}, trim_excess=True)
+        half = da.rint(means).astype(np.uint8)
+        out.append(half.rechunk((3, CHUNK_PX, CHUNK_PX)))
+    return out
+
+
+def multiscale(levels: Sequence[da.Array], transforms: dict[str, Any]) -> xr.DataTree:
+    """Image element of SpatialData from levels (c, y, x) that all span the same picture."""
+    _, *full = levels[0].shape
+    nodes = {}
+    for i, data in enumerate(levels):
+        centres = {
+            axis: (np.arange(size) + 0.5) * (whole / size)
+            for axis, size, whole in zip("yx", data.shape[1:], full, strict=True)
+        }
+        nodes[f"scale{i}"] = xr.Dataset(
+            {"image": xr.DataArray(data, dims=("c", "y", "x"), coords={"c": ["r", "g", "b"], **centres})}
+        )
+    tree = xr.DataTree.from_dict(nodes)
+    set_transformation(tree, transforms, set_all=True)
+    Image2DModel().validate(tree)
+    return tree
+
+
+def squidpy_library(levels: Sequence[da.Array], diameter_px: float) -> dict[str, Any]:
+    """Small picture and its scale, as `squidpy.pl.spatial_scatter` looks for them in ``.uns["spatial"]``."""
+    from PIL import Image
+
+    smallest = next((a for a in reversed(levels) if max(a.shape[1:]) >= _THUMBNAIL_PX), levels[0])
+    picture = Image.fromarray(np.moveaxis(np.asarray(smallest), 0, 2))
+    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BOX, reducing_gap=None)
+    return {
+        "images": {"hires": np.asarray(picture)},
+        "scalefactors": {
+            "tissue_hires_scalef": picture.width / levels[0].shape[2],
+            "spot_diameter_fullres": float(diameter_px),
+        },
+    }
