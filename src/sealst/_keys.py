@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class Keys:
     """Default slot names."""
@@ -20,6 +22,7 @@ class Keys:
     ARRAY_COL = "array_col"
     CROP_OK = "crop_ok"
     CROP_REASON = "crop_reason"
+    TISSUE_FRACTION = "tissue_fraction"
     SIMILARITY = "seal_similarity"
     RANK = "seal_rank"
 
@@ -49,3 +52,23 @@ class Keys:
     def crops(region: str) -> str:
         """Shapes element (squares) that `pp.pair_crops` writes for a region."""
         return f"{region}_crops"
+
+    @staticmethod
+    def crop_sizes(region: str, sizes: Sequence[float]) -> list[str]:
+        """Shapes elements of a region's crop sizes in µm; the first has the plain name."""
+        return [Keys.crops(region), *(f"{Keys.crops(region)}_{um:g}um" for um in sizes[1:])]
+
+    @staticmethod
+    def tissue(section: str) -> str:
+        """Labels element that `pp.tissue` writes for a section."""
+        return f"{section}_tissue"
+
+    @staticmethod
+    def quality(metric: str) -> str:
+        """Column of ``.obs`` that `pp.quality` writes for a metric."""
+        return f"quality_{metric}"
+
+    @staticmethod
+    def normalised_image(image: str) -> str:
+        """Image that `pp.normalize_stain` writes for an image."""
+        return f"{image}_norm"

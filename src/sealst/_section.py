@@ -22,6 +22,7 @@ from spatialdata.transformations import get_transformation
 
 from sealst._core.geometry import apply_affine, similarity_scale, square_boxes
 from sealst._core.panel import GenePanel
+from sealst._data.store import CropSource
 from sealst._errors import DataError, MissingKeyError, OrderError, PanelError, ScaleError
 from sealst._keys import Keys
 from sealst._validate import check_key, listed
@@ -172,20 +173,44 @@ def mpp_of(element: Any) -> float | None:
     return float(scales.mean())
 
 
-def crop_definition(table: AnnData, region: Region) -> dict[str, Any]:
-    """What `pp.pair_crops` decided for a region."""
+def crop_definition(table: AnnData, region: Region, crop_um: float | None = None) -> dict[str, Any]:
+    """What `pp.pair_crops` decided for a region, for one of its crop sizes (the first unless named)."""
     stored = table.uns.get(Keys.UNS, {}).get("crops", {})
     if region.name not in stored:
         raise OrderError(
             f"Region {region.name!r} has no crops (found in `.uns['sealst']['crops']`: {listed(stored)}). "
             "Run `sl.pp.pair_crops(sdata)` first."
         )
-    return dict(stored[region.name])
+    entry = dict(stored[region.name])
+    # Tables written before several sizes could be paired.
+    entry.setdefault("sizes", {f"{entry['crop_um']:g}": entry["shapes_key"]})
+    if crop_um is None:
+        return entry
+    if (key := f"{crop_um:g}") not in entry["sizes"]:
+        raise DataError(
+            f"Region {region.name!r} has crops of {', '.join(entry['sizes'])} µm, not of {key} µm. Pair them with "
+            f"`sl.pp.pair_crops(sdata, crop_um=[{key}, ...], overwrite=True)`."
+        )
+    return entry | {"crop_um": float(crop_um), "shapes_key": entry["sizes"][key]}
 
 
-def crop_boxes(sdata: SpatialData, table: AnnData, region: Region) -> tuple[np.ndarray, np.ndarray]:
+def same_crops(table: AnnData, region: Region, made_from: dict[str, Any] | None) -> bool:
+    """Whether a region still has the crops that a result was made from."""
+    if made_from is None or region.name not in table.uns.get(Keys.UNS, {}).get("crops", {}):
+        return False
+    now = crop_definition(table, region)
+    if f"{made_from['crop_um']:g}" not in now["sizes"]:
+        return False
+    # Sizes that were paired beside the one in use do not matter.
+    now = crop_definition(table, region, float(made_from["crop_um"]))
+    return all(now.get(key) == value for key, value in made_from.items() if key not in ("sizes", "shapes_key"))
+
+
+def crop_boxes(
+    sdata: SpatialData, table: AnnData, region: Region, crop_um: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Row positions with a usable crop and their boxes (x0, y0, x1, y1) in full-resolution pixels."""
-    definition = crop_definition(table, region)
+    definition = crop_definition(table, region, crop_um)
     check_key(
         sdata.shapes,
         definition["shapes_key"],
@@ -206,6 +231,17 @@ def crop_boxes(sdata: SpatialData, table: AnnData, region: Region) -> tuple[np.n
     return region.rows[ok], square_boxes(centres, (x1 - x0) * scale)
 
 
+def crop_source(
+    sdata: SpatialData, table: AnnData, region: Region, crop_um: float | None = None
+) -> tuple[np.ndarray, CropSource]:
+    """Rows of a region that have a crop, and where to read them."""
+    definition = crop_definition(table, region, crop_um)
+    rows, boxes = crop_boxes(sdata, table, region, crop_um)
+    caches = table.uns[Keys.UNS].get("crop_caches", {}).get(region.name, {})
+    image = he_image(sdata, definition["image_key"])
+    return rows, CropSource(image_levels(image), boxes, caches.get(f"{definition['crop_um']:g}"))
+
+
 def lognorm(table: AnnData, layer: str = Keys.LOGNORM) -> Any:
     """Return an expression layer that `pp.normalize` wrote."""
     if layer not in table.layers:
@@ -216,8 +252,14 @@ def lognorm(table: AnnData, layer: str = Keys.LOGNORM) -> Any:
     return table.layers[layer]
 
 
-def expression(table: AnnData, panel: GenePanel, rows: np.ndarray, layer: str | None = None) -> np.ndarray:
-    """Expression of some rows in panel order, (rows, genes), from the panel's layer or the one named."""
+def expression(
+    table: AnnData, panel: GenePanel, rows: np.ndarray, layer: str | None = None, *, masked: bool = False
+) -> np.ndarray:
+    """Expression of some rows in panel order, (rows, genes), from the panel's layer or the one named.
+
+    Genes that the table lacks hold the panel's mean. With `masked` the caller leaves these out by `panel.measured`:
+    there is no warning, and of a panel joined from sections that measure different genes a single one suffices.
+    """
     values = lognorm(table, layer or panel.layer)
     used = table.uns.get(Keys.UNS, {}).get("normalize", {}).get("target_sum")
     if used is not None and not np.isclose(float(used), panel.target_sum):
@@ -225,7 +267,9 @@ def expression(table: AnnData, panel: GenePanel, rows: np.ndarray, layer: str | 
             f"Expression was normalised to {float(used):g} counts per spot, the panel's is {panel.target_sum:g}. Run "
             f"`sl.pp.normalize(sdata, target_sum={panel.target_sum:g}, overwrite=True)`."
         )
-    return panel.extract(values[rows], table.var_names)
+    joined = masked and panel.availability is not None
+    min_shared = 0.0 if joined else 0.5
+    return panel.extract(values[rows], table.var_names, min_shared=min_shared, warn_missing=not masked)
 
 
 def record(table: AnnData, name: str, entry: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sealst._data import chunks as chunks_module
 from sealst._data.crops import iter_crops, read_crops
 
 
@@ -97,3 +98,84 @@ def test_in_memory_and_dask_agree(dtype):
     level = image if dtype == "numpy" else da.from_array(image, chunks=(1, 33, 33))
     crop = read_crops([level], np.array([[10.5, 20.5, 70.5, 80.5]]), 30)
     np.testing.assert_array_equal(crop, read_crops([image], np.array([[10.5, 20.5, 70.5, 80.5]]), 30))
+
+
+def counting(chunks: tuple[int, int], size: int = 32) -> tuple[da.Array, list]:
+    """A level of many chunks that notes which of them are decoded."""
+    decoded = []
+
+    def block(block_info=None):
+        decoded.append(block_info[None]["chunk-location"])
+        return np.full(block_info[None]["chunk-shape"], len(decoded) % 250, dtype=np.uint8)
+
+    rows, columns = chunks
+    level = da.map_blocks(
+        block, chunks=((3,), (size,) * rows, (size,) * columns), dtype=np.uint8, meta=np.empty((0, 0, 0), "u1")
+    )
+    return level, decoded
+
+
+def dense(height: int, width: int, side: int, step: int) -> np.ndarray:
+    y, x = np.mgrid[0 : height - side : step, 0 : width - side : step]
+    corners = np.column_stack([x.ravel(), y.ravel()]).astype(float)
+    return np.hstack([corners, corners + side])
+
+
+@pytest.mark.parametrize("chunks", [(3, 60), (60, 3), (20, 20)])
+def test_overlapping_crops_decode_every_chunk_once_whatever_the_shape_of_the_image(chunks):
+    level, decoded = counting(chunks)
+    boxes = dense(chunks[0] * 32, chunks[1] * 32, 24, 12)
+    n = sum(len(positions) for positions, _ in iter_crops([level], boxes, 12, batch_size=50))
+    assert n == len(boxes)
+    assert len(decoded) == len(set(decoded)) == chunks[0] * chunks[1]
+
+
+def test_chunks_in_memory_are_bounded_and_the_crops_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (3, 640, 640), np.uint8)
+    boxes = rng.permutation(dense(640, 640, 100, 30))
+    expected = read_crops([image], boxes, 20)
+    held = []
+    monkeypatch.setattr(chunks_module, "MAX_BYTES", 20 * 3 * 32**2)
+    load = chunks_module.WindowReader.load
+
+    def watched(self, *args):
+        stop = load(self, *args)
+        held.append(sum(c.nbytes for c in self._kept.values()))
+        return stop
+
+    monkeypatch.setattr(chunks_module.WindowReader, "load", watched)
+    np.testing.assert_array_equal(read_crops([da.from_array(image, chunks=(3, 32, 32))], boxes, 20), expected)
+    # One crop needs up to 5 x 5 chunks, which are then more than the limit.
+    assert max(held) <= 25 * 3 * 32**2
+
+
+def test_a_wide_image_holds_no_more_chunks_than_a_narrow_one():
+    held = {}
+    for columns in (40, 160):
+        level, _ = counting((12, columns))
+        original = chunks_module.WindowReader.load
+        most = []
+
+        def watched(self, *args, original=original, most=most):
+            stop = original(self, *args)
+            most.append(len(self._kept))
+            return stop
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chunks_module.WindowReader, "load", watched)
+            # The limit is what two stripes need: chunks on the border between stripes are not hoarded.
+            patch.setattr(chunks_module, "MAX_BYTES", 60 * 3 * 32**2)
+            for _ in iter_crops([level], dense(12 * 32, columns * 32, 24, 16), 24, batch_size=32):
+                pass
+        held[columns] = max(most)
+    assert held[160] <= held[40]
+
+
+def test_a_chunk_that_cannot_be_decoded_is_an_error():
+    def block(block_info=None):
+        raise OSError("damaged tile")
+
+    level = da.map_blocks(block, chunks=((3,), (50, 50), (50, 50)), dtype=np.uint8, meta=np.empty((0, 0, 0), "u1"))
+    with pytest.raises(OSError, match="damaged tile"):
+        read_crops([level], np.array([[10, 10, 40, 40.0]]), 30)

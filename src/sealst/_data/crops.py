@@ -2,93 +2,61 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from sealst._core.geometry import pick_level
-
-_CACHE_BYTES = 512 * 2**20
-_BACKGROUND = 255
+from sealst._data.chunks import Grid, WindowReader, n_threads
 
 
-class _ChunkCache:
-    """Windows of a (c, y, x) array; keeps the most recently decoded chunks of a dask array."""
-
-    def __init__(self, array: Any, max_bytes: int = _CACHE_BYTES) -> None:
-        self._data = array.data if hasattr(array, "data") and hasattr(array, "dims") else array
-        self._chunked = hasattr(self._data, "dask")
-        self._max_bytes = max_bytes
-        self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._bytes = 0
-        if self._chunked:
-            self.y_edges = np.concatenate([[0], np.cumsum(self._data.chunks[1])])
-            self.x_edges = np.concatenate([[0], np.cumsum(self._data.chunks[2])])
-        self.height, self.width = self._data.shape[1:]
-
-    def chunk_of(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Chunk row and column of points."""
-        if not self._chunked:
-            return np.zeros(len(x), dtype=int), np.zeros(len(x), dtype=int)
-        rows = np.clip(np.searchsorted(self.y_edges, y, side="right") - 1, 0, len(self.y_edges) - 2)
-        cols = np.clip(np.searchsorted(self.x_edges, x, side="right") - 1, 0, len(self.x_edges) - 2)
-        return rows, cols
-
-    def _chunk(self, row: int, col: int) -> np.ndarray:
-        key = (row, col)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        chunk = np.asarray(self._data.blocks[:, row, col].compute(scheduler="synchronous"))
-        self._kept[key] = chunk
-        self._bytes += chunk.nbytes
-        while self._bytes > self._max_bytes and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
-        return chunk
-
-    def window(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        """Pixels [y0, y1) x [x0, x1) as (y, x, c); white where the window leaves the image."""
-        out = np.full((y1 - y0, x1 - x0, 3), _BACKGROUND, dtype=np.uint8)
-        ix0, iy0, ix1, iy1 = max(x0, 0), max(y0, 0), min(x1, self.width), min(y1, self.height)
-        if ix0 >= ix1 or iy0 >= iy1:
-            return out
-        if not self._chunked:
-            part = np.asarray(self._data[:3, iy0:iy1, ix0:ix1])
-            out[iy0 - y0 : iy1 - y0, ix0 - x0 : ix1 - x0] = np.moveaxis(part, 0, 2)
-            return out
-        (row0, row1), (col0, col1) = self.chunk_of(np.array([ix0, ix1 - 1]), np.array([iy0, iy1 - 1]))
-        for row in range(row0, row1 + 1):
-            for col in range(col0, col1 + 1):
-                cy, cx = int(self.y_edges[row]), int(self.x_edges[col])
-                ay, by = max(iy0, cy), min(iy1, int(self.y_edges[row + 1]))
-                ax, bx = max(ix0, cx), min(ix1, int(self.x_edges[col + 1]))
-                part = self._chunk(row, col)[:3, ay - cy : by - cy, ax - cx : bx - cx]
-                out[ay - y0 : by - y0, ax - x0 : bx - x0] = np.moveaxis(part, 0, 2)
-        return out
+def _is_aligned(boxes: np.ndarray, px: int) -> np.ndarray:
+    """Boxes whose pixels are those of the crop: nothing to resample."""
+    exact = np.abs(boxes[:, :2] - boxes[:, :2].round()).max(axis=1) < 1e-6
+    return exact & (np.abs(boxes[:, 2] - boxes[:, 0] - px) < 1e-6)
 
 
-def _with_margin(low: float, high: float, margin: int, limit: int) -> tuple[int, int]:
-    first, last = int(np.floor(low)), int(np.ceil(high))
-    return min(first, max(first - margin, 0)), max(last, min(last + margin, limit))
+def _with_margin(low: np.ndarray, high: np.ndarray, margin: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    # The margin stops at the image's edge, where white would bleed into the crop.
+    first, last = np.floor(low), np.ceil(high)
+    return np.minimum(first, np.maximum(first - margin, 0)), np.maximum(last, np.minimum(last + margin, limit))
 
 
-def _cut(cache: _ChunkCache, box: np.ndarray, px: int) -> np.ndarray:
-    x0, y0, x1, y1 = box
-    size = x1 - x0
-    if abs(size - px) < 1e-6 and abs(x0 - round(x0)) < 1e-6 and abs(y0 - round(y0)) < 1e-6:
-        left, top = round(x0), round(y0)
-        return cache.window(left, top, left + px, top + px)
-    # A margin lets the resampling filter see the pixels beyond the box, as it would in the whole image; it stops at the
-    # image's edge, where white would bleed into the crop.
-    margin = int(np.ceil(2 * max(size / px, 1))) + 1
-    left, right = _with_margin(x0, x1, margin, cache.width)
-    top, bottom = _with_margin(y0, y1, margin, cache.height)
-    window = cache.window(left, top, right, bottom)
-    local = (x0 - left, y0 - top, x1 - left, y1 - top)
-    return np.asarray(Image.fromarray(window).resize((px, px), Image.Resampling.BICUBIC, box=local))
+def _windows(grid: Grid, boxes: np.ndarray, px: int) -> np.ndarray:
+    """Whole pixels to read for each box, (n, 4)."""
+    x0, y0, x1, y1 = boxes.T
+    # A margin lets the resampling filter see the pixels beyond the box, as it would in the whole image.
+    margin = np.ceil(2 * np.maximum((x1 - x0) / px, 1)) + 1
+    margin[_is_aligned(boxes, px)] = 0
+    left, right = _with_margin(x0, x1, margin, grid.width)
+    top, bottom = _with_margin(y0, y1, margin, grid.height)
+    aligned = _is_aligned(boxes, px)[:, None]
+    return np.where(aligned, boxes.round(), np.column_stack([left, top, right, bottom])).astype(int)
+
+
+def _resized(pixels: np.ndarray, box: np.ndarray, px: int) -> np.ndarray:
+    picture = Image.fromarray(pixels)
+    return np.asarray(picture.resize((px, px), Image.Resampling.BICUBIC, box=tuple(box)))
+
+
+def _scaled(levels: Sequence[Any], boxes: np.ndarray, px: int, level: int | None) -> tuple[Grid, np.ndarray]:
+    """Level to read and the boxes in its pixels."""
+    downsamples = np.array([levels[0].shape[2] / one.shape[2] for one in levels])
+    wanted = float(np.median(boxes[:, 2] - boxes[:, 0])) / px
+    used = levels[pick_level(downsamples, wanted) if level is None else level]
+    return Grid(used), boxes * np.array([used.shape[2] / levels[0].shape[2], used.shape[1] / levels[0].shape[1]] * 2)
+
+
+def reading_order(levels: Sequence[Any], boxes: np.ndarray, px: int, *, level: int | None = None) -> np.ndarray:
+    """Positions into `boxes` in the order in which `iter_crops` yields them."""
+    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
+    if not len(boxes):
+        return np.empty(0, dtype=int)
+    grid, local = _scaled(levels, boxes, px, level)
+    return grid.order((local[:, :2] + local[:, 2:]) / 2)
 
 
 def iter_crops(
@@ -96,7 +64,8 @@ def iter_crops(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield crops in the order of the image's chunks, so that each chunk is decoded once.
 
-    Each crop is resized once, with antialiasing (bicubic); parts outside the image are white.
+    Each crop is resized once, with antialiasing (bicubic); parts outside the image are white. Several threads decode
+    and resize; the chunks kept in memory are bounded, whatever the size of the image.
 
     Parameters
     ----------
@@ -118,17 +87,25 @@ def iter_crops(
     boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
     if not len(boxes):
         return
-    downsamples = np.array([levels[0].shape[2] / one.shape[2] for one in levels])
-    wanted = float(np.median(boxes[:, 2] - boxes[:, 0])) / px
-    used = pick_level(downsamples, wanted) if level is None else level
-    scale = np.array([levels[used].shape[2] / levels[0].shape[2], levels[used].shape[1] / levels[0].shape[1]] * 2)
-    cache = _ChunkCache(levels[used])
-    local = boxes * scale
-    rows, cols = cache.chunk_of((local[:, 0] + local[:, 2]) / 2, (local[:, 1] + local[:, 3]) / 2)
-    order = np.lexsort((cols, rows))
-    for start in range(0, len(order), batch_size):
-        positions = order[start : start + batch_size]
-        yield positions, np.stack([_cut(cache, local[i], px) for i in positions])
+    grid, local = _scaled(levels, boxes, px, level)
+    order = grid.order((local[:, :2] + local[:, 2:]) / 2)
+    local = local[order]
+    windows, aligned = _windows(grid, local, px), _is_aligned(local, px)
+    with ThreadPoolExecutor(max_workers=n_threads()) as pool:
+        reader = WindowReader(grid, windows, pool)
+
+        def cut(i: int) -> np.ndarray:
+            pixels = reader.window(i)
+            return pixels if aligned[i] else _resized(pixels, local[i] - np.tile(windows[i, :2], 2), px)
+
+        for start in range(0, len(order), batch_size):
+            stop, ready = min(start + batch_size, len(order)), start
+            batch = np.empty((stop - start, px, px, 3), dtype=np.uint8)
+            while ready < stop:
+                first, ready = ready, reader.load(ready, stop)
+                for i, crop in zip(range(first, ready), pool.map(cut, range(first, ready)), strict=True):
+                    batch[i - start] = crop
+            yield order[start:stop], batch
 
 
 def read_crops(levels: Sequence[Any], boxes: np.ndarray, px: int, *, level: int | None = None) -> np.ndarray:

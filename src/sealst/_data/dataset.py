@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+
+
+class Measured(NamedTuple):
+    """Which genes count for which spot: one row per section, so that no mask of spots by genes is kept."""
+
+    #: bool (sections, genes)
+    table: np.ndarray
+    #: row of `table` of every spot, (n,)
+    section: np.ndarray
 
 
 class PairDataset(Dataset[dict[str, Any]]):
@@ -21,10 +30,16 @@ class PairDataset(Dataset[dict[str, Any]]):
         log1p-CP10k that the gene encoder sees and both decoders reconstruct, (n, genes).
     train
         Whether to draw a random view; otherwise the first (the crop as it is).
+    measured
+        Which genes the spots' sections measure; None where all measure all. Batches then have a ``"mask"``, bool
+        (batch, genes).
     """
 
-    def __init__(self, images: np.ndarray | None, expression: np.ndarray, *, train: bool) -> None:
+    def __init__(
+        self, images: np.ndarray | None, expression: np.ndarray, *, train: bool, measured: Measured | None = None
+    ) -> None:
         self.images, self.expression, self.train = images, expression, train
+        self.measured = None if measured is None or measured.table.all() else measured
 
     def __len__(self) -> int:
         return len(self.expression)
@@ -35,6 +50,8 @@ class PairDataset(Dataset[dict[str, Any]]):
         batch = {
             "expression": torch.from_numpy(self.expression[rows]),
         }
+        if self.measured is not None:
+            batch["mask"] = torch.from_numpy(self.measured.table[self.measured.section[rows]])
         if self.images is not None:
             is_crops = self.images.dtype == np.uint8
             picked = self.images[rows] if is_crops else self.images[rows, self._views(len(rows))]

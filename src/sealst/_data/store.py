@@ -1,17 +1,18 @@
-"""Crops of many sections as one array, in memory or memory-mapped."""
+"""Crops of many sections as one array: in memory, memory-mapped, or read from their stores."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sealst._data.crop_cache import CachedCrops, CropCache, iter_cached
 from sealst._data.crops import iter_crops
 from sealst._errors import DataError
-from sealst._logging import logger, progress
+from sealst._logging import logger, progress, warn
 
 #: larger collections are memory-mapped in the working folder
 MAX_RAM_BYTES = 2 * 2**30
@@ -24,6 +25,34 @@ class CropSource(NamedTuple):
     levels: Sequence[Any]
     #: squares in full-resolution pixels, (n, 4)
     boxes: np.ndarray
+    #: folder that `write_cache` filled, if any
+    cache: str | None = None
+
+
+def open_cache(source: CropSource, px: int) -> CropCache | None:
+    """Return the store of a source's crops, after checking that it holds just these; None where it does not."""
+    if source.cache is None:
+        return None
+    advice = "they are read from the image; run `sl.pp.cache_crops(sdata, overwrite=True)` again"
+    try:
+        cache = CropCache(Path(source.cache))
+    except DataError as error:
+        warn(f"Cached crops cannot be used, {advice}. {error}")
+        return None
+    if not cache.holds(source.levels, source.boxes, px):
+        warn(f"The crops at {source.cache!r} are not those of this image and these spots, {advice}.")
+        return None
+    return cache
+
+
+def iter_source(source: CropSource, px: int, *, batch_size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Crops of a source in batches, from its store where it has one, else from the image; see `iter_crops`."""
+    if not len(source.boxes):
+        return iter(())
+    cache = open_cache(source, px)
+    if cache is not None:
+        return iter_cached(cache, source.boxes, batch_size)
+    return iter_crops(source.levels, source.boxes, px, batch_size=batch_size)
 
 
 def allocate(shape: tuple[int, ...], dtype: Any, path: Path) -> np.ndarray:
@@ -41,14 +70,24 @@ def allocate(shape: tuple[int, ...], dtype: Any, path: Path) -> np.ndarray:
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
-def gather_crops(sources: Sequence[CropSource], px: int, folder: Path, *, show: bool | None = None) -> np.ndarray:
-    """Read the crops of several sources, uint8 (n, px, px, 3), in the order of sources and boxes."""
+def gather_crops(
+    sources: Sequence[CropSource], px: int, folder: Path, *, show: bool | None = None
+) -> np.ndarray | CachedCrops:
+    """Crops of several sources, uint8 (n, px, px, 3), in the order of sources and boxes.
+
+    What fits comfortably into memory is read into it. A larger collection stays where it is when all of it is cached,
+    and is memory-mapped in `folder` otherwise.
+    """
     total = sum(len(s.boxes) for s in sources)
+    if total * px * px * 3 > MAX_RAM_BYTES and all(s.cache for s in sources):
+        caches = [open_cache(s, px) for s in sources]
+        if all(c is not None for c in caches):
+            return CachedCrops([(c, c.slots(s.boxes)) for c, s in zip(caches, sources, strict=True) if c is not None])
     out = allocate((total, px, px, 3), np.uint8, folder / "crops.npy")
     with progress(None, desc="reading crops", total=total, show=show) as bar:
         start = 0
         for source in sources:
-            for positions, crops in iter_crops(source.levels, source.boxes, px):
+            for positions, crops in iter_source(source, px):
                 out[start + positions] = crops
                 bar.update(len(positions))
             start += len(source.boxes)

@@ -48,6 +48,7 @@ def crops(
     titles: str | Sequence[str] | None = None,
     n_cols: int = 8,
     seed: int = 0,
+    crop_um: float | None = None,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
     save: str | Path | None = None,
@@ -74,6 +75,8 @@ def crops(
         Crops in a row.
     seed
         Seed of the random draw.
+    crop_um
+        Which of the paired crop sizes to show, in µm; default the first.
     region
         Region or regions to draw from; by default all.
     table_key
@@ -117,7 +120,7 @@ def crops(
     else:
         rows = _pick_rows(usable, values, n=n, ascending=ascending, seed=seed)
     texts = _titles(table, rows, titles, values, order_by)
-    shown = load_crops(sdata, table, rows, regions)
+    shown = load_crops(sdata, table, rows, regions, crop_um)
 
     width, height = gallery_size(texts, n_cols)
     figure = plt.figure(figsize=(width, height))
@@ -126,12 +129,14 @@ def crops(
     return figure
 
 
-def load_crops(sdata: SpatialData, table: AnnData, rows: np.ndarray, regions: Sequence[Region]) -> list[Crop]:
+def load_crops(
+    sdata: SpatialData, table: AnnData, rows: np.ndarray, regions: Sequence[Region], crop_um: float | None = None
+) -> list[Crop]:
     """Read the crops of table rows, in their order."""
     found: dict[int, Crop] = {}
     for region in regions:
-        definition = _section.crop_definition(table, region)
-        usable, boxes = _section.crop_boxes(sdata, table, region)
+        definition = _section.crop_definition(table, region, crop_um)
+        usable, boxes = _section.crop_boxes(sdata, table, region, crop_um)
         wanted = np.isin(usable, rows)
         if not wanted.any():
             continue

@@ -21,7 +21,7 @@ from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Region
-from sealst._validate import check_fraction, check_positive
+from sealst._validate import check_fraction, check_positive, listed
 
 OK, OUTSIDE = "ok", "outside image"
 
@@ -29,7 +29,7 @@ OK, OUTSIDE = "ok", "outside image"
 def pair_crops(
     sdata: SpatialData,
     *,
-    crop_um: float = 112.0,
+    crop_um: float | Sequence[float] = 112.0,
     crop_px: int = 224,
     mpp: float | None = None,
     pitch_um: float | None = None,
@@ -53,7 +53,9 @@ def pair_crops(
     sdata
         Section(s) with an H&E image, spots and a table.
     crop_um
-        Side of a crop in µm. The default of 112 µm at 224 px (0.5 µm per pixel) is the HEST-1k convention.
+        Side of a crop in µm. The default of 112 µm at 224 px (0.5 µm per pixel) is the HEST-1k convention. Several
+        sides, such as ``[56, 112, 224]``, pair every spot with concentric crops of several magnifications; the first
+        is the one that other calls take unless told otherwise.
     crop_px
         Side of a crop in pixels, as the encoder sees it.
     mpp
@@ -69,7 +71,7 @@ def pair_crops(
     coordinate_system
         System in which spots and image meet.
     min_inside
-        Smallest share of a crop's area that must lie inside the image; the rest is filled with white.
+        Smallest share of a crop's area that must lie inside the image, for each size; the rest is filled with white.
     max_outside
         Largest share of spots whose centre may lie outside the image before the call refuses.
     table_key
@@ -81,7 +83,8 @@ def pair_crops(
     -------
     None; writes for each region
 
-    - ``sdata.shapes["<region>_crops"]``: squares, polygons in pixels of the image, index = spot ids
+    - ``sdata.shapes["<region>_crops"]``: squares, polygons in pixels of the image, index = spot ids; further sizes in
+      ``sdata.shapes["<region>_crops_<um>um"]``
     - ``table.obs["crop_ok"]``: bool, whether the spot has a usable crop
     - ``table.obs["crop_reason"]``: categorical, ``"ok"``, ``"outside image"`` or ``"not paired"``
     - ``table.uns["sealst"]["crops"][region]``: `crop_um`, `crop_px`, `mpp` and where it came from, names of image and
@@ -104,7 +107,7 @@ def pair_crops(
     >>> bool(sdata.tables["table"].obs["crop_ok"].all())
     True
     """
-    check_positive("crop_um", crop_um)
+    sizes = _sizes(crop_um)
     check_positive("crop_px", crop_px)
     if crop_px != int(crop_px):
         raise DataError(f"`crop_px` must be a whole number, found {crop_px!r}.")
@@ -125,15 +128,28 @@ def pair_crops(
         image = _section.find_image(sdata, one, image_key)
         _section.he_image(sdata, image)
         scale, source = _resolve_mpp(sdata, one, image, coordinate_system, stated)
-        boxes = _boxes(sdata, one, image, coordinate_system, crop_um / scale, max_outside)
-        entry = {"image_key": image, "crop_um": float(crop_um), "crop_px": int(crop_px), "mpp": scale}
+        centres = _centres(sdata, one, image, coordinate_system, max_outside)
+        boxes = [square_boxes(centres, um / scale) for um in sizes]
+        entry = {"image_key": image, "crop_um": sizes[0], "crop_px": int(crop_px), "mpp": scale}
+        entry["sizes"] = dict(zip(map("{:g}".format, sizes), Keys.crop_sizes(one.name, sizes), strict=True))
         entry |= {"mpp_source": source.strip("`"), "min_inside": float(min_inside), "shapes_key": Keys.crops(one.name)}
-        entry |= {"coordinate_system": coordinate_system, "boxes": _digest(one, boxes)}
+        entry |= {"coordinate_system": coordinate_system, "boxes": _digest(one, boxes[0])}
         # What a unit of the shared system, in which `.obsm["spatial"]` is given, measures.
         entry["um_per_unit"] = scale / (similarity_scale(_section.affine(sdata.images[image], coordinate_system)) or 1)
         paired.append((one, boxes, _usable(sdata, image, boxes, min_inside), entry))
-        _warn_if_enlarged(one, scale, crop_um / crop_px)
+        _warn_if_enlarged(one, scale, min(sizes) / crop_px)
     _write(sdata, table, paired)
+
+
+def _sizes(crop_um: float | Sequence[float]) -> list[float]:
+    sizes = list(crop_um) if isinstance(crop_um, Sequence | np.ndarray) else [crop_um]
+    if not sizes:
+        raise DataError("`crop_um` is empty; give at least one side in µm, e.g. 112.")
+    for size in sizes:
+        check_positive("crop_um", size)
+    if len({f"{size:g}" for size in sizes}) < len(sizes):
+        raise DataError(f"`crop_um` names a size twice: {listed(sizes)}.")
+    return [float(size) for size in sizes]
 
 
 def _resolve_mpp(
@@ -166,9 +182,8 @@ def _resolve_mpp(
     )
 
 
-def _boxes(
-    sdata: SpatialData, region: Region, image: str, system: str, side_px: float, max_outside: float
-) -> np.ndarray:
+def _centres(sdata: SpatialData, region: Region, image: str, system: str, max_outside: float) -> np.ndarray:
+    """Centres of spots in pixels of the image, (n, 2)."""
     spots = _section.spot_table(sdata, region)
     to_image = np.linalg.inv(_section.affine(sdata.images[image], system)) @ _section.affine(
         sdata.shapes[region.name], system
@@ -187,7 +202,7 @@ def _boxes(
             f"in coordinate system {system!r}. Is the image a downsampled copy, or is `coordinate_system` wrong? Raise "
             "`max_outside` if these spots are truly off the image."
         )
-    return square_boxes(centres, side_px)
+    return centres
 
 
 def _digest(region: Region, boxes: np.ndarray) -> str:
@@ -196,9 +211,11 @@ def _digest(region: Region, boxes: np.ndarray) -> str:
     return hashlib.sha256(text + boxes.round(3).tobytes()).hexdigest()[:16]
 
 
-def _usable(sdata: SpatialData, image: str, boxes: np.ndarray, min_inside: float) -> np.ndarray:
+def _usable(sdata: SpatialData, image: str, boxes: Sequence[np.ndarray], min_inside: float) -> np.ndarray:
+    """Whether enough of a spot's crops, of every size, lies inside the image."""
     height, width = _section.image_levels(sdata.images[image])[0].shape[1:]
-    return inside_fraction(boxes, width, height) >= max(min_inside, 1e-9) - 1e-9
+    inside = np.min([inside_fraction(one, width, height) for one in boxes], axis=0)
+    return inside >= max(min_inside, 1e-9) - 1e-9
 
 
 def _warn_if_enlarged(region: Region, mpp: float, wanted: float) -> None:
@@ -209,16 +226,25 @@ def _warn_if_enlarged(region: Region, mpp: float, wanted: float) -> None:
         )
 
 
-def _write(sdata: SpatialData, table: Any, paired: list[tuple[Region, np.ndarray, np.ndarray, dict[str, Any]]]) -> None:
+def _write(
+    sdata: SpatialData, table: Any, paired: list[tuple[Region, list[np.ndarray], np.ndarray, dict[str, Any]]]
+) -> None:
     before = table.obs.get(Keys.CROP_REASON)
     reason = np.full(table.n_obs, "not paired", dtype=object) if before is None else before.astype(object).to_numpy()
     crops = dict(table.uns.get(Keys.UNS, {}).get("crops", {}))
+    caches = dict(table.uns.get(Keys.UNS, {}).get("crop_caches", {}))
     shapes = {}
     for region, boxes, usable, entry in paired:
         reason[region.rows] = np.where(usable, OK, OUTSIDE)
-        frame = gpd.GeoDataFrame(geometry=box(*boxes.T), index=pd.Index(region.ids))
         transforms = get_transformation(sdata.images[entry["image_key"]], get_all=True)
-        shapes[entry["shapes_key"]] = ShapesModel.parse(frame, transformations=dict(transforms))
+        for key, squares in zip(entry["sizes"].values(), boxes, strict=True):
+            frame = gpd.GeoDataFrame(geometry=box(*squares.T), index=pd.Index(region.ids))
+            shapes[key] = ShapesModel.parse(frame, transformations=dict(transforms))
+        for key in set(crops.get(region.name, {}).get("sizes", {}).values()) & set(sdata.shapes):
+            # Sizes of an earlier pairing.
+            del sdata.shapes[key]
+        if crops.get(region.name, entry) != entry:
+            caches.pop(region.name, None)
         crops[region.name] = entry
     for key, frame in shapes.items():
         if key in sdata.shapes:
@@ -227,8 +253,10 @@ def _write(sdata: SpatialData, table: Any, paired: list[tuple[Region, np.ndarray
     table.obs[Keys.CROP_REASON] = pd.Categorical(reason)
     table.obs[Keys.CROP_OK] = reason == OK
     _section.record(table, "crops", crops)
+    _section.record(table, "crop_caches", caches)
     for region, _, usable, entry in paired:
         logger.info(
-            "%s: %d of %d spots paired with %g µm crops (%.4g µm/px, %s)",
-            *(region.section, usable.sum(), len(usable), entry["crop_um"], entry["mpp"], entry["mpp_source"]),
+            "%s: %d of %d spots paired with %s µm crops (%.4g µm/px, %s)",
+            *(region.section, usable.sum(), len(usable)),
+            *(" + ".join(entry["sizes"]), entry["mpp"], entry["mpp_source"]),
         )

@@ -29,6 +29,7 @@ def embed(
     modality: str = "image",
     pool: str = "cls",
     pretrained: bool = True,
+    crop_um: float | None = None,
     key_added: str | None = None,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
@@ -48,6 +49,9 @@ def embed(
         ``"image"``, or ``"gene"`` for the embedding of the measured expression (needs `sealst.pp.normalize`).
     pool, pretrained
         For an encoder given by name: how tokens become one vector, and whether to load weights.
+    crop_um
+        For an encoder given by name: which of the paired crop sizes to embed, in µm; default the first. A SEAL model
+        takes the size that it was trained on.
     key_added
         Slot in ``.obsm``; default ``"X_seal"`` for images, ``"X_seal_gene"`` for expression.
     region
@@ -93,7 +97,15 @@ def embed(
         embedding, entry = _embed_genes(table, regions, model), _gene_record(model)
     else:
         embedding, entry = embed_crops(
-            sdata, table, regions, model, pool=pool, pretrained=pretrained, device=device, show=progress
+            sdata,
+            table,
+            regions,
+            model,
+            pool=pool,
+            pretrained=pretrained,
+            crop_um=crop_um,
+            device=device,
+            show=progress,
         )
     target = table.copy() if copy else table
     write_embedding(target, key, *merged(target, key, embedding, entry))
@@ -108,24 +120,31 @@ def embed_crops(
     *,
     pool: str = "cls",
     pretrained: bool = True,
+    crop_um: float | None = None,
     device: str | None = None,
     show: bool | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Image embeddings (n_obs, dim), NaN where there is no crop, and their provenance."""
-    spec = crop_spec(table, regions)
     if isinstance(model, SealModel):
-        check_crops_fit(spec, model.crop)
-        encoder, entry = model.encoder, {"model": model.fingerprint}
+        if crop_um is not None and crop_um != model.crop.crop_um:
+            raise DataError(f"`crop_um` is {crop_um:g}, but the model was trained on {model.crop.crop_um:g} µm.")
+        check_crops_fit(table, regions, model.crop)
+        spec, encoder, entry = model.crop, model.encoder, {"model": model.fingerprint}
     else:
+        spec = crop_spec(table, regions, crop_um)
         encoder, entry = build_encoder(model, pool=pool, pretrained=pretrained), {"model": model, "pool": pool}
     if device is not None or not isinstance(model, SealModel):
         (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
     out = np.full((table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
     for rows, values in map_crops(
-        sdata, table, regions, crop_function(encoder), px=spec.crop_px, show=show, desc="embedding crops"
+        sdata, table, regions, crop_function(encoder), spec=spec, show=show, desc="embedding crops"
     ):
         out[rows] = values
-    return out, entry | {"modality": "image", "crops": crops_record(table, regions)}
+    return out, entry | {
+        "modality": "image",
+        "crop_um": spec.crop_um,
+        "crops": crops_record(table, regions, spec.crop_um),
+    }
 
 
 def crop_function(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
@@ -168,9 +187,8 @@ def merged(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any
 
 def _unchanged(table: AnnData, entry: dict[str, Any]) -> list[Region]:
     """Regions whose present crops are those that a stored embedding was made from."""
-    now = table.uns.get(Keys.UNS, {}).get("crops", {})
     made_from = entry.get("crops", {})
-    return [r for r in _section.regions_of(table) if r.name in made_from and made_from[r.name] == now.get(r.name)]
+    return [r for r in _section.regions_of(table) if _section.same_crops(table, r, made_from.get(r.name))]
 
 
 def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:

@@ -20,11 +20,12 @@ from sealst._core.probes import knn_impute, mean_baseline, ridge_probe
 from sealst._data.tokens import to_images
 from sealst._errors import DataError, LeakError, PanelError, SealstWarning
 from sealst._keys import Keys
+from sealst._logging import logger
 from sealst._section import Region
 from sealst._validate import check_positive, listed
 from sealst.models import SealModel
 from sealst.pp import check_split, select_genes
-from sealst.tl._inputs import as_sections, check_crops_fit, crop_spec, map_crops
+from sealst.tl._inputs import as_sections, check_crops_fit, map_crops
 
 FROZEN, ADAPTED = "frozen + ridge", "adapted + ridge"
 HEAD, IMPUTED = "seal head", "seal retrieval"
@@ -46,6 +47,8 @@ class _Views:
     #: log1p-CP10k of the panel: the model's layer and the measured spot itself
     context: np.ndarray
     measured: np.ndarray
+    #: bool (genes,): which of the panel's genes the section measures at all
+    known: np.ndarray
 
 
 def evaluate(
@@ -64,7 +67,8 @@ def evaluate(
 
     Probes (ridge regression on standardised features) are fitted on the training sections; their penalty is chosen by
     cross-validation over their patients (over sections where there is one patient). Targets are the measured
-    log1p-CP10k of single spots.
+    log1p-CP10k of single spots. Genes of the panel that a training section does not measure are fitted on the others;
+    those that a test section does not measure are left out of its scores, and the log says so.
 
     Parameters
     ----------
@@ -148,11 +152,15 @@ def _ranked(model: SealModel, train: list[SpatialData], kind: str, n: int, table
     known = set(model.panel.genes)
     n_all = max(_section.get_table(s, table_key).n_vars for s in train)
     kept: list[str] = []
+    # A panel joined from sections that measure different genes has genes that not all of them measure.
+    least = None if model.panel.availability is None else 1
     # As many as the panel has: for the default panel its own order. A panel chosen otherwise may need them all.
     for top in (len(known), n_all):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SealstWarning)
-            ranked = select_genes(train, top, criterion=kind, layer=model.panel.layer, table_key=table_key).genes
+            ranked = select_genes(
+                train, top, criterion=kind, layer=model.panel.layer, min_sections=least, table_key=table_key
+            ).genes
         kept = [g for g in ranked if g in known][:n]
         if len(kept) == n:
             break
@@ -171,14 +179,14 @@ def _check_unseen(model: SealModel, test: list[SpatialData], table_key: str) -> 
 def _views(model: SealModel, sdata: SpatialData, table_key: str, show: bool | None) -> list[_Views]:
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table)
-    check_crops_fit(crop_spec(table, regions), model.crop)
+    check_crops_fit(table, regions, model.crop)
     return [_view(model, sdata, table, region, show) for region in regions]
 
 
 def _view(model: SealModel, sdata: SpatialData, table: AnnData, region: Region, show: bool | None) -> _Views:
     rows, parts = [], []
     for some, values in map_crops(
-        sdata, table, [region], lambda c: _three(model, c), px=model.crop.crop_px, show=show, desc=region.section
+        sdata, table, [region], lambda c: _three(model, c), spec=model.crop, show=show, desc=region.section
     ):
         rows.append(some)
         parts.append(values)
@@ -188,7 +196,13 @@ def _view(model: SealModel, sdata: SpatialData, table: AnnData, region: Region, 
     kept = np.concatenate(rows)[order]
     values = np.concatenate(parts)[order]
     frozen, adapted, colour = np.split(values, [model.dim, 2 * model.dim], axis=1)
-    context = _section.expression(table, model.panel, kept)
+    context = _section.expression(table, model.panel, kept, masked=True)
+    known = model.panel.measured(table.var_names)
+    if not known.all():
+        logger.info(
+            "Section %r measures %d of the panel's %d genes; the others are not scored.",
+            region.section, known.sum(), len(known),
+        )  # fmt: skip
     return _Views(
         name=region.section,
         patient=", ".join(_section.patients_of(table, region.rows)),
@@ -197,7 +211,8 @@ def _view(model: SealModel, sdata: SpatialData, table: AnnData, region: Region, 
         colour=colour,
         gene=model.embed_genes(context),
         context=context,
-        measured=_section.expression(table, model.panel, kept, Keys.LOGNORM),
+        measured=_section.expression(table, model.panel, kept, Keys.LOGNORM, masked=True),
+        known=known,
     )
 
 
@@ -216,8 +231,26 @@ def _three(model: SealModel, crops: np.ndarray) -> np.ndarray:
 
 
 def _predictions(model: SealModel, seen: list[_Views], held: list[_Views]) -> dict[str, list[np.ndarray]]:
-    """Expression (n, panel) of every held-out section by every method."""
-    y = np.concatenate([v.measured for v in seen])
+    """Expression (n, panel) of every held-out section by every method; NaN for genes no training section measures."""
+    patterns, which = np.unique(np.array([v.known for v in seen]), axis=1, return_inverse=True)
+    out = {
+        method: [np.full(v.measured.shape, np.nan, dtype=np.float32) for v in held]
+        for method in (FROZEN, ADAPTED, COLOUR, HEAD, IMPUTED, MEAN)
+    }
+    # Genes are fitted together where the same sections measure them.
+    for i in range(patterns.shape[1]):
+        genes = np.flatnonzero(which.ravel() == i)
+        having = [view for view, has in zip(seen, patterns[:, i], strict=True) if has]
+        for method, parts in (_fitted(having, held, genes) if having else {}).items():
+            for filled, part in zip(out[method], parts, strict=True):
+                filled[:, genes] = part
+    out[HEAD] = [model.predict_expression(v.adapted) for v in held]
+    return out
+
+
+def _fitted(seen: list[_Views], held: list[_Views], genes: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """Expression of some genes in every held-out section, by the methods that learn from the training sections."""
+    y = np.concatenate([v.measured[:, genes] for v in seen])
     # Serial sections of one patient are no independent folds; they must do where there is only one patient.
     several = len({v.patient for v in seen}) > 1
     groups = np.concatenate([[v.patient if several else v.name] * len(v.measured) for v in seen])
@@ -228,7 +261,6 @@ def _predictions(model: SealModel, seen: list[_Views], held: list[_Views]) -> di
         out[method] = [probe.predict(getattr(v, feature)) for v in held]
     reference = np.concatenate([v.gene for v in seen])
     k = min(50, len(reference))
-    out[HEAD] = [model.predict_expression(v.adapted) for v in held]
     out[IMPUTED] = [knn_impute(v.adapted, reference, y, k=k) for v in held]
     out[MEAN] = [mean_baseline(y, len(v.measured)) for v in held]
     return out
@@ -244,7 +276,9 @@ def _pearson_rows(
 ) -> list[dict[str, Any]]:
     rows = []
     for method, predicted in predictions.items():
-        r = gene_pearson(predicted[index], view.measured)
+        scored = view.known & np.isfinite(predicted[index]).all(axis=0)
+        r = np.full(len(scored), np.nan)
+        r[scored] = gene_pearson(predicted[index][:, scored], view.measured[:, scored])
         for name, columns in sets.items():
             values = r[columns][np.isfinite(r[columns])]
             low, high = bootstrap_interval(values, seed=seed) if len(values) > 1 else (np.nan, np.nan)
@@ -257,7 +291,9 @@ def _retrieval_rows(view: _Views, frozen_prediction: np.ndarray, model: SealMode
     own = np.arange(len(view.gene))
 
     def z(x: np.ndarray) -> np.ndarray:
-        return (x - model.panel.mean) / model.panel.std
+        # As the gene encoder sees it: the mean where a gene was not measured.
+        z = np.where(view.known, (x - model.panel.mean) / model.panel.std, 0)
+        return np.nan_to_num(z)
 
     ranks = {
         "adapted": retrieval_ranks(view.adapted, view.gene, own),

@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 from sealst import _section
 from sealst._core.device import resolve_device, seeded
 from sealst._core.panel import GenePanel
-from sealst._data.dataset import PairDataset
+from sealst._data.dataset import Measured, PairDataset
 from sealst._data.store import CropSource
 from sealst._errors import DataError, PanelError, SealstError
 from sealst._keys import Keys
@@ -28,7 +28,7 @@ from sealst._validate import listed, resolve_params
 from sealst._version import __version__
 from sealst.models import CropSpec, Encoder, GeneVAEParams, LoraParams, SealModel, build_encoder
 from sealst.pp import check_split, select_genes
-from sealst.tl._inputs import as_sections, crop_source, crop_spec
+from sealst.tl._inputs import as_sections, crop_spec
 
 #: fewer spots than this cannot be split into batches
 _MIN_SPOTS = 16
@@ -40,6 +40,7 @@ class _Pairs:
 
     sources: list[CropSource]
     expression: np.ndarray
+    measured: Measured
 
     def __len__(self) -> int:
         return len(self.expression)
@@ -53,6 +54,7 @@ def finetune(
     pool: str = "cls",
     panel: GenePanel | None = None,
     n_genes: int = 2000,
+    crop_um: float | None = None,
     validation: SpatialData | Sequence[SpatialData] | None = None,
     allow_shared_patients: bool = False,
     lora: LoraParams | Mapping[str, Any] | None = None,
@@ -83,9 +85,12 @@ def finetune(
     pool
         ``"cls"``, ``"mean"`` or ``"cls+mean"``.
     panel
-        Genes of the model, see `sealst.pp.select_genes`; default the `n_genes` most variable of the sections.
+        Genes of the model, see `sealst.pp.select_genes`; default the `n_genes` most variable of the sections. Spots
+        do not count in the reconstruction of genes that their section does not measure.
     n_genes
         Size of the default panel.
+    crop_um
+        Which of the paired crop sizes to train on, in µm; default the first.
     validation
         Held-out sections, scored after every epoch (gene Pearson, recall); never trained on.
     allow_shared_patients
@@ -137,14 +142,14 @@ def finetune(
         check_split(train, held, table_key=table_key)
     params = resolve_params(TrainParams, params, name="params")
     gene_vae = resolve_params(GeneVAEParams, gene_vae, name="gene_vae")
-    spec = _shared_crop_spec([*train, *held], table_key)
+    spec = _shared_crop_spec([*train, *held], crop_um, table_key)
     target_device = resolve_device(device)
     seed = settings.seed if seed is None else int(seed)
     folder = None if run_dir is None else _new_run_folder(Path(run_dir))
 
     _check_trainer_kwargs(trainer_kwargs or {})
     panel = _panel(train, panel, n_genes, params.layer, table_key)
-    pairs = _pairs(train, panel, table_key)
+    pairs = _pairs(train, panel, spec, table_key)
     if len(pairs) < _MIN_SPOTS:
         raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
     base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
@@ -156,7 +161,7 @@ def finetune(
         model = SealModel(base, panel, crop=spec, lora=lora, gene_vae=gene_vae).to(target_device)
         with ExitStack() as stack:
             work = folder or _scratch(stack)
-            _train(model, params, pairs, _pairs(held, panel, table_key) if held else None, work,
+            _train(model, params, pairs, _pairs(held, panel, spec, table_key) if held else None, work,
                    keep=folder is not None, show=progress, trainer_kwargs=trainer_kwargs or {})  # fmt: skip
     model.provenance = provenance
     if folder is not None:
@@ -178,11 +183,11 @@ def _check_trainer_kwargs(options: Mapping[str, Any]) -> None:
         )
 
 
-def _shared_crop_spec(sections: list[SpatialData], table_key: str) -> CropSpec:
+def _shared_crop_spec(sections: list[SpatialData], crop_um: float | None, table_key: str) -> CropSpec:
     specs = []
     for sdata in sections:
         table = _section.get_table(sdata, table_key)
-        specs.append(crop_spec(table, _section.regions_of(table)))
+        specs.append(crop_spec(table, _section.regions_of(table), crop_um))
     if len(set(specs)) > 1:
         raise DataError(
             f"Sections have crops of different size: {sorted({(s.crop_um, s.crop_px) for s in specs})} (µm, px). Pair "
@@ -209,15 +214,22 @@ def _panel(train: list[SpatialData], panel: GenePanel | None, n: int, layer: str
     return panel
 
 
-def _pairs(sections: list[SpatialData], panel: GenePanel, table_key: str) -> _Pairs:
-    sources, expression = [], []
+def _pairs(sections: list[SpatialData], panel: GenePanel, spec: CropSpec, table_key: str) -> _Pairs:
+    sources, expression, measured = [], [], []
     for sdata in sections:
         table = _section.get_table(sdata, table_key)
         for region in _section.regions_of(table):
-            rows, source = crop_source(sdata, table, region)
+            rows, source = _section.crop_source(sdata, table, region, spec.crop_um)
             sources.append(source)
-            expression.append(_section.expression(table, panel, rows))
-    return _Pairs(sources, np.concatenate(expression))
+            expression.append(_section.expression(table, panel, rows, masked=True))
+            measured.append(panel.measured(table.var_names))
+            if not measured[-1].all():
+                logger.info(
+                    "Section %r measures %d of the panel's %d genes; its spots do not count for the others.",
+                    region.section, measured[-1].sum(), len(panel),
+                )  # fmt: skip
+    section = np.repeat(np.arange(len(expression)), [len(part) for part in expression])
+    return _Pairs(sources, np.concatenate(expression), Measured(np.array(measured), section))
 
 
 def _recipe(
@@ -260,11 +272,11 @@ def _train(
         held_out = None
         if held is not None:
             seen = image_inputs(model, held.sources, params, views=1, folder=other, **common)
-            held_out = PairDataset(seen, held.expression, train=False)
+            held_out = PairDataset(seen, held.expression, train=False, measured=held.measured)
         model.history = run_stages(
             model,
             params,
-            train=PairDataset(images, pairs.expression, train=True),
+            train=PairDataset(images, pairs.expression, train=True, measured=pairs.measured),
             held_out=held_out,
             metrics_path=work / "metrics.csv" if keep else None,
             trainer_kwargs=trainer_kwargs,

@@ -10,9 +10,8 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
-from sealst._data.crops import iter_crops
 from sealst._data.prefetch import prefetch
-from sealst._data.store import CropSource
+from sealst._data.store import iter_source
 from sealst._errors import DataError
 from sealst._logging import progress
 from sealst._section import Region
@@ -31,9 +30,9 @@ def as_sections(sections: SpatialData | Sequence[SpatialData], name: str) -> lis
     return items
 
 
-def crop_spec(table: AnnData, regions: Sequence[Region]) -> CropSpec:
-    """Crop size that all regions share."""
-    sizes = {(d["crop_um"], d["crop_px"]) for d in (_section.crop_definition(table, r) for r in regions)}
+def crop_spec(table: AnnData, regions: Sequence[Region], crop_um: float | None = None) -> CropSpec:
+    """Crop size that all regions share: the first that was paired, or the one named."""
+    sizes = {(d["crop_um"], d["crop_px"]) for d in (_section.crop_definition(table, r, crop_um) for r in regions)}
     if len(sizes) > 1:
         raise DataError(
             f"Regions have crops of different size (µm, px): {sorted(sizes)}. Pair them alike with "
@@ -43,21 +42,16 @@ def crop_spec(table: AnnData, regions: Sequence[Region]) -> CropSpec:
     return CropSpec(float(um), int(px))
 
 
-def check_crops_fit(spec: CropSpec, model: CropSpec) -> None:
-    """Raise when a section's crops are not those the model was trained on."""
-    if spec != model:
-        raise DataError(
-            f"Crops are {spec.crop_um:g} µm at {spec.crop_px} px, but the model was trained on {model.crop_um:g} µm at "
-            f"{model.crop_px} px. Run `sl.pp.pair_crops(sdata, crop_um={model.crop_um:g}, crop_px={model.crop_px}, "
-            "overwrite=True)`."
-        )
-
-
-def crop_source(sdata: SpatialData, table: AnnData, region: Region) -> tuple[np.ndarray, CropSource]:
-    """Rows of a region that have a crop, and where to read them."""
-    rows, boxes = _section.crop_boxes(sdata, table, region)
-    image = _section.he_image(sdata, _section.crop_definition(table, region)["image_key"])
-    return rows, CropSource(_section.image_levels(image), boxes)
+def check_crops_fit(table: AnnData, regions: Sequence[Region], model: CropSpec) -> None:
+    """Raise unless the sections have crops of the size that the model was trained on."""
+    for region in regions:
+        stored = _section.crop_definition(table, region)
+        if f"{model.crop_um:g}" not in stored["sizes"] or stored["crop_px"] != model.crop_px:
+            raise DataError(
+                f"Crops of {region.name!r} are {', '.join(stored['sizes'])} µm at {stored['crop_px']} px, but the "
+                f"model was trained on {model.crop_um:g} µm at {model.crop_px} px. Run `sl.pp.pair_crops(sdata, "
+                f"crop_um={model.crop_um:g}, crop_px={model.crop_px}, overwrite=True)`."
+            )
 
 
 def map_crops(
@@ -66,20 +60,20 @@ def map_crops(
     regions: Sequence[Region],
     function: Callable[[np.ndarray], np.ndarray],
     *,
-    px: int,
+    spec: CropSpec,
     show: bool | None,
     desc: str,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Apply a function to the crops of regions, in batches; yields table rows and results."""
-    sources = [crop_source(sdata, table, region) for region in regions]
+    sources = [_section.crop_source(sdata, table, region, spec.crop_um) for region in regions]
     with progress(None, desc=desc, total=sum(len(rows) for rows, _ in sources), show=show) as bar:
         for rows, source in sources:
-            batches = iter_crops(source.levels, source.boxes, px, batch_size=settings.batch_size)
+            batches = iter_source(source, spec.crop_px, batch_size=settings.batch_size)
             for positions, crops in prefetch(batches):
                 yield rows[positions], function(crops)
                 bar.update(len(positions))
 
 
-def crops_record(table: AnnData, regions: Sequence[Region]) -> dict[str, Any]:
+def crops_record(table: AnnData, regions: Sequence[Region], crop_um: float) -> dict[str, Any]:
     """Crop definitions, as provenance of what was computed from them."""
-    return {region.name: _section.crop_definition(table, region) for region in regions}
+    return {region.name: _section.crop_definition(table, region, crop_um) for region in regions}

@@ -173,7 +173,7 @@ def _embedding(table: AnnData, regions: Sequence[Region], model: SealModel, key:
     if entry is None or entry["model"] != model.fingerprint:
         raise OrderError(f"`.obsm[{key!r}]` was made by {made_by}, this model is {model.fingerprint!r}. {hint}")
     for one in regions:
-        if "crops" in entry and entry["crops"].get(one.name) != _section.crop_definition(table, one):
+        if "crops" in entry and not _section.same_crops(table, one, entry["crops"].get(one.name)):
             raise OrderError(
                 f"`.obsm[{key!r}]` was made from other crops of {one.name!r} than the present ones. {hint}"
             )

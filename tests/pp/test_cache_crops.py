@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+
+import sealst as sl
+from sealst import _section
+from sealst._data import crop_cache
+from sealst._data.crop_cache import CachedCrops, CropCache, write_cache
+from sealst._data.crops import read_crops
+from sealst._data.store import CropSource, gather_crops, iter_source
+from sealst._errors import SealstWarning
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(crop_cache, "_SHARD", 16)
+    monkeypatch.setattr(crop_cache, "_INNER", 4)
+
+
+def image(seed: int = 0, size: int = 500) -> da.Array:
+    return da.from_array(np.random.default_rng(seed).integers(0, 255, (3, size, size), np.uint8), chunks=(3, 128, 128))
+
+
+def boxes(n: int = 50, seed: int = 1, side: float = 40.0) -> np.ndarray:
+    corners = np.random.default_rng(seed).uniform(-10, 470, (n, 2))
+    return np.hstack([corners, corners + side])
+
+
+def store_of(sdata) -> Path:
+    return Path(sdata.tables["table"].uns["sealst"]["crop_caches"]["toy_spots"]["112"])
+
+
+def test_the_store_holds_just_what_the_image_gives(tmp_path, small_shards):
+    level, squares = image(), boxes()
+    cache = write_cache(tmp_path / "c.zarr", [level], squares, 20)
+    fresh = read_crops([level], squares, 20)
+    np.testing.assert_array_equal(cache.read(cache.slots(squares)), fresh)
+    source = CropSource([level], squares, str(tmp_path / "c.zarr"))
+    seen = np.empty_like(fresh)
+    for positions, crops in iter_source(source, 20, batch_size=7):
+        seen[positions] = crops
+    np.testing.assert_array_equal(seen, fresh)
+
+
+def test_a_subset_of_spots_uses_the_store_of_all(tmp_path, small_shards):
+    level, squares = image(), boxes()
+    write_cache(tmp_path / "c.zarr", [level], squares, 20)
+    some = squares[[40, 3, 17]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SealstWarning)
+        crops = gather_crops([CropSource([level], some, str(tmp_path / "c.zarr"))], 20, tmp_path)
+    np.testing.assert_array_equal(crops, read_crops([level], some, 20))
+
+
+def test_cached_crops_index_like_an_array(tmp_path, small_shards):
+    parts = []
+    for i in range(2):
+        level, squares = image(i), boxes(20 + i, seed=i)
+        cache = write_cache(tmp_path / f"{i}.zarr", [level], squares, 20)
+        parts.append((cache, cache.slots(squares), read_crops([level], squares, 20)))
+    crops = CachedCrops([p[:2] for p in parts])
+    whole = np.concatenate([p[2] for p in parts])
+    assert crops.shape == whole.shape
+    assert crops.dtype == whole.dtype
+    rows = np.random.default_rng(0).permutation(len(whole))[:15]
+    np.testing.assert_array_equal(crops[rows], whole[rows])
+    np.testing.assert_array_equal(crops[10:30], whole[10:30])
+
+
+def test_large_cached_collections_are_not_copied(tmp_path, small_shards, monkeypatch):
+    monkeypatch.setattr("sealst._data.store.MAX_RAM_BYTES", 1000)
+    level, squares = image(), boxes()
+    write_cache(tmp_path / "c.zarr", [level], squares, 20)
+    crops = gather_crops([CropSource([level], squares, str(tmp_path / "c.zarr"))], 20, tmp_path)
+    assert isinstance(crops, CachedCrops)
+    assert not (tmp_path / "crops.npy").exists()
+    np.testing.assert_array_equal(crops[np.arange(50)], read_crops([level], squares, 20))
+
+
+def interrupted(tmp_path, level, squares) -> Path:
+    """A store whose writer was stopped after two shards."""
+    path, calls = tmp_path / "c.zarr", []
+
+    def stopping(levels, some, px, *, batch_size):
+        for batch in crop_cache_iter(levels, some, px, batch_size=batch_size):
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            calls.append(1)
+            yield batch
+
+    crop_cache_iter = crop_cache.iter_crops
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crop_cache, "iter_crops", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            write_cache(path, [level], squares, 20)
+    return path
+
+
+def test_an_interrupted_run_is_continued(tmp_path, small_shards):
+    level, squares = image(), boxes()
+    path = interrupted(tmp_path, level, squares)
+    with pytest.raises(sl.DataError, match="are incomplete"):
+        CropCache(path)
+    shards = sorted(path.glob("crops/c/*/0/0/0"))
+    assert len(shards) == 2
+    before = [s.stat().st_mtime_ns for s in shards]
+    cache = write_cache(path, [level], squares, 20)
+    assert [s.stat().st_mtime_ns for s in shards] == before
+    np.testing.assert_array_equal(cache.read(cache.slots(squares)), read_crops([level], squares, 20))
+
+
+def test_a_damaged_shard_of_an_interrupted_run_is_written_again(tmp_path, small_shards):
+    level, squares = image(), boxes()
+    path = interrupted(tmp_path, level, squares)
+    shard = path / "crops" / "c" / "0" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    cache = write_cache(path, [level], squares, 20)
+    np.testing.assert_array_equal(cache.read(cache.slots(squares)), read_crops([level], squares, 20))
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated"])
+def test_damage_is_noticed_when_crops_are_read(tmp_path, small_shards, damage):
+    level, squares = image(), boxes()
+    cache = write_cache(tmp_path / "c.zarr", [level], squares, 20)
+    shard = tmp_path / "c.zarr" / "crops" / "c" / "1" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[500] ^= 4
+    shard.write_bytes(content if damage == "flipped bit" else content[:1000])
+    with pytest.raises(sl.DataError, match=r"are damaged.*cache_crops\(sdata, overwrite=True\)"):
+        cache.read(np.arange(16, 32))
+
+
+def _write(path, barrier):
+    barrier.wait(60)
+    write_cache(Path(path), [image()], boxes(), 20)
+
+
+def test_two_writers_leave_one_good_store(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    writers = [context.Process(target=_write, args=(str(tmp_path / "c.zarr"), barrier)) for _ in range(2)]
+    for one in writers:
+        one.start()
+    for one in writers:
+        one.join(120)
+    assert [one.exitcode for one in writers] == [0, 0]
+    cache = CropCache(tmp_path / "c.zarr")
+    np.testing.assert_array_equal(cache.read(cache.slots(boxes())), read_crops([image()], boxes(), 20))
+
+
+def test_another_images_crops_are_never_used(tmp_path, small_shards):
+    squares = boxes()
+    write_cache(tmp_path / "c.zarr", [image(0)], squares, 20)
+    with pytest.raises(sl.DataError, match=r"holds crops of another image.*overwrite=True"):
+        write_cache(tmp_path / "c.zarr", [image(1)], squares, 20)
+    source = CropSource([image(1)], squares, str(tmp_path / "c.zarr"))
+    with pytest.warns(SealstWarning, match="are not those of this image"):
+        crops = gather_crops([source], 20, tmp_path)
+    np.testing.assert_array_equal(crops, read_crops([image(1)], squares, 20))
+    cache = write_cache(tmp_path / "c.zarr", [image(1)], squares, 20, overwrite=True)
+    np.testing.assert_array_equal(cache.read(cache.slots(squares)), crops)
+
+
+def test_other_folders_are_left_alone(tmp_path):
+    (tmp_path / "c.zarr").mkdir()
+    (tmp_path / "c.zarr" / "thesis.txt").write_text("years of work")
+    with pytest.raises(sl.DataError, match="is no store of crops; name another"):
+        write_cache(tmp_path / "c.zarr", [image()], boxes(), 20)
+    assert (tmp_path / "c.zarr" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
+    monkeypatch.setattr(crop_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(sl.DataError, match=r"need .* GiB, but .* free.*`path=`"):
+        write_cache(tmp_path / "c.zarr", [image()], boxes(), 20)
+
+
+# -- the call ---------------------------------------------------------------------------------------------------------
+def test_embeddings_are_the_same_from_the_store(toy_section, tmp_path):
+    sdata = toy_section()
+    sl.pp.pair_crops(sdata, crop_um=112, crop_px=224)
+    options = {"pretrained": False, "copy": True}
+    plain = sl.tl.embed(sdata, "vit_tiny_patch16_224", **options).obsm["X_seal"]
+    assert sl.pp.cache_crops(sdata, tmp_path) is None
+    assert store_of(sdata).parent == tmp_path
+    cut = []
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error", SealstWarning)
+        patch.setattr("sealst._data.store.iter_crops", lambda *a, **k: cut.append(1))
+        cached = sl.tl.embed(sdata, "vit_tiny_patch16_224", **options).obsm["X_seal"]
+    assert not cut
+    # The batches are others, so the last bits may differ.
+    np.testing.assert_allclose(cached, plain, atol=1e-5)
+
+
+def test_a_lost_store_is_said_and_the_image_is_read(toy_section, tmp_path):
+    import shutil
+
+    sdata = toy_section()
+    sl.pp.pair_crops(sdata, crop_px=32)
+    sl.pp.cache_crops(sdata, tmp_path)
+    shutil.rmtree(store_of(sdata))
+    table = sdata.tables["table"]
+    (region,) = _section.regions_of(table)
+    _, source = _section.crop_source(sdata, table, region)
+    with pytest.warns(SealstWarning, match="Cached crops cannot be used"):
+        assert len(gather_crops([source], 32, tmp_path)) == 36
+
+
+def test_new_crops_forget_the_store_of_the_old(toy_section, tmp_path):
+    sdata = toy_section()
+    sl.pp.pair_crops(sdata, crop_px=32)
+    sl.pp.cache_crops(sdata, tmp_path)
+    sl.pp.pair_crops(sdata, crop_px=32, overwrite=True)
+    assert store_of(sdata).exists()
+    sl.pp.pair_crops(sdata, crop_px=16, overwrite=True)
+    assert sdata.tables["table"].uns["sealst"]["crop_caches"] == {}
+
+
+def test_cache_needs_crops(toy_section, tmp_path):
+    sdata = toy_section()
+    with pytest.raises(sl.OrderError, match=r"Run `sl.pp.pair_crops\(sdata\)` first"):
+        sl.pp.cache_crops(sdata, tmp_path)
+    sl.pp.pair_crops(sdata, crop_px=32)
+    (tmp_path / "f").write_text("")
+    with pytest.raises(sl.DataError, match="is a file; name a folder"):
+        sl.pp.cache_crops(sdata, tmp_path / "f")
+    sdata.tables["table"].obs["crop_ok"] = False
+    with pytest.raises(sl.DataError, match=r"No spot of 'toy_spots' has a usable crop"):
+        sl.pp.cache_crops(sdata, tmp_path)
+    assert (
+        "crop_caches" not in sdata.tables["table"].uns["sealst"]
+        or not sdata.tables["table"].uns["sealst"]["crop_caches"]
+    )
+
+
+def test_cached_crops_survive_writing_the_section(toy_section, tmp_path):
+    import spatialdata
+
+    sdata = toy_section()
+    sl.pp.pair_crops(sdata, crop_um=[112, 56.5], crop_px=32)
+    sl.pp.cache_crops(sdata, tmp_path / "crops", crop_um=56.5)
+    sdata.write(tmp_path / "s.zarr")
+    back = spatialdata.read_zarr(tmp_path / "s.zarr")
+    (region,) = _section.regions_of(back.tables["table"])
+    _, source = _section.crop_source(back, back.tables["table"], region, 56.5)
+    assert source.cache is not None
+    _, original = _section.crop_source(sdata, sdata.tables["table"], region, 56.5)
+    np.testing.assert_array_equal(gather_crops([source], 32, tmp_path), read_crops(original.levels, original.boxes, 32))
