@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -101,7 +102,7 @@ def retrieval(
     similarity = _base.stored_column(table, key, "sl.tl.retrieve(sdata, model, query)")
     usable = _section.crop_boxes(sdata, table, one)[0]
     best, worst = _ends(similarity, usable, n, one.name)
-    hits = load_crops(sdata, table, np.concatenate([best, worst]), [one])
+    hits = load_crops(sdata, table, np.concatenate([best, worst]), [one], _crop_um(table, key))
     tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
     values = similarity[one.rows]
     panel = Panel("", values, "similarity", cmap, _base.robust_limits([values], percentiles))
@@ -166,8 +167,18 @@ def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank_k
     return texts
 
 
-def _query(table: AnnData, key: str) -> str:
+def _recorded(table: AnnData, key: str) -> dict[str, Any]:
     # `tl.retrieve` records a query with a prefix of its own beside the default one.
     entry = "retrieve" if key == Keys.SIMILARITY else f"retrieve_{key.removesuffix('_similarity')}"
-    stored = table.uns.get(Keys.UNS, {}).get(entry, {}).get("query")
+    return dict(table.uns.get(Keys.UNS, {}).get(entry, {}))
+
+
+def _crop_um(table: AnnData, key: str) -> float | None:
+    """Size of the crops that were searched; None (the first that was paired) where it is not known."""
+    embedded = table.uns.get(Keys.UNS, {}).get("embed", {}).get(_recorded(table, key).get("key"), {})
+    return None if "crop_um" not in embedded else float(embedded["crop_um"])
+
+
+def _query(table: AnnData, key: str) -> str:
+    stored = _recorded(table, key).get("query")
     return f"Query: {stored}" if isinstance(stored, str) and stored else "Similarity to the query"

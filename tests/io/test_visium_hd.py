@@ -1,0 +1,216 @@
+"""Reading Visium HD folders, and merging their bins."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+from anndata import AnnData
+from PIL import Image
+
+import sealst as sl
+from sealst._errors import DataError, ScaleError, SealstWarning
+from sealst._section import image_levels
+from sealst.io._visium_hd import recognise
+
+
+def table_of(sdata: Any) -> AnnData:
+    return sdata.tables["table"]
+
+
+def entry_of(sdata: Any) -> dict[str, Any]:
+    return table_of(sdata).uns["sealst"]["read_visium_hd"]
+
+
+def expected(files: Any, bin_um: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Array positions, counts, number of 2 µm bins and centres of merged bins, one bin at a time."""
+    k = bin_um // 2
+    genes = (files.features["type"] == "Gene Expression").to_numpy()
+    array, counts, n, centres = [], [], [], []
+    for row, col in sorted({(r // k, c // k) for r, c in files.array[files.tissue]}):
+        block = (files.array[:, 0] // k == row) & (files.array[:, 1] // k == col)
+        array.append((row, col))
+        counts.append(files.counts[block & files.tissue][:, genes].sum(0))
+        n.append((block & files.tissue).sum())
+        centres.append(files.xy[block].mean(0))
+    return np.array(array), np.array(counts), np.array(n), np.array(centres)
+
+
+# -- bins -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("bin_um", [4, 10, 16])
+def test_merged_bins(make_visium_hd: Callable[..., Any], bin_um: int) -> None:
+    files = make_visium_hd(sizes=(2,))
+    sdata = sl.io.read_visium_hd(files.outs, files.image, bin_um=bin_um, section="hd")
+    array, counts, n, centres = expected(files, bin_um)
+    table = table_of(sdata)
+    np.testing.assert_array_equal(table.obs[["array_row", "array_col"]], array)
+    np.testing.assert_array_equal(table.X.toarray(), counts)
+    np.testing.assert_array_equal(table.obs["n_bins"], n)
+    assert n.min() < (bin_um // 2) ** 2, "partly filled bins are what this is about"
+    np.testing.assert_allclose(table.obsm["spatial"], centres, atol=1e-6)
+    assert table.obs["spot_id"].iloc[0] == f"s_{bin_um:03d}um_{array[0, 0]:05d}_{array[0, 1]:05d}-1"
+    assert (entry_of(sdata)["bin_um"], entry_of(sdata)["source_bin_um"]) == (bin_um, 2)
+    squares = sdata.shapes["hd_spots"].geometry
+    np.testing.assert_allclose(shapely.area(squares), (bin_um / entry_of(sdata)["mpp"]) ** 2)
+    assert entry_of(sdata)["mpp"] == pytest.approx(files.mpp, rel=1e-6)
+
+
+def test_bent_positions_keep_their_bend(make_visium_hd: Callable[..., Any]) -> None:
+    files = make_visium_hd(sizes=(2,))
+    part = files.bins(2)
+    # A quadratic bend of up to 2 µm, as no affine map describes.
+    bend = 4 * ((files.array[:, 1] - 40) / 40) ** 2
+    frame = files.positions.assign(pxl_row_in_fullres=files.xy[:, 1] + bend)
+    frame.to_parquet(part / "spatial" / "tissue_positions.parquet", index=False)
+    sdata = sl.io.read_visium_hd(files.outs, files.image, bin_um=8)
+    *_, centres = expected(files, 8)
+    away = table_of(sdata).obsm["spatial"] - centres
+    k = table_of(sdata).obs["array_col"].to_numpy()
+    np.testing.assert_allclose(away[:, 1], 4 * ((k * 4 + 1.5 - 40) / 40) ** 2, atol=0.3)
+
+
+def test_largest_bins_that_divide(visium_hd: Any) -> None:
+    for bin_um, source in {16: 16, 48: 16, 24: 8, 8: 8, 6: 2}.items():
+        sdata = sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, bin_um=bin_um)
+        assert entry_of(sdata)["source_bin_um"] == source
+    shutil.rmtree(visium_hd.bins(2))
+    with pytest.raises(DataError, match=r"divide `bin_um` 12: there are '8', '16' µm"):
+        sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, bin_um=12)
+
+
+def test_own_bins_and_merged_bins_agree(visium_hd: Any) -> None:
+    direct = table_of(sl.io.read_visium_hd(visium_hd.bins(16), visium_hd.image, bin_um=16))
+    merged = table_of(sl.io.read_visium_hd(visium_hd.bins(2), visium_hd.image, bin_um=16))
+    assert list(direct.obs["spot_id"]) == list(merged.obs["spot_id"])
+    np.testing.assert_array_equal(direct.X.toarray(), merged.X.toarray())
+    np.testing.assert_allclose(direct.obsm["spatial"], merged.obsm["spatial"], atol=1e-6)
+    assert (direct.obs["n_bins"] == 1).all()
+    assert merged.obs["n_bins"].max() == 64
+
+
+@pytest.mark.parametrize("bin_um", [0, 3, -2, 2.5, "16"])
+def test_bin_size_is_even(visium_hd: Any, bin_um: Any) -> None:
+    with pytest.raises(DataError, match="`bin_um` must be a positive multiple of 2"):
+        sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, bin_um=bin_um)
+
+
+def test_bins_off_tissue(visium_hd: Any) -> None:
+    part = visium_hd.bins(16)
+    shutil.copy(part / "filtered_feature_bc_matrix.h5", part / "raw_feature_bc_matrix.h5")
+    frame = visium_hd.bins(16) / "spatial" / "tissue_positions.parquet"
+    import pandas as pd
+
+    table = pd.read_parquet(frame)
+    table["in_tissue"] = (table["array_col"] < 3).astype(int)
+    table.to_parquet(frame, index=False)
+    kept = table_of(sl.io.read_visium_hd(part, visium_hd.image, bin_um=32, counts="raw"))
+    assert kept.obs["array_col"].max() == 1
+    assert set(kept.obs.loc[kept.obs["array_col"] == 1, "n_bins"]) <= {1, 2}
+    every = table_of(sl.io.read_visium_hd(part, visium_hd.image, bin_um=32, counts="raw", in_tissue=False))
+    assert set(every.obs.loc[every.obs["array_col"] > 1, "in_tissue"]) == {False}
+    assert every.X.sum() > kept.X.sum()
+
+
+# -- other readers ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("bin_um", [2, 8, 16])
+def test_agrees_with_spatialdata_io(visium_hd: Any, bin_um: int) -> None:
+    spatialdata_io = pytest.importorskip("spatialdata_io")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = spatialdata_io.visium_hd(
+            visium_hd.outs, dataset_id="", load_segmentations_only=False, bin_size=bin_um, gex_only=True
+        )
+    ours = sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, bin_um=bin_um, section="s")
+    a, b = theirs.tables[f"square_{bin_um:03d}um"], table_of(ours)
+    assert list(a.obs_names) == list(b.obs["spot_id"])
+    np.testing.assert_array_equal(a.X.toarray(), b.X.toarray())
+    np.testing.assert_array_equal(a.obsm["spatial"], b.obsm["spatial"])
+    np.testing.assert_array_equal(a.obs[["array_row", "array_col"]], b.obs[["array_row", "array_col"]])
+    assert list(a.var["gene_ids"]) == list(b.var["gene_ids"])
+    mine, other = ours.shapes["s_spots"].geometry, theirs.shapes[f"_square_{bin_um:03d}um"].geometry
+    np.testing.assert_allclose(shapely.bounds(mine.to_numpy()), shapely.bounds(other.to_numpy()), atol=1e-6)
+
+
+# -- picture, scale, paths --------------------------------------------------------------------------------------------
+def test_small_picture(visium_hd: Any) -> None:
+    with pytest.warns(SealstWarning, match=r"hires picture is used, with 1 µm per pixel"):
+        sdata = sl.io.read_visium_hd(visium_hd.outs, bin_um=8)
+    full = sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, bin_um=8)
+    np.testing.assert_allclose(table_of(sdata).obsm["spatial"] * 2, table_of(full).obsm["spatial"])
+    with pytest.raises(ScaleError, match="size of Space Ranger's hires picture"):
+        sl.io.read_visium_hd(visium_hd.outs, visium_hd.outs / "spatial" / "tissue_hires_image.png")
+
+
+def test_contradictory_scale(visium_hd: Any) -> None:
+    import json
+
+    path = visium_hd.bins(16) / "spatial" / "scalefactors_json.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"microns_per_pixel": 0.25}))
+    with pytest.raises(ScaleError, match=r"0\.5 µm per pixel by the pitch of the array, 0\.25 by microns_per_pixel"):
+        sl.io.read_visium_hd(visium_hd.outs, visium_hd.image)
+    path.write_text(json.dumps(held | {"bin_size_um": 8.0}))
+    with pytest.raises(DataError, match="scale factors for bins of 8 µm in a folder of 16 µm"):
+        sl.io.read_visium_hd(visium_hd.outs, visium_hd.image)
+    path.unlink()
+    assert entry_of(sl.io.read_visium_hd(visium_hd.outs, visium_hd.image))["mpp"] == pytest.approx(0.5, rel=1e-6)
+
+
+def test_interchanged_columns(visium_hd: Any) -> None:
+    import pandas as pd
+
+    path = visium_hd.bins(8) / "spatial" / "tissue_positions.parquet"
+    frame = pd.read_parquet(path)
+    frame.assign(array_row=frame["array_col"], array_col=frame["array_row"]).to_parquet(path, index=False)
+    with pytest.raises(DataError, match=r"barcodes of 8 µm bins contradict the table of positions, e\.g\. s_008um_"):
+        sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, bin_um=8)
+
+
+def test_paths(visium_hd: Any, visium: Any, tmp_path: Path) -> None:
+    for path in (visium_hd.outs.parent, visium_hd.outs / "binned_outputs", visium_hd.bins(16)):
+        sdata = sl.io.read_visium_hd(path, visium_hd.image, bin_um=16)
+        assert set(sdata.images) == {"run_hd_he"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"No folder of bins .*it holds none"):
+        sl.io.read_visium_hd(tmp_path / "empty", visium_hd.image)
+    with pytest.raises(DataError, match=r"No folder of bins .*use `sl\.io\.read_visium`"):
+        sl.io.read_visium_hd(visium.outs, visium.image)
+    assert recognise(visium_hd.outs)
+    assert recognise(visium_hd.outs.parent)
+    assert not recognise(visium.outs)
+
+
+def test_damaged_matrix(visium_hd: Any) -> None:
+    path = visium_hd.bins(16) / "filtered_feature_bc_matrix.h5"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(DataError, match="could not be read as a 10x"):
+        sl.io.read_visium_hd(visium_hd.outs, visium_hd.image)
+
+
+def test_bins_of_another_size(visium_hd: Any) -> None:
+    shutil.copy(visium_hd.bins(8) / "filtered_feature_bc_matrix.h5", visium_hd.bins(16))
+    with pytest.raises(DataError, match=r"0 of \d+ barcodes .*'s_008um_.*positions: 's_016um_"):
+        sl.io.read_visium_hd(visium_hd.outs, visium_hd.image)
+
+
+# -- crops ------------------------------------------------------------------------------------------------------------
+def test_crops_show_their_bin(make_visium_hd: Callable[..., Any], dotted: Callable[..., Any]) -> None:
+    files = make_visium_hd(sizes=(2,), turn=0.2)
+    *_, centres = expected(files, 16)
+    image = dotted(files.image.shape[1::-1], centres, 6)
+    path = files.outs.parent / "slide.png"
+    Image.fromarray(image).save(path)
+    sdata = sl.io.read_visium_hd(files.outs, path, bin_um=16, section="hd")
+    sl.pp.pair_crops(sdata, crop_um=16, crop_px=32, min_inside=0.9)
+    pixels = np.asarray(image_levels(sdata.images["hd_he"])[0])
+    squares = sdata.shapes["hd_spots_crops"].geometry.centroid
+    assert len(squares) == len(centres)
+    for i, point in enumerate(squares):
+        assert pixels[0, int(point.y), int(point.x)] == 20, f"bin {i} is not centred on its dot"
+        np.testing.assert_allclose((point.x, point.y), centres[i], atol=1e-6)

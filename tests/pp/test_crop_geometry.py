@@ -1,0 +1,194 @@
+"""Crops under any placement of image and spots, at several magnifications."""
+
+from __future__ import annotations
+
+import dask.array as da
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import Affine, set_transformation
+
+import sealst as sl
+from sealst import _section
+from sealst._data.crops import read_crops
+
+SIZE, MPP = 400, 0.5
+
+
+def ramp() -> np.ndarray:
+    """An image that holds its own coordinates: red = x / 2, green = y / 2."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    return np.stack([x // 2, y // 2, np.zeros_like(x)], axis=2).astype(np.uint8)
+
+
+def section(xy: np.ndarray, image: np.ndarray | None = None):
+    return sl.io.from_arrays(
+        ramp() if image is None else image, np.ones((len(xy), 2)), xy, genes=["A", "B"], mpp=MPP, spot_um=10,
+        section="s", thumbnail=False,
+    )  # fmt: skip
+
+
+def as_affine(matrix: np.ndarray) -> Affine:
+    return Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y"))
+
+
+def placed(linear: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
+    matrix = np.eye(3)
+    matrix[:2, :2], matrix[:2, 2] = linear, shift
+    return matrix
+
+
+def turned(angle: float, scale: float, mirror: bool) -> np.ndarray:
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return turn @ np.diag([-1.0 if mirror else 1.0, 1.0])
+
+
+shifts = st.tuples(st.floats(-500, 500), st.floats(-500, 500))
+similarities = st.builds(
+    placed, st.builds(turned, st.floats(-np.pi, np.pi), st.floats(0.2, 5.0), st.booleans()), shifts
+)
+#: spots may be stretched and sheared too: only their centres count
+affines = st.builds(
+    lambda angle, mirror, a, b, shear, shift: placed(
+        turned(angle, 1.0, mirror) @ np.array([[a, shear], [0.0, b]]), shift
+    ),
+    st.floats(-np.pi, np.pi), st.booleans(), st.floats(0.2, 5.0), st.floats(0.2, 5.0), st.floats(-2.0, 2.0), shifts,
+)  # fmt: skip
+lattices = st.builds(
+    lambda n, pitch, x, y, angle: (
+        (np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).reshape(-1, 2) - (n - 1) / 2)
+        * pitch
+        @ turned(angle, 1.0, False).T
+        + [200 + x, 200 + y]
+    ),
+    st.integers(2, 5), st.floats(15, 40), st.floats(-20, 20), st.floats(-20, 20), st.floats(-np.pi, np.pi),
+)  # fmt: skip
+
+
+@given(image=similarities, spots=affines, xy=lattices, crop_um=st.floats(8, 40))
+@settings(max_examples=60, deadline=None)
+def test_the_centre_pixel_of_every_crop_is_the_spots(image, spots, xy, crop_um):
+    sdata = section(xy)
+    # The spot at pixel p of the image stands at image @ p in "global", and at spots^-1 @ image @ p in its own frame.
+    to_own = np.linalg.inv(spots) @ image
+    local = xy @ to_own[:2, :2].T + to_own[:2, 2]
+    frame = sdata.shapes["s_spots"].copy()
+    frame.attrs = {}
+    frame["geometry"] = shapely.points(local)
+    sdata.shapes["s_spots"] = ShapesModel.parse(frame, transformations={"global": as_affine(spots)})
+    set_transformation(sdata.images["s_he"], as_affine(image), "global")
+    sl.pp.pair_crops(sdata, crop_um=crop_um, crop_px=32)
+    table = sdata.tables["table"]
+    (region,) = _section.regions_of(table)
+    rows, source = _section.crop_source(sdata, table, region)
+    assert len(rows) == len(xy)
+    crops = read_crops(source.levels[:1], source.boxes, 32)
+    centre = crops[:, 15:17, 15:17, :2].mean((1, 2)) * 2
+    # Red and green hold every second coordinate: the floor costs one pixel, its mean half of one.
+    np.testing.assert_allclose(centre, xy - 0.5, atol=1.6)
+
+
+@given(image=st.builds(placed, st.builds(lambda r: np.diag([1.0, r]), st.floats(1.05, 4.0)), shifts))
+@settings(max_examples=10, deadline=None)
+def test_an_image_that_is_stretched_is_refused(image):
+    sdata = section(np.array([[100.0, 100.0], [200.0, 200.0]]))
+    set_transformation(sdata.images["s_he"], as_affine(image), "global")
+    with pytest.raises(sl.ScaleError, match="stretched unevenly"):
+        sl.pp.pair_crops(sdata, crop_um=20)
+
+
+def smooth(seed: int, size: int = 256) -> np.ndarray:
+    field = gaussian_filter(np.random.default_rng(seed).normal(size=(size, size)), 6)
+    return np.stack([((field - field.min()) / np.ptp(field) * 255).round()] * 3).astype(np.uint8)
+
+
+@given(seed=st.integers(0, 50), side=st.floats(60, 120), x=st.floats(0, 130), y=st.floats(0, 130), odd=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_another_level_changes_the_crop_by_resampling_error_only(seed, side, x, y, odd):
+    from sealst.io import _pyramid
+
+    size = 255 if odd else 256
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_pyramid, "CHUNK_PX", 64)
+        levels = _pyramid.levels_of(np.moveaxis(smooth(seed)[:, :size, :size], 0, 2))
+    box = np.array([[x, y, x + side, y + side]]) * (size / 256)
+    by_level = [read_crops(levels[:2], box, 30, level=i).astype(float) for i in (0, 1)]
+    # A crop that is displaced by half a pixel of the coarse level differs by about 3 on these images.
+    assert np.abs(by_level[0] - by_level[1])[:, 2:-2, 2:-2].mean() < 1.0
+
+
+@given(value=st.integers(0, 255), side=st.floats(5, 90), x=st.floats(0, 60), y=st.floats(0, 60), px=st.integers(4, 40))
+@settings(max_examples=30, deadline=None)
+def test_a_constant_image_gives_constant_crops(value, side, x, y, px):
+    level = da.full((3, 150, 150), value, dtype=np.uint8, chunks=(3, 37, 41))
+    assert (read_crops([level], np.array([[x, y, x + side, y + side]]), px) == value).all()
+
+
+# -- magnifications ---------------------------------------------------------------------------------------------------
+def test_several_magnifications_are_concentric(tmp_path):
+    sdata = section(np.array([[100.0, 120.0], [200.0, 180.0], [15.0, 200.0]]))
+    sl.pp.pair_crops(sdata, crop_um=[20, 10, 40.5], crop_px=32)
+    table = sdata.tables["table"]
+    entry = table.uns["sealst"]["crops"]["s_spots"]
+    assert entry["sizes"] == {"20": "s_spots_crops", "10": "s_spots_crops_10um", "40.5": "s_spots_crops_40.5um"}
+    for um, key in ((20, "s_spots_crops"), (10, "s_spots_crops_10um"), (40.5, "s_spots_crops_40.5um")):
+        bounds = sdata.shapes[key].bounds.to_numpy()
+        np.testing.assert_allclose((bounds[:, :2] + bounds[:, 2:]) / 2, table.obsm["spatial"])
+        np.testing.assert_allclose(bounds[:, 2] - bounds[:, 0], um / MPP)
+    sdata.write(tmp_path / "s.zarr")
+    sl.pp.pair_crops(sdata, crop_um=10, crop_px=32, overwrite=True)
+    assert [k for k in sdata.shapes if "crops" in k] == ["s_spots_crops"]
+
+
+def test_a_spot_needs_a_crop_of_every_size():
+    xy = np.array([[100.0, 120.0], [200.0, 180.0], [12.0, 200.0]])
+    sdata = section(xy)
+    # 100 µm are 200 px: a square around x = 12 lies inside by 56 %.
+    sl.pp.pair_crops(sdata, crop_um=[20, 100], crop_px=32, min_inside=0.6)
+    assert list(sdata.tables["table"].obs["crop_ok"]) == [True, True, False]
+    sl.pp.pair_crops(sdata, crop_um=20, crop_px=32, min_inside=0.6, overwrite=True)
+    assert sdata.tables["table"].obs["crop_ok"].all()
+
+
+def test_each_size_shows_its_own_square():
+    sdata = section(np.array([[100.0, 120.0], [200.0, 180.0]]))
+    sl.pp.pair_crops(sdata, crop_um=[20, 40], crop_px=20)
+    table = sdata.tables["table"]
+    (region,) = _section.regions_of(table)
+    crops = {}
+    for um in (20.0, 40.0):
+        _, source = _section.crop_source(sdata, table, region, um)
+        crops[um] = read_crops(source.levels, source.boxes, 20)[0].astype(float)
+    # Red rises by half a level per pixel; a crop of twice the side spans twice the range around the same centre.
+    spans = {um: np.ptp(c[..., 0].mean(0)) for um, c in crops.items()}
+    assert spans[40.0] == pytest.approx(2 * spans[20.0], rel=0.1)
+    assert crops[40.0].mean() == pytest.approx(crops[20.0].mean(), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("crop_um", "text"),
+    [([], "`crop_um` is empty"), ([56, 56.0], "names a size twice"), ([56, -1], "`crop_um` must be a positive number")],
+)
+def test_bad_sizes_are_refused(crop_um, text):
+    sdata = section(np.array([[100.0, 120.0], [200.0, 180.0]]))
+    with pytest.raises(sl.DataError, match=text):
+        sl.pp.pair_crops(sdata, crop_um=crop_um)
+    assert list(sdata.shapes) == ["s_spots"]
+
+
+def test_embeddings_name_and_keep_their_size():
+    sdata = section(np.array([[100.0, 120.0], [200.0, 180.0], [250.0, 200.0]]))
+    sl.pp.pair_crops(sdata, crop_um=[56, 112], crop_px=32)
+    table = sdata.tables["table"]
+    for um in (56, 112):
+        sl.tl.embed(sdata, "vit_tiny_patch16_224", pretrained=False, crop_um=um, key_added=f"X_{um}")
+        assert table.uns["sealst"]["embed"][f"X_{um}"]["crops"]["s_spots"]["crop_um"] == um
+    assert np.abs(table.obsm["X_56"] - table.obsm["X_112"]).max() > 1e-3
+    sl.tl.embed(sdata, "vit_tiny_patch16_224", pretrained=False, key_added="X")
+    np.testing.assert_array_equal(table.obsm["X"], table.obsm["X_56"])
+    with pytest.raises(sl.DataError, match=r"has crops of 56, 112 µm, not of 224 µm.*crop_um=\[224"):
+        sl.tl.embed(sdata, "vit_tiny_patch16_224", pretrained=False, crop_um=224)
