@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
@@ -234,3 +235,29 @@ def test_obs_that_knows_only_some_spots_is_refused():
     more = pd.DataFrame({"label": [0, 3, 2, 1]}, index=["x", "c", "b", "a"])
     made = sl.io.from_arrays(image, np.ones((3, 1)), xy, obs=more, **options)
     assert made.tables["table"].obs["label"].tolist() == [1, 2, 3]
+
+
+def test_var_is_joined_by_gene() -> None:
+    options = {"genes": ["B", "A"], "mpp": 1.0, "spot_um": 10, "thumbnail": False}
+    xy, image = np.array([[5, 5], [10, 10.0]]), np.zeros((20, 20, 3), dtype=np.uint8)
+    var = pd.DataFrame({"gene_ids": ["ENSG1", "ENSG2", "ENSG3"]}, index=["A", "B", "C"])
+    made = sl.io.from_arrays(image, np.ones((2, 2)), xy, var=var, **options)
+    assert made.tables["table"].var["gene_ids"].to_dict() == {"B": "ENSG2", "A": "ENSG1"}
+    with pytest.raises(sl.DataError, match="one row for every gene, indexed by name; found 2 rows, without 'A'"):
+        sl.io.from_arrays(image, np.ones((2, 2)), xy, var=var.iloc[1:], **options)
+    with pytest.raises(sl.DataError, match="found 2 rows with names twice: 'A'"):
+        sl.io.from_arrays(image, np.ones((2, 2)), xy, var=var.iloc[[0, 0]], **options)
+
+
+@pytest.mark.parametrize("size", [(2048, 2048), (2051, 1333), (4099, 9), (1500, 2049)])
+def test_levels_added_to_a_slide_are_means_of_its_pixels(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *size), dtype=np.uint8)
+    # Odd chunks, which must not cut pairs of pixels apart.
+    levels = _pyramid.extended([da.from_array(pixels, chunks=(3, 333, 517))])
+    assert max(levels[-1].shape[1:]) <= 1024
+    expected = pixels
+    for level in levels[1:]:
+        height, width = (n // 2 for n in expected.shape[1:])
+        blocks = expected[:, : 2 * height, : 2 * width].reshape(3, height, 2, width, 2).astype(float)
+        expected = np.floor(blocks.mean((2, 4)) + 0.5).astype(np.uint8)
+        np.testing.assert_array_equal(np.asarray(level), expected)

@@ -37,6 +37,7 @@ def from_arrays(
     technology: str = "unknown",
     array: np.ndarray | None = None,
     obs: pd.DataFrame | None = None,
+    var: pd.DataFrame | None = None,
     spot_shape: Literal["circle", "square"] = "circle",
     thumbnail: bool = True,
 ) -> SpatialData:
@@ -68,6 +69,8 @@ def from_arrays(
     obs
         Further columns for ``.obs``, one row per spot. Rows are joined by id when the index holds the names in
         `spot_ids`, otherwise they are taken in the order of `counts`.
+    var
+        Columns for ``.var``, such as ``gene_ids``, with one row for every name in `genes`, joined by name.
     spot_shape
         ``"circle"``, or ``"square"`` for bins and pseudo-spots.
     thumbnail
@@ -118,7 +121,7 @@ def from_arrays(
     }
     region = Keys.spots(section)
     frame = _obs_frame(region, ids, facts, array, obs if spot_ids is None else _by_id(obs, ids))
-    table = AnnData(counts, obs=frame, var=pd.DataFrame(index=pd.Index([str(g) for g in genes])))
+    table = AnnData(counts, obs=frame, var=_var_frame([str(g) for g in genes], var))
     table.obsm[Keys.SPATIAL] = xy
     transforms = {"global": Identity(), Keys.UM: Scale([mpp, mpp], axes=("x", "y"))}
     levels = levels_of(image) if isinstance(image, np.ndarray) else extended(image.levels)
@@ -204,6 +207,22 @@ def _obs_frame(
     if len(taken := frame.columns.intersection(extra.columns)):
         raise DataError(f"`obs` has column(s) {listed(taken)}, which are set by arguments of their own; drop them.")
     return pd.concat([frame, extra.set_axis(frame.index, axis=0)], axis=1)
+
+
+def _var_frame(genes: list[str], extra: pd.DataFrame | None) -> pd.DataFrame:
+    if extra is None:
+        return pd.DataFrame(index=pd.Index(genes))
+    named = extra.set_axis(extra.index.map(str), axis=0)
+    if not named.index.is_unique or len(absent := pd.Index(genes).difference(named.index)):
+        raise DataError(
+            f"`var` must have one row for every gene, indexed by name; found {len(named)} rows"
+            + (
+                f" with names twice: {listed(named.index[named.index.duplicated()].unique())}."
+                if not named.index.is_unique
+                else f", without {listed(absent)}."
+            )
+        )
+    return named.loc[genes].rename_axis(None)
 
 
 def _circles(xy: np.ndarray, ids: np.ndarray, radius: float, transforms: dict[str, Any]) -> gpd.GeoDataFrame:

@@ -15,6 +15,7 @@ CHUNK_PX = 1024
 _THUMBNAIL_PX = 800
 #: rows that are halved at a time, so that their means stay in the processor's cache
 _BAND_PX = 64
+_EMPTY = np.empty((0, 0, 0), dtype=np.uint8)
 
 
 def levels_of(image: np.ndarray) -> list[da.Array]:
@@ -58,16 +59,27 @@ def _area_means(pixels: np.ndarray, *, axis: int, start: int, stop: int) -> np.n
 
 
 def extended(levels: Sequence[da.Array]) -> list[da.Array]:
-    """Levels of a slide, with coarser ones added lazily until the coarsest fits into one chunk."""
+    """Levels of a slide, with coarser ones added lazily until the coarsest fits into one chunk.
+
+    Each added pixel is the mean of exactly 2 x 2 pixels, and the last row or column of an odd side is left out: a level
+    computed lazily must not need the pixels of other chunks. The shift this brings stays below one pixel of the level.
+    """
     out = list(levels)
     while max(out[-1].shape[1:]) > CHUNK_PX or len(out) < 2:
-        finer = out[-1]
-        if min(finer.shape[1:]) < 2:
+        if min(out[-1].shape[1:]) < 2:
             break
-        means = da.coarsen(np.mean, finer, {1: 2, 2: 2}, trim_excess=True)
-        half = da.rint(means).astype(np.uint8)
-        out.append(half.rechunk((3, CHUNK_PX, CHUNK_PX)))
+        # Even chunks, so that no pair of pixels is cut apart.
+        finer = out[-1].rechunk((3, 2 * CHUNK_PX, 2 * CHUNK_PX))
+        halves = tuple(tuple(n // 2 for n in sizes if n // 2) for sizes in finer.chunks[1:])
+        even = finer[:, : 2 * sum(halves[0]), : 2 * sum(halves[1])]
+        out.append(even.map_blocks(_quartered, chunks=((3,), *halves), dtype=np.uint8, meta=_EMPTY))
     return out
+
+
+def _quartered(block: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 pixels, rounded half up; whole numbers are several times faster than floats here."""
+    total = np.add(block[:, ::2], block[:, 1::2], dtype=np.uint16)
+    return ((total[:, :, ::2] + total[:, :, 1::2] + 2) >> 2).astype(np.uint8)
 
 
 def multiscale(levels: Sequence[da.Array], transforms: dict[str, Any]) -> xr.DataTree:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import gzip
-import threading
-from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from sealst._logging import logger, warn
 from sealst._section import record
 from sealst._validate import check_counts, check_gene_names, check_positive, listed
 from sealst.io._arrays import from_arrays
+from sealst.io._image import read_picture
 
 #: how far two values of the scale may be apart
 _TOLERANCE = 0.05
@@ -27,7 +25,6 @@ _TOLERANCE = 0.05
 #: that is tilted by a few degrees stays below
 _MAX_RESIDUAL = 1.0
 _LABEL = "label"
-_pillow_limit = threading.Lock()
 
 
 def read_st(
@@ -123,7 +120,7 @@ def read_st(
     dropped = {"counts_without_spot": len(table) - len(ids), "spots_without_counts": len(places) - len(ids)}
     table, places = table.loc[ids], places.loc[ids]
     check_counts(table.to_numpy(), where="`counts`")
-    picture = image if isinstance(image, np.ndarray) else _read_image(_existing(image, "image"))
+    picture = image if isinstance(image, np.ndarray) else read_picture(_existing(image, "image"))
     _check_inside(places, picture.shape, coordinate_scale)
     sdata = from_arrays(
         picture,
@@ -295,34 +292,6 @@ def _pitch_px(array: np.ndarray, pixel: np.ndarray, axis: str) -> float | None:
             f"(median) off a line of {abs(slope):.4g} pixels per unit. Are x and y swapped, or the image turned?"
         )
     return abs(float(slope))
-
-
-@contextlib.contextmanager
-def _any_size() -> Iterator[None]:
-    # Pillow refuses images above 180 megapixels, which sections often exceed; the limit is its only switch, and global.
-    from PIL import Image
-
-    with _pillow_limit:
-        before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
-def _read_image(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with _any_size(), Image.open(path) as picture:
-            if picture.mode not in {"RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr"}:
-                raise DataError(
-                    f"{path.name} is not a colour image (Pillow mode {picture.mode!r}); an RGB H&E is needed."
-                )
-            return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"{path.name} could not be read as an image: {error}") from error
 
 
 def _check_inside(places: pd.DataFrame, shape: tuple[int, ...], coordinate_scale: float) -> None:

@@ -1,0 +1,241 @@
+"""Cut the tissue of a slide without spots into tiles that stand for spots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation, set_transformation
+
+from sealst import _section
+from sealst._core.geometry import apply_affine, similarity_scale, square_boxes
+from sealst._core.tissue import box_fractions
+from sealst._errors import DataError, MissingKeyError, ScaleError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._validate import check_fraction, check_key, check_positive, listed
+from sealst.io import SlideImage, from_arrays
+from sealst.pp._tissue import tissue_mask
+
+_SUFFIX = Keys.image("")
+
+
+def tile(
+    sdata: SpatialData,
+    *,
+    tile_um: float = 112.0,
+    step_um: float | None = None,
+    min_tissue: float = 0.5,
+    image_key: str | None = None,
+    section: str | None = None,
+    patient: str | None = None,
+    organ: str | None = None,
+    technology: str | None = None,
+    table_key: str = Keys.TABLE,
+    thumbnail: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """Cut the tissue of a slide into square tiles that stand for spots in every later call.
+
+    Tiles lie on a grid that starts in the image's upper left corner, and wholly inside the image. Tissue is found on a
+    coarse level as by `sealst.pp.tissue`.
+
+    Parameters
+    ----------
+    sdata
+        Slide with an H&E image whose scale is known, see `sealst.io.read_wsi`.
+    tile_um
+        Side of a tile in µm.
+    step_um
+        Distance of neighbouring tiles, centre to centre, in µm; by default `tile_um`, so that they touch.
+    min_tissue
+        Smallest share of a tile that must be tissue, 0 to 1.
+    image_key
+        H&E image; by default the only one.
+    section
+        Name of the section; by default the image's name without ``"_he"``.
+    patient, organ, technology
+        Written to ``.obs``; by default as given to `sealst.io.read_wsi`, else the section's name, ``"unknown"`` and
+        ``"H&E"``.
+    table_key
+        Name of the new table.
+    thumbnail
+        Whether to store a small picture in ``.uns["spatial"]``.
+    overwrite
+        Whether to replace tiles cut before, with their table and crops.
+
+    Returns
+    -------
+    None; writes
+
+    - ``sdata.shapes["<section>_spots"]``: squares, pixels of the image, index = tile ids ``"<column>x<row>"``
+    - ``sdata.tables[table_key]``: one row per tile and no genes, laid out as by `sealst.io.from_arrays`, with
+      ``.obs["array_row"]``, ``.obs["array_col"]``, ``.obs["tissue_fraction"]`` (float64, 0 to 1) and
+      ``.uns["sealst"]["tile"]``
+
+    Raises
+    ------
+    ScaleError
+        When the image has no physical scale.
+    DataError
+        When tiles or the table exist already, the image is smaller than a tile, or fewer than 2 tiles hold tissue.
+    MissingKeyError
+        When there is no image, or several and none is named.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sdata = sl.io.read_wsi("slide.svs")  # doctest: +SKIP
+    >>> sl.pp.tile(sdata, tile_um=112, min_tissue=0.5)  # doctest: +SKIP
+    >>> sl.pp.pair_crops(sdata, crop_um=112)  # doctest: +SKIP
+    """
+    step_um = tile_um if step_um is None else step_um
+    check_positive("tile_um", tile_um)
+    check_positive("step_um", step_um)
+    check_fraction("min_tissue", min_tissue)
+    image_key = _find_image(sdata, image_key)
+    section = image_key.removesuffix(_SUFFIX) if section is None else section
+    stale = _replaced(sdata, Keys.spots(section), table_key, overwrite)
+    element = _section.he_image(sdata, image_key)
+    mpp = _scale(element, image_key)
+    height, width = _section.image_levels(element)[0].shape[1:]
+    array, centres = _grid((height, width), tile_um / mpp, step_um / mpp, image_key)
+    mask, (across, down) = tissue_mask(sdata, image_key)
+    fractions = box_fractions(mask, square_boxes(centres, tile_um / mpp) / [across, down, across, down])
+    kept = fractions >= min_tissue - 1e-9
+    if kept.sum() < 2:
+        raise DataError(
+            f"{kept.sum()} of {len(kept)} tiles of {tile_um:g} µm in {image_key!r} hold {min_tissue:g} tissue "
+            f"(most: {fractions.max():.2f}); at least 2 are needed. Lower `min_tissue`, `tile_um` or `step_um`."
+        )
+    given = {Keys.PATIENT: patient, Keys.ORGAN: organ, Keys.TECHNOLOGY: technology}
+    tiles = _tiles(
+        element,
+        centres[kept],
+        array=array[kept],
+        facts=_facts(sdata, image_key, section, given),
+        mpp=mpp,
+        tile_um=tile_um,
+        obs=pd.DataFrame({Keys.TISSUE_FRACTION: fractions[kept]}),
+        thumbnail=thumbnail,
+    )
+    entry = {"image_key": image_key, "tile_um": float(tile_um), "step_um": float(step_um), "mpp": mpp}
+    _section.record(tiles.tables[Keys.TABLE], "tile", entry | {"min_tissue": float(min_tissue)})
+    _write(sdata, tiles, table_key, stale)
+    logger.info("%s: %d of %d tiles of %g µm hold tissue", section, kept.sum(), len(kept), tile_um)
+
+
+def _find_image(sdata: SpatialData, image_key: str | None) -> str:
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(f"Expected a SpatialData, found {type(sdata).__name__}.")
+    images = list(sdata.images)
+    if image_key is not None:
+        check_key(images, image_key, where="`sdata.images`", hint="Name one of them with `image_key=`.")
+        return image_key
+    named = [name for name in images if name.endswith(_SUFFIX)]
+    for choice in (images, named):
+        if len(choice) == 1:
+            return choice[0]
+    raise MissingKeyError(
+        f"Expected one H&E image, found {listed(images)}. Name it with `image_key=`, or read a slide with "
+        "`sl.io.read_wsi(path)`."
+    )
+
+
+def _replaced(sdata: SpatialData, region: str, table_key: str, overwrite: bool) -> list[str]:
+    """Shapes that go with the tiles to replace; refuses to replace what is not asked for."""
+    found = [f"sdata.shapes[{region!r}]"] * (region in sdata.shapes)
+    found += [f"sdata.tables[{table_key!r}]"] * (table_key in sdata.tables)
+    if found and not overwrite:
+        raise DataError(
+            f"`{'` and `'.join(found)}` exist(s) already; replace with `overwrite=True`, or name another table with "
+            "`table_key=`."
+        )
+    if table_key not in sdata.tables:
+        return []
+    table = sdata.tables[table_key]
+    others = [one.name for one in _section.regions_of(table) if one.name != region]
+    if others or "tile" not in table.uns.get(Keys.UNS, {}):
+        raise DataError(
+            f"`sdata.tables[{table_key!r}]` holds {listed(others) if others else 'measured spots'}, not only tiles of "
+            f"{region!r}, and would be lost. Name another table with `table_key=`."
+        )
+    crops = table.uns[Keys.UNS].get("crops", {}).get(region, {})
+    return [*crops.get("sizes", {}).values(), *([crops["shapes_key"]] if crops else [])]
+
+
+def _scale(element: Any, image_key: str) -> float:
+    mpp = _section.mpp_of(element)
+    if mpp is None:
+        raise ScaleError(
+            f"Image {image_key!r} has no coordinate system 'um', so the size of its pixels is unknown. Read the slide "
+            "with `sl.io.read_wsi(path, mpp=...)`, or run `set_transformation(image, Scale([mpp, mpp], axes=('x', "
+            "'y')), 'um')` of `spatialdata.transformations`."
+        )
+    if similarity_scale(_section.affine(element, "global")) is None:
+        raise ScaleError(f"Image {image_key!r} is stretched unevenly in coordinate system 'global'; resample it first.")
+    return mpp
+
+
+def _grid(shape: tuple[int, int], side: float, step: float, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of every tile, and its centre (x, y) in pixels."""
+    height, width = shape
+    if side > min(shape):
+        raise DataError(f"A tile is {side:.0f} px wide, more than image {name!r} ({width} x {height} px) holds.")
+    rows, columns = (int((whole - side) / step + 1e-9) + 1 for whole in shape)
+    array = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).reshape(-1, 2)
+    return array, array[:, ::-1] * step + side / 2
+
+
+def _facts(sdata: SpatialData, image_key: str, section: str, given: dict[str, str | None]) -> dict[str, str]:
+    known = {Keys.PATIENT: section, Keys.ORGAN: "unknown", Keys.TECHNOLOGY: "H&E"}
+    known |= {key: value for key, value in sdata.attrs.get(image_key, {}).items() if key in known}
+    return {"section": section} | known | {key: str(value) for key, value in given.items() if value is not None}
+
+
+def _tiles(
+    element: Any,
+    centres: np.ndarray,
+    *,
+    array: np.ndarray,
+    facts: dict[str, str],
+    mpp: float,
+    tile_um: float,
+    obs: pd.DataFrame,
+    thumbnail: bool,
+) -> SpatialData:
+    """A section whose spots are the tiles, in the image's frame."""
+    levels = tuple(da.asarray(level.data)[:3] for level in _section.image_levels(element))
+    tiles = from_arrays(
+        SlideImage(levels),
+        np.zeros((len(centres), 0), dtype=np.float32),
+        centres,
+        genes=[],
+        mpp=mpp,
+        spot_um=tile_um,
+        spot_ids=[f"{column}x{row}" for row, column in array],
+        array=array,
+        obs=obs,
+        spot_shape="square",
+        thumbnail=thumbnail,
+        **facts,
+    )
+    table: AnnData = tiles.tables[Keys.TABLE]
+    systems = get_transformation(element, get_all=True)
+    set_transformation(tiles.shapes[Keys.spots(facts["section"])], dict(systems), set_all=True)
+    table.obsm[Keys.SPATIAL] = apply_affine(_section.affine(element, "global"), centres)
+    return tiles
+
+
+def _write(sdata: SpatialData, tiles: SpatialData, table_key: str, stale: list[str]) -> None:
+    for key in {*stale, *tiles.shapes} & set(sdata.shapes):
+        del sdata.shapes[key]
+    if table_key in sdata.tables:
+        del sdata.tables[table_key]
+    for key, shapes in tiles.shapes.items():
+        sdata.shapes[key] = shapes
+    sdata.tables[table_key] = tiles.tables[Keys.TABLE]

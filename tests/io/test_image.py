@@ -1,0 +1,432 @@
+"""TIFF files and pictures of every layout, each written in its own format and compared with an independent reader."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+import sealst as sl
+from sealst.io import _tiff
+
+#: 0.5 µm per pixel
+CM = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+
+
+def picture(height: int = 1400, width: int = 1300) -> np.ndarray:
+    """Smooth picture whose red tells x and green tells y."""
+    y, x = np.mgrid[:height, :width]
+    blue = 128 + 100 * np.sin(x / 37) * np.cos(y / 23)
+    return np.stack([x * 255 // width, y * 255 // height, blue], axis=-1).astype(np.uint8)
+
+
+def halved(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[0] // 2, image.shape[1] // 2
+    return image[: 2 * height, : 2 * width].reshape(height, 2, width, 2, 3).mean((1, 3)).round().astype(np.uint8)
+
+
+def pixels(level: Any) -> np.ndarray:
+    return np.moveaxis(np.asarray(level), 0, 2)
+
+
+IMAGE = picture()
+SMALL = picture(300, 260)
+
+
+def write_pyramid(path: Path, levels: list[np.ndarray], *, mpp: float = 0.5, **options: Any) -> Path:
+    options = {"tile": (256, 256), "compression": "jpeg", "photometric": "rgb"} | options
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for i, level in enumerate(levels):
+            unit = {"resolution": (1e4 / mpp / 2**i,) * 2, "resolutionunit": "CENTIMETER"}
+            file.write(level, subfiletype=min(i, 1), metadata=None, **unit, **options)
+    return path
+
+
+# -- layouts ----------------------------------------------------------------------------------------------------------
+def test_pyramid_of_pages(tmp_path: Path) -> None:
+    levels = [IMAGE, halved(IMAGE), halved(halved(IMAGE))]
+    path = write_pyramid(tmp_path / "slide.tif", levels)
+    slide = sl.io.open_image(path)
+    assert slide.shape == (1400, 1300)
+    assert [level.shape for level in slide.levels] == [(3, 1400, 1300), (3, 700, 650), (3, 350, 325)]
+    assert slide.mpp == pytest.approx(0.5)
+    assert slide.mpp_source == "TIFF resolution tags"
+    assert slide.path == str(path)
+    openslide = pytest.importorskip("openslide").OpenSlide(path)
+    for i, level in enumerate(slide.levels):
+        np.testing.assert_array_equal(pixels(level), tifffile.imread(path, key=i))
+        seen = openslide.read_region((0, 0), i, openslide.level_dimensions[i]).convert("RGB")
+        np.testing.assert_array_equal(pixels(level), np.asarray(seen))
+    assert np.abs(pixels(slide.levels[0]).astype(int) - IMAGE).mean() < 2
+
+
+def test_ome_tiff_with_sub_ifds(tmp_path: Path) -> None:
+    path, levels = tmp_path / "slide.ome.tif", [IMAGE, halved(IMAGE), halved(halved(IMAGE))]
+    facts = {"axes": "YXS", "PhysicalSizeX": 250, "PhysicalSizeXUnit": "nm"}
+    facts |= {"PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm"}
+    options = {"tile": (512, 512), "compression": "zlib", "photometric": "rgb"}
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        file.write(levels[0], subifds=2, metadata=facts, **options)
+        for level in levels[1:]:
+            file.write(level, subfiletype=1, **options)
+    slide = sl.io.open_image(path)
+    assert slide.mpp == pytest.approx(0.25)
+    assert slide.mpp_source == "OME-XML PhysicalSize"
+    assert len(slide.levels) == 3
+    for level, expected in zip(slide.levels, levels, strict=True):
+        np.testing.assert_array_equal(pixels(level), expected)
+
+
+FLAT: dict[str, tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]] = {
+    "uncompressed in one piece": (lambda a: a, {"photometric": "rgb"}),
+    "uncompressed tiles": (lambda a: a, {"photometric": "rgb", "tile": (128, 256)}),
+    "strips": (lambda a: a, {"photometric": "rgb", "compression": "deflate", "rowsperstrip": 11}),
+    "strips of big-endian": (lambda a: a, {"photometric": "rgb", "compression": "lzw", "byteorder": ">"}),
+    "one strip": (lambda a: a, {"photometric": "rgb", "compression": "lzw", "rowsperstrip": 1400}),
+    "JPEG 2000": (lambda a: a, {"photometric": "rgb", "compression": "jpeg2000", "tile": (256, 256)}),
+    "planes": (lambda a: np.moveaxis(a, 2, 0), {"photometric": "rgb", "planarconfig": "separate"}),
+    "tiled planes": (
+        lambda a: np.moveaxis(a, 2, 0),
+        {"photometric": "rgb", "planarconfig": "separate", "compression": "lzw", "predictor": True, "tile": (128, 256)},
+    ),
+    "a page per channel": (
+        lambda a: np.moveaxis(a, 2, 0),
+        {
+            "photometric": "minisblack",
+            "compression": "lzw",
+            "rowsperstrip": 7,
+            "ome": True,
+            "metadata": {"axes": "CYX"},
+        },
+    ),
+    "alpha": (
+        lambda a: np.dstack([a, a[..., :1]]),
+        {"photometric": "rgb", "extrasamples": ["unassalpha"], "tile": (256, 256), "compression": "zlib"},
+    ),
+    "BigTIFF": (lambda a: a, {"photometric": "rgb", "bigtiff": True, "compression": "zstd", "tile": (256, 256)}),
+}
+
+
+@pytest.mark.parametrize("layout", FLAT)
+def test_flat_layouts(layout: str, tmp_path: Path) -> None:
+    change, options = FLAT[layout]
+    tifffile.imwrite(tmp_path / "a.tif", change(IMAGE), **options)
+    slide = sl.io.open_image(tmp_path / "a.tif")
+    assert [level.shape for level in slide.levels] == [(3, 1400, 1300)]
+    with dask.config.set(scheduler="threads", num_workers=3):
+        np.testing.assert_array_equal(pixels(slide.levels[0]), IMAGE)
+    np.testing.assert_array_equal(pixels(slide.levels[0][:, 700:733, 1022:1027]), IMAGE[700:733, 1022:1027])
+    assert slide.mpp is None
+
+
+def test_luminance_and_chroma_become_rgb(tmp_path: Path) -> None:
+    chroma = Image.fromarray(IMAGE).convert("YCbCr")
+    chroma.save(tmp_path / "jpeg.tif", compression="jpeg", quality=95)
+    options = {"photometric": "ycbcr", "subsampling": (1, 1), "compression": "lzw"}
+    tifffile.imwrite(tmp_path / "lzw.tif", np.asarray(chroma), **options)
+    for name in ("jpeg.tif", "lzw.tif"):
+        found = pixels(sl.io.open_image(tmp_path / name).levels[0])
+        assert np.abs(found.astype(int) - IMAGE).mean() < 1.5, name
+
+
+def test_palette_and_jpg_go_through_pillow(tmp_path: Path) -> None:
+    Image.fromarray(SMALL).quantize(64).save(tmp_path / "palette.tif")
+    Image.fromarray(SMALL).save(tmp_path / "a.png")
+    Image.fromarray(SMALL).save(tmp_path / "a.jpg", quality=95)
+    for name, bound in (("palette.tif", 20), ("a.png", 0), ("a.jpg", 3)):
+        slide = sl.io.open_image(tmp_path / name)
+        assert np.abs(pixels(slide.levels[0]).astype(int) - SMALL).mean() <= bound, name
+        assert slide.levels[1].shape == (3, 150, 130)
+    # What a file is called does not matter when it is a picture after all.
+    (tmp_path / "a.png").rename(tmp_path / "png.tif")
+    np.testing.assert_array_equal(pixels(sl.io.open_image(tmp_path / "png.tif").levels[0]), SMALL)
+
+
+# -- levels -----------------------------------------------------------------------------------------------------------
+def test_pictures_beside_the_pyramid_are_no_levels(tmp_path: Path) -> None:
+    options = {"photometric": "rgb", "metadata": None, "tile": (256, 256)}
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(halved(halved(IMAGE)), description="thumbnail of the slide", **options)
+        file.write(IMAGE, **options)
+        file.write(halved(IMAGE), **options)
+        file.write(picture(500, 900), description="macro", **options)
+        file.write(halved(halved(IMAGE))[..., 0], tile=(256, 256), photometric="minisblack", metadata=None)
+        file.write(picture(200, 800), **options)
+        file.write(255 - halved(IMAGE), **options)
+    slide = sl.io.open_image(tmp_path / "a.tif")
+    assert [level.shape[1:] for level in slide.levels] == [(1400, 1300), (700, 650)]
+    np.testing.assert_array_equal(pixels(slide.levels[1]), halved(IMAGE))
+
+
+@pytest.mark.parametrize("shape", [(1001, 777), (1023, 513), (640, 1999)])
+def test_levels_may_be_rounded_up_or_down(shape: tuple[int, int]) -> None:
+    for rounding in (np.floor, np.ceil, np.round):
+        shapes = [tuple(int(rounding(n / 2**i)) for n in shape) for i in range(6)]
+        assert _tiff.spanning(shapes) == list(range(6))
+    assert _tiff.spanning([shape, (shape[0] // 2, shape[1] // 2 - 4)]) == [0]
+
+
+def test_chunks_hold_whole_tiles_and_each_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    real = _tiff._tile
+    monkeypatch.setattr(_tiff, "_tile", lambda *a: decoded.append(a[3]) or real(*a))
+    for side, chunk in ((256, 1024), (240, 960), (512, 1024), (1040, 1040)):
+        path = write_pyramid(tmp_path / f"{side}.tif", [IMAGE], tile=(side, side), compression="zlib")
+        level = sl.io.open_image(path).levels[0]
+        assert level.chunksize == (3, min(chunk, 1400), min(chunk, 1300))
+        decoded.clear()
+        level.compute()
+        assert len(decoded) == len(set(decoded)) == int(np.ceil(1400 / side) * np.ceil(1300 / side))
+    tifffile.imwrite(tmp_path / "strips.tif", IMAGE, photometric="rgb", compression="zlib", rowsperstrip=10)
+    level = sl.io.open_image(tmp_path / "strips.tif").levels[0]
+    assert level.chunksize == (3, 1020, 1300)
+    decoded.clear()
+    level.compute()
+    assert len(decoded) == 140
+
+
+# -- laziness ---------------------------------------------------------------------------------------------------------
+def test_goes_to_other_processes_and_holds_no_file(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "a.tif", [IMAGE, halved(IMAGE)], compression="zlib")
+    slide = sl.io.open_image(path)
+    np.testing.assert_array_equal(pixels(slide.levels[0]), IMAGE)
+    if Path("/proc/self/fd").is_dir():
+        held = [f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")]
+        assert not any(os.path.exists(one) and os.path.samefile(one, path) for one in held)
+    _tiff._directory.cache_clear()
+    copied = pickle.loads(pickle.dumps(slide))
+    np.testing.assert_array_equal(pixels(copied.levels[1]), halved(IMAGE))
+    assert len(pickle.dumps(slide)) < 20_000
+
+
+def test_memory_stays_small_for_a_large_slide(tmp_path: Path) -> None:
+    """1.2 GB of pixels: opened, and crops cut, within a fraction of that."""
+    script = """
+import sys, tracemalloc
+import imagecodecs, numpy as np, tifffile
+import sealst as sl
+from sealst._data.crops import read_crops
+side = 20000
+block = np.random.default_rng(0).integers(100, 200, (256, 256, 3), dtype=np.uint8)
+tile = imagecodecs.jpeg8_encode(block, level=30, colorspace="RGB", outcolorspace="RGB")
+with tifffile.TiffWriter(sys.argv[1], bigtiff=True) as file:
+    file.write((tile for _ in range(79 * 79)), shape=(side, side, 3), dtype="uint8", tile=(256, 256),
+               compression="jpeg", photometric="rgb", metadata=None)
+sl.io.open_image(sys.argv[1])
+tracemalloc.start()
+slide = sl.io.open_image(sys.argv[1])
+opened = tracemalloc.get_traced_memory()[1]
+corner = np.random.default_rng(1).integers(5000, 7000, (20, 2))
+crops = read_crops(list(slide.levels), np.hstack([corner, corner + 224]), 224)
+expected = imagecodecs.jpeg8_decode(tile, colorspace="RGB", outcolorspace="RGB")
+x, y = corner[0]
+rows, columns = np.arange(y, y + 224) % 256, np.arange(x, x + 224) % 256
+assert (crops[0] == expected[rows][:, columns]).all()
+print(opened // 2**20, tracemalloc.get_traced_memory()[1] // 2**20)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "big.tif")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    opened, cut = map(int, done.stdout.split()[-2:])
+    assert opened < 10, f"{opened} MB to open"
+    assert cut < 150, f"{cut} MB to cut 20 crops"
+
+
+def test_section_from_a_slide_on_disk(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "a.tif", [IMAGE, halved(IMAGE)], compression="zlib")
+    slide = sl.io.open_image(path)
+    xy = np.array([[400.0, 400.0], [700.0, 900.0]])
+    sdata = sl.io.from_arrays(slide, np.ones((2, 1)), xy, genes=["VIM"], mpp=slide.mpp, spot_um=55, section="s")
+    sl.pp.pair_crops(sdata, crop_um=112)
+    from sealst import _section
+    from sealst._data.crops import read_crops
+
+    table = sdata.tables["table"]
+    (region,) = _section.regions_of(table)
+    _, boxes = _section.crop_boxes(sdata, table, region)
+    crops = read_crops(_section.image_levels(sdata.images["s_he"]), boxes, 224)
+    np.testing.assert_array_equal(crops[1], IMAGE[788:1012, 588:812])
+
+
+# -- scale ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dpi", [1, 72, 96, 150, 300, 1200])
+def test_default_resolutions_are_no_scale(dpi: int, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SMALL, photometric="rgb", resolution=(dpi, dpi), resolutionunit="INCH")
+    slide = sl.io.open_image(tmp_path / "a.tif")
+    assert slide.mpp is None
+    assert slide.mpp_source == ""
+    assert sl.io.open_image(tmp_path / "a.tif", mpp=0.5).mpp == 0.5
+
+
+def test_scale_in_words(tmp_path: Path) -> None:
+    text = "Aperio Leica Biosystems GT450 v1.0.1 |AppMag = 40|MPP = 0.2634|Date = x"
+    tifffile.imwrite(tmp_path / "a.tif", SMALL, photometric="rgb", description=text, metadata=None)
+    slide = sl.io.open_image(tmp_path / "a.tif")
+    assert (slide.mpp, slide.mpp_source) == (pytest.approx(0.2634), "Aperio MPP")
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "mpp"),
+    [
+        (0.00025, "mm", 0.25),
+        (0.5, "μm", 0.5),
+        (500, "nm", 0.5),
+        (1, "pixel", None),
+        (352.8, "µm", None),
+        (0, "µm", None),
+    ],
+)
+def test_scale_in_ome_units(size: float, unit: str, mpp: float | None, tmp_path: Path) -> None:
+    facts = {"axes": "YXS"} | {f"PhysicalSize{axis}": size for axis in "XY"}
+    facts |= {f"PhysicalSize{axis}Unit": unit for axis in "XY"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", SMALL, photometric="rgb", metadata=facts)
+    assert sl.io.open_image(tmp_path / "a.ome.tif").mpp == (None if mpp is None else pytest.approx(mpp))
+
+
+def test_scale_in_inches(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SMALL, photometric="rgb", resolution=(50800, 50800), resolutionunit="INCH")
+    assert sl.io.open_image(tmp_path / "a.tif").mpp == pytest.approx(0.5)
+
+
+def test_scale_of_imagej(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SMALL, imagej=True, resolution=(4, 4), metadata={"unit": "um", "axes": "YXS"})
+    slide = sl.io.open_image(tmp_path / "a.tif")
+    assert slide.mpp == pytest.approx(0.25)
+    assert slide.mpp_source == "ImageJ unit"
+
+
+def test_scale_given_and_stated_must_agree(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SMALL, photometric="rgb", **CM)
+    slide = sl.io.open_image(tmp_path / "a.tif", mpp=0.51)
+    assert slide.mpp == 0.51
+    assert slide.mpp_source == "argument `mpp`"
+    with pytest.raises(sl.ScaleError, match=r"a\.tif: 0\.25 .* by argument `mpp`, 0\.5 by TIFF resolution tags"):
+        sl.io.open_image(tmp_path / "a.tif", mpp=0.25)
+    with pytest.raises(sl.DataError, match="`mpp` must be a positive number"):
+        sl.io.open_image(tmp_path / "a.tif", mpp=-1)
+
+
+def test_header_that_contradicts_itself_is_settled_by_the_argument(tmp_path: Path) -> None:
+    facts = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+    tifffile.imwrite(tmp_path / "a.ome.tif", SMALL, photometric="rgb", metadata=facts, **CM)
+    with pytest.raises(sl.ScaleError, match=r"0\.25 .* by OME-XML PhysicalSize, 0\.5 by TIFF resolution tags"):
+        sl.io.open_image(tmp_path / "a.ome.tif")
+    assert sl.io.open_image(tmp_path / "a.ome.tif", mpp=0.5).mpp == 0.5
+
+
+def test_pixels_that_are_not_square(tmp_path: Path) -> None:
+    options = {"photometric": "rgb", "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "a.tif", SMALL, resolution=(20000, 25000), **options)
+    with pytest.raises(sl.ScaleError, match=r"not square, 0\.5 µm along x and 0\.4 µm along y by TIFF resolution tags"):
+        sl.io.open_image(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "b.tif", SMALL, resolution=(20000, 20100), **options)
+    assert sl.io.open_image(tmp_path / "b.tif").mpp == pytest.approx(0.5, rel=0.005)
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+def test_files_that_are_no_image(tmp_path: Path) -> None:
+    with pytest.raises(sl.DataError, match=r"No image file at .*absent\.tif"):
+        sl.io.open_image(tmp_path / "absent.tif")
+    (tmp_path / "empty.tif").touch()
+    with pytest.raises(sl.DataError, match=r"empty\.tif is empty \(0 bytes\)"):
+        sl.io.open_image(tmp_path / "empty.tif")
+    for name in ("text.tif", "text.jpg", "text"):
+        (tmp_path / name).write_text("barcode\tx\ty\n" * 20)
+        with pytest.raises(
+            sl.DataError, match=rf"{name} (is no TIFF file.*starts with b'barcode|could not be read as an)"
+        ):
+            sl.io.open_image(tmp_path / name)
+    (tmp_path / "head.tif").write_bytes(b"II*\0" + bytes(40))
+    with pytest.raises(sl.DataError, match=r"head\.tif could not be read as a TIFF file"):
+        sl.io.open_image(tmp_path / "head.tif")
+    with pytest.raises(sl.DataError, match=r"folder without \.dcm files"):
+        sl.io.open_image(tmp_path)
+
+
+@pytest.mark.parametrize("compression", [None, "jpeg", "zlib"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_truncated_tiff_is_refused_when_opened(compression: str | None, share: float, tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "a.tif", [IMAGE, halved(IMAGE)], compression=compression)
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(sl.DataError, match=r"a\.tif (is cut off|could not be read as a TIFF file).*[Cc]opy or export"):
+        sl.io.open_image(path)
+
+
+def test_truncated_flat_tiff_is_refused_when_opened(tmp_path: Path) -> None:
+    for i, options in enumerate(({}, {"compression": "deflate", "rowsperstrip": 16})):
+        path = tmp_path / f"{i}.tif"
+        tifffile.imwrite(path, IMAGE, photometric="rgb", **options)
+        os.truncate(path, path.stat().st_size - 5000)
+        with pytest.raises(sl.DataError, match=r"is cut off: its level of 1300 x 1400 px needs"):
+            sl.io.open_image(path)
+
+
+def damage(path: Path, index: int, how: str) -> None:
+    """Spoil one tile of the first page."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        offset, size, tag = page.dataoffsets[index], page.databytecounts[index], page.tags["TileByteCounts"]
+    with open(path, "r+b") as file:
+        if how == "zeros":
+            file.seek(offset)
+            file.write(bytes(size))
+        elif how == "half":
+            file.seek(offset + size // 2)
+            file.write(bytes(size - size // 2))
+        else:
+            file.seek(tag.valueoffset + index * (tag.valuebytecount // tag.count))
+            file.write(bytes(tag.valuebytecount // tag.count))
+
+
+@pytest.mark.parametrize("how", ["zeros", "half", "not stored"])
+@pytest.mark.parametrize("compression", ["jpeg", "zlib", "lzw", "jpeg2000"])
+def test_damaged_tile_is_an_error_and_not_a_patch(how: str, compression: str, tmp_path: Path) -> None:
+    whole = write_pyramid(tmp_path / "whole.tif", [IMAGE], compression=compression)
+    path = write_pyramid(tmp_path / "a.tif", [IMAGE], compression=compression)
+    damage(path, 5 + 6, how)  # second row, last of six tiles
+    level = sl.io.open_image(path).levels[0]
+    expected = sl.io.open_image(whole).levels[0]
+    np.testing.assert_array_equal(level.blocks[0, 0, 0].compute(), expected.blocks[0, 0, 0].compute())
+    with pytest.raises(
+        sl.DataError, match=r"a\.tif .* level 0, rows 0 to 1024, columns 1024 to 1300: .*is damaged there"
+    ):
+        level.blocks[0, 0, 1].compute()
+
+
+def test_file_that_changed_after_it_was_opened(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "a.tif", [IMAGE])
+    level = sl.io.open_image(path).levels[0]
+    write_pyramid(path, [picture(1400, 1290)])
+    with pytest.raises(sl.DataError, match=r"a\.tif has changed since it was opened"):
+        level.compute()
+    path.unlink()
+    with pytest.raises(sl.DataError, match=r"a\.tif could not be decoded at level 0.*No such file"):
+        level.compute()
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "found"),
+    [
+        (SMALL[..., 0], {"photometric": "minisblack"}, r"300x260 uint8 \(axes YX\), 1 channel\(s\) of 8 bit"),
+        (SMALL.astype(np.uint16), {"photometric": "rgb"}, r"300x260x3 uint16 .*3 channel\(s\) of 16 bit"),
+        (np.zeros((3, 64, 80), np.uint8), {"photometric": "minisblack"}, r"1 channel\(s\) of 8 bit"),
+        (np.zeros((64, 80, 3), np.float32), {"photometric": "rgb"}, r"float32 .*32 bit"),
+    ],
+)
+def test_pictures_that_are_no_he(image: np.ndarray, options: dict[str, Any], found: str, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", image, compression="zlib", **options)
+    with pytest.raises(
+        sl.DataError, match=rf"a\.tif holds .*{found}; an H&E image is 8-bit red, green and blue\. Convert"
+    ):
+        sl.io.open_image(tmp_path / "a.tif")
