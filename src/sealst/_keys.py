@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 class Keys:
     """Default slot names."""
@@ -33,6 +31,10 @@ class Keys:
     EXPRESSION = "seal_expression"
     PATHWAYS = "seal_pathways"
 
+    # .var
+    GENE_ORIGINAL = "gene_original"
+    ENSEMBL = "ensembl"
+
     # .layers
     COUNTS = "counts"
     LOGNORM = "lognorm"
@@ -54,9 +56,9 @@ class Keys:
         return f"{region}_crops"
 
     @staticmethod
-    def crop_sizes(region: str, sizes: Sequence[float]) -> list[str]:
-        """Shapes elements of a region's crop sizes in µm; the first has the plain name."""
-        return [Keys.crops(region), *(f"{Keys.crops(region)}_{um:g}um" for um in sizes[1:])]
+    def crop_size(region: str, um: str) -> str:
+        """Shapes element (squares) of a further crop size in µm."""
+        return f"{region}_crops_{um}um"
 
     @staticmethod
     def tissue(section: str) -> str:

@@ -60,3 +60,36 @@ def test_erased_square_has_the_crops_mean_colour_and_bounded_area():
     for before, after, hole in zip(x, out, changed, strict=True):
         if hole.any():
             torch.testing.assert_close(after[:, hole], before.mean((1, 2))[:, None].expand(-1, int(hole.sum())))
+
+
+def test_stain_preset_varies_the_stains_and_keeps_glass_nearly_white():
+    torch.manual_seed(0)
+    white = AUGMENTATIONS["stain"](torch.ones(64, 3, 8, 8))
+    assert white.min() > 0.95
+    assert white.std() > 0
+    pink = torch.tensor([0.9, 0.5, 0.8])[:, None, None].expand(64, 3, 8, 8)
+    out = AUGMENTATIONS["stain"](pink)[:, :, 0, 0]
+    assert out.std(0).min() > 0.005
+    torch.testing.assert_close(out.mean(0), pink[0, :, 0, 0], atol=0.02, rtol=0)
+
+
+def test_stain_shift_adds_optical_density_along_the_stains():
+    torch.manual_seed(0)
+    x = torch.full((200, 3, 2, 2), 0.5)
+    torch.testing.assert_close(stain_jitter(x, 0.0, shift=0.0), x, rtol=1e-4, atol=1e-4)
+    added = -torch.log(stain_jitter(x, 0.0, shift=0.1)) + torch.log(x)
+    stains = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+    amounts = added[:, :, 0, 0] @ torch.linalg.inv(stains / stains.norm(dim=1, keepdim=True))
+    assert amounts.abs().max() <= 0.1001
+    assert amounts.abs().max(0).values.min() > 0.09
+    assert amounts.std(0).min() > 0.04
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_presets_repeat_under_a_seed(name):
+    x = images()
+    results = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        results.append(AUGMENTATIONS[name](x))
+    assert torch.equal(*results)

@@ -203,11 +203,11 @@ def test_bad_arguments_are_refused(arguments, error, match) -> None:
         sl.pp.select_genes([as_spatialdata(section())], **arguments)
 
 
-def test_an_empty_list_or_a_bare_section_is_refused() -> None:
+def test_what_is_no_list_of_sections_is_refused() -> None:
     with pytest.raises(sl.DataError, match="`sections` is empty; at least one section is needed"):
         sl.pp.select_genes([])
-    with pytest.raises(TypeError, match=r"`sections` must be a list .*found AnnData: use \[data\]"):
-        sl.pp.select_genes(section())
+    with pytest.raises(TypeError, match=r"`sections` must be SpatialData or AnnData, or a list of them, found dict"):
+        sl.pp.select_genes({})
 
 
 def test_sections_that_are_not_normalised_are_refused() -> None:

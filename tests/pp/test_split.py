@@ -246,8 +246,8 @@ def test_bad_arguments_are_refused(cohort, arguments, error, match) -> None:
 def test_bad_lists_are_refused(cohort) -> None:
     with pytest.raises(sl.DataError, match="`sections` is empty"):
         sl.pp.split([])
-    with pytest.raises(TypeError, match=r"`sections` must be a list .*found SpatialData: use \[data\]"):
-        sl.pp.split(cohort[0])
+    with pytest.raises(TypeError, match=r"`sections` must be SpatialData or AnnData, or a list of them, found str"):
+        sl.pp.split("a1")
     with pytest.raises(sl.DataError, match=r"Section name\(s\) 'a1' occur twice"):
         sl.pp.split([cohort[0], cohort[0]])
     with pytest.raises(sl.DataError, match=r"'table' has 1 spot\(s\)"):

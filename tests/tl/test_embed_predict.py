@@ -219,3 +219,17 @@ def test_expression_of_another_scale_is_refused(ready, model):
     sl.pp.normalize(sdata, target_sum=1e6, overwrite=True)
     with pytest.raises(sl.PanelError, match="normalised to 1e\\+06 counts per spot, the panel's is 10000"):
         sl.tl.embed(sdata, model, modality="gene")
+
+
+def test_a_stored_embedding_follows_crops_that_come_and_go(ready, model):
+    sdata = ready()
+    table = sdata.tables["table"]
+    first = table.obs_names[0]
+    table.obs.loc[first, "crop_ok"] = False
+    sl.tl.embed(sdata, model)
+    table.obs["crop_ok"] = True
+    sl.tl.predict(sdata, model)
+    assert not table.obsm["seal_expression"].loc[first].isna().any()
+    table.obs.loc[first, "crop_ok"] = False
+    sl.tl.predict(sdata, model)
+    assert table.obsm["seal_expression"].loc[first].isna().all()

@@ -36,12 +36,18 @@ def colour_jitter(x: torch.Tensor, strength: float) -> torch.Tensor:
     return (grey + (x - grey) * _uniform(n, 1 - strength, 1 + strength, x)).clamp(0, 1)
 
 
-def stain_jitter(x: torch.Tensor, strength: float) -> torch.Tensor:
-    """Scale haematoxylin and eosin separately by up to ±`strength` per crop (in optical density)."""
+def stain_jitter(x: torch.Tensor, strength: float, shift: float = 0.0) -> torch.Tensor:
+    """Scale each stain by up to ±`strength` and shift it by up to ±`shift`, per crop (in optical density).
+
+    Haematoxylin, eosin and a residual are taken apart in optical density, changed and put together again, as in the
+    HED augmentation of Tellez et al. (2018). A shift tints what is not stained, so it should be small.
+    """
     stains = (_HED / _HED.norm(dim=1, keepdim=True)).to(x)
     density = -torch.log(x.clamp(1 / 255, 1))
     amounts = torch.einsum("bchw,cs->bshw", density, torch.linalg.inv(stains))
     amounts = amounts * _uniform(len(x), 1 - strength, 1 + strength, x, channels=3)
+    if shift:
+        amounts = amounts + _uniform(len(x), -shift, shift, x, channels=3)
     return torch.exp(-torch.einsum("bshw,sc->bchw", amounts, stains)).clamp(0, 1)
 
 
@@ -65,9 +71,19 @@ def _soft(x: torch.Tensor) -> torch.Tensor:
     return colour_jitter(dihedral(x), 0.1)
 
 
+def _stain(x: torch.Tensor) -> torch.Tensor:
+    return stain_jitter(dihedral(x), 0.2, shift=0.02)
+
+
 def _hard(x: torch.Tensor) -> torch.Tensor:
     return erase(colour_jitter(stain_jitter(dihedral(x), 0.25), 0.15))
 
 
-#: named presets: none, soft (flips, rotations by 90°, mild colour jitter), hard (also stain jitter and erasing)
-AUGMENTATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"none": _none, "soft": _soft, "hard": _hard}
+#: named presets: none; soft (flips, rotations by 90°, mild colour jitter); stain (flips, rotations by 90°, stains
+#: scaled by up to ±20 % and shifted by up to ±0.02 of optical density); hard (soft, stain scaling and erasing)
+AUGMENTATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": _none,
+    "soft": _soft,
+    "stain": _stain,
+    "hard": _hard,
+}

@@ -27,17 +27,20 @@ _ROUNDING = 1e-13
 _TIE = 1e-12
 
 
-def gene_pearson(pred: ArrayLike, true: ArrayLike) -> np.ndarray:
+def gene_pearson(pred: ArrayLike, true: ArrayLike, *, mask: np.ndarray | None = None) -> np.ndarray:
     """Pearson correlation of prediction and truth, per gene.
 
     Parameters
     ----------
     pred, true
         Expression (n, G) in the same unit, rows are spots; finite, n >= 2.
+    mask
+        bool (n, G), True where the gene was measured; the correlation runs over these spots. None when all were.
 
     Returns
     -------
-    float64 (G,): NaN where the truth is constant, 0 where only the prediction is.
+    float64 (G,): NaN where the truth is constant or measured in fewer than two spots, 0 where only the prediction is
+    constant.
 
     Raises
     ------
@@ -49,7 +52,18 @@ def gene_pearson(pred: ArrayLike, true: ArrayLike) -> np.ndarray:
     >>> gene_pearson([[1, 0], [2, 0], [3, 0]], [[2, 1], [4, 1], [6, 1]])
     array([ 1., nan])
     """
-    return _by_gene(_pearson, pred, true, correlation=True)
+    if mask is None or mask.all():
+        return _by_gene(_pearson, pred, true, correlation=True)
+    p, t = np.asarray(pred), np.asarray(true)
+    result = np.full(mask.shape[1], np.nan)
+    # Genes that share their spots, as those of one panel do, are scored together.
+    patterns, which = np.unique(np.packbits(mask, axis=0), axis=1, return_inverse=True)
+    for i in range(patterns.shape[1]):
+        genes = np.flatnonzero(which.ravel() == i)
+        rows = np.flatnonzero(mask[:, genes[0]])
+        if len(rows) >= 2:
+            result[genes] = _by_gene(_pearson, p[np.ix_(rows, genes)], t[np.ix_(rows, genes)], correlation=True)
+    return result
 
 
 def gene_spearman(pred: ArrayLike, true: ArrayLike) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -14,16 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
+from sealst._core.panel_io import read_panel, write_panel
 from sealst._errors import PanelError
 from sealst._logging import warn
 from sealst._validate import listed
 
 #: standard deviations below this belong to a constant gene and are stored as 1, as in sklearn's StandardScaler
 MIN_STD = 1e-3
-
-_COLUMNS = ("gene", "ensembl", "mean", "std")
 
 # Anchored where a real gene begins alike: ERCC1-8 repair DNA (spike-ins are ERCC-00002), NEGR1 is a receptor.
 _CONTROL = re.compile(
@@ -77,6 +76,9 @@ class GenePanel:
         Species of the symbols.
     sections
         Names of the sections the panel was chosen on.
+    availability
+        bool (sections, genes): which of `sections` measure which gene; None where all measure all, and stored as None
+        then. `mean` and `std` of a gene are over the spots of the sections that measure it.
 
     Raises
     ------
@@ -98,6 +100,7 @@ class GenePanel:
     layer: str = "context"
     species: str = "human"
     sections: tuple[str, ...] = ()
+    availability: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name in ("genes", "ensembl", "sections"):
@@ -113,6 +116,9 @@ class GenePanel:
         if not np.isfinite(self.target_sum) or self.target_sum <= 0:
             raise PanelError(f"`target_sum` must be a positive number, found {self.target_sum!r}.")
         object.__setattr__(self, "target_sum", float(self.target_sum))
+        if self.availability is not None:
+            shape = (len(self.sections), len(self.genes))
+            object.__setattr__(self, "availability", _availability(self.availability, shape, self.genes))
 
     def __len__(self) -> int:
         return len(self.genes)
@@ -164,7 +170,38 @@ class GenePanel:
             layer=self.layer,
             species=self.species,
             sections=self.sections,
+            availability=None if self.availability is None else self.availability[:, keep],
         )
+
+    def coverage(self) -> pd.DataFrame:
+        """How much of the panel each section it was chosen on measures.
+
+        Returns
+        -------
+        DataFrame, index the name of the section, columns ``genes`` (number measured) and ``share`` (0 to 1).
+
+        Examples
+        --------
+        >>> GenePanel(("EPCAM", "VIM"), [1, 1], [1, 1], sections=("a", "b"), availability=[[1, 1], [1, 0]]).coverage()
+                 genes  share
+        section
+        a            2    1.0
+        b            1    0.5
+        """
+        shape = (len(self.sections), len(self))
+        table = np.ones(shape, dtype=bool) if self.availability is None else self.availability
+        index = pd.Index(self.sections, name="section", dtype=object)
+        return pd.DataFrame({"genes": table.sum(axis=1), "share": table.mean(axis=1)}, index=index)
+
+    def measured(self, names: Sequence[str]) -> np.ndarray:
+        """Which of the panel's genes are among `names`, bool (genes,); matched as in `align`.
+
+        Examples
+        --------
+        >>> GenePanel(("EPCAM", "VIM"), [1, 1], [1, 1]).measured(["Vim", "TP53"])
+        array([False,  True])
+        """
+        return self.align(names).columns >= 0
 
     def align(self, names: Sequence[str]) -> Alignment:
         """Find the panel's genes among `names`, by upper-cased symbol.
@@ -187,7 +224,9 @@ class GenePanel:
         columns = np.array([exact.get(g, upper.get(g.upper(), -1)) for g in self.genes], dtype=np.int64)
         return Alignment(columns, tuple(g for g, c in zip(self.genes, columns, strict=True) if c < 0))
 
-    def extract(self, x: Any, names: Sequence[str], *, min_shared: float = 0.5) -> np.ndarray:
+    def extract(
+        self, x: Any, names: Sequence[str], *, min_shared: float = 0.5, warn_missing: bool = True
+    ) -> np.ndarray:
         """Bring an expression matrix into the order of the panel.
 
         Parameters
@@ -197,7 +236,9 @@ class GenePanel:
         names
             Names of the columns of `x`.
         min_shared
-            Lowest share of the panel's genes that must be present.
+            Lowest share of the panel's genes that must be present; at least one must be, whatever the share.
+        warn_missing
+            Whether to warn of missing genes; training masks them (`measured`) and needs no warning.
 
         Returns
         -------
@@ -214,7 +255,7 @@ class GenePanel:
         shared = len(self) - len(missing)
         if shared == 0 or shared < min_shared * len(self):
             raise PanelError(self._too_few(missing, names, min_shared=min_shared))
-        if missing:
+        if missing and warn_missing:
             warn(
                 f"{len(missing)} of the panel's {len(self)} genes are missing and take the panel's mean: "
                 f"{listed(missing, 5)}."
@@ -242,28 +283,11 @@ class GenePanel:
         """Write the panel as a tab-separated table.
 
         Lines ``# key: value`` (values as JSON) come first, then one row per gene: gene, ensembl, mean, std. Numbers are
-        written in full, so `from_tsv` gives back the same float32. The file appears complete or not at all.
+        written in full, so `from_tsv` gives back the same float32. Where sections measure different genes, a fifth
+        column, measured, has one digit per section (1 where it measures the gene). The file appears complete or not at
+        all.
         """
-        target = Path(path)
-        facts = {
-            "species": self.species,
-            "layer": self.layer,
-            "target_sum": self.target_sum,
-            "sections": list(self.sections),
-            "n_genes": len(self),
-            "fingerprint": self.fingerprint,
-        }
-        lines = [f"# {key}: {json.dumps(value)}" for key, value in facts.items()]
-        lines.append("\t".join(_COLUMNS))
-        ids = self.ensembl or ("",) * len(self)
-        for gene, ensembl, mean, std in zip(self.genes, ids, self.mean.tolist(), self.std.tolist(), strict=True):
-            lines.append(f"{gene}\t{ensembl}\t{mean!r}\t{std!r}")
-        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            partial.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_panel(self, Path(path))
 
     @classmethod
     def from_tsv(cls, path: str | os.PathLike[str]) -> GenePanel:
@@ -276,7 +300,19 @@ class GenePanel:
         FileNotFoundError
             When there is no such file.
         """
-        return _parse(Path(path))
+        path = Path(path)
+        fields, fingerprint = read_panel(path)
+        try:
+            panel = cls(**fields)
+        except PanelError as error:
+            raise PanelError(f"{path}: {error}") from error
+        if fingerprint not in (None, panel.fingerprint):
+            raise PanelError(
+                f"{path}: the genes or numbers are not those the file was written with (fingerprint "
+                f"{panel.fingerprint}, expected {fingerprint}). Restore the file; a panel edited on purpose needs that "
+                "line removed."
+            )
+        return panel
 
 
 def _check_genes(genes: Sequence[str]) -> None:
@@ -303,68 +339,11 @@ def _statistic(name: str, values: Any, n_genes: int) -> np.ndarray:
     return array
 
 
-def _parse(path: Path) -> GenePanel:
-    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    start = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    facts = _parse_facts(path, lines[:start])
-    if start == len(lines) or tuple(lines[start].split("\t")) != _COLUMNS:
-        found = repr(lines[start]) if start < len(lines) else "the end of the file"
-        raise PanelError(f"{path}, line {start + 1}: expected the columns {listed(_COLUMNS)}, found {found}.")
-    rows = [_parse_row(path, start + 2 + i, line) for i, line in enumerate(lines[start + 1 :])]
-    if "n_genes" in facts and len(rows) != facts["n_genes"]:
-        raise PanelError(f"{path}, line {len(lines)}: the file ends after {len(rows)} of {facts['n_genes']} genes.")
-    try:
-        panel = GenePanel(
-            tuple(r[0] for r in rows),
-            np.array([r[2] for r in rows]),
-            np.array([r[3] for r in rows]),
-            ensembl=tuple(r[1] for r in rows) if any(r[1] for r in rows) else (),
-            target_sum=facts.get("target_sum", 1e4),
-            layer=facts.get("layer", "context"),
-            species=facts.get("species", "human"),
-            sections=tuple(facts.get("sections", ())),
-        )
-    except PanelError as error:
-        raise PanelError(f"{path}: {error}") from error
-    if facts.get("fingerprint", panel.fingerprint) != panel.fingerprint:
-        raise PanelError(
-            f"{path}: the genes or numbers are not those the file was written with (fingerprint {panel.fingerprint}, "
-            f"expected {facts['fingerprint']}). Restore the file; a panel edited on purpose needs that line removed."
-        )
-    return panel
-
-
-def _parse_facts(path: Path, lines: Sequence[str]) -> dict[str, Any]:
-    types = {"species": str, "layer": str, "target_sum": float, "sections": list, "n_genes": int, "fingerprint": str}
-    facts: dict[str, Any] = {}
-    for number, line in enumerate(lines, start=1):
-        key, colon, text = line.lstrip("# ").partition(":")
-        if not colon or key.strip() not in types:
-            continue  # a comment by a person
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise PanelError(f"{path}, line {number}: {key!r} must be a JSON value, found {text.strip()!r}.") from error
-        expected = types[key]
-        if not isinstance(value, (int, float) if expected is float else expected):
-            raise PanelError(f"{path}, line {number}: {key!r} must be {expected.__name__}, found {text.strip()!r}.")
-        facts[key] = value
-    return facts
-
-
-def _parse_row(path: Path, number: int, line: str) -> tuple[str, str, float, float]:
-    cells = line.split("\t")
-    if len(cells) != len(_COLUMNS):
-        raise PanelError(f"{path}, line {number}: expected {len(_COLUMNS)} columns, found {len(cells)}: {line!r}.")
-    if not cells[0].strip():
-        raise PanelError(f"{path}, line {number}: column 'gene' is empty.")
-    numbers = []
-    for column, cell in zip(_COLUMNS[2:], cells[2:], strict=True):
-        try:
-            value = float(cell)
-        except ValueError:
-            value = float("nan")
-        if not np.isfinite(value):
-            raise PanelError(f"{path}, line {number}: column {column!r} must be a finite number, found {cell!r}.")
-        numbers.append(value)
-    return cells[0], cells[1], numbers[0], numbers[1]
+def _availability(values: Any, shape: tuple[int, int], genes: Sequence[str]) -> np.ndarray | None:
+    array = np.array(values, dtype=bool)
+    if array.shape != shape:
+        raise PanelError(f"`availability` must be (sections, genes), {shape}, found {array.shape}.")
+    if unmeasured := [g for g, some in zip(genes, np.atleast_1d(array.any(axis=0)), strict=True) if not some]:
+        raise PanelError(f"{len(unmeasured)} gene(s) are measured in none of the sections: {listed(unmeasured)}.")
+    array.flags.writeable = False
+    return None if array.all() else array

@@ -222,7 +222,7 @@ def run_stages(
     with _quiet_lightning():
         model.train()
         if params.warmup_epochs:
-            alone = PairDataset(None, train.expression, train=True)
+            alone = PairDataset(None, train.expression, train=True, measured=train.measured)
             _run(
                 WarmupStage, "warmup", model, params, lr=params.warmup_lr, epochs=params.warmup_epochs,
                 train=alone, held_out=None, recorder=recorder("warmup"), **common,

@@ -75,12 +75,14 @@ class _Stage(L.LightningModule, ABC):
         """Code, standardised target and the gene side's loss terms."""
         target = self.model.standardise(batch["expression"])
         code = self.model.gene_vae(target, sample=self.params.kl)
-        terms = {
-            "gene": self.params.reconstruction_scale * self.reconstruct(self.model.gene_vae.decode(code.z), target)
-        }
+        terms = {"gene": self.reconstruction(self.model.gene_vae.decode(code.z), target, batch)}
         if self.params.kl:
             terms["kl"] = kl_with_flows(code.mu, code.logvar, code.log_det) / self.model.dim
         return code, target, terms
+
+    def reconstruction(self, predicted: torch.Tensor, target: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Scaled loss of predicted expression, over the genes that each spot's section measures."""
+        return self.params.reconstruction_scale * self.reconstruct(predicted, target, batch.get("mask"))
 
     def report(self, terms: dict[str, torch.Tensor], n: int) -> torch.Tensor:
         """Log the terms and their weighted sum."""
@@ -135,7 +137,7 @@ class AlignStage(_Stage):
         """Contrastive alignment plus reconstruction of expression from both sides."""
         image = self.embed(batch)
         code, target, terms = self.gene_terms(batch)
-        terms["image"] = self.params.reconstruction_scale * self.reconstruct(self.model.image_head(image), target)
+        terms["image"] = self.reconstruction(self.model.image_head(image), target, batch)
         both = self.joint(image, code.z)
         terms["contrast"] = self.contrast(*both, temperature=self.params.temperature)
         return self.report(terms, len(target))
@@ -154,17 +156,18 @@ class AlignStage(_Stage):
         target = self.model.standardise(batch["expression"])
         gene = self.model.gene_vae(target).z
         predicted = self.model.image_head(image)
-        parts = (image, gene, predicted, target)
-        self._held_out.append(tuple(p.float().cpu().numpy() for p in parts))
+        parts = [part.float().cpu().numpy() for part in (image, gene, predicted, target)]
+        mask = batch.get("mask")
+        self._held_out.append((*parts, np.ones(target.shape, bool) if mask is None else mask.cpu().numpy()))
 
     def on_validation_epoch_end(self) -> None:
         """Held-out gene Pearson of the direct prediction, and recall of the own spot among all."""
-        image, gene, predicted, target = (np.concatenate(p) for p in zip(*self._held_out, strict=True))
+        image, gene, predicted, target, mask = (np.concatenate(p) for p in zip(*self._held_out, strict=True))
         self._held_out.clear()
         if not all(np.isfinite(part).all() for part in (image, gene, predicted)):
             # Diverged: the recorder stops the run with a message about the loss.
             return
-        pearson = gene_pearson(predicted, target)
+        pearson = gene_pearson(predicted, target, mask=mask)
         ranks = retrieval_ranks(image, gene, np.arange(len(image)))
         self.log("val_pearson", float(np.nanmean(pearson)) if np.isfinite(pearson).any() else float("nan"))
         self.log("val_recall@10", float(recall_at_k(ranks, (10,), len(gene))["R@10"]))

@@ -28,7 +28,9 @@ class TrainParams:
     weight_decay: float | None = None
     #: augmented versions of each crop in the trunk cache, the crop itself included
     views: int | None = None
-    #: ``"none"``, ``"soft"`` or ``"hard"``
+    #: ``"none"``; ``"soft"`` (flips, rotations, mild colour jitter); ``"stain"`` (flips, rotations, haematoxylin and
+    #: eosin varied separately, after Tellez et al. 2018, for sections of several laboratories or scanners); ``"hard"``
+    #: (all of these and erasing)
     augmentation: str = "soft"
     #: ``"trunk"`` caches the frozen blocks' output, ``"none"`` runs the whole encoder each step, ``"auto"`` chooses
     cache: str = "auto"

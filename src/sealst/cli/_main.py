@@ -12,6 +12,7 @@ from sealst._errors import SealstError
 from sealst._logging import logger
 from sealst._settings import settings
 from sealst._version import __version__
+from sealst.cli._check import check
 
 #: what a pipeline may rely on
 EXIT_FAILED, EXIT_USAGE, EXIT_DATA = 1, 2, 3
@@ -46,6 +47,9 @@ def demo(out: Path, seed: int, overwrite: bool, quiet: bool) -> None:
         folder, summary = run_demo(out, seed=seed, overwrite=overwrite)
     click.echo(summary)
     click.echo(f"\nReport: {folder / 'report.html'}")
+
+
+cli.add_command(check)
 
 
 def main() -> None:

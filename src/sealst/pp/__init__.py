@@ -1,8 +1,29 @@
 """Preprocessing: crops, normalisation, gene panels and splits."""
 
+from sealst.pp._cache import cache_crops
 from sealst.pp._crops import pair_crops
 from sealst.pp._genes import select_genes
+from sealst.pp._harmonize import harmonize_genes
 from sealst.pp._normalize import normalize
+from sealst.pp._quality import quality
 from sealst.pp._split import Split, check_split, split
+from sealst.pp._stain import Stain, fit_stain, normalize_stain
+from sealst.pp._tile import tile
+from sealst.pp._tissue import tissue
 
-__all__ = ["Split", "check_split", "normalize", "pair_crops", "select_genes", "split"]
+__all__ = [
+    "Split",
+    "Stain",
+    "cache_crops",
+    "check_split",
+    "fit_stain",
+    "harmonize_genes",
+    "normalize",
+    "normalize_stain",
+    "pair_crops",
+    "quality",
+    "select_genes",
+    "split",
+    "tile",
+    "tissue",
+]

@@ -22,8 +22,9 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
+from sealst.pp._verdict import OK, judged, write_reasons
 
-OK, OUTSIDE = "ok", "outside image"
+OUTSIDE = "outside image"
 
 
 def pair_crops(
@@ -131,7 +132,8 @@ def pair_crops(
         centres = _centres(sdata, one, image, coordinate_system, max_outside)
         boxes = [square_boxes(centres, um / scale) for um in sizes]
         entry = {"image_key": image, "crop_um": sizes[0], "crop_px": int(crop_px), "mpp": scale}
-        entry["sizes"] = dict(zip(map("{:g}".format, sizes), Keys.crop_sizes(one.name, sizes), strict=True))
+        entry["sizes"] = {f"{um:g}": Keys.crop_size(one.name, f"{um:g}") for um in sizes}
+        entry["sizes"][f"{sizes[0]:g}"] = Keys.crops(one.name)
         entry |= {"mpp_source": source.strip("`"), "min_inside": float(min_inside), "shapes_key": Keys.crops(one.name)}
         entry |= {"coordinate_system": coordinate_system, "boxes": _digest(one, boxes[0])}
         # What a unit of the shared system, in which `.obsm["spatial"]` is given, measures.
@@ -250,10 +252,12 @@ def _write(
         if key in sdata.shapes:
             del sdata.shapes[key]
         sdata.shapes[key] = frame
-    table.obs[Keys.CROP_REASON] = pd.Categorical(reason)
-    table.obs[Keys.CROP_OK] = reason == OK
     _section.record(table, "crops", crops)
     _section.record(table, "crop_caches", caches)
+    write_reasons(table, reason)
+    # What was measured on crops that are the same as before still counts.
+    measured = table.uns[Keys.UNS]
+    write_reasons(table, judged(table, {}, measured.get("tissue", {}), measured.get("quality", {})))
     for region, _, usable, entry in paired:
         logger.info(
             "%s: %d of %d spots paired with %s µm crops (%.4g µm/px, %s)",

@@ -3,53 +3,50 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import pandas as pd
-import scipy.sparse as sp
-from anndata import AnnData
-from sklearn.utils.sparsefuncs import mean_variance_axis
 
-from sealst import _section
 from sealst._core.panel import MIN_STD, GenePanel, is_control
-from sealst._errors import DataError, OrderError, PanelError
+from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Data
-from sealst._validate import check_choice, check_fraction, check_gene_names, listed
-from sealst.pp._normalize import recorded
-from sealst.pp._split import Part, parts_of
+from sealst._validate import check_choice, check_fraction, listed
+from sealst.pp._gene_stats import Survey, availability, moments, pooled, survey, variability
 
 
 def select_genes(
-    sections: Sequence[Data],
+    sections: Data | Sequence[Data],
     n: int = 2000,
     *,
     criterion: Literal["hvg", "heg"] | Sequence[str] = "hvg",
     layer: str = Keys.CONTEXT,
     min_spots: float = 0.05,
+    min_sections: int | float | None = None,
     species: str = "human",
     table_key: str = Keys.TABLE,
 ) -> GenePanel:
     """Choose the genes a model works with: once, over all training sections, in a fixed order.
 
-    Genes match across sections by upper-cased symbol. Candidates are genes that every section measures, that are not
-    control probes, and that have counts in at least `min_spots` of the spots of all sections together. Pass training
-    sections only: genes chosen with test sections leak.
+    Genes match across sections by upper-cased symbol (`sl.pp.harmonize_genes` brings names of different sources
+    together). Candidates are genes that enough sections measure (`min_sections`), that are not control probes, and that
+    have counts in at least `min_spots` of the spots of these sections together. Pass training sections only: genes
+    chosen with test sections leak. Sections are read one after the other.
 
     Parameters
     ----------
     sections
-        Training sections after `sl.pp.normalize`, as SpatialData or AnnData.
+        Training sections after `sl.pp.normalize`, as SpatialData or AnnData, or a `sealst.io.Collection`, of which
+        one section at a time is open.
     n
         Number of genes. Where fewer are available all are taken, with a warning. Not used with a list of genes.
     criterion
         - ``"hvg"``: highly variable genes, `scanpy.pp.highly_variable_genes` (``flavor="seurat"``) on layer
-          ``"lognorm"`` with the section as batch, ranked by the number of sections a gene is highly variable in, then
-          by its normalised dispersion.
+          ``"lognorm"`` with the section as batch, ranked by the share of sections a gene is highly variable in, then
+          by its normalised dispersion, over the sections that measure it. A section that measures part of the
+          candidates calls the same share of them highly variable as the others.
         - ``"heg"``: highest mean of ``"lognorm"``.
         - a list of gene symbols: these, in this order; `min_spots` does not apply.
     layer
@@ -57,6 +54,10 @@ def select_genes(
     min_spots
         Lowest share of spots with counts, 0 to 1. It is counted over all sections together, so that one shallow
         section, or an organ that does not express a gene, does not take the gene from the others.
+    min_sections
+        In how many sections a gene must be measured: None in all of them, a whole number in at least so many, a share
+        (a float above 0, up to 1.0) in at least that part of them. Below all, targeted panels join whole
+        transcriptomes: a spot does not count for the genes its section lacks, neither here nor in training.
     species
         Recorded in the panel.
     table_key
@@ -65,7 +66,8 @@ def select_genes(
     Returns
     -------
     `GenePanel` with upper-cased symbols in order of rank, and per gene the mean and standard deviation (biased, 1 for a
-    gene that is constant) over all spots given. The order of the sections does not change the genes.
+    gene that is constant) over all spots of the sections that measure it; `GenePanel.coverage` says how much of the
+    panel each section measures. The order of the sections does not change the genes.
 
     Raises
     ------
@@ -75,49 +77,83 @@ def select_genes(
     OrderError
         When a section is not normalised.
     PanelError
-        When no gene is left, or listed genes are unknown, occur twice or are control probes.
+        When no gene is left, listed genes are unknown, occur twice or are control probes, or a section measures none
+        of the genes.
 
     Examples
     --------
     >>> panel = sl.pp.select_genes([s1, s2], n=2000)
     >>> panel.to_tsv("panel.tsv")
+    >>> joined = sl.pp.select_genes([visium, xenium_bins], min_sections=1)
     """
     _check_options(n, criterion, layer)
     check_fraction("min_spots", min_spots)
-    parts = parts_of(sections, table_key)
-    target_sum = _common_target_sum(parts, layer)
-    indices = [_symbols(part) for part in parts]
+    found = survey(sections, layer, table_key)
+    least = _least(min_sections, len(found))
     if isinstance(criterion, str):
-        shared = _shared(parts, indices)
-        lognorm = _stack(parts, indices, shared, layer=Keys.LOGNORM)
-        columns = _detected(lognorm, min_spots)
-        if n > len(columns):
-            warn(
-                f"{n} genes were asked for, {len(columns)} are available ({len(shared)} in all {len(parts)} "
-                f"section(s), {len(columns)} of them in {min_spots:.0%} of the spots); all {len(columns)} are taken."
-            )
-        score = _SCORES[criterion](lognorm[:, columns], parts, min(n, len(columns)))
-        # `shared` is sorted and the sort is stable, so that ties go by name.
-        genes = [shared[i] for i in columns[np.lexsort([-column for column in score[::-1]])[:n]]]
-        logger.info("%d of %d genes in all sections chosen by %r.", len(genes), len(shared), criterion)
+        genes = _ranked(sections, found, n, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key)
     else:
-        genes = _listed_genes(parts, indices, criterion)
-    mean, variance = mean_variance_axis(_stack(parts, indices, genes, layer=layer).astype(np.float64), axis=0)
-    std = np.sqrt(variance)
-    if species == "human" and (examples := _mouse_symbols(parts[0])):
-        warn(
-            f"Most gene names are spelled like mouse symbols (e.g. {listed(examples, 3)}), but the panel says "
-            "species='human'; pass `species='mouse'`."
-        )
-    return GenePanel(
+        genes = _listed_genes(found, criterion, least)
+    mean, std = moments(sections, found, genes, layer=layer, table_key=table_key)
+    _check_species(species, found[0])
+    panel = GenePanel(
         tuple(genes),
         mean,
         np.where(std < MIN_STD, 1.0, std),
-        ensembl=_ensembl(parts, indices, genes),
-        target_sum=target_sum,
+        ensembl=_ensembl(found, genes),
+        target_sum=found[0].target_sum,
         layer=layer,
         species=species,
-        sections=tuple(part.name for part in parts),
+        sections=tuple(one.name for one in found),
+        availability=availability(found, genes),
+    )
+    _report(panel)
+    return panel
+
+
+def _ranked(
+    sections: Data | Sequence[Data],
+    found: Sequence[Survey],
+    n: int,
+    *,
+    criterion: str,
+    least: int,
+    min_spots: float,
+    table_key: str,
+) -> list[str]:
+    """The first n genes by a criterion."""
+    shared = _shared(found, least)
+    where = f"all {len(found)}" if least == len(found) else f"at least {least} of {len(found)}"
+    share, mean = pooled(found, shared)
+    columns = _detected(share, min_spots)
+    if n > len(columns):
+        warn(
+            f"{n} genes were asked for, {len(columns)} are available ({len(shared)} in {where} section(s), "
+            f"{len(columns)} of them in {min_spots:.0%} of the spots); all {len(columns)} are taken."
+        )
+    candidates = [shared[i] for i in columns]
+    score = [mean[columns]]
+    if criterion == "hvg":
+        score = variability(sections, found, candidates, min(n, len(columns)), table_key=table_key)
+    # `shared` is sorted and the sort is stable, so that ties go by name.
+    genes = [candidates[i] for i in np.lexsort([-column for column in score[::-1]])[:n]]
+    logger.info("%d of %d genes in %s sections chosen by %r.", len(genes), len(shared), where, criterion)
+    return genes
+
+
+def _least(min_sections: int | float | None, n_sections: int) -> int:
+    """How many sections must measure a gene."""
+    if min_sections is None:
+        return n_sections
+    whole = isinstance(min_sections, int | np.integer) and not isinstance(min_sections, bool)
+    if whole and 1 <= min_sections <= n_sections:
+        return int(min_sections)
+    if isinstance(min_sections, float | np.floating) and 0 < min_sections <= 1:
+        # A share such as 0.1 of 30 must not become 4 by rounding.
+        return max(1, int(np.ceil(min_sections * n_sections - 1e-9)))
+    raise DataError(
+        f"`min_sections` must be None, a whole number from 1 to {n_sections} (the sections given), or a share above 0 "
+        f"and up to 1.0, found {min_sections!r}."
     )
 
 
@@ -129,60 +165,25 @@ def _check_options(n: int, criterion: str | Sequence[str], layer: str) -> None:
         raise DataError(f"`criterion` must be 'hvg', 'heg' or a list of genes, found {criterion!r}.")
 
 
-def _common_target_sum(parts: Sequence[Part], layer: str) -> float:
-    settings = []
-    for part in parts:
-        stored = recorded(part.table)
-        if stored is None or part.name not in set(map(str, stored["sections"])):
-            raise OrderError(f"Section {part.name!r} is not normalised. Run `sl.pp.normalize(data)` first.")
-        _section.lognorm(part.table, layer)
-        settings.append((float(stored["target_sum"]), float(stored["context_weight"])))
-    for name, position in (("target_sum", 0), ("context_weight", 1)):
-        values = {s[position] for s in settings}
-        if len(values) > 1 and (name == "target_sum" or layer == Keys.CONTEXT):
-            found = ", ".join(f"{p.name!r}: {s[position]:g}" for p, s in zip(parts[:8], settings, strict=False))
-            raise DataError(
-                f"The sections were normalised with different `{name}` ({found}). Run `sl.pp.normalize` alike on all, "
-                "with `overwrite=True`."
-            )
-    return settings[0][0]
-
-
-def _symbols(part: Part) -> dict[str, int]:
-    """Column of every usable gene of a section, by upper-cased symbol."""
-    names = list(part.table.var_names)
-    check_gene_names(names, where=f"`var_names` of section {part.name!r}")
-    upper = pd.Series([n.upper() for n in names])
-    # Two columns that differ only in case cannot be told apart across sections.
-    usable = ~upper.duplicated(keep=False) & ~upper.map(is_control)
-    return {name: i for i, name in upper[usable].items()}
-
-
-def _shared(parts: Sequence[Part], indices: Sequence[dict[str, int]]) -> list[str]:
-    """Genes of all sections, sorted, so that the order of sections does not matter."""
-    shared = sorted(set(indices[0]).intersection(*indices[1:]))
+def _shared(found: Sequence[Survey], least: int) -> list[str]:
+    """Genes of enough sections, sorted, so that the order of sections does not matter."""
+    times: dict[str, int] = {}
+    for one in found:
+        for gene in one.columns:
+            times[gene] = times.get(gene, 0) + 1
+    shared = sorted(gene for gene, k in times.items() if k >= least)
     if not shared:
-        examples = "; ".join(f"{p.name!r}: {listed(list(i)[:3])}" for p, i in zip(parts[:4], indices, strict=False))
+        examples = "; ".join(f"{one.name!r}: {listed(list(one.columns)[:3])}" for one in found[:4])
+        where = f"all {len(found)}" if least == len(found) else f"{least} of {len(found)}"
         raise PanelError(
-            f"No gene is found in all {len(parts)} sections ({examples}). Give all of them the same kind of names, "
-            "e.g. gene symbols: `table.var_names = table.var['gene_symbols']`."
+            f"No gene is found in {where} sections ({examples}). Give all of them the same kind of names, "
+            "e.g. gene symbols: `sl.pp.harmonize_genes(data)` before `sl.pp.normalize`; or lower `min_sections`."
         )
     return shared
 
 
-def _stack(
-    parts: Sequence[Part], indices: Sequence[dict[str, int]], genes: Sequence[str], *, layer: str
-) -> sp.csr_matrix:
-    blocks = []
-    for part, index in zip(parts, indices, strict=True):
-        rows = sp.csr_matrix(part.table.layers[layer][part.region.rows])
-        blocks.append(rows[:, [index[g] for g in genes]])
-    return sp.vstack(blocks, format="csr")
-
-
-def _detected(lognorm: sp.csr_matrix, min_spots: float) -> np.ndarray:
-    """Columns of the genes with counts in enough spots."""
-    share = np.asarray((lognorm > 0).mean(axis=0)).ravel()
+def _detected(share: np.ndarray, min_spots: float) -> np.ndarray:
+    """Positions of the genes with counts in enough spots."""
     columns = np.flatnonzero((share >= min_spots) & (share > 0))
     if not columns.size:
         raise PanelError(
@@ -192,31 +193,7 @@ def _detected(lognorm: sp.csr_matrix, min_spots: float) -> np.ndarray:
     return columns
 
 
-def _score_heg(lognorm: sp.csr_matrix, parts: Sequence[Part], n: int) -> list[np.ndarray]:
-    return [mean_variance_axis(lognorm.astype(np.float64), axis=0)[0]]
-
-
-def _score_hvg(lognorm: sp.csr_matrix, parts: Sequence[Part], n: int) -> list[np.ndarray]:
-    import scanpy as sc
-
-    names = pd.Index([f"gene{i}" for i in range(lognorm.shape[1])])
-    sections = np.repeat([part.name for part in parts], [len(part.region.rows) for part in parts])
-    obs = pd.DataFrame({Keys.SECTION: pd.Categorical(sections)}, index=[str(i) for i in range(len(sections))])
-    light = AnnData(lognorm, obs=obs, var=pd.DataFrame(index=names))
-    with warnings.catch_warnings():
-        # A section where fewer than n genes vary contributes all of them, as it should.
-        warnings.filterwarnings("ignore", message="`n_top_genes` > number of normalized dispersions")
-        table = sc.pp.highly_variable_genes(
-            light, flavor="seurat", n_top_genes=n, batch_key=Keys.SECTION, inplace=False
-        ).loc[names]
-    columns = (table["highly_variable_nbatches"], table["dispersions_norm"])
-    return [column.fillna(-np.inf).to_numpy(dtype=float) for column in columns]
-
-
-_SCORES = {"hvg": _score_hvg, "heg": _score_heg}
-
-
-def _listed_genes(parts: Sequence[Part], indices: Sequence[dict[str, int]], names: Sequence[str]) -> list[str]:
+def _listed_genes(found: Sequence[Survey], names: Sequence[str], least: int) -> list[str]:
     wanted = [str(name).upper() for name in names]
     if not wanted:
         raise PanelError("`criterion` is an empty list; name at least one gene.")
@@ -224,26 +201,48 @@ def _listed_genes(parts: Sequence[Part], indices: Sequence[dict[str, int]], name
         raise PanelError(f"`criterion` names {listed(double)} more than once (case does not matter).")
     if controls := [g for g in wanted if is_control(g)]:
         raise PanelError(f"`criterion` names control probes: {listed(controls)}. Leave them out.")
-    absent = {g: [p.name for p, index in zip(parts, indices, strict=True) if g not in index] for g in wanted}
-    if unknown := {g: where for g, where in absent.items() if where}:
+    absent = {g: [one.name for one in found if g not in one.columns] for g in wanted}
+    if unknown := {g: where for g, where in absent.items() if len(found) - len(where) < least}:
         cases = "; ".join(f"{g!r} (not in {listed(where, 3)})" for g, where in list(unknown.items())[:10])
+        every = "every section" if least == len(found) else f"{least} of {len(found)} sections"
         raise PanelError(
-            f"{len(unknown)} of {len(wanted)} listed genes are not in every section: {cases}"
-            f"{' …' if len(unknown) > 10 else ''}. Leave them out, or leave out these sections."
+            f"{len(unknown)} of {len(wanted)} listed genes are not in {every}: {cases}"
+            f"{' …' if len(unknown) > 10 else ''}. Leave them out, leave out these sections, or lower `min_sections`."
         )
     return wanted
 
 
-def _ensembl(parts: Sequence[Part], indices: Sequence[dict[str, int]], genes: Sequence[str]) -> tuple[str, ...]:
-    for part, index in zip(parts, indices, strict=True):
-        if "gene_ids" in part.table.var:
-            ids = part.table.var["gene_ids"].fillna("").astype(str).to_numpy()
-            return tuple(ids[index[g]] for g in genes)
-    return ()
+def _ensembl(found: Sequence[Survey], genes: Sequence[str]) -> tuple[str, ...]:
+    ids = dict.fromkeys(genes, "")
+    for one in found:
+        for gene in genes:
+            if not ids[gene] and gene in one.columns:
+                ids[gene] = one.ensembl[one.columns[gene]]
+    return tuple(ids.values()) if any(ids.values()) else ()
 
 
-def _mouse_symbols(part: Part) -> list[str]:
+def _report(panel: GenePanel) -> None:
+    if panel.availability is None:
+        return
+    table = panel.coverage()
+    if empty := list(table.index[table["genes"] == 0]):
+        raise PanelError(
+            f"Section(s) {listed(empty)} measure none of the {len(panel)} genes chosen. Leave them out, choose more "
+            "genes, or list genes they measure with `criterion=`."
+        )
+    cases = ", ".join(f"{name!r} {row.genes}" for name, row in zip(table.index[:8], table.itertuples(), strict=False))
+    logger.info("Of %d genes measure: %s%s.", len(panel), cases, " …" if len(table) > 8 else "")
+
+
+def _check_species(species: str, first: Survey) -> None:
+    if species == "human" and (examples := _mouse_symbols(first.names)):
+        warn(
+            f"Most gene names are spelled like mouse symbols (e.g. {listed(examples, 3)}), but the panel says "
+            "species='human'; pass `species='mouse'`."
+        )
+
+
+def _mouse_symbols(names: Sequence[str]) -> list[str]:
     """Names like ``Epcam``, where most of a section's genes are spelled so."""
-    names = list(part.table.var_names)
     titled = [name for name in names if re.match(r"[A-Z][a-z]", name)]
     return titled if len(titled) > len(names) / 2 else []

@@ -27,7 +27,7 @@ from sealst._validate import (
     check_positive,
     listed,
 )
-from sealst.pp._split import section_regions
+from sealst.pp._parts import section_regions
 
 _STEP = "normalize"
 # Settings in which all sections of a table must agree.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from anndata import AnnData
-from spatialdata.models import TableModel
 from spatialdata.transformations import get_transformation
 
 from sealst import _section
@@ -16,8 +15,9 @@ from sealst._core import lattice, splits
 from sealst._errors import DataError, LeakError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import Data, Region
+from sealst._section import Data
 from sealst._validate import check_choice, check_key, check_positive, listed
+from sealst.pp._parts import Part, parts_of
 
 _BLOCK_FOLDS = 5
 
@@ -51,69 +51,8 @@ class Split:
         )
 
 
-@dataclass(frozen=True)
-class Part:
-    """The spots of one section, wherever they are stored."""
-
-    data: Data
-    table: AnnData
-    region: Region
-
-    @property
-    def name(self) -> str:
-        """Name of the section."""
-        return self.region.section
-
-    @property
-    def obs_names(self) -> np.ndarray:
-        """Names of the spots."""
-        return self.table.obs_names.to_numpy()[self.region.rows]
-
-
-def section_regions(table: AnnData, region: str | Sequence[str] | None = None) -> list[Region]:
-    """Regions of a table, cut further where one region (or a bare AnnData) holds several sections."""
-    found = []
-    for whole in _section.regions_of(table, region):
-        names = np.full(len(whole.rows), whole.section, dtype=object)
-        if Keys.SECTION in table.obs:
-            names = table.obs[Keys.SECTION].astype(str).to_numpy(dtype=object)[whole.rows]
-        for name in dict.fromkeys(names):
-            mask = names == name
-            found.append(replace(whole, section=str(name), rows=whole.rows[mask], ids=whole.ids[mask]))
-    if region is None or TableModel.ATTRS_KEY in table.uns:
-        return found
-    # A bare AnnData has no regions; its sections go by that name.
-    wanted = [region] if isinstance(region, str) else list(region)
-    for name in wanted:
-        check_key([one.section for one in found], name, where="the table's sections", hint="Name one with `region=`.")
-    return [one for one in found if one.section in wanted]
-
-
-def parts_of(sections: Sequence[Data], table_key: str = Keys.TABLE, *, name: str = "sections") -> list[Part]:
-    """Sections of a list of SpatialData or AnnData, in order; refuses an empty list and names that occur twice."""
-    if not isinstance(sections, Sequence) or isinstance(sections, str):
-        raise TypeError(
-            f"`{name}` must be a list of SpatialData or AnnData, found {type(sections).__name__}: use [data]."
-        )
-    if not sections:
-        raise DataError(f"`{name}` is empty; at least one section is needed.")
-    tables = [(data, _section.get_table(data, table_key)) for data in sections]
-    parts = [Part(data, table, region) for data, table in tables for region in section_regions(table)]
-    names = [part.name for part in parts]
-    if double := sorted({n for n in names if names.count(n) > 1}):
-        raise DataError(
-            f"Section name(s) {listed(double)} occur twice in `{name}`; tell them apart in `.obs['section']`."
-        )
-    for part in parts:
-        if len(part.region.rows) < 2:
-            raise DataError(f"Section {part.name!r} has {len(part.region.rows)} spot(s); at least 2 are needed.")
-        if len(set(part.obs_names)) < len(part.obs_names):
-            raise DataError(f"Section {part.name!r} has duplicate `obs_names`; run `table.obs_names_make_unique()`.")
-    return parts
-
-
 def split(
-    sections: Sequence[Data],
+    sections: Data | Sequence[Data],
     *,
     by: Literal["patient", "section", "block"] = "patient",
     n_folds: int | None = None,
@@ -128,7 +67,8 @@ def split(
     Parameters
     ----------
     sections
-        Sections as SpatialData or AnnData; one may hold several. Patients are read from ``.obs["patient"]``.
+        Sections as SpatialData or AnnData, one of which may hold several, or a `sealst.io.Collection`. Patients are
+        read from ``.obs["patient"]``.
     by
         What stays together:
 
@@ -192,13 +132,15 @@ def split(
     return _split_patients(parts, n_folds)
 
 
-def check_split(train_sections: Sequence[Data], test_sections: Sequence[Data], *, table_key: str = Keys.TABLE) -> None:
+def check_split(
+    train_sections: Data | Sequence[Data], test_sections: Data | Sequence[Data], *, table_key: str = Keys.TABLE
+) -> None:
     """Refuse sections to train and to test on that come from the same patient.
 
     Parameters
     ----------
     train_sections, test_sections
-        The two sides, as SpatialData or AnnData with ``.obs["patient"]``.
+        The two sides, as SpatialData or AnnData with ``.obs["patient"]``, or a `sealst.io.Collection`.
     table_key
         Name of the table in every SpatialData.
 

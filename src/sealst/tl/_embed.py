@@ -18,12 +18,13 @@ from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import Region
 from sealst._validate import check_choice
+from sealst.io import Collection
 from sealst.models import Encoder, SealModel, build_encoder
 from sealst.tl._inputs import check_crops_fit, crop_spec, crops_record, map_crops
 
 
 def embed(
-    sdata: SpatialData,
+    sdata: SpatialData | Collection,
     model: SealModel | str,
     *,
     modality: str = "image",
@@ -42,7 +43,8 @@ def embed(
     Parameters
     ----------
     sdata
-        Section(s) with crops, see `sealst.pp.pair_crops`.
+        Section(s) with crops, see `sealst.pp.pair_crops`. Of a `sealst.io.Collection` one section after the other is
+        opened, embedded and saved.
     model
         A SEAL model, or the name of an encoder to use as it is (see `sealst.models.build_encoder`).
     modality
@@ -86,6 +88,13 @@ def embed(
     >>> sc.pp.neighbors(sdata.tables["table"], use_rep="X_seal")  # doctest: +SKIP
     """
     check_choice("modality", modality, ("image", "gene"))
+    if isinstance(sdata, Collection):
+        if copy:
+            raise DataError("`copy=True` works on one section; embeddings of a collection are saved to its stores.")
+        options: dict[str, Any] = {"modality": modality, "pool": pool, "pretrained": pretrained, "crop_um": crop_um}
+        options |= {"key_added": key_added, "region": region, "table_key": table_key, "device": device}
+        sdata.apply(lambda one: embed(one, model, progress=progress, **options))
+        return None
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table, region)
     key = key_added or (Keys.EMBEDDING if modality == "image" else Keys.GENE_EMBEDDING)
@@ -199,9 +208,15 @@ def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel
     valid = _unchanged(table, entry)
     if entry["model"] != model.fingerprint or not {r.name for r in regions} <= {r.name for r in valid}:
         return None
-    out = np.full(table.obsm[Keys.EMBEDDING].shape, np.nan, dtype=np.float32)
+    stored = np.asarray(table.obsm[Keys.EMBEDDING], dtype=np.float32)
+    usable = table.obs[Keys.CROP_OK].to_numpy(dtype=bool)
+    if any(np.isnan(stored[region.rows[usable[region.rows]]]).any() for region in regions):
+        # Crops that were set aside when the embedding was made.
+        return None
+    out = np.full(stored.shape, np.nan, dtype=np.float32)
     for region in valid:
-        out[region.rows] = table.obsm[Keys.EMBEDDING][region.rows]
+        rows = region.rows[usable[region.rows]]
+        out[rows] = stored[rows]
     return out
 
 

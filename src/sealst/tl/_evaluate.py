@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -77,7 +79,7 @@ def evaluate(
     train
         Sections the probes are fitted on; those the model was trained on.
     test
-        Held-out sections, each reported by itself.
+        Held-out sections, each reported by itself. Either side may be a `sealst.io.Collection`.
     genes
         Named sets of genes to score, a subset of the panel. Default: ``"hvg50"`` and ``"heg50"``, those of the panel
         that are most variable and most expressed in the training sections.
@@ -122,8 +124,8 @@ def evaluate(
         check_split(train, test, table_key=table_key)
         _check_unseen(model, test, table_key)
     sets = _gene_sets(model, train, genes, n_genes, table_key)
-    seen = [view for s in train for view in _views(model, s, table_key, progress)]
-    held = [view for s in test for view in _views(model, s, table_key, progress)]
+    views = partial(_views, model, table_key=table_key, show=progress)
+    seen, held = (list(chain.from_iterable(map(views, side))) for side in (train, test))
     predictions = _predictions(model, seen, held)
     rows = [row for i, view in enumerate(held) for row in _pearson_rows(view, predictions, i, sets, model, seed)]
     rows += [row for i, view in enumerate(held) for row in _retrieval_rows(view, predictions[FROZEN][i], model)]
@@ -131,7 +133,7 @@ def evaluate(
 
 
 def _gene_sets(
-    model: SealModel, train: list[SpatialData], genes: Mapping[str, Sequence[str]] | None, n: int, table_key: str
+    model: SealModel, train: Sequence[SpatialData], genes: Mapping[str, Sequence[str]] | None, n: int, table_key: str
 ) -> dict[str, np.ndarray]:
     if genes is None:
         genes = {}
@@ -147,10 +149,13 @@ def _gene_sets(
     return {name: np.array([position[g] for g in members]) for name, members in genes.items()}
 
 
-def _ranked(model: SealModel, train: list[SpatialData], kind: str, n: int, table_key: str) -> list[str]:
+def _ranked(model: SealModel, train: Sequence[SpatialData], kind: str, n: int, table_key: str) -> list[str]:
     """The n genes of the panel that rank first in the training sections."""
-    known = set(model.panel.genes)
-    n_all = max(_section.get_table(s, table_key).n_vars for s in train)
+
+    def n_vars(sdata: SpatialData) -> int:
+        return _section.get_table(sdata, table_key).n_vars
+
+    known, n_all = set(model.panel.genes), max(map(n_vars, train))
     kept: list[str] = []
     # A panel joined from sections that measure different genes has genes that not all of them measure.
     least = None if model.panel.availability is None else 1
@@ -167,8 +172,11 @@ def _ranked(model: SealModel, train: list[SpatialData], kind: str, n: int, table
     return kept
 
 
-def _check_unseen(model: SealModel, test: list[SpatialData], table_key: str) -> None:
-    tested = {p for s in test for p in _section.patients_of(_section.get_table(s, table_key))}
+def _check_unseen(model: SealModel, test: Sequence[SpatialData], table_key: str) -> None:
+    def patients(sdata: SpatialData) -> list[str]:
+        return _section.patients_of(_section.get_table(sdata, table_key))
+
+    tested = set(chain.from_iterable(map(patients, test)))
     if shared := sorted(tested & set(model.provenance.get("patients", []))):
         raise LeakError(
             f"The model was trained on patient(s) {listed(shared)}, who are in `test`. Test on other patients, or pass "
@@ -176,7 +184,7 @@ def _check_unseen(model: SealModel, test: list[SpatialData], table_key: str) -> 
         )
 
 
-def _views(model: SealModel, sdata: SpatialData, table_key: str, show: bool | None) -> list[_Views]:
+def _views(model: SealModel, sdata: SpatialData, *, table_key: str, show: bool | None) -> list[_Views]:
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table)
     check_crops_fit(table, regions, model.crop)

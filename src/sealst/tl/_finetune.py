@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def finetune(
     Parameters
     ----------
     sections
-        Training sections, after `sealst.pp.pair_crops` and `sealst.pp.normalize`.
+        Training sections, after `sealst.pp.pair_crops` and `sealst.pp.normalize`; or a `sealst.io.Collection`, of
+        which one section at a time is open.
     encoder
         Name of a timm vision transformer or ``"local-dir:<folder>"``, see `sealst.models.build_encoder`.
     pretrained
@@ -137,12 +139,12 @@ def finetune(
     >>> model = sl.tl.finetune([s1, s2], encoder="local-dir:weights/vit_small", pool="cls+mean")  # doctest: +SKIP
     """
     train = as_sections(sections, "sections")
-    held = [] if validation is None else as_sections(validation, "validation")
+    held: Sequence[SpatialData] = [] if validation is None else as_sections(validation, "validation")
     if held and not allow_shared_patients:
         check_split(train, held, table_key=table_key)
     params = resolve_params(TrainParams, params, name="params")
     gene_vae = resolve_params(GeneVAEParams, gene_vae, name="gene_vae")
-    spec = _shared_crop_spec([*train, *held], crop_um, table_key)
+    spec = _shared_crop_spec(train, held, crop_um, table_key)
     target_device = resolve_device(device)
     seed = settings.seed if seed is None else int(seed)
     folder = None if run_dir is None else _new_run_folder(Path(run_dir))
@@ -183,11 +185,14 @@ def _check_trainer_kwargs(options: Mapping[str, Any]) -> None:
         )
 
 
-def _shared_crop_spec(sections: list[SpatialData], crop_um: float | None, table_key: str) -> CropSpec:
-    specs = []
-    for sdata in sections:
+def _shared_crop_spec(
+    train: Sequence[SpatialData], held: Sequence[SpatialData], crop_um: float | None, table_key: str
+) -> CropSpec:
+    def one(sdata: SpatialData) -> CropSpec:
         table = _section.get_table(sdata, table_key)
-        specs.append(crop_spec(table, _section.regions_of(table), crop_um))
+        return crop_spec(table, _section.regions_of(table), crop_um)
+
+    specs = [*map(one, train), *map(one, held)]
     if len(set(specs)) > 1:
         raise DataError(
             f"Sections have crops of different size: {sorted({(s.crop_um, s.crop_px) for s in specs})} (µm, px). Pair "
@@ -203,7 +208,7 @@ def _new_run_folder(path: Path) -> Path:
     return path
 
 
-def _panel(train: list[SpatialData], panel: GenePanel | None, n: int, layer: str, table_key: str) -> GenePanel:
+def _panel(train: Sequence[SpatialData], panel: GenePanel | None, n: int, layer: str, table_key: str) -> GenePanel:
     if panel is None:
         return select_genes(train, n, layer=layer, table_key=table_key)
     if panel.layer != layer:
@@ -214,9 +219,10 @@ def _panel(train: list[SpatialData], panel: GenePanel | None, n: int, layer: str
     return panel
 
 
-def _pairs(sections: list[SpatialData], panel: GenePanel, spec: CropSpec, table_key: str) -> _Pairs:
+def _pairs(sections: Sequence[SpatialData], panel: GenePanel, spec: CropSpec, table_key: str) -> _Pairs:
     sources, expression, measured = [], [], []
-    for sdata in sections:
+
+    def gather(sdata: SpatialData) -> None:
         table = _section.get_table(sdata, table_key)
         for region in _section.regions_of(table):
             rows, source = _section.crop_source(sdata, table, region, spec.crop_um)
@@ -228,6 +234,9 @@ def _pairs(sections: list[SpatialData], panel: GenePanel, spec: CropSpec, table_
                     "Section %r measures %d of the panel's %d genes; its spots do not count for the others.",
                     region.section, measured[-1].sum(), len(panel),
                 )  # fmt: skip
+
+    for _ in map(gather, sections):
+        pass
     section = np.repeat(np.arange(len(expression)), [len(part) for part in expression])
     return _Pairs(sources, np.concatenate(expression), Measured(np.array(measured), section))
 
@@ -285,18 +294,24 @@ def _train(
 
 
 def _provenance(
-    train: list[SpatialData], held: list[SpatialData], pairs: _Pairs, params: TrainParams, seed: int, table_key: str
+    train: Sequence[SpatialData],
+    held: Sequence[SpatialData],
+    pairs: _Pairs,
+    params: TrainParams,
+    seed: int,
+    table_key: str,
 ) -> dict[str, Any]:
-    def names(sections: list[SpatialData]) -> list[str]:
-        tables = [_section.get_table(s, table_key) for s in sections]
-        return [region.section for t in tables for region in _section.regions_of(t)]
+    def names(sdata: SpatialData) -> list[str]:
+        return [region.section for region in _section.regions_of(_section.get_table(sdata, table_key))]
 
-    patients = {p for s in train for p in _section.patients_of(_section.get_table(s, table_key))}
+    def patients(sdata: SpatialData) -> list[str]:
+        return _section.patients_of(_section.get_table(sdata, table_key))
+
     return {
         "sealst": __version__,
-        "sections": names(train),
-        "validation": names(held),
-        "patients": sorted(patients),
+        "sections": list(chain.from_iterable(map(names, train))),
+        "validation": list(chain.from_iterable(map(names, held))),
+        "patients": sorted(set(chain.from_iterable(map(patients, train)))),
         "n_spots": len(pairs),
         "seed": seed,
         "params": asdict(params),

@@ -16,11 +16,17 @@ from sealst._errors import DataError
 from sealst._logging import progress
 from sealst._section import Region
 from sealst._settings import settings
+from sealst.io import Collection
 from sealst.models import CropSpec
 
 
-def as_sections(sections: SpatialData | Sequence[SpatialData], name: str) -> list[SpatialData]:
-    """One section or several, as a list that is not empty."""
+def as_sections(sections: SpatialData | Sequence[SpatialData], name: str) -> Sequence[SpatialData]:
+    """One section or several, as a list that is not empty; a collection stays one, unopened.
+
+    Callers go through it by `map`: a variable of a loop would keep a section while the next one is opened.
+    """
+    if isinstance(sections, Collection):
+        return sections
     items = [sections] if isinstance(sections, SpatialData) else list(sections)
     if not items:
         raise DataError(f"`{name}` is empty; pass at least one SpatialData.")

@@ -1,0 +1,217 @@
+"""Bring a SpatialData that something else built into the canonical layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import shapely
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel, TableModel
+from spatialdata.transformations import Identity, Scale
+
+from sealst import _section
+from sealst._core.geometry import apply_affine, similarity_scale
+from sealst._core.lattice import pitch
+from sealst._core.scale import agreed
+from sealst._errors import DataError, ScaleError
+from sealst._keys import Keys
+from sealst._section import Region
+from sealst._validate import check_positive, listed
+from sealst.io._arrays import _check_section
+from sealst.io._pyramid import CHUNK_PX, extended, multiscale, squidpy_library
+
+#: a level up to this many pixels along its longer side may be read as a whole
+_SMALL_PX = 4096
+_CROP_COLUMNS = (Keys.CROP_OK, Keys.CROP_REASON)
+
+
+def from_spatialdata(
+    sdata: SpatialData,
+    *,
+    region: str,
+    image_key: str,
+    table_key: str = Keys.TABLE,
+    section: str | None = None,
+    patient: str | None = None,
+    organ: str | None = None,
+    technology: str | None = None,
+    mpp: float | None = None,
+    pitch_um: float | None = None,
+    coordinate_system: str = "global",
+) -> SpatialData:
+    """Build a section from one region and one image of any SpatialData.
+
+    Every call of sealst also works on such an object as it is; a section in the usual layout needs no keys, carries its
+    physical scale and names its spots so that several sections can be used together. Pixels are shared with the
+    original, the table is copied, the original is left as it is.
+
+    Parameters
+    ----------
+    sdata
+        Object with an H&E image (uint8, red, green and blue), spots and a table that annotates them.
+    region
+        Spots: circles or polygons that the table annotates.
+    image_key
+        H&E image; one scale or several.
+    table_key
+        Table to copy the rows of `region` from; ``.X`` should hold raw counts.
+    section
+        Name of the section; default ``.obs["section"]``, else the name of the region.
+    patient, organ, technology
+        Written to ``.obs``; default what is there, else the name of the section for `patient` and ``"unknown"``.
+    mpp
+        µm per pixel of the image; default its coordinate system ``"um"``.
+    pitch_um
+        Known distance between the centres of neighbouring spots in µm (Visium 100, legacy ST 200).
+    coordinate_system
+        System in which image and spots of `sdata` meet (``spatialdata_io.visium`` names it like the dataset).
+
+    Returns
+    -------
+    SpatialData as from `sealst.io.from_arrays`: ``images["<section>_he"]`` with at least two scales,
+    ``shapes["<section>_spots"]`` in pixels of the image, ``tables["table"]`` with ids and names of spots from
+    ``obs_names``, coordinate systems ``"global"`` (pixels) and ``"um"``; ``.uns["sealst"]["from_spatialdata"]`` keeps
+    the old names and where the scale came from.
+
+    Raises
+    ------
+    MissingKeyError
+        When table, region, image or coordinate system are absent.
+    DataError
+        When the image is no H&E, or spots of the table have no shape.
+    ScaleError
+        When the scale is unknown or contradictory, or spots and image differ by more than a similarity.
+
+    Examples
+    --------
+    >>> sdata = sl.io.from_spatialdata(
+    ...     raw, region="s1", image_key="s1_full_image", pitch_um=100, coordinate_system="s1"
+    ... )  # doctest: +SKIP
+    """
+    source = _section.get_table(sdata, table_key)
+    (one,) = _section.regions_of(source, region)
+    element = _section.he_image(sdata, image_key)
+    spots = _section.spot_table(sdata, one)
+    name = section or _default_section(source, one)
+    _check_section(name)
+    to_image = _to_image(element, spots, coordinate_system, region=region, image=image_key)
+    geometry, centres = _moved(spots, to_image)
+    scale, origin = _scale(element, image_key, centres, mpp=mpp, pitch_um=pitch_um)
+    facts = _facts(source, one, {Keys.PATIENT: patient, Keys.ORGAN: organ, Keys.TECHNOLOGY: technology}, name)
+    table = _copied(source, one, facts)
+    table.obsm[Keys.SPATIAL] = centres
+    geometry.index = pd.Index(table.obs["spot_id"].to_numpy(dtype=object))
+    levels = [_rgb(level) for level in _section.image_levels(element)]
+    if any(max(level.shape[1:]) <= _SMALL_PX for level in levels):
+        table.uns["spatial"] = {name: squidpy_library(levels, _diameter(geometry))}
+    entry = {"region": region, "image_key": image_key, "coordinate_system": coordinate_system}
+    _section.record(table, "from_spatialdata", entry | {"mpp": scale, "mpp_source": origin.strip("`")})
+    transforms = {"global": Identity(), Keys.UM: Scale([scale, scale], axes=("x", "y"))}
+    return SpatialData(
+        images={Keys.image(name): multiscale(extended(levels), transforms)},
+        shapes={Keys.spots(name): ShapesModel.parse(geometry, transformations=dict(transforms))},
+        tables={
+            Keys.TABLE: TableModel.parse(table, region=Keys.spots(name), region_key="region", instance_key="spot_id")
+        },
+    )
+
+
+def _default_section(table: AnnData, region: Region) -> str:
+    if Keys.SECTION in table.obs:
+        names = table.obs[Keys.SECTION].iloc[region.rows].astype(str).unique()
+        if len(names) > 1:
+            raise DataError(
+                f"Region {region.name!r} holds several sections ({listed(names)}); keep the rows of one, or name all "
+                "of it with `section=`."
+            )
+        return str(names[0])
+    return region.name.removesuffix("_spots") or region.name
+
+
+def _to_image(element: Any, spots: Any, system: str, *, region: str, image: str) -> np.ndarray:
+    matrix = np.linalg.inv(_section.affine(element, system)) @ _section.affine(spots, system)
+    if similarity_scale(matrix) is None:
+        raise ScaleError(
+            f"Spots {region!r} and image {image!r} are stretched unevenly against each other in coordinate system "
+            f"{system!r}; resample the image to square pixels first."
+        )
+    return matrix
+
+
+def _moved(spots: gpd.GeoDataFrame, matrix: np.ndarray) -> tuple[gpd.GeoDataFrame, np.ndarray]:
+    """Spots in pixels of the image, and their centres."""
+    shapes = shapely.transform(spots.geometry.to_numpy(), lambda xy: apply_affine(matrix, xy))
+    moved = gpd.GeoDataFrame(geometry=shapes)
+    if "radius" in spots:
+        moved["radius"] = spots["radius"].to_numpy(dtype=float) * (similarity_scale(matrix) or 1.0)
+    centres = shapely.get_coordinates(shapely.centroid(shapes))
+    if len(centres) < len(spots) or not np.isfinite(centres).all():
+        raise DataError("Some spots have no finite coordinates; drop them from shapes and table.")
+    return moved, centres
+
+
+def _diameter(spots: gpd.GeoDataFrame) -> float:
+    if "radius" in spots:
+        return 2 * float(spots["radius"].median())
+    return float(np.sqrt(spots.geometry.area.median()))
+
+
+def _scale(
+    element: Any, image: str, centres: np.ndarray, *, mpp: float | None, pitch_um: float | None
+) -> tuple[float, str]:
+    sources = {}
+    if (own := _section.mpp_of(element)) is not None:
+        sources["the image's 'um' coordinate system"] = own
+    if mpp is not None:
+        check_positive("mpp", mpp)
+        sources["`mpp`"] = float(mpp)
+    if pitch_um is not None:
+        check_positive("pitch_um", pitch_um)
+        sources["`pitch_um`"] = float(pitch_um) / pitch(centres)
+    return agreed(
+        sources,
+        what=f"image {image!r}",
+        hint="Pass `mpp=` (µm per pixel) or `pitch_um=` (Visium 100, legacy ST 200).",
+    )
+
+
+def _facts(table: AnnData, region: Region, given: dict[str, str | None], section: str) -> dict[str, Any]:
+    """Values of the descriptive columns of `.obs` for the rows of a region."""
+    facts: dict[str, Any] = {Keys.SECTION: section}
+    for key, value in given.items():
+        if value is None and key in table.obs:
+            facts[key] = table.obs[key].iloc[region.rows].to_numpy()
+        else:
+            facts[key] = str(value or (section if key == Keys.PATIENT else "unknown"))
+    return facts
+
+
+def _copied(source: AnnData, region: Region, facts: dict[str, Any]) -> AnnData:
+    table, section = source[region.rows].copy(), facts[Keys.SECTION]
+    names = [str(n).removeprefix(f"{section}_") for n in table.obs_names]
+    ids = np.asarray(names if len(set(names)) == len(names) else [str(i) for i in region.ids], dtype=object)
+    if len(set(ids)) < len(ids):
+        raise DataError(f"Spots of region {region.name!r} share names and ids; run `table.obs_names_make_unique()`.")
+    table.X = sp.csr_matrix(table.X, dtype=np.float32)
+    table.obs = table.obs.drop(columns=[c for c in _CROP_COLUMNS if c in table.obs])
+    # What names the old elements would be wrong from here on.
+    for key in (TableModel.ATTRS_KEY, "spatial", Keys.UNS):
+        table.uns.pop(key, None)
+    table.obs["region"] = pd.Categorical([Keys.spots(section)] * len(ids))
+    table.obs["spot_id"] = ids
+    for key, value in facts.items():
+        table.obs[key] = pd.Categorical([value] * len(ids) if isinstance(value, str) else value)
+    table.obs_names = pd.Index([f"{section}_{i}" for i in ids])
+    return table
+
+
+def _rgb(level: Any) -> da.Array:
+    """Red, green and blue of one level as a dask array over the same memory or file."""
+    data = level.transpose("c", "y", "x").data[:3]
+    return data if isinstance(data, da.Array) else da.from_array(data, chunks=(3, CHUNK_PX, CHUNK_PX), name=False)

@@ -1,0 +1,95 @@
+"""Write tables and shapes back to a zarr store so that a crash never loses data.
+
+New elements are written next to the store, and only when all of them are complete they change places with the old ones,
+folder by folder. What a crash leaves half done is finished when the store is opened next.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import zarr
+from spatialdata import SpatialData, read_zarr
+
+from sealst._errors import DataError
+from sealst._logging import logger
+
+_KINDS = ("shapes", "tables")
+_COMPLETE = "complete"
+
+
+def open_store(path: Path) -> SpatialData:
+    """Read a store; pixels stay on disk. A save that was cut off is finished first."""
+    stage = _stage(path)
+    if (stage / _COMPLETE).exists():
+        logger.info("Finishing a save of %s that was cut off.", path.name)
+        _swap(stage, path)
+    return read_zarr(path)
+
+
+def write_back(sdata: SpatialData, path: Path) -> None:
+    """Replace tables and shapes of a store by those of `sdata`; pixels are not touched."""
+    if (version := zarr.open_group(str(path), mode="r").metadata.zarr_format) != 3:
+        raise DataError(
+            f"{str(path)!r} is a store of zarr format {version}, in which nothing can be replaced. Write it anew: "
+            "`sdata.write('new.zarr')`."
+        )
+    stage = _stage(path)
+    if (stage / _COMPLETE).exists():
+        _swap(stage, path)
+    shutil.rmtree(stage, ignore_errors=True)
+    part = SpatialData(shapes=dict(sdata.shapes), tables=dict(sdata.tables))
+    try:
+        stage.mkdir()
+        with warnings.catch_warnings():
+            # Regions that are labels or points stay where they are.
+            warnings.filterwarnings("ignore", message=".*annotates.*")
+            warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
+            part.write(stage / "new", update_sdata_path=False, consolidate_metadata=False)
+        (stage / _COMPLETE).touch()
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    _swap(stage, path)
+
+
+def write_whole(sdata: SpatialData, path: Path) -> None:
+    """Write a new store; it has its name only once it is complete."""
+    part = _stage(path)
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        sdata.write(part, update_sdata_path=False)
+        os.replace(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _stage(path: Path) -> Path:
+    # Beside the store: renaming works within one file system only.
+    return path.parent / f".{path.name}.saving"
+
+
+def _swap(stage: Path, store: Path) -> None:
+    """Put the new elements in their places; may be called again after it was cut off at any point."""
+    for kind in _KINDS:
+        new, old = stage / "new" / kind, stage / "old" / kind
+        if not new.is_dir():
+            continue
+        if not (store / kind / "zarr.json").exists():
+            (store / kind).mkdir(exist_ok=True)
+            shutil.copy(new / "zarr.json", store / kind / "zarr.json")
+        old.mkdir(parents=True, exist_ok=True)
+        for element in sorted(p for p in new.iterdir() if p.is_dir()):
+            target = store / kind / element.name
+            if target.exists():
+                os.replace(target, old / element.name)
+            os.replace(element, target)
+    with warnings.catch_warnings():
+        # Shapes are parquet files, which zarr does not know.
+        warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
+        zarr.consolidate_metadata(str(store))
+    shutil.rmtree(stage)

@@ -1,0 +1,259 @@
+"""Bring the stain of sections to that of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, Labels2DModel
+from spatialdata.transformations import Identity, get_transformation, set_transformation
+
+from sealst import _section
+from sealst._core.stain import STAIN_VALUES, Stain
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._section import Region
+from sealst._validate import check_choice, listed
+from sealst.pp._tissue import quiet, section_labels, tissue_at
+
+#: pixels of the picture that stains are fitted on
+_FIT_PIXELS = 1_000_000
+_IMAGE, _MASK = "he", "tissue"
+
+
+def fit_stain(
+    sdata: SpatialData,
+    method: str = "macenko",
+    *,
+    region: str | None = None,
+    image_key: str | None = None,
+    labels_key: str | None = None,
+    table_key: str = Keys.TABLE,
+) -> Stain:
+    """Measure the stain of a section, as a reference for others.
+
+    One fit per section by `squidpy.experimental.im.fit_stain_reference`, on the tissue of a coarse level.
+
+    Parameters
+    ----------
+    sdata
+        Section with an H&E image.
+    method
+        ``"macenko"`` (Macenko et al. 2009) and ``"vahadane"`` (Vahadane et al. 2016) find the colours of haematoxylin
+        and eosin, ``"reinhard"`` (Reinhard et al. 2001) mean and spread of colour and brightness.
+    region
+        Region of the table; may be left out where there is only one.
+    image_key
+        H&E image; by default ``"<section>_he"``, or the only image there is.
+    labels_key
+        Labels element that holds the tissue; by default ``"<section>_tissue"`` where `sealst.pp.tissue` wrote it, else
+        the tissue is found for this call.
+    table_key
+        Table that names the region.
+
+    Returns
+    -------
+    `Stain`, which can be saved; nothing is written to `sdata`
+
+    Raises
+    ------
+    DataError
+        When there are several regions and none is named, no tissue is found, or the fit gives no stain.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sdata = sl.datasets.synthetic()
+    >>> sl.pp.fit_stain(sdata)
+    Stain(method='macenko', section='P1_S1')
+    """
+    from squidpy.experimental.im import fit_stain_reference
+
+    check_choice("method", method, tuple(STAIN_VALUES))
+    regions = _section.regions_of(_section.get_table(sdata, table_key), region)
+    if len(regions) > 1:
+        raise DataError(f"Several regions ({listed(r.name for r in regions)}): name one with `region=`.")
+    image = _section.find_image(sdata, regions[0], image_key)
+    labels = section_labels(sdata, regions[0], image, labels_key, anew=False)
+    picture, mask = _fit_picture(_section.he_image(sdata, image), labels, image)
+    small = SpatialData(images={_IMAGE: _image({"scale0": picture})}, labels={_MASK: _labels({"scale0": mask})})
+    try:
+        with quiet():
+            found = fit_stain_reference(small, _IMAGE, method=method, tissue_mask_key=_MASK)
+    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+        raise DataError(
+            f"No {method} stain could be fitted on {regions[0].section!r}: {error} Look at the tissue "
+            "(`sl.pp.tissue(sdata)`), or try another `method`."
+        ) from error
+    names = ("stain_matrix", "white_point", "max_concentrations", "mu", "sigma")
+    values = {name: getattr(found, name) for name in names if getattr(found, name) is not None}
+    return Stain(method, values, regions[0].section)
+
+
+def normalize_stain(
+    sdata: SpatialData,
+    reference: Stain,
+    *,
+    region: str | Sequence[str] | None = None,
+    image_key: str | None = None,
+    key_added: str | None = None,
+    labels_key: str | None = None,
+    keep_background: bool | None = None,
+    table_key: str = Keys.TABLE,
+    overwrite: bool = False,
+) -> None:
+    """Add images whose stain is that of a reference, computed only where they are read.
+
+    One map of colours per section, from its own stain to the reference, by `squidpy.experimental.im.normalize_stains`:
+    every pixel of every level goes through the same map, whatever crop or chunk it lies in. Macenko and Vahadane change
+    the colours of the stains and leave their amounts; Reinhard also changes brightness and contrast. Use the result
+    with ``sl.pp.pair_crops(sdata, image_key="<section>_he_norm")``; a model then expects sections prepared alike.
+
+    Parameters
+    ----------
+    sdata
+        Section(s) with an H&E image.
+    reference
+        Stain from `sealst.pp.fit_stain`, of another section as a rule.
+    region
+        Region(s) of the table; by default all.
+    image_key
+        H&E image; by default ``"<section>_he"``, or the only image there is.
+    key_added
+        Name of the new image, for a single region; by default ``"<image>_norm"``.
+    labels_key
+        Labels element that holds the tissue; by default ``"<section>_tissue"`` where `sealst.pp.tissue` wrote it, else
+        the tissue is found for this call.
+    keep_background
+        Whether pixels that are no tissue stay as they are. By default only with Reinhard, which would tint the glass.
+    table_key
+        Table that names the regions.
+    overwrite
+        Whether to replace an image of that name.
+
+    Returns
+    -------
+    None; writes for each region
+
+    - ``sdata.images["<image>_norm" | key_added]``: multiscale uint8 (3, y, x), lazy, with the image's transformations
+    - ``table.uns["sealst"]["stain"][key]``: image it was made from, the reference
+
+    Raises
+    ------
+    DataError
+        When the image exists already, several regions share one `key_added`, or the section's own stain cannot be
+        fitted.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> reference = sl.pp.fit_stain(sl.datasets.synthetic(seed=0))
+    >>> sdata = sl.datasets.synthetic(seed=1)
+    >>> sl.pp.normalize_stain(sdata, reference)
+    >>> sorted(sdata.images)
+    ['P1_S1_he', 'P1_S1_he_norm']
+    """
+    if not isinstance(reference, Stain):
+        raise TypeError(f"`reference` must be a Stain from `sl.pp.fit_stain`, found {type(reference).__name__}.")
+    table = _section.get_table(sdata, table_key)
+    sources = {_section.find_image(sdata, one, image_key): one for one in _section.regions_of(table, region)}
+    if key_added is not None and len(sources) > 1:
+        raise DataError(f"`key_added` names one image, but there are {len(sources)} ({listed(sources)}); leave it out.")
+    keep = reference.method == "reinhard" if keep_background is None else keep_background
+    images, entries = {}, dict(table.uns.get(Keys.UNS, {}).get("stain", {}))
+    for image, one in sources.items():
+        key = key_added or Keys.normalised_image(image)
+        if key == image or (key in sdata.images and not overwrite):
+            raise DataError(
+                f"`sdata.images[{key!r}]` exists already; name another with `key_added=`, or `overwrite=True`."
+            )
+        images[key] = _normalised(sdata, one, image, reference, labels_key=labels_key, keep=keep)
+        entries[key] = {"image_key": image, "keep_background": keep, "reference": reference.as_dict()}
+    for key, element in images.items():
+        if key in sdata.images:
+            del sdata.images[key]
+        sdata.images[key] = element
+    _section.record(table, "stain", entries)
+    logger.info("Added %s, stained as %r (%s)", listed(images), reference.section, reference.method)
+
+
+def _fit_picture(element: Any, labels: Any, image_key: str) -> tuple[da.Array, np.ndarray]:
+    """Small picture (3, y, x) of the whole image, and where it shows tissue."""
+    coarsest = _section.image_levels(element)[-1].data[:3]
+    step = int(np.ceil(np.sqrt(coarsest[0].size / _FIT_PIXELS)))
+    picture = da.asarray(np.asarray(coarsest[:, ::step, ::step]))
+    mask = np.asarray(tissue_at(labels, element, chunks=picture.chunks[1:]))
+    if not mask.any():
+        raise DataError(
+            f"No tissue found in image {image_key!r}, so it has no stain to fit. Hand in a mask with `labels_key=`."
+        )
+    return picture, mask
+
+
+def _normalised(
+    sdata: SpatialData, region: Region, image_key: str, reference: Stain, *, labels_key: str | None, keep: bool
+) -> xr.DataTree:
+    element = _section.he_image(sdata, image_key)
+    labels = section_labels(sdata, region, image_key, labels_key, anew=False)
+    picture, mask = _fit_picture(element, labels, image_key)
+    levels = {}
+    for i, level in enumerate(_section.image_levels(element)):
+        data = level.data[:3]
+        here = tissue_at(labels, element, chunks=data.chunks[1:]) if keep else None
+        levels[f"scale{i}"] = _level(data, here, picture, mask, reference, region.section)
+    return _image(levels, get_transformation(element, get_all=True))
+
+
+def _level(
+    data: da.Array, keep_outside: da.Array | None, picture: da.Array, mask: np.ndarray, reference: Stain, section: str
+) -> da.Array:
+    """One level in the reference's stain, lazy; `picture` and `mask` decide the map, the same for every level."""
+    from squidpy.experimental.im import StainReference, normalize_stains
+
+    # squidpy fits on the coarsest level it is given and applies to the finest.
+    pair = SpatialData(
+        images={_IMAGE: _image({"scale0": data, "scale1": picture})},
+        labels={_MASK: _labels({"scale0": mask} if keep_outside is None else {"scale0": keep_outside, "scale1": mask})},
+    )
+    target = StainReference(method=reference.method, **reference.values)
+    try:
+        with quiet():
+            out = normalize_stains(
+                pair, _IMAGE, target, inplace=False, tissue_mask_key=_MASK, preserve_background=keep_outside is not None
+            )
+    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+        raise DataError(
+            f"The stain of {section!r} could not be brought to the reference: {error} Look at its tissue "
+            "(`sl.pp.tissue(sdata)`), or fit the reference with another `method`."
+        ) from error
+    return out.transpose("c", "y", "x").data
+
+
+def _image(levels: dict[str, Any], transforms: dict[str, Any] | None = None) -> xr.DataTree:
+    return _tree(levels, Image2DModel, ("c", "y", "x"), {"c": ["r", "g", "b"]}, transforms)
+
+
+def _labels(levels: dict[str, Any]) -> xr.DataTree:
+    whole = {name: da.asarray(level).astype(np.uint8) for name, level in levels.items()}
+    return _tree(whole, Labels2DModel, ("y", "x"), {}, None)
+
+
+def _tree(levels: dict[str, Any], model: Any, dims: tuple[str, ...], coords: dict[str, Any], transforms: Any) -> Any:
+    """Multiscale element from levels that all span the same picture."""
+    full = next(iter(levels.values())).shape[-2:]
+    nodes = {}
+    for name, data in levels.items():
+        centres = {
+            axis: (np.arange(size) + 0.5) * (whole / size)
+            for axis, size, whole in zip("yx", data.shape[-2:], full, strict=True)
+        }
+        nodes[name] = xr.Dataset({"image": xr.DataArray(data, dims=dims, coords=coords | centres)})
+    tree = xr.DataTree.from_dict(nodes)
+    set_transformation(tree, transforms or {"global": Identity()}, set_all=True)
+    model().validate(tree)
+    return tree

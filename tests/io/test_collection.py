@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata as sd
+from PIL import Image
+from spatialdata.transformations import Identity
+
+import sealst as sl
+from sealst.io import _store
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Folder with three stores, not to be changed: sections a, b, c of patients p0, p1, p2."""
+    folder = tmp_path_factory.mktemp("stores")
+    for i, name in enumerate("abc"):
+        section(name, patient=f"p{i}", seed=i).write(folder / f"{name}.zarr")
+    return folder
+
+
+@pytest.fixture
+def store(stores, tmp_path):
+    """One store that may be changed, alone in its folder."""
+    return Path(shutil.copytree(stores / "a.zarr", tmp_path / "own" / "a.zarr"))
+
+
+def section(name, *, patient="p0", seed=0, mpp=1.0):
+    """4 x 4 spots in a plain image of 300 x 300 px."""
+    rng = np.random.default_rng(seed)
+    row, column = np.divmod(np.arange(16), 4)
+    return sl.io.from_arrays(
+        rng.integers(0, 255, (300, 300, 3), dtype=np.uint8),
+        rng.poisson(9.0, (16, 3)),
+        np.column_stack([60.0 + 60 * column, 60.0 + 60 * row]),
+        genes=["EPCAM", "VIM", "CD3E"],
+        mpp=mpp,
+        spot_um=30,
+        section=name,
+        patient=patient,
+        organ="breast",
+    )
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Weak references to every section that is read from a store, and the most that were alive at once."""
+    alive: list[weakref.ref] = []
+    most = [0]
+    read = _store.read_zarr
+
+    def counted(path, **options):
+        gc.collect()
+        sdata = read(path, **options)
+        alive.append(weakref.ref(sdata))
+        most[0] = max(most[0], sum(one() is not None for one in alive))
+        return sdata
+
+    monkeypatch.setattr(_store, "read_zarr", counted)
+    return alive, most
+
+
+def prepare(sdata):
+    sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
+    sl.pp.normalize(sdata)
+
+
+def test_a_folder_of_stores_opens_one_at_a_time(stores, opened):
+    alive, most = opened
+    sections = sl.io.read_collection(stores)
+    assert (len(sections), sections.names) == (3, ["a", "b", "c"])
+    assert repr(sections) == "Collection of 3 section(s): 'a', 'b', 'c'"
+    assert list(sections.manifest.columns) == ["section", "path", "format"]
+    assert not alive
+    for i in (0, 2, 1, -1):
+        assert sections[i].tables["table"].n_obs == 16
+    assert most[0] == 1
+    assert sections[1] is sections[1]
+    assert sections["b"] is sections[1]
+    assert [s.tables["table"].obs["patient"].iloc[0] for s in sections] == ["p0", "p1", "p2"]
+    with pytest.raises(IndexError):
+        _ = sections[3]
+    with pytest.raises(sl.MissingKeyError, match="'x' not found in the collection; found: 'a', 'b', 'c'"):
+        _ = sections["x"]
+
+
+def test_keep_holds_more_sections(stores, opened):
+    alive, most = opened
+    sections = sl.io.read_collection(stores, keep=2)
+    for i in (0, 1, 0, 1):
+        _ = sections[i]
+    assert len(alive) == 2
+    _ = sections[2]
+    # The one used longest ago went.
+    _ = sections[1]
+    assert (len(alive), most[0]) == (3, 2)
+
+
+def test_slices_and_subsets_are_collections(stores):
+    sections = sl.io.read_collection(stores)
+    assert isinstance(sections[1:], sl.io.Collection)
+    assert sections[1:].names == ["b", "c"]
+    assert sections.subset(["c", "a"]).names == ["c", "a"]
+
+
+def test_paths_and_objects_can_be_mixed(stores):
+    mine = section("mine")
+    sections = sl.io.Collection([stores / "a.zarr", mine])
+    assert sections.names == ["a", "mine"]
+    assert sections[1] is mine
+    sections.save(mine)
+    sl.pp.normalize(sections[1])
+    _ = sections[0], sections[1]
+    assert "lognorm" in sections[1].tables["table"].layers
+
+
+def test_refuses_what_is_no_list_of_sections(stores, tmp_path):
+    with pytest.raises(TypeError, match=r"must be a list of paths or SpatialData, found SpatialData: use \[section\]"):
+        sl.io.Collection(section("toy"))
+    with pytest.raises(sl.DataError, match="`sections` is empty"):
+        sl.io.Collection([])
+    with pytest.raises(sl.DataError, match="`keep` must be a whole number of at least 1, found 0"):
+        sl.io.Collection([section("toy")], keep=0)
+    with pytest.raises(sl.DataError, match=r"Section name\(s\) 'toy' occur twice in the collection"):
+        sl.io.Collection([section("toy"), section("toy")])
+    with pytest.raises(sl.DataError, match="Nothing at .*none.zarr"):
+        sl.io.Collection([tmp_path / "none.zarr"])
+    with pytest.raises(sl.DataError, match=r"is itself one section; use \[path\]"):
+        sl.io.read_collection(stores / "a.zarr")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(sl.DataError, match="holds no SpatialData zarr store"):
+        sl.io.read_collection(tmp_path / "empty")
+
+
+# -- saving -----------------------------------------------------------------------------------------------------------
+def test_preparation_is_written_back(store):
+    pixels = {p: p.stat().st_mtime_ns for p in (store / "images").rglob("*") if p.is_file()}
+    sections = sl.io.read_collection(store.parent)
+    for s in sections:
+        prepare(s)
+        sections.save(s)
+    again = sd.read_zarr(store)
+    table = again.tables["table"]
+    assert {"counts", "lognorm", "context"} <= set(table.layers)
+    assert table.obs["crop_ok"].all()
+    assert table.uns["sealst"]["crops"]["a_spots"]["crop_px"] == 32
+    assert np.array_equal(again.shapes["a_spots_crops"].index, table.obs["spot_id"])
+    assert pixels == {p: p.stat().st_mtime_ns for p in (store / "images").rglob("*") if p.is_file()}
+    assert [p.name for p in store.parent.iterdir()] == ["a.zarr"]
+
+    def again_smaller(sdata):
+        sl.pp.pair_crops(sdata, crop_um=32, crop_px=32, overwrite=True)
+        del sdata.tables["table"].layers["context"]
+
+    sections.apply(again_smaller)
+    again = sd.read_zarr(store)
+    assert again.shapes["a_spots_crops"].area.iloc[0] == pytest.approx(32**2)
+    assert "context" not in again.tables["table"].layers
+
+
+def test_a_crash_while_saving_loses_nothing(store, monkeypatch):
+    real, moved = os.replace, []
+
+    def breaking(source, target):
+        # Folders only: zarr renames files while it writes.
+        if Path(source).is_dir():
+            moved.append(Path(source).name)
+            if len(moved) == fail_at:
+                raise KeyboardInterrupt
+        return real(source, target)
+
+    # a_spots aside and in, table aside and in
+    for fail_at in (1, 2, 3, 4):
+        sections = sl.io.read_collection(store.parent)
+        s = sections[0]
+        s.tables["table"].obs["run"] = fail_at
+        moved.clear()
+        monkeypatch.setattr(_store.os, "replace", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            sections.save(s)
+        monkeypatch.setattr(_store.os, "replace", real)
+        again = sl.io.read_collection(store.parent)["a"]
+        assert again.tables["table"].obs["run"].eq(fail_at).all()
+        assert len(again.shapes["a_spots"]) == 16
+        assert [p.name for p in store.parent.iterdir()] == ["a.zarr"]
+    assert moved == ["a_spots", "a_spots", "table", "table"]
+
+
+def test_a_failed_save_leaves_the_store_as_it_was(store):
+    sections = sl.io.read_collection(store.parent)
+    s = sections[0]
+    s.tables["table"].obs["mine"] = 1.0
+    s.tables["table"].uns["unwritable"] = object()
+    with pytest.raises(Exception, match="object"):
+        sections.save(s)
+    assert "mine" not in sd.read_zarr(store).tables["table"].obs
+    assert [p.name for p in store.parent.iterdir()] == ["a.zarr"]
+
+
+def test_unsaved_changes_are_not_lost_silently(stores):
+    sections = sl.io.read_collection(stores)
+    sl.pp.normalize(sections[0])
+    with pytest.warns(sl.SealstWarning, match=r"Section 'a' was changed and not saved, and is dropped now"):
+        _ = sections[1]
+
+
+def test_only_own_sections_are_saved(stores, store):
+    sections = sl.io.Collection([store, stores / "b.zarr"])
+    with pytest.raises(sl.DataError, match="not one of the collection"):
+        sections.save(section("z"))
+    first = sections[0]
+    _ = sections[1]
+    # Also when it was dropped in between.
+    first.tables["table"].obs["late"] = 2.0
+    sections.save(first)
+    assert "late" in sections[0].tables["table"].obs
+
+
+# -- manifests --------------------------------------------------------------------------------------------------------
+def test_a_manifest_completes_the_sections(stores):
+    (stores / "cohort.csv").write_text(
+        "path,section,patient,batch,organ,age,code,grade\n"
+        "a.zarr,first,P1,x,lung,61,007,3\n"
+        "\n"
+        "c.zarr,second,P2,y,,54.5,011,\n"
+    )
+    sections = sl.io.read_collection(stores / "cohort.csv")
+    assert sections.names == ["first", "second"]
+    manifest = sections.manifest
+    assert manifest["patient"].tolist() == ["P1", "P2"]
+    assert manifest["format"].tolist() == ["zarr", "zarr"]
+    assert manifest["age"].tolist() == [61, 54.5]
+    table = sections[0].tables["table"]
+    found = {key: table.obs[key].iloc[0] for key in ("section", "patient", "batch", "organ", "age", "code", "grade")}
+    assert found == {
+        "section": "first", "patient": "P1", "batch": "x", "organ": "lung", "age": 61, "code": "007", "grade": 3
+    }  # fmt: skip
+    second = sections["second"].tables["table"].obs
+    # An empty field states nothing.
+    assert second["organ"].iloc[0] == "breast"
+    assert "grade" not in second
+    folds = sl.pp.split(list(sections))
+    assert [fold.test_sections for fold in folds] == [["first"], ["second"]]
+
+
+def test_manifest_facts_are_saved_with_the_section(store):
+    (store.parent / "cohort.tsv").write_text("path\tpatient\na.zarr\tP9\n")
+    sl.io.read_collection(store.parent / "cohort.tsv").apply(lambda sdata: None)
+    assert sd.read_zarr(store).tables["table"].obs["patient"].eq("P9").all()
+
+
+def test_manifest_errors_name_the_lines(stores):
+    (stores / "cohort.csv").write_text(
+        "path,section,mpp,format\na.zarr,one,,\nnowhere.zarr,two,,\n\n,three,,\nb.zarr,one,,\nc.zarr,x y,-1,tape\n"
+    )
+    with pytest.raises(sl.DataError) as caught:
+        sl.io.read_collection(stores / "cohort.csv")
+    text = str(caught.value)
+    assert "cohort.csv has 4 problem(s)" in text
+    assert "line 3: Nothing at" in text
+    assert "line 5: `path` is empty" in text
+    assert "line 6: section 'one' is already on line 2" in text
+    assert "line 7: `format` must be one of 'visium'" in text
+    (stores / "cohort.csv").write_text("path,section,mpp\nc.zarr,x y,1\nc.zarr,z,-1\n")
+    with pytest.raises(sl.DataError, match=r"(?s)line 2: `section` must be a name .*line 3: `mpp` must be a positive"):
+        sl.io.read_collection(stores / "cohort.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.csv", "file\na.zarr\n", "has no column 'path'; found: 'file'"),
+        ("m.csv", "path\n", "lists no section"),
+        ("m.csv", "", "could not be read as a table"),
+        ("m.csv", "path,crop_ok\na.zarr,1\n", r"has column\(s\) 'crop_ok', which sealst writes itself"),
+        ("m.xlsx", "path\n", "a manifest ends in .csv, .tsv, .txt, found '.xlsx'"),
+    ],
+)
+def test_refuses_files_that_are_no_manifest(stores, name, text, message):
+    (stores / name).write_text(text)
+    with pytest.raises(sl.DataError, match=message):
+        sl.io.read_collection(stores / name)
+    with pytest.raises(sl.DataError, match="No manifest and no folder at"):
+        sl.io.read_collection(stores / "none.csv")
+
+
+def test_a_stated_scale_completes_or_is_checked(stores, tmp_path):
+    sdata = section("d")
+    sd.transformations.set_transformation(sdata.images["d_he"], {"global": Identity()}, set_all=True)
+    sdata.write(tmp_path / "d.zarr")
+    (tmp_path / "m.csv").write_text(f"path,mpp\nd.zarr,0.5\n{stores / 'a.zarr'},0.5\n")
+    sections = sl.io.read_collection(tmp_path / "m.csv")
+    d = sections["d"]
+    sl.pp.pair_crops(d, crop_um=32)
+    assert d.tables["table"].uns["sealst"]["crops"]["d_spots"]["mpp"] == pytest.approx(0.5)
+    sections.save(d)
+    with pytest.raises(sl.ScaleError, match="Contradictory scale for image 'a_he': 1 µm per pixel .* 0.5 by the manif"):
+        _ = sections["a"]
+
+
+def raw_folder(folder):
+    """Folder of the legacy array: 4 x 4 spots, pitch 60 px."""
+    folder.mkdir()
+    row, column = np.divmod(np.arange(16), 4)
+    spots = pd.DataFrame({"x": column, "y": row, "pixel_x": 60 + 60 * column, "pixel_y": 60 + 60 * row})
+    spots.to_csv(folder / "S_selection.tsv", sep="\t", index=False)
+    counts = np.random.default_rng(0).poisson(9.0, (16, 3))
+    names = [f"{x}x{y}" for x, y in zip(column, row, strict=True)]
+    pd.DataFrame(counts, index=names, columns=["EPCAM", "VIM", "CD3E"]).to_csv(folder / "S.tsv.gz", sep="\t")
+    Image.new("RGB", (300, 300), "pink").save(folder / "S.png")
+    return folder
+
+
+def test_raw_files_are_read_and_converted(tmp_path):
+    raw = raw_folder(tmp_path / "raw")
+    (tmp_path / "m.csv").write_text("path,section,patient,organ,image,batch\nraw,S,C,breast,raw/S.png,7\n")
+    sections = sl.io.read_collection(tmp_path / "m.csv")
+    assert sections.manifest["format"].tolist() == ["st"]
+    assert sections.manifest["image"].tolist() == [raw / "S.png"]
+    with pytest.raises(sl.DataError, match="was read from st files, which are left as they are"):
+        sections.save(sections[0])
+    with pytest.raises(sl.DataError, match="Sections 'S' are raw files"):
+        sections.apply(sl.pp.normalize)
+    converted = sections.write(tmp_path / "out")
+    converted.apply(sl.pp.normalize)
+    table = sd.read_zarr(tmp_path / "out" / "S.zarr").tables["table"]
+    assert (table.n_obs, table.obs["patient"].iloc[0], table.obs["batch"].iloc[0]) == (16, "C", "7")
+    assert "lognorm" in table.layers
+    with pytest.raises(sl.DataError, match=r"already holds 'S.zarr'; name another folder"):
+        sections.write(tmp_path / "out")
+    (tmp_path / "m.csv").write_text("path,image\nraw,none.png\n")
+    with pytest.raises(sl.DataError, match="line 2: no image at"):
+        sl.io.read_collection(tmp_path / "m.csv")
