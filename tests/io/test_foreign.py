@@ -68,6 +68,15 @@ def visium(space_ranger):
     return spatialdata_io.visium(space_ranger, dataset_id="v1", fullres_image_file="full.png")
 
 
+def test_the_folder_itself_is_checked_with_an_image_from_elsewhere(space_ranger):
+    report = sl.io.check(space_ranger, image=space_ranger / "full.png")
+    assert report.format == "visium (sl.io.read_visium)"
+    assert report.ok, str(report)
+    # Without it the reader takes the reduced picture of the folder, and what it warns of is in the report.
+    report = sl.io.check(space_ranger)
+    assert any("tissue_hires_image.png" in p.text for p in report.problems), str(report)
+
+
 # -- objects as they are ----------------------------------------------------------------------------------------------
 def test_the_check_says_how_to_use_a_foreign_visium(visium):
     report = sl.io.check(visium)

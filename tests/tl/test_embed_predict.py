@@ -133,7 +133,8 @@ def test_bad_input_is_refused_and_nothing_written(ready, model, toy_section):
         with pytest.raises(error, match=text):
             call()
     sl.pp.pair_crops(sdata, crop_um=32, crop_px=32, overwrite=True)
-    with pytest.raises(sl.DataError, match=r"Crops of 't_spots' are 32 µm at 32 px, but the model was trained on 64 µm at 32 px"):
+    text = r"Crops of .t_spots. are 32 µm at 32 px, but the model was trained on 64 µm at 32 px"
+    with pytest.raises(sl.DataError, match=text):
         sl.tl.embed(sdata, model)
     assert (set(sdata.tables["table"].obsm), set(sdata.tables["table"].uns["sealst"])) == before
 

@@ -38,6 +38,10 @@ def _names(boxes: np.ndarray) -> pd.Index:
     return pd.Index([row.tobytes() for row in rounded])
 
 
+def _array(group: zarr.Group, name: str) -> Any:
+    return group[name]
+
+
 def _check_room(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if size > 0.95 * free:
@@ -73,8 +77,7 @@ class CropCache:
             raise DataError(
                 f"The crops at {str(path)!r} are incomplete; run `sl.pp.cache_crops(sdata)` to finish them."
             )
-        self._crops: Any = group["crops"]
-        self.boxes = np.asarray(group["boxes"][:])  # type: ignore[index]
+        self._crops, self.boxes = _array(group, "crops"), np.asarray(_array(group, "boxes")[:])
         self.px = int(self._crops.shape[1])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -168,8 +171,8 @@ def _resumable(path: Path, boxes: np.ndarray, px: int) -> Any | None:
     """The array of an interrupted run for the very same boxes, else None."""
     try:
         group = zarr.open_group(path, mode="r+")
-        same = group.attrs.get("format") == _FORMAT and np.array_equal(_names(group["boxes"][:]), _names(boxes))  # type: ignore[index]
-        array: Any = group["crops"]
+        same = group.attrs.get("format") == _FORMAT and _names(_array(group, "boxes")[:]).equals(_names(boxes))
+        array = _array(group, "crops")
     except (OSError, ValueError, KeyError):
         return None
     return array if same and array.shape[1] == px else None
@@ -243,8 +246,7 @@ def _complete(path: Path) -> CropCache | None:
 def _fill(
     array: Any, shards: Sequence[int], levels: Sequence[Any], boxes: np.ndarray, *, px: int, show: bool | None
 ) -> None:
-    slots = np.concatenate([np.arange(i * _SHARD, min((i + 1) * _SHARD, len(boxes))) for i in shards] or [[]])
-    slots = slots.astype(int)
+    slots = np.flatnonzero(np.isin(np.arange(len(boxes)) // _SHARD, shards))
     if len(slots) < len(boxes):
         logger.info("%d of %d crops are already on disk", len(boxes) - len(slots), len(boxes))
     with progress(None, desc="caching crops", total=len(slots), show=show) as bar:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from sealst._data.crop_cache import CachedCrops
+
 
 class Measured(NamedTuple):
     """Which genes count for which spot: one row per section, so that no mask of spots by genes is kept."""
@@ -25,7 +27,8 @@ class PairDataset(Dataset[dict[str, Any]]):
     Parameters
     ----------
     images
-        uint8 crops (n, px, px, 3), or float16 tokens (n, views, t, w), or None for expression alone.
+        uint8 crops (n, px, px, 3), in an array or on disk; or float16 tokens (n, views, t, w); or None for expression
+        alone.
     expression
         log1p-CP10k that the gene encoder sees and both decoders reconstruct, (n, genes).
     train
@@ -36,7 +39,12 @@ class PairDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, images: np.ndarray | None, expression: np.ndarray, *, train: bool, measured: Measured | None = None
+        self,
+        images: np.ndarray | CachedCrops | None,
+        expression: np.ndarray,
+        *,
+        train: bool,
+        measured: Measured | None = None,
     ) -> None:
         self.images, self.expression, self.train = images, expression, train
         self.measured = None if measured is None or measured.table.all() else measured
@@ -54,7 +62,8 @@ class PairDataset(Dataset[dict[str, Any]]):
             batch["mask"] = torch.from_numpy(self.measured.table[self.measured.section[rows]])
         if self.images is not None:
             is_crops = self.images.dtype == np.uint8
-            picked = self.images[rows] if is_crops else self.images[rows, self._views(len(rows))]
+            key: Any = rows if is_crops else (rows, self._views(len(rows)))
+            picked = self.images[key]
             batch["crops" if is_crops else "tokens"] = torch.from_numpy(np.ascontiguousarray(picked))
         return batch
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sealst._data.crop_cache import CachedCrops
 from sealst._data.store import allocate
 from sealst._logging import progress
 
@@ -26,7 +27,7 @@ def to_images(crops: np.ndarray, device: torch.device) -> torch.Tensor:
 
 def cache_tokens(
     trunk: Callable[[torch.Tensor], torch.Tensor],
-    crops: np.ndarray,
+    crops: np.ndarray | CachedCrops,
     *,
     augment: Callable[[torch.Tensor], torch.Tensor],
     views: int,

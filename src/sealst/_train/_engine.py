@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sealst._core.augment import AUGMENTATIONS
+from sealst._data.crop_cache import CachedCrops
 from sealst._data.dataset import PairDataset, as_is
 from sealst._data.store import CropSource, gather_crops
 from sealst._data.tokens import cache_tokens, token_bytes
@@ -124,7 +125,7 @@ def use_trunk_cache(params: TrainParams, *, n: int, n_trunk: int, n_tokens: int,
 
 def image_inputs(
     model: Any, sources: list[CropSource], params: TrainParams, *, views: int, folder: Path, cached: bool, show: Any
-) -> np.ndarray:
+) -> np.ndarray | CachedCrops:
     """Crops of the training (or held-out) spots, or their cached tokens."""
     crops = gather_crops(sources, model.crop.crop_px, folder, show=show)
     if not cached:

@@ -14,6 +14,8 @@ EXIT_PROBLEMS = 1
 
 @click.command(epilog="Exit codes: 0 no errors (warnings may be left), 1 the report holds errors, 2 wrong usage.")
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.option("--image", type=click.Path(path_type=Path, exists=True), default=None,
+              help="Full-resolution image, where it lies outside the folder.")  # fmt: skip
 @click.option("--region", default=None, help="Region of the table; by default all.")
 @click.option("--image-key", default=None, help="Name of the H&E image in a SpatialData store.")
 @click.option("--coordinate-system", default="global", show_default=True, help="System in which image and spots meet.")
@@ -25,6 +27,7 @@ EXIT_PROBLEMS = 1
 def check(
     path: Path,
     *,
+    image: Path | None,
     region: str | None,
     image_key: str | None,
     coordinate_system: str,
@@ -43,6 +46,7 @@ def check(
 
     report = check_section(
         path,
+        image=image,
         region=region,
         image_key=image_key,
         coordinate_system=coordinate_system,

@@ -96,6 +96,7 @@ def check(
     pitch_um: float | None = None,
     spot_um: float | None = None,
     table_key: str = Keys.TABLE,
+    image: str | PathLike[str] | None = None,
 ) -> CheckReport:
     """Report what a section holds and which calls will refuse it, with what to do.
 
@@ -113,6 +114,8 @@ def check(
         As they would be passed to `sealst.pp.pair_crops`.
     table_key
         Table whose rows are the spots.
+    image
+        Full-resolution image, passed on to the reader of a folder where it lies elsewhere.
 
     Returns
     -------
@@ -139,7 +142,8 @@ def check(
     sdata = data if isinstance(data, SpatialData) else None
     if sdata is None:
         target = str(data)
-        kind, sdata, found = _opened(Path(data).expanduser(), mpp)
+        stated = {"mpp": mpp, "image": image}
+        kind, sdata, found = _opened(Path(data).expanduser(), {k: v for k, v in stated.items() if v is not None})
         note(found)
     if sdata is not None:
         note(_guarded(_check_rules.elements, sdata))
@@ -153,14 +157,14 @@ def check(
     return CheckReport(target, kind, frame, tuple(problems))
 
 
-def _opened(path: Path, mpp: float | None) -> tuple[str, SpatialData | None, list[Problem]]:
+def _opened(path: Path, options: dict[str, Any]) -> tuple[str, SpatialData | None, list[Problem]]:
     kind, sdata, problems = "not recognised", None, []
     with tried() as caught:
         try:
             found = format_of(path)
             kind = f"{found.name} ({found.reader})"
-            options = {} if mpp is None or found.name == "zarr" else {"mpp": mpp}
-            sdata = found.read(path, **options)
+            # A store states its scale itself, and is compared with `mpp` later.
+            sdata = found.read(path, **({} if found.name == "zarr" else options))
         except (SealstError, *BAD_DATA) as error:
             problems.append(Problem("error", _text(error)))
     return kind, sdata, [*problems, *told(caught)]

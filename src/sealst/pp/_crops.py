@@ -131,9 +131,10 @@ def pair_crops(
         scale, source = _resolve_mpp(sdata, one, image, coordinate_system, stated)
         centres = _centres(sdata, one, image, coordinate_system, max_outside)
         boxes = [square_boxes(centres, um / scale) for um in sizes]
-        entry = {"image_key": image, "crop_um": sizes[0], "crop_px": int(crop_px), "mpp": scale}
-        entry["sizes"] = {f"{um:g}": Keys.crop_size(one.name, f"{um:g}") for um in sizes}
-        entry["sizes"][f"{sizes[0]:g}"] = Keys.crops(one.name)
+        named = {f"{um:g}": Keys.crop_size(one.name, f"{um:g}") for um in sizes}
+        named[f"{sizes[0]:g}"] = Keys.crops(one.name)
+        entry: dict[str, Any] = {"image_key": image, "crop_um": sizes[0], "crop_px": int(crop_px), "mpp": scale}
+        entry["sizes"] = named
         entry |= {"mpp_source": source.strip("`"), "min_inside": float(min_inside), "shapes_key": Keys.crops(one.name)}
         entry |= {"coordinate_system": coordinate_system, "boxes": _digest(one, boxes[0])}
         # What a unit of the shared system, in which `.obsm["spatial"]` is given, measures.
