@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import spatialdata as sd
 from PIL import Image
+from spatialdata.models import Labels2DModel
 from spatialdata.transformations import Identity
 
 import sealst as sl
@@ -163,6 +164,22 @@ def test_preparation_is_written_back(store):
     again = sd.read_zarr(store)
     assert again.shapes["a_spots_crops"].area.iloc[0] == pytest.approx(32**2)
     assert "context" not in again.tables["table"].layers
+
+
+def test_new_and_replaced_labels_are_written(store):
+    sections = sl.io.read_collection(store.parent)
+    s = sections[0]
+    sl.pp.pair_crops(s, crop_um=64, crop_px=32)
+    sl.pp.tissue(s)
+    sections.save(s)
+    assert np.asarray(sd.read_zarr(store).labels["a_tissue"]).any()
+    empty = np.zeros(s.labels["a_tissue"].shape, dtype=np.uint8)
+    s.labels["a_tissue"] = Labels2DModel.parse(empty, dims=("y", "x"))
+    sections.save(s)
+    again = sd.read_zarr(store)
+    assert not np.asarray(again.labels["a_tissue"]).any()
+    assert again.images["a_he"]["scale0"]["image"].data.compute().any()
+    assert [p.name for p in store.parent.iterdir()] == ["a.zarr"]
 
 
 def test_a_crash_while_saving_loses_nothing(store, monkeypatch):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 from spatialdata import SpatialData
@@ -62,6 +63,8 @@ class Collection(Sequence[SpatialData]):
         self._keep = keep
         #: open sections by position, with what they held when they were opened or saved
         self._open: OrderedDict[int, tuple[SpatialData, Any]] = OrderedDict()
+        #: images and labels of sections as they were opened, also of those that only the caller still holds
+        self._rasters: WeakKeyDictionary[SpatialData, dict[str, Any]] = WeakKeyDictionary()
 
     @property
     def names(self) -> list[str]:
@@ -105,10 +108,11 @@ class Collection(Sequence[SpatialData]):
         return Collection([self._entries[self._position(name)] for name in names], keep=self._keep)
 
     def save(self, sdata: SpatialData) -> None:
-        """Write tables and shapes of an open section back to its zarr store.
+        """Write what was changed in an open section back to its zarr store.
 
-        The new elements replace the old ones only when all are written; pixels are not touched. Sections that were
-        given as objects in memory and have no store keep their changes anyway, for them nothing is written.
+        Tables and shapes are written, and images and labels that are new or were replaced; the pixels of others are not
+        touched. New elements take the place of old ones only when all are written. Sections that were given as objects
+        in memory and have no store keep their changes anyway, for them nothing is written.
 
         Raises
         ------
@@ -125,7 +129,10 @@ class Collection(Sequence[SpatialData]):
                 f"Section {entry.name!r} was read from {entry.format} files, which are left as they are. Convert the "
                 "collection first: `sections = sections.write('folder')`."
             )
-        write_back(sdata, Path(path))
+        now = _rasters(sdata)
+        before = self._rasters.get(sdata, now)
+        write_back(sdata, Path(path), [name for name, one in now.items() if before.get(name, one) is not one])
+        self._rasters[sdata] = now
         if position in self._open:
             self._open[position] = (sdata, _held(sdata))
 
@@ -166,6 +173,7 @@ class Collection(Sequence[SpatialData]):
         while len(self._open) >= self._keep:
             self._drop()
         sdata = entry.open()
+        self._rasters[sdata] = _rasters(sdata)
         self._open[position] = (sdata, _held(sdata))
         return sdata
 
@@ -235,4 +243,9 @@ def _held(sdata: SpatialData) -> Any:
         key: [list(part) for part in (t.obs.columns, t.var.columns, t.layers, t.obsm, t.uns.get(Keys.UNS, {}))]
         for key, t in sdata.tables.items()
     }
-    return sorted(sdata.shapes), tables
+    return sorted([*sdata.images, *sdata.labels, *sdata.shapes]), tables
+
+
+def _rasters(sdata: SpatialData) -> dict[str, Any]:
+    """Images and labels by name; pixels stay where they are."""
+    return {**sdata.images, **sdata.labels}

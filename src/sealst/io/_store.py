@@ -1,4 +1,4 @@
-"""Write tables and shapes back to a zarr store so that a crash never loses data.
+"""Write elements back to a zarr store so that a crash never loses data.
 
 New elements are written next to the store, and only when all of them are complete they change places with the old ones,
 folder by folder. What a crash leaves half done is finished when the store is opened next.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import zarr
@@ -17,7 +18,7 @@ from spatialdata import SpatialData, read_zarr
 from sealst._errors import DataError
 from sealst._logging import logger
 
-_KINDS = ("shapes", "tables")
+_KINDS = ("images", "labels", "shapes", "tables")
 _COMPLETE = "complete"
 
 
@@ -30,8 +31,11 @@ def open_store(path: Path) -> SpatialData:
     return read_zarr(path)
 
 
-def write_back(sdata: SpatialData, path: Path) -> None:
-    """Replace tables and shapes of a store by those of `sdata`; pixels are not touched."""
+def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = ()) -> None:
+    """Replace tables and shapes of a store by those of `sdata`.
+
+    Of images and labels only those are written that the store lacks or that are named in `replaced`.
+    """
     if (version := zarr.open_group(str(path), mode="r").metadata.zarr_format) != 3:
         raise DataError(
             f"{str(path)!r} is a store of zarr format {version}, in which nothing can be replaced. Write it anew: "
@@ -41,7 +45,11 @@ def write_back(sdata: SpatialData, path: Path) -> None:
     if (stage / _COMPLETE).exists():
         _swap(stage, path)
     shutil.rmtree(stage, ignore_errors=True)
-    part = SpatialData(shapes=dict(sdata.shapes), tables=dict(sdata.tables))
+    rasters = {
+        kind: {n: e for n, e in getattr(sdata, kind).items() if n in replaced or not (path / kind / n).exists()}
+        for kind in ("images", "labels")
+    }
+    part = SpatialData(**rasters, shapes=dict(sdata.shapes), tables=dict(sdata.tables))
     try:
         stage.mkdir()
         with warnings.catch_warnings():
