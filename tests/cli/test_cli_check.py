@@ -27,21 +27,22 @@ def test_a_good_section_is_reported_with_exit_code_0(store):
     assert "No problems found" in done.output
 
 
-def test_errors_give_exit_code_1_and_json(store):
+def test_errors_give_exit_code_3_and_json(store):
     done = run(store, "--mpp", "2.0", "--json")
-    assert done.exit_code == 1
+    assert done.exit_code == 3
     report = json.loads(done.output)
     assert report["ok"] is False
     assert report["format"].startswith("zarr")
     (problem,) = [p for p in report["problems"] if p["level"] == "error"]
     assert "Contradictory scale" in problem["text"]
     assert {"region", "topic", "name", "value"} == set(report["facts"][0])
+    assert any(isinstance(fact["value"], int | float) for fact in report["facts"]), "numbers stay numbers"
 
 
 def test_an_unknown_folder_is_an_error_too(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     done = run(tmp_path)
-    assert done.exit_code == 1
+    assert done.exit_code == 3
     assert "is not recognised; found 'notes.txt'" in done.output
 
 

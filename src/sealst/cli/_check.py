@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-#: exit code where the report holds an error
-EXIT_PROBLEMS = 1
+#: exit code where the report holds an error: what other commands give for input that they refuse
+EXIT_PROBLEMS = 3
 
 
-@click.command(epilog="Exit codes: 0 no errors (warnings may be left), 1 the report holds errors, 2 wrong usage.")
+@click.command(
+    epilog="Exit codes: 0 no errors (warnings may be left), 1 unexpected failure, 2 wrong usage, 3 errors in the report."
+)
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
 @click.option("--image", type=click.Path(path_type=Path, exists=True), default=None,
               help="Full-resolution image, where it lies outside the folder.")  # fmt: skip
@@ -55,7 +58,11 @@ def check(
         spot_um=spot_um,
         table_key=table_key,
     )
-    # Facts hold numpy numbers, which JSON does not know.
-    click.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, default=str) if as_json else str(report))
+    click.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, default=_plain) if as_json else str(report))
     if not report.ok:
         sys.exit(EXIT_PROBLEMS)
+
+
+def _plain(value: Any) -> Any:
+    """Numpy numbers as numbers, anything else as text."""
+    return value.item() if hasattr(value, "item") else str(value)

@@ -2,6 +2,7 @@
 
 from sealst.io._arrays import from_arrays
 from sealst.io._check import CheckReport, check
+from sealst.io._check_subject import Problem
 from sealst.io._collection import Collection, read_collection
 from sealst.io._foreign import from_spatialdata
 from sealst.io._formats import read
@@ -16,6 +17,7 @@ from sealst.io._xenium import read_xenium
 __all__ = [
     "CheckReport",
     "Collection",
+    "Problem",
     "SlideImage",
     "check",
     "from_arrays",

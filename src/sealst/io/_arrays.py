@@ -227,12 +227,12 @@ def _var_frame(genes: list[str], extra: pd.DataFrame | None) -> pd.DataFrame:
 
 def _circles(xy: np.ndarray, ids: np.ndarray, radius: float, transforms: dict[str, Any]) -> gpd.GeoDataFrame:
     frame = gpd.GeoDataFrame({"radius": np.full(len(xy), radius)}, geometry=points(xy), index=pd.Index(ids))
-    return ShapesModel.parse(frame, transformations=transforms)
+    return ShapesModel.parse(frame, transformations=dict(transforms))
 
 
 def _squares(xy: np.ndarray, ids: np.ndarray, half: float, transforms: dict[str, Any]) -> gpd.GeoDataFrame:
     frame = gpd.GeoDataFrame(geometry=box(*(xy - half).T, *(xy + half).T), index=pd.Index(ids))
-    return ShapesModel.parse(frame, transformations=transforms)
+    return ShapesModel.parse(frame, transformations=dict(transforms))
 
 
 _SHAPES = {"circle": _circles, "square": _squares}
