@@ -14,7 +14,7 @@ EXIT_PROBLEMS = 3
 
 
 @click.command(
-    epilog="Exit codes: 0 no errors (warnings may be left), 1 unexpected failure, 2 wrong usage, 3 errors in the report."
+    epilog="Exit codes: 0 no errors (warnings may be left), 1 unexpected failure, 2 wrong usage, 3 errors found."
 )
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
 @click.option("--image", type=click.Path(path_type=Path, exists=True), default=None,
