@@ -69,3 +69,15 @@ def test_dataset_serves_whole_batches_and_random_views_only_in_training():
     crops = np.zeros((6, 2, 2, 3), dtype=np.uint8)
     assert set(PairDataset(crops, x, train=True).__getitems__(rows)) == {"crops", "expression"}
     assert set(PairDataset(None, x, train=True).__getitems__(rows)) == {"expression"}
+
+
+@pytest.mark.parametrize("limit", [10**9, 100, 0])
+def test_rows_are_the_same_in_memory_and_on_disk(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(store, "MAX_RAM_BYTES", limit)
+    parts = [np.random.default_rng(i).normal(size=(n, 5)).astype(np.float32) for i, n in enumerate((3, 0, 7, 2))]
+    rows = store.Rows(tmp_path / "rows.f32")
+    for part in parts:
+        rows.add(part)
+    found = rows.finished()
+    np.testing.assert_array_equal(found, np.concatenate(parts))
+    assert isinstance(found, np.memmap) == (limit < 10**9)

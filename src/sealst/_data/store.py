@@ -70,6 +70,32 @@ def allocate(shape: tuple[int, ...], dtype: Any, path: Path) -> np.ndarray:
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
+class Rows:
+    """Rows of float32 that are appended part by part: kept in memory, or in a file once they outgrow it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._parts: list[np.ndarray] = []
+        self._width = self._kept = 0
+
+    def add(self, part: np.ndarray) -> None:
+        """Append rows (n, width)."""
+        self._parts.append(np.ascontiguousarray(part, dtype=np.float32))
+        self._width = part.shape[1]
+        self._kept += self._parts[-1].nbytes
+        if self._kept > MAX_RAM_BYTES or self._path.exists():
+            with open(self._path, "ab") as file:
+                for kept in self._parts:
+                    kept.tofile(file)
+            self._parts, self._kept = [], 0
+
+    def finished(self) -> np.ndarray:
+        """All rows, (n, width)."""
+        if self._path.exists():
+            return np.memmap(self._path, dtype=np.float32, mode="r").reshape(-1, self._width)
+        return np.concatenate(self._parts)
+
+
 def gather_crops(
     sources: Sequence[CropSource], px: int, folder: Path, *, show: bool | None = None
 ) -> np.ndarray | CachedCrops:

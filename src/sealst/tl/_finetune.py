@@ -17,7 +17,7 @@ from sealst import _section
 from sealst._core.device import resolve_device, seeded
 from sealst._core.panel import GenePanel
 from sealst._data.dataset import Measured, PairDataset
-from sealst._data.store import CropSource
+from sealst._data.store import CropSource, Rows
 from sealst._errors import DataError, PanelError, SealstError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -42,6 +42,8 @@ class _Pairs:
     sources: list[CropSource]
     expression: np.ndarray
     measured: Measured
+    #: for what does not fit into memory
+    folder: Path
 
     def __len__(self) -> int:
         return len(self.expression)
@@ -150,31 +152,33 @@ def finetune(
     folder = None if run_dir is None else _new_run_folder(Path(run_dir))
 
     _check_trainer_kwargs(trainer_kwargs or {})
-    panel = _panel(train, panel, n_genes, params.layer, table_key)
-    pairs = _pairs(train, panel, spec, table_key)
-    if len(pairs) < _MIN_SPOTS:
-        raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
     base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
     if not pretrained:
         warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
-    params, lora = _recipe(params, lora, len(pairs), base)
-    provenance = _provenance(train, held, pairs, params, seed, table_key)
-    with seeded(seed):
+    panel = _panel(train, panel, n_genes, params.layer, table_key)
+    with ExitStack() as stack:
+        work = _scratch(stack, folder)
+        pairs = _pairs(train, panel, spec, table_key, work / "train")
+        if len(pairs) < _MIN_SPOTS:
+            raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
+        params, lora = _recipe(params, lora, len(pairs), base)
+        provenance = _provenance(train, held, pairs, params, seed, table_key)
+        stack.enter_context(seeded(seed))
         model = SealModel(base, panel, crop=spec, lora=lora, gene_vae=gene_vae).to(target_device)
-        with ExitStack() as stack:
-            work = folder or _scratch(stack)
-            _train(model, params, pairs, _pairs(held, panel, spec, table_key) if held else None, work,
-                   keep=folder is not None, show=progress, trainer_kwargs=trainer_kwargs or {})  # fmt: skip
+        others = _pairs(held, panel, spec, table_key, work / "held_out") if held else None
+        _train(model, params, pairs, others, metrics=folder and folder / "metrics.csv", show=progress,
+               trainer_kwargs=trainer_kwargs or {})  # fmt: skip
     model.provenance = provenance
     if folder is not None:
         _finish_run(model, folder)
     return model
 
 
-def _scratch(stack: ExitStack) -> Path:
-    """Folder for crops and tokens that do not fit into memory; removed after training."""
-    settings.cache_dir.mkdir(parents=True, exist_ok=True)
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="training-", dir=settings.cache_dir)))
+def _scratch(stack: ExitStack, run_folder: Path | None) -> Path:
+    """Folder for what does not fit into memory (crops, tokens, expression); removed after training."""
+    parent = settings.cache_dir if run_folder is None else run_folder
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".cache-", dir=parent)))
 
 
 def _check_trainer_kwargs(options: Mapping[str, Any]) -> None:
@@ -219,15 +223,17 @@ def _panel(train: Sequence[SpatialData], panel: GenePanel | None, n: int, layer:
     return panel
 
 
-def _pairs(sections: Sequence[SpatialData], panel: GenePanel, spec: CropSpec, table_key: str) -> _Pairs:
-    sources, expression, measured = [], [], []
+def _pairs(sections: Sequence[SpatialData], panel: GenePanel, spec: CropSpec, table_key: str, folder: Path) -> _Pairs:
+    folder.mkdir()
+    expression = Rows(folder / "expression.f32")
+    sources, measured = [], []
 
     def gather(sdata: SpatialData) -> None:
         table = _section.get_table(sdata, table_key)
         for region in _section.regions_of(table):
             rows, source = _section.crop_source(sdata, table, region, spec.crop_um)
             sources.append(source)
-            expression.append(_section.expression(table, panel, rows, masked=True))
+            expression.add(_section.expression(table, panel, rows, masked=True))
             measured.append(panel.measured(table.var_names))
             if not measured[-1].all():
                 logger.info(
@@ -237,8 +243,8 @@ def _pairs(sections: Sequence[SpatialData], panel: GenePanel, spec: CropSpec, ta
 
     for _ in map(gather, sections):
         pass
-    section = np.repeat(np.arange(len(expression)), [len(part) for part in expression])
-    return _Pairs(sources, np.concatenate(expression), Measured(np.array(measured), section))
+    section = np.repeat(np.arange(len(sources)), [len(source.boxes) for source in sources])
+    return _Pairs(sources, expression.finished(), Measured(np.array(measured), section), folder)
 
 
 def _recipe(
@@ -262,9 +268,8 @@ def _train(
     params: TrainParams,
     pairs: _Pairs,
     held: _Pairs | None,
-    work: Path,
     *,
-    keep: bool,
+    metrics: Path | None,
     show: bool | None,
     trainer_kwargs: Mapping[str, Any],
 ) -> None:
@@ -273,24 +278,20 @@ def _train(
     width = model.encoder.vit.num_features
     cached = use_trunk_cache(params, n=len(pairs), n_trunk=model.n_trunk, n_tokens=n_tokens, width=width)
     common: dict[str, Any] = {"cached": cached, "show": show}
-    with tempfile.TemporaryDirectory(prefix=".cache-", dir=work) as cache:
-        own, other = Path(cache) / "train", Path(cache) / "held_out"
-        own.mkdir()
-        other.mkdir()
-        images = image_inputs(model, pairs.sources, params, views=int(params.views or 1), folder=own, **common)
-        held_out = None
-        if held is not None:
-            seen = image_inputs(model, held.sources, params, views=1, folder=other, **common)
-            held_out = PairDataset(seen, held.expression, train=False, measured=held.measured)
-        model.history = run_stages(
-            model,
-            params,
-            train=PairDataset(images, pairs.expression, train=True, measured=pairs.measured),
-            held_out=held_out,
-            metrics_path=work / "metrics.csv" if keep else None,
-            trainer_kwargs=trainer_kwargs,
-            show=show,
-        )
+    images = image_inputs(model, pairs.sources, params, views=int(params.views or 1), folder=pairs.folder, **common)
+    held_out = None
+    if held is not None:
+        seen = image_inputs(model, held.sources, params, views=1, folder=held.folder, **common)
+        held_out = PairDataset(seen, held.expression, train=False, measured=held.measured)
+    model.history = run_stages(
+        model,
+        params,
+        train=PairDataset(images, pairs.expression, train=True, measured=pairs.measured),
+        held_out=held_out,
+        metrics_path=metrics,
+        trainer_kwargs=trainer_kwargs,
+        show=show,
+    )
 
 
 def _provenance(
