@@ -20,7 +20,7 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 from spatialdata.transformations import get_transformation
 
-from sealst._core.geometry import apply_affine, similarity_scale, square_boxes
+from sealst._core.geometry import apply_affine, inside_fraction, similarity_scale, square_boxes
 from sealst._core.panel import GenePanel
 from sealst._data.store import CropSource
 from sealst._errors import DataError, MissingKeyError, OrderError, PanelError, ScaleError
@@ -61,6 +61,16 @@ def get_table(data: Data, table_key: str = Keys.TABLE) -> AnnData:
     if table.n_obs < 2:
         raise DataError(f"The table {table_key!r} has {table.n_obs} spot(s); at least 2 are needed.")
     return table
+
+
+def needs_pixels(sdata: Any) -> None:
+    """Raise unless the first argument is one section with its images."""
+    if isinstance(sdata, SpatialData):
+        return
+    hint = "The picture is needed: pass the SpatialData, not its table."
+    if not isinstance(sdata, AnnData):
+        hint = "Several sections go one by one: `for sdata in sections: ...`, or `sections.apply(function)`."
+    raise TypeError(f"Expected a SpatialData, found {type(sdata).__name__}. {hint}")
 
 
 def regions_of(table: AnnData, region: str | Sequence[str] | None = None) -> list[Region]:
@@ -118,6 +128,12 @@ def he_image(sdata: SpatialData, name: str) -> Any:
         raise DataError(
             f"Image {name!r} is {finest.dtype} with {finest.shape[0]} channel(s); H&E must be uint8 with red, green "
             "and blue. Convert it, e.g. `(image * 255).astype('uint8')` for values from 0 to 1."
+        )
+    names = [str(c).lower()[:1] for c in finest.coords["c"].values[:3]] if "c" in finest.coords else list("rgb")
+    if set(names) == set("rgb") and names != list("rgb"):
+        raise DataError(
+            f"The channels of image {name!r} are {listed(finest.coords['c'].values)}, not red, green, blue. Write it "
+            "anew with the channels in that order (`image.sel(c=['r', 'g', 'b'])`)."
         )
     return element
 
@@ -207,9 +223,9 @@ def same_crops(table: AnnData, region: Region, made_from: dict[str, Any] | None)
 
 
 def crop_boxes(
-    sdata: SpatialData, table: AnnData, region: Region, crop_um: float | None = None
+    sdata: SpatialData, table: AnnData, region: Region, crop_um: float | None = None, *, every: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row positions with a usable crop and their boxes (x0, y0, x1, y1) in full-resolution pixels."""
+    """Row positions with a usable crop (or `every` one) and their boxes (x0, y0, x1, y1) in full-resolution pixels."""
     definition = crop_definition(table, region, crop_um)
     check_key(
         sdata.shapes,
@@ -219,7 +235,7 @@ def crop_boxes(
     )
     shapes = sdata.shapes[definition["shapes_key"]]
     image = he_image(sdata, definition["image_key"])
-    ok = table.obs[Keys.CROP_OK].to_numpy(dtype=bool)[region.rows]
+    ok = np.ones(len(region.rows), bool) if every else table.obs[Keys.CROP_OK].to_numpy(dtype=bool)[region.rows]
     x0, y0, x1, y1 = shapes.loc[region.ids[ok]].bounds.to_numpy(dtype=float).T
     # Image and squares may have got different transformations since pairing, as after `sdata.query.bounding_box`.
     system = definition["coordinate_system"]
@@ -228,7 +244,13 @@ def crop_boxes(
     if scale is None:
         raise ScaleError(f"Crops and image of {region.name!r} no longer share a frame; run `sl.pp.pair_crops` again.")
     centres = apply_affine(to_image, np.column_stack([x0 + x1, y0 + y1]) / 2)
-    return region.rows[ok], square_boxes(centres, (x1 - x0) * scale)
+    rows, boxes = region.rows[ok], square_boxes(centres, (x1 - x0) * scale)
+    if every:
+        return rows, boxes
+    # The image may have been cut since pairing.
+    height, width = image_levels(image)[0].shape[1:]
+    kept = inside_fraction(boxes, width, height) >= definition["min_inside"] - 1e-9
+    return rows[kept], boxes[kept]
 
 
 def crop_source(

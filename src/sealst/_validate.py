@@ -62,10 +62,13 @@ def check_gene_names(names: Sequence[str], *, where: str) -> None:
         )
 
 
-def check_counts(x: Any, *, where: str) -> None:
-    """Raise unless a dense or sparse matrix holds raw counts: finite, not negative, whole numbers, not all zero."""
+def check_counts(x: Any, *, where: str, kept: str = "") -> None:
+    """Raise unless a dense or sparse matrix holds raw counts: finite, not negative, whole numbers, not all zero.
+
+    `kept` says where else raw counts may be had; by default in a layer.
+    """
     values = np.asarray(x.data if hasattr(x, "tocsr") else x)
-    hint = "Raw counts are needed; if they are kept elsewhere, name the layer with `layer=`."
+    hint = "Raw counts are needed; " + (kept or "if they are kept elsewhere, name the layer with `layer=`.")
     if values.size == 0 or not values.any():
         raise DataError(f"{where} holds no counts: every value is zero. {hint}")
     if not np.isfinite(values).all():

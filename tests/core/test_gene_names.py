@@ -60,11 +60,12 @@ def test_a_date_is_the_gene_that_is_left(table) -> None:
     assert kinds(["1-Mar", "1-Mar"], table) == [("1-Mar", "mangled")] * 2
 
 
-def test_ids_of_the_data_decide_for_names_that_are_not_current(table) -> None:
+def test_ids_of_the_data_decide(table) -> None:
     ids = ["ENSG00000186205", "ENSG00000141736", ""]
     assert kinds(["1-Mar", "CCL2", "MCP1"], table, ids=ids) == [
         ("MTARC1", "ensembl"),
-        ("CCL2", "current"),
+        # The id is that of ERBB2, whatever the name.
+        ("ERBB2", "ensembl"),
         ("CCL2", "alias"),
     ]
 

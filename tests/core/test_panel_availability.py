@@ -90,3 +90,10 @@ def test_measured_says_what_extract_found(order, n, lower) -> None:
     np.testing.assert_array_equal(((out - panel.mean) / panel.std)[:, ~expected], 0)
     for column, gene in zip(np.flatnonzero(expected), np.array(GENES)[expected], strict=True):
         np.testing.assert_array_equal(out[:, column], x[:, [name.upper() for name in names].index(gene)])
+
+
+def test_a_symbol_in_two_spellings_is_not_measured():
+    from sealst import GenePanel
+
+    panel = GenePanel(("GEN0", "GEN1"), [1, 1], [1, 1])
+    assert list(panel.measured(["GEN0", "gen0", "Gen1"])) == [False, True]

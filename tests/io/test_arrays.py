@@ -261,3 +261,12 @@ def test_levels_added_to_a_slide_are_means_of_its_pixels(size: tuple[int, int]) 
         blocks = expected[:, : 2 * height, : 2 * width].reshape(3, height, 2, width, 2).astype(float)
         expected = np.floor(blocks.mean((2, 4)) + 0.5).astype(np.uint8)
         np.testing.assert_array_equal(np.asarray(level), expected)
+
+
+def test_a_plain_count_of_rows_is_no_id() -> None:
+    counts = np.ones((3, 2))
+    sdata = sl.io.from_arrays(
+        np.zeros((64, 64, 3), np.uint8), counts, np.full((3, 2), 30.0), genes=["A", "B"], mpp=1, spot_um=5,
+        spot_ids=["2", "0", "1"], obs=pd.DataFrame({"v": [10, 11, 12]}),
+    )  # fmt: skip
+    assert list(sdata.tables["table"].obs["v"]) == [10, 11, 12]

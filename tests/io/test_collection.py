@@ -154,7 +154,7 @@ def test_preparation_is_written_back(store):
     assert table.uns["sealst"]["crops"]["a_spots"]["crop_px"] == 32
     assert np.array_equal(again.shapes["a_spots_crops"].index, table.obs["spot_id"])
     assert pixels == {p: p.stat().st_mtime_ns for p in (store / "images").rglob("*") if p.is_file()}
-    assert [p.name for p in store.parent.iterdir()] == ["a.zarr"]
+    assert [p.name for p in store.parent.iterdir() if not p.name.endswith(".lock")] == ["a.zarr"]
 
     def again_smaller(sdata):
         sl.pp.pair_crops(sdata, crop_um=32, crop_px=32, overwrite=True)
@@ -179,7 +179,7 @@ def test_new_and_replaced_labels_are_written(store):
     again = sd.read_zarr(store)
     assert not np.asarray(again.labels["a_tissue"]).any()
     assert again.images["a_he"]["scale0"]["image"].data.compute().any()
-    assert [p.name for p in store.parent.iterdir()] == ["a.zarr"]
+    assert [p.name for p in store.parent.iterdir() if not p.name.endswith(".lock")] == ["a.zarr"]
 
 
 def test_a_crash_while_saving_loses_nothing(store, monkeypatch):
@@ -206,7 +206,7 @@ def test_a_crash_while_saving_loses_nothing(store, monkeypatch):
         again = sl.io.read_collection(store.parent)["a"]
         assert again.tables["table"].obs["run"].eq(fail_at).all()
         assert len(again.shapes["a_spots"]) == 16
-        assert [p.name for p in store.parent.iterdir()] == ["a.zarr"]
+        assert [p.name for p in store.parent.iterdir() if not p.name.endswith(".lock")] == ["a.zarr"]
     assert moved == ["a_spots", "a_spots", "table", "table"]
 
 
@@ -218,7 +218,7 @@ def test_a_failed_save_leaves_the_store_as_it_was(store):
     with pytest.raises(Exception, match="object"):
         sections.save(s)
     assert "mine" not in sd.read_zarr(store).tables["table"].obs
-    assert [p.name for p in store.parent.iterdir()] == ["a.zarr"]
+    assert [p.name for p in store.parent.iterdir() if not p.name.endswith(".lock")] == ["a.zarr"]
 
 
 def test_unsaved_changes_are_not_lost_silently(stores):
@@ -355,3 +355,30 @@ def test_raw_files_are_read_and_converted(tmp_path):
     (tmp_path / "m.csv").write_text("path,image\nraw,none.png\n")
     with pytest.raises(sl.DataError, match="line 2: no image at"):
         sl.io.read_collection(tmp_path / "m.csv")
+
+
+def test_removed_elements_are_removed_and_placements_written(store):
+    sections = sl.io.read_collection(store.parent)
+    s = sections[0]
+    sl.pp.pair_crops(s, crop_um=[40, 20], crop_px=32)
+    sections.save(s)
+    sl.pp.pair_crops(s, crop_um=40, crop_px=32, overwrite=True)
+    sd.transformations.set_transformation(s.images["a_he"], sd.transformations.Scale([2, 2], axes=("x", "y")), "um")
+    sections.save(s)
+    back = sd.read_zarr(store)
+    assert sorted(back.shapes) == ["a_spots", "a_spots_crops"]
+    scale = sd.transformations.get_transformation(back.images["a_he"], "um")
+    np.testing.assert_allclose(np.diag(scale.to_affine_matrix(("x", "y"), ("x", "y")))[:2], 2)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_an_image_computed_from_itself_is_saved_once(store, in_memory):
+    sections = sl.io.Collection([sd.read_zarr(store)] if in_memory else [store])
+    s = sections[0]
+    old = np.asarray(s.images["a_he"]["scale0"]["image"])
+    inverted = 255 - s.images["a_he"]["scale0"]["image"]
+    del s.images["a_he"]
+    s.images["a_he"] = sd.models.Image2DModel.parse(inverted.drop_vars(["x", "y"]), c_coords=["r", "g", "b"])
+    sections.save(s)
+    for found in (s, sd.read_zarr(store)):
+        np.testing.assert_array_equal(np.asarray(found.images["a_he"]), 255 - old)

@@ -158,7 +158,7 @@ def test_pictures_beside_the_pyramid_are_no_levels(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(halved(halved(IMAGE)), description="thumbnail of the slide", **options)
         file.write(IMAGE, **options)
-        file.write(halved(IMAGE), **options)
+        file.write(halved(IMAGE), subfiletype=1, **options)
         file.write(picture(500, 900), description="macro", **options)
         file.write(halved(halved(IMAGE))[..., 0], tile=(256, 256), photometric="minisblack", metadata=None)
         file.write(picture(200, 800), **options)
@@ -166,6 +166,16 @@ def test_pictures_beside_the_pyramid_are_no_levels(tmp_path: Path) -> None:
     slide = sl.io.open_image(tmp_path / "a.tif")
     assert [level.shape[1:] for level in slide.levels] == [(1400, 1300), (700, 650)]
     np.testing.assert_array_equal(pixels(slide.levels[1]), halved(IMAGE))
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif"])
+def test_another_picture_of_the_same_proportions_is_no_level(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    with tifffile.TiffWriter(path, ome=suffix == ".ome.tif") as file:
+        file.write(IMAGE, photometric="rgb", tile=(256, 256))
+        file.write(255 - halved(IMAGE), photometric="rgb", tile=(256, 256))
+    slide = sl.io.open_image(path)
+    assert [level.shape[1:] for level in slide.levels] == [IMAGE.shape[:2]]
 
 
 @pytest.mark.parametrize("shape", [(1001, 777), (1023, 513), (640, 1999)])

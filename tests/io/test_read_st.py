@@ -413,3 +413,19 @@ def test_bad_input(files: Files, prepare: Callable[[Files], dict[str, Any]], mes
     changes = prepare(files)
     with pytest.raises(sl.DataError, match=message):
         files.read(**changes)
+
+
+def test_another_sections_spots_are_refused(shared_dir) -> None:
+    folder = shared_dir / "data" / "her2st"
+    c2 = (folder / "C2" / "C2.tsv.gz", folder / "C2" / "C2_selection.tsv", folder / "C2" / "5714_HE_BT_C2.jpg")
+    with pytest.raises(sl.DataError, match="counts and spots file are of different sections"):
+        sl.io.read_st(c2[0], folder / "C3" / "C3_selection.tsv", c2[2], section="C2")
+
+
+def test_array_columns_that_are_interchanged_are_refused(shared_dir, tmp_path) -> None:
+    folder = shared_dir / "data" / "her2st" / "C2"
+    spots = pd.read_csv(folder / "C2_selection.tsv", sep="\t")
+    spots[["x", "y"]] = spots[["y", "x"]].to_numpy()
+    spots.to_csv(tmp_path / "s.tsv", sep="\t", index=False)
+    with pytest.raises(sl.DataError, match="columns are interchanged"):
+        sl.io.read_st(folder / "C2.tsv.gz", tmp_path / "s.tsv", folder / "5714_HE_BT_C2.jpg", section="C2")

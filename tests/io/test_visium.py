@@ -516,3 +516,40 @@ def test_crops_centre_on_the_spots(
         y, x = np.nonzero(dark)
         assert abs(x.mean() + 0.5 - 28) < 0.75
         assert abs(y.mean() + 0.5 - 28) < 0.75
+
+
+def tissue_picture(height: int, width: int) -> np.ndarray:
+    """A picture that looks different each way round."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    grey = 230 - 150 * np.exp(-((x - 0.3) ** 2 + (y - 0.35) ** 2) / 0.02) - 90 * np.exp(-((x - 0.7) ** 2) / 0.005)
+    return np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [
+        (lambda x: x[:, ::-1], "mirrored left to right"),
+        (lambda x: x[::-1], "upside down"),
+        (lambda x: x[::-1, ::-1], "turned by 180 degrees"),
+    ],
+)
+def test_a_picture_that_lies_otherwise_than_space_rangers_is_refused(visium: Any, turn: Any, words: str) -> None:
+    from PIL import Image
+
+    hires = next(visium.outs.rglob("tissue_hires_image.png"))
+    height, width = visium.image.shape[:2]
+    full = tissue_picture(height, width)
+    with Image.open(hires) as small:
+        size = small.size
+    Image.fromarray(full).resize(size).save(hires)
+    sl.io.read_visium(visium.outs, full)
+    with pytest.raises(sl.DataError, match=words):
+        sl.io.read_visium(visium.outs, np.ascontiguousarray(turn(full)))
+    with pytest.warns(sl.SealstWarning, match="hardly resembles"):
+        sl.io.read_visium(visium.outs, np.random.default_rng(0).integers(0, 255, full.shape, dtype=np.uint8))
+
+
+def test_pixel_columns_that_are_interchanged_are_said(make_visium: Callable[..., Any]) -> None:
+    files = make_visium(mirror=True)
+    with pytest.warns(sl.SealstWarning, match="the array lies mirrored on the picture"):
+        sl.io.read_visium(files.outs, files.image)

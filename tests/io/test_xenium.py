@@ -647,3 +647,16 @@ def test_damaged_gzip_is_not_read_in_part(run: Run) -> None:
     (run.folder / "transcripts.csv.gz").write_bytes(gzip.compress(plain)[:-8])
     with pytest.raises(sl.DataError, match="damaged"):
         run.read()
+
+
+def test_a_reversed_shift_is_refused_although_most_lies_inside(run: Run) -> None:
+    shifted = MATRIX.copy()
+    shifted[:2, 2] += np.array([0.12, 0.0]) * WIDTH @ MATRIX[:2, :2].T
+    run.align(np.linalg.inv(np.linalg.inv(MATRIX)))
+    run.read()
+    frame = transcript_frame()
+    inside = frame["he_x"].between(0, WIDTH) & frame["he_y"].between(0, HEIGHT)
+    run.transcripts(frame[inside])
+    run.align(shifted)
+    with pytest.warns(sl.SealstWarning, match=r"lie outside the H&E image and are left out"):
+        run.read()

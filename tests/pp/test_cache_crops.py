@@ -105,25 +105,55 @@ def interrupted(tmp_path, level, squares) -> Path:
 def test_an_interrupted_run_is_continued(tmp_path, small_shards):
     level, squares = image(), boxes()
     path = interrupted(tmp_path, level, squares)
+    assert not path.exists()
     with pytest.raises(sl.DataError, match="are incomplete"):
-        CropCache(path)
-    shards = sorted(path.glob("crops/c/*/0/0/0"))
+        CropCache(tmp_path / ".c.zarr.part")
+    shards = sorted((tmp_path / ".c.zarr.part").glob("crops/c/*/0/0/0"))
     assert len(shards) == 2
     before = [s.stat().st_mtime_ns for s in shards]
     cache = write_cache(path, [level], squares, 20)
-    assert [s.stat().st_mtime_ns for s in shards] == before
+    assert [s.stat().st_mtime_ns for s in sorted(path.glob("crops/c/*/0/0/0"))[:2]] == before
     np.testing.assert_array_equal(cache.read(cache.slots(squares)), read_crops([level], squares, 20))
 
 
 def test_a_damaged_shard_of_an_interrupted_run_is_written_again(tmp_path, small_shards):
     level, squares = image(), boxes()
     path = interrupted(tmp_path, level, squares)
-    shard = path / "crops" / "c" / "0" / "0" / "0" / "0"
+    shard = tmp_path / ".c.zarr.part" / "crops" / "c" / "0" / "0" / "0" / "0"
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
     shard.write_bytes(content)
     cache = write_cache(path, [level], squares, 20)
     np.testing.assert_array_equal(cache.read(cache.slots(squares)), read_crops([level], squares, 20))
+
+
+def test_crops_of_another_image_are_not_continued(tmp_path, small_shards):
+    squares = boxes()
+    path = interrupted(tmp_path, image(0), squares)
+    cache = write_cache(path, [image(1)], squares, 20)
+    np.testing.assert_array_equal(cache.read(cache.slots(squares)), read_crops([image(1)], squares, 20))
+
+
+def test_a_black_crop_is_kept_and_a_lost_file_is_noticed(tmp_path, small_shards):
+    level, squares = da.zeros((3, 500, 500), dtype=np.uint8, chunks=(3, 128, 128)), np.abs(boxes())
+    squares = np.minimum(squares, 400.0)
+    squares[:, 2:] = squares[:, :2] + 40
+    cache = write_cache(tmp_path / "c.zarr", [level], squares, 20)
+    assert (cache.read(np.arange(50)) == 0).all()
+    (tmp_path / "c.zarr" / "crops" / "c" / "2" / "0" / "0" / "0").unlink()
+    with pytest.raises(sl.DataError, match="a file is missing"):
+        cache.read(np.arange(40, 45))
+    with pytest.raises(sl.DataError, match="a file is missing"):
+        CropCache(tmp_path / "c.zarr")
+
+
+def test_replacing_a_store_never_gives_a_reader_wrong_crops(tmp_path, small_shards):
+    squares = boxes()
+    old = write_cache(tmp_path / "c.zarr", [image(0)], squares, 20)
+    write_cache(tmp_path / "c.zarr", [image(1)], squares, 20, overwrite=True)
+    # The open reader sees the new store, whole, or is told; here the files are there again.
+    assert {old.read([0]).tobytes()} <= {read_crops([image(i)], old.boxes[:1], 20).tobytes() for i in (0, 1)}
+    assert [p.name for p in tmp_path.iterdir() if "part" in p.name or "old" in p.name] == []
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated"])

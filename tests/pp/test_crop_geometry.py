@@ -192,3 +192,58 @@ def test_embeddings_name_and_keep_their_size():
     np.testing.assert_array_equal(table.obsm["X"], table.obsm["X_56"])
     with pytest.raises(sl.DataError, match=r"has crops of 56, 112 µm, not of 224 µm.*crop_um=\[224"):
         sl.tl.embed(sdata, "vit_tiny_patch16_224", pretrained=False, crop_um=224)
+
+
+def test_a_crop_outside_the_image_is_never_usable():
+    xy = np.vstack([np.full((20, 2), 200.0) + np.arange(20)[:, None], [[-5000.0, -5000.0]]])
+    sdata = section(xy)
+    sl.pp.pair_crops(sdata, crop_um=20, min_inside=0)
+    assert not sdata.tables["table"].obs["crop_ok"].iloc[-1]
+
+
+def test_crops_at_the_edge_of_a_cut_image_drop_out():
+    sdata = section(np.array([[100.0, 100.0], [200.0, 200.0], [300.0, 300.0]]))
+    sl.pp.pair_crops(sdata, crop_um=40, crop_px=32, min_inside=0.6)
+    cut = sdata.query.bounding_box(
+        ("x", "y"), min_coordinate=[0, 0], max_coordinate=[200, 390], target_coordinate_system="global"
+    )
+    table = cut.tables["table"]
+    (region,) = _section.regions_of(table)
+    rows, boxes = _section.crop_boxes(cut, table, region)
+    assert list(table.obs_names[rows]) == ["s_0"]
+    np.testing.assert_allclose(boxes, [[60, 60, 140, 140]])
+
+
+def test_channels_in_another_order_are_refused():
+    sdata = section(np.array([[100.0, 100.0], [200.0, 200.0]]))
+    element = sdata.images["s_he"]["scale0"]["image"].assign_coords(c=["b", "g", "r"])
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Identity
+
+    del sdata.images["s_he"]
+    sdata.images["s_he"] = Image2DModel.parse(
+        element.data, dims=("c", "y", "x"), c_coords=["b", "g", "r"], transformations={"global": Identity()}
+    )
+    with pytest.raises(sl.DataError, match="are 'b', 'g', 'r', not red, green, blue"):
+        sl.pp.pair_crops(sdata, mpp=0.5)
+
+
+@pytest.mark.parametrize(("crop_um", "text"), [(0.0001, "less than one pixel")])
+def test_sizes_in_the_wrong_unit_are_refused(crop_um, text):
+    sdata = section(np.array([[100.0, 100.0], [200.0, 200.0]]))
+    with pytest.raises(sl.DataError, match=text):
+        sl.pp.pair_crops(sdata, crop_um=crop_um)
+
+
+def test_a_table_is_not_enough():
+    sdata = section(np.array([[100.0, 100.0], [200.0, 200.0]]))
+    with pytest.raises(TypeError, match="pass the SpatialData, not its table"):
+        sl.pp.pair_crops(sdata.tables["table"])
+    with pytest.raises(TypeError, match="Several sections go one by one"):
+        sl.pp.pair_crops([sdata])
+
+
+def test_aligned_width_alone_is_resampled():
+    level = da.random.randint(0, 255, (3, 129, 1024), chunks=(3, 64, 64)).astype(np.uint8)
+    coarse = level[:, :128:2, ::2]
+    assert read_crops([level, coarse], np.array([[0, -129.0, 256, 127]]), 128).shape == (1, 128, 128, 3)

@@ -201,3 +201,20 @@ def test_no_count_is_lost_and_no_name_occurs_twice(names, sum_aliases, to) -> No
     assert dense(out.X).sum() == dense(table.X)[:, ~control].sum()
     old = {part for cell in out.var["gene_original"] for part in cell.split(";")}
     assert old == set(table.var_names[~control])
+
+
+def test_an_id_decides_against_a_symbol_that_is_another_genes_now() -> None:
+    # An old annotation: AK3 was AK4's name, AK3L1 was AK3's.
+    table = counts(["AK3", "AK3L1"], gene_ids=["ENSG00000162433", "ENSG00000147853"])
+    before = dense(table.X)
+    sl.pp.harmonize_genes(table)
+    assert list(table.var_names) == ["AK4", "AK3"]
+    np.testing.assert_array_equal(dense(table.X), before)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_sums_do_not_overflow(dtype) -> None:
+    table = counts(["ENSG00000141736.1", "ENSG00000141736.2"])
+    table.X = np.full((6, 2), 120, dtype=dtype)
+    sl.pp.harmonize_genes(table)
+    np.testing.assert_array_equal(dense(table.X).ravel(), 240)

@@ -198,7 +198,7 @@ def resolve(
     table
         What genes are called; without, only controls, Ensembl versions and dates are recognised.
     ids
-        Ensembl ids that the data give beside the names ("" where none). They decide for names that are not current.
+        Ensembl ids that the data give beside the names ("" where none). Where the table knows an id, it decides.
     fold_case
         Whether ``Epcam`` may stand for ``EPCAM``.
     """
@@ -223,7 +223,8 @@ def _resolve(name: str, own_id: str, table: GeneTable | None, fold_case: bool) -
     by_id = table.by_id.get(own_id, "") if table is not None else ""
     if ensembl_id(name):
         return Resolved(by_id or own_id, "ensembl" if by_id else "unknown", own_id)
-    if table is not None and table.current.get(name.upper()) == name:
+    # The data's id decides, also against a symbol that is now another gene's.
+    if table is not None and table.current.get(name.upper()) == name and by_id in ("", name):
         return Resolved(name, "current", own_id)
     if by_id:
         return Resolved(by_id, "ensembl", own_id)

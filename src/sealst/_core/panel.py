@@ -6,6 +6,7 @@ import hashlib
 import html
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -194,14 +195,18 @@ class GenePanel:
         return pd.DataFrame({"genes": table.sum(axis=1), "share": table.mean(axis=1)}, index=index)
 
     def measured(self, names: Sequence[str]) -> np.ndarray:
-        """Which of the panel's genes are among `names`, bool (genes,); matched as in `align`.
+        """Which of the panel's genes are among `names`, bool (genes,).
+
+        Matched as in `align`, but a gene whose symbol occurs in several spellings is not known to be any of them.
 
         Examples
         --------
         >>> GenePanel(("EPCAM", "VIM"), [1, 1], [1, 1]).measured(["Vim", "TP53"])
         array([False,  True])
         """
-        return self.align(names).columns >= 0
+        times = Counter(str(name).upper() for name in names)
+        once = np.array([times[gene.upper()] == 1 for gene in self.genes], dtype=bool)
+        return (self.align(names).columns >= 0) & once
 
     def align(self, names: Sequence[str]) -> Alignment:
         """Find the panel's genes among `names`, by upper-cased symbol.

@@ -29,11 +29,14 @@ def agreed(sources: Mapping[str, float], *, what: str, hint: str = "") -> tuple[
     """
     if not sources:
         raise ScaleError(f"The physical scale of {what} is unknown. {hint}".rstrip())
-    name, first = next(iter(sources.items()))
-    for other, value in sources.items():
-        if abs(value - first) > TOLERANCE * first:
-            raise ScaleError(
-                f"Contradictory scale for {what}: {first:.4g} µm per pixel by {name}, {value:.4g} by {other}. Is the "
-                "image a downsampled copy ('hires') of the one that the coordinates belong to?"
-            )
-    return first, name
+    names = list(sources)
+    for i, name in enumerate(names):
+        for other in names[i + 1 :]:
+            value, second = sources[name], sources[other]
+            # Not `>`, which a NaN would pass.
+            if not abs(value - second) <= TOLERANCE * max(value, second):
+                raise ScaleError(
+                    f"Contradictory scale for {what}: {value:.4g} µm per pixel by {name}, {second:.4g} by {other}. Is "
+                    "the image a downsampled copy ('hires') of the one that the coordinates belong to?"
+                )
+    return sources[names[0]], names[0]

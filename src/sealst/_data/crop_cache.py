@@ -8,7 +8,7 @@ appears whole or not at all, so that what an interrupted run has written can be 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ class CropCache:
                 f"The crops at {str(path)!r} are incomplete; run `sl.pp.cache_crops(sdata)` to finish them."
             )
         self._crops, self.boxes = _array(group, "crops"), np.asarray(_array(group, "boxes")[:])
+        self._check_present(range(_n_shards(len(self.boxes))))
         self.px = int(self._crops.shape[1])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -93,6 +94,14 @@ class CropCache:
         """Where boxes stand in the store, (n,); -1 for those that it does not hold."""
         return self._slots.reindex(_names(boxes)).fillna(-1).to_numpy(dtype=int)
 
+    def _check_present(self, shards: Iterable[int]) -> None:
+        # What is absent would be read as black.
+        if any(not _shard(self.path, int(i)).exists() for i in shards):
+            raise DataError(
+                f"The crops at {str(self.path)!r} are damaged (a file is missing). Write them again with "
+                "`sl.pp.cache_crops(sdata, overwrite=True)`."
+            )
+
     def read(self, slots: Sequence[int] | np.ndarray) -> np.ndarray:
         """Crops at positions of the store, uint8 (n, px, px, 3), in the order asked."""
         wanted = np.asarray(slots, dtype=int)
@@ -107,6 +116,8 @@ class CropCache:
                     f"The crops at {str(self.path)!r} are damaged ({error}). Write them again with "
                     "`sl.pp.cache_crops(sdata, overwrite=True)`."
                 ) from error
+        # Afterwards, as another process may replace the store meanwhile.
+        self._check_present(np.unique(wanted // _SHARD))
         return out
 
     def holds(self, levels: Sequence[Any], boxes: np.ndarray, px: int) -> bool:
@@ -155,6 +166,7 @@ class CachedCrops:
 
 def _create(path: Path, boxes: np.ndarray, px: int) -> Any:
     group = zarr.create_group(path, overwrite=True, attributes={"format": _FORMAT, "complete": False})
+    # Black crops are written like any other, so that an absent shard is a loss.
     group.create_array("boxes", data=boxes)
     return group.create_array(
         "crops",
@@ -164,6 +176,7 @@ def _create(path: Path, boxes: np.ndarray, px: int) -> Any:
         dtype="uint8",
         fill_value=0,
         compressors=[Crc32cCodec()],
+        config={"write_empty_chunks": True},
     )
 
 
@@ -178,19 +191,33 @@ def _resumable(path: Path, boxes: np.ndarray, px: int) -> Any | None:
     return array if same and array.shape[1] == px else None
 
 
-def _missing_shards(path: Path, array: Any) -> list[int]:
-    """Shards that are absent or damaged."""
+def _n_shards(n: int) -> int:
+    return -(-n // _SHARD)
+
+
+def _shard(path: Path, i: int) -> Path:
+    return path / "crops" / "c" / str(i) / "0" / "0" / "0"
+
+
+def _missing_shards(path: Path, array: Any, levels: Sequence[Any], boxes: np.ndarray) -> list[int]:
+    """Shards that are absent, damaged, or of another image (their first and last crops are cut again)."""
     missing = []
-    for i in range(-(-array.shape[0] // _SHARD)):
-        present = (path / "crops" / "c" / str(i) / "0" / "0" / "0").exists()
+    for i in range(_n_shards(len(boxes))):
+        part = slice(i * _SHARD, min((i + 1) * _SHARD, len(boxes)))
         try:
-            if present:
-                array[i * _SHARD : (i + 1) * _SHARD]
+            present = _shard(path, i).exists() and _same(array[part], levels, boxes[part])
         except (ValueError, OSError, RuntimeError):
             present = False
         if not present:
             missing.append(i)
     return missing
+
+
+def _same(crops: np.ndarray, levels: Sequence[Any], boxes: np.ndarray) -> bool:
+    """Whether the first and the last of some crops are those of an image."""
+    ends = [0, -1]
+    fresh = read_crops(levels, boxes[ends], crops.shape[1]).astype(int)
+    return bool(np.abs(fresh - crops[ends]).mean(axis=(1, 2, 3)).max() < 1)
 
 
 def write_cache(
@@ -223,17 +250,30 @@ def write_cache(
                 raise DataError(
                     f"{str(path)!r} holds crops of another image or of other spots; replace them with `overwrite=True`."
                 )
-            if any(path.iterdir()) and not (path / "zarr.json").exists():
+            if any(path.iterdir()):
                 raise DataError(f"{str(path)!r} exists and is no store of crops; name another `path=`.")
-        _check_room(path, len(boxes) * px * px * 3)
+        part = path.with_name(f".{path.name}.part")
         ordered = boxes[reading_order(levels, boxes, px)]
-        array = None if overwrite else _resumable(path, ordered, px)
+        array = _resumable(part, ordered, px)
         if array is None:
-            shutil.rmtree(path, ignore_errors=True)
-            array = _create(path, ordered, px)
-        _fill(array, _missing_shards(path, array), levels, ordered, px=px, show=show)
-        zarr.open_group(path, mode="r+").attrs["complete"] = True
+            shutil.rmtree(part, ignore_errors=True)
+            array = _create(part, ordered, px)
+        missing = _missing_shards(part, array, levels, ordered)
+        _check_room(path, len(missing) * _SHARD * px * px * 3)
+        _fill(array, missing, levels, ordered, px=px, show=show)
+        zarr.open_group(part, mode="r+").attrs["complete"] = True
+        _replace(part, path)
     return CropCache(path)
+
+
+def _replace(part: Path, path: Path) -> None:
+    """Give a finished store its name; a reader of the old one is told that it is gone."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    part.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _complete(path: Path) -> CropCache | None:

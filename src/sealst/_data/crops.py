@@ -16,7 +16,7 @@ from sealst._data.chunks import Grid, WindowReader, n_threads
 def _is_aligned(boxes: np.ndarray, px: int) -> np.ndarray:
     """Boxes whose pixels are those of the crop: nothing to resample."""
     exact = np.abs(boxes[:, :2] - boxes[:, :2].round()).max(axis=1) < 1e-6
-    return exact & (np.abs(boxes[:, 2] - boxes[:, 0] - px) < 1e-6)
+    return exact & (np.abs(boxes[:, 2:] - boxes[:, :2] - px).max(axis=1) < 1e-6)
 
 
 def _with_margin(low: np.ndarray, high: np.ndarray, margin: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

@@ -172,14 +172,14 @@ def _check_arrays(image: Any, counts: sp.csr_matrix, xy: np.ndarray, genes: Sequ
 
 
 def _by_id(extra: pd.DataFrame | None, ids: np.ndarray) -> pd.DataFrame | None:
-    if extra is None:
-        return None
+    # A plain count of rows is no id, whatever the spots are called.
+    if extra is None or isinstance(extra.index, pd.RangeIndex):
+        return extra
     named = extra.set_axis(extra.index.map(str), axis=0)
     found = set(named.index) & set(ids)
     if found == set(ids) and named.index.is_unique:
         return named.loc[ids]
-    # A plain count of rows is no id, whatever the spots are called.
-    if found and not isinstance(extra.index, pd.RangeIndex):
+    if found:
         raise DataError(
             f"`obs` is indexed by spot id, but has only {len(found)} of the {len(ids)} spots of `spot_ids` once each. "
             "Give every spot a row, or `obs.reset_index(drop=True)` to join by order."

@@ -16,7 +16,7 @@ from sealst import _section
 from sealst._errors import SealstError
 from sealst._keys import Keys
 from sealst.io import _check_rules, _check_table
-from sealst.io._check_subject import BAD_DATA, Fact, Options, Problem, Subject, told, tried
+from sealst.io._check_subject import Fact, Options, Problem, Subject, told, tried
 from sealst.io._formats import format_of
 
 _COLUMNS = ("region", "topic", "name", "value")
@@ -165,7 +165,7 @@ def _opened(path: Path, options: dict[str, Any]) -> tuple[str, SpatialData | Non
             kind = f"{found.name} ({found.reader})"
             # A store states its scale itself, and is compared with `mpp` later.
             sdata = found.read(path, **({} if found.name == "zarr" else options))
-        except (SealstError, *BAD_DATA) as error:
+        except Exception as error:  # noqa: BLE001 - the report is where any failure belongs
             problems.append(Problem("error", _text(error)))
     return kind, sdata, [*problems, *told(caught)]
 
@@ -179,7 +179,7 @@ def _subjects(
     try:
         table = _section.get_table(sdata, table_key)
         return [Subject(sdata, table, one, options) for one in _section.regions_of(table, region)], []
-    except (SealstError, *BAD_DATA) as error:
+    except Exception as error:  # noqa: BLE001
         return [], [Problem("error", _text(error))]
 
 
@@ -189,7 +189,7 @@ def _guarded(rule: Callable[[Any], Iterator[Fact | Problem]], about: Any) -> Ite
         yield from rule(about)
     except SealstError as error:
         yield Problem("error", str(error))
-    except BAD_DATA as error:
+    except Exception as error:  # noqa: BLE001
         yield Problem("error", f"{rule.__name__} could not be checked: {_text(error)}")
 
 

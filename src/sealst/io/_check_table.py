@@ -43,6 +43,10 @@ def kinds_of(names: list[str]) -> dict[str, int]:
 def genes(subject: Subject) -> Iterator[Fact | Problem]:
     """What the names of the genes look like."""
     names = [str(n) for n in subject.table.var_names]
+    if not names:
+        # Tiles of a slide.
+        yield Fact("genes", "number", 0)
+        return
     kinds = kinds_of(names)
     yield Fact("genes", "number", len(names))
     for kind, n in kinds.items():
@@ -61,7 +65,7 @@ def genes(subject: Subject) -> Iterator[Fact | Problem]:
     ensembl = kinds.get("Ensembl ids (human)", 0) + kinds.get("Ensembl ids (other species)", 0)
     if ensembl > real / 2:
         column = next((c for c in _SYMBOLS if c in subject.table.var), None)
-        fix = f"`table.var_names = table.var[{column!r}]`" if column else "a table of ids and symbols"
+        fix = f"`table.var_names = table.var[{column!r}]`" if column else "`sl.pp.harmonize_genes(sdata)`"
         yield Problem(
             "warning",
             f"Genes are named by Ensembl id; models and gene sets go by symbol. Rename them, with {fix}.",

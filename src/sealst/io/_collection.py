@@ -11,13 +11,14 @@ from weakref import WeakKeyDictionary
 
 import pandas as pd
 from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
 
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._logging import warn
 from sealst._validate import listed
 from sealst.io._manifest import ZARR, Entry, check_names, entry_of, read_entries
-from sealst.io._store import write_back, write_whole
+from sealst.io._store import refresh, write_back, write_whole
 
 
 class Collection(Sequence[SpatialData]):
@@ -63,8 +64,11 @@ class Collection(Sequence[SpatialData]):
         self._keep = keep
         #: open sections by position, with what they held when they were opened or saved
         self._open: OrderedDict[int, tuple[SpatialData, Any]] = OrderedDict()
-        #: images and labels of sections as they were opened, also of those that only the caller still holds
-        self._rasters: WeakKeyDictionary[SpatialData, dict[str, Any]] = WeakKeyDictionary()
+        #: elements of sections as they were opened or saved, also of those that only the caller still holds
+        self._seen: WeakKeyDictionary[SpatialData, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
+        for entry in self._entries:
+            if isinstance(entry.source, SpatialData):
+                self._seen[entry.source] = _elements(entry.source)
 
     @property
     def names(self) -> list[str]:
@@ -110,9 +114,10 @@ class Collection(Sequence[SpatialData]):
     def save(self, sdata: SpatialData) -> None:
         """Write what was changed in an open section back to its zarr store.
 
-        Tables and shapes are written, and images and labels that are new or were replaced; the pixels of others are not
-        touched. New elements take the place of old ones only when all are written. Sections that were given as objects
-        in memory and have no store keep their changes anyway, for them nothing is written.
+        Tables and shapes are written, and images and labels that are new, were replaced or placed differently; the
+        pixels of others are not touched. New elements take the place of old ones only when all are written; elements
+        that were removed are removed from the store. Points and ``sdata.attrs`` are not written. Sections that were
+        given as objects in memory and have no store keep their changes anyway, for them nothing is written.
 
         Raises
         ------
@@ -129,10 +134,13 @@ class Collection(Sequence[SpatialData]):
                 f"Section {entry.name!r} was read from {entry.format} files, which are left as they are. Convert the "
                 "collection first: `sections = sections.write('folder')`."
             )
-        now = _rasters(sdata)
-        before = self._rasters.get(sdata, now)
-        write_back(sdata, Path(path), [name for name, one in now.items() if before.get(name, one) is not one])
-        self._rasters[sdata] = now
+        # What is not known as it was is written: better twice than never.
+        now, before = _elements(sdata), self._seen.get(sdata, {})
+        changed = {key for key, (one, _) in now.items() if before.get(key, (None, ""))[0] is not one}
+        moved = {key for key, (_, placed) in now.items() if key in before and before[key][1] != placed}
+        write_back(sdata, Path(path), changed | moved, set(before) - set(now))
+        refresh(sdata, Path(path), changed)
+        self._seen[sdata] = _elements(sdata)
         if position in self._open:
             self._open[position] = (sdata, _held(sdata))
 
@@ -173,7 +181,7 @@ class Collection(Sequence[SpatialData]):
         while len(self._open) >= self._keep:
             self._drop()
         sdata = entry.open()
-        self._rasters[sdata] = _rasters(sdata)
+        self._seen[sdata] = _elements(sdata)
         self._open[position] = (sdata, _held(sdata))
         return sdata
 
@@ -246,6 +254,11 @@ def _held(sdata: SpatialData) -> Any:
     return sorted([*sdata.images, *sdata.labels, *sdata.shapes]), tables
 
 
-def _rasters(sdata: SpatialData) -> dict[str, Any]:
-    """Images and labels by name; pixels stay where they are."""
-    return {**sdata.images, **sdata.labels}
+def _elements(sdata: SpatialData) -> dict[str, tuple[Any, str]]:
+    """Elements by ``kind/name``; images and labels with where they are placed (pixels stay where they are)."""
+    rasters = {
+        f"{kind}/{name}": (one, str(get_transformation(one, get_all=True)))
+        for kind in ("images", "labels")
+        for name, one in getattr(sdata, kind).items()
+    }
+    return rasters | {f"{kind}/{name}": (None, "") for kind in ("shapes", "tables") for name in getattr(sdata, kind)}

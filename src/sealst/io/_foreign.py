@@ -22,7 +22,7 @@ from sealst._core.scale import agreed
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._section import Region
-from sealst._validate import check_positive, listed
+from sealst._validate import check_key, check_positive, listed
 from sealst.io._arrays import _check_section
 from sealst.io._pyramid import CHUNK_PX, extended, multiscale, squidpy_library
 
@@ -94,8 +94,10 @@ def from_spatialdata(
     ...     raw, region="s1", image_key="s1_full_image", pitch_um=100, coordinate_system="s1"
     ... )  # doctest: +SKIP
     """
+    _section.needs_pixels(sdata)
     source = _section.get_table(sdata, table_key)
     (one,) = _section.regions_of(source, region)
+    check_key(sdata.images, image_key, where="`sdata.images`", hint="Name one of them with `image_key=`.")
     element = _section.he_image(sdata, image_key)
     spots = _section.spot_table(sdata, one)
     name = section or _default_section(source, one)

@@ -8,12 +8,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from spatialdata import SpatialData, read_zarr
+from spatialdata import SpatialData
 
 from sealst._errors import DataError
 from sealst._validate import check_choice, listed
 from sealst.io import _hest, _visium, _visium_hd, _wsi, _xenium
 from sealst.io._st import read_st
+from sealst.io._store import open_store
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 #: tables of a legacy ST folder that hold no counts, by a word in their name
@@ -144,6 +145,6 @@ FORMATS = {
                "a folder of the legacy array: one table of counts (tsv), one '*selection*.tsv' and one image"),
         Format("wsi", _wsi.recognise, _wsi.read_wsi, "sl.io.read_wsi",
                "one slide image (svs, tiff, ndpi, mrxs, …) or a folder of DICOM files"),
-        Format("zarr", is_store, read_zarr, "spatialdata.read_zarr", "a store that `sdata.write(path)` made"),
+        Format("zarr", is_store, open_store, "spatialdata.read_zarr", "a store that `sdata.write(path)` made"),
     )
 }  # fmt: skip

@@ -138,7 +138,7 @@ def read_hest(
     _check_size(facts, picture, sample)
     scale, entry = _resolve_mpp(facts, array, xy, picture, mpp)
     ids = [str(i) for i in table.obs_names]
-    obs = pd.DataFrame(index=range(len(ids)))
+    obs = pd.DataFrame(index=pd.Index(ids))
     if patches and sample.patches.is_file():
         obs["in_patches"], compared = in_patches(sample.patches, ids, xy, scale)
         tally |= compared

@@ -166,6 +166,12 @@ def in_patches(path: Path, ids: Sequence[str], xy: np.ndarray, mpp: float) -> tu
     middle = np.median(offset, axis=0)
     off = np.abs(offset - middle).max(axis=1) > _ROUNDING
     if off.mean() > 0.05:
+        swapped = xy[rows[found]][:, ::-1] - corners[found]
+        if (np.abs(swapped - np.median(swapped, axis=0)).max(axis=1) > _ROUNDING).mean() <= 0.05:
+            raise DataError(
+                f"patches/{path.name} fits the spots only with x and y interchanged: `.obsm['spatial']` of the table "
+                "must hold (x, y), pixels to the right first. Interchange its columns in the h5ad."
+            )
         raise DataError(
             f"patches/{path.name}: {off.sum()} of {len(off)} patches lie elsewhere than the spots of the same barcode. "
             "It belongs to another sample or version; pass `patches=False` to read without it."

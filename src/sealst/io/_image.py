@@ -99,7 +99,7 @@ def open_image(path: str | PathLike[str], *, mpp: float | None = None) -> SlideI
     """
     if mpp is not None:
         check_positive("mpp", mpp)
-    found = _existing(Path(path).expanduser())
+    found = _existing(Path(path).expanduser().absolute())
     opened = _open(found)
     scale, source = scale_of(found.name, opened.stated, mpp)
     return SlideImage(tuple(opened.levels), scale, source, str(found))
@@ -142,7 +142,8 @@ def _is_picture(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _any_size() -> Iterator[None]:
+def any_size() -> Iterator[None]:
+    """Let Pillow open pictures of any size."""
     # Pillow refuses images above 180 megapixels, which sections often exceed; the limit is its only switch, and global.
     from PIL import Image
 
@@ -160,7 +161,7 @@ def read_picture(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with _any_size(), Image.open(path) as picture:
+        with any_size(), Image.open(path) as picture:
             if picture.mode not in {"RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr"}:
                 raise DataError(
                     f"{path.name} is not a colour image (Pillow mode {picture.mode!r}); an RGB H&E is needed."

@@ -17,6 +17,7 @@ from sealst import _section
 from sealst._core.scale import agreed
 from sealst._errors import DataError, SealstError
 from sealst._keys import Keys
+from sealst._logging import warn
 from sealst._validate import check_positive, listed
 from sealst.io._arrays import _check_section
 from sealst.io._formats import FORMATS, format_of, is_store
@@ -74,7 +75,7 @@ def entry_of(source: SpatialData | str | PathLike[str], position: int) -> Entry:
 def read_entries(path: Path) -> list[Entry]:
     """Entries of a folder of zarr stores, or of a manifest."""
     if path.is_dir():
-        stores = sorted(p for p in path.iterdir() if p.is_dir() and is_store(p))
+        stores = sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != "." and is_store(p))
         if is_store(path) or not stores:
             what = "is itself one section; use [path]" if is_store(path) else "holds no SpatialData zarr store"
             raise DataError(f"{str(path)!r} {what}. Expected a folder of stores, or a manifest (csv, tsv).")
@@ -164,6 +165,12 @@ def _doubles(entries: Sequence[tuple[int, Entry]]) -> Iterator[str]:
                 "column `section`."
             )
         first.setdefault(entry.name, line)
+    paths: dict[tuple[str, str], int] = {}
+    for line, entry in entries:
+        key = (str(entry.source), str(entry.options))
+        if key in paths:
+            yield f"line {line}: {str(entry.source)!r} is already on line {paths[key]}; a section counts once."
+        paths.setdefault(key, line)
 
 
 def _stem(path: Path) -> str:
@@ -178,6 +185,12 @@ def _describe(table: Any, entry: Entry) -> None:
                 f"{entry.source} holds several sections ({listed(held)}); leave `section` empty in the manifest."
             )
     for name, value in entry.facts.items():
+        if name in (Keys.PATIENT, Keys.SECTION) and name in table.obs and entry.format == ZARR:
+            held = sorted(set(table.obs[name].astype(str)) - {str(value)})
+            if held:
+                warn(
+                    f"{entry.source}: the manifest says {name} {value!r}, the store {listed(held, 3)}; it is replaced."
+                )
         table.obs[name] = pd.Categorical([value] * table.n_obs) if isinstance(value, str) else value
 
 

@@ -73,7 +73,7 @@ def read_run(outs: Outs, *, kind: str, in_tissue: bool, section: str) -> Run:
         read_factors(outs),
         {"counts": counts.path.name, "positions": path.name} | joined.dropped,
     )
-    check_counts(run.x, where=str(counts.path))
+    check_counts(run.x, where=str(counts.path), kept="take the matrix as Space Ranger wrote it.")
     return run
 
 

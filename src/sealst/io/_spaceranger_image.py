@@ -13,11 +13,12 @@ from typing import IO, cast
 import numpy as np
 
 from sealst._core.array_fit import ArrayFit, fit_array
+from sealst._core.orientation import likeness
 from sealst._core.scale import TOLERANCE, agreed
 from sealst._errors import DataError, ScaleError
 from sealst._logging import warn
 from sealst._validate import check_positive, listed
-from sealst.io._image import SlideImage, open_image
+from sealst.io._image import SlideImage, any_size, open_image
 from sealst.io._spaceranger import Outs, visible
 
 #: Space Ranger's small pictures of the same field of view, the larger first
@@ -78,10 +79,19 @@ def choose_picture(
     if isinstance(opened, np.ndarray) and (opened.ndim != 3 or opened.shape[2] != 3):
         raise DataError(f"`image` must be uint8 (height, width, 3), found {opened.dtype} {opened.shape}.")
     _check_size(_size_of(opened), outs, factors, coordinate_scale)  # type: ignore[arg-type]
+    _check_content(opened, outs, section)  # type: ignore[arg-type]
     if isinstance(opened, SlideImage):
         source = opened.mpp_source or "the image"
         return Picture(opened, coordinate_scale, "full resolution", opened.path or path, opened.mpp, source)
     return Picture(opened, coordinate_scale, "full resolution", "")  # type: ignore[arg-type]
+
+
+#: side of the pictures that are compared, and pixels of a level that may be read for it
+_SIDE, _SMALL_ENOUGH = 64, 3 * 16_000_000
+#: grey levels below which a picture has no content to compare
+_FLAT = 2.0
+#: correlations: of a turn that is believed, its lead over the picture as it is, and of pictures that are not alike
+_SURE, _CLEARLY, _UNLIKE = 0.5, 0.2, 0.3
 
 
 def _size_of(image: np.ndarray | SlideImage) -> tuple[int, int]:
@@ -159,6 +169,45 @@ def _check_size(size: tuple[int, int], outs: Outs, factors: Mapping[str, float],
     raise ScaleError(f"{expected}: it is another picture, or was cut. Pass the original given to Space Ranger.")
 
 
+def _check_content(image: np.ndarray | SlideImage, outs: Outs, section: str) -> None:
+    """Compare a picture with Space Ranger's small one: refuse it turned, warn where it shows something else."""
+    path = next((p for kind in SMALL if (p := outs.find(f"tissue_{kind}_image.png"))), None)
+    own = _grey(image)
+    if path is None or own is None:
+        return
+    small = _grey(_read_png(path))
+    if small is None or min(own.std(), small.std()) < _FLAT:
+        return
+    found = likeness(small, own)
+    same, best = found["as it is"], max(found, key=lambda turn: found[turn])
+    if found[best] > max(_SURE, same + _CLEARLY):
+        raise DataError(
+            f"{section}: `image` is {best}, compared with Space Ranger's {path.name} (correlation {found[best]:.2f}, "
+            f"and {same:.2f} as it is). Pass the original given to Space Ranger."
+        )
+    if same < _UNLIKE:
+        warn(
+            f"{section}: `image` hardly resembles Space Ranger's {path.name} (correlation {same:.2f}). Is it the "
+            "picture of another section?"
+        )
+
+
+def _grey(image: np.ndarray | SlideImage) -> np.ndarray | None:
+    """Small square grey picture; None where all of a large image would have to be read for it."""
+    from PIL import Image
+
+    if isinstance(image, SlideImage):
+        level = image.levels[-1]
+        if level.size > _SMALL_ENOUGH:
+            return None
+        pixels = np.moveaxis(np.asarray(level), 0, 2)
+    else:
+        step = max(1, min(image.shape[:2]) // 1000)
+        pixels = image[::step, ::step]
+    shrunk = Image.fromarray(np.ascontiguousarray(pixels)).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    return np.asarray(shrunk, dtype=float)
+
+
 def _about(size: tuple[float, float], other: tuple[float, float], slack: float) -> bool:
     return all(abs(a - b) <= _SIZE_TOLERANCE * b + slack for a, b in zip(size, other, strict=True))
 
@@ -172,6 +221,7 @@ def _read_size(path: Path) -> tuple[int, int]:
 
     try:
         with (
+            any_size(),
             gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file,
             Image.open(cast(IO[bytes], file)) as picture,
         ):
@@ -185,7 +235,7 @@ def _read_png(path: Path) -> np.ndarray:
 
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        with Image.open(io.BytesIO(raw)) as picture:
+        with any_size(), Image.open(io.BytesIO(raw)) as picture:
             return np.asarray(picture.convert("RGB"))
     except (OSError, EOFError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} could not be read as an image: {error}") from error
@@ -250,5 +300,10 @@ def fit_positions(
             f"{section}: {off.sum()} of {len(um)} positions lie more than {tolerance_um:g} µm from their place on the "
             f"array, e.g. {listed(names[off][:3], 3)}. Array and pixel coordinates of the positions belong to "
             "different spots there; take the table as Space Ranger wrote it."
+        )
+    if np.linalg.det(fit.matrix[:2, :2]) < 0:
+        warn(
+            f"{section}: the array lies mirrored on the picture. Unless the picture was flipped before Space Ranger "
+            "saw it, the columns of pixel rows and pixel columns are interchanged in the table of positions."
         )
     return fit

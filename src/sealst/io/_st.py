@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
-from sealst._logging import logger, warn
+from sealst._logging import logger
 from sealst._section import record
 from sealst._validate import check_counts, check_gene_names, check_positive, listed
 from sealst.io._arrays import from_arrays
@@ -24,6 +24,8 @@ _TOLERANCE = 0.05
 #: median distance of the spots to the fitted line, in pitches, above which the line does not describe them; an array
 #: that is tilted by a few degrees stays below
 _MAX_RESIDUAL = 1.0
+#: how far adjusted array coordinates lie from the whole numbers that they adjust
+_ADJUSTED = 0.6
 _LABEL = "label"
 
 
@@ -33,7 +35,7 @@ def read_st(
     image: str | PathLike[str] | np.ndarray,
     *,
     section: str,
-    organ: str,
+    organ: str = "unknown",
     patient: str | None = None,
     technology: str = "Spatial Transcriptomics",
     mpp: float | None = None,
@@ -119,7 +121,7 @@ def read_st(
     scale = _resolve_mpp(places, mpp, pitch_um)
     dropped = {"counts_without_spot": len(table) - len(ids), "spots_without_counts": len(places) - len(ids)}
     table, places = table.loc[ids], places.loc[ids]
-    check_counts(table.to_numpy(), where="`counts`")
+    check_counts(table.to_numpy(), where="`counts`", kept="pass the file that holds them.")
     picture = image if isinstance(image, np.ndarray) else read_picture(_existing(image, "image"))
     _check_inside(places, picture.shape, coordinate_scale)
     sdata = from_arrays(
@@ -195,7 +197,20 @@ def _read_spots(path: Path) -> pd.DataFrame:
     frame.index = _spot_index(frame)
     if (twice := frame.index.duplicated()).any():
         raise DataError(f"{path.name}: spot(s) {listed(frame.index[twice].unique())} occur more than once.")
+    _check_adjusted(path, frame)
     return frame
+
+
+def _check_adjusted(path: Path, frame: pd.DataFrame) -> None:
+    """Refuse `x` and `y` that are not the array positions which `new_x` and `new_y` adjust."""
+    near = [(frame[f"new_{a}"] - frame[b]).abs().median() <= _ADJUSTED for a, b in (("x", "x"), ("y", "y"))]
+    crossed = [(frame[f"new_{a}"] - frame[b]).abs().median() <= _ADJUSTED for a, b in (("x", "y"), ("y", "x"))]
+    if all(near) or not all(crossed):
+        return
+    raise DataError(
+        f"{path.name}: `new_x` follows `y` and `new_y` follows `x`, so columns are interchanged and spots would get "
+        "the counts of others. Take the file as the spot detector wrote it."
+    )
 
 
 def _spot_index(frame: pd.DataFrame) -> pd.Index:
@@ -245,10 +260,13 @@ def _report_join(section: str, joined: int, dropped: dict[str, int]) -> None:
         "row(s) of counts without a spot"
     )
     if orphans > joined:
-        warn(
-            f"{section}: only {joined} of {joined + orphans} rows of counts have a spot; the rest was dropped. Check "
-            "that the counts and the spots file belong to the same section."
-        )
+        text = f"{section}: only {joined} of {joined + orphans} rows of counts have a spot"
+        if unused > joined:
+            raise DataError(
+                f"{text}, and {unused} of {joined + unused} spots have no counts: counts and spots file are of different "
+                "sections."
+            )
+        warn(f"{text}; the rest was dropped. Check that the counts and the spots file belong to the same section.")
 
 
 def _resolve_mpp(places: pd.DataFrame, mpp: float | None, pitch_um: float) -> float:

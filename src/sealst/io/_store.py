@@ -11,8 +11,10 @@ import shutil
 import warnings
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import zarr
+from filelock import FileLock
 from spatialdata import SpatialData, read_zarr
 
 from sealst._errors import DataError
@@ -22,17 +24,24 @@ _KINDS = ("images", "labels", "shapes", "tables")
 _COMPLETE = "complete"
 
 
-def open_store(path: Path) -> SpatialData:
+def open_store(path: Path, **options: Any) -> SpatialData:
     """Read a store; pixels stay on disk. A save that was cut off is finished first."""
     stage = _stage(path)
     if (stage / _COMPLETE).exists():
-        logger.info("Finishing a save of %s that was cut off.", path.name)
-        _swap(stage, path)
-    return read_zarr(path)
+        with _lock(path):
+            # Another process may have been in the middle of it, and be done now.
+            if (stage / _COMPLETE).exists():
+                logger.info("Finishing a save of %s that was cut off.", path.name)
+                _swap(stage, path)
+    return read_zarr(path, **options)
 
 
-def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = ()) -> None:
-    """Replace tables and shapes of a store by those of `sdata`.
+def _lock(path: Path) -> FileLock:
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = (), gone: Collection[str] = ()) -> None:
+    """Replace tables and shapes of a store by those of `sdata`, and remove the elements in `gone` (``kind/name``).
 
     Of images and labels only those are written that the store lacks or that are named in `replaced`.
     """
@@ -41,12 +50,21 @@ def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = ()) -
             f"{str(path)!r} is a store of zarr format {version}, in which nothing can be replaced. Write it anew: "
             "`sdata.write('new.zarr')`."
         )
+    with _lock(path):
+        _write_back(sdata, path, replaced, gone)
+
+
+def _write_back(sdata: SpatialData, path: Path, replaced: Collection[str], gone: Collection[str]) -> None:
     stage = _stage(path)
     if (stage / _COMPLETE).exists():
         _swap(stage, path)
     shutil.rmtree(stage, ignore_errors=True)
     rasters = {
-        kind: {n: e for n, e in getattr(sdata, kind).items() if n in replaced or not (path / kind / n).exists()}
+        kind: {
+            name: element
+            for name, element in getattr(sdata, kind).items()
+            if f"{kind}/{name}" in replaced or not (path / kind / name).exists()
+        }
         for kind in ("images", "labels")
     }
     part = SpatialData(**rasters, shapes=dict(sdata.shapes), tables=dict(sdata.tables))
@@ -57,11 +75,24 @@ def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = ()) -
             warnings.filterwarnings("ignore", message=".*annotates.*")
             warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
             part.write(stage / "new", update_sdata_path=False, consolidate_metadata=False)
+        (stage / "gone").write_text("\n".join(gone), encoding="utf-8")
         (stage / _COMPLETE).touch()
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
     _swap(stage, path)
+
+
+def refresh(sdata: SpatialData, path: Path, names: Collection[str]) -> None:
+    """Have replaced images and labels read their new pixels, as they may be computed from the old ones."""
+    rasters = [name.split("/", 1) for name in names if name.startswith(("images/", "labels/"))]
+    if not rasters:
+        return
+    stored = read_zarr(path, selection=("images", "labels"))
+    for kind, name in rasters:
+        elements = getattr(sdata, kind)
+        del elements[name]
+        elements[name] = stored[name]
 
 
 def write_whole(sdata: SpatialData, path: Path) -> None:
@@ -96,6 +127,10 @@ def _swap(stage: Path, store: Path) -> None:
             if target.exists():
                 os.replace(target, old / element.name)
             os.replace(element, target)
+    for name in (stage / "gone").read_text(encoding="utf-8").splitlines():
+        if (store / name).exists():
+            (stage / "old" / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(store / name, stage / "old" / name)
     with warnings.catch_warnings():
         # Shapes are parquet files, which zarr does not know.
         warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)

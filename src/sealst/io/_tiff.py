@@ -139,7 +139,10 @@ def _pyramid(tif: Any, name: str) -> list[Any]:
     area = [one.keyframe.imagelength * one.keyframe.imagewidth for _, one in found]
     main = int(np.argmax(area))
     largest = found[main][1]
-    picture = [one for title, one in found if one is largest or _may_be_level(tif, title, one, largest)]
+    own = next(series.levels for series in tif.series if any(one is largest for one in series.levels))
+    picture = [
+        one for title, one in found if any(one is level for level in own) or _may_be_level(tif, title, one, largest)
+    ]
     sizes = [(one.keyframe.imagelength, one.keyframe.imagewidth) for one in picture]
     kept = spanning(sizes, next(i for i, one in enumerate(picture) if one is largest))
     if len(kept) < len(found):
@@ -149,6 +152,9 @@ def _pyramid(tif: Any, name: str) -> list[Any]:
 
 def _may_be_level(tif: Any, title: str, series: Any, largest: Any) -> bool:
     page, finest = series.keyframe, largest.keyframe
+    # Another picture may have the same proportions, so a level must be said to be one.
+    if tif.is_ome or not (tif.is_svs or page.is_reduced):
+        return False
     # Masks have fewer channels than the picture that they belong to.
     if (page.dtype, page.samplesperpixel) != (finest.dtype, finest.samplesperpixel):
         return False

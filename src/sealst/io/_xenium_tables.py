@@ -21,11 +21,14 @@ from sealst._core.geometry import apply_affine
 from sealst._core.panel import is_control
 from sealst._core.pooling import PointCounter, SquareGrid, pool_rows, sum_columns
 from sealst._errors import DataError, ScaleError
+from sealst._logging import warn
 from sealst._validate import check_counts, listed
 
 _TRANSCRIPTS = ("transcripts.parquet", "transcripts.csv.gz", "transcripts.csv")
 _CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
 _MATRIX = "cell_feature_matrix.h5"
+#: share of transcripts outside the image that is said, and by which an inverted alignment must fit better
+_NOTABLE = 0.05
 DIRECTION = "It must map pixels of the H&E to pixels of the morphology image, as Xenium Explorer writes it."
 #: transcripts read at a time, and bytes of a csv file
 _BATCH, _BLOCK = 1 << 18, 1 << 24
@@ -77,10 +80,11 @@ class _Placed:
     def check(self, what: str, max_outside: float) -> dict[str, int]:
         """Refuse an alignment that puts too much outside the image; otherwise what was left out."""
         outside = self.total - self.inside
-        if self.total and outside > max_outside * self.total:
+        reversed_fits = self.inside_opposite - self.inside > _NOTABLE * self.total
+        if self.total and (outside > max_outside * self.total or (outside > _NOTABLE * self.total and reversed_fits)):
             size = f"{self.frame.grid.width:.0f} x {self.frame.grid.height:.0f} px"
             text = f"{outside} of {self.total} {what} lie outside the H&E image ({size})"
-            if self.inside_opposite > max(self.inside, self.total / 2):
+            if self.inside_opposite > max(self.inside, self.total / 2) and reversed_fits:
                 raise ScaleError(
                     f"{text}, but {self.inside_opposite} lie inside when the alignment is inverted: it is given in the "
                     f"wrong direction. {DIRECTION} Pass `alignment=np.linalg.inv(matrix)`."
@@ -88,6 +92,11 @@ class _Placed:
             raise ScaleError(
                 f"{text}. Does the alignment belong to this image, and is the image the one it was made for (not a "
                 "downsampled copy)? Raise `max_outside` if the picture truly shows only a part of the section."
+            )
+        if outside > _NOTABLE * self.total:
+            warn(
+                f"{outside} of {self.total} {what} lie outside the H&E image and are left out. If the picture shows "
+                "the whole section, the alignment is not its own."
             )
         return {"outside_image": outside, "without_position": self.without_position}
 
@@ -140,7 +149,7 @@ def pool_cells(folder: Path, frame: Frame, *, max_outside: float) -> Pooled:
             f"No cell of the cells file is in {_MATRIX}: its ids begin {listed(cells.index[:3])}, those of the matrix "
             f"{listed(table.obs_names[:3])}. The two files belong to different runs."
         )
-    check_counts(table.X, where=_MATRIX)
+    check_counts(table.X, where=_MATRIX, kept="take the matrix as the instrument wrote it.")
     placed = _Placed(frame)
     squares = placed.locate(cells.to_numpy(dtype=float)[rows >= 0])
     tally = {"cells": len(cells), "cells_without_counts": int((rows < 0).sum())}

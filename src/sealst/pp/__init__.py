@@ -2,7 +2,7 @@
 
 from sealst.pp._cache import cache_crops
 from sealst.pp._crops import pair_crops
-from sealst.pp._genes import select_genes
+from sealst.pp._genes import rank_genes, select_genes
 from sealst.pp._harmonize import harmonize_genes
 from sealst.pp._normalize import normalize
 from sealst.pp._quality import quality
@@ -22,6 +22,7 @@ __all__ = [
     "normalize_stain",
     "pair_crops",
     "quality",
+    "rank_genes",
     "select_genes",
     "split",
     "tile",

@@ -74,6 +74,7 @@ def cache_crops(
     >>> sl.pp.pair_crops(sdata)  # doctest: +SKIP
     >>> sl.pp.cache_crops(sdata, "crops")  # doctest: +SKIP
     """
+    _section.needs_pixels(sdata)
     table = _section.get_table(sdata, table_key)
     folder = settings.cache_dir / "crops" if path is None else Path(path).expanduser()
     if folder.exists() and not folder.is_dir():
@@ -91,13 +92,15 @@ def cache_crops(
         sources.append((one, definition, source))
     for one, definition, source in sources:
         px = int(definition["crop_px"])
-        target = (folder / f"{one.section}-{_digest(source.boxes, px)}.zarr").absolute()
+        target = (folder / f"{one.section}-{_digest(source.boxes, px, definition['image_key'])}.zarr").absolute()
         cache = write_cache(target, source.levels, source.boxes, px, overwrite=overwrite, show=progress)
         stored.setdefault(one.name, {})[f"{definition['crop_um']:g}"] = str(target)
         logger.info("%s: %d crops in %s", one.section, len(cache.boxes), target)
     _section.record(table, "crop_caches", stored)
 
 
-def _digest(boxes: np.ndarray, px: int) -> str:
-    # Names the store by what is cut, so that other sizes or other spots get a store of their own.
-    return hashlib.sha256(np.sort(boxes.round(3), axis=0).tobytes() + str(px).encode()).hexdigest()[:12]
+def _digest(boxes: np.ndarray, px: int, image_key: str) -> str:
+    # Names the store by what is cut, so that other sizes, spots or stains get a store of their own.
+    rounded = boxes.round(3) + 0.0
+    ordered = rounded[np.lexsort(rounded.T)]
+    return hashlib.sha256(ordered.tobytes() + f"{px} {image_key}".encode()).hexdigest()[:12]

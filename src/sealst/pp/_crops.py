@@ -108,6 +108,7 @@ def pair_crops(
     >>> bool(sdata.tables["table"].obs["crop_ok"].all())
     True
     """
+    _section.needs_pixels(sdata)
     sizes = _sizes(crop_um)
     check_positive("crop_px", crop_px)
     if crop_px != int(crop_px):
@@ -129,6 +130,11 @@ def pair_crops(
         image = _section.find_image(sdata, one, image_key)
         _section.he_image(sdata, image)
         scale, source = _resolve_mpp(sdata, one, image, coordinate_system, stated)
+        if min(sizes) < scale:
+            raise DataError(
+                f"`crop_um` {min(sizes):g} is less than one pixel of image {image!r} ({scale:.4g} µm). It is the side "
+                "of a crop in µm, e.g. 112."
+            )
         centres = _centres(sdata, one, image, coordinate_system, max_outside)
         boxes = [square_boxes(centres, um / scale) for um in sizes]
         named = {f"{um:g}": Keys.crop_size(one.name, f"{um:g}") for um in sizes}
@@ -218,7 +224,7 @@ def _usable(sdata: SpatialData, image: str, boxes: Sequence[np.ndarray], min_ins
     """Whether enough of a spot's crops, of every size, lies inside the image."""
     height, width = _section.image_levels(sdata.images[image])[0].shape[1:]
     inside = np.min([inside_fraction(one, width, height) for one in boxes], axis=0)
-    return inside >= max(min_inside, 1e-9) - 1e-9
+    return (inside > 0) & (inside >= min_inside - 1e-9)
 
 
 def _warn_if_enlarged(region: Region, mpp: float, wanted: float) -> None:
@@ -260,6 +266,11 @@ def _write(
     measured = table.uns[Keys.UNS]
     write_reasons(table, judged(table, {}, measured.get("tissue", {}), measured.get("quality", {})))
     for region, _, usable, entry in paired:
+        if not usable.any():
+            warn(
+                f"No spot of {region.name!r} has a usable crop: less than {entry['min_inside']:.0%} of each crop lies "
+                "inside the image. Choose a smaller `crop_um`."
+            )
         logger.info(
             "%s: %d of %d spots paired with %s µm crops (%.4g µm/px, %s)",
             *(region.section, usable.sum(), len(usable)),

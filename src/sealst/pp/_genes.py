@@ -111,6 +111,47 @@ def select_genes(
     return panel
 
 
+def rank_genes(
+    sections: Data | Sequence[Data],
+    n: int = 2000,
+    *,
+    criterion: Literal["hvg", "heg"] = "hvg",
+    min_spots: float = 0.05,
+    min_sections: int | float | None = None,
+    table_key: str = Keys.TABLE,
+) -> list[str]:
+    """Genes in the order in which `select_genes` would choose them, without building a panel.
+
+    Parameters
+    ----------
+    sections, n, min_spots, min_sections, table_key
+        As for `sealst.pp.select_genes`.
+    criterion
+        ``"hvg"`` (most variable) or ``"heg"`` (most expressed).
+
+    Returns
+    -------
+    Upper-cased symbols, the first `n` by the criterion.
+
+    Raises
+    ------
+    OrderError
+        When a section is not normalised.
+    PanelError
+        When no gene is left.
+
+    Examples
+    --------
+    >>> sl.pp.rank_genes([s1, s2], n=50, criterion="heg")  # doctest: +SKIP
+    """
+    check_choice("criterion", criterion, ("hvg", "heg"))
+    _check_options(n, criterion, Keys.LOGNORM)
+    check_fraction("min_spots", min_spots)
+    found = survey(sections, Keys.LOGNORM, table_key)
+    least = _least(min_sections, len(found))
+    return _ranked(sections, found, n, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key)
+
+
 def _ranked(
     sections: Data | Sequence[Data],
     found: Sequence[Survey],

@@ -177,6 +177,8 @@ def _check_species(names: Sequence[str], species: str) -> bool:
     if species not in others:
         return True
     other, like = others[species]
+    if not len(names):
+        raise DataError("The table has no genes (tiles of a slide have none), so there are no names to bring together.")
     examples = like(names)
     share = len(examples) / len(names)
     if share > 0.5:
@@ -185,7 +187,7 @@ def _check_species(names: Sequence[str], species: str) -> bool:
             f"`species={species!r}`. Pass `species={other!r}`; if they are {species}, respell them first, e.g. "
             f"`table.var_names = table.var_names.str.{'upper' if species == 'human' else 'capitalize'}()`."
         )
-    if species == "human" and share > _OTHER_SPECIES:
+    if share > _OTHER_SPECIES:
         warn(
             f"{share:.0%} of the gene names are spelled like those of {other} (e.g. {listed(examples, 3)}): two "
             "species in one table? Their spelling is left as it is."
@@ -282,7 +284,9 @@ def _summed(values: Any, plan: _Plan, where: str) -> Any:
             "not whole numbers. Delete the layer, or harmonise the raw counts."
         )
     summed = values @ plan.sums
-    return sp.csr_matrix(summed).astype(values.dtype) if sp.issparse(values) else np.asarray(summed, dtype=values.dtype)
+    # Sums outgrow small integers.
+    dtype = np.result_type(values.dtype, np.float32 if np.issubdtype(values.dtype, np.floating) else np.int64)
+    return sp.csr_matrix(summed).astype(dtype) if sp.issparse(values) else np.asarray(summed, dtype=dtype)
 
 
 def _entry(plan: _Plan, n_before: int, facts: dict[str, str]) -> dict[str, Any]:

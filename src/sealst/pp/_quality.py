@@ -19,7 +19,7 @@ from sealst._logging import progress as progress_bar
 from sealst._section import Region
 from sealst._validate import check_choice, listed
 from sealst.pp._tissue import quiet
-from sealst.pp._verdict import LOW_QUALITY, all_boxes, base_reasons, judged, of_present_crops, write_reasons
+from sealst.pp._verdict import LOW_QUALITY, base_reasons, judged, of_present_crops, write_reasons
 
 #: what squidpy measures on a picture alone; its tissue fraction is the business of `pp.tissue`
 METRICS = (
@@ -99,6 +99,7 @@ def quality(
     for name in names:
         check_choice("metrics", name, METRICS)
     limits = _limits(thresholds, names)
+    _section.needs_pixels(sdata)
     table = _section.get_table(sdata, table_key)
     stored = table.uns.get(Keys.UNS, {})
     columns = {
@@ -117,7 +118,7 @@ def quality(
             for m, column in zip(missing, values.T, strict=True):
                 columns[Keys.quality(m)][one.rows] = column
         entries[one.name] = {"metrics": np.array([*kept, *missing], dtype=object), "thresholds": limits}
-        entries[one.name] |= {key: crops[key] for key in ("image_key", "boxes")}
+        entries[one.name] |= {key: crops[key] for key in ("image_key", "boxes", "crop_px")}
     reasons = judged(table, columns, stored.get("tissue", {}), entries)
     for name, column in columns.items():
         table.obs[name] = column
@@ -151,7 +152,7 @@ def _measured(
     """Measures of a region's crops, (rows, metrics), NaN where a crop is not inside the image."""
     definition = _section.crop_definition(table, region)
     inside = np.flatnonzero(~np.isin(base_reasons(table)[region.rows].astype(str), _OUTSIDE))
-    boxes = all_boxes(sdata, table, region)[inside]
+    boxes = _section.crop_boxes(sdata, table, region, every=True)[1][inside]
     levels = _section.image_levels(_section.he_image(sdata, definition["image_key"]))
     values = np.full((len(region.rows), len(metrics)), np.nan)
     with progress_bar(None, desc="measuring crops", total=len(boxes), show=show) as bar:

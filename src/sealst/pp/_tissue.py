@@ -24,7 +24,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Region
 from sealst._validate import check_fraction, check_key
-from sealst.pp._verdict import LITTLE_TISSUE, OK, all_boxes, judged, write_reasons
+from sealst.pp._verdict import LITTLE_TISSUE, OK, judged, write_reasons
 
 #: µm per pixel at which tissue is looked for, and pixels of the longer side where the scale is unknown
 _WORKING_UM, _WORKING_PX = 8.0, 1000
@@ -98,6 +98,7 @@ def tissue(
     1.0
     """
     check_fraction("min_tissue", min_tissue)
+    _section.needs_pixels(sdata)
     table = _section.get_table(sdata, table_key)
     stored = table.uns.get(Keys.UNS, {}).get("tissue", {})
     fractions = np.array(table.obs.get(Keys.TISSUE_FRACTION, np.full(table.n_obs, np.nan)), dtype=float)
@@ -156,7 +157,9 @@ def tissue_at(labels: Any, image: Any, *, chunks: tuple[tuple[int, ...], tuple[i
 def _fractions(sdata: SpatialData, table: AnnData, region: Region, labels: Any) -> np.ndarray:
     image = sdata.images[_section.crop_definition(table, region)["image_key"]]
     mask, scale, shift = _frame(labels, image)
-    return box_fractions(mask, all_boxes(sdata, table, region) * np.tile(scale, 2) + np.tile(shift, 2))
+    return box_fractions(
+        mask, _section.crop_boxes(sdata, table, region, every=True)[1] * np.tile(scale, 2) + np.tile(shift, 2)
+    )
 
 
 def _frame(labels: Any, image: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,21 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._errors import OrderError
 from sealst._keys import Keys
-from sealst._section import Region
 
 OK, LITTLE_TISSUE, LOW_QUALITY = "ok", "little tissue", "low quality: "
-
-
-def all_boxes(sdata: SpatialData, table: AnnData, region: Region) -> np.ndarray:
-    """Boxes of every crop of a region, usable or not, in the order of the region's rows."""
-    everyone = AnnData(obs=pd.DataFrame({Keys.CROP_OK: True}, index=table.obs_names))
-    everyone.uns = {Keys.UNS: table.uns.get(Keys.UNS, {})}
-    return _section.crop_boxes(sdata, everyone, region)[1]
 
 
 def base_reasons(table: AnnData) -> np.ndarray:
@@ -71,7 +62,9 @@ def judged(
 
 def of_present_crops(entry: Mapping[str, Any], present: Mapping[str, Any]) -> bool:
     """Whether an entry was made from the crops that a region has now."""
-    return bool(entry) and all(entry.get(key) == present.get(key) for key in ("boxes", "image_key"))
+    # Tissue does not depend on the pixels of a crop, and its entries do not hold them.
+    keys = [key for key in ("boxes", "image_key", "crop_px") if key != "crop_px" or key in entry]
+    return bool(entry) and all(entry.get(key) == present.get(key) for key in keys)
 
 
 def write_reasons(table: AnnData, reasons: np.ndarray) -> None:

@@ -144,6 +144,8 @@ def embed_crops(
         encoder, entry = build_encoder(model, pool=pool, pretrained=pretrained), {"model": model, "pool": pool}
     if device is not None or not isinstance(model, SealModel):
         (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
+    if not table.obs[Keys.CROP_OK].to_numpy(dtype=bool)[np.concatenate([r.rows for r in regions])].any():
+        raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
     out = np.full((table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
     for rows, values in map_crops(
         sdata, table, regions, crop_function(encoder), spec=spec, show=show, desc="embedding crops"
@@ -173,7 +175,13 @@ def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict
     stored = dict(table.uns.get(Keys.UNS, {}).get("embed", {}))
     table.obsm[key] = embedding
     _section.record(table, "embed", stored | {key: entry})
-    logger.info("Wrote .obsm[%r]: %d spots, %d dimensions", key, np.isfinite(embedding[:, 0]).sum(), embedding.shape[1])
+    embedded = int(np.isfinite(embedding[:, 0]).sum())
+    logger.info("Wrote .obsm[%r]: %d spots, %d dimensions", key, embedded, embedding.shape[1])
+    if embedded < len(embedding):
+        logger.info(
+            "%d spots have no usable crop and are NaN; leave them out for scanpy: `table[table.obs['crop_ok']].copy()`",
+            len(embedding) - embedded,
+        )
 
 
 def merged(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -26,13 +26,14 @@ from sealst._logging import logger
 from sealst._section import Region
 from sealst._validate import check_positive, listed
 from sealst.models import SealModel
-from sealst.pp import check_split, select_genes
+from sealst.pp import check_split, rank_genes
 from sealst.tl._inputs import as_sections, check_crops_fit, map_crops
 
 FROZEN, ADAPTED = "frozen + ridge", "adapted + ridge"
 HEAD, IMPUTED = "seal head", "seal retrieval"
 COLOUR, MEAN = "colour + ridge", "mean"
 _RECALL_AT = (1, 5, 10)
+Kind = Literal["hvg", "heg"]
 
 
 @dataclass(frozen=True)
@@ -137,25 +138,25 @@ def _gene_sets(
 ) -> dict[str, np.ndarray]:
     if genes is None:
         genes = {}
-        for kind in ("hvg", "heg"):
+        for kind in get_args(Kind):
             kept = _ranked(model, train, kind, n, table_key)
             genes[f"{kind}{len(kept)}"] = kept
-    position = {g: i for i, g in enumerate(model.panel.genes)}
+    position = {g.upper(): i for i, g in enumerate(model.panel.genes)}
     for name, members in genes.items():
         if not len(members):
             raise PanelError(f"Gene set {name!r} is empty.")
-        if absent := [g for g in members if g not in position]:
+        if absent := [g for g in members if g.upper() not in position]:
             raise PanelError(f"Gene set {name!r} has genes outside the model's panel: {listed(absent)}.")
-    return {name: np.array([position[g] for g in members]) for name, members in genes.items()}
+    return {name: np.array([position[g.upper()] for g in members]) for name, members in genes.items()}
 
 
-def _ranked(model: SealModel, train: Sequence[SpatialData], kind: str, n: int, table_key: str) -> list[str]:
+def _ranked(model: SealModel, train: Sequence[SpatialData], kind: Kind, n: int, table_key: str) -> list[str]:
     """The n genes of the panel that rank first in the training sections."""
 
     def n_vars(sdata: SpatialData) -> int:
         return _section.get_table(sdata, table_key).n_vars
 
-    known, n_all = set(model.panel.genes), max(map(n_vars, train))
+    known, n_all = {g.upper() for g in model.panel.genes}, max(map(n_vars, train))
     kept: list[str] = []
     # A panel joined from sections that measure different genes has genes that not all of them measure.
     least = None if model.panel.availability is None else 1
@@ -163,9 +164,7 @@ def _ranked(model: SealModel, train: Sequence[SpatialData], kind: str, n: int, t
     for top in (len(known), n_all):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SealstWarning)
-            ranked = select_genes(
-                train, top, criterion=kind, layer=model.panel.layer, min_sections=least, table_key=table_key
-            ).genes
+            ranked = rank_genes(train, top, criterion=kind, min_sections=least, table_key=table_key)
         kept = [g for g in ranked if g in known][:n]
         if len(kept) == n:
             break
@@ -283,8 +282,11 @@ def _pearson_rows(
     seed: int,
 ) -> list[dict[str, Any]]:
     rows = []
+    # The same genes for every method: those that all of them can predict and the section measures.
+    scored = view.known & np.all([np.isfinite(p[index]).all(axis=0) for p in predictions.values()], axis=0)
+    if lost := int((view.known & ~scored).sum()):
+        logger.info("%s: %d genes that no section of `train` measures are not scored", view.name, lost)
     for method, predicted in predictions.items():
-        scored = view.known & np.isfinite(predicted[index]).all(axis=0)
         r = np.full(len(scored), np.nan)
         r[scored] = gene_pearson(predicted[index][:, scored], view.measured[:, scored])
         for name, columns in sets.items():
@@ -298,10 +300,11 @@ def _pearson_rows(
 def _retrieval_rows(view: _Views, frozen_prediction: np.ndarray, model: SealModel) -> list[dict[str, Any]]:
     own = np.arange(len(view.gene))
 
+    known = view.known & np.isfinite(frozen_prediction).all(axis=0)
+
     def z(x: np.ndarray) -> np.ndarray:
         # As the gene encoder sees it: the mean where a gene was not measured.
-        z = np.where(view.known, (x - model.panel.mean) / model.panel.std, 0)
-        return np.nan_to_num(z)
+        return np.where(known, (x - model.panel.mean) / model.panel.std, 0)
 
     ranks = {
         "adapted": retrieval_ranks(view.adapted, view.gene, own),
