@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
-from sealst._logging import logger
+from sealst._logging import logger, warn
 from sealst._section import record
 from sealst._validate import check_counts, check_gene_names, check_positive, listed
 from sealst.io._arrays import from_arrays
@@ -263,8 +263,8 @@ def _report_join(section: str, joined: int, dropped: dict[str, int]) -> None:
         text = f"{section}: only {joined} of {joined + orphans} rows of counts have a spot"
         if unused > joined:
             raise DataError(
-                f"{text}, and {unused} of {joined + unused} spots have no counts: counts and spots file are of different "
-                "sections."
+                f"{text}, and {unused} of {joined + unused} spots have no counts: counts and spots file are of "
+                "different sections."
             )
         warn(f"{text}; the rest was dropped. Check that the counts and the spots file belong to the same section.")
 
