@@ -179,3 +179,8 @@ def test_folder_without_weights_is_fine_for_random_ones(tmp_path):
     assert build_encoder(f"local-dir:{tmp_path / 'bare'}", pretrained=False).spec.dim == 192
     with pytest.raises(sl.WeightsError, match="lacks 'model.safetensors'"):
         build_encoder(f"local-dir:{tmp_path / 'bare'}")
+
+
+def test_a_bare_folder_is_told_how_to_be_named(tmp_path):
+    with pytest.raises(sl.WeightsError, match=f"pass 'local-dir:{tmp_path}'"):
+        sl.models.build_encoder(str(tmp_path))

@@ -166,6 +166,8 @@ def _check_name(encoder: str, pretrained: bool) -> None:
                 f"Folder {str(folder)!r} lacks {listed(missing)}. A local encoder is a timm folder: config.json and "
                 "model.safetensors."
             )
+    elif Path(encoder).is_dir():
+        raise WeightsError(f"{encoder!r} is a folder: pass '{_LOCAL}{encoder}'.")
     elif not encoder.startswith("hf-hub:") and not timm.is_model(encoder.split(".")[0]):
         near = difflib.get_close_matches(encoder, timm.list_models("*vit*"), n=4)
         raise WeightsError(
