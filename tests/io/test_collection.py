@@ -386,5 +386,5 @@ def test_an_image_computed_from_itself_is_saved_once(store, in_memory):
 
 def test_a_manifest_with_another_separator_is_told(tmp_path):
     (tmp_path / "m.csv").write_text("path;section\na.zarr;a\n")
-    with pytest.raises(sl.DataError, match=r"no column 'path'.*Columns of a .csv are separated by commas"):
+    with pytest.raises(sl.DataError, match=r"no column 'path'.*columns of a .csv are separated by commas"):
         sl.io.read_collection(tmp_path / "m.csv")

@@ -106,8 +106,8 @@ def _from_manifest(path: Path) -> list[Entry]:
     frame = frame[(frame != "").any(axis=1)]
     if "path" not in frame.columns:
         raise DataError(
-            f"{path.name} has no column 'path' (in lower case); found: {listed(frame.columns)}. Columns of a "
-            f"{path.suffix} are separated by {'commas' if separator == ',' else 'tabs'}."
+            f"{path.name} has no column 'path'; found: {listed(frame.columns)}. Names are in lower case, and "
+            f"columns of a {path.suffix} are separated by {'commas' if separator == ',' else 'tabs'}."
         )
     if taken := [name for name in _RESERVED if name in frame.columns]:
         raise DataError(f"{path.name} has column(s) {listed(taken)}, which sealst writes itself; rename them.")
