@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -168,20 +169,26 @@ def test_damage_is_noticed_when_crops_are_read(tmp_path, small_shards, damage):
         cache.read(np.arange(16, 32))
 
 
-def _write(path, barrier):
-    barrier.wait(60)
-    write_cache(Path(path), [image()], boxes(), 20)
+WRITER = """
+import sys, time
+from pathlib import Path
+import dask.array as da, numpy as np
+from sealst._data.crop_cache import write_cache
+
+folder, name = Path(sys.argv[1]), sys.argv[2]
+data = np.load(folder / "data.npz")
+(folder / f"{name}.ready").touch()
+while len(list(folder.glob("*.ready"))) < 2:
+    time.sleep(0.01)
+write_cache(folder / "c.zarr", [da.from_array(data["image"], chunks=(3, 128, 128))], data["boxes"], 20)
+"""
 
 
 def test_two_writers_leave_one_good_store(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(2)
-    writers = [context.Process(target=_write, args=(str(tmp_path / "c.zarr"), barrier)) for _ in range(2)]
-    for one in writers:
-        one.start()
-    for one in writers:
-        one.join(120)
-    assert [one.exitcode for one in writers] == [0, 0]
+    np.savez(tmp_path / "data.npz", image=np.asarray(image()), boxes=boxes())
+    commands = [[sys.executable, "-c", WRITER, str(tmp_path), name] for name in "ab"]
+    writers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    assert [(one.communicate(timeout=240)[1][-500:], one.returncode)[1] for one in writers] == [0, 0]
     cache = CropCache(tmp_path / "c.zarr")
     np.testing.assert_array_equal(cache.read(cache.slots(boxes())), read_crops([image()], boxes(), 20))
 
