@@ -291,7 +291,12 @@ def expression(
         )
     joined = masked and panel.availability is not None
     min_shared = 0.0 if joined else 0.5
-    return panel.extract(values[rows], table.var_names, min_shared=min_shared, warn_missing=not masked)
+    found = panel.extract(values[rows], table.var_names, min_shared=min_shared, warn_missing=not masked)
+    if masked:
+        # Also a gene in two spellings, of which neither is known to be the one.
+        absent = ~panel.measured(table.var_names)
+        found[:, absent] = panel.mean[absent]
+    return found
 
 
 def record(table: AnnData, name: str, entry: dict[str, Any]) -> None:

@@ -221,3 +221,10 @@ def test_one_plain_view_is_never_cached_when_augmentation_is_wanted():
     assert not use_trunk_cache(params, **size)
     assert use_trunk_cache(sl.tl.TrainParams(epochs=10, views=1, augmentation="none"), **size)
     assert use_trunk_cache(sl.tl.TrainParams(epochs=10, views=4), **size)
+
+
+def test_validation_without_usable_spots_is_refused_before_training(ready, finetune):
+    held = ready(section="v", patient="p9", seed=4)
+    held.tables["table"].obs["crop_ok"] = False
+    with pytest.raises(sl.DataError, match=r"`validation` has 0 spot\(s\) with a usable crop"):
+        finetune([ready(section="a", patient="p1")], validation=held)

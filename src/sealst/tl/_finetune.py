@@ -166,6 +166,8 @@ def finetune(
         stack.enter_context(seeded(seed))
         model = SealModel(base, panel, crop=spec, lora=lora, gene_vae=gene_vae).to(target_device)
         others = _pairs(held, panel, spec, table_key, work / "held_out") if held else None
+        if others is not None and len(others) < 2:
+            raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
         _train(model, params, pairs, others, metrics=folder and folder / "metrics.csv", show=progress,
                trainer_kwargs=trainer_kwargs or {})  # fmt: skip
     model.provenance = provenance
