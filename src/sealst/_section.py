@@ -17,8 +17,8 @@ import pandas as pd
 import xarray as xr
 from anndata import AnnData
 from spatialdata import SpatialData
-from spatialdata.models import TableModel
-from spatialdata.transformations import get_transformation
+from spatialdata.models import Image2DModel, Labels2DModel, TableModel
+from spatialdata.transformations import Identity, get_transformation, set_transformation
 
 from sealst._core.geometry import apply_affine, inside_fraction, similarity_scale, square_boxes
 from sealst._core.panel import GenePanel
@@ -145,6 +145,25 @@ def image_levels(element: Any) -> list[xr.DataArray]:
     return [element]
 
 
+def multiscale(levels: Sequence[Any], transforms: dict[str, Any] | None = None) -> xr.DataTree:
+    """Image (c, y, x) or labels (y, x) with these levels, finest first, in their coordinate systems.
+
+    Pixels of a level are centred where SpatialData takes them to be: every level spans the whole picture.
+    """
+    model, dims = (Image2DModel, "cyx") if levels[0].ndim == 3 else (Labels2DModel, "yx")
+    full = levels[0].shape[-2:]
+    nodes = {}
+    for i, data in enumerate(levels):
+        coords: dict[str, Any] = {"c": ["r", "g", "b"]} if dims == "cyx" else {}
+        for axis, size, whole in zip("yx", data.shape[-2:], full, strict=True):
+            coords[axis] = (np.arange(size) + 0.5) * (whole / size)
+        nodes[f"scale{i}"] = xr.Dataset({"image": xr.DataArray(data, dims=tuple(dims), coords=coords)})
+    tree = xr.DataTree.from_dict(nodes)
+    set_transformation(tree, transforms or {"global": Identity()}, set_all=True)
+    model().validate(tree)
+    return tree
+
+
 def spot_table(sdata: SpatialData, region: Region) -> gpd.GeoDataFrame:
     """Spots element of a region, in the order of the table's rows; joined by id."""
     check_key(
@@ -168,6 +187,11 @@ def affine(element: Any, system: str) -> np.ndarray:
     systems = get_transformation(element, get_all=True)
     check_key(systems, system, where="the element's coordinate systems", hint="Name one with `coordinate_system=`.")
     return np.asarray(systems[system].to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y")), dtype=float)
+
+
+def between(source: Any, target: Any, system: str) -> np.ndarray:
+    """3 x 3 affine from an element's own (x, y) coordinates to another's, through a coordinate system of both."""
+    return np.linalg.inv(affine(target, system)) @ affine(source, system)
 
 
 def mpp_of(element: Any) -> float | None:
@@ -239,7 +263,7 @@ def crop_boxes(
     x0, y0, x1, y1 = shapes.loc[region.ids[ok]].bounds.to_numpy(dtype=float).T
     # Image and squares may have got different transformations since pairing, as after `sdata.query.bounding_box`.
     system = definition["coordinate_system"]
-    to_image = np.linalg.inv(affine(image, system)) @ affine(shapes, system)
+    to_image = between(shapes, image, system)
     scale = similarity_scale(to_image)
     if scale is None:
         raise ScaleError(f"Crops and image of {region.name!r} no longer share a frame; run `sl.pp.pair_crops` again.")

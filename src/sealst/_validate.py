@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
@@ -60,6 +61,22 @@ def check_gene_names(names: Sequence[str], *, where: str) -> None:
             f"Duplicate gene names in {where}: {listed(values[counts > 1])}. "
             "Sum or drop the duplicate columns; `adata.var_names_make_unique()` keeps both under different names."
         )
+
+
+def check_section(section: str) -> None:
+    """Raise unless a name of a section may name elements of SpatialData."""
+    # The rule of SpatialData for names of elements.
+    allowed = isinstance(section, str) and section and not section.startswith("__")
+    if not allowed or not all(c.isalnum() or c in "_-." for c in section):
+        raise DataError(
+            f"`section` must be a name of letters, digits, '_', '-' and '.' that does not start with '__', "
+            f"found {section!r}."
+        )
+
+
+def section_name(name: str) -> str:
+    """Name of a section made from any text, such as a file's name."""
+    return re.sub(r"[^\w.-]", "_", name).lstrip("_.") or "section"
 
 
 def check_counts(x: Any, *, where: str, kept: str = "") -> None:

@@ -139,3 +139,18 @@ def test_tables_that_cannot_be_used_are_refused(frame, match) -> None:
 def test_a_missing_file_is_named(tmp_path) -> None:
     with pytest.raises(DataError, match="is not a file. Name a TSV or CSV"):
         load_table(tmp_path / "none.tsv")
+
+
+@pytest.mark.parametrize(
+    ("symbol", "ensembl"),
+    [
+        ("CD99", "ENSG00000002586"),
+        ("IL3RA", "ENSG00000185291"),
+        ("CRLF2", "ENSG00000205755"),
+        ("ERBB2", "ENSG00000141736"),
+    ],
+)
+def test_the_packaged_table_gives_the_usual_id_first(symbol, ensembl) -> None:
+    packaged = human_table()
+    assert packaged.ensembl[symbol][0] == ensembl
+    assert [one.symbol for one in resolve([f"{ensembl}.14"], packaged)] == [symbol]

@@ -388,3 +388,23 @@ def test_a_manifest_with_another_separator_is_told(tmp_path):
     (tmp_path / "m.csv").write_text("path;section\na.zarr;a\n")
     with pytest.raises(sl.DataError, match=r"no column 'path'.*columns of a .csv are separated by commas"):
         sl.io.read_collection(tmp_path / "m.csv")
+
+
+def test_check_leaves_a_save_that_was_cut_off_as_it_is(store, monkeypatch):
+    sections = sl.io.read_collection(store.parent)
+    s = sections[0]
+    s.tables["table"].obs["run"] = 1
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_store, "_swap", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sections.save(s)
+    before = sorted(str(p) for p in store.parent.rglob("*"))
+    report = sl.io.check(store)
+    assert any("A save was cut off; `sl.io.read(path)` finishes it" in p.text for p in report.problems)
+    assert sorted(str(p) for p in store.parent.rglob("*")) == before
+    assert sl.io.read(store).tables["table"].obs["run"].eq(1).all()
+    assert not any("cut off" in p.text for p in sl.io.check(store).problems)

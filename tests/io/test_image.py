@@ -440,3 +440,14 @@ def test_pictures_that_are_no_he(image: np.ndarray, options: dict[str, Any], fou
         sl.DataError, match=rf"a\.tif holds .*{found}; an H&E image is 8-bit red, green and blue\. Convert"
     ):
         sl.io.open_image(tmp_path / "a.tif")
+
+
+def test_levels_that_are_computed_are_told_from_stored_ones(tmp_path: Path) -> None:
+    from sealst._section import image_levels
+    from sealst.io._pyramid import is_computed
+
+    flat = write_pyramid(tmp_path / "flat.tif", [np.tile(IMAGE, (2, 2, 1))], compression="zlib")
+    sdata = sl.io.read_wsi(flat, section="s")
+    assert [is_computed(level) for level in image_levels(sdata.images["s_he"])] == [False, True, True]
+    sdata = sl.io.read_wsi(write_pyramid(tmp_path / "deep.tif", [IMAGE, halved(IMAGE)]), section="s")
+    assert [is_computed(level) for level in image_levels(sdata.images["s_he"])] == [False, False]

@@ -649,14 +649,28 @@ def test_damaged_gzip_is_not_read_in_part(run: Run) -> None:
         run.read()
 
 
-def test_a_reversed_shift_is_refused_although_most_lies_inside(run: Run) -> None:
-    shifted = MATRIX.copy()
-    shifted[:2, 2] += np.array([0.12, 0.0]) * WIDTH @ MATRIX[:2, :2].T
-    run.align(np.linalg.inv(np.linalg.inv(MATRIX)))
-    run.read()
+@pytest.mark.parametrize("turn", [0.0, 0.3])
+def test_a_reversed_alignment_is_refused_although_most_lies_inside(run: Run, turn: float) -> None:
+    matrix = similarity(1.02, turn, mirrored=False, shift=(60.0, -40.0))
+    pixels = np.random.default_rng(5).uniform([0, 0], [WIDTH, HEIGHT], (3000, 2))
+    frame = transcript_frame().iloc[:3000].drop(columns=["he_x", "he_y"])
+    frame[["x_location", "y_location"]] = to_um(pixels, matrix)
+    run.transcripts(frame.assign(feature_name="EPCAM", is_gene=True, qv=40.0))
+    write_image(run.image, mpp=None)
+    run.align(matrix)
+    assert run.read().tables["table"].uns["sealst"]["read_xenium"]["outside_image"] == 0
+    inverse = np.linalg.inv(matrix)
+    back = apply_affine(np.linalg.inv(inverse), to_um(pixels, matrix) / PIXEL_UM)
+    inside = ((back >= 0) & (back < [WIDTH, HEIGHT])).all(axis=1).mean()
+    assert 0.5 < inside < 0.95, "most lies inside although the direction is wrong"
+    run.align(inverse)
+    with pytest.raises(sl.ScaleError, match="it is given in the wrong direction"):
+        run.read()
+
+
+def test_much_outside_the_image_is_said(run: Run) -> None:
     frame = transcript_frame()
-    inside = frame["he_x"].between(0, WIDTH) & frame["he_y"].between(0, HEIGHT)
-    run.transcripts(frame[inside])
-    run.align(shifted)
-    with pytest.warns(sl.SealstWarning, match=r"lie outside the H&E image and are left out"):
+    frame.loc[frame.index[:600], "x_location"] += 10_000
+    run.transcripts(frame)
+    with pytest.warns(sl.SealstWarning, match="lie outside the H&E image .* and are left out"):
         run.read()

@@ -292,3 +292,21 @@ def test_cached_crops_survive_writing_the_section(toy_section, tmp_path):
     assert source.cache is not None
     _, original = _section.crop_source(sdata, sdata.tables["table"], region, 56.5)
     np.testing.assert_array_equal(gather_crops([source], 32, tmp_path), read_crops(original.levels, original.boxes, 32))
+
+
+def test_overwriting_replaces_stores_only(tmp_path):
+    (tmp_path / "c.zarr").mkdir()
+    (tmp_path / "c.zarr" / "thesis.txt").write_text("years of work")
+    with pytest.raises(sl.DataError, match="is no store of crops and is not replaced"):
+        write_cache(tmp_path / "c.zarr", [image()], boxes(), 20, overwrite=True)
+    assert (tmp_path / "c.zarr" / "thesis.txt").exists()
+
+
+def test_a_damaged_store_says_how_to_replace_it(tmp_path, small_shards):
+    squares = boxes()
+    write_cache(tmp_path / "c.zarr", [image()], squares, 20)
+    (tmp_path / "c.zarr" / "crops" / "c" / "1" / "0" / "0" / "0").unlink()
+    with pytest.raises(sl.DataError, match=r"a file is missing.*overwrite=True"):
+        write_cache(tmp_path / "c.zarr", [image()], squares, 20)
+    cache = write_cache(tmp_path / "c.zarr", [image()], squares, 20, overwrite=True)
+    np.testing.assert_array_equal(cache.read(cache.slots(squares)), read_crops([image()], squares, 20))

@@ -11,7 +11,8 @@ from spatialdata.transformations import Affine, Identity, Scale, Sequence, get_t
 
 import sealst as sl
 from sealst import _section
-from sealst.io._pyramid import levels_of, multiscale
+from sealst._section import multiscale
+from sealst.io._pyramid import levels_of
 
 HEIGHT, WIDTH = 1500, 2000
 #: tissue, (x0, y0, x1, y1) in pixels

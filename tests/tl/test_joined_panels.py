@@ -72,3 +72,16 @@ def test_evaluation_leaves_out_what_a_section_lacks(mixed, ready, finetune, capl
     lacking = sl.tl.evaluate(model, mixed[1], held[0], genes={"lacking": ["EPCAM"]})
     score = lacking[lacking["metric"] == "pearson"].set_index("method")["value"]
     assert score.isna().all()
+
+
+@pytest.mark.filterwarnings("ignore:The key")
+@pytest.mark.parametrize("joined", [False, True])
+def test_default_gene_sets_where_training_sections_share_no_gene(ready, finetune, joined):
+    first = targeted(ready, section="one", patient="p1", seed=1, drop=("EPCAM", "KRT8", "ACTB", "ERBB2"))
+    second = targeted(ready, section="two", patient="p2", seed=2, drop=("VIM", "COL1A1", "CD3E", "MS4A1"))
+    whole, held = ready(section="whole", patient="p3"), ready(section="held", patient="p4", seed=4)
+    sections = [first, second] if joined else [whole]
+    panel = sl.pp.select_genes(sections, criterion=["EPCAM", "VIM", "KRT8", "CD3E"], min_sections=1)
+    model = finetune(sections, panel=panel)
+    table = sl.tl.evaluate(model, [first, second], held, n_genes=4)
+    assert set(table.loc[table["metric"] == "pearson", "genes"]) == {"hvg4", "heg4"}

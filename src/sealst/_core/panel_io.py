@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sealst._errors import PanelError
+from sealst._files import write_text
 from sealst._validate import listed
 
 if TYPE_CHECKING:
@@ -44,12 +44,7 @@ def write_panel(panel: GenePanel, target: Path) -> None:
     lines = [f"# {key}: {json.dumps(value)}" for key, value in facts.items()]
     lines.append("\t".join(names))
     lines += ["\t".join(row) for row in zip(*columns, strict=True)]
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(target, "\n".join(lines) + "\n")
 
 
 def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:

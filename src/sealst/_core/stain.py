@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sealst._errors import DataError, MissingKeyError
+from sealst._files import write_text
 
 #: numbers that a method needs
 STAIN_VALUES: Mapping[str, tuple[str, ...]] = {
@@ -54,10 +55,7 @@ class Stain:
         """Write the stain to a JSON file."""
         values = {name: value.tolist() for name, value in self.values.items()}
         content = {"format": _FORMAT} | self.as_dict() | {"values": values}
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        partial.replace(target)
+        write_text(Path(path), json.dumps(content, indent=1))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Stain:
@@ -70,4 +68,4 @@ class Stain:
             raise DataError(f"{str(path)!r} is no stain file: {error}") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise DataError(f"{str(path)!r} is no stain file of this version; write one with `stain.save(path)`.")
-        return cls(content["method"], content["values"], content.get("section", ""))
+        return cls(content.get("method", ""), content.get("values", {}), content.get("section", ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -25,16 +25,14 @@ def _with_margin(low: np.ndarray, high: np.ndarray, margin: np.ndarray, limit: i
     return np.minimum(first, np.maximum(first - margin, 0)), np.maximum(last, np.minimum(last + margin, limit))
 
 
-def _windows(grid: Grid, boxes: np.ndarray, px: int) -> np.ndarray:
+def _windows(grid: Grid, boxes: np.ndarray, aligned: np.ndarray, px: int) -> np.ndarray:
     """Whole pixels to read for each box, (n, 4)."""
     x0, y0, x1, y1 = boxes.T
     # A margin lets the resampling filter see the pixels beyond the box, as it would in the whole image.
     margin = np.ceil(2 * np.maximum((x1 - x0) / px, 1)) + 1
-    margin[_is_aligned(boxes, px)] = 0
     left, right = _with_margin(x0, x1, margin, grid.width)
     top, bottom = _with_margin(y0, y1, margin, grid.height)
-    aligned = _is_aligned(boxes, px)[:, None]
-    return np.where(aligned, boxes.round(), np.column_stack([left, top, right, bottom])).astype(int)
+    return np.where(aligned[:, None], boxes.round(), np.column_stack([left, top, right, bottom])).astype(int)
 
 
 def _resized(pixels: np.ndarray, box: np.ndarray, px: int) -> np.ndarray:
@@ -42,21 +40,31 @@ def _resized(pixels: np.ndarray, box: np.ndarray, px: int) -> np.ndarray:
     return np.asarray(picture.resize((px, px), Image.Resampling.BICUBIC, box=tuple(box)))
 
 
-def _scaled(levels: Sequence[Any], boxes: np.ndarray, px: int, level: int | None) -> tuple[Grid, np.ndarray]:
-    """Level to read and the boxes in its pixels."""
-    downsamples = np.array([levels[0].shape[2] / one.shape[2] for one in levels])
-    wanted = float(np.median(boxes[:, 2] - boxes[:, 0])) / px
-    used = levels[pick_level(downsamples, wanted) if level is None else level]
-    return Grid(used), boxes * np.array([used.shape[2] / levels[0].shape[2], used.shape[1] / levels[0].shape[1]] * 2)
+class _Plan(NamedTuple):
+    """What to read and in which order."""
+
+    grid: Grid
+    #: positions into the boxes asked for, (n,)
+    order: np.ndarray
+    #: boxes in pixels of the level, in reading order, (n, 4)
+    boxes: np.ndarray
 
 
-def reading_order(levels: Sequence[Any], boxes: np.ndarray, px: int, *, level: int | None = None) -> np.ndarray:
-    """Positions into `boxes` in the order in which `iter_crops` yields them."""
+def _plan(levels: Sequence[Any], boxes: np.ndarray, px: int, level: int | None = None) -> _Plan:
     boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
-    if not len(boxes):
-        return np.empty(0, dtype=int)
-    grid, local = _scaled(levels, boxes, px, level)
-    return grid.order((local[:, :2] + local[:, 2:]) / 2)
+    downsamples = np.array([levels[0].shape[2] / one.shape[2] for one in levels])
+    if level is None:
+        level = pick_level(downsamples, float(np.median(boxes[:, 2] - boxes[:, 0])) / px) if len(boxes) else 0
+    used = levels[level]
+    grid = Grid(used)
+    local = boxes * np.array([used.shape[2] / levels[0].shape[2], used.shape[1] / levels[0].shape[1]] * 2)
+    order = grid.order((local[:, :2] + local[:, 2:]) / 2)
+    return _Plan(grid, order, local[order])
+
+
+def reading_order(levels: Sequence[Any], boxes: np.ndarray, px: int) -> np.ndarray:
+    """Positions into `boxes` in the order in which `iter_crops` yields them."""
+    return _plan(levels, boxes, px).order
 
 
 def iter_crops(
@@ -84,13 +92,9 @@ def iter_crops(
     ------
     Positions into `boxes`, (b,), and the crops, uint8 (b, px, px, 3).
     """
-    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
-    if not len(boxes):
-        return
-    grid, local = _scaled(levels, boxes, px, level)
-    order = grid.order((local[:, :2] + local[:, 2:]) / 2)
-    local = local[order]
-    windows, aligned = _windows(grid, local, px), _is_aligned(local, px)
+    grid, order, local = _plan(levels, boxes, px, level)
+    aligned = _is_aligned(local, px)
+    windows = _windows(grid, local, aligned, px)
     with ThreadPoolExecutor(max_workers=n_threads()) as pool:
         reader = WindowReader(grid, windows, pool)
 

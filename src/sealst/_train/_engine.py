@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +24,7 @@ from sealst._data.dataset import PairDataset, as_is
 from sealst._data.store import CropSource, gather_crops
 from sealst._data.tokens import cache_tokens, token_bytes
 from sealst._errors import DataError
+from sealst._files import write_text
 from sealst._logging import logger, progress
 from sealst._settings import settings
 from sealst._train._module import AlignStage, WarmupStage, _Stage
@@ -57,7 +56,7 @@ class _Recorder(L.Callback):
         self.bar.set_postfix({k.removeprefix("train_"): f"{v:.3f}" for k, v in metrics.items()})
         self.bar.update()
         if self.path is not None and trainer.is_global_zero:
-            write_csv(pd.DataFrame(self.rows), self.path)
+            write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.bar.close()
@@ -65,15 +64,6 @@ class _Recorder(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if hasattr(self, "bar"):
             self.bar.close()
-
-
-def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write a CSV atomically."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    frame.to_csv(name, index=False)
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from spatialdata.transformations import Identity, Scale
 
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._validate import check_choice, check_gene_names, check_positive, listed
+from sealst._section import multiscale
+from sealst._validate import check_choice, check_gene_names, check_positive, check_section, listed
 from sealst.io._image import SlideImage
-from sealst.io._pyramid import extended, levels_of, multiscale, squidpy_library
+from sealst.io._pyramid import extended, levels_of, squidpy_library
 
 
 def from_arrays(
@@ -107,7 +108,7 @@ def from_arrays(
     counts = sp.csr_matrix(counts, dtype=np.float32, copy=True)
     xy = np.array(xy, dtype=float)
     ids = np.asarray([str(i) for i in (range(len(xy)) if spot_ids is None else spot_ids)], dtype=object)
-    _check_section(section)
+    check_section(section)
     _check_arrays(image, counts, xy, genes, ids)
     check_positive("mpp", mpp)
     check_positive("spot_um", spot_um)
@@ -133,16 +134,6 @@ def from_arrays(
         shapes={region: _SHAPES[spot_shape](xy, ids, diameter_px / 2, transforms)},
         tables={Keys.TABLE: TableModel.parse(table, region=region, region_key="region", instance_key="spot_id")},
     )
-
-
-def _check_section(section: str) -> None:
-    # The rule of SpatialData for names of elements.
-    allowed = isinstance(section, str) and section and not section.startswith("__")
-    if not allowed or not all(c.isalnum() or c in "_-." for c in section):
-        raise DataError(
-            f"`section` must be a name of letters, digits, '_', '-' and '.' that does not start with '__', "
-            f"found {section!r}."
-        )
 
 
 def _check_arrays(image: Any, counts: sp.csr_matrix, xy: np.ndarray, genes: Sequence[str], ids: Any) -> None:

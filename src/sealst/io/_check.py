@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from spatialdata import SpatialData
+from spatialdata import SpatialData, read_zarr
 
 from sealst import _section
 from sealst._errors import SealstError
@@ -18,6 +18,7 @@ from sealst._keys import Keys
 from sealst.io import _check_rules, _check_table
 from sealst.io._check_subject import Fact, Options, Problem, Subject, told, tried
 from sealst.io._formats import format_of
+from sealst.io._store import is_unfinished
 
 _COLUMNS = ("region", "topic", "name", "value")
 _MARKS = {"error": "✗ error", "warning": "! warning"}
@@ -102,7 +103,7 @@ def check(
 
     It says what was recognised, where the physical scale comes from, how the spots lie on the image and on its tissue,
     what the genes are called and whether raw counts are there. Bad data does not raise, it is reported. Of the image
-    at most a coarse level is read; nothing is written.
+    a coarse level is read (all of it, once, where the file of a folder has none); nothing is written.
 
     Parameters
     ----------
@@ -143,7 +144,7 @@ def check(
     if sdata is None:
         target = str(data)
         stated = {"mpp": mpp, "image": image}
-        kind, sdata, found = _opened(Path(data).expanduser(), {k: v for k, v in stated.items() if v is not None})
+        kind, sdata, found = _opened(Path(data), {k: v for k, v in stated.items() if v is not None})
         note(found)
     if sdata is not None:
         note(_guarded(_check_rules.elements, sdata))
@@ -161,10 +162,16 @@ def _opened(path: Path, options: dict[str, Any]) -> tuple[str, SpatialData | Non
     kind, sdata, problems = "not recognised", None, []
     with tried() as caught:
         try:
+            path = path.expanduser()
             found = format_of(path)
             kind = f"{found.name} ({found.reader})"
-            # A store states its scale itself, and is compared with `mpp` later.
-            sdata = found.read(path, **({} if found.name == "zarr" else options))
+            if found.name == "zarr":
+                # As it is: `sl.io.read` would finish a save that was cut off. Its scale is compared with `mpp` later.
+                sdata = read_zarr(path)
+                if is_unfinished(path):
+                    problems.append(Problem("warning", "A save was cut off; `sl.io.read(path)` finishes it."))
+            else:
+                sdata = found.read(path, **options)
         except Exception as error:  # noqa: BLE001 - the report is where any failure belongs
             problems.append(Problem("error", _text(error)))
     return kind, sdata, [*problems, *told(caught)]

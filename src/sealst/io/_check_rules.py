@@ -18,6 +18,7 @@ from sealst._errors import DataError, MissingKeyError, SealstError
 from sealst._keys import Keys
 from sealst._validate import listed
 from sealst.io._check_subject import Fact, Problem, Subject, told, tried
+from sealst.io._pyramid import is_computed
 
 #: pitch of arrays in µm, by a word in the name of the technology
 PITCHES = {"visium hd": None, "visium": 100.0, "spatial transcriptomics": 200.0}
@@ -234,8 +235,9 @@ def _on_tissue(subject: Subject, trial: SpatialData) -> Iterator[Finding]:
     """What `pp.tissue` would find, by calling it on the stand-in that has crops."""
     from sealst.pp import tissue
 
-    if _section.image_levels(subject.element)[-1].size > 3 * _LOADED_PX:
-        yield Fact("crops", "on tissue", "not measured: the image has no coarse scale")
+    stored = [level for level in _section.image_levels(subject.element) if not is_computed(level)]
+    if stored[-1].size > 3 * _LOADED_PX:
+        yield Fact("crops", "on tissue", "not measured: the image has no coarse scale, and all of it would be read")
         return
     with tried():
         tissue(trial, min_tissue=_MIN_TISSUE)

@@ -24,9 +24,6 @@ from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import Region
 
-#: what bad data raises on its way through the libraries; the check reports it instead
-BAD_DATA = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-
 
 class Fact(NamedTuple):
     """Something that was found."""
@@ -110,7 +107,7 @@ class Subject:
     @cached_property
     def centres(self) -> np.ndarray:
         """Centres of the spots in pixels of the image, (n, 2)."""
-        matrix = np.linalg.inv(_section.affine(self.element, self.system)) @ _section.affine(self.spots, self.system)
+        matrix = _section.between(self.spots, self.element, self.system)
         points = self.spots.geometry.centroid
         return apply_affine(matrix, np.column_stack([points.x, points.y]))
 

@@ -21,10 +21,9 @@ from sealst._core.lattice import pitch
 from sealst._core.scale import agreed
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
-from sealst._section import Region
-from sealst._validate import check_key, check_positive, listed
-from sealst.io._arrays import _check_section
-from sealst.io._pyramid import CHUNK_PX, extended, multiscale, squidpy_library
+from sealst._section import Region, multiscale
+from sealst._validate import check_key, check_positive, check_section, listed
+from sealst.io._pyramid import CHUNK_PX, extended, squidpy_library
 
 #: a level up to this many pixels along its longer side may be read as a whole
 _SMALL_PX = 4096
@@ -101,7 +100,7 @@ def from_spatialdata(
     element = _section.he_image(sdata, image_key)
     spots = _section.spot_table(sdata, one)
     name = section or _default_section(source, one)
-    _check_section(name)
+    check_section(name)
     to_image = _to_image(element, spots, coordinate_system, region=region, image=image_key)
     geometry, centres = _moved(spots, to_image)
     scale, origin = _scale(element, image_key, centres, mpp=mpp, pitch_um=pitch_um)
@@ -137,7 +136,7 @@ def _default_section(table: AnnData, region: Region) -> str:
 
 
 def _to_image(element: Any, spots: Any, system: str, *, region: str, image: str) -> np.ndarray:
-    matrix = np.linalg.inv(_section.affine(element, system)) @ _section.affine(spots, system)
+    matrix = _section.between(spots, element, system)
     if similarity_scale(matrix) is None:
         raise ScaleError(
             f"Spots {region!r} and image {image!r} are stretched unevenly against each other in coordinate system "

@@ -20,11 +20,10 @@ from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import record
-from sealst._validate import check_counts, check_key, check_positive, listed
+from sealst._validate import check_counts, check_key, check_positive, listed, section_name
 from sealst.io._arrays import from_arrays
 from sealst.io._hest_files import Sample, find_sample, in_patches, read_facts, read_table
 from sealst.io._image import SlideImage, open_image
-from sealst.io._spaceranger import section_name
 
 #: what of the metadata goes into the provenance
 _KEPT = ("dataset_title", "species", "disease_state", "oncotree_code", "preservation_method", "pixel_size_um_embedded")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import IO, cast
 
 import dask.array as da
 import numpy as np
@@ -23,6 +25,8 @@ from sealst.io._vendor import dicom_file, is_installed, open_vendor
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".qptiff")
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _pillow_limit = threading.Lock()
+#: what Pillow and gzip raise for damaged or empty files
+_UNREADABLE = (OSError, EOFError, SyntaxError, ValueError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,16 +160,31 @@ def any_size() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Pixels (y, x, 3) of a file that Pillow reads, in memory; of several pages the first."""
+def _stream(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else open(path, "rb")
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a file that Pillow reads, also gzipped; its pixels are not read."""
     from PIL import Image
 
     try:
-        with any_size(), Image.open(path) as picture:
+        with any_size(), _stream(path) as stream, Image.open(stream) as picture:
+            return picture.size
+    except _UNREADABLE as error:
+        raise DataError(f"{path.name} could not be read as an image: {error}") from error
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Pixels (y, x, 3) of a file that Pillow reads, also gzipped, in memory; of several pages the first."""
+    from PIL import Image
+
+    try:
+        with any_size(), _stream(path) as stream, Image.open(stream) as picture:
             if picture.mode not in {"RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr"}:
                 raise DataError(
                     f"{path.name} is not a colour image (Pillow mode {picture.mode!r}); an RGB H&E is needed."
                 )
             return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-    except (OSError, SyntaxError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"{path.name} could not be read as an image: {error}") from error

@@ -18,8 +18,7 @@ from sealst._core.scale import agreed
 from sealst._errors import DataError, SealstError
 from sealst._keys import Keys
 from sealst._logging import warn
-from sealst._validate import check_positive, listed
-from sealst.io._arrays import _check_section
+from sealst._validate import check_positive, check_section, listed
 from sealst.io._formats import FORMATS, format_of, is_store
 from sealst.io._store import open_store
 
@@ -148,7 +147,7 @@ def _row_entry(row: dict[str, Any], folder: Path) -> Entry:
     if "mpp" in options:
         check_positive("mpp", options["mpp"])
     if Keys.SECTION in row:
-        _check_section(row[Keys.SECTION])
+        check_section(row[Keys.SECTION])
     if "image" in options:
         if kind == ZARR:
             raise DataError("a zarr store holds its image; leave `image` empty.")

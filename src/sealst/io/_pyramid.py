@@ -1,4 +1,4 @@
-"""Pyramids of an image: levels, multiscale elements, thumbnails."""
+"""Pyramids of an image: levels and thumbnails."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-import xarray as xr
-from spatialdata.models import Image2DModel
-from spatialdata.transformations import set_transformation
 
 CHUNK_PX = 1024
 _THUMBNAIL_PX = 800
@@ -76,28 +73,15 @@ def extended(levels: Sequence[da.Array]) -> list[da.Array]:
     return out
 
 
+def is_computed(level: Any) -> bool:
+    """Whether a level was added by `extended`, so that reading it reads finer ones."""
+    return str(getattr(level.data if hasattr(level, "dims") else level, "name", "")).startswith(_quartered.__name__)
+
+
 def _quartered(block: np.ndarray) -> np.ndarray:
     """Means of 2 x 2 pixels, rounded half up; whole numbers are several times faster than floats here."""
     total = np.add(block[:, ::2], block[:, 1::2], dtype=np.uint16)
     return ((total[:, :, ::2] + total[:, :, 1::2] + 2) >> 2).astype(np.uint8)
-
-
-def multiscale(levels: Sequence[da.Array], transforms: dict[str, Any]) -> xr.DataTree:
-    """Image element of SpatialData from levels (c, y, x) that all span the same picture."""
-    _, *full = levels[0].shape
-    nodes = {}
-    for i, data in enumerate(levels):
-        centres = {
-            axis: (np.arange(size) + 0.5) * (whole / size)
-            for axis, size, whole in zip("yx", data.shape[1:], full, strict=True)
-        }
-        nodes[f"scale{i}"] = xr.Dataset(
-            {"image": xr.DataArray(data, dims=("c", "y", "x"), coords={"c": ["r", "g", "b"], **centres})}
-        )
-    tree = xr.DataTree.from_dict(nodes)
-    set_transformation(tree, transforms, set_all=True)
-    Image2DModel().validate(tree)
-    return tree
 
 
 def squidpy_library(levels: Sequence[da.Array], diameter_px: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from sealst._core.binning import sum_rows
+from sealst._core.pooling import sum_columns
 from sealst._errors import DataError
 from sealst._logging import logger
 from sealst._validate import listed
@@ -207,26 +207,21 @@ def _read_mtx(folder: Path, prefix: str) -> tuple[sp.csr_matrix, np.ndarray, pd.
 
 def _sum_symbols(x: Any, features: pd.DataFrame, name: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
     """Counts by gene symbol, in the order of the first gene of each; a gene without a symbol is called by its id."""
-    ids = (
-        features["gene_ids"].astype(str).to_numpy()
-        if "gene_ids" in features
-        else features["symbol"].astype(str).to_numpy()
-    )
-    symbols = features["symbol"].astype(str).str.strip().to_numpy()
-    symbols = np.where((symbols == "") | (symbols == "nan"), ids, symbols)
-    member, unique = pd.factorize(symbols)
-    first = np.unique(member, return_index=True)[1]
-    var = pd.DataFrame({"gene_ids": ids[first]}, index=pd.Index(unique))
+    features = features.astype(str)
+    ids = features["gene_ids" if "gene_ids" in features else "symbol"]
+    symbols = features["symbol"].str.strip()
+    symbols = symbols.where(~symbols.isin(["", "nan"]), ids)
+    twice = symbols[symbols.duplicated()].unique()
+    counts, first = sum_columns(x, list(symbols)) if len(twice) else (x, np.arange(len(symbols)))
+    var = pd.DataFrame({"gene_ids": ids.to_numpy()[first]}, index=pd.Index(symbols.to_numpy()[first]))
     if "genome" in features:
-        var["genome"] = features["genome"].astype(str).to_numpy()[first]
-    if len(unique) == len(symbols):
-        return sp.csr_matrix(x, dtype=np.float32), var
-    shared = unique[np.bincount(member) > 1]
-    logger.info(
-        f"{name}: {len(symbols)} genes have {len(unique)} symbols; counts of one symbol were summed "
-        f"({listed(shared, 4)}), `.var['gene_ids']` names the first gene of each"
-    )
-    return sp.csr_matrix(sum_rows(sp.csr_matrix(x.T), member, len(unique)).T), var
+        var["genome"] = features["genome"].to_numpy()[first]
+    if len(twice):
+        logger.info(
+            f"{name}: {len(symbols)} genes have {len(var)} symbols; counts of one symbol were summed "
+            f"({listed(twice, 4)}), `.var['gene_ids']` names the first gene of each"
+        )
+    return sp.csr_matrix(counts, dtype=np.float32), var
 
 
 def read_factors(outs: Outs) -> dict[str, float]:
@@ -240,8 +235,3 @@ def read_factors(outs: Outs) -> dict[str, float]:
         return {k: float(v) for k, v in held.items() if isinstance(v, int | float) and np.isfinite(v) and v > 0}
     except (*READ_ERRORS, AttributeError) as error:
         raise DataError(f"{path} is not a JSON file of scale factors: {error}") from error
-
-
-def section_name(name: str) -> str:
-    """Name that elements of SpatialData may have."""
-    return re.sub(r"[^\w.-]+", "_", name).strip("_") or "section"

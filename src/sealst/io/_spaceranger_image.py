@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 
@@ -18,7 +15,7 @@ from sealst._core.scale import TOLERANCE, agreed
 from sealst._errors import DataError, ScaleError
 from sealst._logging import warn
 from sealst._validate import check_positive, listed
-from sealst.io._image import SlideImage, any_size, open_image
+from sealst.io._image import SlideImage, open_image, picture_size, read_picture
 from sealst.io._spaceranger import Outs, visible
 
 #: Space Ranger's small pictures of the same field of view, the larger first
@@ -104,8 +101,8 @@ def _small_picture(outs: Outs, factors: Mapping[str, float], section: str) -> Pi
         path, factor = outs.find(f"tissue_{kind}_image.png"), factors.get(f"tissue_{kind}_scalef")
         if path is None or factor is None:
             continue
-        _refuse_cytassist(outs, _read_size(path), factor)
-        return Picture(_read_png(path), factor, kind, str(path))
+        _refuse_cytassist(outs, picture_size(path), factor)
+        return Picture(read_picture(path), factor, kind, str(path))
     slides = [n for n in visible(outs.folder) if n.lower().endswith(_SLIDES)]
     raise DataError(
         f"{section}: no picture. `image` was not given, and {str(outs.folder)!r} has no 'tissue_hires_image.png' or "
@@ -127,7 +124,7 @@ def warn_if_small(picture: Picture, mpp: float, section: str) -> None:
 
 def _refuse_cytassist(outs: Outs, size: tuple[int, int], factor: float) -> None:
     path = next((p for n in ("cytassist_image.tiff", "cytassist_image.tif") if (p := outs.find(n))), None)
-    if path is not None and _about(_read_size(path), (size[0] / factor, size[1] / factor), 2 / factor):
+    if path is not None and _about(picture_size(path), (size[0] / factor, size[1] / factor), 2 / factor):
         raise DataError(
             f"Space Ranger ran on CytAssist's picture alone ({path.name}), so its small pictures are no H&E either. "
             "Run it with the microscope's picture (`--image`) and pass that as `image=`."
@@ -136,7 +133,7 @@ def _refuse_cytassist(outs: Outs, size: tuple[int, int], factor: float) -> None:
 
 def _check_size(size: tuple[int, int], outs: Outs, factors: Mapping[str, float], coordinate_scale: float) -> None:
     """Refuse a picture that is not the one Space Ranger saw, as far as the small pictures tell its size."""
-    small = {k: _read_size(p) for k in SMALL if (p := outs.find(f"tissue_{k}_image.png"))}
+    small = {k: picture_size(p) for k in SMALL if (p := outs.find(f"tissue_{k}_image.png"))}
     known = [(k, factors[f"tissue_{k}_scalef"]) for k in small if f"tissue_{k}_scalef" in factors]
     full = None
     if known:
@@ -175,7 +172,7 @@ def _check_content(image: np.ndarray | SlideImage, outs: Outs, section: str) -> 
     own = _grey(image)
     if path is None or own is None:
         return
-    small = _grey(_read_png(path))
+    small = _grey(read_picture(path))
     if small is None or min(own.std(), small.std()) < _FLAT:
         return
     found = likeness(small, own)
@@ -214,31 +211,6 @@ def _about(size: tuple[float, float], other: tuple[float, float], slack: float) 
 
 def _text(size: tuple[float, float]) -> str:
     return f"{size[0]:.0f} x {size[1]:.0f}"
-
-
-def _read_size(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    try:
-        with (
-            any_size(),
-            gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file,
-            Image.open(cast(IO[bytes], file)) as picture,
-        ):
-            return picture.size
-    except (OSError, EOFError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} could not be read as an image: {error}") from error
-
-
-def _read_png(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        with any_size(), Image.open(io.BytesIO(raw)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, EOFError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} could not be read as an image: {error}") from error
 
 
 def check_inside(xy: np.ndarray, picture: Picture, section: str) -> None:

@@ -26,14 +26,18 @@ _COMPLETE = "complete"
 
 def open_store(path: Path, **options: Any) -> SpatialData:
     """Read a store; pixels stay on disk. A save that was cut off is finished first."""
-    stage = _stage(path)
-    if (stage / _COMPLETE).exists():
+    if is_unfinished(path):
         with _lock(path):
             # Another process may have been in the middle of it, and be done now.
-            if (stage / _COMPLETE).exists():
+            if is_unfinished(path):
                 logger.info("Finishing a save of %s that was cut off.", path.name)
-                _swap(stage, path)
+                _swap(_stage(path), path)
     return read_zarr(path, **options)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a save was cut off after all of it was written."""
+    return (_stage(path) / _COMPLETE).exists()
 
 
 def _lock(path: Path) -> FileLock:
@@ -56,7 +60,7 @@ def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = (), g
 
 def _write_back(sdata: SpatialData, path: Path, replaced: Collection[str], gone: Collection[str]) -> None:
     stage = _stage(path)
-    if (stage / _COMPLETE).exists():
+    if is_unfinished(path):
         _swap(stage, path)
     shutil.rmtree(stage, ignore_errors=True)
     rasters = {

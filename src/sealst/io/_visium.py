@@ -12,11 +12,11 @@ from spatialdata import SpatialData
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._section import record
-from sealst._validate import check_choice
+from sealst._validate import check_choice, section_name
 from sealst.io._arrays import from_arrays
 from sealst.io._image import SlideImage
 from sealst.io._positions import Run, pixels, read_run
-from sealst.io._spaceranger import BINS, KINDS, bin_folders, locate, prefixes, section_name, starting_folder, visible
+from sealst.io._spaceranger import BINS, KINDS, bin_folders, locate, prefixes, starting_folder, visible
 from sealst.io._spaceranger_image import (
     Picture,
     check_inside,

@@ -18,11 +18,11 @@ from sealst._core.binning import block_centres, mean_by_bin, merge_bins, sum_row
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._section import record
-from sealst._validate import check_choice, listed
+from sealst._validate import check_choice, listed, section_name
 from sealst.io._arrays import from_arrays
 from sealst.io._image import SlideImage
 from sealst.io._positions import Run, pixels, read_run
-from sealst.io._spaceranger import BINS, KINDS, Outs, bin_folders, prefixes, section_name, starting_folder, visible
+from sealst.io._spaceranger import BINS, KINDS, Outs, bin_folders, prefixes, starting_folder, visible
 from sealst.io._spaceranger_image import (
     Picture,
     check_inside,

@@ -11,9 +11,10 @@ from spatialdata.transformations import Identity, Scale
 from sealst._errors import ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst.io._arrays import _check_section
+from sealst._section import multiscale
+from sealst._validate import check_section, section_name
 from sealst.io._image import TIFF_SUFFIXES, VENDOR_SUFFIXES, open_image
-from sealst.io._pyramid import extended, multiscale
+from sealst.io._pyramid import extended
 
 
 def read_wsi(
@@ -63,8 +64,8 @@ def read_wsi(
     >>> sdata = sl.io.read_wsi("slide.svs", patient="p1", organ="breast")  # doctest: +SKIP
     >>> sl.pp.tile(sdata)  # doctest: +SKIP
     """
-    name = _name_of(Path(path)) if section is None else section
-    _check_section(name)
+    name = section_name(Path(path).stem.removesuffix(".ome")) if section is None else section
+    check_section(name)
     slide = open_image(path, mpp=mpp)
     if slide.mpp is None:
         raise ScaleError(
@@ -91,10 +92,3 @@ def recognise(path: Path) -> bool:
     if path.is_dir():
         return any(inner.suffix.lower() in (".dcm", ".dicom") for inner in path.iterdir())
     return path.suffix.lower() in (*TIFF_SUFFIXES, *VENDOR_SUFFIXES)
-
-
-def _name_of(path: Path) -> str:
-    stem = path.stem
-    if stem.lower().endswith(".ome"):
-        stem = stem[:-4]
-    return "".join(c if c.isalnum() or c in "_-." else "_" for c in stem).lstrip("_.") or "section"

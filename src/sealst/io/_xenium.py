@@ -19,10 +19,9 @@ from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import record
-from sealst._validate import check_choice, check_fraction, check_positive, listed
+from sealst._validate import check_choice, check_fraction, check_positive, listed, section_name
 from sealst.io._arrays import from_arrays
 from sealst.io._image import SlideImage, open_image
-from sealst.io._spaceranger import section_name
 from sealst.io._xenium_tables import DIRECTION, Frame, Pooled, cells_per_square, pool_cells, pool_transcripts, told
 
 _MANIFEST = "experiment.xenium"

@@ -80,24 +80,20 @@ class _Placed:
     def check(self, what: str, max_outside: float) -> dict[str, int]:
         """Refuse an alignment that puts too much outside the image; otherwise what was left out."""
         outside = self.total - self.inside
-        reversed_fits = self.inside_opposite - self.inside > _NOTABLE * self.total
-        if self.total and (outside > max_outside * self.total or (outside > _NOTABLE * self.total and reversed_fits)):
-            size = f"{self.frame.grid.width:.0f} x {self.frame.grid.height:.0f} px"
-            text = f"{outside} of {self.total} {what} lie outside the H&E image ({size})"
-            if self.inside_opposite > max(self.inside, self.total / 2) and reversed_fits:
-                raise ScaleError(
-                    f"{text}, but {self.inside_opposite} lie inside when the alignment is inverted: it is given in the "
-                    f"wrong direction. {DIRECTION} Pass `alignment=np.linalg.inv(matrix)`."
-                )
+        size = f"{self.frame.grid.width:.0f} x {self.frame.grid.height:.0f} px"
+        text = f"{outside} of {self.total} {what} lie outside the H&E image ({size})"
+        if self.inside_opposite > max(self.inside + _NOTABLE * self.total, self.total / 2):
+            raise ScaleError(
+                f"{text}, but {self.inside_opposite} lie inside when the alignment is inverted: it is given in the "
+                f"wrong direction. {DIRECTION} Pass `alignment=np.linalg.inv(matrix)`."
+            )
+        if outside > max_outside * self.total:
             raise ScaleError(
                 f"{text}. Does the alignment belong to this image, and is the image the one it was made for (not a "
                 "downsampled copy)? Raise `max_outside` if the picture truly shows only a part of the section."
             )
         if outside > _NOTABLE * self.total:
-            warn(
-                f"{outside} of {self.total} {what} lie outside the H&E image and are left out. If the picture shows "
-                "the whole section, the alignment is not its own."
-            )
+            warn(f"{text} and are left out. If it shows the whole section, the alignment is not its own.")
         return {"outside_image": outside, "without_position": self.without_position}
 
 

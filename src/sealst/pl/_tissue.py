@@ -109,7 +109,7 @@ def _shapes(
     sdata: SpatialData, region: Region, image: Any, system: str
 ) -> tuple[np.ndarray, np.ndarray | None, list[np.ndarray] | None]:
     spots = _section.spot_table(sdata, region)
-    to_image = np.linalg.inv(_section.affine(image, system)) @ _section.affine(sdata.shapes[region.name], system)
+    to_image = _section.between(sdata.shapes[region.name], image, system)
     points = spots.geometry.centroid
     centres = apply_affine(to_image, np.column_stack([points.x, points.y]))
     if "radius" in spots:

@@ -22,9 +22,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
-from sealst.pp._verdict import OK, judged, write_reasons
-
-OUTSIDE = "outside image"
+from sealst.pp._verdict import NOT_PAIRED, OK, OUTSIDE, judged, write_reasons
 
 
 def pair_crops(
@@ -194,9 +192,7 @@ def _resolve_mpp(
 def _centres(sdata: SpatialData, region: Region, image: str, system: str, max_outside: float) -> np.ndarray:
     """Centres of spots in pixels of the image, (n, 2)."""
     spots = _section.spot_table(sdata, region)
-    to_image = np.linalg.inv(_section.affine(sdata.images[image], system)) @ _section.affine(
-        sdata.shapes[region.name], system
-    )
+    to_image = _section.between(sdata.shapes[region.name], sdata.images[image], system)
     points = spots.geometry.centroid
     centres = apply_affine(to_image, np.column_stack([points.x, points.y]))
     if not np.isfinite(centres).all():
@@ -239,7 +235,7 @@ def _write(
     sdata: SpatialData, table: Any, paired: list[tuple[Region, list[np.ndarray], np.ndarray, dict[str, Any]]]
 ) -> None:
     before = table.obs.get(Keys.CROP_REASON)
-    reason = np.full(table.n_obs, "not paired", dtype=object) if before is None else before.astype(object).to_numpy()
+    reason = np.full(table.n_obs, NOT_PAIRED, dtype=object) if before is None else before.astype(object).to_numpy()
     crops = dict(table.uns.get(Keys.UNS, {}).get("crops", {}))
     caches = dict(table.uns.get(Keys.UNS, {}).get("crop_caches", {}))
     shapes = {}

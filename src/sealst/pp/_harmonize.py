@@ -227,8 +227,7 @@ def _plan(
     if not used.any():
         raise DataError(f"All {len(names)} columns are control probes (e.g. {listed(names, 3)}); no gene is left.")
     new, kept = final_names(found, names, sum_aliases=sum_aliases)
-    # Not by the name alone: "X" kept under its old name is another gene than the "X" it was taken from.
-    codes, symbols = pd.factorize(pd.Series(new[used]))
+    codes, symbols = pd.factorize(new[used])
     columns = np.flatnonzero(used)
     first = columns[np.unique(codes, return_index=True)[1]]
     members: list[list[int]] = [[] for _ in symbols]

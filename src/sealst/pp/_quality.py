@@ -19,7 +19,7 @@ from sealst._logging import progress as progress_bar
 from sealst._section import Region
 from sealst._validate import check_choice, listed
 from sealst.pp._tissue import quiet
-from sealst.pp._verdict import LOW_QUALITY, base_reasons, judged, of_present_crops, write_reasons
+from sealst.pp._verdict import LOW_QUALITY, NOT_PAIRED, OUTSIDE, base_reasons, judged, of_present_crops, write_reasons
 
 #: what squidpy measures on a picture alone; its tissue fraction is the business of `pp.tissue`
 METRICS = (
@@ -28,7 +28,6 @@ METRICS = (
     *("hematoxylin_mean", "hematoxylin_std", "eosin_mean", "eosin_std", "he_ratio", "fold_fraction"),
 )
 _BATCH = 64
-_OUTSIDE = ("outside image", "not paired")
 
 
 def quality(
@@ -151,7 +150,7 @@ def _measured(
 ) -> np.ndarray:
     """Measures of a region's crops, (rows, metrics), NaN where a crop is not inside the image."""
     definition = _section.crop_definition(table, region)
-    inside = np.flatnonzero(~np.isin(base_reasons(table)[region.rows].astype(str), _OUTSIDE))
+    inside = np.flatnonzero(~np.isin(base_reasons(table)[region.rows].astype(str), [OUTSIDE, NOT_PAIRED]))
     boxes = _section.crop_boxes(sdata, table, region, every=True)[1][inside]
     levels = _section.image_levels(_section.he_image(sdata, definition["image_key"]))
     values = np.full((len(region.rows), len(metrics)), np.nan)

@@ -9,15 +9,14 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 from spatialdata import SpatialData
-from spatialdata.models import Image2DModel, Labels2DModel
-from spatialdata.transformations import Identity, get_transformation, set_transformation
+from spatialdata.transformations import get_transformation
 
 from sealst import _section
 from sealst._core.stain import STAIN_VALUES, Stain
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import Region
+from sealst._section import Region, multiscale
 from sealst._validate import check_choice, listed
 from sealst.pp._tissue import quiet, section_labels, tissue_at
 
@@ -81,7 +80,7 @@ def fit_stain(
     image = _section.find_image(sdata, regions[0], image_key)
     labels = section_labels(sdata, regions[0], image, labels_key, anew=False)
     picture, mask = _fit_picture(_section.he_image(sdata, image), labels, image)
-    small = SpatialData(images={_IMAGE: _image({"scale0": picture})}, labels={_MASK: _labels({"scale0": mask})})
+    small = SpatialData(images={_IMAGE: multiscale([picture])}, labels={_MASK: multiscale([_as_labels(mask)])})
     try:
         with quiet():
             found = fit_stain_reference(small, _IMAGE, method=method, tissue_mask_key=_MASK)
@@ -201,12 +200,12 @@ def _normalised(
     element = _section.he_image(sdata, image_key)
     labels = section_labels(sdata, region, image_key, labels_key, anew=False)
     picture, mask = _fit_picture(element, labels, image_key)
-    levels = {}
-    for i, level in enumerate(_section.image_levels(element)):
+    levels = []
+    for level in _section.image_levels(element):
         data = level.data[:3]
         here = tissue_at(labels, element, chunks=data.chunks[1:]) if keep else None
-        levels[f"scale{i}"] = _level(data, here, picture, mask, reference, region.section)
-    return _image(levels, get_transformation(element, get_all=True))
+        levels.append(_level(data, here, picture, mask, reference, region.section))
+    return multiscale(levels, get_transformation(element, get_all=True))
 
 
 def _level(
@@ -216,10 +215,8 @@ def _level(
     from squidpy.experimental.im import StainReference, normalize_stains
 
     # squidpy fits on the coarsest level it is given and applies to the finest.
-    pair = SpatialData(
-        images={_IMAGE: _image({"scale0": data, "scale1": picture})},
-        labels={_MASK: _labels({"scale0": mask} if keep_outside is None else {"scale0": keep_outside, "scale1": mask})},
-    )
+    masks = [_as_labels(mask)] if keep_outside is None else [_as_labels(keep_outside), _as_labels(mask)]
+    pair = SpatialData(images={_IMAGE: multiscale([data, picture])}, labels={_MASK: multiscale(masks)})
     target = StainReference(method=reference.method, **reference.values)
     try:
         with quiet():
@@ -234,26 +231,5 @@ def _level(
     return out.transpose("c", "y", "x").data
 
 
-def _image(levels: dict[str, Any], transforms: dict[str, Any] | None = None) -> xr.DataTree:
-    return _tree(levels, Image2DModel, ("c", "y", "x"), {"c": ["r", "g", "b"]}, transforms)
-
-
-def _labels(levels: dict[str, Any]) -> xr.DataTree:
-    whole = {name: da.asarray(level).astype(np.uint8) for name, level in levels.items()}
-    return _tree(whole, Labels2DModel, ("y", "x"), {}, None)
-
-
-def _tree(levels: dict[str, Any], model: Any, dims: tuple[str, ...], coords: dict[str, Any], transforms: Any) -> Any:
-    """Multiscale element from levels that all span the same picture."""
-    full = next(iter(levels.values())).shape[-2:]
-    nodes = {}
-    for name, data in levels.items():
-        centres = {
-            axis: (np.arange(size) + 0.5) * (whole / size)
-            for axis, size, whole in zip("yx", data.shape[-2:], full, strict=True)
-        }
-        nodes[name] = xr.Dataset({"image": xr.DataArray(data, dims=dims, coords=coords | centres)})
-    tree = xr.DataTree.from_dict(nodes)
-    set_transformation(tree, transforms or {"global": Identity()}, set_all=True)
-    model().validate(tree)
-    return tree
+def _as_labels(mask: np.ndarray | da.Array) -> da.Array:
+    return da.asarray(mask).astype(np.uint8)

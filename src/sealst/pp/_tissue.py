@@ -171,7 +171,7 @@ def _frame(labels: Any, image: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     ]
     if not shared:
         raise DataError("The tissue labels share no coordinate system with the image; give them the image's own.")
-    matrix = np.linalg.inv(_section.affine(labels, shared[0])) @ _section.affine(image, shared[0])
+    matrix = _section.between(image, labels, shared[0])
     scale = matrix[[0, 1], [0, 1]]
     if np.abs(matrix[[0, 1], [1, 0]]).max() > 1e-6 * np.abs(scale).max() or scale.min() <= 0:
         raise DataError(

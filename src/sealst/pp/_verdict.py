@@ -13,7 +13,8 @@ from sealst import _section
 from sealst._errors import OrderError
 from sealst._keys import Keys
 
-OK, LITTLE_TISSUE, LOW_QUALITY = "ok", "little tissue", "low quality: "
+OK, OUTSIDE, NOT_PAIRED = "ok", "outside image", "not paired"
+LITTLE_TISSUE, LOW_QUALITY = "little tissue", "low quality: "
 
 
 def base_reasons(table: AnnData) -> np.ndarray:

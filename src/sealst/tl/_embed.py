@@ -134,6 +134,7 @@ def embed_crops(
     show: bool | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Image embeddings (n_obs, dim), NaN where there is no crop, and their provenance."""
+    _section.needs_pixels(sdata)
     if isinstance(model, SealModel):
         if crop_um is not None and crop_um != model.crop.crop_um:
             raise DataError(f"`crop_um` is {crop_um:g}, but the model was trained on {model.crop.crop_um:g} µm.")
@@ -141,11 +142,12 @@ def embed_crops(
         spec, encoder, entry = model.crop, model.encoder, {"model": model.fingerprint}
     else:
         spec = crop_spec(table, regions, crop_um)
+    if not table.obs[Keys.CROP_OK].to_numpy(dtype=bool)[np.concatenate([r.rows for r in regions])].any():
+        raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
+    if not isinstance(model, SealModel):
         encoder, entry = build_encoder(model, pool=pool, pretrained=pretrained), {"model": model, "pool": pool}
     if device is not None or not isinstance(model, SealModel):
         (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
-    if not table.obs[Keys.CROP_OK].to_numpy(dtype=bool)[np.concatenate([r.rows for r in regions])].any():
-        raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
     out = np.full((table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
     for rows, values in map_crops(
         sdata, table, regions, crop_function(encoder), spec=spec, show=show, desc="embedding crops"

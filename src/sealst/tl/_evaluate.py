@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -33,6 +34,8 @@ FROZEN, ADAPTED = "frozen + ridge", "adapted + ridge"
 HEAD, IMPUTED = "seal head", "seal retrieval"
 COLOUR, MEAN = "colour + ridge", "mean"
 _RECALL_AT = (1, 5, 10)
+#: more genes than any section has
+_ALL = 10**6
 Kind = Literal["hvg", "heg"]
 
 
@@ -152,20 +155,17 @@ def _gene_sets(
 
 def _ranked(model: SealModel, train: Sequence[SpatialData], kind: Kind, n: int, table_key: str) -> list[str]:
     """The n genes of the panel that rank first in the training sections."""
-
-    def n_vars(sdata: SpatialData) -> int:
-        return _section.get_table(sdata, table_key).n_vars
-
-    known, n_all = {g.upper() for g in model.panel.genes}, max(map(n_vars, train))
+    known = {g.upper() for g in model.panel.genes}
     kept: list[str] = []
-    # A panel joined from sections that measure different genes has genes that not all of them measure.
-    least = None if model.panel.availability is None else 1
-    # As many as the panel has: for the default panel its own order. A panel chosen otherwise may need them all.
-    for top in (len(known), n_all):
-        with warnings.catch_warnings():
+    # As many as the panel has: for the default panel its own order. A panel chosen otherwise may need them all, and one
+    # joined from sections that measure different genes has some that not all of them measure.
+    for top, least in ((len(known), None), (_ALL, None), (_ALL, 1)):
+        if least is None and model.panel.availability is not None:
+            continue
+        with warnings.catch_warnings(), suppress(PanelError):
             warnings.simplefilter("ignore", SealstWarning)
             ranked = rank_genes(train, top, criterion=kind, min_sections=least, table_key=table_key)
-        kept = [g for g in ranked if g in known][:n]
+            kept = [g for g in ranked if g in known][:n]
         if len(kept) == n:
             break
     return kept
