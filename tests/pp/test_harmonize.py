@@ -218,3 +218,12 @@ def test_sums_do_not_overflow(dtype) -> None:
     table.X = np.full((6, 2), 120, dtype=dtype)
     sl.pp.harmonize_genes(table)
     np.testing.assert_array_equal(dense(table.X).ravel(), 240)
+
+
+def test_the_advice_for_normalised_tables_works() -> None:
+    table = counts(["ACTB", "ERBB2", "EPCAM", "VIM"])
+    sl.pp.normalize(table, context=False)
+    del table.layers["lognorm"]
+    sl.pp.harmonize_genes(table)
+    sl.pp.normalize(table, context=False, overwrite=True)
+    assert "lognorm" in table.layers

@@ -32,7 +32,6 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Data
 from sealst._validate import check_choice, listed
-from sealst.pp._normalize import recorded
 
 _STEP = "harmonize_genes"
 # A few odd spellings are odd spellings; from this share on they are genes of another species.
@@ -144,10 +143,11 @@ def harmonize_genes(
 
 def _refuse_normalised(table: AnnData) -> None:
     layers = [key for key in (Keys.LOGNORM, Keys.CONTEXT) if key in table.layers]
-    if recorded(table) is not None or layers:
+    if layers:
+        deleted = ", ".join(f"table.layers[{key!r}]" for key in layers)
         raise OrderError(
-            f"`sl.pp.normalize` already ran on this table: its layers {listed(layers)} cannot be summed. Harmonise "
-            "first: delete these layers (`del table.layers['lognorm']`), harmonise, then normalise."
+            f"`sl.pp.normalize` already ran on this table: its layers {listed(layers)} cannot be summed. Delete them "
+            f"(`del {deleted}`), harmonise, and normalise again with `overwrite=True`."
         )
 
 
