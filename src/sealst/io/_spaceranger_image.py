@@ -273,7 +273,7 @@ def fit_positions(
             f"array, e.g. {listed(names[off][:3], 3)}. Array and pixel coordinates of the positions belong to "
             "different spots there; take the table as Space Ranger wrote it."
         )
-    if np.linalg.det(fit.matrix[:2, :2]) < 0:
+    if np.linalg.det(fit.matrix) < 0:
         warn(
             f"{section}: the array lies mirrored on the picture. Unless the picture was flipped before Space Ranger "
             "saw it, the columns of pixel rows and pixel columns are interchanged in the table of positions."
