@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import sealst as sl
-from sealst.models import CropSpec, GeneVAEParams, LoraParams, SealModel, build_encoder
+from sealst.models import CropSpec, EncoderSpec, GeneVAEParams, LoraParams, SealModel, build_encoder
 
 ENCODER = "vit_tiny_patch16_224"
 PX = 32
@@ -42,3 +45,17 @@ def model(panel: sl.GenePanel) -> SealModel:
 @pytest.fixture
 def crops() -> np.ndarray:
     return np.random.default_rng(2).integers(0, 255, (7, PX, PX, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def small() -> Callable[[EncoderSpec], EncoderSpec]:
+    """Shrink a record: same structure, two blocks of 48 values per token, a grid of 2 x 2 patches."""
+
+    def shrunk(spec: EncoderSpec) -> EncoderSpec:
+        side = 2 * spec.patch_px
+        args = dict(spec.model_args) | {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": side}
+        pooler = dict(spec.pooler_args) | ({"dim": 16, "heads": 4} if spec.pooler_args else {})
+        made = replace(spec, model_args=args, pooler_args=pooler, width=48, n_blocks=2, input_px=side)
+        return replace(made, dim=made.dim_of(spec.pool))
+
+    return shrunk

@@ -55,8 +55,8 @@ def add_lora(encoder: Encoder, params: LoraParams) -> Encoder:
         )
     if params.pooler and not encoder.spec.pool.startswith("attn"):
         raise DataError(
-            f"`lora.pooler` is True, but embeddings of {encoder.spec.key!r} are pooled by {encoder.spec.pool!r}, not by "
-            "attention."
+            f"`lora.pooler` is True, but embeddings of {encoder.spec.key!r} are pooled by {encoder.spec.pool!r}, not "
+            "by attention. Leave it out, or build the encoder with `pool='attn'` where it has an attention pooler."
         )
     config = LoraConfig(
         r=params.r,

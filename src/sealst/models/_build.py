@@ -208,15 +208,16 @@ def _pooled_width(module: Any, name: str) -> int:
         raise _other_kind(module, name) from error
     finally:
         module.train(training)
-    if maps.ndim != 4 or pooled.ndim != 2:
+    # Windowed transformers give maps too, but channels last.
+    if maps.ndim != 4 or maps.shape[1] != module.num_features or pooled.ndim != 2:
         raise _other_kind(module, name)
     return int(pooled.shape[1])
 
 
 def _other_kind(module: Any, name: str) -> WeightsError:
     return WeightsError(
-        f"{name!r} is a {type(module).__name__}: neither a timm VisionTransformer nor a convolutional network that takes "
-        "crops of any size."
+        f"{name!r} is a {type(module).__name__}: neither a timm VisionTransformer nor a convolutional network that "
+        "takes crops of any size. Pass a key of `sl.models.list_encoders()` or another timm model."
     )
 
 
@@ -239,8 +240,8 @@ def _check_name(encoder: str, needs_weights: bool) -> None:
     elif not encoder.startswith(_HUB) and not timm.is_model(encoder.split(".")[0]):
         near = difflib.get_close_matches(encoder.lower(), [*REGISTRY, *timm.list_models()], n=4, cutoff=0.4)
         raise WeightsError(
-            f"No encoder is named {encoder!r}; near names: {listed(near)}. Pass a key of `sl.models.list_encoders()`, a "
-            "timm model or 'local-dir:<folder>'."
+            f"No encoder is named {encoder!r}; near names: {listed(near)}. Pass a key of `sl.models.list_encoders()`, "
+            "a timm model or 'local-dir:<folder>'."
         )
 
 
@@ -253,8 +254,9 @@ def _create(encoder: str, pretrained: bool) -> nn.Module:
             # Convolutional networks take crops of any size and do not know the option.
             return timm.create_model(encoder, **options)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        problem = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise WeightsError(
-            f"Weights of {encoder!r} could not be loaded ({type(error).__name__}: {str(error).partition(chr(10))[0]}). Put "
+            f"Weights of {encoder!r} could not be loaded ({problem}). Put "
             "config.json and model.safetensors into a folder and pass 'local-dir:<folder>'; gated weights need access "
             "to be granted on the model's page and a token in HF_TOKEN. `pretrained=False` builds random weights."
         ) from error

@@ -1,7 +1,8 @@
-"""Published weights → timm's names, exactly: nothing is approximated, nothing unknown is dropped."""
+"""Published weights → timm's names: renamed, joined and split; what is unknown stays, for strict loading to report."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -12,7 +13,6 @@ State = dict[str, torch.Tensor]
 
 #: Hugging Face's ViT, Dinov2 and Dinov2WithRegisters, in the spellings of transformers 4 and 5
 _HF_NAMES = (
-    (r"^(vit|dinov2|dinov2_with_registers)\.", ""),
     (r"^(encoder\.layer|encoder\.layers|layers)\.(\d+)\.", r"blocks.\2."),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -29,11 +29,12 @@ _HF_NAMES = (
     (r"\.(intermediate\.dense|mlp\.weights_in)\.", ".mlp.fc1."),
     (r"\.(output\.dense|mlp\.weights_out|mlp\.down_proj)\.", ".mlp.fc2."),
 )
+#: side of the position grid inside CONCH v1.5's published code
+_V1_5_GRID = 14
 #: used in pretraining only
-_HF_UNUSED = re.compile(r"^((vit|dinov2|dinov2_with_registers)\.)?(embeddings\.mask_token$|pooler\.)")
-_CONCH_UNUSED = re.compile(
-    r"^(text\.|text_decoder\.|logit_scale$|(visual\.)?(attn_pool_caption\.|ln_caption\.|proj_caption$))"
-)
+_HF_UNUSED = re.compile(r"^(embeddings\.mask_token$|pooler\.)")
+_DINO_UNUSED = re.compile(r"^(mask_token$|(dino_|ibot_)?head\.)")
+_CONCH_UNUSED = re.compile(r"^(text\.|text_decoder\.|logit_scale$|attn_pool_caption\.|ln_caption\.|proj_caption$)")
 _CONCH_NAMES = (
     (r"^attn_pool\.attn\.([qkv])_proj_weight$", r"attn_pool.\1.weight"),
     (r"^attn_pool\.(attn\.out_proj|to_out)\.", "attn_pool.proj."),
@@ -41,6 +42,10 @@ _CONCH_NAMES = (
 )
 #: encoders have none
 _CLASSIFIER = re.compile(r"^(head|fc|classifier)\.(weight|bias)$")
+#: what training frameworks and wrapping classes put before the names of a tower
+_WRAPPERS = ("module.", "teacher.", "backbone.", "visual.", "vit.", "dinov2.", "dinov2_with_registers.")
+#: names that tell a tower
+_STEMS = ("cls_token", "embeddings.cls_token", "trunk.cls_token", "conv1.weight", "conv_stem.weight")
 
 
 def convert(state: Mapping[str, torch.Tensor], converter: str, target: Mapping[str, torch.Tensor]) -> State:
@@ -51,14 +56,24 @@ def convert(state: Mapping[str, torch.Tensor], converter: str, target: Mapping[s
     state
         Tensors of a published file, or of a timm module, which come back as they are.
     converter
-        Layout of the published file: ``"timm"``, ``"hf"``, ``"dino"`` or ``"conch"``.
+        Layout of the published file: ``"timm"``, ``"hf"``, ``"dino"``, ``"conch"`` or ``"conch-v1.5"``.
     target
         State of the module to fill; only names and shapes are read.
     """
-    plain = {k.removeprefix("module."): v for k, v in state.items()}
+    plain = _unwrapped(dict(state))
     if set(plain) == set(target):
         return plain
-    return _CONVERTERS[converter](plain, target)
+    return CONVERTERS[converter](plain, target)
+
+
+def _unwrapped(state: State) -> State:
+    """Take prefixes off until the tower stands at the front."""
+    for _ in range(len(_WRAPPERS)):
+        found = [w for w in _WRAPPERS if any(k.startswith(w) and k.endswith(_STEMS) for k in state)]
+        if not found:
+            break
+        state = {k.removeprefix(found[0]): v for k, v in state.items()}
+    return state
 
 
 def _hf(state: State, target: Mapping[str, torch.Tensor]) -> State:
@@ -71,11 +86,18 @@ def _hf(state: State, target: Mapping[str, torch.Tensor]) -> State:
         out[name] = tensor
     _join(out, ("attn.q", "attn.k", "attn.v"), "attn.qkv")
     _join(out, ("mlp.gate_proj", "mlp.up_proj"), "mlp.fc1")
-    if "reg_token" in out and {"cls_token", "pos_embed"} <= set(out):
-        # timm's towers with registers give the class token no position of its own; it is part of the token here.
-        out["cls_token"] = out["cls_token"] + out["pos_embed"][:, :1]
-        out["pos_embed"] = out["pos_embed"][:, 1:]
-    return _fit_positions(out, target, lambda grid, side: _resized(grid, side, "bicubic"))
+    return _fold_class_position(out)
+
+
+def _fold_class_position(state: State) -> State:
+    """With registers, timm's towers give the class token no position of its own: it is part of the token."""
+    position = state.get("pos_embed")
+    if "reg_token" not in state or "cls_token" not in state or position is None:
+        return state
+    # A square number of positions is the grid alone; one more is that of the class token.
+    if math.isqrt(position.shape[1]) ** 2 == position.shape[1]:
+        return state
+    return state | {"cls_token": state["cls_token"] + position[:, :1], "pos_embed": position[:, 1:]}
 
 
 def _join(state: State, parts: tuple[str, ...], whole: str) -> None:
@@ -98,13 +120,24 @@ def _conch(state: State, target: Mapping[str, torch.Tensor]) -> State:
             for pattern, new in _CONCH_NAMES:
                 name = re.sub(pattern, new, name)
             out[name] = tensor
-    newer = any(name.endswith("attn_pool_contrast.to_kv.weight") for name in state)
-    return _fit_positions(out, target, _as_conch_v1_5, always=True) if newer else out
+    return out
 
 
-def _as_conch_v1_5(grid: torch.Tensor, side: int) -> torch.Tensor:
-    # The published tower keeps 14 x 14 positions, resampled linearly, and enlarges them for each picture.
-    return _resized(grid if grid.shape[-1] == 14 else _resized(grid, 14, "bilinear"), side, "bicubic")
+def _conch_v1_5(state: State, target: Mapping[str, torch.Tensor]) -> State:
+    """As CONCH, with positions as its published code feeds them at the crop size of the module.
+
+    The published tower keeps 14 x 14 positions, resampled linearly from the file, and enlarges them for each picture
+    by bicubic interpolation; both steps are taken here once.
+    """
+    out = _conch(state, target)
+    found, side = out.get("pos_embed"), math.isqrt(target["pos_embed"].shape[1] - 1)
+    if found is None or found.ndim != 3 or math.isqrt(found.shape[1] - 1) ** 2 != found.shape[1] - 1:
+        return out
+    old = math.isqrt(found.shape[1] - 1)
+    grid = found[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    grid = grid if old == _V1_5_GRID else _resized(grid, _V1_5_GRID, "bilinear")
+    grid = _resized(grid, side, "bicubic").permute(0, 2, 3, 1).flatten(1, 2)
+    return out | {"pos_embed": torch.cat([found[:, :1], grid], dim=1)}
 
 
 def _visual(state: State) -> State:
@@ -113,34 +146,11 @@ def _visual(state: State) -> State:
     for name, tensor in state.items():
         if _CONCH_UNUSED.match(name):
             continue
-        name = re.sub(r"^trunk\.", "", name.removeprefix("visual."))
+        name = re.sub(r"^trunk\.", "", name)
         name = re.sub(r"^attn_pool_contrast\.", "attn_pool.", name)
         name = re.sub(r"^proj_contrast$", "attn_pool.to_text", name)
         out[re.sub(r"^ln_contrast\.", "attn_pool.ln.", name)] = tensor
     return out
-
-
-def _fit_positions(
-    state: State,
-    target: Mapping[str, torch.Tensor],
-    resize: Callable[[torch.Tensor, int], torch.Tensor],
-    *,
-    always: bool = False,
-) -> State:
-    """Bring stored positions to the module's grid as the published code does for each picture of that size."""
-    found, wanted = state.get("pos_embed"), target["pos_embed"]
-    if found is None or found.ndim != 3 or found.shape[2] != wanted.shape[2]:
-        return state
-    if found.shape == wanted.shape and not always:
-        return state
-    side = int(wanted.shape[1] ** 0.5)
-    prefix = wanted.shape[1] - side**2
-    old = round((found.shape[1] - prefix) ** 0.5)
-    if old**2 + prefix != found.shape[1]:
-        return state
-    grid = found[:, prefix:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
-    grid = resize(grid, side).permute(0, 2, 3, 1).flatten(1, 2)
-    return state | {"pos_embed": torch.cat([found[:, :prefix].float(), grid], dim=1)}
 
 
 def _resized(grid: torch.Tensor, side: int, mode: str) -> torch.Tensor:
@@ -152,12 +162,22 @@ def _timm(state: State, target: Mapping[str, torch.Tensor]) -> State:
 
 
 def _dino(state: State, target: Mapping[str, torch.Tensor]) -> State:
-    return {k: v for k, v in _timm(state, target).items() if k != "mask_token"}
+    """DINO and DINOv2 training checkpoints: blocks in chunks, gated MLPs as w12 and w3, registers."""
+    out = {}
+    for name, tensor in state.items():
+        if _DINO_UNUSED.match(name):
+            continue
+        name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
+        name = re.sub(r"^register_tokens$", "reg_token", name)
+        out[name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")] = tensor
+    return _fold_class_position(out)
 
 
-_CONVERTERS: Mapping[str, Callable[[State, Mapping[str, torch.Tensor]], State]] = {
+#: layouts of published files
+CONVERTERS: Mapping[str, Callable[[State, Mapping[str, torch.Tensor]], State]] = {
     "timm": _timm,
     "hf": _hf,
     "dino": _dino,
     "conch": _conch,
+    "conch-v1.5": _conch_v1_5,
 }

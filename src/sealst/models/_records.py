@@ -1,8 +1,8 @@
 """Published pathology encoders; an encoder is added by adding its record here.
 
 Every architecture is a timm name with arguments that are plain JSON values. Towers with gated MLPs (SwiGLU) start from
-timm's ``vit_giant_patch14_dinov2``, whose MLP they share, and override the sizes. Licences are as the model pages stated
-them when the record was written; read the page before you rely on one.
+timm's ``vit_giant_patch14_dinov2``, whose MLP they share, and override the sizes. Licences are as the model pages
+stated them when the record was written; read the page before you rely on one.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ _MAHMOOD = (
         model_args={"depth": 24, "reg_tokens": 8, "mlp_ratio": 5.33334},
     ),
     _record(
-        "conch", "vit_base_patch16_224", 88.0, _CONCH, hf_id="MahmoodLab/conch", **_B, **_CLIP, **_ND,
+        "conch", "vit_base_patch16_224", 87.6, _CONCH, hf_id="MahmoodLab/conch", **_B, **_CLIP, **_ND,
         input_px=448, converter="conch", pool="attn", pools=("attn", "attn-proj", "cls"), dim=512,
         pooler_args={"dim": 512, "heads": 8, "bias": True, "projected": True},
     ),
     _record(
         "conch-v1.5", "vit_large_patch16_224", 306.1, "Ding et al. 2024, arXiv:2411.19666", **_L, **_IMAGENET, **_ND,
-        hf_id="MahmoodLab/conchv1_5", filename="pytorch_model_vision.bin", input_px=448, converter="conch", dim=768,
-        pool="attn", pools=("attn",), model_args={"init_values": 1.0}, precision="float16", interpolation="bilinear",
-        pooler_args={"dim": 768, "heads": 8, "bias": False, "projected": False},
+        hf_id="MahmoodLab/conchv1_5", filename="pytorch_model_vision.bin", input_px=448, converter="conch-v1.5",
+        dim=768, pool="attn", pools=("attn",), model_args={"init_values": 1.0}, precision="float16",
+        interpolation="bilinear", pooler_args={"dim": 768, "heads": 8, "bias": False, "projected": False},
     ),
 )  # fmt: skip
 
@@ -71,7 +71,8 @@ _VIRCHOW: dict[str, Any] = {"embed_dim": 1280, "depth": 32, "num_heads": 16, "ml
 _PAIGE_SIZE: dict[str, Any] = {"width": 1280, "n_blocks": 32, "patch_px": 14, "precision": "float16"}
 _PAIGE = (
     _record(
-        "virchow", "vit_giant_patch14_dinov2", 631.2, "Vorontsov et al. 2024, Nat. Med., doi:10.1038/s41591-024-03141-0",
+        "virchow", "vit_giant_patch14_dinov2", 631.2,
+        "Vorontsov et al. 2024, Nat. Med., doi:10.1038/s41591-024-03141-0",
         hf_id="paige-ai/Virchow", **_PAIGE_SIZE, **_IMAGENET, **_APACHE, model_args=_VIRCHOW, pool="cls+mean",
         pools=("cls+mean", "cls"),
     ),
