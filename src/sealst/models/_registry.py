@@ -13,8 +13,10 @@ from sealst.models._spec import EncoderSpec
 if TYPE_CHECKING:
     import pandas as pd
 
-_COLUMNS = ("dim", "input_px", "native_mpp", "pool", "pools", "patch_px", "n_blocks", "precision", "licence", "gated")
-_COLUMNS += ("commercial", "derivatives", "n_params", "variant_of", "hf_id", "citation")
+_COLUMNS = [
+    *("dim", "input_px", "native_mpp", "pool", "pools", "patch_px", "n_blocks", "precision", "licence", "gated"),
+    *("commercial", "derivatives", "n_params", "variant_of", "hf_id", "citation"),
+]
 
 
 def _registry() -> Mapping[str, EncoderSpec]:
