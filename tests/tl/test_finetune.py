@@ -228,3 +228,8 @@ def test_validation_without_usable_spots_is_refused_before_training(ready, finet
     held.tables["table"].obs["crop_ok"] = False
     with pytest.raises(sl.DataError, match=r"`validation` has 0 spot\(s\) with a usable crop"):
         finetune([ready(section="a", patient="p1")], validation=held)
+
+
+def test_convolutional_encoders_are_refused_before_anything_is_read(ready, finetune):
+    with pytest.raises(sl.DataError, match=r"'resnet18' is a convolutional network; .*`sl.tl.embed\(sdata, 'resnet18'"):
+        finetune([ready()], encoder="resnet18")

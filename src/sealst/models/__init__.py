@@ -1,8 +1,10 @@
 """Encoders and the SEAL model."""
 
 from sealst.models._adapter import LoraParams
-from sealst.models._encoder import Encoder, build_encoder
+from sealst.models._build import build_encoder
+from sealst.models._encoder import Encoder
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
+from sealst.models._registry import list_encoders
 from sealst.models._seal import CropSpec, SealModel
 from sealst.models._spec import EncoderSpec
 from sealst.models._store import load
@@ -16,5 +18,6 @@ __all__ = [
     "LoraParams",
     "SealModel",
     "build_encoder",
+    "list_encoders",
     "load",
 ]

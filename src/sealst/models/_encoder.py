@@ -1,34 +1,25 @@
-"""Image encoders: timm vision transformers by name or from a local folder."""
+"""Image encoders: crops in, embeddings out."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from safetensors import SafetensorError
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sealst._core.device import seeded
-from sealst._errors import DataError, WeightsError
-from sealst._validate import check_choice, listed
-from sealst.models._spec import POOLS, EncoderSpec
-
-_LOCAL = "local-dir:"
+from sealst._errors import DataError
+from sealst.models._spec import EncoderSpec
 
 
 class Encoder(nn.Module):
-    """A vision transformer that turns crops into embeddings, split where cached tokens can enter.
+    """A vision model that turns crops into embeddings; a transformer can be split where cached tokens enter.
 
     Parameters
     ----------
     vit
-        timm vision transformer without classifier.
+        timm vision transformer without classifier, or (`spec.family` ``"cnn"``) a timm model that pools by itself.
     spec
         Its facts.
     """
@@ -36,12 +27,10 @@ class Encoder(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, vit: VisionTransformer, spec: EncoderSpec) -> None:
+    def __init__(self, vit: nn.Module, spec: EncoderSpec) -> None:
         super().__init__()
         self.backbone: Any = vit
         self.spec = spec
-        #: constructor arguments beyond the architecture's own, for a folder that timm loads
-        self.model_args: dict[str, Any] = {}
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
@@ -49,6 +38,11 @@ class Encoder(nn.Module):
     def vit(self) -> Any:
         """The timm module, with LoRA layers in place where an adapter was added."""
         return self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone
+
+    @property
+    def supports_trunk(self) -> bool:
+        """Whether the encoder is made of blocks, so that `trunk` and `tail` exist and adapters can be added."""
+        return self.spec.family == "vit"
 
     def trunk(self, images: torch.Tensor, n_blocks: int) -> torch.Tensor:
         """Tokens (B, tokens, width) after the first `n_blocks` blocks, before the final norm.
@@ -60,6 +54,7 @@ class Encoder(nn.Module):
         n_blocks
             How many blocks to run, at least 1.
         """
+        self._check_blocks()
         side = images.shape[-1]
         if side % self.spec.patch_px or images.shape[-2] % self.spec.patch_px:
             raise DataError(
@@ -80,116 +75,31 @@ class Encoder(nn.Module):
 
     def tail(self, tokens: torch.Tensor, n_blocks: int) -> torch.Tensor:
         """Embeddings (B, dim) from tokens that went through the first `n_blocks` blocks."""
+        self._check_blocks()
         vit = self.vit
         tokens = vit.norm(vit.blocks[n_blocks:](tokens))
-        return torch.cat([vit.fc_norm(part) for part in self._pooled(tokens)], dim=1)
+        return torch.cat([vit.fc_norm(self._pooled(tokens, name)) for name in self.spec.pool.split("+")], dim=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, dim) of crops (B, 3, H, W), float in [0, 1]."""
+        if not self.supports_trunk:
+            return self.backbone((images - self.mean) / self.std)
         return self.tail(self.trunk(images, self.spec.n_blocks), self.spec.n_blocks)
 
-    def _pooled(self, tokens: torch.Tensor) -> list[torch.Tensor]:
-        parts = {"cls": tokens[:, 0], "mean": tokens[:, self.spec.n_prefix :].mean(1)}
-        return [parts[name] for name in self.spec.pool.split("+")]
+    def _pooled(self, tokens: torch.Tensor, name: str) -> torch.Tensor:
+        if name == "cls":
+            return tokens[:, 0]
+        if name == "mean":
+            return tokens[:, self.spec.n_prefix :].mean(1)
+        pooled = self.vit.attn_pool(tokens)
+        return self.vit.attn_pool.project(pooled) if name == "attn-proj" else pooled
 
-
-def build_encoder(encoder: str, *, pretrained: bool = True, pool: str = "cls", seed: int = 0) -> Encoder:
-    """Build an image encoder with its pretrained weights.
-
-    Parameters
-    ----------
-    encoder
-        Name of a timm vision transformer (``"vit_small_patch16_224"``, ``"hf-hub:owner/name"``), or
-        ``"local-dir:<folder>"`` with timm's ``config.json`` and ``model.safetensors``.
-    pretrained
-        False builds random weights from `seed`; never done silently.
-    pool
-        ``"cls"``, ``"mean"`` (of the patch tokens) or ``"cls+mean"`` (concatenated, twice as long).
-    seed
-        Seed of random weights.
-
-    Returns
-    -------
-    The encoder, in evaluation mode, on the CPU.
-
-    Raises
-    ------
-    WeightsError
-        When the name is unknown, the model is no vision transformer, or weights cannot be had.
-
-    Examples
-    --------
-    >>> import sealst as sl
-    >>> sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False).spec.dim
-    192
-    """
-    check_choice("pool", pool, POOLS)
-    _check_name(encoder, pretrained)
-    with seeded(seed):
-        vit: Any = _create(encoder, pretrained)
-    if pool != "mean" and not vit.has_class_token:
-        raise DataError(f"{encoder!r} has no class token; use `pool='mean'`.")
-    config = timm.data.resolve_model_data_config(vit)
-    width = vit.num_features
-    spec = EncoderSpec(
-        key=encoder,
-        arch=str(vit.pretrained_cfg.get("architecture", encoder)),
-        pretrained=pretrained,
-        pool=pool,
-        dim=width * len(pool.split("+")),
-        n_blocks=len(vit.blocks),
-        n_prefix=vit.num_prefix_tokens,
-        patch_px=int(vit.patch_embed.patch_size[0]),
-        mean=tuple(float(v) for v in config["mean"]),
-        std=tuple(float(v) for v in config["std"]),
-        licence=str(vit.pretrained_cfg.get("license") or "unknown"),
-        seed=seed,
-    )
-    built = Encoder(vit, spec).eval()
-    built.model_args = _model_args(encoder)
-    return built
-
-
-def _model_args(encoder: str) -> dict[str, Any]:
-    if not encoder.startswith(_LOCAL):
-        return {}
-    config = json.loads((Path(encoder.removeprefix(_LOCAL)) / "config.json").read_text(encoding="utf-8"))
-    return dict(config.get("model_args", {}))
-
-
-def _check_name(encoder: str, pretrained: bool) -> None:
-    if encoder.startswith(_LOCAL):
-        folder = Path(encoder.removeprefix(_LOCAL))
-        needed = ["config.json"] + (["model.safetensors"] if pretrained else [])
-        if missing := [name for name in needed if not (folder / name).is_file()]:
-            raise WeightsError(
-                f"Folder {str(folder)!r} lacks {listed(missing)}. A local encoder is a timm folder: config.json and "
-                "model.safetensors."
+    def _check_blocks(self) -> None:
+        if not self.supports_trunk:
+            raise DataError(
+                f"{self.spec.key!r} is a convolutional network without blocks: it has no trunk and tail. Call the "
+                "encoder on the crops as a whole."
             )
-    elif Path(encoder).is_dir():
-        raise WeightsError(f"{encoder!r} is a folder: pass '{_LOCAL}{encoder}'.")
-    elif not encoder.startswith("hf-hub:") and not timm.is_model(encoder.split(".")[0]):
-        near = difflib.get_close_matches(encoder, timm.list_models("*vit*"), n=4)
-        raise WeightsError(
-            f"No encoder is named {encoder!r}; near names: {listed(near)}. Pass a timm vision transformer or "
-            "'local-dir:<folder>'."
-        )
-
-
-def _create(encoder: str, pretrained: bool) -> VisionTransformer:
-    try:
-        vit = timm.create_model(encoder, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
-    except TypeError as error:
-        raise WeightsError(f"{encoder!r} is not a vision transformer that timm can build for any crop size.") from error
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise WeightsError(
-            f"Weights of {encoder!r} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0]}). Put "
-            "config.json and model.safetensors into a folder and pass 'local-dir:<folder>'; gated weights need access "
-            "to be granted on the model's page and a token in HF_TOKEN. `pretrained=False` builds random weights."
-        ) from error
-    if not isinstance(vit, VisionTransformer):
-        raise WeightsError(f"{encoder!r} is a {type(vit).__name__}; a timm VisionTransformer is needed.")
-    return vit
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -87,12 +87,18 @@ class SealModel(nn.Module):
     @property
     def n_trunk(self) -> int:
         """How many of the encoder's first blocks no adapter touches."""
-        return self.encoder.spec.n_blocks - self.lora.n_blocks
+        return self.encoder.spec.n_blocks - self.lora.n_blocks if self.encoder.supports_trunk else 0
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with any trained weight, the panel, or how crops are fed; not with file names."""
-        spec = {k: v for k, v in self.encoder.spec.to_dict().items() if k != "key"}
+        """16 hex digits that change with any trained weight, the panel, or how crops are fed.
+
+        File names, licences and other facts about the encoder do not count: they may be corrected.
+        """
+        return self.digest(self.encoder.spec.feeding())
+
+    def digest(self, spec: dict[str, Any]) -> str:
+        """Fingerprint with these facts of the encoder in it."""
         panel = (self.panel.fingerprint, self.panel.layer, self.panel.target_sum)
         facts = (spec, asdict(self.crop), self.lora.r, float(self.lora.alpha), self.lora.n_blocks, panel)
         digest = hashlib.sha256(repr(facts).encode())

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from sealst._errors import CheckpointError
 
-#: how patch tokens become one vector
-POOLS = ("cls", "mean", "cls+mean")
+#: how tokens become one vector; ``"attn"`` and ``"attn-proj"`` only where an encoder has an attention pooler
+POOLS = ("cls", "mean", "cls+mean", "attn", "attn-proj")
+
+#: facts that change what a model computes from a crop; all others may be corrected without making it another model
+FEEDING = ("arch", "pool", "dim", "n_blocks", "n_prefix", "patch_px", "mean", "std")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """What is needed to rebuild an encoder and to feed it correctly."""
+    """What is needed to rebuild an encoder and to feed it correctly, and what its licence says."""
 
-    #: name given by the user: a timm model, or ``local-dir:<folder>``
+    #: name given by the user: a key of `sealst.models.list_encoders`, a timm model, or ``local-dir:<folder>``
     key: str
     #: timm architecture
     arch: str
-    #: whether weights were loaded; False means random weights from `seed`
-    pretrained: bool
-    #: ``"cls"``, ``"mean"`` (of patch tokens) or ``"cls+mean"`` (concatenated)
+    #: ``"cls"``, ``"mean"`` (of patch tokens), ``"cls+mean"`` (concatenated), ``"attn"`` (attention pooler) or
+    #: ``"attn-proj"`` (the pooler's vector in the space shared with text)
     pool: str
     #: length of the embedding
     dim: int
-    #: number of transformer blocks
+    #: number of transformer blocks; 0 for convolutional encoders
     n_blocks: int
     #: class and register tokens before the patch tokens
     n_prefix: int
@@ -35,10 +37,61 @@ class EncoderSpec:
     #: channel means and standard deviations of the input, for values in [0, 1]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    #: licence as the weights' own configuration states it
+    #: ``"vit"``, or ``"cnn"`` for encoders without tokens
+    family: str = "vit"
+    #: constructor arguments beyond the architecture's own, all of them JSON values
+    model_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    #: arguments of the attention pooler; empty without one
+    pooler_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    #: epsilon of the LayerNorms where it is not timm's
+    norm_eps: float | None = None
+    #: length of a token
+    width: int = 0
+    #: poolings that published users of the encoder take, the default first
+    pools: tuple[str, ...] = ()
+    #: repository on the model hub and file in it; empty where timm itself knows
+    hf_id: str = ""
+    filename: str = ""
+    #: layout of the published file, see ``_convert.py``
+    converter: str = "timm"
+    #: key of the encoder whose weights these are, pooled otherwise
+    variant_of: str = ""
+    #: side of the crops it was published with, and their scale in µm per pixel (None where unknown)
+    input_px: int = 224
+    native_mpp: float | None = None
+    #: how its published users resize
+    interpolation: str = "bicubic"
+    #: precision in which its published users run it
+    precision: str = "float32"
+    #: parameters that the embedding needs
+    n_params: int = 0
+    #: licence as the weights' own page or configuration states it
     licence: str = "unknown"
+    #: whether access must be granted; whether commercial use and derivatives (merged weights) are allowed, None where
+    #: the licence has to be read for it
+    gated: bool = False
+    commercial: bool | None = None
+    derivatives: bool | None = None
+    citation: str = ""
+    #: whether weights were loaded; False means random weights from `seed`
+    pretrained: bool = True
     #: seed of random weights
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.width:
+            object.__setattr__(self, "width", self.dim // len(self.pool.split("+")))
+        if not self.pools:
+            object.__setattr__(self, "pools", (self.pool,))
+
+    def dim_of(self, pool: str) -> int:
+        """Length of the embedding under another pooling."""
+        return sum(int(self.pooler_args["dim"]) if p.startswith("attn") else self.width for p in pool.split("+"))
+
+    def feeding(self) -> dict[str, Any]:
+        """Facts that change what a model computes from a crop, as plain types."""
+        values = self.to_dict()
+        return {name: values[name] for name in FEEDING}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -46,12 +99,27 @@ class EncoderSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderSpec:
-        """Inverse of `to_dict`; unknown or missing fields raise."""
+        """Inverse of `to_dict`; fields that older versions did not write take defaults, unknown ones raise."""
         known = {f.name for f in fields(cls)}
-        if set(values) != known:
+        needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        if wrong := sorted((set(values) - known) | (needed - set(values))):
             raise CheckpointError(
-                f"Encoder record has fields {sorted(set(values) ^ known)} that are missing or unknown; it was written "
-                "by another version of sealst."
+                f"Encoder record has fields {wrong} that are missing or unknown; it was written by another version of "
+                "sealst."
             )
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
+
+    def __repr__(self) -> str:
+        size = f"{self.n_params / 1e6:.1f} M parameters" if self.n_params else "size unknown"
+        shape = f"{self.n_blocks} blocks, {self.patch_px} px patches" if self.family == "vit" else "convolutional"
+        scale = "" if self.native_mpp is None else f" at {self.native_mpp:g} µm per pixel"
+        use = [text for flag, text in ((self.gated, "gated"), (self.commercial is False, "non-commercial")) if flag]
+        weights = self.hf_id or "timm" if self.pretrained else f"random, seed {self.seed}"
+        return (
+            f"EncoderSpec {self.key!r}: {self.pool} → {self.dim}\n"
+            f"  {self.arch} ({shape}, {size})\n"
+            f"  input:   {self.input_px} px{scale}, mean {self.mean}, std {self.std}\n"
+            f"  weights: {weights}\n"
+            f"  licence: {', '.join([self.licence, *use])}"
+        )

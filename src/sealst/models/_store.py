@@ -22,13 +22,19 @@ from sealst._errors import CheckpointError
 from sealst._validate import listed
 from sealst._version import __version__
 from sealst.models._adapter import LoraParams
+from sealst.models._build import build_encoder, build_from_spec
 from sealst.models._card import model_card
-from sealst.models._encoder import Encoder, build_encoder, weights_hash
+from sealst.models._encoder import Encoder, weights_hash
 from sealst.models._gene_vae import GeneVAEParams
 from sealst.models._seal import CropSpec, SealModel
 from sealst.models._spec import EncoderSpec
 
-_FORMAT = 1
+_FORMAT = 2
+#: formats that can be read, and the facts of the encoder that their fingerprint was taken over (None: those of today)
+_READ: dict[int, tuple[str, ...] | None] = {
+    1: ("arch", "pretrained", "pool", "dim", "n_blocks", "n_prefix", "patch_px", "mean", "std", "licence", "seed"),
+    2: None,
+}
 _FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors", "adapter/adapter_model.safetensors")
 
 
@@ -94,10 +100,16 @@ def _write(model: SealModel, folder: Path, include_base: bool) -> None:
 def _write_base(encoder: Encoder, folder: Path) -> None:
     """Store the base encoder as a timm folder that ``timm.create_model("local-dir:…")`` loads."""
     plain = copy.deepcopy(encoder.backbone).unload()
-    timm.models.save_for_hf(plain, str(folder), model_args=encoder.model_args, safe_serialization=True)
+    timm.models.save_for_hf(plain, str(folder), model_args=dict(encoder.spec.model_args), safe_serialization=True)
 
 
-def load(path: str | Path, *, encoder: str | None = None, device: str | None = None) -> SealModel:
+def load(
+    path: str | Path,
+    *,
+    encoder: str | None = None,
+    weights: str | Path | None = None,
+    device: str | None = None,
+) -> SealModel:
     """Load a model that `SealModel.save` wrote.
 
     Parameters
@@ -106,6 +118,8 @@ def load(path: str | Path, *, encoder: str | None = None, device: str | None = N
         Model folder.
     encoder
         Where the base weights are now, when they have moved since training: ``"local-dir:<folder>"`` or a timm name.
+    weights
+        File or folder with the base weights, for an encoder known by name; see `build_encoder`.
     device
         Device; default ``settings.device``.
 
@@ -128,17 +142,15 @@ def load(path: str | Path, *, encoder: str | None = None, device: str | None = N
     folder = Path(path)
     config, base = _read_json(folder)
     spec = EncoderSpec.from_dict(config["encoder"])
-    source = encoder or (f"local-dir:{folder / 'base'}" if base["included"] else spec.key)
-    built = build_encoder(source, pool=spec.pool)
+    built = _base(spec, folder / "base" if base["included"] else None, encoder, weights)
     if (found := weights_hash(built.vit)) != base["sha256"]:
         raise CheckpointError(
-            f"The base weights of {source!r} (sha256 {found[:12]}…) are not those the adapter was trained on "
+            f"The base weights of {built.spec.key!r} (sha256 {found[:12]}…) are not those the adapter was trained on "
             f"({base['sha256'][:12]}…, {spec.key!r}). Pass the right ones with `encoder=`."
         )
     # The stored record decides how crops are fed; where the weights are now is all that may have changed.
-    moved = spec if encoder is None else replace(spec, key=encoder)
+    moved = replace(spec, key=encoder or spec.key, model_args=built.spec.model_args)
     restored = Encoder(built.vit, moved)
-    restored.model_args = built.model_args
     model = SealModel(
         restored,
         GenePanel.from_tsv(folder / "panel.tsv"),
@@ -149,7 +161,7 @@ def load(path: str | Path, *, encoder: str | None = None, device: str | None = N
     )
     _load_trained(model, folder)
     model.provenance = config["training"]
-    if model.fingerprint != config["fingerprint"]:
+    if _fingerprint(model, config["format"]) != config["fingerprint"]:
         raise CheckpointError(
             f"Weights in {str(folder)!r} do not match config.json's fingerprint; the folder is damaged."
         )
@@ -160,6 +172,27 @@ def load(path: str | Path, *, encoder: str | None = None, device: str | None = N
     return model.to(resolve_device(device)).eval()
 
 
+def _base(spec: EncoderSpec, stored: Path | None, encoder: str | None, weights: str | Path | None) -> Encoder:
+    """The base encoder, from where the user says it is, from the model's own folder, or from its usual place."""
+    if encoder is not None:
+        return build_encoder(encoder, pool=spec.pool, weights=weights)
+    if spec.hf_id:
+        # Of a pathology encoder the stored record says how it is built, also when the registry has changed since.
+        return build_from_spec(spec, weights=weights or stored)
+    if stored is not None and weights is None:
+        return build_encoder(f"local-dir:{stored}", pool=spec.pool)
+    return build_encoder(spec.key, pool=spec.pool, weights=weights)
+
+
+def _fingerprint(model: SealModel, version: int) -> str:
+    """Fingerprint as this format of folder has it."""
+    facts = _READ[version]
+    if facts is None:
+        return model.fingerprint
+    values = model.encoder.spec.to_dict()
+    return model.digest({name: values[name] for name in facts})
+
+
 def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if missing := [name for name in _FILES if not (folder / name).is_file()]:
         raise CheckpointError(f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.")
@@ -168,10 +201,10 @@ def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         base = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise CheckpointError(f"A JSON file in {str(folder)!r} is damaged: {error}.") from error
-    if config.get("format") != _FORMAT:
+    if config.get("format") not in _READ:
         raise CheckpointError(
             f"Model format {config.get('format')!r} in {str(folder)!r} (written by sealst {config.get('sealst')}) is "
-            f"not the one this version reads ({_FORMAT})."
+            f"not one that this version reads ({listed(_READ)})."
         )
     return config, base
 

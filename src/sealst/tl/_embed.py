@@ -28,7 +28,7 @@ def embed(
     model: SealModel | str,
     *,
     modality: str = "image",
-    pool: str = "cls",
+    pool: str | None = None,
     pretrained: bool = True,
     crop_um: float | None = None,
     key_added: str | None = None,
@@ -46,11 +46,13 @@ def embed(
         Section(s) with crops, see `sealst.pp.pair_crops`. Of a `sealst.io.Collection` one section after the other is
         opened, embedded and saved.
     model
-        A SEAL model, or the name of an encoder to use as it is (see `sealst.models.build_encoder`).
+        A SEAL model, or the name of an encoder to use as it is: a key of `sealst.models.list_encoders`, a timm model
+        (also convolutional) or ``"local-dir:<folder>"``, see `sealst.models.build_encoder`.
     modality
         ``"image"``, or ``"gene"`` for the embedding of the measured expression (needs `sealst.pp.normalize`).
     pool, pretrained
-        For an encoder given by name: how tokens become one vector, and whether to load weights.
+        For an encoder given by name: how tokens become one vector (default: the encoder's own way, see
+        `sealst.models.build_encoder`), and whether to load weights.
     crop_um
         For an encoder given by name: which of the paired crop sizes to embed, in µm; default the first. A SEAL model
         takes the size that it was trained on.
@@ -127,7 +129,7 @@ def embed_crops(
     regions: Sequence[Region],
     model: SealModel | str,
     *,
-    pool: str = "cls",
+    pool: str | None = None,
     pretrained: bool = True,
     crop_um: float | None = None,
     device: str | None = None,
@@ -145,7 +147,8 @@ def embed_crops(
     if not table.obs[Keys.CROP_OK].to_numpy(dtype=bool)[np.concatenate([r.rows for r in regions])].any():
         raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
     if not isinstance(model, SealModel):
-        encoder, entry = build_encoder(model, pool=pool, pretrained=pretrained), {"model": model, "pool": pool}
+        encoder = build_encoder(model, pool=pool, pretrained=pretrained)
+        entry = {"model": model, "pool": encoder.spec.pool}
     if device is not None or not isinstance(model, SealModel):
         (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
     out = np.full((table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)

@@ -54,7 +54,7 @@ def finetune(
     *,
     encoder: str,
     pretrained: bool = True,
-    pool: str = "cls",
+    pool: str | None = None,
     panel: GenePanel | None = None,
     n_genes: int = 2000,
     crop_um: float | None = None,
@@ -83,11 +83,12 @@ def finetune(
         Training sections, after `sealst.pp.pair_crops` and `sealst.pp.normalize`; or a `sealst.io.Collection`, of
         which one section at a time is open.
     encoder
-        Name of a timm vision transformer or ``"local-dir:<folder>"``, see `sealst.models.build_encoder`.
+        Key of `sealst.models.list_encoders`, name of a timm vision transformer or ``"local-dir:<folder>"``, see
+        `sealst.models.build_encoder`.
     pretrained
         False trains on random weights: for tests and demonstrations only.
     pool
-        ``"cls"``, ``"mean"`` or ``"cls+mean"``.
+        How tokens become one vector, see `sealst.models.build_encoder`; default the encoder's own way.
     panel
         Genes of the model, see `sealst.pp.select_genes`; default the `n_genes` most variable of the sections. Spots
         do not count in the reconstruction of genes that their section does not measure.
@@ -152,9 +153,7 @@ def finetune(
     folder = None if run_dir is None else _new_run_folder(Path(run_dir))
 
     _check_trainer_kwargs(trainer_kwargs or {})
-    base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
-    if not pretrained:
-        warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
+    base = _base_encoder(encoder, pretrained, pool, seed)
     panel = _panel(train, panel, n_genes, params.layer, table_key)
     with ExitStack() as stack:
         work = _scratch(stack, folder)
@@ -174,6 +173,18 @@ def finetune(
     if folder is not None:
         _finish_run(model, folder)
     return model
+
+
+def _base_encoder(encoder: str, pretrained: bool, pool: str | None, seed: int) -> Encoder:
+    base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
+    if not base.supports_trunk:
+        raise DataError(
+            f"{encoder!r} is a convolutional network; finetuning needs a vision transformer. Embed with it as it is: "
+            f"`sl.tl.embed(sdata, {encoder!r})`."
+        )
+    if not pretrained:
+        warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
+    return base
 
 
 def _scratch(stack: ExitStack, run_folder: Path | None) -> Path:
@@ -277,7 +288,7 @@ def _train(
 ) -> None:
     spec = model.encoder.spec
     n_tokens = (model.crop.crop_px // spec.patch_px) ** 2 + spec.n_prefix
-    width = model.encoder.vit.num_features
+    width = spec.width
     cached = use_trunk_cache(params, n=len(pairs), n_trunk=model.n_trunk, n_tokens=n_tokens, width=width)
     common: dict[str, Any] = {"cached": cached, "show": show}
     images = image_inputs(model, pairs.sources, params, views=int(params.views or 1), folder=pairs.folder, **common)
