@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import sealst as sl
-from sealst.models import CropSpec, EncoderSpec, GeneVAEParams, LoraParams, SealModel, build_encoder
+from sealst.models import CropSpec, EncoderSpec, GeneVAEParams, HeadParams, LoraParams, SealModel, build_encoder
 
 ENCODER = "vit_tiny_patch16_224"
 PX = 32
@@ -32,9 +32,9 @@ def model(panel: sl.GenePanel) -> SealModel:
             build_encoder(ENCODER, pretrained=False, pool="cls+mean"),
             panel,
             crop=CropSpec(16.0, PX),
-            lora=LoraParams(n_blocks=2),
+            adapter=LoraParams(n_blocks=2),
             gene_vae=GeneVAEParams(hidden=(32, 16)),
-            head_hidden=16,
+            head=HeadParams(16),
         )
         # LoRA's B starts at zero: give every trained tensor a value, so that losing one is seen.
         with torch.no_grad():

@@ -10,7 +10,8 @@ import torch
 
 import sealst as sl
 from sealst.models import LoraParams, build_encoder
-from sealst.models._adapter import add_lora, target_pattern
+from sealst.models._adapter import add_adapter
+from sealst.models._blocks import block_layers
 from sealst.models._encoder import weights_hash
 
 TINY = "vit_tiny_patch16_224"
@@ -40,7 +41,7 @@ def test_trunk_and_tail_make_the_whole(n_blocks):
 
 
 def test_batch_of_one_equals_batch_of_many_and_evaluation_is_deterministic():
-    encoder = add_lora(build_encoder(TINY, pretrained=False), LoraParams(n_blocks=2)).eval()
+    encoder = add_adapter(build_encoder(TINY, pretrained=False), LoraParams(n_blocks=2)).eval()
     images = torch.rand(4, 3, 32, 32)
     with torch.inference_mode():
         together = encoder(images)
@@ -55,40 +56,17 @@ def test_random_weights_follow_the_seed_and_leave_the_callers_random_state():
     a = build_encoder(TINY, pretrained=False, seed=1)
     assert torch.equal(torch.rand(3), expected)
     b, c = build_encoder(TINY, pretrained=False, seed=1), build_encoder(TINY, pretrained=False, seed=2)
-    assert weights_hash(a.vit) == weights_hash(b.vit) != weights_hash(c.vit)
-
-
-@pytest.mark.parametrize("last", [1, 3, 12])
-def test_every_lora_target_gets_gradient_and_nothing_else_changes(last):
-    encoder = add_lora(build_encoder(TINY, pretrained=False), LoraParams(n_blocks=last, dropout=0.0))
-    before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    trainable = {n: p for n, p in encoder.named_parameters() if p.requires_grad}
-    assert len(trainable) == 4 * 2 * last
-    optimiser = torch.optim.SGD(trainable.values(), lr=0.1)
-    direction = torch.randn(encoder.spec.dim)
-    for _ in range(2):  # LoRA's A has no gradient until B has moved
-        optimiser.zero_grad()
-        (encoder(torch.rand(4, 3, 32, 32)) * direction).sum().backward()
-        optimiser.step()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainable.values())
-    changed = {k for k, v in encoder.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == set(trainable)
-    assert all("patch_embed" not in name for name in trainable)
-
-
-def test_target_pattern_refuses_more_blocks_than_there_are():
-    with pytest.raises(sl.DataError, match="`n_blocks` is 13, but the encoder has only 12 blocks"):
-        target_pattern(12, 13)
+    assert weights_hash(a.base_state()) == weights_hash(b.base_state()) != weights_hash(c.base_state())
 
 
 def test_hash_ignores_the_adapter_and_sees_one_changed_weight():
     encoder = build_encoder(TINY, pretrained=False)
-    plain = weights_hash(encoder.vit)
-    add_lora(encoder, LoraParams())
-    assert weights_hash(encoder.vit) == plain
+    plain = weights_hash(encoder.base_state())
+    add_adapter(encoder, LoraParams())
+    assert weights_hash(encoder.base_state()) == plain
     with torch.no_grad():
         encoder.vit.blocks[11].attn.qkv.base_layer.bias[0] += 1e-3
-    assert weights_hash(encoder.vit) != plain
+    assert weights_hash(encoder.base_state()) != plain
 
 
 @pytest.mark.parametrize(
@@ -121,12 +99,15 @@ def test_convolutional_networks_embed_as_timm_pools_and_have_no_trunk(name):
         torch.testing.assert_close(torch.cat([encoder(i[None]) for i in images]), found, rtol=1e-4, atol=1e-5)
     spec = encoder.spec
     assert found.shape == (3, spec.dim)
-    assert (spec.family, spec.pool, spec.n_blocks, encoder.supports_trunk) == ("cnn", "mean", 0, False)
+    assert (spec.family, spec.pool, spec.n_blocks, encoder.supports_trunk) == (
+        "cnn",
+        "mean",
+        len(block_layers(encoder.vit)),
+        False,
+    )
     for call in (lambda: encoder.trunk(images, 1), lambda: encoder.tail(images, 1)):
         with pytest.raises(sl.DataError, match="without blocks: it has no trunk and tail"):
             call()
-    with pytest.raises(sl.DataError, match=f"'{name}' is a convolutional network; LoRA needs a vision transformer"):
-        add_lora(encoder, LoraParams())
     with pytest.raises(sl.DataError, match="no tokens to pool; use `pool='mean'`"):
         build_encoder(name, pretrained=False, pool="cls")
 
@@ -169,7 +150,7 @@ def test_local_folder_gives_the_same_encoder_as_the_weights_in_it(tmp_path):
     vit = timm.create_model(TINY, pretrained=False, num_classes=0)
     timm.models.save_for_hf(vit, tmp_path, safe_serialization=True)
     encoder = build_encoder(f"local-dir:{tmp_path}")
-    assert weights_hash(encoder.vit) == weights_hash(vit)
+    assert weights_hash(encoder.base_state()) == weights_hash(vit.state_dict())
     with (tmp_path / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
     with pytest.raises(sl.WeightsError, match="could not be loaded"):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 
@@ -223,43 +222,7 @@ def test_model_survives_moving_and_saving_again(model, crops, tmp_path):
 def test_edited_alpha_is_noticed(model, tmp_path):
     folder = model.save(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
-    config["lora"]["alpha"] = 99
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(sl.CheckpointError, match="fingerprint"):
-        sl.models.load(folder, device="cpu")
-
-
-def _as_format_1(folder, model):
-    """Turn a folder into what the first format wrote: fewer facts on the encoder, all of them in the fingerprint."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    names = ["key", "arch", "pretrained", "pool", "dim", "n_blocks", "n_prefix", "patch_px", "mean", "std", "licence"]
-    config["encoder"] = {name: config["encoder"][name] for name in [*names, "seed"]}
-    del config["lora"]["pooler"]
-    spec = {k: v for k, v in config["encoder"].items() if k != "key"}
-    panel = (model.panel.fingerprint, model.panel.layer, model.panel.target_sum)
-    facts = (spec, config["crop"], model.lora.r, float(model.lora.alpha), model.lora.n_blocks, panel)
-    digest = hashlib.sha256(repr(facts).encode())
-    for name, tensor in sorted(model.trained_state().items()):
-        digest.update(name.encode() + tensor.detach().float().numpy().tobytes())
-    config |= {"format": 1, "fingerprint": digest.hexdigest()[:16]}
-    path.write_text(json.dumps(config))
-    return config["fingerprint"]
-
-
-def test_folders_of_the_first_format_are_read(model, crops, tmp_path):
-    z = model.embed_images(crops)
-    folder = model.save(tmp_path / "m")
-    old = _as_format_1(folder, model)
-    back = sl.models.load(folder, device="cpu")
-    np.testing.assert_array_equal(back.embed_images(crops), z)
-    assert back.encoder.spec.width == 192
-    assert back.fingerprint == model.fingerprint != old
-    again = sl.models.load(back.save(tmp_path / "again"), device="cpu")
-    assert again.fingerprint == model.fingerprint
-    np.testing.assert_array_equal(again.embed_images(crops), z)
-    config = json.loads((folder / "config.json").read_text())
-    config["encoder"]["licence"] = "another"
+    config["adapter"]["alpha"] = 99
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(sl.CheckpointError, match="fingerprint"):
         sl.models.load(folder, device="cpu")
@@ -283,7 +246,7 @@ def test_fingerprint_counts_only_what_changes_embeddings(model, changes, same):
 
 
 def test_base_weights_can_be_named_when_they_have_moved(panel, crops, small, tmp_path, monkeypatch):
-    from sealst.models import CropSpec, GeneVAEParams, LoraParams, SealModel
+    from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel
     from sealst.models._build import build_from_spec
     from sealst.models._registry import REGISTRY
 
@@ -291,7 +254,7 @@ def test_base_weights_can_be_named_when_they_have_moved(panel, crops, small, tmp
     save_file(build_from_spec(spec, pretrained=False).vit.state_dict(), tmp_path / "conch.safetensors")
     model = SealModel(
         build_from_spec(spec, weights=tmp_path / "conch.safetensors"),
-        panel, crop=CropSpec(16.0, 32), lora=LoraParams(), gene_vae=GeneVAEParams(hidden=(8,)), head_hidden=8,
+        panel, crop=CropSpec(16.0, 32), adapter=LoraParams(), gene_vae=GeneVAEParams(hidden=(8,)), head=HeadParams(8),
     )  # fmt: skip
     folder, z = model.save(tmp_path / "m"), model.embed_images(crops)
     assert not (folder / "base").exists()

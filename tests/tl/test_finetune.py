@@ -55,9 +55,9 @@ def test_callers_random_state_and_data_are_left_alone(ready, finetune):
 def test_cached_and_plain_training_agree_without_augmentation(ready, finetune, fast):
     sections = two(ready)
     same = fast | {"augmentation": "none", "views": 1, "warmup_epochs": 0, "epochs": 3}
-    lora = {"dropout": 0.0, "n_blocks": 1}
-    a = finetune(sections, params=same | {"cache": "trunk"}, lora=lora)
-    b = finetune(sections, params=same | {"cache": "none"}, lora=lora)
+    adapter = {"dropout": 0.0, "n_blocks": 1}
+    a = finetune(sections, params=same | {"cache": "trunk"}, adapter=adapter)
+    b = finetune(sections, params=same | {"cache": "none"}, adapter=adapter)
     np.testing.assert_allclose(a.history["train_loss"], b.history["train_loss"], rtol=5e-3)
 
 
@@ -120,12 +120,12 @@ BAD = [
     (None, {"params": {"epoch": 1}}, sl.DataError, "`params` has no field 'epoch'; known"),
     (None, {"params": {"lr": -1}}, sl.DataError, "`params.lr` must be a positive number"),
     (None, {"params": {"contrastive": "infonce"}}, sl.DataError, "`params.contrastive` must be one of 'clip'"),
-    (None, {"lora": {"r": 0}}, sl.DataError, "`lora.r` must be a positive number"),
-    (None, {"lora": {"n_blocks": 99}}, sl.DataError, "`n_blocks` is 99, but the encoder has only 12"),
+    (None, {"adapter": {"r": 0}}, sl.DataError, "`adapter.r` must be a positive number"),
+    (None, {"adapter": {"n_blocks": 99}}, sl.DataError, "`adapter.n_blocks` is 99, but the encoder .* has only 12"),
     (None, {"encoder": "vit_nano"}, sl.WeightsError, "No encoder is named 'vit_nano'"),
     (None, {"device": "tpu9"}, sl.DataError, "`device` must be 'auto' or a torch device"),
     (None, {"trainer_kwargs": {"max_epochs": 3}}, sl.DataError, "`trainer_kwargs` must not hold 'max_epochs'"),
-    (None, {"lora": {"n_blocks": 12}, "params": {"cache": "trunk", "epochs": 1}}, sl.DataError, "no frozen trunk"),
+    (None, {"adapter": {"n_blocks": 12}, "params": {"cache": "trunk", "epochs": 1}}, sl.DataError, "no frozen trunk"),
 ]
 
 
@@ -163,11 +163,11 @@ def test_panel_of_another_layer_is_refused(ready, finetune):
 
 def test_recipe_moves_from_small_to_the_papers_values():
     small, large = choose(551, 8), choose(700_000, 24)
-    assert (small["lr"].value, small["batch_size"].value, small["views"].value, small["lora_blocks"].value) == (
+    assert (small["lr"].value, small["batch_size"].value, small["views"].value, small["adapter_blocks"].value) == (
         0.002, 64, 8, 2,
     )  # fmt: skip
     assert (large["lr"].value, large["batch_size"].value, large["epochs"].value) == (1e-4, 384, 10)
-    assert (large["weight_decay"].value, large["views"].value, large["lora_blocks"].value) == (0.2, 1, 1)
+    assert (large["weight_decay"].value, large["views"].value, large["adapter_blocks"].value) == (0.2, 1, 1)
     rates = [choose(n, 12)["lr"].value for n in (500, 5_000, 50_000, 500_000)]
     assert rates == sorted(rates, reverse=True)
     assert all(c.reason for c in small.values())
@@ -230,6 +230,26 @@ def test_validation_without_usable_spots_is_refused_before_training(ready, finet
         finetune([ready(section="a", patient="p1")], validation=held)
 
 
-def test_convolutional_encoders_are_refused_before_anything_is_read(ready, finetune):
-    with pytest.raises(sl.DataError, match=r"'resnet18' is a convolutional network; .*`sl.tl.embed\(sdata, 'resnet18'"):
-        finetune([ready()], encoder="resnet18")
+@pytest.mark.parametrize("adapter", ["lora", "blocks", "full", "bottleneck", "none", {"dora": True, "r": 2}])
+@pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "resnet18"])
+def test_every_adapter_trains(ready, finetune, fast, encoder, adapter):
+    model = finetune(two(ready), encoder=encoder, adapter=adapter, params=fast | {"epochs": 2})
+    assert np.isfinite(model.history["train_loss"]).all()
+    kind = adapter if isinstance(adapter, str) else "lora"
+    assert model.adapter.kind == kind
+    base = sl.models.build_encoder(encoder, pretrained=False)
+    start = base.state_dict()
+    changed = [n for n, v in model.encoder.adapted_state().items() if n not in start or not torch.equal(v, start[n])]
+    assert len(changed) == len(model.encoder.adapted)
+    assert (len(changed) == 0) == (kind == "none")
+
+
+def test_pretrained_weights_learn_at_their_own_rate(ready, finetune, fast):
+    moved = {}
+    for scale in (1e-6, 0.05):
+        adapter = {"kind": "blocks", "n_blocks": 1, "lr_scale": scale}
+        model = finetune(two(ready), adapter=adapter, params=fast | {"epochs": 2, "weight_decay": 0.0})
+        name = "blocks.11.attn.qkv.weight"
+        trained = dict(model.encoder.vit.named_parameters())[name].detach()
+        moved[scale] = float((trained - model.encoder.originals[name]).abs().max())
+    assert moved[0.05] > 100 * moved[1e-6] > 0

@@ -33,7 +33,7 @@ def model() -> SealModel:
             build_encoder("vit_tiny_patch16_224", pretrained=False),
             panel,
             crop=CropSpec(64, PX),
-            lora=LoraParams(),
+            adapter=LoraParams(),
             gene_vae=GeneVAEParams(hidden=(1024,)),
         )
 

@@ -109,7 +109,10 @@ def use_trunk_cache(params: TrainParams, *, n: int, n_trunk: int, n_tokens: int,
         logger.info("cache = %s (%.2f GiB for %d views)", "trunk" if cached else "none", size / 2**30, views)
         return cached
     if params.cache == "trunk" and n_trunk == 0:
-        raise DataError("`params.cache='trunk'`, but every block is adapted: there is no frozen trunk. Use 'none'.")
+        raise DataError(
+            "`params.cache='trunk'`, but there is no frozen trunk: every block is adapted, or the encoder is a "
+            "convolutional network. Use 'none'."
+        )
     return params.cache == "trunk"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import lightning as L
@@ -33,8 +34,12 @@ class Alignable(Protocol):
         """log1p-CP10k → z-scores."""
         ...
 
-    def parameters(self) -> Iterable[nn.Parameter]:
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """All parameters."""
+        ...
+
+    def rates(self) -> Mapping[str, float]:
+        """Learning rates of parameters relative to that of the run, where they are not 1."""
         ...
 
 
@@ -56,17 +61,19 @@ class _Stage(L.LightningModule, ABC):
         self.reconstruct = RECONSTRUCTION[params.reconstruction]
 
     @abstractmethod
-    def trainable(self) -> list[nn.Parameter]:
-        """Parameters of this stage."""
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters of this stage, under the model's names."""
 
     def configure_optimizers(self) -> Any:
         """AdamW; biases, norms and flow vectors are not decayed; cosine schedule after a short linear rise."""
-        params = self.trainable()
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in params if p.ndim > 1], "weight_decay": self.params.weight_decay},
-            {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+        rates, groups = self.model.rates(), defaultdict(list)
+        for name, parameter in self.trainable().items():
+            groups[rates.get(name, 1.0), parameter.ndim > 1].append(parameter)
+        options = [
+            {"params": params, "lr": self.lr * rate, "weight_decay": self.params.weight_decay if decayed else 0.0}
+            for (rate, decayed), params in groups.items()
         ]
-        optimiser = torch.optim.AdamW(groups, lr=self.lr)
+        optimiser = torch.optim.AdamW(options, lr=self.lr)
         warm = max(1, round(0.05 * self.total_steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(warm, self.total_steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -100,9 +107,9 @@ class _Stage(L.LightningModule, ABC):
 class WarmupStage(_Stage):
     """Train the gene autoencoder alone."""
 
-    def trainable(self) -> list[nn.Parameter]:
+    def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters of the gene autoencoder."""
-        return list(self.model.gene_vae.parameters())
+        return {f"gene_vae.{name}": p for name, p in self.model.gene_vae.named_parameters()}
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
         """Reconstruction of expression from its code."""
@@ -118,9 +125,9 @@ class AlignStage(_Stage):
         self.augment = AUGMENTATIONS[params.augmentation]
         self._held_out: list[tuple[np.ndarray, ...]] = []
 
-    def trainable(self) -> list[nn.Parameter]:
+    def trainable(self) -> dict[str, nn.Parameter]:
         """Everything that is not frozen."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """Image embeddings of a batch of cached tokens or of crops."""

@@ -52,7 +52,7 @@ def choose(n_spots: int, n_blocks: int) -> dict[str, Choice]:
         "lr": Choice(float(f"{_between(n_spots, 2e-3, 1e-4):.2g}"), "few steps need a high rate, many a low one"),
         "weight_decay": Choice(float(f"{_between(n_spots, 0.05, 0.2):.2g}"), "the paper's 0.2 for much data"),
         "views": Choice(max(1, round(_between(n_spots, 8, 1))), "augmented views matter most where spots are few"),
-        "lora_blocks": Choice(
+        "adapter_blocks": Choice(
             min(2 if n_spots < LARGE else 1, n_blocks), "the last blocks adapt, earlier ones are kept"
         ),
     }

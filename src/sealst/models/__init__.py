@@ -1,20 +1,25 @@
 """Encoders and the SEAL model."""
 
-from sealst.models._adapter import LoraParams
+from sealst.models._adapter import BlocksParams, BottleneckParams, FrozenParams, FullParams, LoraParams
 from sealst.models._build import build_encoder
 from sealst.models._encoder import Encoder
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
 from sealst.models._registry import list_encoders
-from sealst.models._seal import CropSpec, SealModel
+from sealst.models._seal import CropSpec, HeadParams, SealModel
 from sealst.models._spec import EncoderSpec
 from sealst.models._store import load
 
 __all__ = [
+    "BlocksParams",
+    "BottleneckParams",
     "CropSpec",
     "Encoder",
     "EncoderSpec",
+    "FrozenParams",
+    "FullParams",
     "GeneVAE",
     "GeneVAEParams",
+    "HeadParams",
     "LoraParams",
     "SealModel",
     "build_encoder",

@@ -17,6 +17,7 @@ from torch import nn
 from sealst._core.device import seeded
 from sealst._errors import DataError, WeightsError
 from sealst._validate import check_choice, listed
+from sealst.models._blocks import block_layers
 from sealst.models._encoder import Encoder
 from sealst.models._pooler import AttentionPooler
 from sealst.models._records import REFUSED
@@ -176,7 +177,14 @@ def _describe(encoder: str, module: Any, pool: str | None, *, pretrained: bool, 
     if not isinstance(module, VisionTransformer):
         width = _pooled_width(module, encoder)
         spec = EncoderSpec(
-            family="cnn", pool=pool or "mean", dim=width, width=width, n_blocks=0, n_prefix=0, patch_px=1, **facts
+            family="cnn",
+            pool=pool or "mean",
+            dim=width,
+            width=width,
+            n_blocks=len(block_layers(module)),
+            n_prefix=0,
+            patch_px=1,
+            **facts,
         )
         _check_pool(spec, spec.pool, has_class_token=False)
         return spec

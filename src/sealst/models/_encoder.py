@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sealst._errors import DataError
 from sealst.models._spec import EncoderSpec
@@ -31,6 +35,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone: Any = vit
         self.spec = spec
+        #: names of the parameters that an adapter trains, set by `add_adapter`
+        self.adapted: tuple[str, ...] = ()
+        #: pretrained weights of the module that an adapter trains itself, on the CPU
+        self.originals: dict[str, torch.Tensor] = {}
+        self.bottleneck: nn.Module | None = None
+        self._bottleneck_on = True
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
@@ -78,13 +88,75 @@ class Encoder(nn.Module):
         self._check_blocks()
         vit = self.vit
         tokens = vit.norm(vit.blocks[n_blocks:](tokens))
-        return torch.cat([vit.fc_norm(self._pooled(tokens, name)) for name in self.spec.pool.split("+")], dim=1)
+        pooled = [vit.fc_norm(self._pooled(tokens, name)) for name in self.spec.pool.split("+")]
+        return self._behind(torch.cat(pooled, dim=1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, dim) of crops (B, 3, H, W), float in [0, 1]."""
         if not self.supports_trunk:
-            return self.backbone((images - self.mean) / self.std)
+            return self._behind(self.backbone((images - self.mean) / self.std))
         return self.tail(self.trunk(images, self.spec.n_blocks), self.spec.n_blocks)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Training mode; batch normalisation keeps the statistics of pretraining."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Inside a ``with`` block, the encoder is the pretrained one."""
+        with ExitStack() as stack:
+            if hasattr(self.backbone, "disable_adapter"):
+                stack.enter_context(self.backbone.disable_adapter())
+            stack.enter_context(self._original_weights())
+            self._bottleneck_on = False
+            try:
+                yield
+            finally:
+                self._bottleneck_on = True
+
+    @contextmanager
+    def _original_weights(self) -> Iterator[None]:
+        own = {name: p for name, p in self.vit.named_parameters() if name in self.originals}
+        trained = {name: p.data for name, p in own.items()}
+        for name, p in own.items():
+            p.data = self.originals[name].to(p.device)
+        try:
+            yield
+        finally:
+            for name, p in own.items():
+                p.data = trained[name]
+
+    def adapted_state(self) -> dict[str, torch.Tensor]:
+        """Everything that the adapter trains, by name."""
+        parameters = dict(self.named_parameters())
+        return {name: parameters[name].detach() for name in self.adapted}
+
+    def base_state(self) -> dict[str, torch.Tensor]:
+        """Pretrained weights under the module's own names, whatever the adapter made of them."""
+        own = {k.replace(".base_layer", ""): v for k, v in self.vit.state_dict().items() if "lora_" not in k}
+        return own | self.originals
+
+    def plain(self) -> Any:
+        """A copy of the timm module without adapter, on the CPU; holds trained weights where they have no copy."""
+        copied = copy.deepcopy(self.backbone).cpu()
+        return copied.unload() if hasattr(copied, "unload") else copied
+
+    def merged(self) -> Any:
+        """A copy of the timm module with the adapter merged into its weights, on the CPU."""
+        if self.bottleneck is not None:
+            raise DataError(
+                "A bottleneck behind the encoder is not linear and cannot be merged into its weights. Save the model "
+                "with `model.save`, or train another adapter."
+            )
+        copied = copy.deepcopy(self.backbone).cpu()
+        return copied.merge_and_unload(safe_merge=True) if hasattr(copied, "merge_and_unload") else copied
+
+    def _behind(self, z: torch.Tensor) -> torch.Tensor:
+        return z if self.bottleneck is None or not self._bottleneck_on else self.bottleneck(z)
 
     def _pooled(self, tokens: torch.Tensor, name: str) -> torch.Tensor:
         if name == "cls":
@@ -102,12 +174,10 @@ class Encoder(nn.Module):
             )
 
 
-def weights_hash(module: nn.Module) -> str:
-    """sha256 over names, shapes and values of a module's parameters and buffers (adapters excluded), hex."""
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, shapes and values of a state, hex."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if "lora_" in name:
-            continue
-        digest.update(json.dumps([name.replace(".base_layer", ""), list(tensor.shape)]).encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(json.dumps([name, list(tensor.shape)]).encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,10 +23,16 @@ class GeneVAEParams:
     n_flows: int = 3
     #: dropout in the decoder
     dropout: float = 0.4
+    #: whether the flows are kept invertible (Rezende & Mohamed 2015, appendix A.1)
+    invertible: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(int(h) for h in self.hidden))
         check_fraction("gene_vae.dropout", self.dropout)
+
+    def facts(self) -> dict[str, Any]:
+        """What changes a code beside the weights themselves."""
+        return {"invertible": self.invertible}
 
 
 class GeneCode(NamedTuple):
@@ -42,18 +48,21 @@ class GeneCode(NamedTuple):
 
 
 class PlanarFlow(nn.Module):
-    """z' = z + u·tanh(wᵀz + b) (Rezende & Mohamed 2015), with u constrained so that the map stays invertible."""
+    """z' = z + u·tanh(wᵀz + b) (Rezende & Mohamed 2015), `invertible` with u constrained so that it stays so."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, invertible: bool = True) -> None:
         super().__init__()
+        self.invertible = invertible
         self.w = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.u = nn.Parameter(torch.randn(dim) * 0.01)
         self.b = nn.Parameter(torch.zeros(()))
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Transformed z (B, dim) and log |det| (B,)."""
-        wu = self.w @ self.u
-        u = self.u + (F.softplus(wu) - 1 - wu) * self.w / (self.w @ self.w + 1e-12)
+        u = self.u
+        if self.invertible:
+            wu = self.w @ self.u
+            u = self.u + (F.softplus(wu) - 1 - wu) * self.w / (self.w @ self.w + 1e-12)
         t = torch.tanh(z @ self.w + self.b)
         return z + t[:, None] * u, torch.log((1 + (1 - t**2) * (self.w @ u)).abs() + 1e-12)
 
@@ -89,7 +98,7 @@ class GeneVAE(nn.Module):
         self.body = nn.Sequential(*_mlp([n_genes, *hidden], 0.0, norm=True))
         last = hidden[-1] if hidden else n_genes
         self.to_mu, self.to_logvar = nn.Linear(last, dim), nn.Linear(last, dim)
-        self.flows = nn.ModuleList(PlanarFlow(dim) for _ in range(params.n_flows))
+        self.flows = nn.ModuleList(PlanarFlow(dim, invertible=params.invertible) for _ in range(params.n_flows))
         widths = [dim, *reversed(hidden)]
         self.decoder = nn.Sequential(*_mlp(widths, params.dropout, norm=False), nn.Linear(widths[-1], n_genes))
 

@@ -18,7 +18,8 @@ from sealst._core.device import autocast
 from sealst._core.panel import GenePanel
 from sealst._errors import DataError, PanelError
 from sealst._settings import settings
-from sealst.models._adapter import LoraParams, add_lora
+from sealst._validate import check_positive
+from sealst.models._adapter import Adapter, add_adapter
 from sealst.models._encoder import Encoder
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
 
@@ -31,6 +32,21 @@ class CropSpec:
     crop_um: float
     #: side in pixels
     crop_px: int
+
+
+@dataclass(frozen=True)
+class HeadParams:
+    """The expression head: embedding → hidden → genes."""
+
+    #: hidden width
+    hidden: int = 512
+    #: whether embeddings pass a LayerNorm first
+    norm: bool = True
+    #: whether the output is kept from being negative, for targets that are not standardised
+    relu: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive("head.hidden", self.hidden)
 
 
 class SealModel(nn.Module):
@@ -60,19 +76,17 @@ class SealModel(nn.Module):
         panel: GenePanel,
         *,
         crop: CropSpec,
-        lora: LoraParams,
+        adapter: Adapter,
         gene_vae: GeneVAEParams,
-        head_hidden: int = 512,
+        head: HeadParams | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = add_lora(encoder, lora)
-        self.panel, self.crop, self.lora, self.gene_vae_params = panel, crop, lora, gene_vae
-        self.head_hidden = head_hidden
+        self.encoder = add_adapter(encoder, adapter)
+        self.panel, self.crop, self.adapter, self.gene_vae_params = panel, crop, adapter, gene_vae
+        self.head = head or HeadParams()
         self.dim = encoder.spec.dim
         self.gene_vae = GeneVAE(len(panel), self.dim, gene_vae)
-        self.image_head = nn.Sequential(
-            nn.LayerNorm(self.dim), nn.Linear(self.dim, head_hidden), nn.ReLU(), nn.Linear(head_hidden, len(panel))
-        )
+        self.image_head = _image_head(self.dim, len(panel), self.head)
         self.register_buffer("panel_mean", torch.tensor(panel.mean), persistent=False)
         self.register_buffer("panel_std", torch.tensor(panel.std), persistent=False)
         self.history = pd.DataFrame()
@@ -87,7 +101,7 @@ class SealModel(nn.Module):
     @property
     def n_trunk(self) -> int:
         """How many of the encoder's first blocks no adapter touches."""
-        return self.encoder.spec.n_blocks - self.lora.n_blocks if self.encoder.supports_trunk else 0
+        return self.adapter.n_trunk(self.encoder.spec.n_blocks) if self.encoder.supports_trunk else 0
 
     @property
     def fingerprint(self) -> str:
@@ -95,20 +109,25 @@ class SealModel(nn.Module):
 
         File names, licences and other facts about the encoder do not count: they may be corrected.
         """
-        return self.digest(self.encoder.spec.feeding())
+        parts = (self.adapter.facts(), asdict(self.head), self.gene_vae_params.facts())
+        return self.digest((self.encoder.spec.feeding(), asdict(self.crop), *parts))
 
-    def digest(self, spec: dict[str, Any]) -> str:
-        """Fingerprint with these facts of the encoder in it."""
+    def digest(self, facts: tuple[Any, ...]) -> str:
+        """Fingerprint with these facts in it, beside the panel and the trained weights."""
         panel = (self.panel.fingerprint, self.panel.layer, self.panel.target_sum)
-        facts = (spec, asdict(self.crop), self.lora.r, float(self.lora.alpha), self.lora.n_blocks, panel)
-        digest = hashlib.sha256(repr(facts).encode())
+        digest = hashlib.sha256(repr((*facts, panel)).encode())
         for name, tensor in sorted(self.trained_state().items()):
             digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """Adapter, gene autoencoder and head: everything training changes."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.") or "lora_" in k}
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+        return own | {f"encoder.{k}": v for k, v in self.encoder.adapted_state().items()}
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates of parameters relative to that of the run, where they are not 1."""
+        return {f"encoder.{k}": v for k, v in self.adapter.rates(self.encoder).items()}
 
     def standardise(self, x: torch.Tensor) -> torch.Tensor:
         """log1p-CP10k → z-scores of the panel."""
@@ -121,7 +140,7 @@ class SealModel(nn.Module):
     @contextmanager
     def frozen_encoder(self) -> Iterator[SealModel]:
         """Inside a ``with`` block, images are embedded by the base encoder, without the adapter."""
-        with self.encoder.backbone.disable_adapter():
+        with self.encoder.without_adapter():
             yield self
 
     def embed_images(self, crops: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
@@ -206,8 +225,8 @@ class SealModel(nn.Module):
         trained = sum(t.numel() for t in self.trained_state().values())
         return (
             f"SealModel {self.fingerprint}\n"
-            f"  encoder: {spec.key} ({spec.pool}, {self.dim}), LoRA r={self.lora.r} on the last "
-            f"{self.lora.n_blocks} of {spec.n_blocks} blocks\n"
+            f"  encoder: {spec.key} ({spec.pool}, {self.dim})\n"
+            f"  adapter: {self.adapter.describe(spec.n_blocks)}\n"
             f"  panel:   {len(self.panel)} genes ({', '.join(self.panel.genes[:4])}, …)\n"
             f"  crops:   {self.crop.crop_um:g} µm at {self.crop.crop_px} px\n"
             f"  trained: {trained / 1e6:.2f} M parameters"
@@ -226,3 +245,9 @@ class SealModel(nn.Module):
                 batch = torch.from_numpy(np.ascontiguousarray(data[start : start + size])).to(self.device)
                 out[start : start + size] = function(batch).float().cpu().numpy()
         return out
+
+
+def _image_head(dim: int, n_genes: int, params: HeadParams) -> nn.Sequential:
+    layers = [nn.LayerNorm(dim)] if params.norm else []
+    body = [nn.Linear(dim, params.hidden), nn.ReLU(), nn.Linear(params.hidden, n_genes)]
+    return nn.Sequential(*layers, *body, *([nn.ReLU()] if params.relu else []))

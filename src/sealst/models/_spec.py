@@ -28,7 +28,7 @@ class EncoderSpec:
     pool: str
     #: length of the embedding
     dim: int
-    #: number of transformer blocks; 0 for convolutional encoders
+    #: number of blocks: those of a transformer, or timm's groups of layers in a convolutional network
     n_blocks: int
     #: class and register tokens before the patch tokens
     n_prefix: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import tempfile
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from peft import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -21,21 +18,17 @@ from sealst._core.panel import GenePanel
 from sealst._errors import CheckpointError
 from sealst._validate import listed
 from sealst._version import __version__
-from sealst.models._adapter import LoraParams
+from sealst.models._adapter import resolve_adapter
+from sealst.models._adapter_files import check_tensors, load_adapter, save_adapter
 from sealst.models._build import build_encoder, build_from_spec
 from sealst.models._card import model_card
 from sealst.models._encoder import Encoder, weights_hash
 from sealst.models._gene_vae import GeneVAEParams
-from sealst.models._seal import CropSpec, SealModel
+from sealst.models._seal import CropSpec, HeadParams, SealModel
 from sealst.models._spec import EncoderSpec
 
 _FORMAT = 2
-#: formats that can be read, and the facts of the encoder that their fingerprint was taken over (None: those of today)
-_READ: dict[int, tuple[str, ...] | None] = {
-    1: ("arch", "pretrained", "pool", "dim", "n_blocks", "n_prefix", "patch_px", "mean", "std", "licence", "seed"),
-    2: None,
-}
-_FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors", "adapter/adapter_model.safetensors")
+_FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors")
 
 
 def save_model(model: SealModel, path: Path, *, include_base: bool, overwrite: bool) -> Path:
@@ -77,17 +70,17 @@ def _write(model: SealModel, folder: Path, include_base: bool) -> None:
         "format": _FORMAT,
         "sealst": __version__,
         "encoder": spec.to_dict(),
-        "lora": asdict(model.lora),
+        "adapter": model.adapter.to_dict(),
         "gene_vae": asdict(model.gene_vae_params) | {"hidden": list(model.gene_vae_params.hidden)},
-        "head_hidden": model.head_hidden,
+        "head": asdict(model.head),
         "crop": asdict(model.crop),
         "fingerprint": model.fingerprint,
         "training": model.provenance,
     }
     _dump(folder / "config.json", config)
     model.panel.to_tsv(folder / "panel.tsv")
-    _dump(folder / "base.json", {"sha256": weights_hash(model.encoder.vit), "included": include_base})
-    model.encoder.backbone.save_pretrained(folder / "adapter", safe_serialization=True)
+    _dump(folder / "base.json", {"sha256": weights_hash(model.encoder.base_state()), "included": include_base})
+    save_adapter(model.encoder, folder / "adapter")
     heads = {k: v.detach().cpu().contiguous() for k, v in model.trained_state().items() if not k.startswith("encoder.")}
     save_file(heads, folder / "heads.safetensors")
     if include_base:
@@ -98,8 +91,9 @@ def _write(model: SealModel, folder: Path, include_base: bool) -> None:
 
 
 def _write_base(encoder: Encoder, folder: Path) -> None:
-    """Store the base encoder as a timm folder that ``timm.create_model("local-dir:…")`` loads."""
-    plain = copy.deepcopy(encoder.backbone).unload()
+    """Store the pretrained encoder as a timm folder that ``timm.create_model("local-dir:…")`` loads."""
+    plain = encoder.plain()
+    plain.load_state_dict(encoder.base_state())
     timm.models.save_for_hf(plain, str(folder), model_args=dict(encoder.spec.model_args), safe_serialization=True)
 
 
@@ -143,7 +137,7 @@ def load(
     config, base = _read_json(folder)
     spec = EncoderSpec.from_dict(config["encoder"])
     built = _base(spec, folder / "base" if base["included"] else None, encoder, weights)
-    if (found := weights_hash(built.vit)) != base["sha256"]:
+    if (found := weights_hash(built.base_state())) != base["sha256"]:
         raise CheckpointError(
             f"The base weights of {built.spec.key!r} (sha256 {found[:12]}…) are not those the adapter was trained on "
             f"({base['sha256'][:12]}…, {spec.key!r}). Pass the right ones with `encoder=`."
@@ -155,13 +149,13 @@ def load(
         restored,
         GenePanel.from_tsv(folder / "panel.tsv"),
         crop=CropSpec(**config["crop"]),
-        lora=LoraParams(**config["lora"]),
+        adapter=resolve_adapter(config["adapter"]),
         gene_vae=GeneVAEParams(**config["gene_vae"]),
-        head_hidden=config["head_hidden"],
+        head=HeadParams(**config["head"]),
     )
     _load_trained(model, folder)
     model.provenance = config["training"]
-    if _fingerprint(model, config["format"]) != config["fingerprint"]:
+    if model.fingerprint != config["fingerprint"]:
         raise CheckpointError(
             f"Weights in {str(folder)!r} do not match config.json's fingerprint; the folder is damaged."
         )
@@ -184,15 +178,6 @@ def _base(spec: EncoderSpec, stored: Path | None, encoder: str | None, weights: 
     return build_encoder(spec.key, pool=spec.pool, weights=weights)
 
 
-def _fingerprint(model: SealModel, version: int) -> str:
-    """Fingerprint as this format of folder has it."""
-    facts = _READ[version]
-    if facts is None:
-        return model.fingerprint
-    values = model.encoder.spec.to_dict()
-    return model.digest({name: values[name] for name in facts})
-
-
 def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if missing := [name for name in _FILES if not (folder / name).is_file()]:
         raise CheckpointError(f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.")
@@ -201,38 +186,24 @@ def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         base = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise CheckpointError(f"A JSON file in {str(folder)!r} is damaged: {error}.") from error
-    if config.get("format") not in _READ:
+    if config.get("format") != _FORMAT:
         raise CheckpointError(
             f"Model format {config.get('format')!r} in {str(folder)!r} (written by sealst {config.get('sealst')}) is "
-            f"not one that this version reads ({listed(_READ)})."
+            f"not the one that this version reads ({_FORMAT})."
         )
     return config, base
 
 
 def _load_trained(model: SealModel, folder: Path) -> None:
+    own = {k: v for k, v in model.trained_state().items() if not k.startswith("encoder.")}
     try:
         heads = load_file(folder / "heads.safetensors")
-        adapter = load_peft_weights(str(folder / "adapter"), device="cpu")
-    except (SafetensorError, OSError) as error:
+        load_adapter(model.encoder, folder / "adapter")
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"Weights in {str(folder)!r} cannot be read: {error}") from error
-    own = {k: v for k, v in model.trained_state().items() if not k.startswith("encoder.")}
-    _check_names("heads.safetensors", own, heads)
+    check_tensors("heads.safetensors", own, heads)
     for name, tensor in heads.items():
         own[name].copy_(tensor)
-    expected = {k.replace(".default.", ".") for k in model.encoder.backbone.state_dict() if "lora_" in k}
-    if differing := sorted(expected ^ set(adapter)):
-        raise CheckpointError(f"adapter_model.safetensors has missing or unexpected tensors: {listed(differing, 4)}.")
-    set_peft_model_state_dict(model.encoder.backbone, adapter)
-
-
-def _check_names(where: str, own: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
-    if differing := sorted(set(own) ^ set(found)):
-        raise CheckpointError(f"{where} has missing or unexpected tensors: {listed(differing, 4)}.")
-    for name, tensor in found.items():
-        if tensor.shape != own[name].shape:
-            raise CheckpointError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}."
-            )
 
 
 def _dump(path: Path, content: dict[str, Any]) -> None:

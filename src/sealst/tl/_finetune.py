@@ -27,7 +27,8 @@ from sealst._train._params import TrainParams
 from sealst._train._recipe import choose
 from sealst._validate import listed, resolve_params
 from sealst._version import __version__
-from sealst.models import CropSpec, Encoder, GeneVAEParams, LoraParams, SealModel, build_encoder
+from sealst.models import CropSpec, Encoder, GeneVAEParams, SealModel, build_encoder
+from sealst.models._adapter import Adapter, counts_blocks, resolve_adapter
 from sealst.pp import check_split, select_genes
 from sealst.tl._inputs import as_sections, crop_spec
 
@@ -60,7 +61,7 @@ def finetune(
     crop_um: float | None = None,
     validation: SpatialData | Sequence[SpatialData] | None = None,
     allow_shared_patients: bool = False,
-    lora: LoraParams | Mapping[str, Any] | None = None,
+    adapter: Adapter | Mapping[str, Any] | str = "lora",
     gene_vae: GeneVAEParams | Mapping[str, Any] | None = None,
     params: TrainParams | Mapping[str, Any] | None = None,
     run_dir: str | Path | None = None,
@@ -72,10 +73,10 @@ def finetune(
 ) -> SealModel:
     """Align an image encoder with gene expression (SEAL).
 
-    LoRA adapters in the encoder's last blocks, a gene autoencoder and an expression head are trained together: a
-    contrastive loss brings crop and expression of a spot close to each other, and expression is reconstructed from
-    both. The encoder's own weights stay as they are. Whatever is not given in `params` and `lora` is chosen from the
-    number of spots and printed with its reason.
+    Adapters in the encoder's last blocks, a gene autoencoder and an expression head are trained together: a contrastive
+    loss brings crop and expression of a spot close to each other, and expression is reconstructed from both. With LoRA,
+    the default, the encoder's own weights stay as they are. Whatever is not given in `params` and `adapter` is chosen
+    from the number of spots and printed with its reason.
 
     Parameters
     ----------
@@ -100,8 +101,11 @@ def finetune(
         Held-out sections, scored after every epoch (gene Pearson, recall); never trained on.
     allow_shared_patients
         Whether training and validation may share a patient; refused otherwise.
-    lora
-        `sealst.models.LoraParams` or a mapping of its fields.
+    adapter
+        What of the encoder is trained: ``"lora"`` (low-rank layers in the last blocks), ``"blocks"`` (the last blocks'
+        own weights), ``"full"``, ``"bottleneck"`` (a small network behind the frozen encoder) or ``"none"``; with
+        settings as `sealst.models.LoraParams`, `BlocksParams`, `FullParams`, `BottleneckParams`, or a mapping such as
+        ``{"kind": "lora", "r": 16, "dora": True}``.
     gene_vae
         `sealst.models.GeneVAEParams` or a mapping of its fields.
     params
@@ -160,10 +164,10 @@ def finetune(
         pairs = _pairs(train, panel, spec, table_key, work / "train")
         if len(pairs) < _MIN_SPOTS:
             raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
-        params, lora = _recipe(params, lora, len(pairs), base)
+        params, adapter = _recipe(params, adapter, len(pairs), base)
         provenance = _provenance(train, held, pairs, params, seed, table_key)
         stack.enter_context(seeded(seed))
-        model = SealModel(base, panel, crop=spec, lora=lora, gene_vae=gene_vae).to(target_device)
+        model = SealModel(base, panel, crop=spec, adapter=adapter, gene_vae=gene_vae).to(target_device)
         others = _pairs(held, panel, spec, table_key, work / "held_out") if held else None
         if others is not None and len(others) < 2:
             raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
@@ -177,11 +181,6 @@ def finetune(
 
 def _base_encoder(encoder: str, pretrained: bool, pool: str | None, seed: int) -> Encoder:
     base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
-    if not base.supports_trunk:
-        raise DataError(
-            f"{encoder!r} is a convolutional network; finetuning needs a vision transformer. Embed with it as it is: "
-            f"`sl.tl.embed(sdata, {encoder!r})`."
-        )
     if not pretrained:
         warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
     return base
@@ -261,19 +260,20 @@ def _pairs(sections: Sequence[SpatialData], panel: GenePanel, spec: CropSpec, ta
 
 
 def _recipe(
-    params: TrainParams, lora: LoraParams | Mapping[str, Any] | None, n_spots: int, base: Encoder
-) -> tuple[TrainParams, LoraParams]:
+    params: TrainParams, adapter: Adapter | Mapping[str, Any] | str, n_spots: int, base: Encoder
+) -> tuple[TrainParams, Adapter]:
     chosen = choose(n_spots, base.spec.n_blocks)
     given = {name for name in chosen if getattr(params, name, None) is not None}
-    if lora is None or (isinstance(lora, Mapping) and "n_blocks" not in lora):
-        lora = replace(resolve_params(LoraParams, lora, name="lora"), n_blocks=chosen["lora_blocks"].value)
+    resolved = resolve_adapter(adapter)
+    stated = adapter if isinstance(adapter, Mapping) else {}
+    if counts_blocks(resolved) and not isinstance(adapter, Adapter) and "n_blocks" not in stated:
+        resolved = replace(resolved, n_blocks=chosen["adapter_blocks"].value)
     else:
-        lora = resolve_params(LoraParams, lora, name="lora")
-        given.add("lora_blocks")
+        given.add("adapter_blocks")
     for name, (value, reason) in chosen.items():
         if name not in given:
             logger.info("%s = %s (%s)", name, value, reason)
-    return params.filled(**{k: c.value for k, c in chosen.items() if k != "lora_blocks"}), lora
+    return params.filled(**{k: c.value for k, c in chosen.items() if k != "adapter_blocks"}), resolved
 
 
 def _train(
