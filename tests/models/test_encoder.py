@@ -127,12 +127,13 @@ def test_crops_that_do_not_divide_into_patches_are_refused():
 
 def test_encoders_without_a_class_token_take_the_mean():
     name = "vit_pwee_patch16_reg1_gap_256"
-    encoder = build_encoder(name, pretrained=False, pool="mean")
+    encoder = build_encoder(name, pretrained=False)
+    assert encoder.spec.pool == "mean"
     images = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(encoder.tail(encoder.trunk(images, 2), 2), encoder(images))
     with pytest.raises(sl.DataError, match="has no class token; use `pool='mean'`"):
-        build_encoder(name, pretrained=False)
+        build_encoder(name, pretrained=False, pool="cls")
     bare = build_encoder("vit_base_patch16_siglip_gap_224", pretrained=False, pool="mean")
     assert bare.spec.n_prefix == 0
     with torch.inference_mode():

@@ -70,7 +70,7 @@ def test_file_or_folder_by_argument(name, as_folder, uni, state, tmp_path):
 def test_folder_by_environment_variable(place, uni, state, tmp_path, monkeypatch):
     _put(state, tmp_path / "encoders" / place)
     monkeypatch.setenv("SEALST_WEIGHTS", str(tmp_path / "encoders"))
-    assert weights_hash(build_from_spec(uni).vit) == _hash(state, uni)
+    assert weights_hash(build_from_spec(uni).base_state()) == _hash(state, uni)
 
 
 def test_variant_finds_the_weights_of_its_base(small, tmp_path, monkeypatch):
@@ -94,18 +94,18 @@ def _cached(spec, state, hub, name):
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
 def test_hub_cache_is_read_offline(name, uni, state, tmp_path):
     _cached(uni, state, tmp_path / "hub", name)
-    assert weights_hash(build_from_spec(uni).vit) == _hash(state, uni)
+    assert weights_hash(build_from_spec(uni).base_state()) == _hash(state, uni)
 
 
 def test_argument_goes_before_variable_before_cache(uni, tmp_path, monkeypatch):
     states = [build_from_spec(uni, pretrained=False, seed=s).vit.state_dict() for s in range(3)]
     _cached(uni, states[0], tmp_path / "hub", uni.filename)
-    assert weights_hash(build_from_spec(uni).vit) == _hash(states[0], uni)
+    assert weights_hash(build_from_spec(uni).base_state()) == _hash(states[0], uni)
     _put(states[1], tmp_path / "mine" / "uni.safetensors")
     monkeypatch.setenv("SEALST_WEIGHTS", str(tmp_path / "mine"))
-    assert weights_hash(build_from_spec(uni).vit) == _hash(states[1], uni)
+    assert weights_hash(build_from_spec(uni).base_state()) == _hash(states[1], uni)
     given = _put(states[2], tmp_path / "given.safetensors")
-    assert weights_hash(build_from_spec(uni, weights=given).vit) == _hash(states[2], uni)
+    assert weights_hash(build_from_spec(uni, weights=given).base_state()) == _hash(states[2], uni)
 
 
 def test_half_precision_files_give_float32_encoders(uni, state, tmp_path):
@@ -118,12 +118,12 @@ def test_half_precision_files_give_float32_encoders(uni, state, tmp_path):
 @pytest.mark.parametrize("shell", ["state_dict", "model", "teacher"])
 def test_shells_and_prefixes_of_training_scripts(shell, uni, state, tmp_path):
     path = _put({shell: {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tmp_path / "c.pth")
-    assert weights_hash(build_from_spec(uni, weights=path).vit) == _hash(state, uni)
+    assert weights_hash(build_from_spec(uni, weights=path).base_state()) == _hash(state, uni)
 
 
 def test_classifier_is_left_out(uni, state, tmp_path):
     path = _put(state | {"head.weight": torch.zeros(10, 48), "head.bias": torch.zeros(10)}, tmp_path / "c.pth")
-    assert weights_hash(build_from_spec(uni, weights=path).vit) == _hash(state, uni)
+    assert weights_hash(build_from_spec(uni, weights=path).base_state()) == _hash(state, uni)
 
 
 # -- wrong and damaged ------------------------------------------------------------------------------------------------

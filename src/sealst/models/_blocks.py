@@ -14,11 +14,11 @@ _POOLER = "attn_pool."
 
 def adaptable(module: nn.Module) -> bool:
     """Whether LoRA can stand beside a layer and be merged into it: linear, or a convolution over all channels."""
-    if isinstance(module, nn.Linear):
-        return True
+    if not isinstance(module, nn.Conv2d):
+        return isinstance(module, nn.Linear)
     # Subclasses pad or standardise in their own way, which the low-rank layer beside them would not.
     plain = type(module) is nn.Conv2d or (type(module) is Conv2dSame and module.kernel_size == (1, 1))
-    return plain and module.groups == 1  # type: ignore[union-attr]
+    return plain and module.groups == 1
 
 
 def block_layers(module: Any) -> list[list[str]]:

@@ -50,8 +50,8 @@ def build_encoder(
         False builds random weights from `seed`; never done silently.
     pool
         ``"cls"``, ``"mean"`` (of the patch tokens), ``"cls+mean"`` (concatenated, twice as long), or where the encoder
-        has an attention pooler ``"attn"`` and ``"attn-proj"``. Default: what the key stands for, ``"cls"`` for other
-        transformers, ``"mean"`` for convolutional networks.
+        has an attention pooler ``"attn"`` and ``"attn-proj"``. Default: what the key stands for; for other models
+        ``"cls"``, or ``"mean"`` where there is no class token.
     weights
         File (.safetensors, .pth, .bin) or folder with the weights, in their published layout or in timm's. By default
         they are looked for in the folder that the environment variable ``SEALST_WEIGHTS`` names (``<key>/`` or
@@ -174,35 +174,33 @@ def _describe(encoder: str, module: Any, pool: str | None, *, pretrained: bool, 
         "pretrained": pretrained,
         "seed": seed,
     }
-    if not isinstance(module, VisionTransformer):
-        width = _pooled_width(module, encoder)
-        spec = EncoderSpec(
-            family="cnn",
-            pool=pool or "mean",
-            dim=width,
-            width=width,
-            n_blocks=len(block_layers(module)),
-            n_prefix=0,
-            patch_px=1,
-            **facts,
-        )
-        _check_pool(spec, spec.pool, has_class_token=False)
-        return spec
-    vit: Any = module
-    pools = ("cls", "mean", "cls+mean") if vit.has_class_token else ("mean",)
-    pool = pool or "cls"
-    spec = EncoderSpec(
-        pool=pool,
-        pools=pools,
-        width=vit.num_features,
-        dim=vit.num_features * len(pool.split("+")),
-        n_blocks=len(vit.blocks),
-        n_prefix=vit.num_prefix_tokens,
-        patch_px=int(vit.patch_embed.patch_size[0]),
-        **facts,
-    )
-    _check_pool(spec, pool, has_class_token=vit.has_class_token)
+    described = _vit_facts(module) if isinstance(module, VisionTransformer) else _cnn_facts(module, encoder)
+    pool = pool or described["pools"][0]
+    dim = described["width"] * len(pool.split("+"))
+    spec = EncoderSpec(pool=pool, dim=dim, **described, **facts)
+    _check_pool(spec, pool, has_class_token="cls" in spec.pools)
     return spec
+
+
+def _vit_facts(vit: Any) -> dict[str, Any]:
+    return {
+        "pools": ("cls", "mean", "cls+mean") if vit.has_class_token else ("mean",),
+        "width": vit.num_features,
+        "n_blocks": len(vit.blocks),
+        "n_prefix": vit.num_prefix_tokens,
+        "patch_px": int(vit.patch_embed.patch_size[0]),
+    }
+
+
+def _cnn_facts(module: Any, name: str) -> dict[str, Any]:
+    return {
+        "family": "cnn",
+        "pools": ("mean",),
+        "width": _pooled_width(module, name),
+        "n_blocks": len(block_layers(module)),
+        "n_prefix": 0,
+        "patch_px": 1,
+    }
 
 
 def _pooled_width(module: Any, name: str) -> int:

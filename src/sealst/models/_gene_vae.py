@@ -59,10 +59,9 @@ class PlanarFlow(nn.Module):
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Transformed z (B, dim) and log |det| (B,)."""
-        u = self.u
-        if self.invertible:
-            wu = self.w @ self.u
-            u = self.u + (F.softplus(wu) - 1 - wu) * self.w / (self.w @ self.w + 1e-12)
+        wu = self.w @ self.u
+        shift = (F.softplus(wu) - 1 - wu) * self.w / (self.w @ self.w + 1e-12)
+        u = self.u + shift if self.invertible else self.u
         t = torch.tanh(z @ self.w + self.b)
         return z + t[:, None] * u, torch.log((1 + (1 - t**2) * (self.w @ u)).abs() + 1e-12)
 

@@ -264,7 +264,7 @@ def _recipe(
 ) -> tuple[TrainParams, Adapter]:
     chosen = choose(n_spots, base.spec.n_blocks)
     given = {name for name in chosen if getattr(params, name, None) is not None}
-    resolved = resolve_adapter(adapter)
+    resolved: Any = resolve_adapter(adapter)
     stated = adapter if isinstance(adapter, Mapping) else {}
     if counts_blocks(resolved) and not isinstance(adapter, Adapter) and "n_blocks" not in stated:
         resolved = replace(resolved, n_blocks=chosen["adapter_blocks"].value)
