@@ -35,7 +35,8 @@ _READ: dict[int, tuple[str, ...] | None] = {
     1: ("arch", "pretrained", "pool", "dim", "n_blocks", "n_prefix", "patch_px", "mean", "std", "licence", "seed"),
     2: None,
 }
-_FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors", "adapter/adapter_model.safetensors")
+#: files without which a folder is no model
+FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors", "adapter/adapter_model.safetensors")
 
 
 def save_model(model: SealModel, path: Path, *, include_base: bool, overwrite: bool) -> Path:
@@ -194,7 +195,7 @@ def _fingerprint(model: SealModel, version: int) -> str:
 
 
 def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    if missing := [name for name in _FILES if not (folder / name).is_file()]:
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise CheckpointError(f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
