@@ -114,7 +114,8 @@ def fetch_model(name: str | Path, *, revision: str | None = None) -> Path:
         return Path(name)
     repo_id = str(name).removeprefix(_PREFIX)
     if isinstance(name, Path) or not _is_repo(repo_id):
-        raise CheckpointError(f"{str(name)!r} is not a folder, and not 'owner/name' of a model on the hub.")
+        also = "" if isinstance(name, Path) else ", and not 'owner/name' of a model on the hub"
+        raise CheckpointError(f"{str(name)!r} is not a folder{also}.")
     # A commit never changes, so there is nothing to ask.
     settled = constants.HF_HUB_OFFLINE or _COMMIT.fullmatch(revision or "")
     if settled and (folder := _cached(repo_id, revision)) is not None:
@@ -196,14 +197,17 @@ def _unreachable(error: Exception) -> bool:
 def _reason(error: Exception, revision: str | None) -> str:
     """What went wrong, in our own words: messages of the network layers may quote the request."""
     status = _status(error)
-    token = "the token in HF_TOKEN" if _token() else "no token (HF_TOKEN is not set)"
+    token = "the token in HF_TOKEN" if _token() else "requests without a token (HF_TOKEN is not set)"
     kinds: list[tuple[bool, str]] = [
         (isinstance(error, OfflineModeIsEnabled), "HF_HUB_OFFLINE is set"),
         (isinstance(error, GatedRepoError), "it is gated, and access has not been granted"),
         (isinstance(error, RevisionNotFoundError), f"it has no revision {revision!r}"),
-        (isinstance(error, RepositoryNotFoundError), f"there is no such repository, or {token} does not open it"),
+        (isinstance(error, RepositoryNotFoundError), f"it does not exist, or it is hidden: the hub refuses {token}"),
         (status == 401, f"the hub refuses {token}"),
-        (status == 403, f"{token} does not give the right to it"),
+        (
+            status == 403,
+            "the token in HF_TOKEN does not give the right to it" if _token() else f"the hub refuses {token}",
+        ),
         (status is not None, f"the hub answered with status {status}"),
         (_unreachable(error), f"the hub cannot be reached ({type(error).__name__})"),
     ]
