@@ -253,6 +253,8 @@ def down() -> None:
 
 
 def offline() -> None:
+    # Started together with the session that fills the cache; the end of the input says that it is full.
+    sys.stdin.read()
     os.environ["HF_TOKEN"] = WRITER
     REPORT["fingerprint"] = fetch("lab/seal", weights=WORK / "uni-main.safetensors").fingerprint
     REPORT["log"] = LOG.take()

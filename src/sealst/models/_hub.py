@@ -43,8 +43,8 @@ _FETCHED = (
 _PLAIN = (".gitattributes", ".gitignore", "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 # Failed connections are raised as the HTTP library raises them, and which one that is depends on the version of
 # huggingface_hub; the error that it always has in common with them is a base class of its own.
-_NETWORK = (
-    *(kind for kind in HfHubHTTPError.__mro__ if kind.__module__ != "builtins"),
+_NETWORK: tuple[type[Exception], ...] = (
+    *(kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind.__module__ != "builtins"),
     ConnectionError,
     TimeoutError,
     LocalEntryNotFoundError,
