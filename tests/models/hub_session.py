@@ -211,6 +211,7 @@ def refusals() -> None:
     REPORT["push without a token"] = with_token(None, push)
     REPORT["push with an empty token"] = with_token(" ", push)
     REPORT["push with an odd token"] = with_token(f"{WRITER}\nX", push)
+    REPORT["fetch with an odd token"] = with_token(f"{WRITER}\nX", get)
     REPORT["requests without a token"] = len(HUB.requests) - start
     REPORT["push with a wrong token"] = with_token(WRONG, push)
     REPORT["push with a reader's token"] = with_token(READER, push)

@@ -49,6 +49,8 @@ _NETWORK: tuple[type[Exception], ...] = (
     TimeoutError,
     LocalEntryNotFoundError,
 )
+_FETCHING: tuple[type[Exception], ...] = (*_NETWORK, RuntimeError)
+_PUSHING: tuple[type[Exception], ...] = (*_FETCHING, OSError, ValueError)
 
 
 def push_model(
@@ -83,7 +85,7 @@ def push_model(
             )
         except SealstError:
             raise
-        except (*_NETWORK, OSError, RuntimeError, ValueError) as error:
+        except _PUSHING as error:
             raise CheckpointError(f"The model was not pushed to {repo_id!r}: {_reason(error, revision)}.") from error
     logger.info("pushed model %s to %s, commit %s", model.fingerprint, repo_id, info.oid)
     return info.oid
@@ -123,7 +125,9 @@ def fetch_model(name: str | Path, *, revision: str | None = None) -> Path:
         return folder
     try:
         folder = _downloaded(repo_id, revision)
-    except (*_NETWORK, RuntimeError) as error:
+    except SealstError:
+        raise
+    except _FETCHING as error:
         return _fallback(repo_id, revision, error)
     if missing := _missing(folder):
         raise CheckpointError(f"{repo_id!r} on the hub is not a complete sealst model: it lacks {listed(missing)}.")
