@@ -38,7 +38,7 @@ class WeightsError(SealstError, RuntimeError):
 
 
 class CheckpointError(SealstError, RuntimeError):
-    """A model folder is incomplete, damaged or does not fit."""
+    """A model folder is incomplete, damaged, does not fit, or could not be fetched from or pushed to the hub."""
 
 
 class SealstWarning(UserWarning):

@@ -33,6 +33,9 @@ def load_adapter(encoder: Encoder, folder: Path) -> None:
     """Fill an encoder that has the adapter already, strictly, in place."""
     if not encoder.adapted:
         return
+    if not (folder / ADAPTER_FILE).is_file():
+        # peft would look for it on the hub.
+        raise CheckpointError(f"{str(folder / ADAPTER_FILE)!r} is missing; the model is not complete.")
     if hasattr(encoder.backbone, "peft_config"):
         stored = load_peft_weights(str(folder), device="cpu")
         check_tensors(ADAPTER_FILE, get_peft_model_state_dict(encoder.backbone), stored)

@@ -220,6 +220,88 @@ class SealModel(nn.Module):
 
         return save_model(self, Path(path), include_base=include_base, overwrite=overwrite)
 
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = True, revision: str | None = None, message: str | None = None
+    ) -> str:
+        """Commit the model to a repository of the model hub, with the token in the environment variable ``HF_TOKEN``.
+
+        What is pushed is the folder that `save` writes, without the base encoder's weights (random ones are always
+        stored). An earlier model in the repository is replaced, other files in it are removed; its history keeps both.
+
+        Parameters
+        ----------
+        repo_id
+            ``"owner/name"``; made when it does not exist.
+        private
+            Whether a new repository is private. An existing one that is public needs ``private=False``.
+        revision
+            Branch; made when it does not exist. Default: the main branch.
+        message
+            Title of the commit; default: the model's fingerprint.
+
+        Returns
+        -------
+        Hash of the commit, to be passed to `from_pretrained` as `revision`.
+
+        Raises
+        ------
+        DataError
+            When `repo_id` is not ``"owner/name"``.
+        CheckpointError
+            When there is no token, the hub refuses it or cannot be reached, or the repository is public (with
+            ``private=True``) or holds something else than a model.
+
+        Examples
+        --------
+        >>> commit = model.push_to_hub("my-lab/seal-breast")  # doctest: +SKIP
+        """
+        from sealst.models._hub import push_model
+
+        return push_model(self, repo_id, private=private, revision=revision, message=message)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        encoder: str | None = None,
+        weights: str | Path | None = None,
+        device: str | None = None,
+    ) -> SealModel:
+        """Load a model from a folder or from the model hub.
+
+        Parameters
+        ----------
+        name
+            Model folder, or ``"owner/name"`` on the hub. A folder of that name comes first; ``"hf-hub:owner/name"``
+            always means the hub. Private models need a token in the environment variable ``HF_TOKEN``.
+        revision
+            Branch, tag or full commit hash on the hub. A hash that is in the cache on disk needs no network.
+        encoder, weights, device
+            As for `sealst.models.load`.
+
+        Returns
+        -------
+        The model, in evaluation mode. When the hub cannot be reached, the copy in the cache is loaded, and a warning in
+        the log says which commit that is.
+
+        Raises
+        ------
+        CheckpointError
+            When the model cannot be fetched, or for the reasons that `sealst.models.load` has.
+        WeightsError
+            When the base weights cannot be had.
+
+        Examples
+        --------
+        >>> model = sl.models.SealModel.from_pretrained("my-lab/seal-breast")  # doctest: +SKIP
+        """
+        from sealst.models._hub import fetch_model
+        from sealst.models._store import load
+
+        return load(fetch_model(name, revision=revision), encoder=encoder, weights=weights, device=device)
+
     def __repr__(self) -> str:
         spec = self.encoder.spec
         trained = sum(t.numel() for t in self.trained_state().values())

@@ -28,7 +28,8 @@ from sealst.models._seal import CropSpec, HeadParams, SealModel
 from sealst.models._spec import EncoderSpec
 
 _FORMAT = 2
-_FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors")
+#: files without which a folder is no model
+FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors")
 
 
 def save_model(model: SealModel, path: Path, *, include_base: bool, overwrite: bool) -> Path:
@@ -179,7 +180,7 @@ def _base(spec: EncoderSpec, stored: Path | None, encoder: str | None, weights: 
 
 
 def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    if missing := [name for name in _FILES if not (folder / name).is_file()]:
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise CheckpointError(f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
