@@ -1,9 +1,15 @@
-"""Write text files that appear complete or not at all."""
+"""Write text files and folders that appear complete or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from sealst._errors import CheckpointError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -14,3 +20,39 @@ def write_text(path: Path, text: str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
+    """Inside a ``with`` block, a temporary folder beside `path`; afterwards it stands at `path`.
+
+    An existing folder is replaced only with `overwrite`, and only if it holds the file `marker`.
+    """
+    if path.exists() and not overwrite:
+        raise CheckpointError(f"{str(path)!r} exists; pass `overwrite=True` to replace it.")
+    if path.exists() and not (path / marker).is_file():
+        raise CheckpointError(f"{str(path)!r} is not a model folder (no {marker}); it is not replaced.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield work
+        work.chmod(0o755)
+        _swap(work, path)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _swap(work: Path, path: Path) -> None:
+    if not path.exists():
+        work.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    path.rename(old / path.name)
+    try:
+        work.rename(path)
+    except OSError:
+        (old / path.name).rename(path)
+        raise
+    finally:
+        shutil.rmtree(old)

@@ -109,13 +109,10 @@ class SealModel(nn.Module):
 
         File names, licences and other facts about the encoder do not count: they may be corrected.
         """
-        parts = (self.adapter.facts(), asdict(self.head), self.gene_vae_params.facts())
-        return self.digest((self.encoder.spec.feeding(), asdict(self.crop), *parts))
-
-    def digest(self, facts: tuple[Any, ...]) -> str:
-        """Fingerprint with these facts in it, beside the panel and the trained weights."""
         panel = (self.panel.fingerprint, self.panel.layer, self.panel.target_sum)
-        digest = hashlib.sha256(repr((*facts, panel)).encode())
+        parts = (self.adapter.facts(), asdict(self.head), self.gene_vae_params.facts())
+        facts = (self.encoder.spec.feeding(), asdict(self.crop), *parts, panel)
+        digest = hashlib.sha256(repr(facts).encode())
         for name, tensor in sorted(self.trained_state().items()):
             digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -219,6 +216,79 @@ class SealModel(nn.Module):
         from sealst.models._store import save_model
 
         return save_model(self, Path(path), include_base=include_base, overwrite=overwrite)
+
+    def export_timm(self, path: str | Path, *, evaluation: pd.DataFrame | None = None, overwrite: bool = False) -> Path:
+        """Write the image encoder as a plain timm folder, with the adapter merged into its weights.
+
+        ``timm.create_model("local-dir:<folder>", pretrained=True)`` loads it with nothing of ours installed, and it
+        takes the place of the encoder it came from. Where timm knows no such pooling (``"cls+mean"``, attention), it
+        returns all tokens, and the folder's card has the lines that pool them. What was written is loaded again and
+        compared; embeddings agree to 1e-5 of the largest value, or there is no folder.
+
+        Parameters
+        ----------
+        path
+            New folder.
+        evaluation
+            Table from `sealst.tl.evaluate`, for the card.
+        overwrite
+            Whether to replace an earlier export.
+
+        Returns
+        -------
+        The folder: ``config.json``, ``model.safetensors``, ``README.md``.
+
+        Raises
+        ------
+        CheckpointError
+            When the folder exists, or timm's own architecture gives other embeddings.
+        DataError
+            When the adapter cannot be merged.
+
+        Warns
+        -----
+        When the licence of the base encoder does not allow merged weights to be passed on.
+
+        Examples
+        --------
+        >>> model.export_timm("my_encoder")  # doctest: +SKIP
+        """
+        from sealst.models._export import export_timm
+
+        return export_timm(self, Path(path), evaluation=evaluation, overwrite=overwrite)
+
+    def export_adapter(
+        self, path: str | Path, *, evaluation: pd.DataFrame | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write the LoRA layers alone, in peft's format, with the hash of the weights that they belong to.
+
+        Parameters
+        ----------
+        path
+            New folder.
+        evaluation
+            Table from `sealst.tl.evaluate`, for the card.
+        overwrite
+            Whether to replace an earlier export.
+
+        Returns
+        -------
+        The folder: ``adapter_config.json``, ``adapter_model.safetensors``, ``base.json``, ``README.md``.
+
+        Raises
+        ------
+        CheckpointError
+            When the folder exists.
+        DataError
+            When the adapter is not LoRA.
+
+        Examples
+        --------
+        >>> model.export_adapter("my_adapter")  # doctest: +SKIP
+        """
+        from sealst.models._export import export_adapter
+
+        return export_adapter(self, Path(path), evaluation=evaluation, overwrite=overwrite)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = True, revision: str | None = None, message: str | None = None

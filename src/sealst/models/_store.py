@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sealst._core.device import resolve_device
 from sealst._core.panel import GenePanel
 from sealst._errors import CheckpointError
+from sealst._files import new_folder
 from sealst._validate import listed
 from sealst._version import __version__
 from sealst.models._adapter import resolve_adapter
@@ -34,35 +33,9 @@ FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors")
 
 def save_model(model: SealModel, path: Path, *, include_base: bool, overwrite: bool) -> Path:
     """Write to a temporary folder beside `path`, then rename; see `SealModel.save`."""
-    if path.exists() and not overwrite:
-        raise CheckpointError(f"{str(path)!r} exists; pass `overwrite=True` to replace it.")
-    if path.exists() and not (path / "config.json").is_file():
-        raise CheckpointError(f"{str(path)!r} is not a model folder (no config.json); it is not replaced.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
+    with new_folder(path, overwrite=overwrite, marker="config.json") as work:
         _write(model, work, include_base or not model.encoder.spec.pretrained)
-        work.chmod(0o755)
-        _swap(work, path)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return path
-
-
-def _swap(work: Path, path: Path) -> None:
-    if not path.exists():
-        work.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-    path.rename(old / path.name)
-    try:
-        work.rename(path)
-    except OSError:
-        (old / path.name).rename(path)
-        raise
-    finally:
-        shutil.rmtree(old)
 
 
 def _write(model: SealModel, folder: Path, include_base: bool) -> None:
