@@ -4,8 +4,9 @@ from sealst.models._adapter import BlocksParams, BottleneckParams, FrozenParams,
 from sealst.models._build import build_encoder
 from sealst.models._encoder import Encoder
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
+from sealst.models._head import HeadParams
 from sealst.models._registry import list_encoders
-from sealst.models._seal import CropSpec, HeadParams, SealModel
+from sealst.models._seal import CropSpec, SealModel
 from sealst.models._spec import EncoderSpec
 from sealst.models._store import load
 

@@ -18,10 +18,10 @@ from sealst._core.device import autocast
 from sealst._core.panel import GenePanel
 from sealst._errors import DataError, PanelError
 from sealst._settings import settings
-from sealst._validate import check_positive
 from sealst.models._adapter import Adapter, add_adapter
 from sealst.models._encoder import Encoder
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
+from sealst.models._head import HeadParams, image_head
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,6 @@ class CropSpec:
     crop_um: float
     #: side in pixels
     crop_px: int
-
-
-@dataclass(frozen=True)
-class HeadParams:
-    """The expression head: embedding → hidden → genes."""
-
-    #: hidden width
-    hidden: int = 512
-    #: whether embeddings pass a LayerNorm first
-    norm: bool = True
-    #: whether the output is kept from being negative, for targets that are not standardised
-    relu: bool = False
-
-    def __post_init__(self) -> None:
-        check_positive("head.hidden", self.hidden)
 
 
 class SealModel(nn.Module):
@@ -86,7 +71,7 @@ class SealModel(nn.Module):
         self.head = head or HeadParams()
         self.dim = encoder.spec.dim
         self.gene_vae = GeneVAE(len(panel), self.dim, gene_vae)
-        self.image_head = _image_head(self.dim, len(panel), self.head)
+        self.image_head = image_head(self.dim, len(panel), self.head)
         self.register_buffer("panel_mean", torch.tensor(panel.mean), persistent=False)
         self.register_buffer("panel_std", torch.tensor(panel.std), persistent=False)
         self.history = pd.DataFrame()
@@ -397,9 +382,3 @@ class SealModel(nn.Module):
                 batch = torch.from_numpy(np.ascontiguousarray(data[start : start + size])).to(self.device)
                 out[start : start + size] = function(batch).float().cpu().numpy()
         return out
-
-
-def _image_head(dim: int, n_genes: int, params: HeadParams) -> nn.Sequential:
-    layers = [nn.LayerNorm(dim)] if params.norm else []
-    body = [nn.Linear(dim, params.hidden), nn.ReLU(), nn.Linear(params.hidden, n_genes)]
-    return nn.Sequential(*layers, *body, *([nn.ReLU()] if params.relu else []))

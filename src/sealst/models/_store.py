@@ -23,7 +23,8 @@ from sealst.models._build import build_encoder, build_from_spec
 from sealst.models._card import model_card
 from sealst.models._encoder import Encoder, weights_hash
 from sealst.models._gene_vae import GeneVAEParams
-from sealst.models._seal import CropSpec, HeadParams, SealModel
+from sealst.models._head import HeadParams
+from sealst.models._seal import CropSpec, SealModel
 from sealst.models._spec import EncoderSpec
 
 _FORMAT = 2
