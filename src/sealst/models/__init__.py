@@ -4,6 +4,7 @@ from sealst.models._adapter import LoraParams
 from sealst.models._build import build_encoder
 from sealst.models._encoder import Encoder
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
+from sealst.models._image_model import ImageModel
 from sealst.models._registry import list_encoders
 from sealst.models._seal import CropSpec, SealModel
 from sealst.models._spec import EncoderSpec
@@ -15,6 +16,7 @@ __all__ = [
     "EncoderSpec",
     "GeneVAE",
     "GeneVAEParams",
+    "ImageModel",
     "LoraParams",
     "SealModel",
     "build_encoder",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sealst._errors import DataError
 from sealst.models._spec import EncoderSpec
+
+if TYPE_CHECKING:
+    from sealst.models._image_model import ImageModel
 
 
 class Encoder(nn.Module):
@@ -86,6 +89,19 @@ class Encoder(nn.Module):
             return self.backbone((images - self.mean) / self.std)
         return self.tail(self.trunk(images, self.spec.n_blocks), self.spec.n_blocks)
 
+    def image_model(self, *, crop_px: int | None = None) -> ImageModel:
+        """Return the encoder in the form that other tools take; see `sealst.models.ImageModel`.
+
+        Parameters
+        ----------
+        crop_px
+            Side of the images in pixels; by default that of the published users (`spec.input_px`).
+        """
+        from sealst.models._image_model import ImageModel, encoder_name
+
+        px = crop_px or self.spec.input_px
+        return ImageModel(self, name=encoder_name(self, px), crop_px=px, mpp=self.spec.native_mpp)
+
     def _pooled(self, tokens: torch.Tensor, name: str) -> torch.Tensor:
         if name == "cls":
             return tokens[:, 0]
@@ -102,11 +118,11 @@ class Encoder(nn.Module):
             )
 
 
-def weights_hash(module: nn.Module) -> str:
-    """sha256 over names, shapes and values of a module's parameters and buffers (adapters excluded), hex."""
+def weights_hash(module: nn.Module, *, adapters: bool = False) -> str:
+    """sha256 over names, shapes and values of a module's parameters and buffers, hex; adapters only where asked for."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        if "lora_" in name:
+        if "lora_" in name and not adapters:
             continue
         digest.update(json.dumps([name.replace(".base_layer", ""), list(tensor.shape)]).encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())

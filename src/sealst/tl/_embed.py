@@ -169,7 +169,7 @@ def crop_function(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
     device = encoder.mean.device
 
     def run(crops: np.ndarray) -> np.ndarray:
-        with torch.inference_mode(), autocast(device):
+        with torch.inference_mode(), autocast(device, encoder.spec.precision):
             return encoder(to_images(crops, device)).float().cpu().numpy()
 
     return run
