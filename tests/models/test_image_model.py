@@ -54,6 +54,10 @@ def test_transform_resizes_other_sizes_with_antialiasing(model):
     assert found.std() < 0.6 * transform(picture[:PX, :PX]).std()
 
 
+def test_transform_takes_squares_rounded_by_one_pixel(model):
+    assert model.image_model().transform(np.zeros((PX, PX + 1, 3), np.uint8)).shape == (3, PX, PX)
+
+
 def test_transform_takes_pictures_of_other_modes(model):
     grey = Image.fromarray(np.full((PX, PX), 51, dtype=np.uint8))
     assert torch.allclose(model.image_model().transform(grey), torch.full((3, PX, PX), 0.2))
@@ -233,7 +237,7 @@ def test_loop_of_a_patch_encoder(model, crops, mixed):
         with torch.autocast("cpu", dtype=dtype, enabled=mixed), torch.inference_mode():
             found.append(encoder(batch).cpu().numpy())
     # Mixed precision around it changes nothing: the encoder decides for itself.
-    np.testing.assert_allclose(np.concatenate(found), model.embed_images(crops), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(found), model.embed_images(crops, batch_size=3), rtol=0, atol=1e-6)
 
 
 def test_what_lazyslide_looks_for_is_found_without_instances(model, tiny):

@@ -168,12 +168,13 @@ class _Transform:
             if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
                 raise DataError(f"`image` must be a PIL image or a uint8 array (height, width, 3), found {found}.")
             image = Image.fromarray(image)
-        if image.width != image.height:
+        # Tiles that fall between pixels are rounded by one.
+        if abs(image.width - image.height) > 1:
             raise DataError(
                 f"`image` must be square, found {image.width} x {image.height} px: resizing would distort it. Cut "
                 "square tiles."
             )
         image = image.convert("RGB")
-        if image.width != self.px:
+        if image.size != (self.px, self.px):
             image = image.resize((self.px, self.px), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
