@@ -63,7 +63,8 @@ def embed(
     table_key
         Table to write to.
     device
-        Device; default the model's own.
+        Device; default the model's own. On CUDA devices an encoder runs in the precision of its published users
+        (`spec.precision`), elsewhere in float32.
     progress
         Progress bar; default ``settings.progress``.
     copy
