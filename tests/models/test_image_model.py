@@ -133,6 +133,11 @@ def test_facts(model, tiny):
     assert images.name in text
 
 
+def test_size_must_be_one(tiny):
+    with pytest.raises(sl.DataError, match="`crop_px` must be a positive number, found 0"):
+        tiny.image_model(crop_px=0)
+
+
 def test_precision_is_that_of_the_record(tiny):
     for name, dtype in (
         ("auto", torch.float32),

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sealst._errors import DataError
+from sealst._validate import check_positive
 from sealst.models._spec import EncoderSpec
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ class Encoder(nn.Module):
         """
         from sealst.models._image_model import ImageModel, encoder_name
 
-        px = crop_px or self.spec.input_px
+        px = self.spec.input_px if crop_px is None else crop_px
+        check_positive("crop_px", px)
         return ImageModel(self, name=encoder_name(self, px), crop_px=px, mpp=self.spec.native_mpp)
 
     def _pooled(self, tokens: torch.Tensor, name: str) -> torch.Tensor:
