@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 import sealst as sl
-from sealst._core.device import resolve_device, seeded
+from sealst._core.device import PRECISIONS, autocast, cuda_dtype, resolve_device, seeded
 
 
 def test_seeded_repeats_and_restores():
@@ -38,3 +39,38 @@ def test_device_names():
         assert resolve_device() == torch.device("cpu")
     with pytest.raises(sl.DataError, match="found 'gpu'"):
         resolve_device("gpu")
+
+
+@pytest.mark.parametrize(
+    ("precision", "fast", "slow"),
+    [
+        ("auto", torch.bfloat16, torch.float32),
+        ("float32", torch.float32, torch.float32),
+        ("float16", torch.float16, torch.float16),
+        ("bfloat16", torch.bfloat16, torch.float16),
+    ],
+)
+def test_precision_on_cuda(precision, fast, slow):
+    assert cuda_dtype(precision, bf16=True) is fast
+    assert cuda_dtype(precision, bf16=False) is slow
+    with warnings.catch_warnings():
+        # torch says so where there is no CUDA device, and keeps the type.
+        warnings.filterwarnings("ignore", "User provided device_type|CUDA is not available")
+        context = autocast(torch.device("cuda"), precision)
+    here = fast if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else slow
+    if here is torch.float32:
+        assert not context._enabled
+    else:
+        assert context.fast_dtype is here
+        assert context._enabled == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_precision_is_full_on_the_cpu(precision):
+    with torch.autocast("cpu", dtype=torch.bfloat16), autocast(torch.device("cpu"), precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
+
+
+def test_unknown_precision():
+    with pytest.raises(sl.DataError, match="`precision` must be one of 'auto'.*found 'fp16'"):
+        cuda_dtype("fp16", bf16=True)

@@ -11,6 +11,10 @@ import torch
 
 from sealst._errors import DataError
 from sealst._settings import settings
+from sealst._validate import check_choice
+
+#: ``"auto"`` is bf16 where the device is fast at it, else full precision
+PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 
 
 def resolve_device(name: str | None = None) -> torch.device:
@@ -47,7 +51,28 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bf16 where the device is fast at it (CUDA from compute capability 8), else full precision."""
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
+def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+    """Precision of a forward pass; full wherever the device is not CUDA.
+
+    Parameters
+    ----------
+    device
+        Where the pass runs.
+    precision
+        One of `PRECISIONS`.
+    """
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = cuda_dtype(precision, bf16=bf16)
+    if device.type != "cuda" or dtype == torch.float32:
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=False)
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def cuda_dtype(precision: str, *, bf16: bool) -> torch.dtype:
+    """Type that matrices are multiplied in on CUDA, by whether the device is fast at bf16 (compute capability 8)."""
+    check_choice("precision", precision, PRECISIONS)
+    if precision == "auto":
+        return torch.bfloat16 if bf16 else torch.float32
+    if precision == "bfloat16" and not bf16:
+        return torch.float16
+    return getattr(torch, precision)

@@ -5,6 +5,7 @@ from sealst.models._build import build_encoder
 from sealst.models._encoder import Encoder
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
 from sealst.models._head import HeadParams
+from sealst.models._image_model import ImageModel
 from sealst.models._registry import list_encoders
 from sealst.models._seal import CropSpec, SealModel
 from sealst.models._spec import EncoderSpec
@@ -21,6 +22,7 @@ __all__ = [
     "GeneVAE",
     "GeneVAEParams",
     "HeadParams",
+    "ImageModel",
     "LoraParams",
     "SealModel",
     "build_encoder",

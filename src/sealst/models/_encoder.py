@@ -7,14 +7,18 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sealst._errors import DataError
+from sealst._validate import check_positive
 from sealst.models._spec import EncoderSpec
+
+if TYPE_CHECKING:
+    from sealst.models._image_model import ImageModel
 
 
 class Encoder(nn.Module):
@@ -96,6 +100,20 @@ class Encoder(nn.Module):
         if not self.supports_trunk:
             return self._behind(self.backbone((images - self.mean) / self.std))
         return self.tail(self.trunk(images, self.spec.n_blocks), self.spec.n_blocks)
+
+    def image_model(self, *, crop_px: int | None = None) -> ImageModel:
+        """Return the encoder in the form that other tools take; see `sealst.models.ImageModel`.
+
+        Parameters
+        ----------
+        crop_px
+            Side of the images in pixels; by default that of the published users (`spec.input_px`).
+        """
+        from sealst.models._image_model import ImageModel, encoder_name
+
+        px = self.spec.input_px if crop_px is None else crop_px
+        check_positive("crop_px", px)
+        return ImageModel(self, name=encoder_name(self, px), crop_px=px, mpp=self.spec.native_mpp)
 
     def train(self, mode: bool = True) -> Encoder:
         """Training mode; batch normalisation keeps the statistics of pretraining."""

@@ -39,6 +39,7 @@ def _record(key: str, arch: str, n_params: float, citation: str, **facts: Any) -
         "n_prefix": 1,
         "pool": "cls",
         "native_mpp": 0.5,
+        "precision": "float32",
         "filename": "pytorch_model.bin",
     } | facts
     width = values["width"]

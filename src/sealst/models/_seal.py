@@ -22,6 +22,7 @@ from sealst.models._adapter import Adapter, add_adapter
 from sealst.models._encoder import Encoder
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
 from sealst.models._head import HeadParams, image_head
+from sealst.models._image_model import ImageModel, plain_key
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,12 @@ class SealModel(nn.Module):
         if z.ndim != 2 or z.shape[1] != self.dim:
             raise DataError(f"Embeddings must be (n, {self.dim}), found {z.shape}.")
         return self._batched(lambda b: self.unstandardise(self.image_head(b)), z, len(self.panel), batch_size)
+
+    def image_model(self, *, frozen: bool = False) -> ImageModel:
+        """Return the adapted encoder (or with `frozen` the base) as other tools take it; see `ImageModel`."""
+        name = f"seal-{plain_key(self.encoder.spec.key)}-{self.fingerprint[:8]}{'-frozen' if frozen else ''}"
+        mpp = self.crop.crop_um / self.crop.crop_px
+        return ImageModel(self, name=name, crop_px=self.crop.crop_px, mpp=mpp, frozen=frozen)
 
     def save(self, path: str | Path, *, include_base: bool = False, overwrite: bool = False) -> Path:
         """Write the model to a folder, atomically.
@@ -370,7 +377,8 @@ class SealModel(nn.Module):
         )
 
     def _embed_batch(self, crops: torch.Tensor) -> torch.Tensor:
-        return self.encoder(crops.permute(0, 3, 1, 2).float() / 255)
+        with autocast(self.device, self.encoder.spec.precision):
+            return self.encoder(crops.permute(0, 3, 1, 2).float() / 255)
 
     def _batched(self, function: Any, data: np.ndarray, width: int, batch_size: int | None) -> np.ndarray:
         if self.training:

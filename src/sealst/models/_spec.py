@@ -61,8 +61,9 @@ class EncoderSpec:
     native_mpp: float | None = None
     #: how its published users resize
     interpolation: str = "bicubic"
-    #: precision in which its published users run it
-    precision: str = "float32"
+    #: precision in which its published users run it, kept on CUDA devices; ``"auto"`` where none is published: bf16
+    #: where the device is fast at it, else float32
+    precision: str = "auto"
     #: parameters that the embedding needs
     n_params: int = 0
     #: licence as the weights' own page or configuration states it

@@ -63,7 +63,8 @@ def embed(
     table_key
         Table to write to.
     device
-        Device; default the model's own.
+        Device; default the model's own. On CUDA devices an encoder runs in the precision of its published users
+        (`spec.precision`), elsewhere in float32.
     progress
         Progress bar; default ``settings.progress``.
     copy
@@ -169,7 +170,7 @@ def crop_function(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
     device = encoder.mean.device
 
     def run(crops: np.ndarray) -> np.ndarray:
-        with torch.inference_mode(), autocast(device):
+        with torch.inference_mode(), autocast(device, encoder.spec.precision):
             return encoder(to_images(crops, device)).float().cpu().numpy()
 
     return run

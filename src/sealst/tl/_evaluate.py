@@ -227,7 +227,7 @@ def _three(model: SealModel, crops: np.ndarray) -> np.ndarray:
     """Frozen embedding, adapted embedding and colour statistics of crops; the shared trunk runs once."""
     model.eval()
     images = to_images(crops, model.device)
-    with torch.inference_mode(), autocast(model.device):
+    with torch.inference_mode(), autocast(model.device, model.encoder.spec.precision):
         n = model.n_trunk
         tokens = model.encoder.trunk(images, n) if n else None
         adapted = model.encoder(images) if tokens is None else model.encoder.tail(tokens, n)
