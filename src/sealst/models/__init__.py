@@ -1,6 +1,6 @@
 """Encoders and the SEAL model."""
 
-from sealst.models._adapter import BlocksParams, BottleneckParams, FrozenParams, FullParams, LoraParams
+from sealst.models._adapter import Adapter, BlocksParams, BottleneckParams, FrozenParams, FullParams, LoraParams
 from sealst.models._build import build_encoder
 from sealst.models._encoder import Encoder
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
@@ -12,6 +12,7 @@ from sealst.models._spec import EncoderSpec
 from sealst.models._store import load
 
 __all__ = [
+    "Adapter",
     "BlocksParams",
     "BottleneckParams",
     "CropSpec",
