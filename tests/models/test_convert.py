@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import timm
@@ -52,13 +53,13 @@ def _difference(encoder, images, expected, what):
 
 
 # -- transformers -----------------------------------------------------------------------------------------------------
-def _vit(spec):
+def _vit(spec, eps=1e-6):
     from transformers import ViTConfig, ViTModel
 
     return ViTModel(
         ViTConfig(
             hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=192,
-            image_size=spec.input_px, patch_size=spec.patch_px, layer_norm_eps=1e-12,
+            image_size=spec.input_px, patch_size=spec.patch_px, layer_norm_eps=eps,
         )
     )  # fmt: skip
 
@@ -136,6 +137,17 @@ def test_transformers_classes(key, theirs, version, small, tmp_path):
     _difference(encoder, images, expected, f"{key}, transformers {version} names")
 
 
+@pytest.mark.parametrize("eps", [None, 1e-6, 1e-1])
+def test_epsilon_of_the_norms_is_that_of_the_record(eps, small, tmp_path):
+    spec = replace(small(REGISTRY["phikon"]), norm_eps=eps)
+    model = _random(_vit(spec, eps or 1e-6))
+    encoder = _loaded(spec, model.state_dict(), tmp_path)
+    images = _images(spec.input_px)
+    with torch.inference_mode():
+        expected = model((images - encoder.mean) / encoder.std).last_hidden_state[:, 0]
+    _difference(encoder, images, expected, f"epsilon {eps}")
+
+
 def test_weights_that_transformers_saved_itself(small, tmp_path):
     """Names as `save_pretrained` writes them, and under the attribute of a class around the tower."""
     spec = small(REGISTRY["phikon-v2"])
@@ -165,8 +177,6 @@ def test_gate_and_value_are_not_interchanged(small, tmp_path):
 def test_position_grid_of_the_file_is_kept_and_its_use_announced(small, tmp_path):
     spec = small(REGISTRY["midnight"])
     larger = 3 * spec.patch_px
-    from dataclasses import replace
-
     model = _random(_gated_dinov2(replace(spec, input_px=larger)))
     with pytest.warns(sl.SealstWarning, match="has positions for crops of 42 px.*transformers interpolates without"):
         encoder = _loaded(spec, model.state_dict(), tmp_path)
