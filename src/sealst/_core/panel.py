@@ -31,7 +31,7 @@ _CONTROL = re.compile(
     r"|^NEGATIVE[-_ ]?\d*$|^ERCC[-_]?\d{5}"
 )
 #: names in place of those that are not known; no gene is called so
-_UNNAMED = re.compile(r"unnamed_\d+", re.IGNORECASE)
+_UNNAMED = re.compile(r"unnamed_\d{4,}", re.IGNORECASE)
 _ENSEMBL_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
 
 
@@ -55,6 +55,16 @@ def placeholder_names(n: int) -> tuple[str, ...]:
     ('unnamed_0001', 'unnamed_0002')
     """
     return tuple(f"unnamed_{i:04d}" for i in range(1, n + 1))
+
+
+def check_named(genes: Sequence[str]) -> None:
+    """Raise `PanelError` when names are `placeholder_names`, which no gene can be found among."""
+    if unnamed := [gene for gene in map(str, genes) if _UNNAMED.fullmatch(gene)]:
+        raise PanelError(
+            f"Which genes {len(unnamed)} of the panel's {len(genes)} values stand for is not known, {unnamed[0]!r} …; "
+            "they cannot be matched with genes by name. Load the model with `genes=`, the names in the order of its "
+            "outputs: `sl.models.load_official(..., genes=names)`."
+        )
 
 
 class Alignment(NamedTuple):
@@ -162,12 +172,7 @@ class GenePanel:
 
     def require_names(self) -> None:
         """Raise `PanelError` when it is not known which genes these are, as of a model published without its list."""
-        if any(_UNNAMED.fullmatch(gene) for gene in self.genes):
-            raise PanelError(
-                f"Which genes the {len(self)} values of this panel stand for is not known ({self.genes[0]!r}, …), so "
-                "they cannot be matched with genes by name. Load the model with `genes=`, the names in the order of its "
-                "outputs: `sl.models.load_official(..., genes=names)`."
-            )
+        check_named(self.genes)
 
     def subset(self, genes: Sequence[str]) -> GenePanel:
         """Return the panel of these genes, in the order asked.

@@ -16,9 +16,7 @@ from sealst.models._encoder import Encoder
 _TOWER = "encoder.base_model.model."
 _WRAPPER = "module."
 #: adapted layers, below the prefixes that published towers have
-_LAYER = re.compile(
-    r"^(?:visual\.)?(?:trunk\.)?(blocks\.(\d+)\.(.+?))\.(?:base_layer|lora_[AB]\.default)\.(?:weight|bias)$"
-)
+_LAYER = re.compile(r"^(?:visual\.)?(?:trunk\.)?(blocks\.(\d+)\.(.+?))\.(?:base_layer|lora_\w+\.\w+)\.(?:weight|bias)$")
 _FLOW = re.compile(r"^flows\.(\d+)\.")
 
 #: modules of the files → ours; those of the same name are left out

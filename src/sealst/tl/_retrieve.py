@@ -122,7 +122,7 @@ def retrieve(
     OrderError
         When there are no embeddings, or another model or other crops made them.
     PanelError
-        When a gene is not in the model's panel, with near names.
+        When a gene is not in the model's panel, with near names; or the panel's genes have no names.
     DataError
         When the query is empty or not what its kind needs.
 
