@@ -39,9 +39,9 @@ def one_thread():
 
 @pytest.fixture
 def model_of(small, panel):
-    def build(name, adapter="lora", **facts):
+    def build(name, adapter="lora"):
         if name in REGISTRY:
-            encoder = build_from_spec(replace(small(REGISTRY[name]), **facts), pretrained=False)
+            encoder = build_from_spec(small(REGISTRY[name]), pretrained=False)
         else:
             encoder = build_encoder(name, pretrained=False)
             encoder.spec = replace(encoder.spec, input_px=64)
@@ -91,17 +91,6 @@ def test_card_of_an_exported_encoder_is_code_that_gives_the_same_embeddings(name
     assert scope["z"].shape == (3, model.dim)
     close(scope["z"].numpy(), model.embed_images(crops))
     assert not [p for p in tmp_path.iterdir() if p != folder], "temporary folders left behind"
-
-
-@pytest.mark.filterwarnings("ignore:The licence of")
-@pytest.mark.parametrize("eps", [1e-12, 1e-7])
-def test_another_epsilon_of_the_norms_is_exported(eps, model_of, crops_of, tmp_path):
-    model = model_of("phikon", norm_eps=eps)
-    assert {m.eps for m in model.encoder.modules() if isinstance(m, torch.nn.LayerNorm)} == {eps}
-    crops = crops_of(model)
-    scope = {"pictures": [Image.fromarray(c) for c in crops]}
-    exec(snippet(model.export_timm(tmp_path / "export")), scope)
-    close(scope["z"].numpy(), model.embed_images(crops))
 
 
 @pytest.mark.parametrize("adapter", ["blocks", "full", "none", {"dora": True, "rslora": True}])

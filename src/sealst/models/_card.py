@@ -84,19 +84,21 @@ def _front_matter(model: SealModel, library: str) -> str:
 
 def _facts(model: SealModel) -> str:
     spec, training = model.encoder.spec, model.provenance
+    unknown = training.get("note", "not recorded")
     rows = {
         "Base encoder": f"{_weights(model)}, licence: {spec.licence}",
         "Embedding": f"{spec.pool}, {spec.dim} values",
         "Crops": f"{model.crop.crop_um:g} µm at {model.crop.crop_px} px",
         "Adapter": model.adapter.describe(spec.n_blocks),
         "Genes": f"{len(model.panel)} (`panel.tsv`), log1p-CP10k",
-        "Training sections": ", ".join(training.get("sections", [])) or "not recorded",
-        "Training patients": ", ".join(training.get("patients", [])) or "not recorded",
+        "Training sections": ", ".join(training.get("sections", [])) or unknown,
+        "Training patients": ", ".join(training.get("patients", [])) or unknown,
         "Spots": training.get("n_spots", "not recorded"),
         "Base citation": spec.citation or "not recorded",
+        "Published by its authors as": training.get("source", ""),
         "Fingerprint": f"`{model.fingerprint}`",
     }
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value != "")])
 
 
 def _training(model: SealModel) -> str:
