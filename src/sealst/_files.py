@@ -51,8 +51,10 @@ def _swap(work: Path, path: Path) -> None:
     path.rename(old / path.name)
     try:
         work.rename(path)
-    except OSError:
-        (old / path.name).rename(path)
+    except BaseException:
+        # What stands in the way is another process's; the old one then stays under its hidden name.
+        if not path.exists():
+            (old / path.name).rename(path)
+            old.rmdir()
         raise
-    finally:
-        shutil.rmtree(old)
+    shutil.rmtree(old)

@@ -140,7 +140,7 @@ def test_size_must_be_one(tiny):
 
 def test_precision_is_that_of_the_record(tiny):
     for name, dtype in (
-        ("auto", torch.float32),
+        ("auto", torch.bfloat16),
         ("float32", torch.float32),
         ("float16", torch.float16),
         ("bfloat16", torch.bfloat16),

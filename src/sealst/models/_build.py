@@ -27,7 +27,7 @@ from sealst.models._spec import POOLS, EncoderSpec
 from sealst.models._weights import fill, find_weights, load_weights, local_weights
 
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
-#: side of the empty image that shows what a network without tokens returns
+#: least side of the empty image that shows what a network without tokens returns
 _PROBE_PX = 64
 
 
@@ -218,7 +218,8 @@ def _cnn_facts(module: Any, name: str) -> dict[str, Any]:
 
 def _pooled_width(module: Any, name: str) -> int:
     """Length of what a network without tokens returns, found on an empty image; raises for other kinds of models."""
-    training, images = module.training, torch.zeros(1, 3, _PROBE_PX, _PROBE_PX)
+    side = max(_PROBE_PX, int(module.pretrained_cfg.get("input_size", (3, 0, 0))[-1]))
+    training, images = module.training, torch.zeros(1, 3, side, side)
     try:
         with torch.inference_mode():
             module.eval()
@@ -267,13 +268,17 @@ def _check_name(encoder: str, needs_weights: bool) -> None:
 
 
 def _create(encoder: str, pretrained: bool) -> nn.Module:
-    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
+    # Asked for no classifier, timm would load whatever fits, and leave the rest random.
+    options: dict[str, Any] = {"pretrained": True} if pretrained else {"pretrained": False, "num_classes": 0}
     try:
         try:
-            return timm.create_model(encoder, dynamic_img_size=True, **options)
+            module: Any = timm.create_model(encoder, dynamic_img_size=True, **options)
         except TypeError:
             # Convolutional networks take crops of any size and do not know the option.
-            return timm.create_model(encoder, **options)
+            module = timm.create_model(encoder, **options)
+        if pretrained:
+            module.reset_classifier(0)
+        return module
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         problem = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise WeightsError(

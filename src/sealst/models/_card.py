@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sealst.models._seal import SealModel
+    from sealst.models._spec import EncoderSpec
 
 LOCAL = "local-dir:"
 #: licences that the model hub knows by name
@@ -69,10 +70,14 @@ def _code(snippet: str) -> str:
     return f"```python\n{snippet.strip()}\n```"
 
 
+def public_name(spec: EncoderSpec) -> str:
+    """The encoder's name; where a folder lay on the machine of the training is nobody's business."""
+    return Path(spec.key.removeprefix(LOCAL)).name if spec.key.startswith(LOCAL) else spec.key
+
+
 def _weights(model: SealModel) -> str:
     spec = model.encoder.spec
-    # Where a folder lay on the machine of the training is nobody's business.
-    name = Path(spec.key.removeprefix(LOCAL)).name if spec.key.startswith(LOCAL) else spec.key
+    name = public_name(spec)
     return f"`{name}`" if spec.pretrained else f"`{name}` with **random weights** (seed {spec.seed})"
 
 

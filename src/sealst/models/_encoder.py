@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sealst._errors import DataError
+from sealst._errors import DataError, OrderError
 from sealst._validate import check_positive
 from sealst.models._spec import EncoderSpec
 
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
         #: pretrained weights of the module that an adapter trains itself, on the CPU
         self.originals: dict[str, torch.Tensor] = {}
         self.bottleneck: nn.Module | None = None
-        self._bottleneck_on = True
+        self._adapter_off = False
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
@@ -69,6 +69,8 @@ class Encoder(nn.Module):
             How many blocks to run, at least 1.
         """
         self._check_blocks()
+        if n_blocks < 1:
+            raise DataError(f"`n_blocks` must be at least 1, found {n_blocks}.")
         side = images.shape[-1]
         if side % self.spec.patch_px or images.shape[-2] % self.spec.patch_px:
             raise DataError(
@@ -129,27 +131,37 @@ class Encoder(nn.Module):
         with ExitStack() as stack:
             if hasattr(self.backbone, "disable_adapter"):
                 stack.enter_context(self.backbone.disable_adapter())
-            stack.enter_context(self._original_weights())
-            self._bottleneck_on = False
+            if not self._adapter_off:
+                stack.enter_context(self._original_weights())
+            before, self._adapter_off = self._adapter_off, True
             try:
                 yield
             finally:
-                self._bottleneck_on = True
+                self._adapter_off = before
 
     @contextmanager
     def _original_weights(self) -> Iterator[None]:
         own = {name: p for name, p in self.vit.named_parameters() if name in self.originals}
         trained = {name: p.data for name, p in own.items()}
-        for name, p in own.items():
-            p.data = self.originals[name].to(p.device)
+        # All copies first: there may be no room for them.
+        originals = {name: self.originals[name].to(p.device, p.dtype) for name, p in own.items()}
         try:
+            for name, p in own.items():
+                p.data = originals[name]
+            torch.clear_autocast_cache()
             yield
         finally:
             for name, p in own.items():
                 p.data = trained[name]
+            torch.clear_autocast_cache()
+
+    def _need_adapter(self) -> None:
+        if self._adapter_off:
+            raise OrderError("The adapter is switched off here; leave the `with model.frozen_encoder()` block first.")
 
     def adapted_state(self) -> dict[str, torch.Tensor]:
         """Everything that the adapter trains, by name."""
+        self._need_adapter()
         parameters = dict(self.named_parameters())
         return {name: parameters[name].detach() for name in self.adapted}
 
@@ -165,6 +177,7 @@ class Encoder(nn.Module):
 
     def merged(self) -> Any:
         """A copy of the timm module with the adapter merged into its weights, on the CPU."""
+        self._need_adapter()
         if self.bottleneck is not None:
             raise DataError(
                 "A bottleneck behind the encoder is not linear and cannot be merged into its weights. Save the model "
@@ -174,7 +187,7 @@ class Encoder(nn.Module):
         return copied.merge_and_unload(safe_merge=True) if hasattr(copied, "merge_and_unload") else copied
 
     def _behind(self, z: torch.Tensor) -> torch.Tensor:
-        return z if self.bottleneck is None or not self._bottleneck_on else self.bottleneck(z)
+        return z if self.bottleneck is None or self._adapter_off else self.bottleneck(z)
 
     def _pooled(self, tokens: torch.Tensor, name: str) -> torch.Tensor:
         if name == "cls":
@@ -190,6 +203,19 @@ class Encoder(nn.Module):
                 f"{self.spec.key!r} is a convolutional network without blocks: it has no trunk and tail. Call the "
                 "encoder on the crops as a whole."
             )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside a ``with`` block, a module and all in it are in evaluation mode; afterwards as they were."""
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
 
 
 def weights_hash(state: Mapping[str, torch.Tensor]) -> str:

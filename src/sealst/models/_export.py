@@ -17,8 +17,8 @@ from sealst._files import new_folder
 from sealst._logging import logger, warn
 from sealst._version import __version__
 from sealst.models._adapter_files import save_adapter
-from sealst.models._card import adapter_card, timm_card
-from sealst.models._encoder import weights_hash
+from sealst.models._card import adapter_card, public_name, timm_card
+from sealst.models._encoder import evaluating, weights_hash
 from sealst.models._pooler import AttentionPooler
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def _difference(model: SealModel, folder: Path) -> float:
     encoder, device, px = model.encoder, model.device, model.crop.crop_px
     images = torch.rand(2, 3, px, px, generator=torch.Generator().manual_seed(0))
     try:
-        model.cpu().eval()
-        with torch.inference_mode():
+        model.cpu()
+        with evaluating(model), torch.inference_mode():
             expected = encoder(images)
             loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
             found = _pooled(encoder, loaded((images - encoder.mean) / encoder.std), folder)
@@ -125,10 +125,10 @@ def export_adapter(model: SealModel, path: Path, *, evaluation: pd.DataFrame | N
         work.rmdir()
         save_adapter(encoder, work)
         config = json.loads((work / "adapter_config.json").read_text(encoding="utf-8"))
-        config["base_model_name_or_path"] = spec.hf_id or spec.key
+        config["base_model_name_or_path"] = spec.hf_id or public_name(spec)
         _dump(work / "adapter_config.json", config)
         base = {"sealst": __version__, "sha256": weights_hash(encoder.base_state()), "fingerprint": model.fingerprint}
-        _dump(work / "base.json", base | {"encoder": spec.to_dict()})
+        _dump(work / "base.json", base | {"encoder": spec.to_dict() | {"key": public_name(spec)}})
         (work / "README.md").write_text(adapter_card(model, evaluation=evaluation), encoding="utf-8")
     return path
 

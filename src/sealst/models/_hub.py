@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -20,10 +19,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from sealst._errors import CheckpointError, DataError, SealstError
+from sealst._errors import CheckpointError, DataError, SealstError, WeightsError
 from sealst._logging import logger, warn
 from sealst._validate import listed
-from sealst.models._store import FILES, save_model
+from sealst.models._store import FILES, needed_files, save_model
+from sealst.models._weights import hub_token
 
 if TYPE_CHECKING:
     from sealst.models._seal import SealModel
@@ -170,7 +170,7 @@ def _cached(repo_id: str, revision: str | None) -> Path | None:
 
 
 def _missing(folder: Path) -> list[str]:
-    return [name for name in FILES if not (folder / name).is_file()]
+    return [name for name in needed_files(folder) if not (folder / name).is_file()]
 
 
 def _is_repo(name: str) -> bool:
@@ -182,12 +182,10 @@ def _is_repo(name: str) -> bool:
 
 
 def _token() -> str | None:
-    """The environment's token; none is read from the user's stored logins."""
-    token = os.environ.get("HF_TOKEN", "").strip()
-    if not re.fullmatch(r"[!-~]*", token):
-        # The network layers would show the token in their complaint.
-        raise CheckpointError("HF_TOKEN holds spaces, line breaks or other characters that no token has.")
-    return token or None
+    try:
+        return hub_token()
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _status(error: Exception) -> int | None:

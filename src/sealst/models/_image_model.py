@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sealst._core.device import autocast
+from sealst._core.device import autocast, cuda_dtype
 from sealst._errors import DataError
-from sealst.models._encoder import Encoder, weights_hash
+from sealst.models._encoder import Encoder, evaluating, weights_hash
 
 if TYPE_CHECKING:
     from sealst.models._seal import SealModel
@@ -53,7 +53,7 @@ class ImageModel(nn.Module):
     mpp
         µm per pixel that images should have; None where it is not known.
     precision
-        Type in which it runs on CUDA devices; float32 where none is published.
+        Type in which it runs on CUDA devices; bfloat16 or float32, by the device, where none is published.
     transform
         PIL image or uint8 array (height, width, 3) → float32 (3, crop_px, crop_px) in [0, 1]; can be pickled.
 
@@ -73,8 +73,8 @@ class ImageModel(nn.Module):
         # The owner is what `to` moves: a SEAL model must not be torn between devices.
         self._owner: Any = owner
         self.name, self.crop_px, self.mpp, self.frozen = name, crop_px, mpp, frozen
-        precision = self.model.spec.precision
-        self.precision: torch.dtype = torch.float32 if precision == "auto" else getattr(torch, precision)
+        bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+        self.precision: torch.dtype = cuda_dtype(self.model.spec.precision, bf16=bf16)
         self.transform: Callable[[Image.Image | np.ndarray], torch.Tensor] = _Transform(crop_px)
 
     @property
@@ -105,11 +105,9 @@ class ImageModel(nn.Module):
         """
         self._check(image)
         encoder = self.model
-        if encoder.training:
-            encoder.eval()
         device = encoder.mean.device
         adapter = encoder.without_adapter() if self.frozen else nullcontext()
-        with torch.inference_mode(), autocast(device, encoder.spec.precision), adapter:
+        with evaluating(encoder), torch.inference_mode(), autocast(device, encoder.spec.precision), adapter:
             # Laid out as crops are, so that sums are taken in the same order.
             laid_out = image.to(device, torch.float32, non_blocking=True, memory_format=torch.channels_last)
             return encoder(laid_out).float().cpu()
@@ -129,7 +127,8 @@ class ImageModel(nn.Module):
                 f"`image` must be a float batch (n, {', '.join(map(str, wanted))}), found {image.dtype} "
                 f"{tuple(image.shape)}. Use the model's own `transform` on each image."
             )
-        if image.numel() and (image.min() < _LOWEST or image.max() > _HIGHEST):
+        # Written so that NaN does not pass.
+        if image.numel() and not (image.min() >= _LOWEST and image.max() <= _HIGHEST):
             raise DataError(
                 f"`image` must have values from 0 to 1, found {image.min():.2f} to {image.max():.2f}. The encoder "
                 "subtracts mean and deviation itself: use the model's own `transform`."

@@ -19,7 +19,7 @@ from sealst._core.panel import GenePanel
 from sealst._errors import DataError, PanelError
 from sealst._settings import settings
 from sealst.models._adapter import Adapter, add_adapter
-from sealst.models._encoder import Encoder
+from sealst.models._encoder import Encoder, evaluating
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
 from sealst.models._head import HeadParams, image_head
 from sealst.models._image_model import ImageModel, plain_key
@@ -381,11 +381,9 @@ class SealModel(nn.Module):
             return self.encoder(crops.permute(0, 3, 1, 2).float() / 255)
 
     def _batched(self, function: Any, data: np.ndarray, width: int, batch_size: int | None) -> np.ndarray:
-        if self.training:
-            self.eval()
         size = batch_size or settings.batch_size
         out = np.empty((len(data), width), dtype=np.float32)
-        with torch.inference_mode(), autocast(self.device):
+        with evaluating(self), torch.inference_mode(), autocast(self.device):
             for start in range(0, len(data), size):
                 batch = torch.from_numpy(np.ascontiguousarray(data[start : start + size])).to(self.device)
                 out[start : start + size] = function(batch).float().cpu().numpy()

@@ -11,6 +11,8 @@ from sealst._errors import CheckpointError
 #: how tokens become one vector; ``"attn"`` and ``"attn-proj"`` only where an encoder has an attention pooler
 POOLS = ("cls", "mean", "cls+mean", "attn", "attn-proj")
 
+#: arguments by which timm fetches or opens files
+_FETCHING = ("pretrained", "checkpoint", "cache_dir", "weights")
 #: facts that change what a model computes from a crop; all others may be corrected without making it another model
 FEEDING = ("arch", "pool", "dim", "n_blocks", "n_prefix", "patch_px", "mean", "std")
 
@@ -105,6 +107,12 @@ class EncoderSpec:
             raise CheckpointError(
                 f"Encoder record has fields {wrong} that are missing or unknown; it was written by another version of "
                 "sealst."
+            )
+        # A record may come from anywhere, and timm fetches what these name.
+        unsafe = [k for k in values.get("model_args", {}) if k.startswith(_FETCHING)] + [":"] * (":" in values["arch"])
+        if unsafe:
+            raise CheckpointError(
+                f"Encoder record names weights to fetch ({unsafe[0]!r} in its architecture), which is never done."
             )
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sealst._core.device import resolve_device
+from sealst._core.device import resolve_device, seeded
 from sealst._core.panel import GenePanel
 from sealst._errors import CheckpointError
 from sealst._files import new_folder
 from sealst._validate import listed
 from sealst._version import __version__
-from sealst.models._adapter import resolve_adapter
-from sealst.models._adapter_files import check_tensors, load_adapter, save_adapter
+from sealst.models._adapter import FrozenParams, resolve_adapter
+from sealst.models._adapter_files import ADAPTER_FILE, check_tensors, load_adapter, save_adapter
 from sealst.models._build import build_encoder, build_from_spec
 from sealst.models._card import model_card
 from sealst.models._encoder import Encoder, weights_hash
@@ -28,8 +29,25 @@ from sealst.models._seal import CropSpec, SealModel
 from sealst.models._spec import EncoderSpec
 
 _FORMAT = 2
+#: arguments of a timm model that do not change what it makes of a crop
+_FREE_ARGS = ("img_size", "in_chans", "dynamic_img_size", "global_pool", "fc_norm", "num_classes", "drop_path_rate")
 #: files without which a folder is no model
 FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors")
+
+
+def needed_files(folder: Path) -> list[str]:
+    """Files that a model's folder must have, by what its facts say."""
+    names = list(FILES)
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        if _read(folder / "config.json")["adapter"]["kind"] != FrozenParams.kind:
+            names.append(f"adapter/{ADAPTER_FILE}")
+        if _read(folder / "base.json")["included"]:
+            names += ["base/config.json", "base/model.safetensors"]
+    return names
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def save_model(model: SealModel, path: Path, *, include_base: bool, overwrite: bool) -> Path:
@@ -110,26 +128,11 @@ def load(
     """
     folder = Path(path)
     config, base = _read_json(folder)
-    spec = EncoderSpec.from_dict(config["encoder"])
-    built = _base(spec, folder / "base" if base["included"] else None, encoder, weights)
-    if (found := weights_hash(built.base_state())) != base["sha256"]:
-        raise CheckpointError(
-            f"The base weights of {built.spec.key!r} (sha256 {found[:12]}…) are not those the adapter was trained on "
-            f"({base['sha256'][:12]}…, {spec.key!r}). Pass the right ones with `encoder=`."
-        )
-    # The stored record decides how crops are fed; where the weights are now is all that may have changed.
-    moved = replace(spec, key=encoder or spec.key, model_args=built.spec.model_args)
-    restored = Encoder(built.vit, moved)
-    model = SealModel(
-        restored,
-        GenePanel.from_tsv(folder / "panel.tsv"),
-        crop=CropSpec(**config["crop"]),
-        adapter=resolve_adapter(config["adapter"]),
-        gene_vae=GeneVAEParams(**config["gene_vae"]),
-        head=HeadParams(**config["head"]),
-    )
-    _load_trained(model, folder)
-    model.provenance = config["training"]
+    try:
+        with seeded(0):
+            model = _restored(folder, config, base, encoder=encoder, weights=weights)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"config.json or base.json in {str(folder)!r} is damaged: {error}.") from error
     if model.fingerprint != config["fingerprint"]:
         raise CheckpointError(
             f"Weights in {str(folder)!r} do not match config.json's fingerprint; the folder is damaged."
@@ -139,6 +142,42 @@ def load(
 
         model.history = pd.read_csv(log)
     return model.to(resolve_device(device)).eval()
+
+
+def _restored(
+    folder: Path, config: dict[str, Any], base: dict[str, Any], *, encoder: str | None, weights: str | Path | None
+) -> SealModel:
+    spec = EncoderSpec.from_dict(config["encoder"])
+    built = _base(spec, folder / "base" if base["included"] else None, encoder, weights)
+    if (found := weights_hash(built.base_state())) != base["sha256"]:
+        raise CheckpointError(
+            f"The base weights of {built.spec.key!r} (sha256 {found[:12]}…) are not those the adapter was trained on "
+            f"({base['sha256'][:12]}…, {spec.key!r}). Pass the right ones with `encoder=`."
+        )
+    _check_architecture(built.spec, spec)
+    # The stored record decides how crops are fed; where the weights are now is all that may have changed.
+    moved = replace(spec, key=encoder or spec.key, model_args=built.spec.model_args)
+    model = SealModel(
+        Encoder(built.vit, moved),
+        GenePanel.from_tsv(folder / "panel.tsv"),
+        crop=CropSpec(**config["crop"]),
+        adapter=resolve_adapter(config["adapter"]),
+        gene_vae=GeneVAEParams(**config["gene_vae"]),
+        head=HeadParams(**config["head"]),
+    )
+    _load_trained(model, folder)
+    model.provenance = config["training"]
+    return model
+
+
+def _check_architecture(built: EncoderSpec, stored: EncoderSpec) -> None:
+    """Arguments without weights of their own, such as the number of heads, are not in the hash of the weights."""
+    a, b = ({k: v for k, v in spec.model_args.items() if k not in _FREE_ARGS} for spec in (built, stored))
+    if a != b or (built.n_prefix, built.patch_px) != (stored.n_prefix, stored.patch_px):
+        raise CheckpointError(
+            f"The base encoder {built.key!r} has the right weights, but is built with {a}; the adapter was trained on "
+            f"{b}. Pass the right one with `encoder=`."
+        )
 
 
 def _base(spec: EncoderSpec, stored: Path | None, encoder: str | None, weights: str | Path | None) -> Encoder:
@@ -159,8 +198,10 @@ def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         base = json.loads((folder / "base.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise CheckpointError(f"A JSON file in {str(folder)!r} is damaged: {error}.") from error
+    if not isinstance(config, dict) or not isinstance(base, dict):
+        raise CheckpointError(f"A JSON file in {str(folder)!r} is damaged: it holds no mapping.")
     if config.get("format") != _FORMAT:
         raise CheckpointError(
             f"Model format {config.get('format')!r} in {str(folder)!r} (written by sealst {config.get('sealst')}) is "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,17 @@ from sealst.models._spec import EncoderSpec
 FOLDER_VARIABLE = "SEALST_WEIGHTS"
 _ENDINGS = (".safetensors", ".bin", ".pth", ".pt")
 _COMMON = ("model.safetensors", "pytorch_model.bin")
+#: what readers raise on damaged files
+_DAMAGED = (
+    *(OSError, RuntimeError, ValueError, EOFError, LookupError, AssertionError, AttributeError, TypeError),
+    *(struct.error, SafetensorError, pickle.UnpicklingError),
+)
+# Failed connections are raised as the HTTP library raises them, and which one that is depends on the version of
+# huggingface_hub; the error that it always has in common with them is a base class of its own.
+NETWORK: tuple[type[Exception], ...] = (
+    *(kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind.__module__ != "builtins"),
+    *(OSError, ValueError, RuntimeError),
+)
 #: dictionaries that training scripts put around the tensors
 _SHELLS = ("state_dict", "model", "teacher")
 
@@ -131,17 +144,25 @@ def _cached(sought: Sought) -> Path | None:
 
 
 def _downloaded(sought: Sought) -> Path:
-    # Only the environment's token is used; none is read from the user's stored logins.
-    token = os.environ.get("HF_TOKEN") or False
+    token = hub_token() or False
     for name in sought.names:
         try:
             logger.info("fetching %s of %s", name, sought.hf_id)
             return Path(hf_hub_download(sought.hf_id, name, token=token))
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except NETWORK as error:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
             raise WeightsError(_advice(sought, _reason(error))) from error
     raise WeightsError(_advice(sought, f"the model has none of {listed(sought.names)}"))
+
+
+def hub_token() -> str | None:
+    """The environment's token; none is read from the user's stored logins."""
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not re.fullmatch(r"[!-~]*", token):
+        # The network layers would show the token in their complaint.
+        raise WeightsError("HF_TOKEN holds spaces, line breaks or other characters that no token has.")
+    return token or None
 
 
 def _reason(error: Exception) -> str:
@@ -191,7 +212,8 @@ def fill(module: Any, record: EncoderSpec, tensors: State, path: Path) -> None:
 
 def _take_grid(module: Any, record: EncoderSpec, state: State) -> None:
     stored = state.get("pos_embed")
-    if stored is None or stored.ndim != 3 or stored.shape == module.pos_embed.shape:
+    own = getattr(module, "pos_embed", None)
+    if stored is None or own is None or stored.ndim != 3 or stored.shape == own.shape:
         return
     prefix = module.pos_embed.shape[1] - math.prod(module.patch_embed.grid_size)
     side = math.isqrt(max(stored.shape[1] - prefix, 0))
@@ -215,7 +237,7 @@ def read_tensors(path: Path, key: str) -> State:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         raise WeightsError(
             f"{str(path)!r} could not be read as weights of {key!r} ({type(error).__name__}). It is damaged, or holds "
             "more than tensors, which is never loaded. Fetch it again, or save its tensors as safetensors."
