@@ -8,7 +8,7 @@ from typing import Any
 from sealst._core.augment import AUGMENTATIONS
 from sealst._core.losses import CONTRASTIVE, RECONSTRUCTION
 from sealst._keys import Keys
-from sealst._validate import check_choice, check_positive
+from sealst._validate import check_choice, check_fraction, check_positive
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class TrainParams:
     epochs: int | None = None
     #: passes of the gene autoencoder alone, before alignment
     warmup_epochs: int | None = None
-    #: spots per step; also the pool of the contrastive loss
+    #: spots per step, over all devices; also the pool of the contrastive loss
     batch_size: int | None = None
     #: peak learning rate of the alignment stage (AdamW, cosine schedule)
     lr: float | None = None
@@ -48,6 +48,26 @@ class TrainParams:
     kl: bool = False
     #: layer the gene encoder sees and both decoders reconstruct
     layer: str = Keys.CONTEXT
+    #: share of genes hidden from the gene encoder in training, and deviation of the noise added to its input (both in
+    #: standardised units; masked and denoising autoencoding)
+    mask_genes: float = 0.0
+    noise: float = 0.0
+    #: weight of the loss on hidden genes alone
+    weight_masked: float = 1.0
+    #: 0 draws every spot once per epoch, 1 gives every section the same share; between, a compromise
+    balance: float = 0.0
+    #: weight of a discriminator that must not tell `domain` from image embeddings (gradient reversal); 0 is none
+    weight_domain: float = 0.0
+    #: ``"section"``, ``"patient"`` or ``"organ"``
+    domain: str = "section"
+    #: epochs without a better held-out `monitor` after which training stops, with the best weights; None trains on
+    patience: int | None = None
+    #: ``"pearson"`` or ``"recall@10"``
+    monitor: str = "pearson"
+    #: crops per forward pass where a batch does not fit into memory; same gradients, one more forward pass
+    chunk_size: int | None = None
+    #: whether to compile the trained part of the encoder with `torch.compile`
+    compile: bool = False
     #: largest norm of the gradient
     clip_norm: float = 1.0
     #: Lightning's precision, e.g. ``"bf16-mixed"``; ``"auto"`` takes bf16 on GPUs that have it
@@ -58,11 +78,15 @@ class TrainParams:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "views"):
+        for name in ("epochs", "batch_size", "lr", "views", "patience", "chunk_size"):
             if getattr(self, name) is not None:
                 check_positive(f"params.{name}", getattr(self, name))
         for name in ("temperature", "reconstruction_scale", "warmup_lr", "clip_norm", "accumulate"):
             check_positive(f"params.{name}", getattr(self, name))
+        for name in ("mask_genes", "balance"):
+            check_fraction(f"params.{name}", getattr(self, name))
+        check_choice("params.domain", self.domain, ("section", "patient", "organ"))
+        check_choice("params.monitor", self.monitor, ("pearson", "recall@10"))
         check_choice("params.augmentation", self.augmentation, sorted(AUGMENTATIONS))
         check_choice("params.cache", self.cache, ("auto", "trunk", "none"))
         check_choice("params.contrastive", self.contrastive, sorted(CONTRASTIVE))
