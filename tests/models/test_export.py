@@ -210,6 +210,19 @@ def test_only_lora_is_exported_alone(adapter, model_of, tmp_path):
         model_of("vit_tiny_patch16_224", adapter).export_adapter(tmp_path / "adapter")
 
 
+def test_cards_do_not_tell_where_a_folder_lay(tmp_path, panel, crops_of):
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    timm.models.save_for_hf(vit, tmp_path / "secret" / "tower", safe_serialization=True)
+    model = SealModel(
+        build_encoder(f"local-dir:{tmp_path}/secret/tower"), panel, crop=CropSpec(16.0, 64), adapter=LoraParams(),
+        gene_vae=GeneVAEParams(hidden=(8,)),
+    )  # fmt: skip
+    for folder in (model.export_timm(tmp_path / "a"), model.export_adapter(tmp_path / "b")):
+        card = (folder / "README.md").read_text()
+        assert "`tower`" in card
+        assert "secret" not in card
+
+
 def test_card_tells_training_and_evaluation(model_of, tmp_path):
     model = model_of("vit_tiny_patch16_224")
     model.history = pd.DataFrame({"epoch": [0, 1], "train_loss": [2.0, 1.5], "val_pearson": [0.1, 0.25]})

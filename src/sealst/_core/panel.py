@@ -30,6 +30,8 @@ _CONTROL = re.compile(
     r"BLANK|CONTROL|AMBIGUOUS|ANTISENSE_|DEPRECATED|UNASSIGNED|INTERGENIC|CODEWORD|FALSECODE|NEGPRB|NEGPROBE"
     r"|^NEGATIVE[-_ ]?\d*$|^ERCC[-_]?\d{5}"
 )
+#: names in place of those that are not known; no gene is called so
+_UNNAMED = re.compile(r"unnamed_\d{4,}", re.IGNORECASE)
 _ENSEMBL_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
 
 
@@ -42,6 +44,27 @@ def is_control(name: str) -> bool:
     (True, True, False)
     """
     return _CONTROL.search(name.upper()) is not None
+
+
+def placeholder_names(n: int) -> tuple[str, ...]:
+    """Names of `n` outputs whose genes are not known.
+
+    Examples
+    --------
+    >>> placeholder_names(2)
+    ('unnamed_0001', 'unnamed_0002')
+    """
+    return tuple(f"unnamed_{i:04d}" for i in range(1, n + 1))
+
+
+def check_named(genes: Sequence[str]) -> None:
+    """Raise `PanelError` when names are `placeholder_names`, which no gene can be found among."""
+    if unnamed := [gene for gene in map(str, genes) if _UNNAMED.fullmatch(gene)]:
+        raise PanelError(
+            f"Which genes {len(unnamed)} of the panel's {len(genes)} values stand for is not known, {unnamed[0]!r} …; "
+            "they cannot be matched with genes by name. Load the model with `genes=`, the names in the order of its "
+            "outputs: `sl.models.load_official(..., genes=names)`."
+        )
 
 
 class Alignment(NamedTuple):
@@ -147,14 +170,19 @@ class GenePanel:
             digest.update(values.astype("<f4").tobytes())
         return digest.hexdigest()[:16]
 
+    def require_names(self) -> None:
+        """Raise `PanelError` when it is not known which genes these are, as of a model published without its list."""
+        check_named(self.genes)
+
     def subset(self, genes: Sequence[str]) -> GenePanel:
         """Return the panel of these genes, in the order asked.
 
         Raises
         ------
         PanelError
-            When a gene is not in the panel.
+            When a gene is not in the panel, or the panel's genes have no names.
         """
+        self.require_names()
         wanted = [genes] if isinstance(genes, str) else list(genes)
         position = {g.upper(): i for i, g in enumerate(self.genes)}
         if unknown := [g for g in wanted if g.upper() not in position]:
@@ -216,8 +244,9 @@ class GenePanel:
         Raises
         ------
         PanelError
-            When a gene of the panel occurs twice, spelled alike, in `names`.
+            When a gene of the panel occurs twice, spelled alike, in `names`, or the panel's genes have no names.
         """
+        self.require_names()
         exact: dict[str, int] = {}
         upper: dict[str, int] = {}
         known = {g.upper() for g in self.genes}

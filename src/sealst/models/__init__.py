@@ -6,6 +6,7 @@ from sealst.models._encoder import Encoder
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
 from sealst.models._head import HeadParams
 from sealst.models._image_model import ImageModel
+from sealst.models._official import load_official
 from sealst.models._registry import list_encoders
 from sealst.models._seal import CropSpec, SealModel
 from sealst.models._spec import EncoderSpec
@@ -29,4 +30,5 @@ __all__ = [
     "build_encoder",
     "list_encoders",
     "load",
+    "load_official",
 ]

@@ -18,12 +18,13 @@ from sealst._core.device import seeded
 from sealst._errors import DataError, WeightsError
 from sealst._validate import check_choice, listed
 from sealst.models._blocks import block_layers
+from sealst.models._convert import State
 from sealst.models._encoder import Encoder
 from sealst.models._pooler import AttentionPooler
 from sealst.models._records import REFUSED
 from sealst.models._registry import REGISTRY
 from sealst.models._spec import POOLS, EncoderSpec
-from sealst.models._weights import find_weights, load_weights, local_weights
+from sealst.models._weights import fill, find_weights, load_weights, local_weights
 
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
 #: side of the empty image that shows what a network without tokens returns
@@ -97,19 +98,31 @@ def build_from_spec(
     seed: int = 0,
 ) -> Encoder:
     """Build the encoder that a record describes; see `build_encoder`."""
-    pool = pool or spec.pool
-    _check_pool(spec, pool, has_class_token=spec.n_prefix > 0)
+    _check_pool(spec, pool or spec.pool, has_class_token=spec.n_prefix > 0)
     path = find_weights(spec, weights) if pretrained else None
+    vit = _module(spec, seed)
+    if path is not None:
+        load_weights(vit, spec, path)
+    return _built(vit, spec, pool=pool or spec.pool, pretrained=pretrained, seed=seed)
+
+
+def build_from_tensors(spec: EncoderSpec, tensors: State, path: Path) -> Encoder:
+    """Build the encoder that a record describes, with weights that were read from a file `path` holding more."""
+    vit = _module(spec, 0)
+    fill(vit, spec, tensors, path)
+    return _built(vit, spec, pool=spec.pool, pretrained=True, seed=0)
+
+
+def _module(spec: EncoderSpec, seed: int) -> Any:
+    """The timm module of a record, with random weights."""
     with seeded(seed):
         vit: Any = timm.create_model(spec.arch, num_classes=0, dynamic_img_size=True, **spec.model_args)
         if spec.pooler_args:
             add_pooler(vit, spec)
-    if spec.norm_eps is not None:
-        for name, module in vit.named_modules():
-            if isinstance(module, nn.LayerNorm) and not name.startswith("attn_pool"):
-                module.eps = spec.norm_eps
-    if path is not None:
-        load_weights(vit, spec, path)
+    return vit
+
+
+def _built(vit: Any, spec: EncoderSpec, *, pool: str, pretrained: bool, seed: int) -> Encoder:
     # The grid may be that of the file.
     side = vit.patch_embed.img_size[0]
     built = replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sealst.models._snippets import ADAPTER_SNIPPET, SEAL_SNIPPET, timm_snippet
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
     from sealst.models._seal import SealModel
 
+LOCAL = "local-dir:"
 #: licences that the model hub knows by name
 _KNOWN_LICENCES = ("apache-2.0", "mit", "cc-by-nc-nd-4.0", "cc-by-nc-4.0", "cc-by-4.0")
 
@@ -47,6 +49,7 @@ def adapter_card(model: SealModel, *, evaluation: pd.DataFrame | None) -> str:
     """Card of an adapter alone."""
     spec = model.encoder.spec
     lead = f"Adapter for {_weights(model)}, from aligning it with spatial gene expression (SEAL, arXiv 2602.14177)."
+    key = f"{LOCAL}<folder of the base encoder>" if spec.key.startswith(LOCAL) else spec.key
     page = f"; their page is {spec.hf_id}" if spec.hf_id else ""
     note = (
         "`base.json` holds the sha256 of the weights that the adapter was trained on, and how they are built. The "
@@ -54,7 +57,7 @@ def adapter_card(model: SealModel, *, evaluation: pd.DataFrame | None) -> str:
     )
     return _join(
         _front_matter(model, "peft"), "# SEAL adapter", lead, _facts(model), _training(model), _evaluation(evaluation),
-        "## Use", _code(ADAPTER_SNIPPET.format(key=spec.key, pool=spec.pool)), note, _terms(model, ""),
+        "## Use", _code(ADAPTER_SNIPPET.format(key=key, pool=spec.pool)), note, _terms(model, ""),
     )  # fmt: skip
 
 
@@ -68,7 +71,9 @@ def _code(snippet: str) -> str:
 
 def _weights(model: SealModel) -> str:
     spec = model.encoder.spec
-    return f"`{spec.key}`" if spec.pretrained else f"`{spec.key}` with **random weights** (seed {spec.seed})"
+    # Where a folder lay on the machine of the training is nobody's business.
+    name = Path(spec.key.removeprefix(LOCAL)).name if spec.key.startswith(LOCAL) else spec.key
+    return f"`{name}`" if spec.pretrained else f"`{name}` with **random weights** (seed {spec.seed})"
 
 
 def _front_matter(model: SealModel, library: str) -> str:
@@ -84,19 +89,21 @@ def _front_matter(model: SealModel, library: str) -> str:
 
 def _facts(model: SealModel) -> str:
     spec, training = model.encoder.spec, model.provenance
+    unknown = training.get("note", "not recorded")
     rows = {
         "Base encoder": f"{_weights(model)}, licence: {spec.licence}",
         "Embedding": f"{spec.pool}, {spec.dim} values",
         "Crops": f"{model.crop.crop_um:g} µm at {model.crop.crop_px} px",
         "Adapter": model.adapter.describe(spec.n_blocks),
-        "Genes": f"{len(model.panel)} (`panel.tsv`), log1p-CP10k",
-        "Training sections": ", ".join(training.get("sections", [])) or "not recorded",
-        "Training patients": ", ".join(training.get("patients", [])) or "not recorded",
+        "Genes in training": f"{len(model.panel)}, log1p-CP10k",
+        "Training sections": ", ".join(training.get("sections", [])) or unknown,
+        "Training patients": ", ".join(training.get("patients", [])) or unknown,
         "Spots": training.get("n_spots", "not recorded"),
         "Base citation": spec.citation or "not recorded",
+        "Published by its authors as": training.get("source", ""),
         "Fingerprint": f"`{model.fingerprint}`",
     }
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value != "")])
 
 
 def _training(model: SealModel) -> str:

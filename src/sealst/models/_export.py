@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 #: largest difference to our own embeddings, relative to the largest value among them
 TOLERANCE = 1e-5
 POOLER_FILE = "attention_pooler.safetensors"
-_TIMM_EPS, _LARGEST_FACTOR = 1e-6, 100.0
 #: how timm names our poolings; others are taken from the tokens that it returns
 _POOLS = {"cls": "token", "mean": "avg"}
 
@@ -66,8 +65,6 @@ def _write(model: SealModel, folder: Path) -> None:
         if spec.pool.startswith("attn"):
             pooler = {k: v.contiguous() for k, v in vit.attn_pool.state_dict().items()}
             save_file(pooler, folder / POOLER_FILE)
-        if spec.norm_eps is not None:
-            _absorb_epsilon(vit, spec.norm_eps)
         # Poolers of ours are no part of timm's module.
         vit.attn_pool, vit.global_pool = None, _POOLS.get(spec.pool, "")
         args |= {"dynamic_img_size": True, "global_pool": vit.global_pool}
@@ -84,20 +81,6 @@ def _write(model: SealModel, folder: Path) -> None:
         "license": spec.licence,
     }
     timm.models.save_for_hf(vit, str(folder), model_args=args, safe_serialization=True)
-
-
-@torch.no_grad()
-def _absorb_epsilon(vit: Any, eps: float) -> None:
-    """Make up for the epsilon of timm's LayerNorms, which a folder cannot state, in place.
-
-    Everything that is added to the stream of tokens is enlarged by one factor. The norms take the factor out again, and
-    their epsilon counts as much less. The factor is bounded so that half precision does not overflow.
-    """
-    factor = min((_TIMM_EPS / eps) ** 0.5, _LARGEST_FACTOR)
-    written = [vit.patch_embed.proj, *(layer for b in vit.blocks for layer in (b.attn.proj, b.mlp.fc2))]
-    for tensor in (vit.cls_token, vit.reg_token, vit.pos_embed, *(p for layer in written for p in layer.parameters())):
-        if tensor is not None:
-            tensor.mul_(factor)
 
 
 def _difference(model: SealModel, folder: Path) -> float:

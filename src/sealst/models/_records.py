@@ -21,7 +21,7 @@ _LUNIT = {"mean": (0.70322989, 0.53606487, 0.66096631), "std": (0.21716536, 0.26
 _ND: dict[str, Any] = {"licence": "CC-BY-NC-ND-4.0", "commercial": False, "derivatives": False, "gated": True}
 _APACHE: dict[str, Any] = {"licence": "Apache-2.0", "commercial": True, "derivatives": True, "gated": True}
 _OWKIN: dict[str, Any] = {"licence": "Owkin non-commercial", "commercial": False}
-_KAIKO: dict[str, Any] = {"licence": "kaiko-non-commercial", "commercial": False}
+_KAIKO: dict[str, Any] = {"licence": "kaiko-non-commercial", "commercial": False, "interpolation": "bilinear"}
 _LUNIT_USE: dict[str, Any] = {"licence": "lunit-non-commercial", "commercial": False}
 
 #: sizes of ViT-S, B, L and g
@@ -51,6 +51,7 @@ def _record(key: str, arch: str, n_params: float, citation: str, **facts: Any) -
 
 _UNI = "Chen et al. 2024, Nat. Med., doi:10.1038/s41591-024-02857-3"
 _CONCH = "Lu et al. 2024, Nat. Med., doi:10.1038/s41591-024-02856-4"
+_TITAN = "Ding et al. 2025, Nat. Med., doi:10.1038/s41591-025-03982-3"
 _MAHMOOD = (
     _record(
         "uni", "vit_large_patch16_224", 303.4, _UNI, hf_id="MahmoodLab/UNI", **_L, **_IMAGENET, **_ND,
@@ -67,7 +68,7 @@ _MAHMOOD = (
         pooler_args={"dim": 512, "heads": 8, "bias": True, "projected": True},
     ),
     _record(
-        "conch-v1.5", "vit_large_patch16_224", 306.1, "Ding et al. 2024, arXiv:2411.19666", **_L, **_IMAGENET, **_ND,
+        "conch-v1.5", "vit_large_patch16_224", 306.1, _TITAN, **_L, **_IMAGENET, **_ND,
         hf_id="MahmoodLab/conchv1_5", filename="pytorch_model_vision.bin", input_px=448, converter="conch-v1.5",
         dim=768, pool="attn", pools=("attn",), model_args={"init_values": 1.0}, precision="float16",
         interpolation="bilinear", pooler_args={"dim": 768, "heads": 8, "bias": False, "projected": False},
@@ -93,7 +94,7 @@ _PAIGE = (
 _OWKIN_BIOPTIMUS = (
     _record(
         "phikon", "vit_base_patch16_224", 85.8, "Filiot et al. 2023, medRxiv, doi:10.1101/2023.07.21.23292757",
-        hf_id="owkin/phikon", **_B, **_IMAGENET, **_OWKIN, converter="hf", norm_eps=1e-12, interpolation="bilinear",
+        hf_id="owkin/phikon", **_B, **_IMAGENET, **_OWKIN, converter="hf", interpolation="bilinear",
     ),
     _record(
         "phikon-v2", "vit_large_patch16_224", 303.4, "Filiot et al. 2024, arXiv:2409.09173", hf_id="owkin/phikon-v2",
@@ -118,6 +119,7 @@ _OWKIN_BIOPTIMUS = (
 
 _HIBOU_PAPER = "Nechaev et al. 2024, arXiv:2406.05074"
 _KAIKO_PAPER = "Aben et al. 2024, arXiv:2404.15217"
+_MIDNIGHT_PAPER = "Karasikov et al. 2025, MICCAI, doi:10.1007/978-3-032-04984-1_55"
 _LUNIT_PAPER = "Kang et al. 2023, CVPR, arXiv:2212.04690"
 _KAIKO_NAME, _TIMM_FILE = "kaiko_ai_towards_large_pathology_fms", {"filename": "model.safetensors"}
 _OTHERS = (
@@ -150,15 +152,16 @@ _OTHERS = (
         "kaiko-b8", "vit_base_patch8_224", 85.8, _KAIKO_PAPER, **_TIMM_FILE, **_B, **_HALF, **_KAIKO, patch_px=8,
         hf_id=f"1aurent/vit_base_patch8_224.{_KAIKO_NAME}",
     ),
+    # The hub's name says 224; the file has the position grid of 518 px.
     _record(
         "kaiko-l14", "vit_large_patch14_reg4_dinov2", 304.4, _KAIKO_PAPER, **_TIMM_FILE, **_L, **_HALF, **_KAIKO,
-        hf_id=f"1aurent/vit_large_patch14_reg4_dinov2.{_KAIKO_NAME}", n_prefix=5, patch_px=14,
+        hf_id=f"1aurent/vit_large_patch14_reg4_224.{_KAIKO_NAME}", n_prefix=5, patch_px=14,
         model_args={"img_size": 518},
     ),
     _record(
-        "gpfm", "vit_large_patch14_dinov2", 303.2, "Ma et al. 2024, arXiv:2407.18449", hf_id="majiabo/GPFM",
-        filename="GPFM.pth", **_L, **_IMAGENET, **(_ND | {"gated": False}), converter="dino", patch_px=14,
-        precision="float16",
+        "gpfm", "vit_large_patch14_dinov2", 303.2, "Ma et al. 2025, Nat. Biomed. Eng., doi:10.1038/s41551-025-01488-4",
+        hf_id="majiabo/GPFM", filename="GPFM.pth", **_L, **_IMAGENET, **(_ND | {"gated": False}), converter="dino",
+        patch_px=14, precision="float16",
     ),
     _record(
         "lunit-s16", "vit_small_patch16_224", 21.7, _LUNIT_PAPER, **_TIMM_FILE, **_S, **_LUNIT, **_LUNIT_USE,
@@ -169,7 +172,7 @@ _OTHERS = (
         hf_id="1aurent/vit_small_patch8_224.lunit_dino", patch_px=8,
     ),
     _record(
-        "midnight", "vit_giant_patch14_dinov2", 1134.8, "Karasikov et al. 2025, arXiv:2504.05186",
+        "midnight", "vit_giant_patch14_dinov2", 1134.8, _MIDNIGHT_PAPER,
         hf_id="kaiko-ai/midnight", **_TIMM_FILE, **_G, **_HALF, licence="MIT", commercial=True, derivatives=True,
         converter="hf", patch_px=14, precision="float16", pools=("cls", "cls+mean"), interpolation="bilinear",
     ),

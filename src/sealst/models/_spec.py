@@ -43,8 +43,6 @@ class EncoderSpec:
     model_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
     #: arguments of the attention pooler; empty without one
     pooler_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    #: epsilon of the LayerNorms where it is not timm's
-    norm_eps: float | None = None
     #: length of a token
     width: int = 0
     #: poolings that published users of the encoder take, the default first

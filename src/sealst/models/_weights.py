@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,27 @@ _COMMON = ("model.safetensors", "pytorch_model.bin")
 _SHELLS = ("state_dict", "model", "teacher")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sought:
+    """A file that is looked for: what it is called, where it may be, and what to say when it is not there."""
+
+    #: what errors call it
+    what: str
+    #: folders below the one that ``SEALST_WEIGHTS`` names, the published one last
+    folders: tuple[str, ...]
+    #: names that the file may have, in order of preference
+    names: tuple[str, ...]
+    #: repository on the model hub, and whether access to it must be granted
+    hf_id: str
+    gated: bool
+    #: how users pass a file, with ``{name}`` in place of its name
+    passing: str
+    #: what else users can do
+    otherwise: str = ""
+    #: endings under which a file of any name is taken, where it is the only one in its folder
+    endings: tuple[str, ...] = ()
+
+
 def find_weights(record: EncoderSpec, weights: str | Path | None = None) -> Path:
     """File with an encoder's weights.
 
@@ -46,62 +68,80 @@ def find_weights(record: EncoderSpec, weights: str | Path | None = None) -> Path
     WeightsError
         When nothing is found; says which model page to visit and where a local file may be put.
     """
-    if weights is not None:
-        return _local(record, Path(weights))
-    return local_weights(record) or _cached(record) or _downloaded(record)
+    return find_file(_sought(record), weights)
 
 
 def local_weights(record: EncoderSpec) -> Path | None:
     """File with the weights in the folder that ``SEALST_WEIGHTS`` names, if there is one."""
-    if not (root := os.environ.get(FOLDER_VARIABLE)):
-        return None
-    for key in dict.fromkeys((record.key, record.variant_of or record.key)):
-        places = [Path(root) / key, *(Path(root) / f"{key}{ending}" for ending in _ENDINGS)]
-        if found := [place for place in places if place.exists()]:
-            return _local(record, found[0])
-    return None
+    return _by_variable(_sought(record))
 
 
-def _local(record: EncoderSpec, path: Path) -> Path:
-    if path.is_file():
-        return path
-    for name in _names(record):
-        if (path / name).is_file():
-            return path / name
-    files = sorted(p for p in path.glob("*") if p.suffix in _ENDINGS) if path.is_dir() else []
-    if len(files) == 1:
-        return files[0]
-    found = f"it holds {listed(p.name for p in files)}" if path.is_dir() else "it does not exist"
-    raise WeightsError(
-        f"No weights of {record.key!r} at {str(path)!r}: {found}. Pass a file, or a folder with {_names(record)[0]!r}."
+def find_file(sought: Sought, given: str | Path | None = None) -> Path:
+    """File with published weights; see `find_weights`."""
+    if given is not None:
+        return _local(sought, Path(given))
+    return _by_variable(sought) or _cached(sought) or _downloaded(sought)
+
+
+def _sought(record: EncoderSpec) -> Sought:
+    return Sought(
+        what=record.key,
+        folders=tuple(dict.fromkeys((record.key, record.variant_of or record.key))),
+        names=tuple(dict.fromkeys(filter(None, (record.filename, *_COMMON)))),
+        hf_id=record.hf_id,
+        gated=record.gated,
+        passing="`weights='<folder>/{name}'` to `sl.models.build_encoder`",
+        otherwise=" `pretrained=False` builds random weights.",
+        endings=_ENDINGS,
     )
 
 
-def _names(record: EncoderSpec) -> list[str]:
-    return list(dict.fromkeys(filter(None, (record.filename, *_COMMON))))
+def _by_variable(sought: Sought) -> Path | None:
+    if not (root := os.environ.get(FOLDER_VARIABLE)):
+        return None
+    for key in sought.folders:
+        places = [Path(root) / key, *(Path(root) / f"{key}{ending}" for ending in sought.endings)]
+        if found := [place for place in places if place.exists()]:
+            return _local(sought, found[0])
+    return None
 
 
-def _cached(record: EncoderSpec) -> Path | None:
-    for name in _names(record):
+def _local(sought: Sought, path: Path) -> Path:
+    if path.is_file():
+        return path
+    for name in sought.names:
+        if (path / name).is_file():
+            return path / name
+    files = sorted(p for p in path.glob("*") if p.suffix in _ENDINGS) if path.is_dir() else []
+    if len(files) == 1 and files[0].suffix in sought.endings:
+        return files[0]
+    found = f"it holds {listed(p.name for p in files)}" if path.is_dir() else "it does not exist"
+    raise WeightsError(
+        f"No weights of {sought.what!r} at {str(path)!r}: {found}. Pass a file, or a folder with {sought.names[0]!r}."
+    )
+
+
+def _cached(sought: Sought) -> Path | None:
+    for name in sought.names:
         try:
-            return Path(hf_hub_download(record.hf_id, name, local_files_only=True))
+            return Path(hf_hub_download(sought.hf_id, name, local_files_only=True))
         except EntryNotFoundError:
             continue
     return None
 
 
-def _downloaded(record: EncoderSpec) -> Path:
+def _downloaded(sought: Sought) -> Path:
     # Only the environment's token is used; none is read from the user's stored logins.
     token = os.environ.get("HF_TOKEN") or False
-    for name in _names(record):
+    for name in sought.names:
         try:
-            logger.info("fetching %s of %s", name, record.hf_id)
-            return Path(hf_hub_download(record.hf_id, name, token=token))
+            logger.info("fetching %s of %s", name, sought.hf_id)
+            return Path(hf_hub_download(sought.hf_id, name, token=token))
         except (HfHubHTTPError, OSError, ValueError) as error:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
-            raise WeightsError(_advice(record, _reason(error))) from error
-    raise WeightsError(_advice(record, f"the model has none of {listed(_names(record))}"))
+            raise WeightsError(_advice(sought, _reason(error))) from error
+    raise WeightsError(_advice(sought, f"the model has none of {listed(sought.names)}"))
 
 
 def _reason(error: Exception) -> str:
@@ -115,14 +155,13 @@ def _reason(error: Exception) -> str:
     return type(error).__name__
 
 
-def _advice(record: EncoderSpec, reason: str) -> str:
-    access = "ask for access there and set HF_TOKEN" if record.gated else "the file can be fetched from there"
-    name = _names(record)[0]
+def _advice(sought: Sought, reason: str) -> str:
+    access = "ask for access there and set HF_TOKEN" if sought.gated else "the file can be fetched from there"
+    name = sought.names[0]
     return (
-        f"Weights of {record.key!r} could not be had: {reason}. Visit the model page of {record.hf_id}: {access}. "
-        f"Without a network, pass `weights='<folder>/{name}'` to `sl.models.build_encoder`, or store the file as "
-        f"'<folder>/{record.variant_of or record.key}/{name}' and set {FOLDER_VARIABLE}=<folder>. `pretrained=False` "
-        "builds random weights."
+        f"Weights of {sought.what!r} could not be had: {reason}. Visit the model page of {sought.hf_id}: {access}. "
+        f"Without a network, pass {sought.passing.format(name=name)}, or store the file as "
+        f"'<folder>/{sought.folders[-1]}/{name}' and set {FOLDER_VARIABLE}=<folder>.{sought.otherwise}"
     )
 
 
@@ -137,9 +176,14 @@ def load_weights(module: Any, record: EncoderSpec, path: Path) -> None:
     WeightsError
         When the file is damaged, or names or shapes differ; names the first of them.
     """
-    state = convert(_read(path, record.key), record.converter, module.state_dict())
+    fill(module, record, read_tensors(path, record.key), path)
+
+
+def fill(module: Any, record: EncoderSpec, tensors: State, path: Path) -> None:
+    """Fill a timm module with tensors that were read from `path`; see `load_weights`."""
+    state = convert(tensors, record.converter, module.state_dict())
     _take_grid(module, record, state)
-    if problem := _mismatch(state, module.state_dict()):
+    if problem := mismatch(state, module.state_dict()):
         origin = f" They are the file {record.filename!r} of {record.hf_id}." if record.hf_id else ""
         raise WeightsError(f"{str(path)!r} does not hold the weights of {record.key!r}: {problem}.{origin}")
     module.load_state_dict(state)
@@ -163,7 +207,7 @@ def _take_grid(module: Any, record: EncoderSpec, state: State) -> None:
         )
 
 
-def _read(path: Path, key: str) -> State:
+def read_tensors(path: Path, key: str) -> State:
     """Tensors of a checkpoint, in float32; nothing in it is executed."""
     try:
         content: Any = (
@@ -183,7 +227,8 @@ def _read(path: Path, key: str) -> State:
     return {str(k): v.float() if v.is_floating_point() else v for k, v in content.items()}
 
 
-def _mismatch(state: State, target: State) -> str:
+def mismatch(state: State, target: State) -> str:
+    """First names and shapes that differ, in words; empty when none does."""
     parts = []
     if missing := [name for name in target if name not in state]:
         parts.append(f"missing {listed(missing, 4)}")

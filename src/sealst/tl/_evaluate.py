@@ -116,13 +116,14 @@ def evaluate(
     LeakError
         When a patient stands on both sides, or the model was trained on a patient of `test`.
     PanelError
-        When a gene is not in the model's panel.
+        When a gene is not in the model's panel, or the panel's genes have no names.
 
     Examples
     --------
     >>> table = sl.tl.evaluate(model, train=[s1, s2], test=[s3])  # doctest: +SKIP
     """
     check_positive("n_genes", n_genes)
+    model.panel.require_names()
     train, test = as_sections(train, "train"), as_sections(test, "test")
     if not allow_shared_patients:
         check_split(train, test, table_key=table_key)

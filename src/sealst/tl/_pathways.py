@@ -16,6 +16,7 @@ from anndata import AnnData
 
 from sealst import _section
 from sealst._core.gene_sets import as_net, overlap, restrict
+from sealst._core.panel import check_named
 from sealst._errors import DataError, OrderError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -112,7 +113,7 @@ def pathways(
     OrderError
         When there is no expression yet.
     PanelError
-        When no set has `tmin` genes at hand.
+        When no set has `tmin` genes at hand, or the genes of the expression have no names.
     DataError
         When `net` is not usable, a download fails, or the method is unknown.
 
@@ -187,6 +188,7 @@ def _score(
     x: Any, spots: pd.Index, genes: pd.Index, *, net: Net, method: str, tmin: int, verbose: bool
 ) -> PathwayResult:
     check_gene_names(list(genes), where="the expression")
+    check_named(genes)
     edges, label = _edges(net)
     rows = _informative(x)
     if not rows.size:

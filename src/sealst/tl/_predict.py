@@ -75,7 +75,8 @@ def predict(
     Raises
     ------
     PanelError
-        When a gene of `genes` is not in the model's panel.
+        When a gene of `genes` is not in the model's panel; or `genes` or `net` is given and the panel's genes have no
+        names.
 
     Notes
     -----
@@ -90,6 +91,8 @@ def predict(
         raise TypeError(f"`model` must be a SealModel, found {type(model).__name__}. See `sl.models.load`.")
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table, region)
+    if net is not None:
+        model.panel.require_names()
     wanted = list((model.panel if genes is None else model.panel.subset(genes)).genes)
     embedding, entry = stored_embedding(table, regions, model), None
     if embedding is None:

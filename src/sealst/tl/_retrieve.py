@@ -122,7 +122,7 @@ def retrieve(
     OrderError
         When there are no embeddings, or another model or other crops made them.
     PanelError
-        When a gene is not in the model's panel, with near names.
+        When a gene is not in the model's panel, with near names; or the panel's genes have no names.
     DataError
         When the query is empty or not what its kind needs.
 
@@ -211,6 +211,7 @@ def _ask_signature(query: Any, model: SealModel, *, n_std: float, **_: Any) -> _
     if not isinstance(query, Mapping | pd.Series):
         raise DataError(f"A signature must map genes to weights, found {type(query).__name__}.")
     panel, given = model.panel, dict(query)
+    panel.require_names()
     weights = gene_weights(given, panel.genes)
     vector = direction(model.embed_genes(shifted_profiles(panel.mean, panel.std, weights, n_std=n_std)))
     used = np.flatnonzero(weights)
@@ -222,6 +223,7 @@ def _ask_signature(query: Any, model: SealModel, *, n_std: float, **_: Any) -> _
 
 
 def _ask_profile(query: Any, model: SealModel, **_: Any) -> _Question:
+    model.panel.require_names()
     profile = pd.Series(query)
     names = [str(g) for g in profile.index]
     values = _profile_values(profile, model)
