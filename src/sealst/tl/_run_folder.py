@@ -40,7 +40,7 @@ def open_run(path: Path, *, resume: bool, first: bool) -> Path:
         raise DataError(f"`run_dir` {str(path)!r} exists and is not empty; name a new folder.{known}")
     if found and first and FACTS not in found and set(found) - {".cache"}:
         raise DataError(
-            f"`run_dir` {str(path)!r} holds other files than a run ({listed(found, 4)}); name a new folder."
+            f"`run_dir` {str(path)!r} holds no run ({listed(found, 4)}); name a new folder."
         )
     path.mkdir(parents=True, exist_ok=True)
     if first and resume:
