@@ -9,13 +9,24 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from sealst._core.batch_structure import mmd, pls
 from sealst._core.contrastive import clip_loss, siglip_loss, soft_clip_loss
 from sealst._core.loss_input import in_float32
-from sealst._core.reconstruction import barlow, barlow_std_mse, huber, l1, mse, pearson
+from sealst._core.reconstruction import (
+    barlow,
+    barlow_std_mse,
+    huber,
+    l1,
+    mse,
+    negative_binomial,
+    pearson,
+    pearson_genes,
+)
 from sealst._errors import DataError
 
 __all__ = [
     "CONTRASTIVE",
+    "COUNT_RECONSTRUCTION",
     "RECONSTRUCTION",
     "barlow",
     "barlow_std_mse",
@@ -23,8 +34,12 @@ __all__ = [
     "huber",
     "kl_with_flows",
     "l1",
+    "mmd",
     "mse",
+    "negative_binomial",
     "pearson",
+    "pearson_genes",
+    "pls",
     "siglip_loss",
     "soft_clip_loss",
 ]
@@ -81,4 +96,11 @@ RECONSTRUCTION: dict[str, Callable[..., Tensor]] = {
     "barlow": barlow,
     "huber": huber,
     "l1": l1,
+    "pearson_genes": pearson_genes,
+    "mmd": mmd,
+    "pls": pls,
 }
+
+#: losses of predicted log1p expression, called as ``loss(pred, counts, mask, library=..., log_theta=...)``; apart from
+#: the others, so that all entries of a registry are called in one way
+COUNT_RECONSTRUCTION: dict[str, Callable[..., Tensor]] = {"nb": negative_binomial}

@@ -6,12 +6,22 @@ batch are those of the tensors given: for a batch that is spread over devices, g
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sealst._core.loss_input import check_batch, correlation, in_float32, mean, measured, standardised
+from sealst._errors import DataError
 from sealst._validate import check_positive
+
+# Lowest expected share of a spot's counts: 1 count per million, of which no spot sees one. It bounds the gradient of a
+# logarithm, which is otherwise infinite at a mean of 0.
+_MIN_SHARE = 1e-6
+# A dispersion beyond these bounds is Poisson, or all zeros, to every digit of float32.
+_LOG_THETA = (-15.0, 15.0)
 
 
 @in_float32
@@ -88,6 +98,25 @@ def pearson(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 @in_float32
+def pearson_genes(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """1 - r of every gene over the spots of the batch that measure it; the mean over genes.
+
+    A gene whose prediction or truth is constant over the batch has r = 0. Genes measured in fewer than two spots of the
+    batch are left out of the mean. Arguments as in `mse`, errors as in `barlow_std_mse`.
+
+    Examples
+    --------
+    >>> x = torch.randn(6, 5)
+    >>> abs(round(pearson_genes(2 * x + 1, x).item(), 4))
+    0.0
+    """
+    check_batch(pred, "`pearson_genes`")
+    pred, target, weight = measured(pred, target, mask)
+    r = correlation(pred, target, weight, dim=0)
+    return mean(1 - r, (weight.sum(0) >= 2).to(r.dtype))
+
+
+@in_float32
 def barlow_std_mse(
     pred: Tensor, target: Tensor, mask: Tensor | None = None, *, corr_weight: float = 0.05, mse_weight: float = 5.0
 ) -> Tensor:
@@ -161,3 +190,104 @@ def barlow(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, off_diag
     diagonal = torch.eye(len(cross), dtype=cross.dtype, device=cross.device)
     penalty = diagonal * (1 - cross).square() + off_diagonal * (1 - diagonal) * cross.square()
     return (penalty * (both >= 2)).sum()
+
+
+@in_float32
+def negative_binomial(
+    pred: Tensor,
+    counts: Tensor,
+    mask: Tensor | None = None,
+    *,
+    library: Tensor,
+    log_theta: Tensor,
+    target_sum: float = 1e4,
+) -> Tensor:
+    r"""Negative log likelihood of counts under a negative binomial whose mean is the predicted expression.
+
+    With :math:`\mu_{bg} = \mathrm{expm1}(p_{bg})\, l_b / s` for prediction p, library l and `target_sum` s:
+    :math:`L = -\mathrm{mean}_{bg} \log\left[\frac{\Gamma(x + \theta_g)}{\Gamma(\theta_g)\, x!}
+    \left(\frac{\theta_g}{\theta_g + \mu}\right)^{\theta_g} \left(\frac{\mu}{\theta_g + \mu}\right)^x\right]`;
+    the variance is :math:`\mu + \mu^2 / \theta`. Fractional counts, such as sums with the neighbours', are allowed (a
+    quasi-likelihood with the same minimum at the mean).
+
+    A mean below one millionth of the library counts as that. Below, the gradient that lowers the prediction further is
+    dropped and the one that raises it is kept, so that no entry is stuck at 0; likewise for `log_theta` outside ±15.
+
+    Source: Lopez et al., *Deep generative modeling for single-cell transcriptomics*, Nature Methods 15, 2018; Hilbe,
+    *Negative Binomial Regression*, 2011 (NB2).
+
+    Parameters
+    ----------
+    pred
+        Expression (B, G) as log1p of counts scaled to `target_sum`; *not* standardised.
+    counts
+        Counts (B, G), not negative, of the spots that `library` sums.
+    mask
+        As in `mse`.
+    library
+        Counts of each spot over all genes, (B,).
+    log_theta
+        Logarithm of the dispersion of each gene, (G,), usually learned; :math:`\theta \to \infty` is Poisson.
+    target_sum
+        Counts per spot to which `pred` refers.
+
+    Returns
+    -------
+    Scalar tensor in nats, mean over measured entries; 0 where there is none.
+
+    Raises
+    ------
+    DataError
+        When shapes do not fit, `mask` is not bool, or `target_sum` is not positive.
+
+    Examples
+    --------
+    >>> counts = torch.tensor([[3.0, 97.0]])
+    >>> right, flat = torch.log1p(100 * counts), torch.log1p(torch.full((1, 2), 5e3))
+    >>> options = {"library": counts.sum(1), "log_theta": torch.zeros(2)}
+    >>> bool(negative_binomial(right, counts, **options) < negative_binomial(flat, counts, **options))
+    True
+    """
+    check_positive("target_sum", target_sum)
+    pred, counts, weight = measured(pred, counts, mask, name="counts")
+    if library.shape != pred.shape[:1] or log_theta.shape != pred.shape[1:]:
+        raise DataError(
+            f"`library` must have the shape {tuple(pred.shape[:1])} and `log_theta` {tuple(pred.shape[1:])}, found "
+            f"{tuple(library.shape)} and {tuple(log_theta.shape)}."
+        )
+    counts = counts.to(pred.dtype)
+    level = _Bounded.apply(pred, math.log1p(_MIN_SHARE * target_sum), math.inf)
+    # log(expm1(level)), which does not overflow; an empty spot expects next to nothing.
+    log_mu = level + torch.log(-torch.expm1(-level)) + torch.log(library.clamp(min=_MIN_SHARE) / target_sum)[:, None]
+    log_theta = _Bounded.apply(log_theta, *_LOG_THETA)
+    theta = log_theta.exp()
+    choices = torch.lgamma(counts + 1) - _log_rising(counts, theta)
+    return mean(choices + (theta + counts) * F.softplus(log_mu - log_theta) - counts * log_mu, weight)
+
+
+def _log_rising(x: Tensor, theta: Tensor) -> Tensor:
+    """log(gamma(x + theta) / gamma(theta) / theta^x), which goes to 0 as theta grows."""
+    small, large = theta.clamp(max=20), theta.clamp(min=20)
+    exact = torch.lgamma(x + small) - torch.lgamma(small) - x * small.log()
+    # The difference of two large numbers loses every digit in float32; Stirling's series cancels them on paper.
+    series = (large + x - 0.5) * torch.log1p(x / large) - x + _stirling_rest(large + x) - _stirling_rest(large)
+    return torch.where(theta < 20, exact, series)
+
+
+def _stirling_rest(z: Tensor) -> Tensor:
+    return (1 / 12 - (1 / 360 - (1 / 1260 - 1 / 1680 / z**2) / z**2) / z**2) / z
+
+
+class _Bounded(torch.autograd.Function):
+    """Clamp whose gradient is dropped only where a step along it would lead further out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (x,), (low, high) = ctx.saved_tensors, ctx.bounds
+        return grad * (((x >= low) | (grad < 0)) & ((x <= high) | (grad > 0))), None, None
