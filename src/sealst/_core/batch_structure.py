@@ -86,7 +86,7 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _median_of_pairs(distances: Tensor, *, n_genes: Tensor) -> Tensor:
-    rows, columns = torch.triu_indices(*distances.shape, offset=1, device=distances.device)
+    rows, columns = torch.triu_indices(len(distances), len(distances), 1, device=distances.device)
     return torch.maximum(distances[rows, columns].median(), _MIN_BANDWIDTH * 2 * n_genes.clamp(min=1))
 
 

@@ -288,6 +288,6 @@ class _Bounded(torch.autograd.Function):
         return x.clamp(low, high)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,), (low, high) = ctx.saved_tensors, ctx.bounds
         return grad * (((x >= low) | (grad < 0)) & ((x <= high) | (grad > 0))), None, None
