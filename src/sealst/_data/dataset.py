@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from sealst._data.crop_cache import CachedCrops
+from sealst._data.token_store import Tokens
 
 
 class Measured(NamedTuple):
@@ -27,8 +28,8 @@ class PairDataset(Dataset[dict[str, Any]]):
     Parameters
     ----------
     images
-        uint8 crops (n, px, px, 3), in an array or on disk; or float16 tokens (n, views, t, w); or None for expression
-        alone.
+        uint8 crops (n, px, px, 3), in an array or on disk; or tokens (n, views, t, w), in an array or on disk; or None
+        for expression alone.
     expression
         log1p-CP10k that the gene encoder sees and both decoders reconstruct, (n, genes).
     train
@@ -40,7 +41,7 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        images: np.ndarray | CachedCrops | None,
+        images: np.ndarray | CachedCrops | Tokens | None,
         expression: np.ndarray,
         *,
         train: bool,
@@ -64,7 +65,9 @@ class PairDataset(Dataset[dict[str, Any]]):
             is_crops = self.images.dtype == np.uint8
             key: Any = rows if is_crops else (rows, self._views(len(rows)))
             picked = self.images[key]
-            batch["crops" if is_crops else "tokens"] = torch.from_numpy(np.ascontiguousarray(picked))
+            if not isinstance(picked, torch.Tensor):
+                picked = torch.from_numpy(np.ascontiguousarray(picked))
+            batch["crops" if is_crops else "tokens"] = picked
         return batch
 
     def _views(self, n: int) -> np.ndarray:

@@ -32,7 +32,9 @@ class TrainParams:
     #: eosin varied separately, after Tellez et al. 2018, for sections of several laboratories or scanners); ``"hard"``
     #: (all of these and erasing)
     augmentation: str = "soft"
-    #: ``"trunk"`` caches the frozen blocks' output, ``"none"`` runs the whole encoder each step, ``"auto"`` chooses
+    #: ``"trunk"`` caches the frozen blocks' output below ``settings.cache_dir``, where later runs find it (see
+    #: `sealst.tl.clear_cache`); ``"none"`` runs the whole encoder each step; ``"auto"`` chooses by disk, epochs and
+    #: the number of adapted blocks
     cache: str = "auto"
     #: ``"clip"``, ``"soft_clip"`` or ``"siglip"``
     contrastive: str = "clip"

@@ -22,7 +22,8 @@ from sealst._errors import DataError, PanelError, SealstError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._settings import settings
-from sealst._train._engine import image_inputs, run_stages, use_trunk_cache
+from sealst._train._engine import run_stages
+from sealst._train._inputs import Wanted, image_inputs
 from sealst._train._params import TrainParams
 from sealst._train._recipe import choose
 from sealst._validate import listed, resolve_params
@@ -187,7 +188,7 @@ def _base_encoder(encoder: str, pretrained: bool, pool: str | None, seed: int) -
 
 
 def _scratch(stack: ExitStack, run_folder: Path | None) -> Path:
-    """Folder for what does not fit into memory (crops, tokens, expression); removed after training."""
+    """Folder for what does not fit into memory (crops, expression); removed after training."""
     parent = settings.cache_dir if run_folder is None else run_folder
     parent.mkdir(parents=True, exist_ok=True)
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".cache-", dir=parent)))
@@ -286,16 +287,13 @@ def _train(
     show: bool | None,
     trainer_kwargs: Mapping[str, Any],
 ) -> None:
-    spec = model.encoder.spec
-    n_tokens = (model.crop.crop_px // spec.patch_px) ** 2 + spec.n_prefix
-    width = spec.width
-    cached = use_trunk_cache(params, n=len(pairs), n_trunk=model.n_trunk, n_tokens=n_tokens, width=width)
-    common: dict[str, Any] = {"cached": cached, "show": show}
-    images = image_inputs(model, pairs.sources, params, views=int(params.views or 1), folder=pairs.folder, **common)
+    parts = [Wanted(pairs.sources, True, pairs.folder)]
+    if held is not None:
+        parts.append(Wanted(held.sources, False, held.folder))
+    images, *seen = image_inputs(model, parts, params, show=show)
     held_out = None
     if held is not None:
-        seen = image_inputs(model, held.sources, params, views=1, folder=held.folder, **common)
-        held_out = PairDataset(seen, held.expression, train=False, measured=held.measured)
+        held_out = PairDataset(seen[0], held.expression, train=False, measured=held.measured)
     model.history = run_stages(
         model,
         params,
