@@ -6,11 +6,14 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+from timm.models import save_for_hf
 
 import sealst as sl
 from sealst._data import store
@@ -44,9 +47,12 @@ def sections(ready):
     return [ready(section=name, patient=name, seed=i) for i, name in enumerate("ab")]
 
 
-def test_runs_share_the_tokens_of_each_section(ready, finetune, fast, cache, trunk_images):
+def test_runs_share_the_tokens_of_each_section(ready, finetune, fast, cache, trunk_images, tmp_path):
     a, b = sections(ready)
     c = ready(section="c", patient="c", n=5)
+    # Weights that do not follow the seed of a run.
+    save_for_hf(timm.create_model("vit_tiny_patch16_224", num_classes=0), tmp_path / "vit", safe_serialization=True)
+    finetune = partial(finetune, encoder=f"local-dir:{tmp_path / 'vit'}", pretrained=True)
     params = fast | {"cache": "trunk", "epochs": 1, "warmup_epochs": 0}
     first = finetune([a], params=params, seed=1)
     n = len(a.tables["table"])
@@ -61,17 +67,17 @@ def test_runs_share_the_tokens_of_each_section(ready, finetune, fast, cache, tru
     assert sum(trunk_images) == 2 * 25 + n
     assert sorted(meta["views"] for meta in entries(cache).values()) == [1, 2, 2]
     (meta, *_) = entries(cache).values()
-    assert (meta["encoder"], meta["n_trunk"], meta["precision"]) == ("vit_tiny_patch16_224", 10, "torch.float32")
+    assert (meta["arch"], meta["n_trunk"], meta["precision"]) == ("vit_tiny_patch16_224", 10, "torch.float32")
 
 
 def test_a_run_on_cached_tokens_is_that_which_made_them(ready, finetune, fast, cache):
-    params = fast | {"cache": "trunk", "num_workers": 0}
+    params = fast | {"cache": "trunk", "epochs": 1}
     made, reused = (finetune(sections(ready), params=params).fingerprint for _ in range(2))
     assert made == reused
 
 
 def test_large_collections_are_read_section_by_section_with_the_same_result(ready, finetune, fast, cache, monkeypatch):
-    params = fast | {"cache": "trunk"}
+    params = fast | {"cache": "trunk", "epochs": 1, "warmup_epochs": 0}
     expected = finetune(sections(ready), params=params).fingerprint
     found = set(entries(cache))
     sl.tl.clear_cache()

@@ -167,7 +167,8 @@ def image_inputs(
     trunk, views = _trunk(model, params), n_views(params)
     kept, entries = _entries(trunk, wanted, px, views=views, show=show)
     flat = [entry for some in entries for entry in some]
-    absent = {entry.key: entry for entry in flat if not is_complete(entry)}
+    distinct = {entry.key: entry for entry in flat}
+    absent = {key: entry for key, entry in distinct.items() if not is_complete(entry)}
     plan = _plan(model, wanted, list(absent.values()))
     if not use_trunk_cache(params, plan):
         return [
@@ -176,12 +177,13 @@ def image_inputs(
         ]
     logger.info(
         "trunk cache: %s to write for %d crops x %d views in %s, %s free; %d of %d sections are there",
-        _bytes(plan.size), plan.n_train, views, token_root(), _bytes(plan.free), len(flat) - len(absent), len(flat),
+        _bytes(plan.size), plan.n_train, views, token_root(), _bytes(plan.free), len(distinct) - len(absent),
+        len(distinct),
     )  # fmt: skip
     with progress(None, "trunk cache", total=plan.missing, show=show if absent else False) as bar:
         for w, crops, some in zip(wanted, kept, entries, strict=True):
             _fill(trunk, w, some, absent=absent, crops=crops, px=px, bar=bar)
-    touch(flat)
+    touch(distinct.values())
     return [Tokens([entry.folder for entry in some]) for some in entries]
 
 
