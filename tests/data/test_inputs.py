@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from sealst._data import store
 from sealst._data.dataset import Draw, PairDataset, as_is
 from sealst._data.prefetch import prefetch
 from sealst._data.store import CropSource, gather_crops
-from sealst._data.tokens import cache_tokens, token_bytes
 
 
 def test_prefetch_keeps_order_and_passes_errors_on():
@@ -35,24 +33,6 @@ def test_crops_of_several_sources_come_in_their_order_in_memory_and_on_disk(tmp_
         assert crops.shape == (6, 8, 8, 3)
         assert crops[:, 0, 0, 0].tolist() == expected
         assert isinstance(crops, np.memmap) == (limit == 0)
-
-
-def test_token_cache_holds_the_crop_first_then_augmented_views(tmp_path):
-    crops = np.random.default_rng(0).integers(0, 255, (5, 4, 4, 3), dtype=np.uint8)
-    tokens = cache_tokens(
-        lambda x: x.flatten(2).transpose(1, 2),
-        crops,
-        augment=lambda x: 1 - x,
-        views=3,
-        path=tmp_path / "t.npy",
-        device=torch.device("cpu"),
-        batch_size=2,
-    )
-    assert tokens.shape == (5, 3, 16, 3)
-    assert tokens.nbytes == token_bytes(5, 3, 16, 3)
-    plain = crops.reshape(5, 16, 3) / 255
-    np.testing.assert_allclose(tokens[:, 0], plain, atol=1e-3)
-    np.testing.assert_allclose(tokens[:, 1], 1 - plain, atol=1e-3)
 
 
 def test_dataset_serves_whole_batches_of_the_spots_and_views_drawn():

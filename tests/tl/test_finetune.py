@@ -310,16 +310,6 @@ def test_no_room_for_the_cache_is_said_before_it_is_written(ready, finetune, mon
         finetune(two(ready))
 
 
-def test_one_plain_view_is_never_cached_when_augmentation_is_wanted():
-    from sealst._train._engine import use_trunk_cache
-
-    size = {"n": 100, "n_trunk": 10, "n_tokens": 5, "width": 8}
-    params = sl.tl.TrainParams(epochs=10, views=1)
-    assert not use_trunk_cache(params, **size)
-    assert use_trunk_cache(sl.tl.TrainParams(epochs=10, views=1, augmentation="none"), **size)
-    assert use_trunk_cache(sl.tl.TrainParams(epochs=10, views=4), **size)
-
-
 def test_validation_without_usable_spots_is_refused_before_training(ready, finetune):
     held = ready(section="v", patient="p9", seed=4)
     held.tables["table"].obs["crop_ok"] = False

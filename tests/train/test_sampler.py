@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sealst._train._sampler import InOrder, SegmentSampler
-from sealst._train._support import balanced
 
 
 def epoch_of(sampler, epoch):
@@ -59,16 +58,6 @@ def test_in_order_covers_all():
     draws = list(InOrder(10, 4))
     assert np.concatenate([d.rows for d in draws]).tolist() == list(range(10))
     assert len(draws) == len(InOrder(10, 4)) == 3
-
-
-def test_balance_gives_organs_and_their_sections_equal_shares():
-    labels = {"organ": ["breast", "breast", "kidney"]}
-    section = np.repeat([0, 1, 2], [80, 10, 10])
-    share = [balanced(labels, section, 1.0)[section == i].sum() for i in range(3)]
-    np.testing.assert_allclose(share, [0.25, 0.25, 0.5])
-    np.testing.assert_allclose(balanced(labels, section, 0.0), 0.01)
-    half = [balanced(labels, section, 0.5)[section == i].sum() for i in range(3)]
-    assert 0.25 < half[0] < 0.8
 
 
 def test_weights_decide_how_often_a_spot_is_drawn():

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from sealst._data.crop_cache import CachedCrops
+from sealst._data.token_store import Tokens
 
 
 class Measured(NamedTuple):
@@ -34,8 +35,8 @@ class PairDataset(Dataset[dict[str, Any]]):
     Parameters
     ----------
     images
-        uint8 crops (n, px, px, 3), in an array or on disk; or float16 tokens (n, views, t, w); or None for expression
-        alone.
+        uint8 crops (n, px, px, 3), in an array or on disk; or tokens (n, views, t, w), in an array or on disk; or None
+        for expression alone.
     expression
         log1p-CP10k that the gene encoder sees and both decoders reconstruct, (n, genes).
     measured
@@ -47,7 +48,7 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        images: np.ndarray | CachedCrops | None,
+        images: np.ndarray | CachedCrops | Tokens | None,
         expression: np.ndarray,
         *,
         measured: Measured | None = None,
@@ -60,9 +61,14 @@ class PairDataset(Dataset[dict[str, Any]]):
         return len(self.expression)
 
     @property
+    def caches_tokens(self) -> bool:
+        """Whether images are tokens of the frozen blocks."""
+        return self.images is not None and self.images.dtype != np.uint8
+
+    @property
     def views(self) -> int:
         """Versions of each crop."""
-        return 1 if self.images is None or self.images.dtype == np.uint8 else self.images.shape[1]
+        return self.images.shape[1] if self.images is not None and self.caches_tokens else 1
 
     def __getitem__(self, draw: Draw) -> dict[str, torch.Tensor]:
         """One batch: a fancy index into the arrays beats collating single items."""
@@ -74,7 +80,10 @@ class PairDataset(Dataset[dict[str, Any]]):
         if self.images is not None:
             is_crops = self.images.dtype == np.uint8
             key: Any = rows if is_crops else (rows, draw.views)
-            batch["crops" if is_crops else "tokens"] = torch.from_numpy(np.ascontiguousarray(self.images[key]))
+            picked = self.images[key]
+            if not isinstance(picked, torch.Tensor):
+                picked = torch.from_numpy(np.ascontiguousarray(picked))
+            batch["crops" if is_crops else "tokens"] = picked
         return batch
 
 

@@ -102,9 +102,9 @@ class Checkpointer(L.Callback):
 
     def __init__(
         self, folder: Path | None, *, sampler: SegmentSampler, keeper: Keeper, rows: list[dict[str, Any]],
-        total: int, seconds: float,
+        total: int, seconds: float, cache: str,
     ) -> None:  # fmt: skip
-        self.folder, self.sampler, self.keeper, self.rows = folder, sampler, keeper, rows
+        self.cache, self.folder, self.sampler, self.keeper, self.rows = cache, folder, sampler, keeper, rows
         self.total, self.seconds, self._last = total, seconds, -math.inf
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -119,6 +119,8 @@ class Checkpointer(L.Callback):
             {
                 "stage": pl_module.name,
                 "segment": self.total if over else segment,
+                # Cached tokens are rounded, so the way of reading belongs to the state.
+                "cache": self.cache,
                 "step": pl_module.done + trainer.global_step,
                 "model": {k: v.detach().cpu() for k, v in pl_module.model.trained_state().items()},
                 "stage_state": {k: v for k, v in pl_module.state_dict().items() if not k.startswith("model.")},

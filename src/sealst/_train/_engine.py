@@ -19,22 +19,13 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from sealst._core.augment import AUGMENTATIONS
 from sealst._core.device import processes
-from sealst._data.crop_cache import CachedCrops
 from sealst._data.dataset import PairDataset, as_is
-from sealst._data.store import CropSource, gather_crops
-from sealst._data.tokens import cache_tokens, token_bytes
 from sealst._errors import DataError
-from sealst._logging import logger
-from sealst._settings import settings
 from sealst._train._callbacks import Checkpointer, Keeper, Recorder, Restorer
 from sealst._train._module import AlignStage, Stage, WarmupStage, mixed_seed
 from sealst._train._params import TrainParams
 from sealst._train._sampler import MAX_SEGMENT_STEPS, InOrder, SegmentSampler
-
-#: the trunk cache is chosen automatically up to this size
-_MAX_CACHE_BYTES = 50 * 2**30
 
 
 @contextmanager
@@ -67,43 +58,6 @@ def _interruptible() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGINT, handler)
-
-
-def use_trunk_cache(params: TrainParams, *, n: int, n_trunk: int, n_tokens: int, width: int) -> bool:
-    """Whether to train on cached tokens: on request, or when the frozen blocks outweigh their cache."""
-    views = int(params.views or 1)
-    if params.cache == "auto":
-        size = token_bytes(n, views, n_tokens, width)
-        # A cache of the plain crop alone would silently switch augmentation off.
-        varied = views > 1 or params.augmentation == "none"
-        cached = varied and n_trunk > 0 and int(params.epochs or 1) > views and size <= _MAX_CACHE_BYTES
-        logger.info("cache = %s (%.2f GiB for %d views)", "trunk" if cached else "none", size / 2**30, views)
-        return cached
-    if params.cache == "trunk" and n_trunk == 0:
-        raise DataError(
-            "`params.cache='trunk'`, but there is no frozen trunk: every block is adapted, or the encoder is a "
-            "convolutional network. Use 'none'."
-        )
-    return params.cache == "trunk"
-
-
-def image_inputs(
-    model: Any, sources: list[CropSource], params: TrainParams, *, views: int, folder: Path, cached: bool, show: Any
-) -> np.ndarray | CachedCrops:
-    """Crops of the training (or held-out) spots, or their cached tokens."""
-    crops = gather_crops(sources, model.crop.crop_px, folder, show=show)
-    if not cached:
-        return crops
-    return cache_tokens(
-        lambda images: model.encoder.trunk(images, model.n_trunk),
-        crops,
-        augment=AUGMENTATIONS[params.augmentation],
-        views=views,
-        path=folder / "tokens.npy",
-        device=model.device,
-        batch_size=settings.batch_size,
-        show=show,
-    )
 
 
 @dataclass(frozen=True)
@@ -185,6 +139,7 @@ def _fit(
     held_out: PairDataset | None,
     rows: list[dict[str, Any]],
     baseline: Mapping[str, float],
+    cache: str,
 ) -> None:
     """Run one stage from where it stands."""
     model, device = stage.model, stage.model.device
@@ -199,7 +154,7 @@ def _fit(
         Restorer(state),
         keeper,
         Recorder(rows, metrics, baseline=baseline, show=run.show, **common),
-        Checkpointer(run.folder, keeper=keeper, rows=rows, seconds=run.seconds, **common),
+        Checkpointer(run.folder, keeper=keeper, rows=rows, seconds=run.seconds, cache=cache, **common),
     ]
     stage.first_batch = sampler.first * sampler.steps
     if sampler.first < total:
@@ -253,6 +208,8 @@ def run_stages(
     if run.state is not None:
         model.load_trained(run.state["model"])
 
+    cache = "trunk" if train.caches_tokens else "none"
+
     def sampler(data: PairDataset, name: str, probability: np.ndarray | None) -> SegmentSampler:
         size = _batch_size(params, len(data), world)
         return SegmentSampler(
@@ -265,7 +222,7 @@ def run_stages(
         total = epochs * drawn.segments_per_epoch
         steps = max(1, total * math.ceil(drawn.steps / params.accumulate))
         stage = make(model, params, lr, steps, run.seed, **options.pop("stage", {}))
-        _fit(stage, params, run, sampler=drawn, total=total, train=data, rows=rows, **options)
+        _fit(stage, params, run, sampler=drawn, total=total, train=data, rows=rows, cache=cache, **options)
 
     with _quiet_lightning():
         model.train()

@@ -16,7 +16,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sealst._core.augment import AUGMENTATIONS
-from sealst._core.losses import CONTRASTIVE, RECONSTRUCTION, kl_with_flows, mse
+from sealst._core.domain import reverse_gradient
+from sealst._core.losses import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION, kl_with_flows, mse
+from sealst._core.masking import add_noise, mask_genes
 from sealst._core.metrics import gene_pearson, recall_at_k, retrieval_ranks
 from sealst._train._params import TrainParams
 
@@ -32,6 +34,9 @@ class Alignable(Protocol):
     dim: int
     n_trunk: int
     device: torch.device
+    panel: Any
+    panel_mean: torch.Tensor
+    panel_std: torch.Tensor
 
     def standardise(self, x: torch.Tensor) -> torch.Tensor:
         """log1p-CP10k → z-scores."""
@@ -68,13 +73,21 @@ class Stage(L.LightningModule, ABC):
     def __init__(self, model: Alignable, params: TrainParams, lr: float, total_steps: int, seed: int = 0) -> None:
         super().__init__()
         self.model, self.params, self.lr, self.total_steps, self.seed = model, params, lr, total_steps, seed
-        self.reconstruct = RECONSTRUCTION[params.reconstruction]
+        self.reconstruct = (RECONSTRUCTION | COUNT_RECONSTRUCTION)[params.reconstruction]
+        #: dispersion of every gene, where the loss is a likelihood of counts
+        self.log_theta = None
+        if params.reconstruction in COUNT_RECONSTRUCTION:
+            self.log_theta = nn.Parameter(torch.zeros(len(model.panel)))
         #: steps and batches of an earlier run that this one continues
         self.done = self.first_batch = 0
 
     @abstractmethod
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters of this stage, by name."""
+
+    def own(self) -> dict[str, nn.Parameter]:
+        """Parameters of the losses, which no model keeps."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("model.")}
 
     def configure_optimizers(self) -> Any:
         """AdamW; biases, norms and flow vectors are not decayed; cosine schedule after a short linear rise."""
@@ -111,18 +124,20 @@ class Stage(L.LightningModule, ABC):
 
     def _corrupted(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the gene encoder sees in training, and which genes were hidden from it."""
-        shown, hidden = target, None
-        if self.params.noise:
-            shown = shown + self.params.noise * torch.randn_like(shown)
-        if self.params.mask_genes:
-            hidden = torch.rand_like(shown) < self.params.mask_genes
-            # 0 is the gene's mean.
-            shown = shown.masked_fill(hidden, 0.0)
-        return shown, hidden
+        shown = add_noise(target, self.params.noise) if self.params.noise else target
+        return mask_genes(shown, self.params.mask_genes) if self.params.mask_genes else (shown, None)
 
     def reconstruction(self, predicted: torch.Tensor, target: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Scaled loss of predicted expression, over the genes that each spot's section measures."""
-        return self.params.reconstruction_scale * self.reconstruct(predicted, target, batch.get("mask"))
+        mask = batch.get("mask")
+        if self.log_theta is None:
+            return self.params.reconstruction_scale * self.reconstruct(predicted, target, mask)
+        library, total = batch["library"].clamp(min=1), self.model.panel.target_sum
+        counts = torch.expm1(batch["expression"]) * library[:, None] / total
+        expected = predicted * self.model.panel_std + self.model.panel_mean
+        return self.params.reconstruction_scale * self.reconstruct(
+            expected, counts, mask, library=library, log_theta=self.log_theta, target_sum=total
+        )
 
     def joined(self, batch: Batch) -> Batch:
         """The batch over all devices, with gradient where there is one; pictures stay where they are."""
@@ -153,7 +168,7 @@ class WarmupStage(Stage):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters of the gene autoencoder."""
-        return {f"gene_vae.{name}": p for name, p in self.model.gene_vae.named_parameters()}
+        return {f"gene_vae.{name}": p for name, p in self.model.gene_vae.named_parameters()} | self.own()
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
         """Reconstruction of expression from its code."""
@@ -178,10 +193,7 @@ class AlignStage(Stage):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Everything that is not frozen."""
-        found = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        if self.discriminator is not None:
-            found |= {f"discriminator.{name}": p for name, p in self.discriminator.named_parameters()}
-        return found
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad} | self.own()
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """Image embeddings of a batch of cached tokens or of crops."""
@@ -246,22 +258,6 @@ class Discriminator(nn.Sequential):
 
     def __init__(self, dim: int, n_domains: int) -> None:
         super().__init__(nn.LayerNorm(dim), nn.Linear(dim, 256), nn.ReLU(), nn.Linear(256, n_domains))
-
-
-class _Reversed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return -grad
-
-
-def reverse_gradient(x: torch.Tensor) -> torch.Tensor:
-    """The same values; their gradient changes its sign."""
-    out: torch.Tensor = _Reversed.apply(x)
-    return out
 
 
 def mixed_seed(*parts: Any) -> int:

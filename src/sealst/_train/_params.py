@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sealst._core.augment import AUGMENTATIONS
-from sealst._core.losses import CONTRASTIVE, RECONSTRUCTION
+from sealst._core.losses import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION
 from sealst._keys import Keys
 from sealst._validate import check_choice, check_fraction, check_positive
 
@@ -32,12 +32,14 @@ class TrainParams:
     #: eosin varied separately, after Tellez et al. 2018, for sections of several laboratories or scanners); ``"hard"``
     #: (all of these and erasing)
     augmentation: str = "soft"
-    #: ``"trunk"`` caches the frozen blocks' output, ``"none"`` runs the whole encoder each step, ``"auto"`` chooses
+    #: ``"trunk"`` caches the frozen blocks' output below ``settings.cache_dir``, where later runs find it (see
+    #: `sealst.tl.clear_cache`); ``"none"`` runs the whole encoder each step; ``"auto"`` chooses by disk, epochs and
+    #: the number of adapted blocks
     cache: str = "auto"
     #: ``"clip"``, ``"soft_clip"`` or ``"siglip"``
     contrastive: str = "clip"
     temperature: float = 0.05
-    #: name of a reconstruction loss
+    #: name of a reconstruction loss; ``"nb"`` is the likelihood of the counts
     reconstruction: str = "barlow_std_mse"
     #: scale of both reconstruction losses
     reconstruction_scale: float = 0.1
@@ -90,7 +92,7 @@ class TrainParams:
         check_choice("params.augmentation", self.augmentation, sorted(AUGMENTATIONS))
         check_choice("params.cache", self.cache, ("auto", "trunk", "none"))
         check_choice("params.contrastive", self.contrastive, sorted(CONTRASTIVE))
-        check_choice("params.reconstruction", self.reconstruction, sorted(RECONSTRUCTION))
+        check_choice("params.reconstruction", self.reconstruction, sorted(RECONSTRUCTION | COUNT_RECONSTRUCTION))
         check_choice("params.layer", self.layer, (Keys.CONTEXT, Keys.LOGNORM))
 
     def filled(self, **values: Any) -> TrainParams:

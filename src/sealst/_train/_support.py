@@ -1,8 +1,7 @@
-"""What training needs to know about its data: shares of sections, more expression, the frozen encoder's score."""
+"""What training needs beside its pairs: more expression, and the frozen encoder's score."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,26 +16,6 @@ from sealst._logging import logger
 #: spots that the frozen encoder's probe is fitted on, at most
 _PROBE_SPOTS = 5000
 _BATCH = 64
-
-
-def balanced(labels: Mapping[str, Sequence[str]], section: np.ndarray, exponent: float) -> np.ndarray:
-    """Probability of every spot to be drawn: at 1, organs share alike, and sections within an organ.
-
-    Parameters
-    ----------
-    labels
-        Organ of every section under ``"organ"``.
-    section
-        Section of every spot, (n,).
-    exponent
-        0 gives every spot the same probability, 1 every section; between, powers of its share.
-    """
-    organ = np.unique(labels["organ"], return_inverse=True)[1]
-    per_section = np.bincount(section, minlength=len(organ)).astype(float)
-    sections_of_organ = np.bincount(organ)[organ]
-    equal = 1 / (per_section * sections_of_organ)
-    weights = (equal[section]) ** exponent
-    return weights / weights.sum()
 
 
 def joined_expression(train: PairDataset, more: PairDataset) -> PairDataset:

@@ -14,6 +14,9 @@ POOLS = ("cls", "mean", "cls+mean", "attn", "attn-proj")
 #: facts that change what a model computes from a crop; all others may be corrected without making it another model
 FEEDING = ("arch", "pool", "dim", "n_blocks", "n_prefix", "patch_px", "mean", "std")
 
+#: those of them, and of the architecture's details, that change the tokens of the first blocks
+TRUNK_FEEDING = ("arch", "n_prefix", "patch_px", "mean", "std", "model_args", "norm_eps")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,43 +16,29 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._core.device import processes, resolve_device, seeded
+from sealst._core.domain import balanced_weights
 from sealst._core.panel import GenePanel
-from sealst._data.dataset import Measured, PairDataset
-from sealst._data.store import CropSource, Rows
+from sealst._data.dataset import PairDataset
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._settings import settings
-from sealst._train._engine import Run, image_inputs, run_stages, use_trunk_cache
+from sealst._train._engine import Run, run_stages
+from sealst._train._inputs import Wanted, image_inputs
 from sealst._train._params import TrainParams
 from sealst._train._recipe import choose
-from sealst._train._support import balanced, frozen_baseline, joined_expression
+from sealst._train._support import frozen_baseline, joined_expression
 from sealst._validate import from_yaml, listed, resolve_params
 from sealst._version import __version__
 from sealst.models import CropSpec, Encoder, GeneVAEParams, SealModel, build_encoder, load
 from sealst.models._adapter import Adapter, counts_blocks, resolve_adapter
 from sealst.pp import check_split, select_genes
 from sealst.tl._inputs import as_sections, crop_spec
+from sealst.tl._pairs import Pairs, extras_of, gather_pairs, more_expression
 from sealst.tl._run_folder import MODEL, SCRATCH, begin, facts_of, finish, is_finished, open_run
 
 #: fewer spots than this cannot be split into batches
 _MIN_SPOTS = 16
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Crops to read and the expression that belongs to them, in one order."""
-
-    sources: list[CropSource]
-    expression: np.ndarray
-    measured: Measured
-    #: section, patient and organ of every source
-    labels: dict[str, list[str]]
-    #: for what does not fit into memory
-    folder: Path
-
-    def __len__(self) -> int:
-        return len(self.expression)
 
 
 def finetune(
@@ -177,25 +163,28 @@ def finetune(
     panel = _panel(train, panel, n_genes, params.layer, table_key)
     with ExitStack() as stack:
         work = _scratch(stack, folder)
-        pairs = _pairs(train, panel, spec, table_key, work / "train")
+        pairs = gather_pairs(train, panel, spec, table_key, work / "train")
         if len(pairs) < _MIN_SPOTS:
             raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
         params, adapter = _recipe(params, adapter, len(pairs), base)
         provenance = _provenance(train, held, pairs, params, seed, table_key)
         stack.enter_context(seeded(seed))
         model = SealModel(base, panel, crop=spec, adapter=adapter, gene_vae=gene_vae).to(target_device)
-        others = _pairs(held, panel, spec, table_key, work / "held_out") if held else None
+        others = gather_pairs(held, panel, spec, table_key, work / "held_out") if held else None
         if others is not None and len(others) < 2:
             raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
         state = None
         if folder is not None:
             facts = facts_of(model, params, seed=seed, expression=pairs.expression, provenance=provenance)
             state = begin(folder, facts, first=first)
+            if state is not None:
+                # What is there decides between the ways to read; the choice of the first start stands.
+                params = replace(params, cache=state["cache"])
             if is_finished(folder):
                 logger.info("the run in %s is finished; its model is returned", folder)
                 return load(folder / MODEL, device=device)
         run = Run(seed=seed, folder=folder, state=state, trainer_kwargs=trainer_kwargs or {}, show=progress)
-        _train(model, params, pairs, others, run, extra=_more_expression(warmup, panel, params))
+        _train(model, params, pairs, others, run, extra=more_expression(warmup, panel, params))
     model.provenance = provenance
     if folder is not None and first:
         finish(model, folder)
@@ -214,7 +203,7 @@ def _base_encoder(encoder: str, pretrained: bool, pool: str | None, seed: int) -
 
 
 def _scratch(stack: ExitStack, run_folder: Path | None) -> Path:
-    """Folder for what does not fit into memory (crops, tokens, expression); removed after training."""
+    """Folder for what does not fit into memory (crops, expression); removed after training."""
     parent = settings.cache_dir if run_folder is None else run_folder
     parent.mkdir(parents=True, exist_ok=True)
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent)))
@@ -263,38 +252,6 @@ def _panel(train: Sequence[SpatialData], panel: GenePanel | None, n: int, layer:
     return panel
 
 
-def _pairs(sections: Sequence[SpatialData], panel: GenePanel, spec: CropSpec, table_key: str, folder: Path) -> _Pairs:
-    folder.mkdir()
-    expression = Rows(folder / "expression.f32")
-    sources, measured = [], []
-    labels: dict[str, list[str]] = {"section": [], "patient": [], "organ": []}
-
-    def gather(sdata: SpatialData) -> None:
-        table = _section.get_table(sdata, table_key)
-        for region in _section.regions_of(table):
-            rows, source = _section.crop_source(sdata, table, region, spec.crop_um)
-            sources.append(source)
-            expression.add(_section.expression(table, panel, rows, masked=True))
-            measured.append(panel.measured(table.var_names))
-            labels["section"].append(region.section)
-            labels["patient"].append("/".join(_section.patients_of(table, region.rows)))
-            labels["organ"].append(_organ(table, region.rows))
-            if not measured[-1].all():
-                logger.info(
-                    "Section %r measures %d of the panel's %d genes; its spots do not count for the others.",
-                    region.section, measured[-1].sum(), len(panel),
-                )  # fmt: skip
-
-    for _ in map(gather, sections):
-        pass
-    section = np.repeat(np.arange(len(sources)), [len(source.boxes) for source in sources])
-    return _Pairs(sources, expression.finished(), Measured(np.array(measured), section), labels, folder)
-
-
-def _organ(table: AnnData, rows: np.ndarray) -> str:
-    return str(table.obs[Keys.ORGAN].iloc[rows[0]]) if Keys.ORGAN in table.obs else "unknown"
-
-
 def _recipe(
     params: TrainParams, adapter: Adapter | Mapping[str, Any] | str, n_spots: int, base: Encoder
 ) -> tuple[TrainParams, Adapter]:
@@ -313,54 +270,32 @@ def _recipe(
 
 
 def _train(
-    model: SealModel, params: TrainParams, pairs: _Pairs, held: _Pairs | None, run: Run, *, extra: PairDataset | None
+    model: SealModel, params: TrainParams, pairs: Pairs, held: Pairs | None, run: Run, *, extra: PairDataset | None
 ) -> None:
-    spec = model.encoder.spec
-    n_tokens = (model.crop.crop_px // spec.patch_px) ** 2 + spec.n_prefix
-    width = spec.width
-    cached = use_trunk_cache(params, n=len(pairs), n_trunk=model.n_trunk, n_tokens=n_tokens, width=width)
-    common: dict[str, Any] = {"cached": cached, "show": run.show}
-    images = image_inputs(model, pairs.sources, params, views=int(params.views or 1), folder=pairs.folder, **common)
+    parts = [Wanted(pairs.sources, True, pairs.folder)]
+    if held is not None:
+        parts.append(Wanted(held.sources, False, held.folder))
+    images, *seen = image_inputs(model, parts, params, show=run.show)
+    train = PairDataset(images, pairs.expression, measured=pairs.measured, extra=extras_of(pairs, params))
     section = pairs.measured.section
-    extras = {}
-    if params.weight_domain:
-        extras["domain"] = np.unique(pairs.labels[params.domain], return_inverse=True)[1][section]
-        if not extras["domain"].any():
-            raise DataError(f"`params.weight_domain` needs at least two of `domain` {params.domain!r}; there is one.")
-    train = PairDataset(images, pairs.expression, measured=pairs.measured, extra=extras)
     held_out, baseline = None, {}
     if held is not None:
-        seen = image_inputs(model, held.sources, params, views=1, folder=held.folder, **common)
-        held_out = PairDataset(seen, held.expression, measured=held.measured)
+        held_out = PairDataset(seen[0], held.expression, measured=held.measured)
         baseline = frozen_baseline(model, train, held_out, groups=section, seed=run.seed)
     warmup = None if extra is None else joined_expression(train, extra)
-    weights = balanced(pairs.labels, section, params.balance) if params.balance else None
+    weights = None
+    if params.balance:
+        named = np.array([pairs.labels["organ"], pairs.labels["section"]]).T
+        weights = balanced_weights(named[section], power=params.balance)
     model.history = run_stages(
         model, params, train=train, held_out=held_out, run=run, warmup=warmup, weights=weights, baseline=baseline
     )
 
 
-def _more_expression(
-    warmup: AnnData | Sequence[AnnData] | None, panel: GenePanel, params: TrainParams
-) -> PairDataset | None:
-    """Expression without images, in the panel's order."""
-    if warmup is None:
-        return None
-    values, measured = [], []
-    for table in [warmup] if isinstance(warmup, AnnData) else warmup:
-        if not isinstance(table, AnnData):
-            raise TypeError(f"`warmup` must hold AnnData, found {type(table).__name__}.")
-        layer = params.layer if params.layer in table.layers else Keys.LOGNORM
-        values.append(_section.expression(table, panel, np.arange(table.n_obs), layer, masked=True))
-        measured.append(panel.measured(table.var_names))
-    section = np.repeat(np.arange(len(values)), [len(v) for v in values])
-    return PairDataset(None, np.concatenate(values), measured=Measured(np.array(measured), section))
-
-
 def _provenance(
     train: Sequence[SpatialData],
     held: Sequence[SpatialData],
-    pairs: _Pairs,
+    pairs: Pairs,
     params: TrainParams,
     seed: int,
     table_key: str,

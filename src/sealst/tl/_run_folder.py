@@ -39,9 +39,7 @@ def open_run(path: Path, *, resume: bool, first: bool) -> Path:
         known = " It holds an earlier run; `resume=True` goes on with it." if FACTS in found else ""
         raise DataError(f"`run_dir` {str(path)!r} exists and is not empty; name a new folder.{known}")
     if found and first and FACTS not in found and set(found) - {".cache"}:
-        raise DataError(
-            f"`run_dir` {str(path)!r} holds no run ({listed(found, 4)}); name a new folder."
-        )
+        raise DataError(f"`run_dir` {str(path)!r} holds no run ({listed(found, 4)}); name a new folder.")
     path.mkdir(parents=True, exist_ok=True)
     if first and resume:
         for left in path.glob(f"{SCRATCH}*"):
