@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from sealst._core.augment import AUGMENTATIONS
 from sealst._core.losses import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION
 from sealst._keys import Keys
-from sealst._validate import check_choice, check_fraction, check_positive
+from sealst._validate import check_choice, check_fraction, check_positive, from_yaml, resolve_params
 
 
 @dataclass(frozen=True)
@@ -98,3 +100,8 @@ class TrainParams:
     def filled(self, **values: Any) -> TrainParams:
         """Copy with the fields that are None taken from `values`."""
         return replace(self, **{k: v for k, v in values.items() if getattr(self, k) is None})
+
+
+def train_params(given: TrainParams | Mapping[str, Any] | str | Path | None) -> TrainParams:
+    """Parameters from themselves, from their fields, or from a YAML file with them."""
+    return resolve_params(TrainParams, from_yaml(given), name="params")

@@ -25,10 +25,10 @@ from sealst._logging import logger, warn
 from sealst._settings import settings
 from sealst._train._engine import Run, run_stages
 from sealst._train._inputs import Wanted, image_inputs
-from sealst._train._params import TrainParams
+from sealst._train._params import TrainParams, train_params
 from sealst._train._recipe import choose
 from sealst._train._support import frozen_baseline, joined_expression
-from sealst._validate import from_yaml, listed, resolve_params
+from sealst._validate import listed, resolve_params
 from sealst._version import __version__
 from sealst.models import CropSpec, Encoder, GeneVAEParams, SealModel, build_encoder, load
 from sealst.models._adapter import Adapter, counts_blocks, resolve_adapter
@@ -150,7 +150,7 @@ def finetune(
     held: Sequence[SpatialData] = [] if validation is None else as_sections(validation, "validation")
     if held and not allow_shared_patients:
         check_split(train, held, table_key=table_key)
-    params = resolve_params(TrainParams, from_yaml(params), name="params")
+    params = train_params(params)
     gene_vae = resolve_params(GeneVAEParams, gene_vae, name="gene_vae")
     _check_options(params, warmup, held, trainer_kwargs or {}, resume and run_dir is None)
     spec = _shared_crop_spec(train, held, crop_um, table_key)
@@ -163,14 +163,14 @@ def finetune(
     panel = _panel(train, panel, n_genes, params.layer, table_key)
     with ExitStack() as stack:
         work = _scratch(stack, folder)
-        pairs = gather_pairs(train, panel, spec, table_key, work / "train")
+        pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train")
         if len(pairs) < _MIN_SPOTS:
             raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
         params, adapter = _recipe(params, adapter, len(pairs), base)
         provenance = _provenance(train, held, pairs, params, seed, table_key)
         stack.enter_context(seeded(seed))
         model = SealModel(base, panel, crop=spec, adapter=adapter, gene_vae=gene_vae).to(target_device)
-        others = gather_pairs(held, panel, spec, table_key, work / "held_out") if held else None
+        others = gather_pairs(held, panel, spec, table_key=table_key, folder=work / "held_out") if held else None
         if others is not None and len(others) < 2:
             raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
         state = None
