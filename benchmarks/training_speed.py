@@ -9,8 +9,8 @@ one seed:
 - again: a second run that finds the tokens.
 
 Seconds of an epoch are the median over all but the first of a run. Preparing is all before the first step: weights,
-crops, tokens. Ten epochs are preparing and ten times such an epoch. The machine is noisy: the plain loop runs
-before and after the others. The losses of all epochs are compared; the largest relative difference is given.
+crops, tokens. Ten epochs are preparing and ten times such an epoch. The machine is noisy: the plain loop runs before
+and after the others. The losses of all epochs are compared; the largest relative difference is given.
 
     python benchmarks/training_speed.py [--epochs 3] [--threads 2] [--crops 512] [--tower-crops 32] [--skip-tower]
 

@@ -181,7 +181,7 @@ def write_entry(
         try:
             _write(entry, crops(), tokens, bar)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
                 raise
             raise DataError(
                 f"The disk of {str(entry.root)!r} is full; what was written is kept for the next run. "
@@ -328,7 +328,7 @@ def touch(entries: Iterable[Entry]) -> None:
     for entry in entries:
         try:
             os.utime(entry.folder / _META)
-        except PermissionError:
+        except OSError:
             # A cache that several people share may belong to one of them.
             logger.debug("%s cannot be touched", entry.folder)
 

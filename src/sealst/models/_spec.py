@@ -15,7 +15,7 @@ POOLS = ("cls", "mean", "cls+mean", "attn", "attn-proj")
 FEEDING = ("arch", "pool", "dim", "n_blocks", "n_prefix", "patch_px", "mean", "std")
 
 #: those of them, and of the architecture's details, that change the tokens of the first blocks
-TRUNK_FEEDING = ("arch", "n_prefix", "patch_px", "mean", "std", "model_args", "norm_eps")
+TRUNK_FEEDING = ("arch", "n_prefix", "patch_px", "mean", "std", "model_args")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,30 +152,28 @@ def finetune(
         check_split(train, held, table_key=table_key)
     params = train_params(params)
     gene_vae = resolve_params(GeneVAEParams, gene_vae, name="gene_vae")
-    _check_options(params, warmup, held, trainer_kwargs or {}, resume and run_dir is None)
+    options = dict(trainer_kwargs or {})
+    _check_options(params, warmup, held, options, resume and run_dir is None)
     spec = _shared_crop_spec(train, held, crop_um, table_key)
     target_device = resolve_device(device)
     seed = settings.seed if seed is None else int(seed)
-    first = processes(**_parallel(trainer_kwargs or {}))[1] == 0
+    first = processes(options.get("devices", 1), options.get("num_nodes", 1))[1] == 0
     folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, first=first)
 
     base = _base_encoder(encoder, pretrained, pool, seed)
     panel = _panel(train, panel, n_genes, params.layer, table_key)
     with ExitStack() as stack:
         work = _scratch(stack, folder)
-        pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train")
-        if len(pairs) < _MIN_SPOTS:
-            raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
+        pairs, others = _all_pairs(train, held, panel, spec=spec, table_key=table_key, work=work)
         params, adapter = _recipe(params, adapter, len(pairs), base)
         provenance = _provenance(train, held, pairs, params, seed, table_key)
         stack.enter_context(seeded(seed))
         model = SealModel(base, panel, crop=spec, adapter=adapter, gene_vae=gene_vae).to(target_device)
-        others = gather_pairs(held, panel, spec, table_key=table_key, folder=work / "held_out") if held else None
-        if others is not None and len(others) < 2:
-            raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
+        extra = more_expression(warmup, panel, params)
         state = None
         if folder is not None:
-            facts = facts_of(model, params, seed=seed, expression=pairs.expression, provenance=provenance)
+            expression = [part.expression for part in (pairs, others, extra) if part is not None]
+            facts = facts_of(model, params, seed=seed, expression=expression, provenance=provenance)
             state = begin(folder, facts, first=first)
             if state is not None:
                 # What is there decides between the ways to read; the choice of the first start stands.
@@ -183,16 +181,33 @@ def finetune(
             if is_finished(folder):
                 logger.info("the run in %s is finished; its model is returned", folder)
                 return load(folder / MODEL, device=device)
-        run = Run(seed=seed, folder=folder, state=state, trainer_kwargs=trainer_kwargs or {}, show=progress)
-        _train(model, params, pairs, others, run, extra=more_expression(warmup, panel, params))
+        run = Run(seed=seed, folder=folder, state=state, trainer_kwargs=options, show=progress)
+        _train(model, params, pairs, others, run, extra=extra)
     model.provenance = provenance
     if folder is not None and first:
         finish(model, folder)
     return model
 
 
-def _parallel(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: options[k] for k in ("devices", "num_nodes") if k in options}
+def _all_pairs(
+    train: Sequence[SpatialData],
+    held: Sequence[SpatialData],
+    panel: GenePanel,
+    *,
+    spec: CropSpec,
+    table_key: str,
+    work: Path,
+) -> tuple[Pairs, Pairs | None]:
+    """Pairs to train on and to score."""
+    pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train")
+    if len(pairs) < _MIN_SPOTS:
+        raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
+    if not held:
+        return pairs, None
+    others = gather_pairs(held, panel, spec, table_key=table_key, folder=work / "held_out")
+    if len(others) < 2:
+        raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
+    return pairs, others
 
 
 def _base_encoder(encoder: str, pretrained: bool, pool: str | None, seed: int) -> Encoder:

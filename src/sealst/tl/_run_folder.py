@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -53,12 +53,13 @@ def is_finished(folder: Path) -> bool:
 
 
 def facts_of(
-    model: SealModel, params: TrainParams, *, seed: int, expression: np.ndarray, provenance: Mapping[str, Any]
+    model: SealModel, params: TrainParams, *, seed: int, expression: Sequence[np.ndarray], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What makes a run that run; another value would make another model."""
     digest = hashlib.sha256()
-    for start in range(0, len(expression), 65536):
-        digest.update(np.ascontiguousarray(expression[start : start + 65536]).tobytes())
+    for values in expression:
+        for start in range(0, len(values), 65536):
+            digest.update(np.ascontiguousarray(values[start : start + 65536]).tobytes())
     # How fast, and on how many workers, may change.
     free = {"num_workers", "chunk_size", "compile", "cache"}
     return {
