@@ -301,12 +301,17 @@ def test_own_callbacks_and_numpy_numbers_are_welcome(ready, finetune, fast, tmp_
     assert sl.models.load(tmp_path / "run" / "model", device="cpu").fingerprint == model.fingerprint
 
 
-def test_no_room_for_the_cache_is_said_before_it_is_written(ready, finetune, monkeypatch):
+def test_no_room_for_the_cache_is_said_before_it_is_written(ready, finetune, monkeypatch, tmp_path):
     from sealst._data import store
 
     monkeypatch.setattr(store, "MAX_RAM_BYTES", 0)
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    with pytest.raises(sl.DataError, match=r"crops.npy needs .* GiB free. Name a larger disk with `run_dir=`"):
+    with (
+        pytest.raises(sl.DataError, match=r"crops.npy needs .* GiB free. Name a larger disk with `run_dir=`"),
+        (
+            sl.settings.override(cache_dir=tmp_path)  # where no other test has left tokens
+        ),
+    ):
         finetune(two(ready))
 
 

@@ -175,12 +175,11 @@ def finetune(
             expression = [part.expression for part in (pairs, others, extra) if part is not None]
             facts = facts_of(model, params, seed=seed, expression=expression, provenance=provenance)
             state = begin(folder, facts, first=first)
-            if state is not None:
-                # What is there decides between the ways to read; the choice of the first start stands.
-                params = replace(params, cache=state["cache"])
             if is_finished(folder):
                 logger.info("the run in %s is finished; its model is returned", folder)
                 return load(folder / MODEL, device=device)
+        # What lies on disk decides between the ways to read crops; the choice of the first start stands.
+        params = params if state is None else replace(params, cache=state["cache"])
         run = Run(seed=seed, folder=folder, state=state, trainer_kwargs=options, show=progress)
         _train(model, params, pairs, others, run, extra=extra)
     model.provenance = provenance
