@@ -34,6 +34,7 @@ MAX_BODY, MAX_FILE, MAX_POSITIONAL = 40, 400, 3
 
 #: import names whose distribution is called something else
 DISTRIBUTIONS = {"PIL": "pillow", "faiss": "faiss-cpu", "openslide": "openslide-python", "sksurv": "scikit-survival"}
+DISTRIBUTIONS |= {"yaml": "pyyaml"}
 DISTRIBUTIONS |= {"mpl_toolkits": "matplotlib", "sklearn": "scikit-learn", "spatialdata_plot": "spatialdata-plot"}
 
 

@@ -22,8 +22,8 @@ class Settings:
     Attributes
     ----------
     cache_dir
-        Folder for downloaded data, and for crops and tokens that training keeps on disk while it runs (environment
-        variable ``SEALST_CACHE``).
+        Folder for downloaded data, for tokens of frozen encoder blocks that runs share (see `sealst.tl.clear_cache`),
+        and for crops that training keeps on disk while it runs (environment variable ``SEALST_CACHE``).
     device
         ``"auto"`` (a GPU when there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
     progress

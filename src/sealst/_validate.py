@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -98,6 +99,22 @@ def check_counts(x: Any, *, where: str, kept: str = "") -> None:
             f"{where} does not hold raw counts: {fractional.size / values.size:.0%} of the stored values are not whole "
             f"numbers (e.g. {fractional[0]:.4g}), so they look normalised. {hint}"
         )
+
+
+def from_yaml(value: Any) -> Any:
+    """Mapping in a YAML file where a path is given, the value itself otherwise."""
+    if not isinstance(value, (str, Path)):
+        return value
+    import yaml
+
+    path = Path(value)
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"Parameters could not be read from {str(path)!r}: {error}.") from error
+    if not isinstance(found, Mapping):
+        raise DataError(f"{str(path)!r} must hold names and values, such as 'epochs: 5'; found {type(found).__name__}.")
+    return dict(found)
 
 
 def resolve_params(cls: type[P], value: P | Mapping[str, Any] | None, *, name: str) -> P:

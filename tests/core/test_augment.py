@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sealst._core.augment import AUGMENTATIONS, colour_jitter, dihedral, erase, stain_jitter
+from sealst._core.augment import AUGMENTATION_VERSION, AUGMENTATIONS, colour_jitter, dihedral, erase, stain_jitter
 
 
 def images(n: int = 6, px: int = 16) -> torch.Tensor:
@@ -93,3 +93,21 @@ def test_presets_repeat_under_a_seed(name):
         torch.manual_seed(5)
         results.append(AUGMENTATIONS[name](x))
     assert torch.equal(*results)
+
+
+#: some pixels of each preset, as version 1 of the presets makes them
+PIXELS = {
+    "hard": [0.2627, 0.2005, 0.0212, 0.0517],
+    "none": [0.4963, 0.0363, 0.894, 0.9119],
+    "soft": [0.2691, 0.2154, 0.0973, 0.1532],
+    "stain": [0.3375, 0.2404, 0.0771, 0.1103],
+}
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_a_changed_preset_has_a_new_version(name):
+    """Cached tokens are found by the version: where this fails, raise it and store the new pixels here."""
+    assert AUGMENTATION_VERSION == 1
+    x = images()
+    torch.manual_seed(1)
+    assert AUGMENTATIONS[name](x)[:3].flatten()[::577][:5].tolist() == pytest.approx(PIXELS[name], abs=2e-3)

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from sealst._data import store
-from sealst._data.dataset import PairDataset, as_is
+from sealst._data.dataset import Draw, PairDataset, as_is
 from sealst._data.prefetch import prefetch
 from sealst._data.store import CropSource, gather_crops
-from sealst._data.tokens import cache_tokens, token_bytes
 
 
 def test_prefetch_keeps_order_and_passes_errors_on():
@@ -37,38 +35,20 @@ def test_crops_of_several_sources_come_in_their_order_in_memory_and_on_disk(tmp_
         assert isinstance(crops, np.memmap) == (limit == 0)
 
 
-def test_token_cache_holds_the_crop_first_then_augmented_views(tmp_path):
-    crops = np.random.default_rng(0).integers(0, 255, (5, 4, 4, 3), dtype=np.uint8)
-    tokens = cache_tokens(
-        lambda x: x.flatten(2).transpose(1, 2),
-        crops,
-        augment=lambda x: 1 - x,
-        views=3,
-        path=tmp_path / "t.npy",
-        device=torch.device("cpu"),
-        batch_size=2,
-    )
-    assert tokens.shape == (5, 3, 16, 3)
-    assert tokens.nbytes == token_bytes(5, 3, 16, 3)
-    plain = crops.reshape(5, 16, 3) / 255
-    np.testing.assert_allclose(tokens[:, 0], plain, atol=1e-3)
-    np.testing.assert_allclose(tokens[:, 1], 1 - plain, atol=1e-3)
-
-
-def test_dataset_serves_whole_batches_and_random_views_only_in_training():
+def test_dataset_serves_whole_batches_of_the_spots_and_views_drawn():
     tokens = np.arange(6 * 4, dtype=np.float16).reshape(6, 4, 1, 1)
     x = np.arange(6, dtype=np.float32)[:, None]
-    rows = [4, 0, 3]
-    held = as_is(PairDataset(tokens, x, train=False).__getitems__(rows))
-    assert held["tokens"].flatten().tolist() == [16, 0, 12]
-    assert held["expression"].flatten().tolist() == rows
-    torch.manual_seed(0)
-    train = PairDataset(tokens, x, train=True)
-    seen = {int(train.__getitems__([1])["tokens"]) for _ in range(60)}
-    assert seen == {4, 5, 6, 7}
-    crops = np.zeros((6, 2, 2, 3), dtype=np.uint8)
-    assert set(PairDataset(crops, x, train=True).__getitems__(rows)) == {"crops", "expression"}
-    assert set(PairDataset(None, x, train=True).__getitems__(rows)) == {"expression"}
+    rows, views = np.array([4, 0, 3]), np.array([0, 1, 3])
+    data = PairDataset(tokens, x, extra={"domain": np.arange(6) // 2})
+    batch = as_is(data[Draw(rows, views)])
+    assert batch["tokens"].flatten().tolist() == [16, 1, 15]
+    assert batch["expression"].flatten().tolist() == rows.tolist()
+    assert batch["domain"].tolist() == [2, 0, 1]
+    assert data.views == 4
+    crops = PairDataset(np.zeros((6, 2, 2, 3), dtype=np.uint8), x)
+    assert set(crops[Draw(rows, views)]) == {"crops", "expression"}
+    assert crops.views == 1
+    assert set(PairDataset(None, x)[Draw(rows, views)]) == {"expression"}
 
 
 @pytest.mark.parametrize("limit", [10**9, 100, 0])

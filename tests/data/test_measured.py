@@ -9,7 +9,7 @@ from torch import nn
 
 from sealst._core.losses import RECONSTRUCTION
 from sealst._core.metrics import gene_pearson
-from sealst._data.dataset import Measured, PairDataset
+from sealst._data.dataset import Draw, Measured, PairDataset
 from sealst._train._module import AlignStage, WarmupStage
 from sealst._train._params import TrainParams
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
@@ -18,18 +18,23 @@ TABLE = np.array([[True, True, True], [False, True, False]])
 SECTION = np.array([0, 0, 1, 1, 0, 1])
 
 
+def rows(which):
+    which = np.asarray(list(which))
+    return Draw(which, np.zeros(len(which), dtype=int))
+
+
 def test_batches_carry_the_rows_of_their_sections() -> None:
-    data = PairDataset(None, np.zeros((6, 3), np.float32), train=True, measured=Measured(TABLE, SECTION))
-    mask = data.__getitems__([5, 0, 2])["mask"]
+    data = PairDataset(None, np.zeros((6, 3), np.float32), measured=Measured(TABLE, SECTION))
+    mask = data[rows([5, 0, 2])]["mask"]
     assert mask.dtype == torch.bool
     np.testing.assert_array_equal(mask.numpy(), TABLE[[1, 0, 1]])
 
 
 def test_there_is_no_mask_where_nothing_is_missing() -> None:
     x = np.zeros((6, 3), np.float32)
-    assert "mask" not in PairDataset(None, x, train=True).__getitems__([0])
-    full = PairDataset(None, x, train=True, measured=Measured(np.ones((2, 3), bool), SECTION))
-    assert "mask" not in full.__getitems__([0])
+    assert "mask" not in PairDataset(None, x)[rows([0])]
+    full = PairDataset(None, x, measured=Measured(np.ones((2, 3), bool), SECTION))
+    assert "mask" not in full[rows([0])]
 
 
 @pytest.mark.parametrize("name", sorted(RECONSTRUCTION))
@@ -74,6 +79,9 @@ class Heads(nn.Module):
     def standardise(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
+    def rates(self):
+        return {}
+
 
 def trained(stage_class, data: PairDataset, steps: int = 80) -> Heads:
     torch.manual_seed(0)
@@ -81,11 +89,11 @@ def trained(stage_class, data: PairDataset, steps: int = 80) -> Heads:
     params = TrainParams(reconstruction="mse", reconstruction_scale=1.0, augmentation="none", weight_contrast=0.01)
     stage = stage_class(model, params, 0.05, steps)
     stage.log = lambda *_, **__: None
-    stage.joint = lambda image, gene: (image, gene)
-    optimiser = torch.optim.Adam(stage.trainable(), lr=0.1)
+    stage.trainer = SimpleNamespace(world_size=1)
+    optimiser = torch.optim.Adam(stage.trainable().values(), lr=0.1)
     for _ in range(steps):
         optimiser.zero_grad()
-        stage.training_step(data.__getitems__(range(len(data))), 0).backward()
+        stage.training_step(data[rows(range(len(data)))], 0).backward()
         optimiser.step()
     return model
 
@@ -100,7 +108,7 @@ def test_spots_do_not_pull_a_gene_that_their_section_lacks_to_the_mean() -> None
     measured = Measured(np.array([[1, 1, 1], [0, 1, 1], [0, 1, 1]], bool), section)
     slope = {}
     for name, given in (("masked", measured), ("filled", None)):
-        data = PairDataset(picture[:, None], x, train=True, measured=given)
+        data = PairDataset(picture[:, None], x, measured=given)
         slope[name] = trained(AlignStage, data).image_head.weight[0, 0].item()
     assert slope["masked"] == pytest.approx(1, abs=0.05)
     assert slope["filled"] == pytest.approx(1 / 3, abs=0.05)
@@ -111,11 +119,11 @@ def test_warm_up_leaves_absent_genes_out_too() -> None:
     measured = Measured(np.array([[True, True, False]]), np.zeros(20, dtype=int))
     stand_ins = []
     for fill in (0.0, 5.0):
-        model = trained(WarmupStage, PairDataset(None, x, train=True, measured=measured), steps=1)
+        model = trained(WarmupStage, PairDataset(None, x, measured=measured), steps=1)
         target = torch.from_numpy(x).clone()
         target[:, 2] = fill
-        data = PairDataset(None, target.numpy(), train=True, measured=measured)
-        batch = data.__getitems__(range(20))
+        data = PairDataset(None, target.numpy(), measured=measured)
+        batch = data[rows(range(20))]
         stage = WarmupStage(model, TrainParams(reconstruction="mse"), 0.1, 1)
         code = model.gene_vae(torch.from_numpy(x), sample=False).z
         stand_ins.append(stage.reconstruction(model.gene_vae.decode(code), target, batch).item())

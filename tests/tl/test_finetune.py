@@ -83,7 +83,7 @@ def test_validation_is_reported_every_epoch_and_never_trained_on(ready, finetune
 def test_run_folder(ready, finetune, tmp_path):
     model = finetune(two(ready), run_dir=tmp_path / "run")
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert names == {"metrics.csv", "training.png", "model"}
+    assert names == {"run.json", "metrics.csv", "training.png", "model"}
     logged = pd.read_csv(tmp_path / "run" / "metrics.csv")
     np.testing.assert_allclose(logged["train_loss"], model.history["train_loss"])
     back = sl.models.load(tmp_path / "run" / "model", device="cpu")
@@ -91,8 +91,105 @@ def test_run_folder(ready, finetune, tmp_path):
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["training"]["sections"] == ["a", "b"]
     assert config["training"]["params"]["epochs"] == 2
-    with pytest.raises(sl.DataError, match="exists and is not empty; name a new folder"):
+    with pytest.raises(sl.DataError, match="exists and is not empty; name a new folder.*`resume=True` goes on with it"):
         finetune(two(ready), run_dir=tmp_path / "run")
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["run"]["params"]["epochs"] == 2
+    assert {"torch", "timm", "python"} <= set(run["session"])
+
+
+def test_a_finished_run_is_returned_and_another_refused(ready, finetune, tmp_path, fast, monkeypatch):
+    sections = two(ready)
+    model = finetune(sections, run_dir=tmp_path / "run", resume=True)
+    monkeypatch.setattr("sealst.tl._finetune.run_stages", lambda *a, **k: pytest.fail("training started"))
+    again = finetune(sections, run_dir=tmp_path / "run", resume=True)
+    assert again.fingerprint == model.fingerprint
+    assert again.history.equals(pd.read_csv(tmp_path / "run" / "model" / "history.csv"))
+    with pytest.raises(sl.DataError, match=r"holds another run; it differs in 'params.lr'\. Repeat its call"):
+        finetune(sections, run_dir=tmp_path / "run", resume=True, params=fast | {"lr": 0.5})
+    with pytest.raises(sl.DataError, match=r"it differs in 'sections', 'expression'"):
+        finetune(sections[:1], run_dir=tmp_path / "run", resume=True, panel=model.panel)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(sl.DataError, match=r"holds no run \('notes.txt'\)"):
+        finetune(sections, run_dir=tmp_path / "other", resume=True)
+
+
+def test_an_interrupted_run_goes_on(ready, finetune, tmp_path, fast, monkeypatch):
+    from sealst._train._module import AlignStage
+
+    sections, params = two(ready), fast | {"epochs": 3}
+    whole = finetune(sections, params=params)
+    plain, count = AlignStage.training_step, 0
+
+    def stop(self, batch, i):
+        nonlocal count
+        count += 1
+        if count == 12:
+            raise KeyboardInterrupt
+        return plain(self, batch, i)
+
+    monkeypatch.setattr("sealst._train._engine.Run.seconds", 0.0, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(AlignStage, "training_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(sections, params=params, run_dir=tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint.pt").is_file()
+    (tmp_path / "run" / ".cache-left").mkdir()
+    model = finetune(sections, params=params, run_dir=tmp_path / "run", resume=True)
+    assert model.fingerprint == whole.fingerprint
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.json", "metrics.csv", "training.png", "model"}
+
+
+def test_parameters_come_from_a_file(ready, finetune, tmp_path, fast):
+    path = tmp_path / "params.yaml"
+    path.write_text("\n".join(f"{k}: {v}" for k, v in fast.items()))
+    assert finetune(two(ready), params=path).fingerprint == finetune(two(ready), params=fast).fingerprint
+    path.write_text("- 3")
+    with pytest.raises(sl.DataError, match="must hold names and values, such as 'epochs: 5'; found list"):
+        finetune(two(ready), params=path)
+    with pytest.raises(sl.DataError, match="Parameters could not be read from 'nowhere.yaml'"):
+        finetune(two(ready), params="nowhere.yaml")
+
+
+def test_expression_without_images_joins_the_warm_up(ready, finetune, fast):
+    sections = two(ready)
+    extra = ready(section="x", patient="p8", seed=7).tables["table"].copy()
+    del extra.layers["context"]
+    params = fast | {"warmup_epochs": 2}
+    without, with_more = finetune(sections, params=params), finetune(sections, params=params, warmup=extra)
+    steps = [m.history.query("stage == 'warmup'")["step"].iloc[-1] for m in (without, with_more)]
+    assert steps[1] > steps[0]
+    with pytest.raises(sl.DataError, match="say how long with `params.warmup_epochs`"):
+        finetune(sections, params=fast | {"warmup_epochs": 0}, warmup=[extra])
+    with pytest.raises(TypeError, match="`warmup` must hold AnnData, found SpatialData"):
+        finetune(sections, params=params, warmup=sections)
+
+
+def test_the_frozen_encoder_is_the_line_to_beat(ready, finetune):
+    held = ready(section="c", patient="p3", seed=3)
+    history = finetune(two(ready), validation=held).history
+    line = history["baseline_pearson"].dropna().unique()
+    assert len(line) == 1
+    assert -1 <= line[0] <= 1
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ({"params": {"patience": 2}}, "`params.patience` stops by held-out scores; pass `validation=`"),
+    ({"resume": True}, "`resume=True` needs the `run_dir`"),
+    ({"params": {"weight_domain": 1.0, "domain": "organ"}}, "needs at least two of `domain` 'organ'; there is one"),
+    ({"params": {"balance": 2}}, "`params.balance` must lie between 0 and 1"),
+    ({"params": {"batch_size": 4}, "trainer_kwargs": {"devices": 8}}, "is 4, fewer than the 8 processes"),
+])  # fmt: skip
+def test_options_that_do_not_fit_are_refused(ready, finetune, options, text):
+    with pytest.raises(sl.DataError, match=text):
+        finetune(two(ready), **options)
+
+
+def test_sections_are_balanced_and_told_apart_less(ready, finetune, fast):
+    options = fast | {"balance": 1.0, "weight_domain": 0.5, "domain": "patient"}
+    history = finetune(two(ready), params=options).history
+    assert np.isfinite(history["train_domain"].iloc[-1])
 
 
 def test_random_weights_are_announced(ready, fast):
@@ -204,23 +301,18 @@ def test_own_callbacks_and_numpy_numbers_are_welcome(ready, finetune, fast, tmp_
     assert sl.models.load(tmp_path / "run" / "model", device="cpu").fingerprint == model.fingerprint
 
 
-def test_no_room_for_the_cache_is_said_before_it_is_written(ready, finetune, monkeypatch):
+def test_no_room_for_the_cache_is_said_before_it_is_written(ready, finetune, monkeypatch, tmp_path):
     from sealst._data import store
 
     monkeypatch.setattr(store, "MAX_RAM_BYTES", 0)
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    with pytest.raises(sl.DataError, match=r"crops.npy needs .* GiB free. Name a larger disk with `run_dir=`"):
+    with (
+        pytest.raises(sl.DataError, match=r"crops.npy needs .* GiB free. Name a larger disk with `run_dir=`"),
+        (
+            sl.settings.override(cache_dir=tmp_path)  # where no other test has left tokens
+        ),
+    ):
         finetune(two(ready))
-
-
-def test_one_plain_view_is_never_cached_when_augmentation_is_wanted():
-    from sealst._train._engine import use_trunk_cache
-
-    size = {"n": 100, "n_trunk": 10, "n_tokens": 5, "width": 8}
-    params = sl.tl.TrainParams(epochs=10, views=1)
-    assert not use_trunk_cache(params, **size)
-    assert use_trunk_cache(sl.tl.TrainParams(epochs=10, views=1, augmentation="none"), **size)
-    assert use_trunk_cache(sl.tl.TrainParams(epochs=10, views=4), **size)
 
 
 def test_validation_without_usable_spots_is_refused_before_training(ready, finetune):

@@ -79,6 +79,9 @@ def _hard(x: torch.Tensor) -> torch.Tensor:
     return erase(colour_jitter(stain_jitter(dihedral(x), 0.25), 0.15))
 
 
+#: raised with every change of what a preset does to an image, so that tokens of the old one are not taken for new
+AUGMENTATION_VERSION = 1
+
 #: named presets: none; soft (flips, rotations by 90°, mild colour jitter); stain (flips, rotations by 90°, stains
 #: scaled by up to ±20 % and shifted by up to ±0.02 of optical density); hard (soft, stain scaling and erasing)
 AUGMENTATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

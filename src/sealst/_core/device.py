@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,19 @@ from sealst._validate import check_choice
 
 #: ``"auto"`` is bf16 where the device is fast at it, else full precision
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
+
+
+def processes(devices: Any = 1, num_nodes: int = 1) -> tuple[int, int]:
+    """How many processes train together, and the number of this one among them.
+
+    The launcher's environment counts, else what is asked of Lightning, which starts the others itself.
+    """
+    local = devices if isinstance(devices, int) else len(devices)
+    world = int(os.environ.get("WORLD_SIZE", max(1, local) * num_nodes))
+    if world == 1:
+        return 1, 0
+    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
+    return world, int(ranks[0]) if ranks else 0
 
 
 def resolve_device(name: str | None = None) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from sealst._data.crop_cache import CachedCrops
+from sealst._data.token_store import Tokens
 
 
 class Measured(NamedTuple):
@@ -21,60 +22,69 @@ class Measured(NamedTuple):
     section: np.ndarray
 
 
+class Draw(NamedTuple):
+    """Spots of a batch, and which version of each crop."""
+
+    rows: np.ndarray
+    views: np.ndarray
+
+
 class PairDataset(Dataset[dict[str, Any]]):
-    """Spots as pairs of image and expression.
+    """Spots as pairs of image and expression, fetched a batch at a time.
 
     Parameters
     ----------
     images
-        uint8 crops (n, px, px, 3), in an array or on disk; or float16 tokens (n, views, t, w); or None for expression
-        alone.
+        uint8 crops (n, px, px, 3), in an array or on disk; or tokens (n, views, t, w), in an array or on disk; or None
+        for expression alone.
     expression
         log1p-CP10k that the gene encoder sees and both decoders reconstruct, (n, genes).
-    train
-        Whether to draw a random view; otherwise the first (the crop as it is).
     measured
         Which genes the spots' sections measure; None where all measure all. Batches then have a ``"mask"``, bool
         (batch, genes).
+    extra
+        Further values of every spot, (n, …), by their name in a batch.
     """
 
     def __init__(
         self,
-        images: np.ndarray | CachedCrops | None,
+        images: np.ndarray | CachedCrops | Tokens | None,
         expression: np.ndarray,
         *,
-        train: bool,
         measured: Measured | None = None,
+        extra: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.images, self.expression, self.train = images, expression, train
+        self.images, self.expression, self.extra = images, expression, dict(extra or {})
         self.measured = None if measured is None or measured.table.all() else measured
 
     def __len__(self) -> int:
         return len(self.expression)
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """One batch, fetched at once: a fancy index into the arrays beats collating single items."""
-        rows = np.asarray(indices)
-        batch = {
-            "expression": torch.from_numpy(self.expression[rows]),
-        }
+    @property
+    def caches_tokens(self) -> bool:
+        """Whether images are tokens of the frozen blocks."""
+        return self.images is not None and self.images.dtype != np.uint8
+
+    @property
+    def views(self) -> int:
+        """Versions of each crop."""
+        return self.images.shape[1] if self.images is not None and self.caches_tokens else 1
+
+    def __getitem__(self, draw: Draw) -> dict[str, torch.Tensor]:
+        """One batch: a fancy index into the arrays beats collating single items."""
+        rows = np.asarray(draw.rows)
+        batch = {"expression": torch.from_numpy(self.expression[rows])}
+        batch |= {name: torch.from_numpy(values[rows]) for name, values in self.extra.items()}
         if self.measured is not None:
             batch["mask"] = torch.from_numpy(self.measured.table[self.measured.section[rows]])
         if self.images is not None:
             is_crops = self.images.dtype == np.uint8
-            key: Any = rows if is_crops else (rows, self._views(len(rows)))
+            key: Any = rows if is_crops else (rows, draw.views)
             picked = self.images[key]
-            batch["crops" if is_crops else "tokens"] = torch.from_numpy(np.ascontiguousarray(picked))
+            if not isinstance(picked, torch.Tensor):
+                picked = torch.from_numpy(np.ascontiguousarray(picked))
+            batch["crops" if is_crops else "tokens"] = picked
         return batch
-
-    def _views(self, n: int) -> np.ndarray:
-        count = self.images.shape[1] if self.images is not None else 1
-        if not self.train or count == 1:
-            return np.zeros(n, dtype=int)
-        return torch.randint(0, count, (n,)).numpy()
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.__getitems__([index])
 
 
 def as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -64,10 +64,15 @@ def allocate(shape: tuple[int, ...], dtype: Any, path: Path) -> np.ndarray:
     if size > 0.95 * free:
         raise DataError(
             f"{path.name} needs {size / 2**30:.1f} GiB, but {str(path.parent)!r} has {free / 2**30:.1f} GiB free. Name "
-            "a larger disk with `run_dir=` or `sl.settings.cache_dir`, or ask for fewer `views`."
+            "a larger disk with `run_dir=` or `sl.settings.cache_dir`."
         )
     logger.info("%s: %.1f GiB on disk, in %s", path.name, size / 2**30, path.parent)
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def fits_memory(n: int, px: int) -> bool:
+    """Whether so many crops are kept in memory."""
+    return n * px * px * 3 <= MAX_RAM_BYTES
 
 
 class Rows:
@@ -105,7 +110,7 @@ def gather_crops(
     and is memory-mapped in `folder` otherwise.
     """
     total = sum(len(s.boxes) for s in sources)
-    if total * px * px * 3 > MAX_RAM_BYTES and all(s.cache for s in sources):
+    if not fits_memory(total, px) and all(s.cache for s in sources):
         caches = [open_cache(s, px) for s in sources]
         if all(c is not None for c in caches):
             return CachedCrops([(c, c.slots(s.boxes)) for c, s in zip(caches, sources, strict=True) if c is not None])

@@ -1,20 +1,25 @@
-"""Trunk cache: tokens that enter the first adapted block, computed once per crop and augmented view.
+"""Trunk cache: tokens that enter the first adapted block, made once per crop and augmented view.
 
 With adapters in the last k of L blocks the first L - k never change, so their output is kept (half precision) and only
-the tail is run in training.
+the tail is run in training. Each section is an entry of its own, so that runs on other combinations of sections share
+it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from sealst._data.crop_cache import CachedCrops
-from sealst._data.store import allocate
-from sealst._logging import progress
+from sealst._core.augment import AUGMENTATION_VERSION, AUGMENTATIONS
+from sealst._core.device import seeded
+from sealst._data.store import CropSource, iter_source
+from sealst._data.token_store import Entry, write_entry
 
 
 def to_images(crops: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -25,53 +30,67 @@ def to_images(crops: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
 
 
-def cache_tokens(
-    trunk: Callable[[torch.Tensor], torch.Tensor],
-    crops: np.ndarray | CachedCrops,
-    *,
-    augment: Callable[[torch.Tensor], torch.Tensor],
-    views: int,
-    path: Path,
-    device: torch.device,
-    batch_size: int,
-    show: bool | None = None,
-) -> np.ndarray:
-    """Run the trunk over every crop and view.
+@dataclass(frozen=True)
+class Trunk:
+    """How tokens are made."""
 
-    Parameters
-    ----------
-    trunk
-        Images (b, 3, px, px) in [0, 1] → tokens (b, t, w).
-    crops
-        uint8 (n, px, px, 3).
-    augment
-        Random augmentation of a batch of images, applied to every view but the first.
-    views
-        How many versions of each crop to keep; the first is the crop itself.
-    path
-        Where to put the memory map when the cache is large.
-    device, batch_size
-        Where and in which portions to run.
-    show
-        Progress bar; None follows the settings.
+    #: images (b, 3, px, px) in [0, 1] → tokens (b, t, w)
+    run: Callable[[torch.Tensor], torch.Tensor]
+    #: what decides what `run` returns: weights, number of blocks, how pixels are fed, precision
+    facts: Mapping[str, Any]
+    #: name of the augmentation of every view but the first
+    augmentation: str
+    device: torch.device
+    #: images per call of `run`
+    batch_size: int
+    #: more about the encoder, for readers of an entry
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
-    Returns
-    -------
-    float16 (n, views, t, w).
-    """
-    cache: np.ndarray | None = None
-    with torch.inference_mode(), progress(None, "trunk cache", total=len(crops) * views, show=show) as bar:
-        for view in range(views):
-            for start in range(0, len(crops), batch_size):
-                images = to_images(crops[start : start + batch_size], device)
-                tokens = trunk(images if view == 0 else augment(images))
-                if cache is None:
-                    cache = allocate((len(crops), views, *tokens.shape[1:]), np.float16, path)
-                cache[start : start + len(images), view] = tokens.half().cpu().numpy()
-                bar.update(len(images))
-    if cache is None:
-        raise ValueError("no crops to cache")
-    return cache
+    def entry(self, root: Path, *, digest: str, n: int, px: int, views: int) -> Entry:
+        """Where the tokens of crops with a digest belong."""
+        # One view is the crop itself, whatever the augmentation.
+        varied = f"{self.augmentation}, version {AUGMENTATION_VERSION}" if views > 1 else "none"
+        facts = dict(self.facts) | {"crops": digest, "px": px, "augmentation": varied}
+        return Entry(root, facts, n, views, self.notes)
+
+    def fill(self, entry: Entry, crops: Callable[[], Any], *, bar: Any) -> None:
+        """Write an entry, unless it is there; see `write_entry`."""
+
+        def tokens(block: np.ndarray, view: int, number: int) -> torch.Tensor:
+            with torch.inference_mode():
+                images = to_images(block, self.device)
+                if view:
+                    # The same views whenever and wherever a build went on, and the caller's random state untouched.
+                    name = f"{entry.key} {view} {number}".encode()
+                    with seeded(int.from_bytes(hashlib.sha256(name).digest()[:4], "big")):
+                        images = AUGMENTATIONS[self.augmentation](images)
+                return torch.cat([self.run(part) for part in images.split(self.batch_size)])
+
+        write_entry(entry, crops, tokens, bar=bar)
+
+
+def _digests(crops: np.ndarray) -> np.ndarray:
+    made = [hashlib.blake2b(np.ascontiguousarray(crop).data, digest_size=16).digest() for crop in crops]
+    return np.frombuffer(b"".join(made), dtype=np.uint8).reshape(-1, 16)
+
+
+def crops_digest(parts: Iterable[tuple[Any, np.ndarray]], n: int) -> str:
+    """Digest of crops in their order, given as positions and crops in any order."""
+    found = np.zeros((n, 16), dtype=np.uint8)
+    for positions, crops in parts:
+        found[positions] = _digests(crops)
+    return hashlib.sha256(found.tobytes()).hexdigest()
+
+
+def source_digest(source: CropSource, px: int, *, bar: Any) -> str:
+    """Digest of the crops of a source, which are read for it and not kept."""
+
+    def read() -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        for positions, crops in iter_source(source, px):
+            yield positions, crops
+            bar.update(len(positions))
+
+    return crops_digest(read(), len(source.boxes))
 
 
 def token_bytes(n: int, views: int, n_tokens: int, width: int) -> int:

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,52 +19,13 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from sealst._core.augment import AUGMENTATIONS
-from sealst._data.crop_cache import CachedCrops
+from sealst._core.device import processes
 from sealst._data.dataset import PairDataset, as_is
-from sealst._data.store import CropSource, gather_crops
-from sealst._data.tokens import cache_tokens, token_bytes
 from sealst._errors import DataError
-from sealst._files import write_text
-from sealst._logging import logger, progress
-from sealst._settings import settings
-from sealst._train._module import AlignStage, WarmupStage, _Stage
+from sealst._train._callbacks import Checkpointer, Keeper, Recorder, Restorer
+from sealst._train._module import AlignStage, Stage, WarmupStage, mixed_seed
 from sealst._train._params import TrainParams
-
-#: the trunk cache is chosen automatically up to this size
-_MAX_CACHE_BYTES = 50 * 2**30
-
-
-class _Recorder(L.Callback):
-    """One row per epoch, kept in memory and, atomically, in the run folder; one progress bar over all epochs."""
-
-    def __init__(self, stage: str, rows: list[dict[str, Any]], path: Path | None, show: bool | None) -> None:
-        self.stage, self.rows, self.path, self.show = stage, rows, path, show
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.bar = progress(None, desc=self.stage, total=trainer.max_epochs, show=self.show, unit="epoch")
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        if not np.isfinite(metrics["train_loss"]):
-            raise DataError(
-                f"The loss became {metrics['train_loss']} in epoch {trainer.current_epoch + 1} of stage "
-                f"{self.stage!r}. Lower `params.lr`, or check the expression for extreme values."
-            )
-        self.rows.append(
-            {"stage": self.stage, "epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics}
-        )
-        self.bar.set_postfix({k.removeprefix("train_"): f"{v:.3f}" for k, v in metrics.items()})
-        self.bar.update()
-        if self.path is not None and trainer.is_global_zero:
-            write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False))
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.bar.close()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if hasattr(self, "bar"):
-            self.bar.close()
+from sealst._train._sampler import MAX_SEGMENT_STEPS, InOrder, SegmentSampler
 
 
 @contextmanager
@@ -98,57 +60,35 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def use_trunk_cache(params: TrainParams, *, n: int, n_trunk: int, n_tokens: int, width: int) -> bool:
-    """Whether to train on cached tokens: on request, or when the frozen blocks outweigh their cache."""
-    views = int(params.views or 1)
-    if params.cache == "auto":
-        size = token_bytes(n, views, n_tokens, width)
-        # A cache of the plain crop alone would silently switch augmentation off.
-        varied = views > 1 or params.augmentation == "none"
-        cached = varied and n_trunk > 0 and int(params.epochs or 1) > views and size <= _MAX_CACHE_BYTES
-        logger.info("cache = %s (%.2f GiB for %d views)", "trunk" if cached else "none", size / 2**30, views)
-        return cached
-    if params.cache == "trunk" and n_trunk == 0:
-        raise DataError(
-            "`params.cache='trunk'`, but there is no frozen trunk: every block is adapted, or the encoder is a "
-            "convolutional network. Use 'none'."
-        )
-    return params.cache == "trunk"
+@dataclass(frozen=True)
+class Run:
+    """Where and how stages run, beside their parameters."""
+
+    seed: int = 0
+    #: folder of metrics.csv and checkpoints; None writes nothing
+    folder: Path | None = None
+    #: state of an earlier run to continue
+    state: Mapping[str, Any] | None = None
+    #: arguments of Lightning's Trainer
+    trainer_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    show: bool | None = None
+    #: longest stretch of steps between checkpoints, and least seconds between two of one stage
+    max_steps: int = MAX_SEGMENT_STEPS
+    seconds: float = 60.0
 
 
-def image_inputs(
-    model: Any, sources: list[CropSource], params: TrainParams, *, views: int, folder: Path, cached: bool, show: Any
-) -> np.ndarray | CachedCrops:
-    """Crops of the training (or held-out) spots, or their cached tokens."""
-    crops = gather_crops(sources, model.crop.crop_px, folder, show=show)
-    if not cached:
-        return crops
-    return cache_tokens(
-        lambda images: model.encoder.trunk(images, model.n_trunk),
-        crops,
-        augment=AUGMENTATIONS[params.augmentation],
-        views=views,
-        path=folder / "tokens.npy",
-        device=model.device,
-        batch_size=settings.batch_size,
-        show=show,
-    )
-
-
-def _loader(data: PairDataset, params: TrainParams, device: torch.device) -> DataLoader[Any]:
-    size = min(int(params.batch_size or 1), len(data))
+def _loader(data: PairDataset, sampler: Any, params: TrainParams, device: torch.device) -> DataLoader[Any]:
     return DataLoader(
         data,
-        batch_size=size,
-        shuffle=data.train,
-        # A last batch of a few spots would make batch statistics and the contrastive loss meaningless.
-        drop_last=data.train,
+        # The sampler gives whole batches, so that a fancy index fetches each at once.
+        batch_size=None,
+        sampler=sampler,
         collate_fn=as_is,  # type: ignore[arg-type]
         num_workers=params.num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=params.num_workers > 0,
-        # Scoring held-out spots must not move the random state of the training.
-        generator=None if data.train else torch.Generator(),
+        # Workers must not move the random state of the training.
+        generator=torch.Generator(),
     )
 
 
@@ -158,41 +98,92 @@ def _precision(params: TrainParams, device: torch.device) -> str:
     return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "32-true"
 
 
-def _run(
-    stage: Callable[..., _Stage],
-    name: str,
-    model: Any,
+def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: int, validate: int, callbacks: Any,
+             world: int) -> L.Trainer:  # fmt: skip
+    given = dict(run.trainer_kwargs)
+    own = [device.index] if device.type == "cuda" and device.index is not None else 1
+    devices = given.pop("devices", own)
+    strategy = given.pop("strategy", "auto")
+    if world > 1 and strategy in ("auto", "ddp"):
+        # The warm-up leaves out the encoder, and without the KL term nothing asks for the variance of the code.
+        strategy = "ddp_find_unused_parameters_true"
+    return L.Trainer(
+        **({"logger": False} | {k: v for k, v in given.items() if k != "callbacks"}),
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=devices,
+        strategy=strategy,
+        max_epochs=stretches,
+        precision=_precision(params, device),  # type: ignore[arg-type]
+        gradient_clip_val=params.clip_norm,
+        accumulate_grad_batches=params.accumulate,
+        check_val_every_n_epoch=validate,
+        callbacks=[*callbacks, *given.get("callbacks", ())],
+        # The sampler knows the processes itself.
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+
+
+def _fit(
+    stage: Stage,
     params: TrainParams,
+    run: Run,
     *,
-    lr: float,
-    epochs: int,
+    sampler: SegmentSampler,
+    total: int,
     train: PairDataset,
     held_out: PairDataset | None,
-    recorder: _Recorder,
-    trainer_kwargs: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+    baseline: Mapping[str, float],
+    cache: str,
 ) -> None:
-    device = model.device
-    loader = _loader(train, params, device)
-    steps = max(1, epochs * math.ceil(len(loader) / params.accumulate))
-    options: dict[str, Any] = {
-        "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
-        "devices": [device.index] if device.type == "cuda" and device.index is not None else 1,
-        "max_epochs": epochs,
-        "precision": _precision(params, device),
-        "gradient_clip_val": params.clip_norm,
-        "accumulate_grad_batches": params.accumulate,
-        "callbacks": [recorder, *trainer_kwargs.get("callbacks", ())],
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-    }
-    trainer = L.Trainer(**({k: v for k, v in trainer_kwargs.items() if k != "callbacks"} | options))
-    module = stage(model, params, lr, steps)
-    validation = None if held_out is None else _loader(held_out, params, device)
-    with _interruptible():
-        trainer.fit(module, loader, validation)
+    """Run one stage from where it stands."""
+    model, device = stage.model, stage.model.device
+    state = run.state if run.state is not None and run.state["stage"] == stage.name else None
+    keeper = Keeper(params.monitor, params.patience if held_out is not None else None)
+    if state is not None:
+        sampler.first, stage.done = state["segment"], state["step"]
+        keeper.load(state["keeper"])
+    metrics = None if run.folder is None else run.folder / "metrics.csv"
+    common: dict[str, Any] = {"sampler": sampler, "total": total}
+    callbacks = [
+        Restorer(state),
+        keeper,
+        Recorder(rows, metrics, baseline=baseline, show=run.show, **common),
+        Checkpointer(run.folder, keeper=keeper, rows=rows, seconds=run.seconds, cache=cache, **common),
+    ]
+    stage.first_batch = sampler.first * sampler.steps
+    if sampler.first < total:
+        trainer = _trainer(
+            run, params, device, stretches=total - sampler.first, validate=sampler.segments_per_epoch,
+            callbacks=callbacks, world=sampler.world,
+        )  # fmt: skip
+        validation = None
+        if held_out is not None:
+            size = min(int(params.batch_size or 1), len(held_out))
+            validation = _loader(held_out, InOrder(len(held_out), size), params, device)
+        with _interruptible(), _plain_errors(run):
+            trainer.fit(stage, _loader(train, sampler, params, device), validation)
+    keeper.restore(model)
+
+
+@contextmanager
+def _plain_errors(run: Run) -> Iterator[None]:
+    """Say what a dead worker means."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        mend = "Run the same call with `resume=True`" if run.folder is not None else "Run again"
+        raise DataError(
+            f"A worker process of the loader died ({str(error).partition(chr(10))[0]}); often memory ran out. {mend}, "
+            "with fewer `params.num_workers`."
+        ) from error
 
 
 def run_stages(
@@ -201,30 +192,55 @@ def run_stages(
     *,
     train: PairDataset,
     held_out: PairDataset | None,
-    metrics_path: Path | None,
-    trainer_kwargs: Mapping[str, Any],
-    show: bool | None,
+    run: Run,
+    warmup: PairDataset | None = None,
+    weights: np.ndarray | None = None,
+    baseline: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
-    """Warm up the gene autoencoder, then align; returns one row per epoch."""
-    rows: list[dict[str, Any]] = []
+    """Warm up the gene autoencoder, then align; returns one row per epoch (or part of a long one).
+
+    `warmup` is expression for the first stage (default that of `train`), `weights` the probability of each training
+    spot to be drawn, `baseline` held-out scores of the frozen encoder for the log.
+    """
+    rows: list[dict[str, Any]] = list(run.state["rows"]) if run.state is not None else []
     device = model.device
+    world, rank = processes(run.trainer_kwargs.get("devices", 1), run.trainer_kwargs.get("num_nodes", 1))
+    if run.state is not None:
+        model.load_trained(run.state["model"])
 
-    def recorder(stage: str) -> _Recorder:
-        return _Recorder(stage, rows, metrics_path, show)
+    cache = "trunk" if train.caches_tokens else "none"
 
-    common: dict[str, Any] = {"trainer_kwargs": trainer_kwargs}
+    def sampler(data: PairDataset, name: str, probability: np.ndarray | None) -> SegmentSampler:
+        size = _batch_size(params, len(data), world)
+        return SegmentSampler(
+            len(data), batch_size=size, views=data.views, seed=mixed_seed(run.seed, name), weights=probability,
+            max_steps=run.max_steps, rank=rank, world=world,
+        )  # fmt: skip
+
+    def fit(make: Callable[..., Stage], data: PairDataset, lr: float, epochs: int, **options: Any) -> None:
+        drawn = sampler(data, make.__name__, options.pop("weights", None))
+        total = epochs * drawn.segments_per_epoch
+        steps = max(1, total * math.ceil(drawn.steps / params.accumulate))
+        stage = make(model, params, lr, steps, run.seed, **options.pop("stage", {}))
+        _fit(stage, params, run, sampler=drawn, total=total, train=data, rows=rows, cache=cache, **options)
+
     with _quiet_lightning():
         model.train()
-        if params.warmup_epochs:
-            alone = PairDataset(None, train.expression, train=True, measured=train.measured)
-            _run(
-                WarmupStage, "warmup", model, params, lr=params.warmup_lr, epochs=params.warmup_epochs,
-                train=alone, held_out=None, recorder=recorder("warmup"), **common,
-            )  # fmt: skip
-        _run(
-            AlignStage, "align", model, params, lr=float(params.lr or 0), epochs=int(params.epochs or 0),
-            train=train, held_out=held_out, recorder=recorder("align"), **common,
+        if params.warmup_epochs and (run.state is None or run.state["stage"] == WarmupStage.name):
+            alone = warmup or PairDataset(None, train.expression, measured=train.measured)
+            fit(WarmupStage, alone, params.warmup_lr, params.warmup_epochs, held_out=None, baseline={})
+        domains = {"n_domains": int(train.extra["domain"].max()) + 1} if "domain" in train.extra else {}
+        fit(
+            AlignStage, train, float(params.lr or 0), int(params.epochs or 0), weights=weights, held_out=held_out,
+            baseline=baseline or {}, stage=domains,
         )  # fmt: skip
     model.to(device).eval()
-    logger.debug("trained for %d epochs", len(rows))
     return pd.DataFrame(rows)
+
+
+def _batch_size(params: TrainParams, n: int, world: int) -> int:
+    """Spots per step over all processes, the same number in each."""
+    size = min(int(params.batch_size or 1), n)
+    if size // world < 1:
+        raise DataError(f"`params.batch_size` is {size}, fewer than the {world} processes that share it.")
+    return size // world * world

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -12,9 +13,12 @@ import lightning as L
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sealst._core.augment import AUGMENTATIONS
-from sealst._core.losses import CONTRASTIVE, RECONSTRUCTION, kl_with_flows
+from sealst._core.domain import reverse_gradient
+from sealst._core.losses import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION, kl_with_flows, mse
+from sealst._core.masking import add_noise, mask_genes
 from sealst._core.metrics import gene_pearson, recall_at_k, retrieval_ranks
 from sealst._train._params import TrainParams
 
@@ -29,6 +33,10 @@ class Alignable(Protocol):
     image_head: Any
     dim: int
     n_trunk: int
+    device: torch.device
+    panel: Any
+    panel_mean: torch.Tensor
+    panel_std: torch.Tensor
 
     def standardise(self, x: torch.Tensor) -> torch.Tensor:
         """log1p-CP10k → z-scores."""
@@ -36,6 +44,10 @@ class Alignable(Protocol):
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """All parameters."""
+        ...
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """Everything that training changes."""
         ...
 
     def rates(self) -> Mapping[str, float]:
@@ -52,17 +64,30 @@ def _cosine(warm: int, total: int) -> Callable[[int], float]:
     return factor
 
 
-class _Stage(L.LightningModule, ABC):
+class Stage(L.LightningModule, ABC):
     """Optimiser, schedule and logging that both stages share."""
 
-    def __init__(self, model: Alignable, params: TrainParams, lr: float, total_steps: int) -> None:
+    #: its name in the log
+    name: str
+
+    def __init__(self, model: Alignable, params: TrainParams, lr: float, total_steps: int, seed: int = 0) -> None:
         super().__init__()
-        self.model, self.params, self.lr, self.total_steps = model, params, lr, total_steps
-        self.reconstruct = RECONSTRUCTION[params.reconstruction]
+        self.model, self.params, self.lr, self.total_steps, self.seed = model, params, lr, total_steps, seed
+        self.reconstruct = (RECONSTRUCTION | COUNT_RECONSTRUCTION)[params.reconstruction]
+        #: dispersion of every gene, where the loss is a likelihood of counts
+        self.log_theta = None
+        if params.reconstruction in COUNT_RECONSTRUCTION:
+            self.log_theta = nn.Parameter(torch.zeros(len(model.panel)))
+        #: steps and batches of an earlier run that this one continues
+        self.done = self.first_batch = 0
 
     @abstractmethod
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Parameters of this stage, under the model's names."""
+        """Parameters of this stage, by name."""
+
+    def own(self) -> dict[str, nn.Parameter]:
+        """Parameters of the losses, which no model keeps."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("model.")}
 
     def configure_optimizers(self) -> Any:
         """AdamW; biases, norms and flow vectors are not decayed; cosine schedule after a short linear rise."""
@@ -78,84 +103,132 @@ class _Stage(L.LightningModule, ABC):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(warm, self.total_steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Draw the randomness of a step from its number, so that a run that goes on repeats the one that stopped."""
+        number = self.first_batch + self.trainer.fit_loop.total_batch_idx
+        torch.manual_seed(mixed_seed(self.seed, self.name, number, self.global_rank))
+
     def gene_terms(self, batch: Batch) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
         """Code, standardised target and the gene side's loss terms."""
         target = self.model.standardise(batch["expression"])
-        code = self.model.gene_vae(target, sample=self.params.kl)
-        terms = {"gene": self.reconstruction(self.model.gene_vae.decode(code.z), target, batch)}
+        shown, hidden = self._corrupted(target)
+        code = self.model.gene_vae(shown, sample=self.params.kl)
+        decoded = self.model.gene_vae.decode(code.z)
+        terms = {"gene": self.reconstruction(decoded, target, batch)}
+        if hidden is not None:
+            asked = hidden if "mask" not in batch else hidden & batch["mask"]
+            terms["masked"] = self.params.reconstruction_scale * mse(decoded, target, asked)
         if self.params.kl:
             terms["kl"] = kl_with_flows(code.mu, code.logvar, code.log_det) / self.model.dim
         return code, target, terms
 
+    def _corrupted(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the gene encoder sees in training, and which genes were hidden from it."""
+        shown = add_noise(target, self.params.noise) if self.params.noise else target
+        return mask_genes(shown, self.params.mask_genes) if self.params.mask_genes else (shown, None)
+
     def reconstruction(self, predicted: torch.Tensor, target: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Scaled loss of predicted expression, over the genes that each spot's section measures."""
-        return self.params.reconstruction_scale * self.reconstruct(predicted, target, batch.get("mask"))
+        mask = batch.get("mask")
+        if self.log_theta is None:
+            return self.params.reconstruction_scale * self.reconstruct(predicted, target, mask)
+        library, total = batch["library"].clamp(min=1), self.model.panel.target_sum
+        counts = torch.expm1(batch["expression"]) * library[:, None] / total
+        expected = predicted * self.model.panel_std + self.model.panel_mean
+        return self.params.reconstruction_scale * self.reconstruct(
+            expected, counts, mask, library=library, log_theta=self.log_theta, target_sum=total
+        )
+
+    def joined(self, batch: Batch) -> Batch:
+        """The batch over all devices, with gradient where there is one; pictures stay where they are."""
+        kept = {name: values for name, values in batch.items() if name not in ("crops", "tokens")}
+        if self.trainer.world_size == 1:
+            return kept
+        out = {}
+        for name, values in kept.items():
+            # Not every backend sends truth values.
+            sent = values.byte() if values.dtype == torch.bool else values
+            gathered: Any = self.all_gather(sent, sync_grads=values.requires_grad)
+            out[name] = gathered.flatten(0, 1).to(values.dtype)
+        return out
 
     def report(self, terms: dict[str, torch.Tensor], n: int) -> torch.Tensor:
         """Log the terms and their weighted sum."""
-        weights = {
-            "contrast": self.params.weight_contrast,
-            "gene": self.params.weight_gene,
-            "image": self.params.weight_image,
-        }
-        loss = torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
+        weights = {name: getattr(self.params, f"weight_{name}", 1.0) for name in terms}
+        loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         for name, value in {"loss": loss, **terms}.items():
             self.log(f"train_{name}", value.detach(), on_step=False, on_epoch=True, batch_size=n)
         return loss
 
 
-class WarmupStage(_Stage):
+class WarmupStage(Stage):
     """Train the gene autoencoder alone."""
+
+    name = "warmup"
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters of the gene autoencoder."""
-        return {f"gene_vae.{name}": p for name, p in self.model.gene_vae.named_parameters()}
+        return {f"gene_vae.{name}": p for name, p in self.model.gene_vae.named_parameters()} | self.own()
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
         """Reconstruction of expression from its code."""
+        batch = self.joined(batch)
         return self.report(self.gene_terms(batch)[2], len(batch["expression"]))
 
 
-class AlignStage(_Stage):
+class AlignStage(Stage):
     """Train adapter, gene autoencoder and image head together."""
 
-    def __init__(self, model: Alignable, params: TrainParams, lr: float, total_steps: int) -> None:
-        super().__init__(model, params, lr, total_steps)
+    name = "align"
+
+    def __init__(
+        self, model: Alignable, params: TrainParams, lr: float, total_steps: int, seed: int = 0, n_domains: int = 0
+    ) -> None:
+        super().__init__(model, params, lr, total_steps, seed)
         self.contrast = CONTRASTIVE[params.contrastive]
         self.augment = AUGMENTATIONS[params.augmentation]
+        self.discriminator = Discriminator(model.dim, n_domains) if params.weight_domain else None
+        self._tail: Any = torch.compile(self._embed) if params.compile else self._embed
         self._held_out: list[tuple[np.ndarray, ...]] = []
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Everything that is not frozen."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad} | self.own()
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """Image embeddings of a batch of cached tokens or of crops."""
-        encoder, n_trunk = self.model.encoder, self.model.n_trunk
         if "tokens" in batch:
-            tokens = batch["tokens"]
-            return encoder.tail(
-                tokens.float() if not torch.is_autocast_enabled(tokens.device.type) else tokens, n_trunk
-            )
-        images = batch["crops"].permute(0, 3, 1, 2).float() / 255
-        return encoder(self.augment(images) if self.training else images)
+            inputs = batch["tokens"]
+        else:
+            inputs = batch["crops"].permute(0, 3, 1, 2).float() / 255
+            inputs = self.augment(inputs) if self.training else inputs
+        size = self.params.chunk_size or len(inputs)
+        if len(inputs) <= size or not torch.is_grad_enabled():
+            return self._tail(inputs)
+        # Activations of one chunk at a time: they are thrown away, and computed again on the way back.
+        parts = [checkpoint(self._tail, part, use_reentrant=False) for part in inputs.split(size)]
+        return torch.cat(parts)
+
+    def _embed(self, inputs: torch.Tensor) -> torch.Tensor:
+        encoder = self.model.encoder
+        if inputs.shape[1] == 3 and inputs.ndim == 4:
+            return encoder(inputs)
+        half = torch.is_autocast_enabled(inputs.device.type)
+        return encoder.tail(inputs if half else inputs.float(), self.model.n_trunk)
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
         """Contrastive alignment plus reconstruction of expression from both sides."""
-        image = self.embed(batch)
+        # All devices see the joint batch from here on: losses with statistics over the batch, and the batch
+        # normalisation of the gene encoder, are those of one device with all of it.
+        batch = self.joined(batch | {"image": self.embed(batch)})
+        image = batch["image"]
         code, target, terms = self.gene_terms(batch)
         terms["image"] = self.reconstruction(self.model.image_head(image), target, batch)
-        both = self.joint(image, code.z)
-        terms["contrast"] = self.contrast(*both, temperature=self.params.temperature)
+        terms["contrast"] = self.contrast(image, code.z, temperature=self.params.temperature)
+        if self.discriminator is not None:
+            guess = self.discriminator(reverse_gradient(image))
+            terms["domain"] = nn.functional.cross_entropy(guess.float(), batch["domain"])
         return self.report(terms, len(target))
-
-    def joint(self, image: torch.Tensor, gene: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings of the batch over all devices, with gradient."""
-        if self.trainer.world_size == 1:
-            return image, gene
-        gathered: Any = self.all_gather(torch.stack([image.float(), gene.float()]), sync_grads=True)
-        joined = gathered.transpose(0, 1).flatten(1, 2)
-        return joined[0], joined[1]
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Collect embeddings and predictions of held-out spots."""
@@ -178,3 +251,15 @@ class AlignStage(_Stage):
         ranks = retrieval_ranks(image, gene, np.arange(len(image)))
         self.log("val_pearson", float(np.nanmean(pearson)) if np.isfinite(pearson).any() else float("nan"))
         self.log("val_recall@10", float(recall_at_k(ranks, (10,), len(gene))["R@10"]))
+
+
+class Discriminator(nn.Sequential):
+    """Guesses where an embedding comes from (Ganin & Lempitsky 2015)."""
+
+    def __init__(self, dim: int, n_domains: int) -> None:
+        super().__init__(nn.LayerNorm(dim), nn.Linear(dim, 256), nn.ReLU(), nn.Linear(256, n_domains))
+
+
+def mixed_seed(*parts: Any) -> int:
+    """A seed from several facts."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

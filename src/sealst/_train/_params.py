@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from sealst._core.augment import AUGMENTATIONS
-from sealst._core.losses import CONTRASTIVE, RECONSTRUCTION
+from sealst._core.losses import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION
 from sealst._keys import Keys
-from sealst._validate import check_choice, check_positive
+from sealst._validate import check_choice, check_fraction, check_positive, from_yaml, resolve_params
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class TrainParams:
     epochs: int | None = None
     #: passes of the gene autoencoder alone, before alignment
     warmup_epochs: int | None = None
-    #: spots per step; also the pool of the contrastive loss
+    #: spots per step, over all devices; also the pool of the contrastive loss
     batch_size: int | None = None
     #: peak learning rate of the alignment stage (AdamW, cosine schedule)
     lr: float | None = None
@@ -32,12 +34,14 @@ class TrainParams:
     #: eosin varied separately, after Tellez et al. 2018, for sections of several laboratories or scanners); ``"hard"``
     #: (all of these and erasing)
     augmentation: str = "soft"
-    #: ``"trunk"`` caches the frozen blocks' output, ``"none"`` runs the whole encoder each step, ``"auto"`` chooses
+    #: ``"trunk"`` caches the frozen blocks' output below ``settings.cache_dir``, where later runs find it (see
+    #: `sealst.tl.clear_cache`); ``"none"`` runs the whole encoder each step; ``"auto"`` chooses by disk, epochs and
+    #: the number of adapted blocks
     cache: str = "auto"
     #: ``"clip"``, ``"soft_clip"`` or ``"siglip"``
     contrastive: str = "clip"
     temperature: float = 0.05
-    #: name of a reconstruction loss
+    #: name of a reconstruction loss; ``"nb"`` is the likelihood of the counts
     reconstruction: str = "barlow_std_mse"
     #: scale of both reconstruction losses
     reconstruction_scale: float = 0.1
@@ -48,6 +52,26 @@ class TrainParams:
     kl: bool = False
     #: layer the gene encoder sees and both decoders reconstruct
     layer: str = Keys.CONTEXT
+    #: share of genes hidden from the gene encoder in training, and deviation of the noise added to its input (both in
+    #: standardised units; masked and denoising autoencoding)
+    mask_genes: float = 0.0
+    noise: float = 0.0
+    #: weight of the loss on hidden genes alone
+    weight_masked: float = 1.0
+    #: 0 draws every spot once per epoch, 1 gives every section the same share; between, a compromise
+    balance: float = 0.0
+    #: weight of a discriminator that must not tell `domain` from image embeddings (gradient reversal); 0 is none
+    weight_domain: float = 0.0
+    #: ``"section"``, ``"patient"`` or ``"organ"``
+    domain: str = "section"
+    #: epochs without a better held-out `monitor` after which training stops, with the best weights; None trains on
+    patience: int | None = None
+    #: ``"pearson"`` or ``"recall@10"``
+    monitor: str = "pearson"
+    #: crops per forward pass where a batch does not fit into memory; same gradients, one more forward pass
+    chunk_size: int | None = None
+    #: whether to compile the trained part of the encoder with `torch.compile`
+    compile: bool = False
     #: largest norm of the gradient
     clip_norm: float = 1.0
     #: Lightning's precision, e.g. ``"bf16-mixed"``; ``"auto"`` takes bf16 on GPUs that have it
@@ -58,17 +82,26 @@ class TrainParams:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "views"):
+        for name in ("epochs", "batch_size", "lr", "views", "patience", "chunk_size"):
             if getattr(self, name) is not None:
                 check_positive(f"params.{name}", getattr(self, name))
         for name in ("temperature", "reconstruction_scale", "warmup_lr", "clip_norm", "accumulate"):
             check_positive(f"params.{name}", getattr(self, name))
+        for name in ("mask_genes", "balance"):
+            check_fraction(f"params.{name}", getattr(self, name))
+        check_choice("params.domain", self.domain, ("section", "patient", "organ"))
+        check_choice("params.monitor", self.monitor, ("pearson", "recall@10"))
         check_choice("params.augmentation", self.augmentation, sorted(AUGMENTATIONS))
         check_choice("params.cache", self.cache, ("auto", "trunk", "none"))
         check_choice("params.contrastive", self.contrastive, sorted(CONTRASTIVE))
-        check_choice("params.reconstruction", self.reconstruction, sorted(RECONSTRUCTION))
+        check_choice("params.reconstruction", self.reconstruction, sorted(RECONSTRUCTION | COUNT_RECONSTRUCTION))
         check_choice("params.layer", self.layer, (Keys.CONTEXT, Keys.LOGNORM))
 
     def filled(self, **values: Any) -> TrainParams:
         """Copy with the fields that are None taken from `values`."""
         return replace(self, **{k: v for k, v in values.items() if getattr(self, k) is None})
+
+
+def train_params(given: TrainParams | Mapping[str, Any] | str | Path | None) -> TrainParams:
+    """Parameters from themselves, from their fields, or from a YAML file with them."""
+    return resolve_params(TrainParams, from_yaml(given), name="params")

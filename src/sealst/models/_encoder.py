@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sealst._errors import DataError, OrderError
 from sealst._validate import check_positive
-from sealst.models._spec import EncoderSpec
+from sealst.models._spec import TRUNK_FEEDING, EncoderSpec
 
 if TYPE_CHECKING:
     from sealst.models._image_model import ImageModel
@@ -170,6 +170,15 @@ class Encoder(nn.Module):
         own = {k.replace(".base_layer", ""): v for k, v in self.vit.state_dict().items() if "lora_" not in k}
         return own | self.originals
 
+    def trunk_facts(self, n_blocks: int) -> dict[str, Any]:
+        """What decides the tokens after the first `n_blocks` blocks, as JSON values; the rest may differ.
+
+        A digest of the weights up to there, and the facts that change what they make of an image.
+        """
+        used = {k: v for k, v in self.vit.state_dict().items() if not _is_above(k, n_blocks)}
+        spec = self.spec.to_dict()
+        return {"weights": weights_hash(used), "n_trunk": n_blocks} | {name: spec[name] for name in TRUNK_FEEDING}
+
     def plain(self) -> Any:
         """A copy of the timm module without adapter, on the CPU; holds trained weights where they have no copy."""
         copied = copy.deepcopy(self.backbone).cpu()
@@ -216,6 +225,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+
+
+def _is_above(name: str, n_blocks: int) -> bool:
+    """Whether a parameter of a vision transformer comes after its first blocks."""
+    first, _, rest = name.partition(".")
+    if first == "blocks":
+        return int(rest.partition(".")[0]) >= n_blocks
+    return first in ("norm", "fc_norm", "head", "attn_pool")
 
 
 def weights_hash(state: Mapping[str, torch.Tensor]) -> str:

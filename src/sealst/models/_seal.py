@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,6 +107,13 @@ class SealModel(nn.Module):
         """Adapter, gene autoencoder and head: everything training changes."""
         own = {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
         return own | {f"encoder.{k}": v for k, v in self.encoder.adapted_state().items()}
+
+    def load_trained(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Fill what training changes, in place."""
+        own = self.trained_state()
+        with torch.no_grad():
+            for name, tensor in state.items():
+                own[name].copy_(tensor)
 
     def rates(self) -> dict[str, float]:
         """Learning rates of parameters relative to that of the run, where they are not 1."""

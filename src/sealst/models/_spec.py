@@ -16,6 +16,9 @@ _FETCHING = ("pretrained", "checkpoint", "cache_dir", "weights")
 #: facts that change what a model computes from a crop; all others may be corrected without making it another model
 FEEDING = ("arch", "pool", "dim", "n_blocks", "n_prefix", "patch_px", "mean", "std")
 
+#: those of them, and of the architecture's details, that change the tokens of the first blocks
+TRUNK_FEEDING = ("arch", "n_prefix", "patch_px", "mean", "std", "model_args")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:

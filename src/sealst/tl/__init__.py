@@ -1,6 +1,7 @@
 """Train, embed, predict, retrieve, evaluate."""
 
 from sealst._train._params import TrainParams
+from sealst.tl._cache import clear_cache
 from sealst.tl._embed import embed
 from sealst.tl._evaluate import evaluate
 from sealst.tl._finetune import finetune
@@ -8,4 +9,4 @@ from sealst.tl._pathways import pathways
 from sealst.tl._predict import predict
 from sealst.tl._retrieve import retrieve
 
-__all__ = ["TrainParams", "embed", "evaluate", "finetune", "pathways", "predict", "retrieve"]
+__all__ = ["TrainParams", "clear_cache", "embed", "evaluate", "finetune", "pathways", "predict", "retrieve"]

@@ -5,49 +5,40 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
-from sealst._core.device import resolve_device, seeded
+from sealst._core.device import processes, resolve_device, seeded
+from sealst._core.domain import balanced_weights
 from sealst._core.panel import GenePanel
-from sealst._data.dataset import Measured, PairDataset
-from sealst._data.store import CropSource, Rows
-from sealst._errors import DataError, PanelError, SealstError
+from sealst._data.dataset import PairDataset
+from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._settings import settings
-from sealst._train._engine import image_inputs, run_stages, use_trunk_cache
-from sealst._train._params import TrainParams
+from sealst._train._engine import Run, run_stages
+from sealst._train._inputs import Wanted, image_inputs
+from sealst._train._params import TrainParams, train_params
 from sealst._train._recipe import choose
+from sealst._train._support import frozen_baseline, joined_expression
 from sealst._validate import listed, resolve_params
 from sealst._version import __version__
-from sealst.models import CropSpec, Encoder, GeneVAEParams, SealModel, build_encoder
+from sealst.models import CropSpec, Encoder, GeneVAEParams, SealModel, build_encoder, load
 from sealst.models._adapter import Adapter, counts_blocks, resolve_adapter
 from sealst.pp import check_split, select_genes
 from sealst.tl._inputs import as_sections, crop_spec
+from sealst.tl._pairs import Pairs, extras_of, gather_pairs, more_expression
+from sealst.tl._run_folder import MODEL, SCRATCH, begin, facts_of, finish, is_finished, open_run
 
 #: fewer spots than this cannot be split into batches
 _MIN_SPOTS = 16
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Crops to read and the expression that belongs to them, in one order."""
-
-    sources: list[CropSource]
-    expression: np.ndarray
-    measured: Measured
-    #: for what does not fit into memory
-    folder: Path
-
-    def __len__(self) -> int:
-        return len(self.expression)
 
 
 def finetune(
@@ -63,8 +54,10 @@ def finetune(
     allow_shared_patients: bool = False,
     adapter: Adapter | Mapping[str, Any] | str = "lora",
     gene_vae: GeneVAEParams | Mapping[str, Any] | None = None,
-    params: TrainParams | Mapping[str, Any] | None = None,
+    params: TrainParams | Mapping[str, Any] | str | Path | None = None,
+    warmup: AnnData | Sequence[AnnData] | None = None,
     run_dir: str | Path | None = None,
+    resume: bool = False,
     seed: int | None = None,
     device: str | None = None,
     progress: bool | None = None,
@@ -109,10 +102,18 @@ def finetune(
     gene_vae
         `sealst.models.GeneVAEParams` or a mapping of its fields.
     params
-        `TrainParams` or a mapping of its fields, such as ``{"epochs": 5, "lr": 1e-3}``.
+        `TrainParams`, a mapping of its fields such as ``{"epochs": 5, "lr": 1e-3}``, or a YAML file with them.
+    warmup
+        Expression without images (AnnData after `sealst.pp.normalize`) that the warm-up of the gene autoencoder sees
+        beside the sections' own; needs ``params.warmup_epochs``. Its ``context`` layer is used where the training uses
+        it and it has one, else ``lognorm``.
     run_dir
-        Folder for ``metrics.csv``, ``training.png`` and ``model/``; must not hold an earlier run. By default nothing is
-        written.
+        Folder for ``run.json`` (what was asked, versions), ``metrics.csv``, a checkpoint while training runs,
+        ``training.png`` and ``model/``. By default nothing is written.
+    resume
+        Whether to go on with the run that `run_dir` holds: from its last checkpoint (to the same weights as without the
+        interruption, on the same kind of machine), or by returning its model where it is finished. Without an earlier
+        run it starts one, so a pipeline may always say so. Another run in the folder is refused.
     seed
         Seed of everything random; default ``settings.seed``.
     device
@@ -122,7 +123,7 @@ def finetune(
     table_key
         Table of each section.
     trainer_kwargs
-        Passed on to `lightning.Trainer`, e.g. ``{"max_time": "00:01:00:00"}``.
+        Passed on to `lightning.Trainer`: ``{"devices": 4, "strategy": "ddp"}``, ``{"num_nodes": 2}``, a ``logger``, …
 
     Returns
     -------
@@ -149,34 +150,63 @@ def finetune(
     held: Sequence[SpatialData] = [] if validation is None else as_sections(validation, "validation")
     if held and not allow_shared_patients:
         check_split(train, held, table_key=table_key)
-    params = resolve_params(TrainParams, params, name="params")
+    params = train_params(params)
     gene_vae = resolve_params(GeneVAEParams, gene_vae, name="gene_vae")
+    options = dict(trainer_kwargs or {})
+    _check_options(params, warmup, held, options, resume and run_dir is None)
     spec = _shared_crop_spec(train, held, crop_um, table_key)
     target_device = resolve_device(device)
     seed = settings.seed if seed is None else int(seed)
-    folder = None if run_dir is None else _new_run_folder(Path(run_dir))
+    first = processes(options.get("devices", 1), options.get("num_nodes", 1))[1] == 0
+    folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, first=first)
 
-    _check_trainer_kwargs(trainer_kwargs or {})
     base = _base_encoder(encoder, pretrained, pool, seed)
     panel = _panel(train, panel, n_genes, params.layer, table_key)
     with ExitStack() as stack:
         work = _scratch(stack, folder)
-        pairs = _pairs(train, panel, spec, table_key, work / "train")
-        if len(pairs) < _MIN_SPOTS:
-            raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
+        pairs, others = _all_pairs(train, held, panel, spec=spec, table_key=table_key, work=work)
         params, adapter = _recipe(params, adapter, len(pairs), base)
         provenance = _provenance(train, held, pairs, params, seed, table_key)
         stack.enter_context(seeded(seed))
         model = SealModel(base, panel, crop=spec, adapter=adapter, gene_vae=gene_vae).to(target_device)
-        others = _pairs(held, panel, spec, table_key, work / "held_out") if held else None
-        if others is not None and len(others) < 2:
-            raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
-        _train(model, params, pairs, others, metrics=folder and folder / "metrics.csv", show=progress,
-               trainer_kwargs=trainer_kwargs or {})  # fmt: skip
+        extra = more_expression(warmup, panel, params)
+        state = None
+        if folder is not None:
+            expression = [part.expression for part in (pairs, others, extra) if part is not None]
+            facts = facts_of(model, params, seed=seed, expression=expression, provenance=provenance)
+            state = begin(folder, facts, first=first)
+            if is_finished(folder):
+                logger.info("the run in %s is finished; its model is returned", folder)
+                return load(folder / MODEL, device=device)
+        # What lies on disk decides between the ways to read crops; the choice of the first start stands.
+        params = params if state is None else replace(params, cache=state["cache"])
+        run = Run(seed=seed, folder=folder, state=state, trainer_kwargs=options, show=progress)
+        _train(model, params, pairs, others, run, extra=extra)
     model.provenance = provenance
-    if folder is not None:
-        _finish_run(model, folder)
+    if folder is not None and first:
+        finish(model, folder)
     return model
+
+
+def _all_pairs(
+    train: Sequence[SpatialData],
+    held: Sequence[SpatialData],
+    panel: GenePanel,
+    *,
+    spec: CropSpec,
+    table_key: str,
+    work: Path,
+) -> tuple[Pairs, Pairs | None]:
+    """Pairs to train on and to score."""
+    pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train")
+    if len(pairs) < _MIN_SPOTS:
+        raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
+    if not held:
+        return pairs, None
+    others = gather_pairs(held, panel, spec, table_key=table_key, folder=work / "held_out")
+    if len(others) < 2:
+        raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
+    return pairs, others
 
 
 def _base_encoder(encoder: str, pretrained: bool, pool: str | None, seed: int) -> Encoder:
@@ -187,18 +217,26 @@ def _base_encoder(encoder: str, pretrained: bool, pool: str | None, seed: int) -
 
 
 def _scratch(stack: ExitStack, run_folder: Path | None) -> Path:
-    """Folder for what does not fit into memory (crops, tokens, expression); removed after training."""
+    """Folder for what does not fit into memory (crops, expression); removed after training."""
     parent = settings.cache_dir if run_folder is None else run_folder
     parent.mkdir(parents=True, exist_ok=True)
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".cache-", dir=parent)))
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent)))
 
 
-def _check_trainer_kwargs(options: Mapping[str, Any]) -> None:
-    if refused := sorted(set(options) & {"max_epochs", "devices", "num_nodes", "strategy", "accelerator"}):
+def _check_options(
+    params: TrainParams, warmup: Any, held: Sequence[SpatialData], options: Mapping[str, Any], nowhere: bool
+) -> None:
+    if refused := sorted(set(options) & {"max_epochs", "accelerator"}):
         raise DataError(
-            f"`trainer_kwargs` must not hold {listed(refused)}: epochs are `params.epochs`, and training runs on the "
-            "one device that `device=` names."
+            f"`trainer_kwargs` must not hold {listed(refused)}: epochs are `params.epochs`, and `device=` names "
+            "the kind of device."
         )
+    if nowhere:
+        raise DataError("`resume=True` needs the `run_dir` of the run to go on with.")
+    if params.patience is not None and not held:
+        raise DataError("`params.patience` stops by held-out scores; pass `validation=` sections, or leave it out.")
+    if warmup is not None and not params.warmup_epochs:
+        raise DataError("`warmup` is expression for the warm-up stage; say how long with `params.warmup_epochs`.")
 
 
 def _shared_crop_spec(
@@ -217,13 +255,6 @@ def _shared_crop_spec(
     return specs[0]
 
 
-def _new_run_folder(path: Path) -> Path:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DataError(f"`run_dir` {str(path)!r} exists and is not empty; name a new folder.")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
 def _panel(train: Sequence[SpatialData], panel: GenePanel | None, n: int, layer: str, table_key: str) -> GenePanel:
     if panel is None:
         return select_genes(train, n, layer=layer, table_key=table_key)
@@ -233,30 +264,6 @@ def _panel(train: Sequence[SpatialData], panel: GenePanel | None, n: int, layer:
             f"with `sl.pp.select_genes(sections, layer={layer!r})`."
         )
     return panel
-
-
-def _pairs(sections: Sequence[SpatialData], panel: GenePanel, spec: CropSpec, table_key: str, folder: Path) -> _Pairs:
-    folder.mkdir()
-    expression = Rows(folder / "expression.f32")
-    sources, measured = [], []
-
-    def gather(sdata: SpatialData) -> None:
-        table = _section.get_table(sdata, table_key)
-        for region in _section.regions_of(table):
-            rows, source = _section.crop_source(sdata, table, region, spec.crop_um)
-            sources.append(source)
-            expression.add(_section.expression(table, panel, rows, masked=True))
-            measured.append(panel.measured(table.var_names))
-            if not measured[-1].all():
-                logger.info(
-                    "Section %r measures %d of the panel's %d genes; its spots do not count for the others.",
-                    region.section, measured[-1].sum(), len(panel),
-                )  # fmt: skip
-
-    for _ in map(gather, sections):
-        pass
-    section = np.repeat(np.arange(len(sources)), [len(source.boxes) for source in sources])
-    return _Pairs(sources, expression.finished(), Measured(np.array(measured), section), folder)
 
 
 def _recipe(
@@ -277,40 +284,32 @@ def _recipe(
 
 
 def _train(
-    model: SealModel,
-    params: TrainParams,
-    pairs: _Pairs,
-    held: _Pairs | None,
-    *,
-    metrics: Path | None,
-    show: bool | None,
-    trainer_kwargs: Mapping[str, Any],
+    model: SealModel, params: TrainParams, pairs: Pairs, held: Pairs | None, run: Run, *, extra: PairDataset | None
 ) -> None:
-    spec = model.encoder.spec
-    n_tokens = (model.crop.crop_px // spec.patch_px) ** 2 + spec.n_prefix
-    width = spec.width
-    cached = use_trunk_cache(params, n=len(pairs), n_trunk=model.n_trunk, n_tokens=n_tokens, width=width)
-    common: dict[str, Any] = {"cached": cached, "show": show}
-    images = image_inputs(model, pairs.sources, params, views=int(params.views or 1), folder=pairs.folder, **common)
-    held_out = None
+    parts = [Wanted(pairs.sources, True, pairs.folder)]
     if held is not None:
-        seen = image_inputs(model, held.sources, params, views=1, folder=held.folder, **common)
-        held_out = PairDataset(seen, held.expression, train=False, measured=held.measured)
+        parts.append(Wanted(held.sources, False, held.folder))
+    images, *seen = image_inputs(model, parts, params, show=run.show)
+    train = PairDataset(images, pairs.expression, measured=pairs.measured, extra=extras_of(pairs, params))
+    section = pairs.measured.section
+    held_out, baseline = None, {}
+    if held is not None:
+        held_out = PairDataset(seen[0], held.expression, measured=held.measured)
+        baseline = frozen_baseline(model, train, held_out, groups=section, seed=run.seed)
+    warmup = None if extra is None else joined_expression(train, extra)
+    weights = None
+    if params.balance:
+        named = np.array([pairs.labels["organ"], pairs.labels["section"]]).T
+        weights = balanced_weights(named[section], power=params.balance)
     model.history = run_stages(
-        model,
-        params,
-        train=PairDataset(images, pairs.expression, train=True, measured=pairs.measured),
-        held_out=held_out,
-        metrics_path=metrics,
-        trainer_kwargs=trainer_kwargs,
-        show=show,
+        model, params, train=train, held_out=held_out, run=run, warmup=warmup, weights=weights, baseline=baseline
     )
 
 
 def _provenance(
     train: Sequence[SpatialData],
     held: Sequence[SpatialData],
-    pairs: _Pairs,
+    pairs: Pairs,
     params: TrainParams,
     seed: int,
     table_key: str,
@@ -330,15 +329,3 @@ def _provenance(
         "seed": seed,
         "params": asdict(params),
     }
-
-
-def _finish_run(model: SealModel, folder: Path) -> None:
-    from sealst.pl import training
-
-    model.save(folder / "model")
-    try:
-        training(model, save=folder / "training.png", show=False)
-    except (SealstError, OSError) as error:
-        # The model is safe; a missing picture must not look like a failed training.
-        warn(f"The curves could not be drawn: {error}")
-    logger.info("run folder: %s", folder)

@@ -1,0 +1,355 @@
+"""Tokens on disk: one folder per section that runs share, resumable and safe against two writers.
+
+Layout of ``<cache_dir>/tokens/<key>/``: ``tokens.npy`` (crops, views, tokens, width) in float16, or as the bits of
+bfloat16 in uint16; ``crc32.u32``, one CRC-32 per crop; ``meta.json``, facts in plain words. That is written last, so an
+entry without it is not finished. Until then ``progress.json`` says how many crops are safely on disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from sealst._errors import DataError
+from sealst._files import write_text
+from sealst._logging import logger, warn
+
+FORMAT = "sealst-tokens-1"
+#: crops whose tokens are written at once; also part of what an augmented view is, as a block is augmented together
+BLOCK = 64
+#: bytes of a finished entry that are compared with their checksums when it is opened
+_CHECKED_BYTES = 256 * 2**20
+_META, _PROGRESS, _TOKENS, _CHECKS = "meta.json", "progress.json", "tokens.npy", "crc32.u32"
+#: beyond this float16 comes close to its largest number, 65,504
+_HALF_LIMIT = 6e4
+#: how the two types lie in a file
+_STORED = {"float16": "<f2", "bfloat16": "<u2"}
+
+
+class _TooLargeError(Exception):
+    """Values do not fit into float16."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where the tokens of one section are, or will be.
+
+    Parameters
+    ----------
+    root
+        Folder of all entries.
+    facts
+        Everything that decides what the tokens are, as JSON values.
+    n, views
+        Crops, and versions of each.
+    notes
+        What else a reader of ``meta.json`` should know.
+    """
+
+    root: Path
+    facts: Mapping[str, Any]
+    n: int
+    views: int
+    notes: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """64 hex digits that change with any fact."""
+        facts = dict(self.facts) | {"format": FORMAT, "block": BLOCK, "n": self.n, "views": self.views}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this entry."""
+        return self.root / self.key[:32]
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _header(record: Mapping[str, Any]) -> bytes:
+    """First bytes of ``tokens.npy``."""
+    from io import BytesIO
+
+    out = BytesIO()
+    np.lib.format.write_array_header_1_0(
+        out, {"descr": _STORED[record["dtype"]], "fortran_order": False, "shape": tuple(record["shape"])}
+    )
+    return out.getvalue()
+
+
+def _row_bytes(record: Mapping[str, Any]) -> int:
+    return int(np.prod(record["shape"][1:], dtype=np.int64)) * 2
+
+
+def _sound(folder: Path, record: Mapping[str, Any], rows: int) -> bool:
+    """Whether the first rows are there; some of them, in small entries all, are compared with their checksums."""
+    try:
+        size, start = _row_bytes(record), len(_header(record))
+        checks = np.fromfile(folder / _CHECKS, dtype="<u4", count=rows)
+        with open(folder / _TOKENS, "rb") as file:
+            if os.fstat(file.fileno()).st_size < start + rows * size or file.read(start) != _header(record):
+                return False
+            for row in np.unique(np.linspace(0, rows - 1, min(rows, max(2, _CHECKED_BYTES // size))).astype(int)):
+                file.seek(start + int(row) * size)
+                if zlib.crc32(file.read(size)) != checks[row]:
+                    return False
+    except (OSError, KeyError, TypeError, ValueError, IndexError):
+        return False
+    return True
+
+
+def is_complete(entry: Entry) -> bool:
+    """Whether an entry is finished and sound; warns where it is damaged."""
+    if not (entry.folder / _META).exists():
+        return False
+    if not (sound := _is_sound(entry)):
+        warn(f"The cached tokens at {str(entry.folder)!r} are damaged; they are made again.")
+    return sound
+
+
+def _is_sound(entry: Entry) -> bool:
+    meta = _read_json(entry.folder / _META)
+    return meta is not None and meta.get("key") == entry.key and _sound(entry.folder, meta, entry.n)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("Another run writes %s; waiting for it.", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+def write_entry(
+    entry: Entry, crops: Callable[[], Any], tokens: Callable[[np.ndarray, int, int], torch.Tensor], *, bar: Any
+) -> None:
+    """Make the tokens of a section; continues an interrupted run, waits for another writer.
+
+    Parameters
+    ----------
+    entry
+        What to write.
+    crops
+        Returns the crops, uint8 (n, px, px, 3); called only when something is missing.
+    tokens
+        Crops of one block, number of the view and of the block → float tokens (b, t, w).
+    bar
+        Progress bar, moved by one for every crop and view.
+
+    Raises
+    ------
+    DataError
+        When the disk is full.
+    """
+    with _locked(entry.folder):
+        if _is_sound(entry):
+            bar.update(entry.n * entry.views)
+            return
+        (entry.folder / _META).unlink(missing_ok=True)
+        entry.folder.mkdir(exist_ok=True)
+        try:
+            _write(entry, crops(), tokens, bar)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+                raise
+            raise DataError(
+                f"The disk of {str(entry.root)!r} is full; what was written is kept for the next run. "
+                f"{no_room_advice()}"
+            ) from error
+
+
+def no_room_advice() -> str:
+    """What to do when tokens do not fit."""
+    return (
+        "Free space with `sl.tl.clear_cache()`, name a larger disk with `sl.settings.cache_dir`, ask for fewer "
+        "`views`, or train with `params={'cache': 'none'}`."
+    )
+
+
+def _write(entry: Entry, crops: Any, tokens: Callable[[np.ndarray, int, int], torch.Tensor], bar: Any) -> None:
+    record = _resumable(entry)
+    if record:
+        logger.info("tokens of %d of %d crops are already on disk", record["rows"], entry.n)
+    try:
+        record = _append(entry, crops, tokens, record=record or {"dtype": "float16", "rows": 0}, bar=bar)
+    except _TooLargeError:
+        logger.info("Tokens exceed what float16 can hold; they are kept in bfloat16.")
+        record = _append(entry, crops, tokens, record={"dtype": "bfloat16", "rows": 0}, bar=bar)
+    size = sum(path.stat().st_size for path in (entry.folder / _TOKENS, entry.folder / _CHECKS))
+    facts = dict(entry.notes) | dict(entry.facts)
+    meta = {"format": FORMAT, "key": entry.key, **facts, "views": entry.views, **record, "bytes": size}
+    created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    write_text(entry.folder / _META, json.dumps(meta | {"created": created}, indent=1) + "\n")
+    (entry.folder / _PROGRESS).unlink()
+
+
+def _resumable(entry: Entry) -> dict[str, Any] | None:
+    record = _read_json(entry.folder / _PROGRESS)
+    if record is None or record.get("key") != entry.key or not _sound(entry.folder, record, record["rows"]):
+        return None
+    return record
+
+
+def _append(
+    entry: Entry,
+    crops: Any,
+    tokens: Callable[[np.ndarray, int, int], torch.Tensor],
+    *,
+    record: dict[str, Any],
+    bar: Any,
+) -> dict[str, Any]:
+    """Write what is missing, block by block; the record is only ahead of nothing that is not on disk."""
+    rows = record["rows"]
+    bar.update(rows * entry.views)
+    with _opened(entry.folder / _TOKENS, rows) as file, _opened(entry.folder / _CHECKS, rows) as checks:
+        if rows:
+            file.seek(len(_header(record)) + rows * _row_bytes(record))
+            checks.seek(4 * rows)
+        for start in range(rows, entry.n, BLOCK):
+            block = _block(crops[start : start + BLOCK], entry.views, start // BLOCK, tokens, record["dtype"], bar)
+            if start == 0:
+                record = record | {"key": entry.key, "shape": [entry.n, *block.shape[1:]]}
+                file.write(_header(record))
+            file.write(block.tobytes())
+            checks.write(np.array([zlib.crc32(row.tobytes()) for row in block], dtype="<u4").tobytes())
+            for written in (file, checks):
+                written.truncate()
+                written.flush()
+                os.fsync(written.fileno())
+            record["rows"] = start + len(block)
+            write_text(entry.folder / _PROGRESS, json.dumps(record))
+    return record
+
+
+def _opened(path: Path, rows: int) -> BinaryIO:
+    return open(path, "r+b" if rows else "wb")
+
+
+def _block(
+    crops: np.ndarray, views: int, number: int, tokens: Callable[..., torch.Tensor], dtype: str, bar: Any
+) -> np.ndarray:
+    """Tokens of all views of some crops as 16 bits, (b, views, t, w)."""
+    parts = []
+    for view in range(views):
+        made = tokens(crops, view, number)
+        if dtype == "float16" and bool((made.abs() > _HALF_LIMIT).any()):
+            raise _TooLargeError
+        parts.append(made.to(getattr(torch, dtype)).cpu())
+        bar.update(len(made))
+    return torch.stack(parts, dim=1).view(torch.int16).numpy().view("<u2")
+
+
+class Tokens:
+    """Tokens of several entries as one sequence of (crops, views, tokens, width), read when they are indexed.
+
+    Parameters
+    ----------
+    folders
+        Folders of finished entries, in the order wanted.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = list(folders)
+        metas = [_read_json(folder / _META) or {} for folder in self._folders]
+        if absent := [str(folder) for folder, meta in zip(self._folders, metas, strict=True) if "shape" not in meta]:
+            raise DataError(f"The cached tokens at {absent[0]!r} are gone. Train again to make them anew.")
+        self._types = [str(meta["dtype"]) for meta in metas]
+        self._ends = np.cumsum([meta["shape"][0] for meta in metas])
+        inner = {tuple(meta["shape"][1:]) for meta in metas}
+        if len(inner) != 1:
+            raise DataError(
+                f"Cached tokens of different shapes cannot be joined: {sorted(inner)} (views, tokens, width)."
+            )
+        self.shape: tuple[int, ...] = (int(self._ends[-1]), *inner.pop())
+        #: of a batch: that of the files, float32 where they differ
+        self.dtype = getattr(torch, self._types[0]) if len(set(self._types)) == 1 else torch.float32
+        self._maps: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process opens the files itself; a pickled map would be a copy of its file.
+        return self.__dict__ | {"_maps": {}}
+
+    def _map(self, i: int) -> np.ndarray:
+        if i not in self._maps:
+            self._maps[i] = np.load(self._folders[i] / _TOKENS, mmap_mode="r").view(np.int16)
+        return self._maps[i]
+
+    def __getitem__(self, key: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
+        """Tokens (b, t, w) of pairs of row and view."""
+        rows, views = (np.asarray(part) for part in key)
+        out = torch.empty((len(rows), *self.shape[2:]), dtype=self.dtype)
+        owner = np.searchsorted(self._ends, rows, side="right")
+        for i in np.unique(owner):
+            mine = np.flatnonzero(owner == i)
+            mine = mine[np.lexsort((views[mine], rows[mine]))]
+            stored = self._map(int(i))
+            local = rows[mine] - (self._ends[i] - len(stored))
+            picked = torch.from_numpy(stored[local, views[mine]]).view(getattr(torch, self._types[i]))
+            out[torch.from_numpy(mine)] = picked.to(self.dtype)
+        return out
+
+
+def touch(entries: Iterable[Entry]) -> None:
+    """Note that entries are in use today, for `clear`."""
+    for entry in entries:
+        try:
+            os.utime(entry.folder / _META)
+        except OSError:
+            # A cache that several people share may belong to one of them.
+            logger.debug("%s cannot be touched", entry.folder)
+
+
+def clear(root: Path, *, older_than: float | None, dry_run: bool) -> int:
+    """Remove entries below `root` that were not used for some days; returns their bytes."""
+    freed = 0
+    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
+        marks = [folder / name for name in (_META, _PROGRESS) if (folder / name).exists()]
+        # Nothing but what this module wrote, whatever else lies in the folder.
+        if not marks and {path.name for path in folder.iterdir()} - {_TOKENS, _CHECKS}:
+            continue
+        used = max((path.stat().st_mtime for path in marks), default=folder.stat().st_mtime)
+        if older_than is not None and time.time() - used < older_than * 86_400:
+            continue
+        try:
+            with _lock(folder).acquire(timeout=0):
+                freed += sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+                if not dry_run:
+                    (folder / _META).unlink(missing_ok=True)
+                    shutil.rmtree(folder)
+        except Timeout:
+            logger.info("%s is being written and is kept.", folder)
+    return freed

@@ -1,0 +1,148 @@
+"""What happens at the end of a stretch of training: a row in the log, early stopping, a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+
+from sealst._errors import DataError
+from sealst._files import write_text
+from sealst._logging import logger, progress
+from sealst._train._checkpoint import write_checkpoint
+from sealst._train._sampler import SegmentSampler
+
+
+class Recorder(L.Callback):
+    """One row per stretch, in memory and, atomically, in the run folder; one progress bar over all of them."""
+
+    def __init__(
+        self, rows: list[dict[str, Any]], path: Path | None, *, sampler: SegmentSampler, total: int,
+        baseline: Mapping[str, float], show: bool | None,
+    ) -> None:  # fmt: skip
+        self.rows, self.path, self.sampler, self.total = rows, path, sampler, total
+        self.baseline, self.show = dict(baseline), show
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.bar = progress(
+            None, desc=pl_module.name, total=self.total, initial=self.sampler.first, show=self.show, unit="epoch"
+            if self.sampler.segments_per_epoch == 1 else "part",
+        )  # fmt: skip
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        done = self.sampler.segment + 1
+        epoch = done / self.sampler.segments_per_epoch
+        if not math.isfinite(metrics["train_loss"]):
+            raise DataError(
+                f"The loss became {metrics['train_loss']} in epoch {math.ceil(epoch)} of stage {pl_module.name!r}. "
+                "Lower `params.lr`, or check the expression for extreme values. The last checkpoint is as it was."
+            )
+        step = pl_module.done + trainer.global_step
+        row = {"stage": pl_module.name, "epoch": int(epoch) if epoch.is_integer() else epoch, "step": step, **metrics}
+        if any(name.startswith("val_") for name in metrics):
+            row |= {f"baseline_{name}": value for name, value in self.baseline.items()}
+        self.rows.append(row)
+        self.bar.set_postfix({k.removeprefix("train_"): f"{v:.3f}" for k, v in metrics.items()})
+        self.bar.update()
+        if self.path is not None and trainer.is_global_zero:
+            write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.bar.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+class Keeper(L.Callback):
+    """Best weights by a held-out metric, and whether it is time to stop."""
+
+    def __init__(self, monitor: str, patience: int | None) -> None:
+        self.monitor, self.patience = f"val_{monitor}", patience
+        self.best, self.waited = -math.inf, 0
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        value = trainer.callback_metrics.get(self.monitor)
+        if self.patience is None or value is None:
+            return
+        if float(value) > self.best:
+            self.best, self.waited = float(value), 0
+            self.weights = {k: v.detach().cpu().clone() for k, v in pl_module.model.trained_state().items()}
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            trainer.should_stop = True
+
+    def restore(self, model: Any) -> None:
+        """Put the best weights back."""
+        if self.weights:
+            model.load_trained(self.weights)
+            logger.info("best %s: %.4f; its weights are kept", self.monitor, self.best)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"best": self.best, "waited": self.waited, "weights": self.weights}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+        self.best, self.waited, self.weights = state["best"], state["waited"], state["weights"]
+
+
+class Checkpointer(L.Callback):
+    """Everything that the next step depends on, after every stretch; at most one every `seconds` within a stage."""
+
+    def __init__(
+        self, folder: Path | None, *, sampler: SegmentSampler, keeper: Keeper, rows: list[dict[str, Any]],
+        total: int, seconds: float, cache: str,
+    ) -> None:  # fmt: skip
+        self.cache, self.folder, self.sampler, self.keeper, self.rows = cache, folder, sampler, keeper, rows
+        self.total, self.seconds, self._last = total, seconds, -math.inf
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        segment = self.sampler.segment + 1
+        over = segment >= self.total or trainer.should_stop
+        if self.folder is None or not trainer.is_global_zero:
+            return
+        if not over and time.monotonic() - self._last < self.seconds:
+            return
+        write_checkpoint(
+            self.folder,
+            {
+                "stage": pl_module.name,
+                "segment": self.total if over else segment,
+                # Cached tokens are rounded, so the way of reading belongs to the state.
+                "cache": self.cache,
+                "step": pl_module.done + trainer.global_step,
+                "model": {k: v.detach().cpu() for k, v in pl_module.model.trained_state().items()},
+                "stage_state": {k: v for k, v in pl_module.state_dict().items() if not k.startswith("model.")},
+                "optimizer": trainer.optimizers[0].state_dict(),
+                "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+                "keeper": self.keeper.state(),
+                "rows": self.rows,
+            },
+        )
+        self._last = time.monotonic()
+
+
+class Restorer(L.Callback):
+    """Continue from a checkpoint."""
+
+    def __init__(self, state: Mapping[str, Any] | None) -> None:
+        self.state = state
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self.state is None:
+            return
+        trainer.optimizers[0].load_state_dict(self.state["optimizer"])
+        trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["scheduler"])
+        pl_module.load_state_dict(self.state["stage_state"], strict=False)
+        self.state = None

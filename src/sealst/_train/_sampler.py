@@ -1,0 +1,90 @@
+"""Which spots form which batch: a function of seed and step alone, whatever the number of workers or processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from sealst._data.dataset import Draw
+
+#: longest stretch of steps between two checkpoints
+MAX_SEGMENT_STEPS = 500
+
+
+class SegmentSampler(Sampler[Draw]):
+    """Batches of one stretch of an epoch at a time, so that training can stop and go on inside an epoch.
+
+    Parameters
+    ----------
+    n
+        Spots.
+    batch_size
+        Spots per step over all processes; an epoch ends before an incomplete batch.
+    views
+        Versions of each crop to draw from.
+    seed
+        Seed of order and views.
+    weights
+        Probability of each spot to be drawn, (n,); None visits every spot once per epoch.
+    max_steps
+        Longest stretch, in steps.
+    rank, world
+        This process and how many there are; each takes every `world`-th spot of a batch.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        batch_size: int,
+        views: int,
+        seed: int,
+        weights: np.ndarray | None = None,
+        max_steps: int = MAX_SEGMENT_STEPS,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.n, self.batch_size, self.views, self.seed, self.weights = n, batch_size, views, seed, weights
+        self.rank, self.world, self.first, self.segment = rank, world, 0, 0
+        steps = max(1, n // batch_size)
+        self.segments_per_epoch = -(-steps // max_steps)
+        #: all stretches are equally long; what does not divide is left out of this epoch
+        self.steps = steps // self.segments_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """Epoch that the present stretch belongs to."""
+        return self.segment // self.segments_per_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to a stretch; Lightning calls it with what it takes for the number of the epoch."""
+        self.segment = self.first + epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Draw]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.n) if self.weights is None else rng.choice(self.n, self.n, p=self.weights)
+        views = rng.integers(0, self.views, self.n)
+        start = (self.segment % self.segments_per_epoch) * self.steps
+        for step in range(start, start + self.steps):
+            own = slice(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world)
+            yield Draw(order[own], views[own])
+
+
+class InOrder(Sampler[Draw]):
+    """All spots, their first view, in order."""
+
+    def __init__(self, n: int, batch_size: int) -> None:
+        self.n, self.batch_size = n, batch_size
+
+    def __len__(self) -> int:
+        return -(-self.n // self.batch_size)
+
+    def __iter__(self) -> Iterator[Draw]:
+        for start in range(0, self.n, self.batch_size):
+            rows = np.arange(start, min(start + self.batch_size, self.n))
+            yield Draw(rows, np.zeros(len(rows), dtype=int))

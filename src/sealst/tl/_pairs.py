@@ -1,0 +1,117 @@
+"""Crops to read and the expression that belongs to them, gathered from sections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from sealst import _section
+from sealst._core.losses import COUNT_RECONSTRUCTION
+from sealst._core.panel import GenePanel
+from sealst._data.dataset import Measured, PairDataset
+from sealst._data.store import CropSource, Rows
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._train._params import TrainParams
+from sealst.models import CropSpec
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Crops to read and the expression that belongs to them, in one order."""
+
+    sources: list[CropSource]
+    expression: np.ndarray
+    measured: Measured
+    #: section, patient and organ of every source
+    labels: dict[str, list[str]]
+    #: counts of every spot over all genes
+    library: np.ndarray
+    #: for what does not fit into memory
+    folder: Path
+
+    def __len__(self) -> int:
+        return len(self.expression)
+
+
+def gather_pairs(
+    sections: Sequence[SpatialData], panel: GenePanel, spec: CropSpec, table_key: str, folder: Path
+) -> Pairs:
+    folder.mkdir()
+    expression = Rows(folder / "expression.f32")
+    sources, measured = [], []
+    labels: dict[str, list[str]] = {"section": [], "patient": [], "organ": []}
+    library: list[np.ndarray] = []
+
+    def gather(sdata: SpatialData) -> None:
+        table = _section.get_table(sdata, table_key)
+        for region in _section.regions_of(table):
+            rows, source = _section.crop_source(sdata, table, region, spec.crop_um)
+            sources.append(source)
+            expression.add(_section.expression(table, panel, rows, masked=True))
+            measured.append(panel.measured(table.var_names))
+            labels["section"].append(region.section)
+            library.append(_counts_per_spot(table, rows))
+            labels["patient"].append("/".join(_section.patients_of(table, region.rows)))
+            labels["organ"].append(_organ(table, region.rows))
+            if not measured[-1].all():
+                logger.info(
+                    "Section %r measures %d of the panel's %d genes; its spots do not count for the others.",
+                    region.section, measured[-1].sum(), len(panel),
+                )  # fmt: skip
+
+    for _ in map(gather, sections):
+        pass
+    section = np.repeat(np.arange(len(sources)), [len(source.boxes) for source in sources])
+    counts = np.concatenate(library)
+    return Pairs(sources, expression.finished(), Measured(np.array(measured), section), labels, counts, folder)
+
+
+def _counts_per_spot(table: AnnData, rows: np.ndarray) -> np.ndarray:
+    if Keys.COUNTS not in table.layers:
+        return np.full(len(rows), np.nan, dtype=np.float32)
+    return np.asarray(table.layers[Keys.COUNTS][rows].sum(axis=1), dtype=np.float32).ravel()
+
+
+def _organ(table: AnnData, rows: np.ndarray) -> str:
+    return str(table.obs[Keys.ORGAN].iloc[rows[0]]) if Keys.ORGAN in table.obs else "unknown"
+
+
+def extras_of(pairs: Pairs, params: TrainParams) -> dict[str, np.ndarray]:
+    """Values of every spot that some losses need."""
+    section, extras = pairs.measured.section, {}
+    if params.weight_domain:
+        extras["domain"] = np.unique(pairs.labels[params.domain], return_inverse=True)[1][section]
+        if not extras["domain"].any():
+            raise DataError(f"`params.weight_domain` needs at least two of `domain` {params.domain!r}; there is one.")
+    if params.reconstruction in COUNT_RECONSTRUCTION:
+        if np.isnan(pairs.library).any():
+            raise DataError(
+                f"`params.reconstruction={params.reconstruction!r}` needs `.layers['counts']` of every section; "
+                "`sl.pp.normalize(sdata)` keeps them."
+            )
+        extras["library"] = pairs.library
+    return extras
+
+
+def more_expression(
+    warmup: AnnData | Sequence[AnnData] | None, panel: GenePanel, params: TrainParams
+) -> PairDataset | None:
+    """Expression without images, in the panel's order."""
+    if warmup is None:
+        return None
+    values, measured = [], []
+    for table in [warmup] if isinstance(warmup, AnnData) else warmup:
+        if not isinstance(table, AnnData):
+            raise TypeError(f"`warmup` must hold AnnData, found {type(table).__name__}.")
+        layer = params.layer if params.layer in table.layers else Keys.LOGNORM
+        values.append(_section.expression(table, panel, np.arange(table.n_obs), layer, masked=True))
+        measured.append(panel.measured(table.var_names))
+    section = np.repeat(np.arange(len(values)), [len(v) for v in values])
+    return PairDataset(None, np.concatenate(values), measured=Measured(np.array(measured), section))

@@ -1,0 +1,318 @@
+"""Stopping and going on, several processes, small memory: none of it may change the result."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sealst as sl
+from sealst._data.dataset import PairDataset
+from sealst._train._checkpoint import FILE, read_checkpoint, write_checkpoint
+from sealst._train._engine import Run, run_stages
+from sealst._train._module import AlignStage
+
+SCRIPT = str(Path(__file__).with_name("toy.py"))
+_spec = importlib.util.spec_from_file_location("toy", SCRIPT)
+toy = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(toy)
+
+
+def _python(options, **environment):
+    command = [sys.executable, SCRIPT, json.dumps(options)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    )
+
+
+def _result(process):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize(("max_steps", "options"), [
+    (500, {"warmup_epochs": 2, "mask_genes": 0.3, "noise": 0.1}),
+    (2, {"accumulate": 3}),
+    (2, {"kl": True, "augmentation": "hard"}),
+])  # fmt: skip
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, max_steps, options):
+    params = toy.make_params(**options)
+    whole, losses = toy.fit(params, Run(seed=1, show=False, max_steps=max_steps), dropout=0.2)
+
+    class Stop(Exception):
+        pass
+
+    def interrupted(after):
+        """Go on with what is there, for some steps."""
+        original, count = AlignStage.training_step, 0
+
+        def step(self, batch, i):
+            nonlocal count
+            count += 1
+            if count > after:
+                raise Stop
+            return original(self, batch, i)
+
+        AlignStage.training_step = step
+        try:
+            state = read_checkpoint(tmp_path)
+            run = Run(seed=1, folder=tmp_path, state=state, show=False, max_steps=max_steps, seconds=0.0)
+            return toy.fit(params, run, dropout=0.2)
+        except Stop:
+            return None
+        finally:
+            AlignStage.training_step = original
+
+    result = None
+    for after in (5, 6, 7, 100):
+        result = interrupted(after)
+        if result is not None:
+            break
+    model, again = result
+    assert model.fingerprint == whole.fingerprint
+    np.testing.assert_array_equal(again, losses)
+
+
+def test_a_killed_process_goes_on_to_the_same_weights(tmp_path):
+    options = {"params": {"epochs": 6}, "folder": str(tmp_path / "run"), "max_steps": 2, "slow": 0.05, "dropout": 0.2}
+    expected = _result(_python(options | {"folder": str(tmp_path / "whole"), "slow": 0}))
+    rng = np.random.default_rng()
+    kills = 0
+    while True:
+        process = _python(options | {"slow": 0.05 if kills < 2 else 0})
+        assert process.stdout.readline().startswith("resumed at")
+        if kills == 2:
+            break
+        time.sleep(0.5 + rng.uniform(0, 0.8))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    assert _result(process) == expected
+
+
+def _free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_processes_train_as_one_with_the_joint_batch(tmp_path):
+    """Losses and outputs are those of one process: gathering has a gradient, statistics are of the joint batch."""
+    options = {"params": {"epochs": 3, "lr": 0.02, "contrastive": "soft_clip", "warmup_epochs": 1, "chunk_size": 3}}
+    alone = _result(_python(options | {"out": str(tmp_path / "one.pt")}))
+    network = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    both = options | {"trainer_kwargs": {"devices": 2, "strategy": "ddp"}, "out": str(tmp_path / "two.pt")}
+    ranks = [
+        _python(both, RANK=str(r), LOCAL_RANK=str(r), GROUP_RANK="0", LOCAL_WORLD_SIZE="2", **network) for r in (0, 1)
+    ]
+    found = _result(ranks[0])
+    _, err = ranks[1].communicate(timeout=240)
+    assert ranks[1].returncode == 0, err[-3000:]
+    np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-4)
+    data, outputs = toy.make_data(), []
+    for name in ("one.pt", "two.pt"):
+        model = toy.make_model()
+        start = model.embed_images(data.images)
+        model.load_trained(torch.load(tmp_path / name, weights_only=True))
+        # Adam moves a bias before batch normalisation by noise alone; statistics of the batch take it out again.
+        model.gene_vae.train()
+        genes = model.gene_vae(torch.from_numpy(data.expression)).z.detach().numpy()
+        outputs.append((model.embed_images(data.images), genes))
+    assert np.abs(outputs[0][0] - start).max() > 1e-3
+    for a, b in zip(*outputs, strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=2e-3 * np.abs(a).max())
+
+
+def _gradients(chunk_size):
+    model = toy.make_model()
+    model.train()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    stage = AlignStage(model, toy.make_params(chunk_size=chunk_size), 1e-3, 10)
+    stage.log = lambda *_, **__: None
+    stage.trainer = type("Alone", (), {"world_size": 1})()
+    batch = toy.make_data(20)[next(iter(toy_draw(20)))]
+    loss = stage.training_step(batch, 0)
+    loss.backward()
+    return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def toy_draw(n):
+    from sealst._train._sampler import InOrder
+
+    return InOrder(n, n)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 20, 64])
+def test_gradients_by_chunks_are_those_of_the_whole_batch(chunk_size):
+    whole, expected = _gradients(None)
+    loss, found = _gradients(chunk_size)
+    assert loss == pytest.approx(whole, rel=1e-5)
+    assert set(found) == set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_chunks_keep_fewer_activations():
+    """Bytes that autograd saves in the forward pass."""
+
+    def saved(chunk_size):
+        model = toy.make_model()
+        model.train()
+        stage = AlignStage(model, toy.make_params(chunk_size=chunk_size), 1e-3, 10)
+        total = 0
+
+        def pack(tensor):
+            nonlocal total
+            total += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            stage.embed(toy.make_data(32)[next(iter(toy_draw(32)))])
+        return total
+
+    pictures = 32 * 3 * toy.PX**2 * 4
+    assert saved(None) > 1.5 * pictures
+    # Only the chunks' inputs wait for the way back.
+    assert saved(4) <= pictures
+
+
+def test_training_stops_when_held_out_scores_do_not_rise_and_keeps_the_best(tmp_path):
+    params = toy.make_params(epochs=30, patience=2, lr=0.05)
+    model = toy.make_model()
+    rng = np.random.default_rng(1)
+    noise = make_noise(rng)
+    history = run_stages(
+        model, params, train=toy.make_data(), held_out=noise, run=Run(seed=0, folder=tmp_path, show=False)
+    )
+    best = int(history["val_pearson"].idxmax())
+    assert len(history) == best + 3 < 30
+    kept = run_stages_score(model, noise)
+    assert kept == pytest.approx(history["val_pearson"].max(), abs=1e-4)
+    assert read_checkpoint(tmp_path)["segment"] == 30
+
+
+def make_noise(rng):
+    data = toy.make_data(32)
+    return PairDataset(data.images, rng.normal(size=data.expression.shape).astype(np.float32))
+
+
+def run_stages_score(model, data):
+    from sealst._core.metrics import gene_pearson
+
+    z = model.embed_images(data.images)
+    with torch.inference_mode():
+        predicted = model.image_head(torch.from_numpy(z)).numpy()
+    return float(np.nanmean(gene_pearson(predicted, data.expression)))
+
+
+def test_domain_loss_is_part_of_training_where_asked():
+    data = toy.make_data(extra={"domain": np.arange(64) % 2})
+    histories = [
+        run_stages(toy.make_model(), toy.make_params(weight_domain=w), train=data, held_out=None, run=Run(show=False))
+        for w in (0.0, 1.0)
+    ]
+    assert "train_domain" not in histories[0]
+    assert np.isfinite(histories[1]["train_domain"]).all()
+
+
+def test_hidden_genes_have_a_loss_of_their_own():
+    params = toy.make_params(mask_genes=0.5, warmup_epochs=3)
+    model = toy.make_model()
+    history = run_stages(model, params, train=toy.make_data(), held_out=None, run=Run(seed=0, show=False))
+    masked = history["train_masked"]
+    assert np.isfinite(masked).all()
+    assert masked.iloc[2] < masked.iloc[0]
+
+
+def test_counts_have_a_likelihood_of_their_own():
+    data = toy.make_data(extra={"library": np.full(64, 3000.0, np.float32)})
+    data.expression = np.abs(data.expression) + 0.5
+    history = run_stages(
+        toy.make_model(), toy.make_params(reconstruction="nb", epochs=6, lr=1e-2), train=data, held_out=None,
+        run=Run(show=False),
+    )  # fmt: skip
+    assert history["train_image"].iloc[-1] < history["train_image"].iloc[0]
+
+
+def test_workers_do_not_change_the_result():
+    params = {"views": 1, "augmentation": "soft"}
+    found = {
+        n: toy.fit(toy.make_params(num_workers=n, **params), Run(seed=1, show=False), dropout=0.1)[0].fingerprint
+        for n in (0, 2)
+    }
+    assert found[0] == found[2]
+
+
+def test_a_dead_worker_is_told_plainly(tmp_path):
+    class Deadly(PairDataset):
+        def __getitem__(self, draw):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    data = toy.make_data()
+    deadly = Deadly(data.images, data.expression)
+    with pytest.raises(sl.DataError, match=r"worker process of the loader died .*`resume=True`, with fewer"):
+        run_stages(
+            toy.make_model(), toy.make_params(num_workers=1), train=deadly, held_out=None,
+            run=Run(seed=0, folder=tmp_path, show=False),
+        )  # fmt: skip
+
+
+def test_diverging_leaves_the_last_checkpoint(tmp_path):
+    run = Run(seed=1, folder=tmp_path, show=False, seconds=0.0)
+    toy.fit(toy.make_params(epochs=1), run)
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(sl.DataError, match=r"The loss became nan in epoch 1 of stage 'align'. Lower `params.lr`"):
+        toy.fit(toy.make_params(lr=1e30), run)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_full_disk_keeps_the_old_checkpoint(tmp_path):
+    code = f"""
+import resource, signal
+from pathlib import Path
+import torch
+import sealst as sl
+from sealst._train._checkpoint import read_checkpoint, write_checkpoint
+folder = Path({str(tmp_path)!r})
+write_checkpoint(folder, {{"x": torch.zeros(10)}})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    write_checkpoint(folder, {{"x": torch.zeros(1_000_000)}})
+except sl.CheckpointError as error:
+    assert "could not be written" in str(error) and "The last one is still there" in str(error), error
+else:
+    raise SystemExit("no error")
+assert read_checkpoint(folder)["x"].shape == (10,)
+assert [p.name for p in folder.iterdir()] == ["checkpoint.pt"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_checkpoints_hold_no_code(tmp_path):
+    write_checkpoint(tmp_path, {"x": torch.ones(2), "rows": [{"a": 1.0}], "best": -float("inf")})
+    assert read_checkpoint(tmp_path)["rows"] == [{"a": 1.0}]
+    torch.save({"x": SCRIPT.__class__, "f": os.system}, tmp_path / FILE)
+    with pytest.raises(sl.CheckpointError, match="is damaged"):
+        read_checkpoint(tmp_path)
+    (tmp_path / FILE).write_bytes(b"no")
+    with pytest.raises(sl.CheckpointError, match="is damaged"):
+        read_checkpoint(tmp_path)
+    (tmp_path / FILE).unlink()
+    assert read_checkpoint(tmp_path) is None
