@@ -140,30 +140,41 @@ class LoraParams(Adapter):
 
 
 @dataclass(frozen=True)
-class BlocksParams(Adapter):
-    """Finetuning of the last blocks' own weights, and of all that follows them."""
+class _WeightParams(Adapter):
+    """Finetuning of pretrained weights, which learn more slowly than new ones, and the more so the deeper they lie."""
 
-    kind: ClassVar[str] = "blocks"
-    #: how many of the last blocks are trained
-    n_blocks: int = 1
     #: factor on the learning rate for each block further down (Clark et al. 2020)
     layer_decay: float = 0.7
     #: learning rate of pretrained weights relative to that of the run, which suits new ones
     lr_scale: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("n_blocks", "layer_decay", "lr_scale"):
+        for name in ("layer_decay", "lr_scale"):
             check_positive(f"adapter.{name}", getattr(self, name))
+
+    def rates(self, encoder: Encoder) -> dict[str, float]:
+        """Lower for pretrained weights, the lower the deeper."""
+        depths = parameter_depths(encoder.vit)
+        return {f"backbone.{name}": self.lr_scale * self.layer_decay ** depths[name] for name in encoder.originals}
+
+
+@dataclass(frozen=True)
+class BlocksParams(_WeightParams):
+    """Finetuning of the last blocks' own weights, and of all that follows them."""
+
+    kind: ClassVar[str] = "blocks"
+    #: how many of the last blocks are trained
+    n_blocks: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("adapter.n_blocks", self.n_blocks)
 
     def attach(self, encoder: Encoder) -> None:
         """Keep a copy of the weights that will change, and let them."""
         _last_blocks(encoder, self.n_blocks)
         depths = parameter_depths(encoder.vit)
         _train_weights(encoder, {name for name, depth in depths.items() if depth < self.n_blocks})
-
-    def rates(self, encoder: Encoder) -> dict[str, float]:
-        """Lower for pretrained weights, the lower the deeper."""
-        return _decayed(encoder, self.lr_scale, self.layer_decay)
 
     def n_trunk(self, n_blocks: int) -> int:
         """All blocks but the trained ones."""
@@ -175,26 +186,14 @@ class BlocksParams(Adapter):
 
 
 @dataclass(frozen=True)
-class FullParams(Adapter):
+class FullParams(_WeightParams):
     """Finetuning of all weights; batch normalisation keeps its statistics."""
 
     kind: ClassVar[str] = "full"
-    #: factor on the learning rate for each block further down (Clark et al. 2020)
-    layer_decay: float = 0.7
-    #: learning rate of pretrained weights relative to that of the run, which suits new ones
-    lr_scale: float = 0.02
-
-    def __post_init__(self) -> None:
-        for name in ("layer_decay", "lr_scale"):
-            check_positive(f"adapter.{name}", getattr(self, name))
 
     def attach(self, encoder: Encoder) -> None:
         """Keep a copy of all weights, and let them change."""
         _train_weights(encoder, {name for name, _ in encoder.vit.named_parameters()})
-
-    def rates(self, encoder: Encoder) -> dict[str, float]:
-        """Lower for pretrained weights, the lower the deeper."""
-        return _decayed(encoder, self.lr_scale, self.layer_decay)
 
     def n_trunk(self, n_blocks: int) -> int:
         """None stays."""
@@ -300,8 +299,3 @@ def _train_weights(encoder: Encoder, names: set[str]) -> None:
         if name in names:
             encoder.originals[name] = parameter.detach().clone().cpu()
             parameter.requires_grad_(True)
-
-
-def _decayed(encoder: Encoder, scale: float, decay: float) -> dict[str, float]:
-    depths = parameter_depths(encoder.vit)
-    return {f"backbone.{name}": scale * decay ** depths[name] for name in encoder.originals}

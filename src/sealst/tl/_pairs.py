@@ -41,8 +41,9 @@ class Pairs:
 
 
 def gather_pairs(
-    sections: Sequence[SpatialData], panel: GenePanel, spec: CropSpec, table_key: str, folder: Path
+    sections: Sequence[SpatialData], panel: GenePanel, spec: CropSpec, *, table_key: str, folder: Path
 ) -> Pairs:
+    """Boxes of crops and expression of all sections, which are opened one by one."""
     folder.mkdir()
     expression = Rows(folder / "expression.f32")
     sources, measured = [], []
