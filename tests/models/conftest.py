@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,15 @@ from sealst.models import CropSpec, EncoderSpec, GeneVAEParams, HeadParams, Lora
 
 ENCODER = "vit_tiny_patch16_224"
 PX = 32
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread: networks this small only wait for each other's."""
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
 
 
 @pytest.fixture

@@ -23,13 +23,7 @@ SETTINGS |= {"dora": {"dora": True, "rslora": True, "r": 4}}
 ENCODERS = [*(r.key for r in RECORDS), *CNNS]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small only wait for each other's threads."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -28,13 +28,7 @@ from sealst.models._registry import REGISTRY
 CNNS = ("resnet18", "tf_efficientnet_lite0")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small only wait for each other's threads."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_an_interrupted_run_goes_on(ready, finetune, tmp_path, fast, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             finetune(sections, params=params, run_dir=tmp_path / "run")
     assert (tmp_path / "run" / "checkpoint.pt").is_file()
-    (tmp_path / "run" / ".cache-left").mkdir()
+    (tmp_path / "run" / ".cache-0-left").mkdir()
     model = finetune(sections, params=params, run_dir=tmp_path / "run", resume=True)
     assert model.fingerprint == whole.fingerprint
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.json", "metrics.csv", "training.png", "model"}
@@ -177,6 +177,7 @@ def test_the_frozen_encoder_is_the_line_to_beat(ready, finetune):
 @pytest.mark.parametrize(("options", "text"), [
     ({"params": {"patience": 2}}, "`params.patience` stops by held-out scores; pass `validation=`"),
     ({"resume": True}, "`resume=True` needs the `run_dir`"),
+    ({"trainer_kwargs": {"precision": "16-mixed"}}, "must not hold 'precision': .* are fields of `params`"),
     ({"params": {"weight_domain": 1.0, "domain": "organ"}}, "needs at least two of `domain` 'organ'; there is one"),
     ({"params": {"balance": 2}}, "`params.balance` must lie between 0 and 1"),
     ({"params": {"batch_size": 4}, "trainer_kwargs": {"devices": 8}}, "is 4, fewer than the 8 processes"),

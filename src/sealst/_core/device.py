@@ -66,6 +66,11 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device is fast at bf16: CUDA from compute capability 8."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
     """Precision of a forward pass; full wherever the device is not CUDA.
 
@@ -76,8 +81,7 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
     precision
         One of `PRECISIONS`.
     """
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    dtype = cuda_dtype(precision, bf16=bf16)
+    dtype = cuda_dtype(precision, bf16=has_bf16(device))
     if device.type != "cuda" or dtype == torch.float32:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=False)
     return torch.autocast(device.type, dtype=dtype)

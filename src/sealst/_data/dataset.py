@@ -90,3 +90,17 @@ class PairDataset(Dataset[dict[str, Any]]):
 def as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Collate function: the dataset returns whole batches."""
     return batch
+
+
+def joined_expression(train: PairDataset, more: PairDataset) -> PairDataset:
+    """Expression of the training spots and of tables without images, for the warm-up."""
+    parts = [_measured(train), _measured(more)]
+    table = np.concatenate([part.table for part in parts])
+    section = np.concatenate([parts[0].section, parts[1].section + len(parts[0].table)])
+    return PairDataset(None, np.concatenate([train.expression, more.expression]), measured=Measured(table, section))
+
+
+def _measured(data: PairDataset) -> Measured:
+    if data.measured is not None:
+        return data.measured
+    return Measured(np.ones((1, data.expression.shape[1]), bool), np.zeros(len(data), dtype=int))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -88,9 +89,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _header(record: Mapping[str, Any]) -> bytes:
     """First bytes of ``tokens.npy``."""
-    from io import BytesIO
-
-    out = BytesIO()
+    out = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         out, {"descr": _STORED[record["dtype"]], "fortran_order": False, "shape": tuple(record["shape"])}
     )

@@ -19,13 +19,22 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from sealst._core.device import processes
+from sealst._core.device import has_bf16, processes
 from sealst._data.dataset import PairDataset, as_is
 from sealst._errors import DataError
 from sealst._train._callbacks import Checkpointer, Keeper, Recorder, Restorer
 from sealst._train._module import AlignStage, Stage, WarmupStage, mixed_seed
 from sealst._train._params import TrainParams
 from sealst._train._sampler import MAX_SEGMENT_STEPS, InOrder, SegmentSampler
+
+#: arguments of Lightning's Trainer that follow from `params`, from `device` and from how checkpoints are made
+RESERVED = frozenset(
+    {
+        *("max_epochs", "accelerator", "precision", "gradient_clip_val", "accumulate_grad_batches"),
+        *("check_val_every_n_epoch", "use_distributed_sampler", "enable_checkpointing", "enable_progress_bar"),
+        *("enable_model_summary", "num_sanity_val_steps"),
+    }
+)
 
 
 @contextmanager
@@ -95,7 +104,7 @@ def _loader(data: PairDataset, sampler: Any, params: TrainParams, device: torch.
 def _precision(params: TrainParams, device: torch.device) -> str:
     if params.precision != "auto":
         return params.precision
-    return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "32-true"
+    return "bf16-mixed" if has_bf16(device) else "32-true"
 
 
 def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: int, validate: int, callbacks: Any,
@@ -107,25 +116,24 @@ def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: 
     if world > 1 and strategy in ("auto", "ddp"):
         # The warm-up leaves out the encoder, and without the KL term nothing asks for the variance of the code.
         strategy = "ddp_find_unused_parameters_true"
-    return L.Trainer(
-        **({"logger": False} | {k: v for k, v in given.items() if k != "callbacks"}),
-        accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=devices,
-        strategy=strategy,
-        max_epochs=stretches,
-        precision=_precision(params, device),  # type: ignore[arg-type]
-        gradient_clip_val=params.clip_norm,
-        accumulate_grad_batches=params.accumulate,
-        check_val_every_n_epoch=validate,
-        callbacks=[*callbacks, *given.get("callbacks", ())],
+    options: dict[str, Any] = {
+        "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
+        "devices": devices,
+        "strategy": strategy,
+        "max_epochs": stretches,
+        "precision": _precision(params, device),
+        "gradient_clip_val": params.clip_norm,
+        "accumulate_grad_batches": params.accumulate,
+        "check_val_every_n_epoch": validate,
+        "callbacks": [*callbacks, *given.pop("callbacks", ())],
         # The sampler knows the processes itself.
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-    )
+        "use_distributed_sampler": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return L.Trainer(**({"logger": False, "log_every_n_steps": 1} | given | options))
 
 
 def _fit(

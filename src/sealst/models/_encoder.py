@@ -55,7 +55,7 @@ class Encoder(nn.Module):
 
     @property
     def supports_trunk(self) -> bool:
-        """Whether the encoder is made of blocks, so that `trunk` and `tail` exist and adapters can be added."""
+        """Whether tokens pass from block to block, so that `trunk` and `tail` exist."""
         return self.spec.family == "vit"
 
     def trunk(self, images: torch.Tensor, n_blocks: int) -> torch.Tensor:

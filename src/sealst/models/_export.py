@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import timm
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from sealst._core.device import seeded
 from sealst._errors import CheckpointError, DataError
-from sealst._files import new_folder
+from sealst._files import new_folder, write_json
 from sealst._logging import logger, warn
 from sealst._version import __version__
 from sealst.models._adapter_files import save_adapter
@@ -122,16 +122,11 @@ def export_adapter(model: SealModel, path: Path, *, evaluation: pd.DataFrame | N
             "alone. Save the whole model with `model.save`."
         )
     with new_folder(path, overwrite=overwrite, marker="adapter_config.json") as work:
-        work.rmdir()
         save_adapter(encoder, work)
         config = json.loads((work / "adapter_config.json").read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = spec.hf_id or public_name(spec)
-        _dump(work / "adapter_config.json", config)
+        write_json(work / "adapter_config.json", config)
         base = {"sealst": __version__, "sha256": weights_hash(encoder.base_state()), "fingerprint": model.fingerprint}
-        _dump(work / "base.json", base | {"encoder": spec.to_dict() | {"key": public_name(spec)}})
+        write_json(work / "base.json", base | {"encoder": spec.to_dict() | {"key": public_name(spec)}})
         (work / "README.md").write_text(adapter_card(model, evaluation=evaluation), encoding="utf-8")
     return path
-
-
-def _dump(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -23,7 +22,7 @@ from sealst._errors import CheckpointError, DataError, SealstError, WeightsError
 from sealst._logging import logger, warn
 from sealst._validate import listed
 from sealst.models._store import FILES, needed_files, save_model
-from sealst.models._weights import hub_token
+from sealst.models._weights import HTTP_ERRORS, hub_token
 
 if TYPE_CHECKING:
     from sealst.models._seal import SealModel
@@ -42,14 +41,7 @@ _FETCHED = (
 )
 #: what a repository may hold beside a model without being taken for something else
 _PLAIN = (".gitattributes", ".gitignore", "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
-# Failed connections are raised as the HTTP library raises them, and which one that is depends on the version of
-# huggingface_hub; the error that it always has in common with them is a base class of its own.
-_NETWORK: tuple[type[Exception], ...] = (
-    *(kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind.__module__ != "builtins"),
-    ConnectionError,
-    TimeoutError,
-    LocalEntryNotFoundError,
-)
+_NETWORK: tuple[type[Exception], ...] = (*HTTP_ERRORS, ConnectionError, TimeoutError, LocalEntryNotFoundError)
 _FETCHING: tuple[type[Exception], ...] = (*_NETWORK, RuntimeError)
 _PUSHING: tuple[type[Exception], ...] = (*_FETCHING, OSError, ValueError)
 

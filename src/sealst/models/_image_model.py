@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sealst._core.device import autocast, cuda_dtype
+from sealst._core.device import autocast, cuda_dtype, has_bf16
 from sealst._errors import DataError
 from sealst.models._encoder import Encoder, evaluating, weights_hash
 
@@ -73,7 +73,7 @@ class ImageModel(nn.Module):
         # The owner is what `to` moves: a SEAL model must not be torn between devices.
         self._owner: Any = owner
         self.name, self.crop_px, self.mpp, self.frozen = name, crop_px, mpp, frozen
-        bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+        bf16 = not torch.cuda.is_available() or has_bf16(torch.device("cuda"))
         self.precision: torch.dtype = cuda_dtype(self.model.spec.precision, bf16=bf16)
         self.transform: Callable[[Image.Image | np.ndarray], torch.Tensor] = _Transform(crop_px)
 

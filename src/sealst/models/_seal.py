@@ -103,10 +103,13 @@ class SealModel(nn.Module):
             digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """Gene autoencoder and head."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+
     def trained_state(self) -> dict[str, torch.Tensor]:
         """Adapter, gene autoencoder and head: everything training changes."""
-        own = {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
-        return own | {f"encoder.{k}": v for k, v in self.encoder.adapted_state().items()}
+        return self.own_state() | {f"encoder.{k}": v for k, v in self.encoder.adapted_state().items()}
 
     def load_trained(self, state: Mapping[str, torch.Tensor]) -> None:
         """Fill what training changes, in place."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sealst._core.device import resolve_device, seeded
 from sealst._core.panel import GenePanel
 from sealst._errors import CheckpointError
-from sealst._files import new_folder
+from sealst._files import new_folder, write_json
 from sealst._validate import listed
 from sealst._version import __version__
 from sealst.models._adapter import FrozenParams, resolve_adapter
@@ -70,11 +70,11 @@ def _write(model: SealModel, folder: Path, include_base: bool) -> None:
         "fingerprint": model.fingerprint,
         "training": model.provenance,
     }
-    _dump(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     model.panel.to_tsv(folder / "panel.tsv")
-    _dump(folder / "base.json", {"sha256": weights_hash(model.encoder.base_state()), "included": include_base})
+    write_json(folder / "base.json", {"sha256": weights_hash(model.encoder.base_state()), "included": include_base})
     save_adapter(model.encoder, folder / "adapter")
-    heads = {k: v.detach().cpu().contiguous() for k, v in model.trained_state().items() if not k.startswith("encoder.")}
+    heads = {k: v.detach().cpu().contiguous() for k, v in model.own_state().items()}
     save_file(heads, folder / "heads.safetensors")
     if include_base:
         _write_base(model.encoder, folder / "base")
@@ -196,8 +196,7 @@ def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise CheckpointError(f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        base = json.loads((folder / "base.json").read_text(encoding="utf-8"))
+        config, base = _read(folder / "config.json"), _read(folder / "base.json")
     except ValueError as error:
         raise CheckpointError(f"A JSON file in {str(folder)!r} is damaged: {error}.") from error
     if not isinstance(config, dict) or not isinstance(base, dict):
@@ -211,16 +210,11 @@ def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _load_trained(model: SealModel, folder: Path) -> None:
-    own = {k: v for k, v in model.trained_state().items() if not k.startswith("encoder.")}
+    own = model.own_state()
     try:
         heads = load_file(folder / "heads.safetensors")
         load_adapter(model.encoder, folder / "adapter")
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"Weights in {str(folder)!r} cannot be read: {error}") from error
     check_tensors("heads.safetensors", own, heads)
-    for name, tensor in heads.items():
-        own[name].copy_(tensor)
-
-
-def _dump(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    model.load_trained(heads)

@@ -41,10 +41,10 @@ _DAMAGED = (
 )
 # Failed connections are raised as the HTTP library raises them, and which one that is depends on the version of
 # huggingface_hub; the error that it always has in common with them is a base class of its own.
-NETWORK: tuple[type[Exception], ...] = (
-    *(kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind.__module__ != "builtins"),
-    *(OSError, ValueError, RuntimeError),
+HTTP_ERRORS: tuple[type[Exception], ...] = tuple(
+    kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind.__module__ != "builtins"
 )
+_FETCHING: tuple[type[Exception], ...] = (*HTTP_ERRORS, OSError, ValueError, RuntimeError)
 #: dictionaries that training scripts put around the tensors
 _SHELLS = ("state_dict", "model", "teacher")
 
@@ -149,7 +149,7 @@ def _downloaded(sought: Sought) -> Path:
         try:
             logger.info("fetching %s of %s", name, sought.hf_id)
             return Path(hf_hub_download(sought.hf_id, name, token=token))
-        except NETWORK as error:
+        except _FETCHING as error:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
             raise WeightsError(_advice(sought, _reason(error))) from error

@@ -18,16 +18,16 @@ from sealst import _section
 from sealst._core.device import processes, resolve_device, seeded
 from sealst._core.domain import balanced_weights
 from sealst._core.panel import GenePanel
-from sealst._data.dataset import PairDataset
+from sealst._data.dataset import PairDataset, joined_expression
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._settings import settings
-from sealst._train._engine import Run, run_stages
+from sealst._train._baseline import frozen_baseline
+from sealst._train._engine import RESERVED, Run, run_stages
 from sealst._train._inputs import Wanted, image_inputs
 from sealst._train._params import TrainParams, train_params
 from sealst._train._recipe import choose
-from sealst._train._support import frozen_baseline, joined_expression
 from sealst._validate import listed, resolve_params
 from sealst._version import __version__
 from sealst.models import CropSpec, Encoder, GeneVAEParams, SealModel, build_encoder, load
@@ -35,7 +35,7 @@ from sealst.models._adapter import Adapter, counts_blocks, resolve_adapter
 from sealst.pp import check_split, select_genes
 from sealst.tl._inputs import as_sections, crop_spec
 from sealst.tl._pairs import Pairs, extras_of, gather_pairs, more_expression
-from sealst.tl._run_folder import MODEL, SCRATCH, begin, facts_of, finish, is_finished, open_run
+from sealst.tl._run_folder import MODEL, begin, facts_of, finish, is_finished, open_run, scratch_prefix
 
 #: fewer spots than this cannot be split into batches
 _MIN_SPOTS = 16
@@ -157,13 +157,13 @@ def finetune(
     spec = _shared_crop_spec(train, held, crop_um, table_key)
     target_device = resolve_device(device)
     seed = settings.seed if seed is None else int(seed)
-    first = processes(options.get("devices", 1), options.get("num_nodes", 1))[1] == 0
-    folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, first=first)
+    rank = processes(options.get("devices", 1), options.get("num_nodes", 1))[1]
+    folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
 
     base = _base_encoder(encoder, pretrained, pool, seed)
     panel = _panel(train, panel, n_genes, params.layer, table_key)
     with ExitStack() as stack:
-        work = _scratch(stack, folder)
+        work = _scratch(stack, folder, rank)
         pairs, others = _all_pairs(train, held, panel, spec=spec, table_key=table_key, work=work)
         params, adapter = _recipe(params, adapter, len(pairs), base)
         provenance = _provenance(train, held, pairs, params, seed, table_key)
@@ -174,7 +174,7 @@ def finetune(
         if folder is not None:
             expression = [part.expression for part in (pairs, others, extra) if part is not None]
             facts = facts_of(model, params, seed=seed, expression=expression, provenance=provenance)
-            state = begin(folder, facts, first=first)
+            state = begin(folder, facts, first=rank == 0)
             if is_finished(folder):
                 logger.info("the run in %s is finished; its model is returned", folder)
                 return load(folder / MODEL, device=device)
@@ -183,7 +183,7 @@ def finetune(
         run = Run(seed=seed, folder=folder, state=state, trainer_kwargs=options, show=progress)
         _train(model, params, pairs, others, run, extra=extra)
     model.provenance = provenance
-    if folder is not None and first:
+    if folder is not None and rank == 0:
         finish(model, folder)
     return model
 
@@ -216,20 +216,20 @@ def _base_encoder(encoder: str, pretrained: bool, pool: str | None, seed: int) -
     return base
 
 
-def _scratch(stack: ExitStack, run_folder: Path | None) -> Path:
+def _scratch(stack: ExitStack, run_folder: Path | None, rank: int) -> Path:
     """Folder for what does not fit into memory (crops, expression); removed after training."""
     parent = settings.cache_dir if run_folder is None else run_folder
     parent.mkdir(parents=True, exist_ok=True)
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent)))
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix(rank), dir=parent)))
 
 
 def _check_options(
     params: TrainParams, warmup: Any, held: Sequence[SpatialData], options: Mapping[str, Any], nowhere: bool
 ) -> None:
-    if refused := sorted(set(options) & {"max_epochs", "accelerator"}):
+    if refused := sorted(set(options) & RESERVED):
         raise DataError(
-            f"`trainer_kwargs` must not hold {listed(refused)}: epochs are `params.epochs`, and `device=` names "
-            "the kind of device."
+            f"`trainer_kwargs` must not hold {listed(refused)}: epochs, precision, clipping and accumulation are "
+            "fields of `params`, `device=` names the kind of device, and `progress=` shows or hides bars."
         )
     if nowhere:
         raise DataError("`resume=True` needs the `run_dir` of the run to go on with.")

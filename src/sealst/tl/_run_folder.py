@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sealst._errors import DataError
-from sealst._files import write_text
-from sealst._logging import logger
+from sealst._errors import DataError, SealstError
+from sealst._files import write_json
+from sealst._logging import logger, warn
 from sealst._train._checkpoint import FILE, read_checkpoint
 from sealst._train._params import TrainParams
 from sealst._validate import listed
@@ -24,25 +24,31 @@ from sealst._version import __version__
 from sealst.models import SealModel
 
 FACTS, MODEL = "run.json", "model"
-#: how folders begin that a killed run may leave
-SCRATCH = ".cache-"
+_SCRATCH = ".cache-"
 _PACKAGES = ("torch", "timm", "peft", "lightning", "anndata", "spatialdata", "numpy")
 
 
-def open_run(path: Path, *, resume: bool, first: bool) -> Path:
-    """The folder, new or (with `resume`) of an unfinished or finished run; `first` is the process that owns it."""
-    found = [] if not path.is_dir() else sorted(p.name for p in path.iterdir() if not p.name.startswith(SCRATCH))
+def scratch_prefix(rank: int) -> str:
+    """How the folders begin in which a process keeps what does not fit into memory."""
+    return f"{_SCRATCH}{rank}-"
+
+
+def open_run(path: Path, *, resume: bool, rank: int) -> Path:
+    """The folder, new or (with `resume`) of an unfinished or finished run; the process of rank 0 owns it."""
+    first = rank == 0
+    found = [] if not path.is_dir() else sorted(p.name for p in path.iterdir() if not p.name.startswith(_SCRATCH))
     if path.exists() and not path.is_dir():
         raise DataError(f"`run_dir` {str(path)!r} is a file; name a folder.")
     # Processes that the first one started find the folder in use.
     if found and first and not resume:
         known = " It holds an earlier run; `resume=True` goes on with it." if FACTS in found else ""
         raise DataError(f"`run_dir` {str(path)!r} exists and is not empty; name a new folder.{known}")
-    if found and first and FACTS not in found and set(found) - {".cache"}:
+    if found and first and FACTS not in found:
         raise DataError(f"`run_dir` {str(path)!r} holds no run ({listed(found, 4)}); name a new folder.")
     path.mkdir(parents=True, exist_ok=True)
-    if first and resume:
-        for left in path.glob(f"{SCRATCH}*"):
+    if resume:
+        # A killed run leaves these; those of other ranks may be in use already.
+        for left in path.glob(f"{scratch_prefix(rank)}*"):
             shutil.rmtree(left, ignore_errors=True)
     return path
 
@@ -83,8 +89,7 @@ def begin(folder: Path, facts: Mapping[str, Any], *, first: bool) -> dict[str, A
     if not path.is_file():
         if first:
             session = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
-            text = json.dumps({"sealst": __version__, "session": session, "run": facts}, indent=2, ensure_ascii=False)
-            write_text(path, text + "\n")
+            write_json(path, {"sealst": __version__, "session": session, "run": facts})
         return None
     earlier = json.loads(path.read_text(encoding="utf-8"))["run"]
     if differing := _differences(earlier, facts):
@@ -111,8 +116,6 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -
 
 def finish(model: SealModel, folder: Path) -> None:
     """Write the model and its curves; the checkpoint has done its work."""
-    from sealst._errors import SealstError
-    from sealst._logging import warn
     from sealst.pl import training
 
     model.save(folder / MODEL)
