@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -49,9 +50,11 @@ def test_demo_makes_a_self_contained_report(tmp_path):
 
     import sealst as sl
 
-    done = sealst("demo", "--out", str(tmp_path / "out"), "--quiet", timeout=900)
+    own = os.environ | {"SEALST_CACHE": str(tmp_path / "cache")}
+    done = sealst("demo", "--out", str(tmp_path / "out"), "--quiet", timeout=900, env=own)
     assert done.returncode == 0, done.stderr
     assert "adapted + ridge" in done.stdout
+    assert not (tmp_path / "cache" / "tokens").exists(), "nobody trains on the demo's sections again"
     out = tmp_path / "out"
     html = (out / "report.html").read_text(encoding="utf-8")
     assert html.count("data:image/png;base64,") == 6

@@ -37,7 +37,9 @@ def run_demo(out: Path, *, seed: int, overwrite: bool) -> tuple[Path, str]:
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        result = _run(work, seed)
+        # Nobody trains on these sections again: their tokens must not stay in the user's cache.
+        with tempfile.TemporaryDirectory(prefix="sealst-") as cache, sl.settings.override(cache_dir=Path(cache)):
+            result = _run(work, seed)
         summary = _summary(result.table)
         figures = _figures(result, work / "figures")
         html = demo_report(result.model, result.table, summary, figures=figures, genes=GENES, seconds=result.seconds)
