@@ -1,0 +1,53 @@
+"""What an evaluation found: tables of numbers and the maps behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from anndata import AnnData
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Results of `sealst.tl.evaluate`.
+
+    Attributes
+    ----------
+    table
+        One number per row: `fold`, `seed`, `section` (``""`` for all test sections of a fold together), `patient`,
+        `organ`, `technology`, `method`, `genes` (name of a gene set, or ``""``), `metric`, `value`, `low` and `high`
+        (95 % bootstrap interval), `pool` and `chance` (retrieval).
+    genes
+        One row per fold, seed, section, method and scored gene: `pearson`, `spearman`, `r2`, `slope` (of measured on
+        predicted, 1 is calibrated), `moran_measured`, `moran_predicted`, `moran_residual`.
+    pathways
+        One row per fold, seed, section, method and gene set: `pearson` and `spearman` of the activity in predicted and
+        measured expression, and `n_genes` behind it. Empty without gene sets.
+    spots
+        Held-out spots by section: measured log1p-CP10k of the scored genes in ``.X``, predictions in ``.layers`` by
+        method, ``.obsm["spatial"]`` in µm. Empty where there were too many spots.
+    facts
+        Preset, encoder, folds, seeds and versions.
+    """
+
+    table: pd.DataFrame
+    genes: pd.DataFrame
+    pathways: pd.DataFrame
+    spots: dict[str, AnnData] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self}</p>{self.summary().round(3).to_html()}"
+
+    def __repr__(self) -> str:
+        folds, sections = self.table["fold"].nunique(), self.table["section"].replace("", None).nunique()
+        preset = self.facts.get("preset", "?")
+        return f"Evaluation {preset!r}: {folds} fold(s), {sections} section(s), {self.table['method'].nunique()} methods"
+
+    def summary(self) -> pd.DataFrame:
+        """Mean over folds, seeds and sections of every metric: methods in rows, (metric, genes) in columns."""
+        single = self.table[self.table["section"] != ""]
+        single = single if len(single) else self.table
+        return single.pivot_table(index="method", columns=["metric", "genes"], values="value", sort=False)
