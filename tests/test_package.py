@@ -29,6 +29,8 @@ WITHOUT_TORCH = ("datasets", "io", "pl", "pp")
 #: from the lowest layer to the highest; base files are the `_*.py` beside `__init__.py`, and the top is the package
 #: itself with the command line, which calls the public functions as a user does
 LAYERS = ("base", "_core", "_data", "models | _train", "_section", "adapters", "top")
+#: files that know annotated data and that all adapters share
+SECTION_FILES = ("_section", "_parts", "_evaluation")
 
 MAX_BODY, MAX_FILE, MAX_POSITIONAL = 40, 400, 3
 
@@ -102,6 +104,8 @@ def layer_of(parts: tuple[str, ...]) -> str:
         return "models | _train"
     if parts[0] in ADAPTERS:
         return "adapters"
+    if parts[0] in SECTION_FILES:
+        return "_section"
     return parts[0] if parts[0] in LAYERS else "base"
 
 

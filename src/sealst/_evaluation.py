@@ -42,9 +42,11 @@ class Evaluation:
         return f"<p>{self}</p>{self.summary().round(3).to_html()}"
 
     def __repr__(self) -> str:
-        folds, sections = self.table["fold"].nunique(), self.table["section"].replace("", None).nunique()
+        folds, sections = ((self.table[c].unique() != "").sum() for c in ("fold", "section"))
         preset = self.facts.get("preset", "?")
-        return f"Evaluation {preset!r}: {folds} fold(s), {sections} section(s), {self.table['method'].nunique()} methods"
+        return (
+            f"Evaluation {preset!r}: {folds} fold(s), {sections} section(s), {self.table['method'].nunique()} methods"
+        )
 
     def summary(self) -> pd.DataFrame:
         """Mean over folds, seeds and sections of every metric: methods in rows, (metric, genes) in columns."""

@@ -228,7 +228,7 @@ def test_check_split_refuses_an_empty_side(cohort) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ({"by": "spot"}, sl.DataError, "`by` must be one of 'patient', 'section', 'block', found 'spot'"),
+        ({"by": "spot"}, sl.MissingKeyError, "'spot' not found in `.obs` of section 'a1'.*a column of `.obs`"),
         ({"n_folds": 1}, sl.DataError, "`n_folds` must be None or a whole number of at least 2, found 1"),
         ({"n_folds": 2.0}, sl.DataError, "`n_folds` must be None or a whole number of at least 2, found 2.0"),
         ({"n_folds": 4}, sl.DataError, "`n_folds=4` is more than the 3 patients 'A', 'B', 'C'"),
@@ -264,3 +264,20 @@ def test_duplicate_spot_names_are_refused(cohort) -> None:
 def test_repr_says_what_is_held_out(cohort) -> None:
     text = repr(sl.pp.split(cohort)[1])
     assert text == "Split('patient-B': train on 90 spots of 'a1', 'a2', 'c1', test on 30 spots of 'b1')"
+
+
+def test_a_column_is_held_out_value_by_value() -> None:
+    sections = [section("a1", "A"), section("b1", "B"), section("c1", "C")]
+    for one, organ in zip(sections, ("breast", "breast", "lung"), strict=True):
+        one.tables["table"].obs["organ"] = organ
+    folds = sl.pp.split(sections, by="organ")
+    assert [fold.name for fold in folds] == ["organ-breast", "organ-lung"]
+    assert folds[1].train_sections == ["a1", "b1"]
+    assert folds[1].test_sections == ["c1"]
+    sections[2].tables["table"].obs["patient"] = "A"
+    with pytest.raises(sl.LeakError, match="patient 'A'"):
+        sl.pp.split(sections, by="organ")
+    assert len(sl.pp.split(sections, by="organ", allow_shared_patients=True)) == 2
+    sections[2].tables["table"].obs["organ"] = "breast"
+    with pytest.raises(sl.DataError, match="at least 2 values, found only 'breast'"):
+        sl.pp.split(sections, by="organ")

@@ -7,6 +7,7 @@ from sealst.io._collection import Collection, read_collection
 from sealst.io._foreign import from_spatialdata
 from sealst.io._formats import read
 from sealst.io._hest import read_hest
+from sealst.io._hest_bench import HestBench, read_hest_bench
 from sealst.io._image import SlideImage, open_image
 from sealst.io._st import read_st
 from sealst.io._visium import read_visium
@@ -17,6 +18,7 @@ from sealst.io._xenium import read_xenium
 __all__ = [
     "CheckReport",
     "Collection",
+    "HestBench",
     "Problem",
     "SlideImage",
     "check",
@@ -26,6 +28,7 @@ __all__ = [
     "read",
     "read_collection",
     "read_hest",
+    "read_hest_bench",
     "read_st",
     "read_visium",
     "read_visium_hd",

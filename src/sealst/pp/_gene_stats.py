@@ -16,10 +16,10 @@ from sealst import _section
 from sealst._core.panel import is_control
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
+from sealst._parts import Part, walk
 from sealst._section import Data
 from sealst._validate import check_gene_names, listed
 from sealst.pp._normalize import recorded
-from sealst.pp._parts import Part, walk
 
 #: columns of ``.var`` that hold Ensembl ids, in order of trust
 _ID_COLUMNS = (Keys.ENSEMBL, "gene_ids")

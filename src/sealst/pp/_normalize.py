@@ -17,6 +17,7 @@ from sealst._core import lattice
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
+from sealst._parts import section_regions
 from sealst._section import Data, Region
 from sealst._validate import (
     check_choice,
@@ -27,7 +28,6 @@ from sealst._validate import (
     check_positive,
     listed,
 )
-from sealst.pp._parts import section_regions
 
 _STEP = "normalize"
 # Settings in which all sections of a table must agree.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from spatialdata.transformations import get_transformation
 
@@ -15,9 +15,9 @@ from sealst._core import lattice, splits
 from sealst._errors import DataError, LeakError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
+from sealst._parts import Part, parts_of
 from sealst._section import Data
-from sealst._validate import check_choice, check_key, check_positive, listed
-from sealst.pp._parts import Part, parts_of
+from sealst._validate import check_key, check_positive, listed
 
 _BLOCK_FOLDS = 5
 
@@ -54,7 +54,7 @@ class Split:
 def split(
     sections: Data | Sequence[Data],
     *,
-    by: Literal["patient", "section", "block"] = "patient",
+    by: str = "patient",
     n_folds: int | None = None,
     allow_shared_patients: bool = False,
     block_um: float = 1000.0,
@@ -74,12 +74,14 @@ def split(
 
         - ``"patient"``: all spots of a patient.
         - ``"section"``: all spots of a section. Refused where a patient then stands on both sides.
+        - a column of ``.obs`` such as ``"organ"``: all spots with one value, so that a fold is tested on an organ
+          (technology, stain, hospital) that it has not seen. Refused where a patient then stands on both sides.
         - ``"block"``: square blocks within sections. Every patient stands on both sides by construction, so this
           measures interpolation within tissue the model has seen; a warning says so.
     n_folds
         Number of folds, balanced by number of spots. Default: leave one patient (or section) out; 5 for blocks.
     allow_shared_patients
-        Whether a patient may stand on both sides with ``by="section"``; with ``by="block"`` it silences the warning.
+        Whether a patient may stand on both sides; with ``by="block"``, where one always does, it silences the warning.
     block_um
         Edge of a block in µm; only with ``by="block"``, which needs SpatialData with a coordinate system ``"um"``.
     buffer_um
@@ -101,9 +103,9 @@ def split(
     DataError
         When there are too few patients, sections or blocks, or ``.obs["patient"]`` has empty values.
     LeakError
-        With ``by="section"`` when a patient stands on both sides of a fold.
+        When a patient stands on both sides of a fold by section or column.
     MissingKeyError
-        When ``.obs["patient"]`` is absent.
+        When ``.obs["patient"]`` or the column is absent.
     ScaleError
         With ``by="block"`` when the scale of the spots in µm is unknown.
 
@@ -113,7 +115,6 @@ def split(
     >>> [fold.name for fold in folds]
     ['patient-A', 'patient-B', 'patient-C']
     """
-    check_choice("by", by, ("patient", "section", "block"))
     _check_folds(n_folds)
     parts = parts_of(sections, table_key)
     if by == "block":
@@ -127,9 +128,11 @@ def split(
                 "it has seen, not how it does on a new patient. `allow_shared_patients=True` silences this."
             )
         return folds
+    if by == "patient":
+        return _split_patients(parts, n_folds)
     if by == "section":
         return _split_sections(parts, n_folds, allow_shared_patients)
-    return _split_patients(parts, n_folds)
+    return _split_column(parts, by, n_folds, allow_shared_patients)
 
 
 def check_split(
@@ -189,14 +192,44 @@ def _split_sections(parts: Sequence[Part], n_folds: int | None, allow_shared: bo
     if n_folds is not None and n_folds > len(parts):
         raise DataError(f"`n_folds={n_folds}` is more than the {len(parts)} sections {listed(p.name for p in parts)}.")
     names = np.repeat([part.name for part in parts], [len(part.region.rows) for part in parts])
+    return _grouped(parts, names, "section", n_folds, allow_shared)
+
+
+def _split_column(parts: Sequence[Part], column: str, n_folds: int | None, allow_shared: bool) -> list[Split]:
+    values = []
+    for part in parts:
+        obs = part.table.obs
+        check_key(
+            obs.columns,
+            column,
+            where=f"`.obs` of section {part.name!r}",
+            hint="`by` must be 'patient', 'section', 'block', or a column of `.obs` of every section.",
+        )
+        found = obs[column].iloc[part.region.rows]
+        if found.isna().any():
+            raise DataError(f"`.obs[{column!r}]` is empty for {found.isna().sum()} spots of section {part.name!r}.")
+        values.append(found.astype(str).to_numpy(dtype=str))
+    known = np.unique(np.concatenate(values))
+    if len(known) < 2:
+        raise DataError(f"Folds by {column!r} need at least 2 values, found only {listed(known)}.")
+    return _grouped(parts, np.concatenate(values), column, n_folds, allow_shared)
+
+
+def _grouped(
+    parts: Sequence[Part], groups: np.ndarray, what: str, n_folds: int | None, allow_shared: bool
+) -> list[Split]:
+    """Folds that keep groups together, refused where a patient then stands on both sides."""
     folds = [
-        Split(_named(parts, train), _named(parts, test), "section-" + "+".join(np.unique(names[test])))
-        for train, test in splits.group_folds(names, n_folds)
+        Split(_named(parts, train), _named(parts, test), f"{what}-" + "+".join(np.unique(groups[test])))
+        for train, test in splits.group_folds(groups, n_folds)
     ]
     if not allow_shared:
-        patients = {part.name: np.unique(_patients(part)).tolist() for part in parts}
+        patients = {part.name: pd.Series(_patients(part), index=part.obs_names) for part in parts}
         for fold in folds:
-            sides = [{name: patients[name] for name in side} for side in (fold.train, fold.test)]
+            sides = [
+                {name: patients[name].loc[spots].unique().tolist() for name, spots in side.items()}
+                for side in (fold.train, fold.test)
+            ]
             _refuse_shared(
                 sides[0], sides[1], "Split with `by='patient'`, or pass `allow_shared_patients=True` if you mean it."
             )

@@ -1,5 +1,7 @@
 """Train, embed, predict, retrieve, evaluate."""
 
+from sealst._core.protocols import Protocol
+from sealst._evaluation import Evaluation
 from sealst._train._params import TrainParams
 from sealst.tl._cache import clear_cache
 from sealst.tl._embed import embed
@@ -9,4 +11,15 @@ from sealst.tl._pathways import pathways
 from sealst.tl._predict import predict
 from sealst.tl._retrieve import retrieve
 
-__all__ = ["TrainParams", "clear_cache", "embed", "evaluate", "finetune", "pathways", "predict", "retrieve"]
+__all__ = [
+    "Evaluation",
+    "Protocol",
+    "TrainParams",
+    "clear_cache",
+    "embed",
+    "evaluate",
+    "finetune",
+    "pathways",
+    "predict",
+    "retrieve",
+]

@@ -1,96 +1,105 @@
-"""The comparison that is always printed: frozen encoder, adapted encoder, direct head, floors."""
+"""The comparison that is always printed: frozen encoder, adapted encoder, direct head, baselines, floors."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from anndata import AnnData
 from spatialdata import SpatialData
 
-from sealst import _section
-from sealst._core.device import autocast
-from sealst._core.metrics import bootstrap_interval, gene_pearson, recall_at_k, retrieval_ranks
-from sealst._core.probes import knn_impute, mean_baseline, ridge_probe
-from sealst._data.tokens import to_images
-from sealst._errors import DataError, LeakError, PanelError, SealstWarning
+from sealst._core.device import resolve_device
+from sealst._core.panel import GenePanel
+from sealst._core.protocols import Protocol, resolve_protocol
+from sealst._errors import DataError, LeakError
+from sealst._evaluation import Evaluation
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import Region
-from sealst._validate import check_positive, listed
-from sealst.models import SealModel
-from sealst.pp import check_split, rank_genes
-from sealst.tl._inputs import as_sections, check_crops_fit, map_crops
-
-FROZEN, ADAPTED = "frozen + ridge", "adapted + ridge"
-HEAD, IMPUTED = "seal head", "seal retrieval"
-COLOUR, MEAN = "colour + ridge", "mean"
-_RECALL_AT = (1, 5, 10)
-#: more genes than any section has
-_ALL = 10**6
-Kind = Literal["hvg", "heg"]
-
-
-@dataclass(frozen=True)
-class _Views:
-    """One section as every method sees it; rows are spots with a crop."""
-
-    name: str
-    patient: str
-    frozen: np.ndarray
-    adapted: np.ndarray
-    colour: np.ndarray
-    #: gene embeddings
-    gene: np.ndarray
-    #: log1p-CP10k of the panel: the model's layer and the measured spot itself
-    context: np.ndarray
-    measured: np.ndarray
-    #: bool (genes,): which of the panel's genes the section measures at all
-    known: np.ndarray
+from sealst._validate import check_positive
+from sealst._version import __version__
+from sealst.io import HestBench
+from sealst.models import Encoder, SealModel
+from sealst.pp import Split, check_split
+from sealst.tl import _scored_genes as scored
+from sealst.tl._contenders import Contenders, contenders_of
+from sealst.tl._folds import check_copies, check_unseen, given_fold, made_folds
+from sealst.tl._inputs import as_sections
+from sealst.tl._material import Bench, Material, Sections
+from sealst.tl._methods import predictions
+from sealst.tl._pathway_rows import Activities
+from sealst.tl._pathways import Net
+from sealst.tl._score_rows import FoldScorer, Results
+from sealst.tl._views import Looker, View
 
 
 def evaluate(
-    model: SealModel,
-    train: SpatialData | Sequence[SpatialData],
-    test: SpatialData | Sequence[SpatialData],
+    model: SealModel | Encoder | str | Mapping[str, Any],
+    sections: SpatialData | Sequence[SpatialData] | HestBench,
+    test: SpatialData | Sequence[SpatialData] | None = None,
     *,
+    preset: str | Protocol = "cv",
+    folds: str | Sequence[Split] = "patient",
     genes: Mapping[str, Sequence[str]] | None = None,
-    n_genes: int = 50,
+    n_genes: int | None = None,
+    baselines: Sequence[str] = (),
+    net: Net | None = None,
+    seeds: Sequence[int] = (0,),
+    near_um: float | None = None,
     allow_shared_patients: bool = False,
+    device: str | None = None,
     table_key: str = Keys.TABLE,
     progress: bool | None = None,
     seed: int = 0,
-) -> pd.DataFrame:
-    """Compare the adapted encoder with the frozen one on held-out sections.
+) -> Evaluation:
+    """Compare encoders by what they tell about held-out tissue: adapted, frozen, baselines, floors.
 
-    Probes (ridge regression on standardised features) are fitted on the training sections; their penalty is chosen by
-    cross-validation over their patients (over sections where there is one patient). Targets are the measured
-    log1p-CP10k of single spots. Genes of the panel that a training section does not measure are fitted on the others;
-    those that a test section does not measure are left out of its scores, and the log says so.
+    Probes are fitted on training spots and scored on held-out ones. Nothing is chosen on test data, except in the
+    preset ``"hest"``, which repeats HEST-bench with its choices.
 
     Parameters
     ----------
     model
-        A SEAL model.
-    train
-        Sections the probes are fitted on; those the model was trained on.
+        What is evaluated:
+
+        - a SEAL model; refused on patients that it was trained on
+        - a mapping with the arguments of `sealst.tl.finetune` (``{"encoder": "uni2-h", "params": {...}}``): every fold
+          trains its own model on its training sections
+        - an encoder (`sealst.models.build_encoder`) or its name: the frozen encoder alone
+    sections
+        With `test`, the sections to fit on. Alone, all sections, of which `folds` makes folds. SpatialData after
+        `sealst.pp.pair_crops` and `sealst.pp.normalize`, a `sealst.io.Collection`, or a task of HEST-bench
+        (`sealst.io.read_hest_bench`).
     test
-        Held-out sections, each reported by itself. Either side may be a `sealst.io.Collection`.
+        Held-out sections.
+    preset
+        ``"cv"``: ridge regression on standardised features, its penalty by inner cross-validation over patients, genes
+        chosen on the training sections, targets log1p-CP10k. ``"hest"``: HEST-bench (256 principal components, ridge
+        without intercept of penalty 100 / features / genes, 50 variable genes of all sections, targets log1p of raw
+        counts). Or a `sealst.tl.Protocol` of your own.
+    folds
+        ``"patient"``, ``"section"``, ``"block"`` or a column of ``.obs`` (``"organ"``, ``"technology"``, …), see
+        `sealst.pp.split`; or what it returned. Not used with `test`.
     genes
-        Named sets of genes to score, a subset of the panel. Default: ``"hvg50"`` and ``"heg50"``, those of the panel
-        that are most variable and most expressed in the training sections.
+        Named sets of genes to score. Default: the `n_genes` most variable (``"hvg50"``) and most expressed
+        (``"heg50"``) of the training sections, of the model's panel where there is one.
     n_genes
-        Size of the default sets; named by the number they have where the panel is smaller.
+        Size of the default sets; default the preset's (50).
+    baselines
+        Trained beside SEAL in every fold, with the same encoder, adapter, crops and panel; need a mapping as `model`:
+        ``"st-net"`` (regression of expression by finetuning, after He et al. 2020) and ``"bleep"`` (contrastive
+        learning alone with soft targets, prediction by the 50 nearest profiles, after Xie et al. 2023).
+    net
+        Gene sets, as for `sealst.tl.pathways`: agreement of their activity in predicted and measured expression.
+    seeds
+        Seeds of the models that are trained; each gives rows of its own.
+    near_um
+        Distance in µm within which another spot counts as found too; adds metrics ``"near R@k"``.
     allow_shared_patients
-        Whether a patient may stand on both sides, for in-sample checks; refused otherwise.
+        Whether a patient (or copied spots) may stand on both sides, for in-sample checks; refused otherwise.
+    device
+        Where an encoder runs that is not part of a model; default ``settings.device``.
     table_key
         Table of each section.
     progress
@@ -100,229 +109,203 @@ def evaluate(
 
     Returns
     -------
-    Tidy DataFrame with columns `section`, `patient`, `method`, `genes`, `metric`, `value`, `low`, `high` (95 %
-    bootstrap over genes), `pool` and `chance` (retrieval only):
+    `Evaluation` with tidy frames ``.table``, ``.genes``, ``.pathways`` and maps in ``.spots``. Methods: ``"frozen +
+    ridge"``, ``"adapted + ridge"``, ``"seal head"`` (direct prediction), ``"seal retrieval"`` (mean of the 50 training
+    spots whose expression is nearest to the image), the baselines, and the floors ``"colour + ridge"`` (mean and
+    deviation of the crop's colour) and ``"mean"``. Metrics, per section and gene set:
 
-    - metric ``"pearson"``: mean over genes of the correlation over the section's spots, for ``"frozen + ridge"``,
-      ``"adapted + ridge"``, ``"seal head"``, ``"seal retrieval"`` (mean of the 50 training spots whose expression is
-      nearest to the image; BLEEP, Xie et al. 2023), and the floors ``"colour + ridge"`` (mean and deviation of
-      the crop's colour) and ``"mean"``
-    - metrics ``"R@1"``, ``"R@5"``, ``"R@10"``, ``"median_rank"``: image → expression among the spots of the section;
-      ``"adapted"`` and ``"frozen"`` by cosine with the gene embedding, ``"frozen + ridge"`` by cosine of the predicted
-      with the measured profile
+    - ``"pearson"``, ``"spearman"``, ``"r2"``: mean over genes; Pearson also over all test spots of a fold together
+      (rows with section ``""``)
+    - ``"spot_pearson"``: mean over spots of the correlation over genes, of deviations from the training mean
+    - ``"calibration_slope"``: median over genes of the slope of measured on predicted; 1 is calibrated
+    - ``"moran_agreement"``: correlation over genes of Moran's I of predicted and measured maps; ``"residual_moran"``:
+      mean Moran's I of what is left over
+    - ``"pearson_gain"``: gain over ``"frozen + ridge"``, paired by gene and section, with interval
+    - ``"section_pearson"`` (fold ``""``): correlation over sections of their mean expression, from three sections on
+    - ``"R@1"``, ``"R@5"``, ``"R@10"``, ``"R@50"``, ``"median_rank"``: image → expression among the spots of the section
+      (with section ``""``: of all test sections), and ``"gene→image R@1"``, …; ``"adapted"`` and ``"frozen"`` by cosine
+      with the gene embedding, ``"frozen + ridge"`` by cosine of the predicted with the measured profile
 
     Raises
     ------
     LeakError
-        When a patient stands on both sides, or the model was trained on a patient of `test`.
+        When a patient stands on both sides, the model was trained on a patient of the test sections, or test spots are
+        copies of training spots.
     PanelError
         When a gene is not in the model's panel, or the panel's genes have no names.
 
+    Notes
+    -----
+    Intervals are over genes (for gains over genes and sections), not over patients: with few patients they say nothing
+    about the next one.
+
     Examples
     --------
-    >>> table = sl.tl.evaluate(model, train=[s1, s2], test=[s3])  # doctest: +SKIP
+    >>> found = sl.tl.evaluate(model, [s1, s2], test=s3)  # doctest: +SKIP
+    >>> recipe = {"encoder": "uni2-h"}  # doctest: +SKIP
+    >>> found = sl.tl.evaluate(recipe, sections, baselines=["st-net", "bleep"])  # doctest: +SKIP
+    >>> found.table.query("metric == 'pearson' and section != ''")  # doctest: +SKIP
     """
-    check_positive("n_genes", n_genes)
-    model.panel.require_names()
-    train, test = as_sections(train, "train"), as_sections(test, "test")
+    if isinstance(model, SealModel):
+        model.panel.require_names()
+    protocol = resolve_protocol(preset)
+    if n_genes is not None:
+        check_positive("n_genes", n_genes)
+        protocol = replace(protocol, n_genes=int(n_genes))
+    if near_um is not None:
+        check_positive("near_um", near_um)
+    material, made = _material(sections, test, folds, allow_shared_patients, table_key)
+    contenders = contenders_of(
+        model, material, baselines=baselines, device=resolve_device(device), table_key=table_key, show=progress
+    )
     if not allow_shared_patients:
-        check_split(train, test, table_key=table_key)
-        _check_unseen(model, test, table_key)
-    sets = _gene_sets(model, train, genes, n_genes, table_key)
-    views = partial(_views, model, table_key=table_key, show=progress)
-    seen, held = (list(chain.from_iterable(map(views, side))) for side in (train, test))
-    predictions = _predictions(model, seen, held)
-    rows = [row for i, view in enumerate(held) for row in _pearson_rows(view, predictions, i, sets, model, seed)]
-    rows += [row for i, view in enumerate(held) for row in _retrieval_rows(view, predictions[FROZEN][i], model)]
-    return pd.DataFrame(rows)
+        _check_leaks(contenders, material, made)
+    job = _Job(material, contenders, protocol, genes, Activities.of(net), table_key, progress, seed, near_um)
+    results = job.run(made, [int(s) for s in seeds] if contenders.trains else [0])
+    facts = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
+    facts |= {"seeds": list(map(int, seeds)) if contenders.trains else [], "model": contenders.label}
+    return Evaluation(
+        table=pd.DataFrame(results.table),
+        genes=pd.concat(results.genes, ignore_index=True) if results.genes else pd.DataFrame(),
+        pathways=pd.concat(results.pathways, ignore_index=True) if results.pathways else pd.DataFrame(),
+        spots=results.maps(),
+        facts=facts,
+    )
 
 
-def _gene_sets(
-    model: SealModel, train: Sequence[SpatialData], genes: Mapping[str, Sequence[str]] | None, n: int, table_key: str
-) -> dict[str, np.ndarray]:
-    if genes is None:
-        genes = {}
-        for kind in get_args(Kind):
-            kept = _ranked(model, train, kind, n, table_key)
-            genes[f"{kind}{len(kept)}"] = kept
-    position = {g.upper(): i for i, g in enumerate(model.panel.genes)}
-    for name, members in genes.items():
-        if not len(members):
-            raise PanelError(f"Gene set {name!r} is empty.")
-        if absent := [g for g in members if g.upper() not in position]:
-            raise PanelError(f"Gene set {name!r} has genes outside the model's panel: {listed(absent)}.")
-    return {name: np.array([position[g.upper()] for g in members]) for name, members in genes.items()}
+def _material(
+    sections: Any, test: Any, folds: str | Sequence[Split], allow_shared: bool, table_key: str
+) -> tuple[Material, list[Split]]:
+    if isinstance(sections, HestBench):
+        if test is not None:
+            raise DataError("A task of HEST-bench has its own test sides; leave `test` out.")
+        bench = Bench(sections)
+        return bench, bench.folds()
+    train = as_sections(sections, "sections")
+    if test is None:
+        made = made_folds(train, folds, allow_shared_patients=allow_shared, table_key=table_key)
+        return Sections([train], table_key), made
+    held = as_sections(test, "test")
+    if not allow_shared:
+        check_split(train, held, table_key=table_key)
+    return Sections([train, held], table_key), given_fold(train, held, table_key)
 
 
-def _ranked(model: SealModel, train: Sequence[SpatialData], kind: Kind, n: int, table_key: str) -> list[str]:
-    """The n genes of the panel that rank first in the training sections."""
-    known = {g.upper() for g in model.panel.genes}
-    kept: list[str] = []
-    # As many as the panel has: for the default panel its own order. A panel chosen otherwise may need them all, and one
-    # joined from sections that measure different genes has some that not all of them measure.
-    for top, least in ((len(known), None), (_ALL, None), (_ALL, 1)):
-        if least is None and model.panel.availability is not None:
-            continue
-        with warnings.catch_warnings(), suppress(PanelError):
-            warnings.simplefilter("ignore", SealstWarning)
-            ranked = rank_genes(train, top, criterion=kind, min_sections=least, table_key=table_key)
-            kept = [g for g in ranked if g in known][:n]
-        if len(kept) == n:
-            break
-    return kept
+def _check_leaks(contenders: Contenders, material: Material, folds: Sequence[Split]) -> None:
+    parts = material.parts()
+    if contenders.model is not None:
+        if isinstance(material, Bench):
+            raise LeakError(
+                "The files of HEST-bench do not name patients, so nothing tells whether the model was trained on them. "
+                "Pass the frozen encoder, or `allow_shared_patients=True` if you know that it was not."
+            )
+        tested = {name for fold in folds for name in fold.test}
+        check_unseen(contenders.model, [part for part in parts if part.name in tested])
+    check_copies(parts, folds)
 
 
-def _check_unseen(model: SealModel, test: Sequence[SpatialData], table_key: str) -> None:
-    def patients(sdata: SpatialData) -> list[str]:
-        return _section.patients_of(_section.get_table(sdata, table_key))
+@dataclass(frozen=True)
+class _Job:
+    """All folds of an evaluation, and what is kept between them."""
 
-    tested = set(chain.from_iterable(map(patients, test)))
-    if shared := sorted(tested & set(model.provenance.get("patients", []))):
-        raise LeakError(
-            f"The model was trained on patient(s) {listed(shared)}, who are in `test`. Test on other patients, or pass "
-            "`allow_shared_patients=True` for an in-sample check."
+    material: Material
+    contenders: Contenders
+    protocol: Protocol
+    given: Mapping[str, Sequence[str]] | None
+    activities: Activities
+    table_key: str
+    show: bool | None
+    seed: int
+    near_um: float | None
+
+    def run(self, folds: Sequence[Split], seeds: Sequence[int]) -> Results:
+        """Score every fold with every seed."""
+        results = Results()
+        shared: dict[str, View] = {}
+        # Models that are trained choose their own panel; otherwise one set of genes serves all folds.
+        common = None if self.contenders.trains else self._fixed(folds)
+        for fold in folds:
+            for seed in seeds:
+                logger.info("fold %s%s", fold.name, f", seed {seed}" if self.contenders.trains else "")
+                if common is None:
+                    ready = self._prepared([fold], self.contenders.trained(fold, seed))
+                    self._score(fold, seed, ready, {}, results)
+                else:
+                    self._score(fold, seed, common, shared, results)
+        results.add_between_sections()
+        return results
+
+    def _fixed(self, folds: Sequence[Split]) -> _Ready:
+        models = {} if self.contenders.model is None else {"seal": self.contenders.model}
+        return self._prepared(folds, models)
+
+    def _prepared(self, folds: Sequence[Split], models: Mapping[str, SealModel]) -> _Ready:
+        panel = models["seal"].panel if models else None
+        sets = {fold.name: self._sets(fold, panel) for fold in folds}
+        extra = [] if panel is not None else self.activities.genes(self.material.parts())
+        genes = scored.universe(list(sets.values()), panel, self.protocol, extra)
+        looker = Looker(
+            extract=self.contenders.features(models),
+            models=models,
+            genes=genes,
+            target=self.protocol.target,
+            crop=self.contenders.crop,
+            table_key=self.table_key,
+            show=self.show,
         )
+        return _Ready(looker, genes, {name: scored.columns_of(part, genes) for name, part in sets.items()})
+
+    def _sets(self, fold: Split, panel: GenePanel | None) -> scored.Sets:
+        within = panel if self.protocol.target == "lognorm" else None
+        if self.given is not None:
+            return scored.given_sets(self.given, within)
+        if self.protocol.genes == "train":
+            return scored.ranked_sets(self.material.train_side(fold), self.protocol.n_genes, within, self.table_key)
+        if isinstance(self.material, Bench):
+            return {f"hest{len(self.material.bench.genes)}": list(self.material.bench.genes)}
+        found = scored.hest_genes(self.material.parts(), self.protocol.n_genes)
+        return {f"hest{len(found)}": found}
+
+    def _score(self, fold: Split, seed: int, ready: _Ready, shared: dict[str, View], results: Results) -> None:
+        wanted = {*fold.train, *fold.test}
+        views = dict(shared)
+        views.update((v.name, v) for v in self.material.views(ready.looker, wanted - set(shared)))
+        if not self.contenders.trains:
+            shared.update(views)
+        seen = [views[name].take(spots) for name, spots in fold.train.items()]
+        held = [views[name].take(spots) for name, spots in fold.test.items()]
+        _check_sides(fold, seen, held)
+        predicted = predictions(seen, held, self.protocol, models=ready.looker.models, genes=ready.genes)
+        y = np.concatenate([v.measured for v in seen])
+        scorer = FoldScorer(
+            fold=fold.name,
+            seed=seed,
+            genes=ready.genes,
+            sets=ready.sets[fold.name],
+            centre=y.mean(axis=0),
+            scale=np.maximum(y.std(axis=0), 1e-6),
+            bootstrap_seed=self.seed,
+            near_um=self.near_um,
+        )
+        scorer.add(held, predicted, results)
+        scorer.add_retrieval(held, predicted, ready.looker.models, results)
+        results.pathways += self.activities.rows(held, predicted, ready.genes, fold=fold.name, seed=seed)
 
 
-def _views(model: SealModel, sdata: SpatialData, *, table_key: str, show: bool | None) -> list[_Views]:
-    table = _section.get_table(sdata, table_key)
-    regions = _section.regions_of(table)
-    check_crops_fit(table, regions, model.crop)
-    return [_view(model, sdata, table, region, show) for region in regions]
+@dataclass(frozen=True)
+class _Ready:
+    """What a fold needs before its sections are looked at."""
+
+    looker: Looker
+    genes: GenePanel
+    sets: dict[str, dict[str, np.ndarray]]
 
 
-def _view(model: SealModel, sdata: SpatialData, table: AnnData, region: Region, show: bool | None) -> _Views:
-    rows, parts = [], []
-    for some, values in map_crops(
-        sdata, table, [region], lambda c: _three(model, c), spec=model.crop, show=show, desc=region.section
-    ):
-        rows.append(some)
-        parts.append(values)
-    if not rows:
-        raise DataError(f"Section {region.section!r} has no usable crop; see `.obs['crop_reason']`.")
-    order = np.argsort(np.concatenate(rows))
-    kept = np.concatenate(rows)[order]
-    values = np.concatenate(parts)[order]
-    frozen, adapted, colour = np.split(values, [model.dim, 2 * model.dim], axis=1)
-    context = _section.expression(table, model.panel, kept, masked=True)
-    known = model.panel.measured(table.var_names)
-    if not known.all():
-        logger.info(
-            "Section %r measures %d of the panel's %d genes; the others are not scored.",
-            region.section, known.sum(), len(known),
-        )  # fmt: skip
-    return _Views(
-        name=region.section,
-        patient=", ".join(_section.patients_of(table, region.rows)),
-        frozen=frozen,
-        adapted=adapted,
-        colour=colour,
-        gene=model.embed_genes(context),
-        context=context,
-        measured=_section.expression(table, model.panel, kept, Keys.LOGNORM, masked=True),
-        known=known,
-    )
-
-
-def _three(model: SealModel, crops: np.ndarray) -> np.ndarray:
-    """Frozen embedding, adapted embedding and colour statistics of crops; the shared trunk runs once."""
-    model.eval()
-    images = to_images(crops, model.device)
-    with torch.inference_mode(), autocast(model.device, model.encoder.spec.precision):
-        n = model.n_trunk
-        tokens = model.encoder.trunk(images, n) if n else None
-        adapted = model.encoder(images) if tokens is None else model.encoder.tail(tokens, n)
-        with model.frozen_encoder():
-            frozen = model.encoder(images) if tokens is None else model.encoder.tail(tokens, n)
-    colour = torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
-    return torch.cat([frozen.float(), adapted.float(), colour.float()], dim=1).cpu().numpy()
-
-
-def _predictions(model: SealModel, seen: list[_Views], held: list[_Views]) -> dict[str, list[np.ndarray]]:
-    """Expression (n, panel) of every held-out section by every method; NaN for genes no training section measures."""
-    patterns, which = np.unique(np.array([v.known for v in seen]), axis=1, return_inverse=True)
-    out = {
-        method: [np.full(v.measured.shape, np.nan, dtype=np.float32) for v in held]
-        for method in (FROZEN, ADAPTED, COLOUR, HEAD, IMPUTED, MEAN)
-    }
-    # Genes are fitted together where the same sections measure them.
-    for i in range(patterns.shape[1]):
-        genes = np.flatnonzero(which.ravel() == i)
-        having = [view for view, has in zip(seen, patterns[:, i], strict=True) if has]
-        for method, parts in (_fitted(having, held, genes) if having else {}).items():
-            for filled, part in zip(out[method], parts, strict=True):
-                filled[:, genes] = part
-    out[HEAD] = [model.predict_expression(v.adapted) for v in held]
-    return out
-
-
-def _fitted(seen: list[_Views], held: list[_Views], genes: np.ndarray) -> dict[str, list[np.ndarray]]:
-    """Expression of some genes in every held-out section, by the methods that learn from the training sections."""
-    y = np.concatenate([v.measured[:, genes] for v in seen])
-    # Serial sections of one patient are no independent folds; they must do where there is only one patient.
-    several = len({v.patient for v in seen}) > 1
-    groups = np.concatenate([[v.patient if several else v.name] * len(v.measured) for v in seen])
-    out: dict[str, list[np.ndarray]] = {}
-    for method, feature in ((FROZEN, "frozen"), (ADAPTED, "adapted"), (COLOUR, "colour")):
-        x = np.concatenate([getattr(v, feature) for v in seen])
-        probe = ridge_probe(x, y, groups=groups)
-        out[method] = [probe.predict(getattr(v, feature)) for v in held]
-    reference = np.concatenate([v.gene for v in seen])
-    k = min(50, len(reference))
-    out[IMPUTED] = [knn_impute(v.adapted, reference, y, k=k) for v in held]
-    out[MEAN] = [mean_baseline(y, len(v.measured)) for v in held]
-    return out
-
-
-def _pearson_rows(
-    view: _Views,
-    predictions: dict[str, list[np.ndarray]],
-    index: int,
-    sets: dict[str, np.ndarray],
-    model: SealModel,
-    seed: int,
-) -> list[dict[str, Any]]:
-    rows = []
-    # The same genes for every method: those that all of them can predict and the section measures.
-    scored = view.known & np.all([np.isfinite(p[index]).all(axis=0) for p in predictions.values()], axis=0)
-    if lost := int((view.known & ~scored).sum()):
-        logger.info("%s: %d genes that no section of `train` measures are not scored", view.name, lost)
-    for method, predicted in predictions.items():
-        r = np.full(len(scored), np.nan)
-        r[scored] = gene_pearson(predicted[index][:, scored], view.measured[:, scored])
-        for name, columns in sets.items():
-            values = r[columns][np.isfinite(r[columns])]
-            low, high = bootstrap_interval(values, seed=seed) if len(values) > 1 else (np.nan, np.nan)
-            value = float(values.mean()) if len(values) else np.nan
-            rows.append(_row(view, method, "pearson", value, genes=name, low=float(low), high=float(high)))
-    return rows
-
-
-def _retrieval_rows(view: _Views, frozen_prediction: np.ndarray, model: SealModel) -> list[dict[str, Any]]:
-    own = np.arange(len(view.gene))
-
-    known = view.known & np.isfinite(frozen_prediction).all(axis=0)
-
-    def z(x: np.ndarray) -> np.ndarray:
-        # As the gene encoder sees it: the mean where a gene was not measured.
-        return np.where(known, (x - model.panel.mean) / model.panel.std, 0)
-
-    ranks = {
-        "adapted": retrieval_ranks(view.adapted, view.gene, own),
-        "frozen": retrieval_ranks(view.frozen, view.gene, own),
-        FROZEN: retrieval_ranks(z(frozen_prediction), z(view.context), own),
-    }
-    rows = []
-    for method, r in ranks.items():
-        found = recall_at_k(r, _RECALL_AT, len(own))
-        for metric in (*(f"R@{k}" for k in _RECALL_AT), "median_rank"):
-            chance = found[metric.replace("R@", "chance@")] if "@" in metric else (len(own) + 1) / 2
-            rows.append(_row(view, method, metric, float(found[metric]), pool=len(own), chance=float(chance)))
-    return rows
-
-
-def _row(view: _Views, method: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
-    empty = {"genes": "", "low": np.nan, "high": np.nan, "pool": np.nan, "chance": np.nan}
-    return {"section": view.name, "patient": view.patient, "method": method, "metric": metric, "value": value} | (
-        empty | more
-    )
+def _check_sides(fold: Split, seen: Sequence[View], held: Sequence[View]) -> None:
+    for side, views in (("training", seen), ("test", held)):
+        for view in views:
+            if len(view) < 2:
+                raise DataError(
+                    f"Fold {fold.name!r}: section {view.name!r} has {len(view)} {side} spot(s) with a usable crop; at "
+                    "least 2 are needed. See `.obs['crop_reason']`."
+                )

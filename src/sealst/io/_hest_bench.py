@@ -1,0 +1,199 @@
+"""Tasks of HEST-bench, in the layout in which they are published."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._validate import listed
+
+#: crops that are read at a time
+_BATCH = 64
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+
+
+class BenchFold(NamedTuple):
+    """Samples to train and to test on."""
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HestBench:
+    """A task of HEST-bench: patches, counts, folds and genes; see `read_hest_bench`.
+
+    Attributes
+    ----------
+    path
+        Folder of the task.
+    samples
+        Ids of its samples.
+    folds
+        Its train and test sides, as published.
+    genes
+        Its genes (``var_50genes.json``).
+    """
+
+    path: Path
+    samples: tuple[str, ...]
+    folds: tuple[BenchFold, ...]
+    genes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the task, such as ``"IDC"``."""
+        return self.path.name
+
+    @cached_property
+    def crop_px(self) -> int:
+        """Side of a patch in pixels."""
+        with h5py.File(_patches(self.path, self.samples[0])) as file:
+            return int(file["img"].shape[1])
+
+    def table(self, sample: str) -> AnnData:
+        """Raw counts of the spots that have a patch, in the order of the patches."""
+        table = _read_table(self.path / "adata" / f"{sample}.h5ad")
+        barcodes = _barcodes(_patches(self.path, sample))
+        rows = table.obs_names.get_indexer(barcodes)
+        if (rows < 0).any():
+            raise DataError(
+                f"{(rows < 0).sum()} of {len(rows)} patches of {sample} belong to no spot of adata/{sample}.h5ad (e.g. "
+                f"{listed([b for b, r in zip(barcodes, rows, strict=True) if r < 0], 3)})."
+            )
+        table = table[rows].copy()
+        table.obs[Keys.SECTION] = sample
+        return table
+
+    def crops(self, sample: str) -> Iterator[np.ndarray]:
+        """Patches of a sample in batches, uint8 (n, px, px, 3)."""
+        with h5py.File(_patches(self.path, sample)) as file:
+            images = file["img"]
+            for start in range(0, len(images), _BATCH):
+                yield np.asarray(images[start : start + _BATCH])
+
+    def positions(self, sample: str) -> np.ndarray:
+        """Corners of the patches in pixels of the slide, (n, 2); NaN where the file does not say."""
+        with h5py.File(_patches(self.path, sample)) as file:
+            n = len(file["img"])
+            return np.asarray(file["coords"][:], dtype=float) if "coords" in file else np.full((n, 2), np.nan)
+
+    def __repr__(self) -> str:
+        return f"HestBench {self.name!r}: {len(self.samples)} samples, {len(self.folds)} folds, {len(self.genes)} genes"
+
+
+def read_hest_bench(path: str | PathLike[str]) -> HestBench:
+    """Read a task of HEST-bench, to be evaluated with ``sealst.tl.evaluate(model, task, preset="hest")``.
+
+    Parameters
+    ----------
+    path
+        Folder of one task: ``adata/<id>.h5ad`` (raw counts), ``patches/<id>.h5`` (``img``, ``barcode``, ``coords``),
+        ``splits/train_<k>.csv`` and ``test_<k>.csv`` (column ``sample_id``), ``var_50genes.json``.
+
+    Returns
+    -------
+    `HestBench`. Patches are read when they are needed.
+
+    Raises
+    ------
+    DataError
+        When files are missing or damaged; or a sample stands on both sides of a fold.
+
+    Examples
+    --------
+    >>> task = sl.io.read_hest_bench("bench_data/IDC")  # doctest: +SKIP
+    >>> sl.tl.evaluate("uni2-h", task, preset="hest").summary()  # doctest: +SKIP
+
+    References
+    ----------
+    Jaume et al., HEST-1k: a dataset for spatial transcriptomics and histology image analysis, NeurIPS 2024.
+    """
+    folder = Path(path).expanduser()
+    genes = _genes(folder)
+    sides = _sides(folder)
+    samples = tuple(dict.fromkeys(s for pair in sides for side in pair for s in side))
+    for sample in samples:
+        for file in (folder / "adata" / f"{sample}.h5ad", _patches(folder, sample)):
+            if not file.is_file():
+                raise DataError(f"The splits name sample {sample!r}, but there is no {file.relative_to(folder)}.")
+    for k, fold in enumerate(sides):
+        if both := sorted(set(fold.train) & set(fold.test)):
+            raise DataError(f"Sample(s) {listed(both)} stand on both sides of split {k}.")
+    return HestBench(folder, samples, tuple(sides), genes)
+
+
+def _genes(folder: Path) -> tuple[str, ...]:
+    path = folder / "var_50genes.json"
+    if not path.is_file():
+        raise DataError(
+            f"No 'var_50genes.json' in {str(folder)!r}. `path` must be the folder of one task of HEST-bench, with the "
+            "folders adata, patches and splits."
+        )
+    content = _parsed(path)
+    genes = content.get("genes") if isinstance(content, dict) else content
+    if not isinstance(genes, list) or not genes:
+        raise DataError("var_50genes.json must hold a list of genes under 'genes'.")
+    return tuple(map(str, genes))
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.name} could not be read as JSON: {error}.") from error
+
+
+def _sides(folder: Path) -> list[BenchFold]:
+    found = {}
+    for path in (folder / "splits").glob("test_*.csv"):
+        if match := re.fullmatch(r"test_(\d+)", path.stem):
+            found[int(match[1])] = path
+    if not found:
+        raise DataError(f"No 'splits/test_<k>.csv' in {str(folder)!r}.")
+    return [BenchFold(_samples(path.with_name(f"train_{k}.csv")), _samples(path)) for k, path in sorted(found.items())]
+
+
+def _samples(path: Path) -> tuple[str, ...]:
+    try:
+        frame = pd.read_csv(path, dtype=str)
+        return tuple(frame["sample_id"])
+    except _READ_ERRORS as error:
+        raise DataError(f"splits/{path.name} must be a table with a column 'sample_id': {error}.") from error
+
+
+def _patches(folder: Path, sample: str) -> Path:
+    return folder / "patches" / f"{sample}.h5"
+
+
+def _barcodes(path: Path) -> list[str]:
+    try:
+        with h5py.File(path) as file:
+            if file["img"].ndim != 4 or file["img"].dtype != np.uint8 or len(file["img"]) != len(file["barcode"]):
+                raise ValueError(f"img is {file['img'].dtype} {file['img'].shape}, barcode {file['barcode'].shape}")
+            return [b.decode() if isinstance(b, bytes) else str(b) for b in np.ravel(file["barcode"][:])]
+    except _READ_ERRORS as error:
+        raise DataError(f"patches/{path.name} could not be read: {error}. Download it again.") from error
+
+
+def _read_table(path: Path) -> AnnData:
+    try:
+        table = anndata.read_h5ad(path)
+    except _READ_ERRORS as error:
+        raise DataError(f"adata/{path.name} could not be read: {error}. Download it again.") from error
+    table.obs_names = table.obs_names.astype(str)
+    return table

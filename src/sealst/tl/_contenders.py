@@ -1,0 +1,126 @@
+"""What competes in an evaluation: a trained model, a frozen encoder, or models trained anew in every fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sealst._errors import DataError
+from sealst._logging import logger
+from sealst._validate import check_choice, listed
+from sealst.models import CropSpec, Encoder, SealModel, build_encoder
+from sealst.pp import Split
+from sealst.tl._finetune import finetune
+from sealst.tl._material import Material, Sections
+from sealst.tl._methods import BLEEP, ST_NET
+from sealst.tl._views import SEAL, EncoderFeatures, Extractor, ModelFeatures
+
+#: what differs from SEAL when a baseline is trained, by name: parameters of training
+BASELINES: dict[str, dict[str, Any]] = {
+    # Regression of standardised expression from the image alone (He et al. 2020), with the same encoder and adapter.
+    ST_NET: {"weight_contrast": 0.0, "weight_gene": 0.0, "reconstruction": "mse", "reconstruction_scale": 1.0},
+    # Contrastive learning alone, targets softened by similarities within each side (Xie et al. 2023).
+    BLEEP: {"weight_gene": 0.0, "weight_image": 0.0, "contrastive": "soft_clip"},
+}
+#: arguments of `finetune` that the evaluation sets itself
+_TAKEN = ("sections", "seed", "validation", "run_dir", "resume", "allow_shared_patients", "progress", "table_key")
+
+
+@dataclass(frozen=True)
+class Contenders:
+    """Models of an evaluation, and how crops become features."""
+
+    label: str
+    crop: CropSpec
+    #: the model that was given
+    model: SealModel | None = None
+    #: the encoder that was given
+    encoder: EncoderFeatures | None = None
+    #: trains the models of a fold
+    train: Callable[[Split, int], dict[str, SealModel]] | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether every fold trains its own models."""
+        return self.train is not None
+
+    def trained(self, fold: Split, seed: int) -> dict[str, SealModel]:
+        """Models of one fold."""
+        if self.train is None:
+            raise RuntimeError("nothing to train")
+        return self.train(fold, seed)
+
+    def features(self, models: Mapping[str, SealModel]) -> Extractor:
+        """How crops become features."""
+        if models:
+            return ModelFeatures(models)
+        if self.encoder is None:
+            raise RuntimeError("neither a model nor an encoder")
+        return self.encoder
+
+
+def contenders_of(
+    model: Any,
+    material: Material,
+    *,
+    baselines: Sequence[str],
+    device: torch.device,
+    table_key: str,
+    show: bool | None,
+) -> Contenders:
+    """Tell by its type what is evaluated."""
+    for name in baselines:
+        check_choice("baselines", name, sorted(BASELINES))
+    if isinstance(model, Mapping):
+        return _trained_in_folds(model, material, baselines, table_key=table_key, show=show)
+    if baselines:
+        raise DataError(
+            f"Baselines ({listed(baselines)}) are trained beside SEAL in every fold: pass the arguments of "
+            "`sl.tl.finetune` as a mapping instead of a model."
+        )
+    if isinstance(model, SealModel):
+        return Contenders(f"SealModel {model.fingerprint}", model.crop, model=model)
+    encoder = build_encoder(model) if isinstance(model, str) else model
+    if not isinstance(encoder, Encoder):
+        raise TypeError(
+            "`model` must be a SealModel, an encoder or its name, or a mapping with arguments of `sl.tl.finetune`, "
+            f"found {type(model).__name__}."
+        )
+    return Contenders(encoder.spec.key, material.crop(), encoder=EncoderFeatures(encoder, device))
+
+
+def _trained_in_folds(
+    recipe: Mapping[str, Any], material: Material, baselines: Sequence[str], *, table_key: str, show: bool | None
+) -> Contenders:
+    if not isinstance(material, Sections):
+        raise DataError(
+            "Models cannot be trained on the patches of HEST-bench: spots have no neighbours there. Read the samples "
+            "of HEST-1k with `sl.io.read_hest`."
+        )
+    if "encoder" not in recipe:
+        raise DataError(f"The mapping must name an 'encoder', as `sl.tl.finetune` does; found: {listed(recipe)}.")
+    if taken := sorted(set(recipe) & set(_TAKEN)):
+        raise DataError(f"The mapping must not hold {listed(taken)}, which the evaluation sets for every fold.")
+
+    def train(fold: Split, seed: int) -> dict[str, SealModel]:
+        sections = material.whole(fold)
+        common = {"seed": seed, "table_key": table_key, "progress": show}
+        models = {SEAL: finetune(sections, **recipe, **common)}
+        for name in baselines:
+            logger.info("baseline %s", name)
+            given = _with_params(recipe, BASELINES[name]) | {"panel": models[SEAL].panel}
+            models[name] = finetune(sections, **given, **common)
+        return models
+
+    crop = material.crop() if recipe.get("crop_um") is None else CropSpec(recipe["crop_um"], material.crop().crop_px)
+    return Contenders(f"trained in every fold on {recipe['encoder']}", crop, train=train)
+
+
+def _with_params(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    params = recipe.get("params") or {}
+    if not isinstance(params, Mapping):
+        raise DataError("With baselines, `params` of the mapping must be a mapping too, not a file or TrainParams.")
+    return dict(recipe) | {"params": dict(params) | dict(changes)}

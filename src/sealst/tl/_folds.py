@@ -1,0 +1,104 @@
+"""Folds of an evaluation: which spots are learned from, which are held out, and that neither side knows the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import numpy as np
+from spatialdata import SpatialData
+
+from sealst import _section
+from sealst._core.spot_profiles import profile_digests
+from sealst._errors import DataError, LeakError
+from sealst._keys import Keys
+from sealst._parts import Part, parts_of
+from sealst._section import Data
+from sealst._validate import listed
+from sealst.io import Collection
+from sealst.models import SealModel
+from sealst.pp import Split, check_split, split
+
+#: a test section with more copies of training spots than this share is refused
+_MAX_COPIES = 0.02
+
+
+def given_fold(train: Sequence[SpatialData], test: Sequence[SpatialData], table_key: str) -> list[Split]:
+    """One fold from sections to learn from and sections that are held out."""
+    sides = [{p.name: p.obs_names for p in parts_of(side, table_key)} for side in (train, test)]
+    if both := sorted(set(sides[0]) & set(sides[1])):
+        raise DataError(f"Section(s) {listed(both)} stand on both sides; leave them out of one.")
+    return [Split(sides[0], sides[1], "test")]
+
+
+def made_folds(
+    sections: Sequence[SpatialData],
+    folds: str | Sequence[Split],
+    *,
+    allow_shared_patients: bool,
+    table_key: str,
+) -> list[Split]:
+    """Folds by name (see `sealst.pp.split`), or as given after a check for leaks."""
+    if isinstance(folds, str):
+        return split(sections, by=folds, allow_shared_patients=allow_shared_patients, table_key=table_key)
+    parts = {part.name: part for part in parts_of(sections, table_key)}
+    for fold in folds:
+        if unknown := sorted({*fold.train, *fold.test} - set(parts)):
+            raise DataError(f"Fold {fold.name!r} names section(s) {listed(unknown)}; found: {listed(parts)}.")
+        if not allow_shared_patients:
+            sides = ([parts[name].table for name in side] for side in (fold.train, fold.test))
+            check_split(*sides, table_key=table_key)
+    if not folds:
+        raise DataError("`folds` is empty; pass a name such as 'patient', or what `sl.pp.split` returns.")
+    return list(folds)
+
+
+def check_unseen(model: SealModel, tested: Iterable[Part]) -> None:
+    """Refuse sections of patients that the model was trained on."""
+    patients = set(chain.from_iterable(_section.patients_of(p.table, p.region.rows) for p in tested))
+    if shared := sorted(patients & set(model.provenance.get("patients", []))):
+        raise LeakError(
+            f"The model was trained on patient(s) {listed(shared)}, who are in the test sections. Test on other "
+            "patients, let every fold train its own model (pass the arguments of `sl.tl.finetune` instead of a model), "
+            "or pass `allow_shared_patients=True` for an in-sample check."
+        )
+
+
+def check_copies(parts: Sequence[Part], folds: Sequence[Split]) -> None:
+    """Refuse test sections whose spots are copies of training spots, under whatever name of section or patient."""
+    digests = {p.name: dict(zip(p.obs_names, _digests(p), strict=True)) for p in parts}
+    for fold in folds:
+        seen: dict[int, str] = {}
+        for name, spots in fold.train.items():
+            seen.update((d, name) for spot in spots if (d := digests[name][spot]))
+        for name, spots in fold.test.items():
+            copies = [seen[d] for spot in spots if (d := digests[name][spot]) in seen]
+            if len(copies) > _MAX_COPIES * len(spots):
+                raise LeakError(
+                    f"Fold {fold.name!r}: {len(copies)} of {len(spots)} test spots of section {name!r} have exactly "
+                    f"the counts of training spots of {listed(sorted(set(copies)))}. They are copies, whatever their "
+                    "patients are called; leave one out. `allow_shared_patients=True` evaluates all the same."
+                )
+
+
+def _digests(part: Part) -> np.ndarray:
+    table = part.table
+    counts = table.layers.get(Keys.COUNTS, table.X)
+    return profile_digests(counts[part.region.rows], [str(v).upper() for v in table.var_names])
+
+
+def picked(sections: Sequence[SpatialData], chosen: Sequence[int]) -> Sequence[SpatialData]:
+    """Some of the sections; of a collection they stay unopened."""
+    if isinstance(sections, Collection):
+        return sections.subset([sections.names[i] for i in chosen])
+    return [sections[i] for i in chosen]
+
+
+def side_tables(parts: Sequence[Part], spots: dict[str, np.ndarray]) -> list[Data]:
+    """Tables of one side of a fold, with its spots alone: what may be known when genes are chosen."""
+    out: list[Data] = []
+    for part in parts:
+        if part.name in spots:
+            table = part.table
+            out.append(table[np.isin(table.obs_names, spots[part.name])])
+    return out

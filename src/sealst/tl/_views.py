@@ -1,0 +1,217 @@
+"""One section as every method of an evaluation sees it: features of its crops, expression of its spots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from sealst import _section
+from sealst._core.device import autocast
+from sealst._core.panel import GenePanel
+from sealst._data.tokens import to_images
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._section import Region
+from sealst.models import CropSpec, Encoder, SealModel
+from sealst.tl._inputs import check_crops_fit, map_crops
+
+#: features of the base encoder, and of its crops' colours
+FROZEN, COLOUR = "frozen", "colour"
+#: the model under test
+SEAL = "seal"
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Spots of one section that have a crop, in the order of the table."""
+
+    name: str
+    patient: str
+    organ: str
+    technology: str
+    #: names of the spots, (n,)
+    spots: np.ndarray
+    #: positions in µm, (n, 2); NaN where unknown
+    xy: np.ndarray
+    #: by name: ``"frozen"``, ``"colour"``, and a model's own
+    features: dict[str, np.ndarray]
+    #: gene embeddings by model
+    codes: dict[str, np.ndarray]
+    #: expression of the scored genes in the protocol's unit, (n, genes)
+    measured: np.ndarray
+    #: bool (genes,): which of them the section measures
+    known: np.ndarray
+    #: expression of the model's panel as its gene encoder sees it, (n, panel); empty without a model
+    context: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+
+    def __len__(self) -> int:
+        return len(self.spots)
+
+    def take(self, names: Sequence[str] | np.ndarray) -> View:
+        """View of some of its spots."""
+        kept = np.flatnonzero(np.isin(self.spots, np.asarray(names)))
+        if len(kept) == len(self.spots):
+            return self
+        parts = {key: {k: v[kept] for k, v in getattr(self, key).items()} for key in ("features", "codes")}
+        context = self.context[kept] if len(self.context) else self.context
+        return replace(
+            self, spots=self.spots[kept], xy=self.xy[kept], measured=self.measured[kept], context=context, **parts
+        )
+
+
+class Extractor(Protocol):
+    """Turns crops into the features of every method."""
+
+    widths: dict[str, int]
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        """Features (n, sum of widths) of crops, side by side."""
+        ...
+
+
+class ModelFeatures:
+    """Features of one or more models on one base encoder; the first is shown frozen too."""
+
+    def __init__(self, models: Mapping[str, SealModel]) -> None:
+        self.models = dict(models)
+        first = next(iter(self.models.values()))
+        self.widths = {FROZEN: first.dim} | {name: m.dim for name, m in self.models.items()} | {COLOUR: 6}
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        """Features (n, sum of widths) of crops, side by side."""
+        parts: list[torch.Tensor] = []
+        for model in self.models.values():
+            found = _embedded(model, crops, frozen=not parts)
+            parts += found
+        parts.append(_colour(crops))
+        return torch.cat([p.float().cpu() for p in parts], dim=1).numpy()
+
+
+class EncoderFeatures:
+    """Features of an encoder as it is."""
+
+    def __init__(self, encoder: Encoder, device: torch.device) -> None:
+        self.encoder, self.device = encoder.to(device).eval(), device
+        self.widths = {FROZEN: encoder.spec.dim, COLOUR: 6}
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        """Features (n, sum of widths) of crops, side by side."""
+        with torch.inference_mode(), autocast(self.device, self.encoder.spec.precision):
+            z = self.encoder(to_images(crops, self.device))
+        return torch.cat([z.float().cpu(), _colour(crops)], dim=1).numpy()
+
+
+def _embedded(model: SealModel, crops: np.ndarray, *, frozen: bool) -> list[torch.Tensor]:
+    """Embedding by the base encoder (if wanted) and by the adapted one; the shared trunk runs once."""
+    model.eval()
+    images = to_images(crops, model.device)
+    with torch.inference_mode(), autocast(model.device, model.encoder.spec.precision):
+        n = model.n_trunk
+        tokens = model.encoder.trunk(images, n) if n else None
+
+        def embed() -> torch.Tensor:
+            return model.encoder(images) if tokens is None else model.encoder.tail(tokens, n)
+
+        adapted = embed()
+        if not frozen:
+            return [adapted]
+        with model.frozen_encoder():
+            return [embed(), adapted]
+
+
+def _colour(crops: np.ndarray) -> torch.Tensor:
+    images = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
+    return torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
+
+
+@dataclass(frozen=True)
+class Looker:
+    """How sections are looked at in one fold."""
+
+    extract: Extractor
+    models: Mapping[str, SealModel]
+    genes: GenePanel
+    target: str
+    crop: CropSpec
+    table_key: str
+    show: bool | None
+
+    def views(self, sdata: SpatialData) -> Iterator[View]:
+        """Views of all sections that a SpatialData holds."""
+        table = _section.get_table(sdata, self.table_key)
+        regions = _section.regions_of(table)
+        check_crops_fit(table, regions, self.crop)
+        for region in regions:
+            yield self._view(sdata, table, region)
+
+    def _view(self, sdata: SpatialData, table: AnnData, region: Region) -> View:
+        parts = list(
+            map_crops(sdata, table, [region], self.extract, spec=self.crop, show=self.show, desc=region.section)
+        )
+        if not parts:
+            raise DataError(f"Section {region.section!r} has no usable crop; see `.obs['crop_reason']`.")
+        rows = np.concatenate([some for some, _ in parts])
+        order = np.argsort(rows)
+        kept, values = rows[order], np.concatenate([v for _, v in parts])[order]
+        return self.view_of(table, kept, values, facts=_facts(table, region, kept))
+
+    def view_of(self, table: AnnData, rows: np.ndarray, values: np.ndarray, *, facts: Mapping[str, Any]) -> View:
+        """View from features of some rows of a table."""
+        names = list(self.extract.widths)
+        ends = np.cumsum(list(self.extract.widths.values()))[:-1]
+        codes, context = {}, np.empty((0, 0))
+        for name, model in self.models.items():
+            profile = _section.expression(table, model.panel, rows, masked=True)
+            codes[name] = model.embed_genes(profile)
+            context = profile if name == SEAL else context
+        known = self.genes.measured(table.var_names)
+        if not known.all():
+            logger.info(
+                "Section %r measures %d of the %d genes; the others are not scored.",
+                facts["name"], known.sum(), len(known),
+            )  # fmt: skip
+        return View(
+            **facts,
+            spots=table.obs_names.to_numpy()[rows],
+            features=dict(zip(names, np.split(values, ends, axis=1), strict=True)),
+            codes=codes,
+            measured=target_expression(table, self.genes, rows, self.target),
+            known=known,
+            context=context,
+        )
+
+
+def target_expression(table: AnnData, genes: GenePanel, rows: np.ndarray, target: str) -> np.ndarray:
+    """What is predicted: log1p-CP10k, or the log1p of raw counts; (rows, genes)."""
+    if target == "lognorm":
+        return _section.expression(table, genes, rows, Keys.LOGNORM, masked=True)
+    counts = table.layers.get(Keys.COUNTS, table.X)
+    return genes.extract(np.log1p(counts[rows]), table.var_names, min_shared=0.0, warn_missing=False)
+
+
+def _facts(table: AnnData, region: Region, rows: np.ndarray) -> dict[str, Any]:
+    def label(column: str) -> str:
+        return str(table.obs[column].iloc[rows[0]]) if column in table.obs else ""
+
+    xy = np.full((len(rows), 2), np.nan)
+    if Keys.SPATIAL in table.obsm:
+        um = float(_section.crop_definition(table, region)["um_per_unit"])
+        xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[rows] * um
+    patient = ", ".join(_section.patients_of(table, region.rows))
+    return {
+        "name": region.section,
+        "patient": patient,
+        "organ": label(Keys.ORGAN),
+        "technology": label(Keys.TECHNOLOGY),
+        "xy": xy,
+    }
+
+
+Lookup = Callable[[Sequence[str]], list[View]]

@@ -1,0 +1,291 @@
+"""Folds, protocols, baselines and the honesty of `tl.evaluate`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+import sealst as sl
+
+ENCODER = {"encoder": "vit_tiny_patch16_224", "pretrained": False}
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False)
+
+
+@pytest.fixture
+def cohort(ready):
+    return [ready(section=f"s{i}", patient=f"p{i}", seed=i) for i in range(3)]
+
+
+@pytest.fixture
+def recipe(fast):
+    return ENCODER | {"params": fast | {"epochs": 1}, "gene_vae": {"hidden": (16,)}, "n_genes": 8}
+
+
+def single(found):
+    """Rows of single sections."""
+    return found.table[found.table["section"] != ""]
+
+
+def embedded(sdata, encoder):
+    images = torch.from_numpy(crops_of(sdata)).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        z = encoder(images).double().numpy()
+    return z, np.log1p(sdata.tables["table"].layers["counts"].toarray().astype(float))
+
+
+def test_hest_equals_an_independent_recomputation(cohort, encoder):
+    found = sl.tl.evaluate(encoder, cohort, preset="hest", n_genes=4)
+    genes = found.genes["gene"].unique()
+    assert len(genes) == 4
+    position = [list(cohort[0].tables["table"].var_names).index(g) for g in genes]
+    data = [embedded(sdata, encoder) for sdata in cohort]
+    expected = []
+    for held in range(3):
+        x, y = (np.concatenate([data[i][side] for i in range(3) if i != held]) for side in (0, 1))
+        scaler = StandardScaler().fit(x)
+        pca = PCA(min(256, *x.shape), random_state=1).fit(scaler.transform(x))
+        ridge = Ridge(alpha=100 / (pca.n_components_ * 4), fit_intercept=False, solver="lsqr", random_state=0)
+        ridge.fit(pca.transform(scaler.transform(x)), y[:, position])
+        predicted = ridge.predict(pca.transform(scaler.transform(data[held][0])))
+        truth = data[held][1][:, position]
+        expected.append(np.mean([scipy.stats.pearsonr(predicted[:, g], truth[:, g])[0] for g in range(4)]))
+    pooled = found.table.query("metric == 'pearson' and section == '' and method == 'frozen + ridge'")
+    np.testing.assert_allclose(pooled["value"], expected, atol=1e-6)
+    assert list(pooled["fold"]) == ["patient-p0", "patient-p1", "patient-p2"]
+    assert set(found.table["method"]) == {"frozen + ridge", "colour + ridge", "mean"}
+
+
+def test_a_task_in_the_layout_of_hest_bench(tmp_path, cohort, encoder):
+    """Patches in files give what the same crops give from the image."""
+    for folder in ("adata", "patches", "splits"):
+        (tmp_path / folder).mkdir()
+    genes = ["EPCAM", "KRT8", "VIM", "CD3E"]
+    (tmp_path / "var_50genes.json").write_text(json.dumps({"genes": genes}))
+    names = ["s0", "s1", "s2"]
+    for name, sdata in zip(names, cohort, strict=True):
+        table = sdata.tables["table"].copy()
+        crops = crops_of(sdata)
+        table.X = table.layers["counts"]
+        del table.layers, table.uns
+        # Spots stand in another order than their patches, and one has none.
+        table[::-1].copy().write_h5ad(tmp_path / "adata" / f"{name}.h5ad")
+        with h5py.File(tmp_path / "patches" / f"{name}.h5", "w") as file:
+            file["img"] = crops[:-1]
+            file["barcode"] = np.array(table.obs_names[:-1], dtype="S")[:, None]
+            file["coords"] = table.obsm["spatial"][:-1].astype(int)
+    for k, held in enumerate(names[:2]):
+        for side, members in (("train", [n for n in names if n != held]), ("test", [held])):
+            pd.DataFrame({"sample_id": members}).to_csv(tmp_path / "splits" / f"{side}_{k}.csv")
+    task = sl.io.read_hest_bench(tmp_path)
+    assert repr(task).endswith("3 samples, 2 folds, 4 genes")
+    found = sl.tl.evaluate(encoder, task, preset="hest")
+    assert found.facts["folds"] == ["split-0", "split-1"]
+    kept = [sdata.tables["table"].obs_names[:-1] for sdata in cohort]
+    folds = [
+        sl.pp.Split({n: kept[i] for i, n in enumerate(names) if n != held}, {held: kept[k]}, f"split-{k}")
+        for k, held in enumerate(names[:2])
+    ]
+    same = sl.tl.evaluate(encoder, cohort, preset="hest", folds=folds, genes={"hest4": genes})
+    columns = ["fold", "section", "method", "genes", "metric"]
+    merged = found.table.merge(same.table, on=columns)
+    assert len(merged) == len(found.table)
+    np.testing.assert_allclose(merged["value_x"], merged["value_y"], atol=1e-5)
+    (tmp_path / "patches" / "s1.h5").unlink()
+    with pytest.raises(sl.DataError, match="name sample 's1', but there is no patches/s1.h5"):
+        sl.io.read_hest_bench(tmp_path)
+
+
+def crops_of(sdata):
+    from sealst import _section
+    from sealst._data.store import gather_crops
+
+    table = sdata.tables["table"]
+    _, source = _section.crop_source(sdata, table, _section.regions_of(table)[0])
+    return np.array(gather_crops([source], 32, Path()))
+
+
+def test_folds_train_their_own_models_and_baselines(cohort, recipe):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sl.SealstWarning)
+        found = sl.tl.evaluate(recipe, cohort[:2], test=cohort[2], baselines=["st-net", "bleep"], near_um=100)
+        seeds = sl.tl.evaluate(recipe, cohort[:2], seeds=[0, 1])
+    rows = single(found).query("metric == 'pearson'")
+    assert set(rows["method"]) == {
+        "frozen + ridge", "adapted + ridge", "seal head", "seal retrieval", "st-net", "bleep", "colour + ridge", "mean"
+    }  # fmt: skip
+    assert len(rows) == 8 * 2
+    # What is not trained does not depend on the seed.
+    assert seeds.facts["folds"] == ["patient-p0", "patient-p1"]
+    values = single(seeds).query("metric == 'pearson'").pivot_table(index=["section", "genes", "method"], columns="seed", values="value")
+    spread = values.diff(axis=1)[1].abs().groupby("method").max()
+    assert spread["colour + ridge"] < 1e-6
+    assert spread["adapted + ridge"] > 1e-4
+    recall = single(found).query("metric == 'R@10'")
+    assert set(recall["method"]) == {"adapted", "frozen", "frozen + ridge", "bleep"}
+    near = single(found).query("metric == 'near R@10' and method == 'adapted'")
+    plain = recall.query("method == 'adapted'")
+    assert (near["value"].to_numpy() >= plain["value"].to_numpy()).all()
+    assert (near["chance"].to_numpy() > plain["chance"].to_numpy()).all()
+    assert found.spots["s2"].layers["st-net"].shape == (36, 8)
+
+
+def test_a_column_and_blocks_make_folds(cohort, encoder, recipe):
+    for sdata, organ in zip(cohort, ("breast", "lung", "lung"), strict=True):
+        sdata.tables["table"].obs["organ"] = organ
+    found = sl.tl.evaluate(encoder, cohort, folds="organ", n_genes=4)
+    assert found.facts["folds"] == ["organ-breast", "organ-lung"]
+    assert set(single(found).query("fold == 'organ-lung'")["section"]) == {"s1", "s2"}
+    folds = sl.pp.split(cohort, by="block", block_um=200, n_folds=2, buffer_um=0, allow_shared_patients=True)
+    blocks = sl.tl.evaluate(encoder, cohort, folds=folds, n_genes=4, allow_shared_patients=True)
+    assert sum(part.n_obs for part in blocks.spots.values()) == 3 * 36
+    with pytest.raises(sl.DataError, match="cuts through 's0', 's1', 's2'"):
+        sl.tl.evaluate(recipe, cohort, folds=folds, allow_shared_patients=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"preset": "hst"}, sl.DataError, "`preset` must be one of 'cv', 'hest'"),
+        ({"baselines": ["bleep"]}, sl.DataError, "pass the arguments of `sl.tl.finetune` as a mapping"),
+        ({"model": {"params": {}}}, sl.DataError, "must name an 'encoder'"),
+        ({"model": ENCODER | {"seed": 1}}, sl.DataError, "must not hold 'seed'"),
+        ({"model": 3}, TypeError, "`model` must be a SealModel, an encoder or its name"),
+        ({"folds": []}, sl.DataError, "`folds` is empty"),
+        ({"folds": [sl.pp.Split({"x": np.array(["1"])}, {}, "odd")]}, sl.DataError, r"names section\(s\) 'x'"),
+        ({"near_um": -1}, sl.DataError, "near_um"),
+        ({"genes": {"none": []}}, sl.PanelError, "Gene set 'none' is empty"),
+    ],
+)
+def test_bad_arguments_are_refused(cohort, encoder, change, error, match):
+    with pytest.raises(error, match=match):
+        sl.tl.evaluate(change.pop("model", encoder), cohort, **change)
+
+
+def renamed(sdata, section, patient):
+    """The same tissue under another name."""
+    table = sdata.tables["table"]
+    copy = sl.io.from_arrays(
+        toy_picture(sdata),
+        table.layers["counts"],
+        table.obsm["spatial"],
+        genes=table.var_names,
+        mpp=1.0,
+        spot_um=55,
+        section=section,
+        patient=patient,
+        spot_ids=[f"n{i}" for i in range(table.n_obs)],
+    )
+    sl.pp.pair_crops(copy, crop_um=64, crop_px=32)
+    sl.pp.normalize(copy)
+    return copy
+
+
+def toy_picture(sdata):
+    name = next(iter(sdata.images))
+    return np.ascontiguousarray(np.moveaxis(sdata.images[name]["scale0"]["image"].to_numpy(), 0, -1))
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    """Three drawn sections of three patients, with programs that can be seen and others that cannot."""
+    sections = sl.datasets.synthetic(3, size_um=1000, mpp=1.0, pitch_um=60, n_genes=160, depth=8000)
+    for sdata in sections:
+        sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
+        sl.pp.normalize(sdata)
+    return sections
+
+
+def test_copies_under_another_name_are_a_leak(tissue, encoder):
+    """The same tissue, renamed: the patient's name says nothing, the counts do."""
+    sections = [*tissue[:2], renamed(tissue[0], "other", "stranger")]
+    with pytest.raises(sl.LeakError, match=r"training spots of 'other'\. They are copies"):
+        sl.tl.evaluate(encoder, sections, n_genes=5)
+    found = sl.tl.evaluate(encoder, sections, n_genes=5, allow_shared_patients=True)
+    assert len(found.facts["folds"]) == 3
+    # Sections of different patients share no profile.
+    assert len(sl.tl.evaluate(encoder, tissue[:2], n_genes=5).table)
+
+
+def programs():
+    net = sl.datasets.synthetic_net()
+    return {str(name): rows["target"].tolist() for name, rows in net.groupby("source")}
+
+
+def by_program(found):
+    rows = found.table.query("metric == 'pearson' and section != ''")
+    return rows.groupby(["genes", "method"])["value"].mean()
+
+
+def test_evaluation_tells_visible_programs_from_invisible_ones(tissue, encoder):
+    """What leaves no trace in the picture is at chance for every method, gene by gene and as a pathway."""
+    found = sl.tl.evaluate(encoder, tissue, genes=programs(), net=programs())
+    score = by_program(found)
+    for name in ("hidden_1", "hidden_2"):
+        assert score[name].abs().max() < 0.12
+    best = score[:, "colour + ridge"]
+    assert best[["stroma", "adipose", "tumour"]].min() > 0.3
+    activity = found.pathways.query("method == 'colour + ridge'").groupby("pathway")["pearson"].mean()
+    assert activity["stroma"] > 0.4
+    assert activity["stroma"] > activity["hidden_1"] + 0.2
+    assert set(found.pathways["n_genes"]) == {12}
+
+
+def test_nothing_is_found_when_spots_are_shuffled(tissue, encoder):
+    """Permuting which profile belongs to which crop takes every score to chance."""
+    shuffled = []
+    for sdata in tissue:
+        table = sdata.tables["table"].copy()
+        order = np.random.default_rng(0).permutation(table.n_obs)
+        for layer in ("counts", "lognorm", "context"):
+            table.layers[layer] = table.layers[layer][order]
+        copy = type(sdata)(images=dict(sdata.images), shapes=dict(sdata.shapes), tables={"table": table})
+        shuffled.append(copy)
+    score = by_program(sl.tl.evaluate(encoder, shuffled, genes=programs()))
+    assert score.abs().max() < 0.12
+
+
+def test_numbers_of_one_gene(cohort, model, ready):
+    """Slope, Spearman, R² and Moran's I against scipy and by hand."""
+    held = ready(section="c", patient="p9", seed=5)
+    train = [ready(section="a", patient="q1"), ready(section="b", patient="q2", seed=1)]
+    found = sl.tl.evaluate(model, train, held, genes={"one": ["EPCAM", "KRT8"]})
+    maps = found.spots["c"]
+    row = found.genes.query("method == 'colour + ridge' and gene == 'EPCAM'").iloc[0]
+    p, t = maps[:, "EPCAM"].layers["colour + ridge"].ravel(), maps[:, "EPCAM"].X.ravel()
+    assert row["slope"] == pytest.approx(scipy.stats.linregress(p, t).slope, abs=1e-5)
+    assert row["spearman"] == pytest.approx(scipy.stats.spearmanr(p, t)[0], abs=1e-5)
+    assert row["r2"] == pytest.approx(1 - ((t - p) ** 2).sum() / ((t - t.mean()) ** 2).sum(), abs=1e-5)
+    assert row["moran_predicted"] > 0.4
+    assert found.genes.query("method == 'mean'")["pearson"].eq(0).all()
+    gain = found.table.query("metric == 'pearson_gain' and method == 'colour + ridge'").iloc[0]
+    by_gene = found.genes.pivot_table(index="gene", columns="method", values="pearson")
+    assert gain["value"] == pytest.approx((by_gene["colour + ridge"] - by_gene["frozen + ridge"]).mean())
+    assert gain["low"] <= gain["value"] <= gain["high"]
+
+
+def test_summary_and_repr(cohort, encoder):
+    found = sl.tl.evaluate(encoder, cohort, n_genes=4)
+    assert repr(found) == "Evaluation 'cv': 3 fold(s), 3 section(s), 3 methods"
+    assert "<table" in found._repr_html_()
+    assert sorted(found.spots) == ["s0", "s1", "s2"]
+    assert set(found.table.query("metric == 'section_pearson'")["method"]) == {
+        "frozen + ridge", "colour + ridge", "mean"
+    }  # fmt: skip
+    wide = found.summary()
+    rows = single(found).query("metric == 'pearson' and genes == 'hvg4' and method == 'colour + ridge'")
+    assert wide.loc["colour + ridge", ("pearson", "hvg4")] == pytest.approx(rows["value"].mean())
