@@ -68,7 +68,6 @@ class Protocol:
             width = min(self.n_components, *x.shape)
             steps.append(PCA(width, random_state=self.seed))
         alpha = 100 / (width * y.shape[1]) if self.alpha == "hest" else float(self.alpha)
-        # Without noise in the solver: `lsqr` stops at a tolerance, so its starting point must not depend on a seed.
         ridge = Ridge(alpha=alpha, solver="lsqr", fit_intercept=self.intercept, random_state=0)
         fitted = make_pipeline(*steps, ridge).fit(np.asarray(x, np.float64), np.asarray(y, np.float64))
 
