@@ -44,7 +44,9 @@ class Evaluation:
     def __repr__(self) -> str:
         folds, sections = self.table["fold"].nunique(), self.table["section"].replace("", None).nunique()
         preset = self.facts.get("preset", "?")
-        return f"Evaluation {preset!r}: {folds} fold(s), {sections} section(s), {self.table['method'].nunique()} methods"
+        return (
+            f"Evaluation {preset!r}: {folds} fold(s), {sections} section(s), {self.table['method'].nunique()} methods"
+        )
 
     def summary(self) -> pd.DataFrame:
         """Mean over folds, seeds and sections of every metric: methods in rows, (metric, genes) in columns."""

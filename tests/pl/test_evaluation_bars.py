@@ -91,7 +91,7 @@ def test_bad_tables_are_refused(results):
         sl.pl.evaluation(pd.concat([results, results.iloc[:1]]))
     with pytest.raises(sl.DataError, match="no rows"):
         sl.pl.evaluation(results.iloc[:0])
-    with pytest.raises(sl.MissingKeyError, match=r"Metric\(s\) 'auc' not in the table; found: 'pearson', 'R@10'"):
+    with pytest.raises(sl.MissingKeyError, match=r"`metrics`: 'auc' not found; found: 'pearson', 'R@10'"):
         sl.pl.evaluation(results, metrics="auc")
-    with pytest.raises(TypeError, match="Expected a DataFrame"):
+    with pytest.raises(TypeError, match="Expected an Evaluation"):
         sl.pl.evaluation([1, 2])

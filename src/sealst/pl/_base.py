@@ -207,6 +207,23 @@ def number(value: float, form: str) -> str:
 
 def metric_label(metric: str) -> str:
     """Name of a metric as it stands in a figure."""
-    known = {"pearson": "Pearson r", "spearman": "Spearman ρ", "r2": "R²", "median_rank": "Median rank (low is good)"}
+    direction, arrow, name = metric.rpartition("→image ")
+    if arrow:
+        return f"{direction[:1].upper()}{direction[1:]} → image, {_lower(metric_label(name))}"
     text = re.sub("^(R|recall)@", "recall at ", metric).replace("_", " ")
-    return known.get(metric, text[:1].upper() + text[1:])
+    return _METRICS.get(metric, text[:1].upper() + text[1:])
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+_METRICS = {
+    "pearson": "Pearson r",
+    "spearman": "Spearman ρ",
+    "r2": "R²",
+    "median_rank": "Median rank (low is good)",
+    "spot_pearson": "Pearson r within spots",
+    "moran_agreement": "Agreement of Moran's I",
+    "calibration_slope": "Calibration slope",
+}
