@@ -18,6 +18,7 @@ from matplotlib.textpath import TextPath
 from spatialdata import SpatialData
 
 from sealst import _section
+from sealst._core.metrics import gene_pearson
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
@@ -203,6 +204,15 @@ def shorten(text: str, width: int) -> str:
 def number(value: float, form: str) -> str:
     """Write a number with a true minus sign."""
     return f"{value:{form}}".replace("-", "−")
+
+
+def correlation(measured: np.ndarray | None, predicted: np.ndarray | None) -> str:
+    """How well two maps agree, as it stands in a title."""
+    if measured is None or predicted is None:
+        return ""
+    both = np.isfinite(measured) & np.isfinite(predicted)
+    r = float(gene_pearson(predicted[both, None], measured[both, None])[0]) if both.sum() > 1 else np.nan
+    return f", r = {number(r, '.2f')}" if np.isfinite(r) else ", r undefined"
 
 
 def metric_label(metric: str) -> str:

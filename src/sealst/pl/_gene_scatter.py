@@ -55,7 +55,7 @@ def gene_scatter(
     n_labels
         Genes to name in every panel.
     n_cols
-        Panels in a row; by default a shape near a square, at most 5.
+        Panels in a row; by default up to 3, then a shape near a square.
     ax
         Axes to draw into, for a single section.
     save
@@ -96,7 +96,7 @@ def gene_scatter(
     if ax is not None:
         axes = [ax]
     else:
-        n_cols = max(1, min(n_cols or min(5, int(np.ceil(np.sqrt(len(panels))))), len(panels)))
+        n_cols = columns_of(len(panels), n_cols)
         axes = square_axes(len(panels), n_cols)
     for one, (name, pairs) in zip(axes, panels.items(), strict=True):
         _draw(one, pairs, name, limits=limits, n_labels=n_labels)
@@ -131,12 +131,17 @@ def _limits(panels: object) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def square_axes(n: int, n_cols: int) -> list[Axes]:
+def columns_of(n: int, wanted: int | None) -> int:
+    """Panels in a row: up to three stand side by side, more form a shape near a square."""
+    return min(wanted or (n if n <= 3 else min(5, int(np.ceil(np.sqrt(n))))), n)
+
+
+def square_axes(n: int, n_cols: int, *, right: float = 0.0) -> list[Axes]:
     """Square panels in a new figure, with room for titles and labels; their place is final."""
     side = 3.4 if n <= 4 else 2.6
     left, top, gap, below = 0.6, 0.32, 0.15, 0.5
     n_rows = -(-n // n_cols)
-    size = (n_cols * (left + side + gap), n_rows * (top + side + below))
+    size = (n_cols * (left + side + gap) + right, n_rows * (top + side + below))
     figure = plt.figure(figsize=size)
     places = [divmod(i, n_cols) for i in range(n)]
     return [
