@@ -6,6 +6,7 @@ from sealst.pl._evaluation import evaluation
 from sealst.pl._expression import expression
 from sealst.pl._gene_scatter import gene_scatter
 from sealst.pl._pathways import pathways
+from sealst.pl._report import report
 from sealst.pl._residual_maps import residual_maps
 from sealst.pl._retrieval import retrieval
 from sealst.pl._training import training
@@ -17,6 +18,7 @@ __all__ = [
     "expression",
     "gene_scatter",
     "pathways",
+    "report",
     "residual_maps",
     "retrieval",
     "training",

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -185,6 +186,7 @@ def wrap(text: str, inches: float, *, size: float) -> str:
     return "\n".join(line.rstrip(" ") for line in lines)
 
 
+@lru_cache(maxsize=4096)
 def text_width(text: str, size: float) -> float:
     """Width of one line of text in inches."""
     # A dollar sign is no formula here.
