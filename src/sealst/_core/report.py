@@ -13,7 +13,11 @@ from jinja2 import Environment
 
 #: longer reports open with a list of their sections
 _CONTENTS_FROM = 7
-_NUMBER = re.compile(r"[−+-]?\d[\d.,  ]*( ?%)?( ?[±(\[].*)?")
+_NUMBER = re.compile(r"[−+-]?\d[\d.,]*( ?%)?( ?[±(\[].*| to [−+-]?\d[\d.,]*)?")
+#: longer cells break into lines
+_LONG_CELL = 40
+#: pixels; a wider picture scrolls sideways on a narrow screen, where its text would be too small to read
+_WIDE_PX = 700
 
 # The policy lets a browser fetch nothing, whatever the text says.
 _TEMPLATE = """<!doctype html>
@@ -30,13 +34,16 @@ body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; 
   overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 p, li { max-width: 46rem; } nav ul { columns: 16rem; padding-left: 1.2rem; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; display: block; }
+img.wide { min-width: min(38rem, 220vw); }
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; opacity: .8; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-caption { text-align: left; font-size: .9rem; opacity: .8; padding-bottom: .3rem; }
+.caption { font-size: .9rem; opacity: .8; margin: 1.5rem 0 -.6rem; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-tbody th { font-weight: normal; white-space: nowrap; } .n { text-align: right; } td.n { white-space: nowrap; }
+th:first-child { padding-left: 0; } thead th { vertical-align: bottom; }
+tbody th { font-weight: normal; } tbody th, td { white-space: nowrap; }
+.n { text-align: right; } tbody .w { white-space: normal; min-width: 14rem; }
 footer { margin-top: 3rem; font-size: .85rem; opacity: .75; }
 </style>
 </head>
@@ -55,14 +62,15 @@ footer { margin-top: 3rem; font-size: .85rem; opacity: .75; }
 {% if s.points %}<ul>{% for p in s.points %}<li>{{ p }}</li>
 {% endfor %}</ul>{% endif %}
 {% for t in s.all_tables %}
+{% if t.caption %}<p class="caption">{{ t.caption }}</p>{% endif %}
 <div class="scroll" tabindex="0" role="region" aria-label="{{ t.caption or s.heading }}"><table>
-{% if t.caption %}<caption>{{ t.caption }}</caption>{% endif %}
 <thead><tr>{% for c in t.columns %}<th scope="col"{{ c.mark }}>{{ c.name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in t.rows %}
 <tr>{% for c, v in row %}{% if loop.first %}<th scope="row"{{ c.mark }}>{{ v }}</th>{% else -%}
 <td{{ c.mark }}>{{ v }}</td>{% endif %}{% endfor %}</tr>{% endfor %}
 </tbody></table></div>{% endfor %}
-{% for f in s.figures %}<figure><img src="data:image/png;base64,{{ f.data }}" alt="{{ f.alt or f.caption }}">
+{% for f in s.figures %}<figure><div class="scroll" tabindex="0" role="region" aria-label="{{ f.caption }}">
+<img{{ f.mark }} src="data:image/png;base64,{{ f.data }}" alt="{{ f.alt or f.caption }}"></div>
 <figcaption>{{ f.caption }}</figcaption></figure>
 {% endfor %}
 </section>
@@ -84,20 +92,32 @@ class Picture:
     alt: str = ""
 
     @property
+    def content(self) -> bytes:
+        """The PNG."""
+        return self.png if isinstance(self.png, bytes) else self.png.read_bytes()
+
+    @property
     def data(self) -> str:
         """The PNG as base64 text."""
-        return base64.b64encode(self.png if isinstance(self.png, bytes) else self.png.read_bytes()).decode()
+        return base64.b64encode(self.content).decode()
+
+    @property
+    def mark(self) -> str:
+        """Class of a wide picture."""
+        # A PNG starts with 16 bytes that are always there, then its width.
+        return " class=wide" if int.from_bytes(self.content[16:20], "big") > _WIDE_PX else ""
 
 
 @dataclass(frozen=True)
 class _Column:
     name: str
     numeric: bool
+    long: bool
 
     @property
     def mark(self) -> str:
         # No quotes: the template would escape them.
-        return " class=n" if self.numeric else ""
+        return " class=n" if self.numeric else " class=w" if self.long else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +130,11 @@ class Table:
     @property
     def columns(self) -> list[_Column]:
         """Names of the columns, and which of them hold numbers."""
-        cells = self.frame.astype(str)
-        return [_Column(str(c), _numeric(cells.iloc[:, i].tolist())) for i, c in enumerate(cells.columns)]
+        cells = [[str(cell) for cell in self.frame.iloc[:, i]] for i in range(self.frame.shape[1])]
+        return [
+            _Column(str(name), _numeric(own), any(len(cell) > _LONG_CELL for cell in own))
+            for name, own in zip(self.frame.columns, cells, strict=True)
+        ]
 
     @property
     def rows(self) -> list[list[tuple[_Column, object]]]:

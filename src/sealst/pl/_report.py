@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 from spatialdata import SpatialData
 
 from sealst._core.report import Block, Picture, render
@@ -116,15 +115,13 @@ def _check(result: object, path: Path) -> None:
 
 
 def _picture(draw: Callable[..., Figure | Axes], caption: str, *args: Any, alt: str, **options: Any) -> Picture:
-    """Draw a figure and keep it as a small PNG."""
+    """Draw a figure and keep it as a PNG."""
     figure = draw(*args, **options)
     figure = figure if isinstance(figure, Figure) else _base.figure_of(figure)
-    raw, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(raw, dpi=_DPI, bbox_inches="tight", facecolor="white")
+    png = io.BytesIO()
+    figure.savefig(png, dpi=_DPI, bbox_inches="tight", facecolor="white")
     plt.close(figure)
-    # A palette is a third of the size, and the eye does not see it.
-    Image.open(raw).convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT).save(small, "PNG", optimize=True)
-    return Picture(small.getvalue(), caption, alt)
+    return Picture(png.getvalue(), caption, alt)
 
 
 def _best(rows: pd.DataFrame) -> str:

@@ -76,11 +76,11 @@ def difference_tables(table: pd.DataFrame) -> list[Table]:
     if rows.empty:
         return []
     frame = pd.DataFrame({"method": rows["method"].astype(str)})
-    names = {"genes": "genes", "metric": "metric", "fold": "fold", "section": "section"}
-    for column, name in names.items():
-        # A column that says the same in every row, or nothing, is left out.
-        if rows[column].nunique() > 1 or (column == "genes" and (rows[column] != "").any()):
-            frame[name] = rows[column].astype(str).replace("", POOLED)
+    for column in ("genes", "metric", "fold", "section"):
+        # A column that says nothing, or the same in every row, is left out.
+        told = column in ("genes", "metric") and not rows[column].isin(["", "difference"]).all()
+        if told or rows[column].nunique() > 1:
+            frame[column] = rows[column].astype(str).replace("", POOLED)
     frame["difference"] = [number(v, "+.3f") for v in rows["value"]]
     frame["95 % interval"] = [
         f"{number(low, '+.3f')} to {number(high, '+.3f')}" if np.isfinite([low, high]).all() else "–"

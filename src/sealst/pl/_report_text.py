@@ -7,7 +7,7 @@ import pandas as pd
 from sealst._evaluation import Evaluation
 from sealst._validate import listed
 from sealst.pl._methods import MEANINGS
-from sealst.pl._report_tables import is_difference
+from sealst.pl._report_tables import expression_rows, is_difference
 
 #: with fewer, one patient more can change what a report says
 _FEW_PATIENTS = 10
@@ -49,13 +49,12 @@ def folds_of(result: Evaluation) -> list[str]:
 
 def lead(result: Evaluation) -> list[str]:
     """What this is about, in one paragraph."""
-    table, methods = result.table, named(result.table[~is_difference(result.table)], "method")
+    table, methods = result.table, named(expression_rows(result.table), "method")
     parts = [count(len(named(table, c)), c) for c in ("section", "patient") if named(table, c)]
     genes = result.genes["gene"].nunique() if "gene" in result.genes else 0
     return [
         f"Expression of {count(genes, 'gene')} was predicted from H&E in {' of '.join(parts)}, in "
-        f"{count(len(folds_of(result)), 'fold')}. No method was fitted on the patients it is tested on. "
-        f"{count(len(methods), 'method')} are compared: {', '.join(methods)}."
+        f"{count(len(folds_of(result)), 'fold')}. Methods: {', '.join(methods)}."
     ]
 
 
@@ -67,7 +66,8 @@ def preset(result: Evaluation) -> list[str]:
 
 def methods(result: Evaluation) -> list[str]:
     """One line per method."""
-    found = named(result.table[~is_difference(result.table)], "method")
+    found = named(expression_rows(result.table), "method")
+    found += [m for m in named(result.table[~is_difference(result.table)], "method") if m not in found]
     return [f"{m}: {MEANINGS[m]}." if m in MEANINGS else m for m in found]
 
 
