@@ -234,6 +234,7 @@ def evaluation_of() -> Callable[..., Evaluation]:
 
     def build(n: int) -> Evaluation:
         names = {f"TENX{90 + i}": (f"patient {i // 2}", str(i % 4)) for i in range(n)}
-        return make_evaluation({s: make_spots(hexagonal(12, seed=i), seed=i) for i, s in enumerate(names)}, names)
+        spots = {s: make_spots(hexagonal(10, seed=i), seed=i) for i, s in enumerate(names)}
+        return make_evaluation(spots, names, seeds=(0,))
 
     return build

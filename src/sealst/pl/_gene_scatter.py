@@ -166,7 +166,7 @@ def _draw(ax: Axes, pairs: pd.DataFrame, name: str, *, limits: tuple[float, floa
     ax.set_ylim(limits)
     ax.set_aspect("equal", adjustable="box")
     ax.plot(limits, limits, color="black", linewidth=0.8, zorder=1)
-    ax.scatter(*xy.T, s=18, c=np.where(above, better, worse), edgecolors="white", linewidths=0.5, zorder=2)
+    ax.scatter(xy[:, 0], xy[:, 1], s=18, c=np.where(above, better, worse), edgecolors="white", linewidths=0.5, zorder=2)
     plain(ax)
     share = f"{above.sum()} of {len(xy)} ({100 * above.mean():.0f} %)"
     room = ax.get_window_extent().width / _base.figure_of(ax).dpi

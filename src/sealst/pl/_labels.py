@@ -25,7 +25,9 @@ def label_points(ax: Axes, xy: np.ndarray, *, names: Sequence[str], labelled: Se
 
     Limits and place of the Axes must be final. `labelled` holds positions in `xy` (n, 2), the most important first.
     """
-    figure_of(ax).draw_without_rendering()
+    if figure_of(ax).get_layout_engine() is not None:
+        figure_of(ax).draw_without_rendering()
+    ax.apply_aspect()
     inches = ax.transData.transform(xy) / figure_of(ax).dpi
     frame = ax.get_window_extent()
     room = tuple(v / figure_of(ax).dpi for v in (frame.x0, frame.y0, frame.x1, frame.y1))
@@ -52,27 +54,28 @@ def _find_place(
             way = np.array([np.cos(angle), np.sin(angle)])
             # The nearest edge of the text, not its middle, is at that distance.
             centre = point + way * distance + np.sign(np.round(way, 6)) * half
-            x0, y0, x1, y1 = *(centre - half), *(centre + half)
+            (x0, y0), (x1, y1) = (centre - half).tolist(), (centre + half).tolist()
             inside = x0 > room[0] + 0.02 and y0 > room[1] + 0.02 and x1 < room[2] - 0.02 and y1 < room[3] - 0.02
             if inside and not any(x0 < b[2] and b[0] < x1 and y0 < b[3] and b[1] < y1 for b in taken):
-                return (float(x0), float(y0), float(x1), float(y1)), distance
+                return (x0, y0, x1, y1), distance
     return None
 
 
 def _write(ax: Axes, name: str, at: np.ndarray, point: np.ndarray, *, box: Box, line: bool) -> None:
+    place = float(at[0]), float(at[1])
     middle = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
     near = np.clip(point, [box[0], box[1]], [box[2], box[3]])
     if line:
         ax.annotate(
             "",
-            xy=at,
+            xy=place,
             xytext=(near - point) * 72,
             textcoords="offset points",
             arrowprops={"arrowstyle": "-", "color": "#666666", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
         )
     text = ax.annotate(
         name.replace("$", r"\$"),
-        xy=at,
+        xy=place,
         xytext=(middle - point) * 72,
         textcoords="offset points",
         ha="center",
