@@ -142,8 +142,10 @@ def _summary(result: Evaluation) -> list[Block]:
     main, sections = ("pearson" if "pearson" in known else known[0]), text.named(rows, "section")
     by = "section" if len(sections) <= _MOST_BARS else "method"
     own = rows[rows["metric"] == main]
-    label, values = _base.metric_label(main), "sections" if by == "method" else "folds and seeds"
-    caption = f"{label} of every method by {by}. Bars with several values are means and dots single {values}."
+    label = _base.metric_label(main)
+    caption = f"{label} of every method by section. Bars with several values are means, dots single folds and seeds."
+    if by == "method":
+        caption = f"{label} of every method, mean over sections; dots are single sections."
     pictures = [
         _picture(evaluation, caption, rows, metrics=main, by=by, alt=f"Bars of {label}. {_best(own)}"),
     ]
@@ -159,29 +161,24 @@ def _genes(result: Evaluation) -> list[Block]:
     genes = result.genes
     if genes.empty or not {FROZEN, ADAPTED} <= set(genes["method"]):
         return []
-    names = (text.named(genes, "section") or [""])[:_MOST_PANELS]
-    pairs = genes[genes["section"].isin(names)].pivot_table(
-        index=["section", "gene"], columns="method", values="pearson", observed=True
-    )
-    pairs = pairs[[FROZEN, ADAPTED]].dropna()
-    if pairs.empty:
+    pairs = genes.pivot_table(index=["section", "gene"], columns="method", values="pearson", sort=False, observed=True)
+    pairs = pairs.reindex(columns=[FROZEN, ADAPTED]).dropna()
+    there = list(pairs.index.unique("section"))
+    names = [name for name in there if name] or there
+    if not names:
         return []
+    pairs = pairs[pairs.index.isin(names, level="section")]
     share = f"{int((pairs[ADAPTED] > pairs[FROZEN]).sum())} of {len(pairs)}"
-    left = f" Shown are the first {len(names)} sections." if genes["section"].nunique() > len(names) + 1 else ""
+    left = f" Shown are {_MOST_PANELS} of {len(names)} sections." if len(names) > _MOST_PANELS else ""
     picture = _picture(
         gene_scatter,
         f"One dot per gene; above the line the adapted encoder is better.{left}",
         genes,
-        sections=None if names == [""] else _with_pairs(pairs, names),
+        sections=names[:_MOST_PANELS],
         alt=f"Scatter of Pearson r per gene, frozen against adapted: {share} dots above the line.",
     )
     lines = f"The adapted encoder predicts {share} pairs of gene and section better than the frozen one."
     return [Block("Frozen against adapted, gene by gene", [lines], figures=[picture])]
-
-
-def _with_pairs(pairs: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    there = set(pairs.index.get_level_values("section"))
-    return [name for name in names if name in there]
 
 
 def _calibration(result: Evaluation) -> list[Block]:

@@ -29,8 +29,9 @@ def is_retrieval(table: pd.DataFrame) -> pd.Series:
 
 
 def expression_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows that score predicted expression."""
-    return table[~is_difference(table) & ~is_retrieval(table)]
+    """Rows that score predicted expression in a fold."""
+    rows = table[~is_difference(table) & ~is_retrieval(table)]
+    return rows[rows["fold"] != ""] if (rows["fold"] != "").any() else rows
 
 
 def summary_tables(table: pd.DataFrame) -> list[Table]:
@@ -84,7 +85,7 @@ def difference_tables(table: pd.DataFrame) -> list[Table]:
     frame["difference"] = [number(v, "+.3f") for v in rows["value"]]
     frame["95 % interval"] = [
         f"{number(low, '+.3f')} to {number(high, '+.3f')}" if np.isfinite([low, high]).all() else "–"
-        for low, high in rows[["low", "high"]].to_numpy(dtype=float)
+        for low, high in rows.reindex(columns=["low", "high"]).to_numpy(dtype=float)
     ]
     return [Table(frame, "Paired difference to the frozen encoder (positive: better than frozen).")]
 

@@ -51,9 +51,10 @@ def lead(result: Evaluation) -> list[str]:
     """What this is about, in one paragraph."""
     table, methods = result.table, named(expression_rows(result.table), "method")
     parts = [count(len(named(table, c)), c) for c in ("section", "patient") if named(table, c)]
-    genes = result.genes["gene"].nunique() if "gene" in result.genes else 0
+    n_genes = result.genes["gene"].nunique() if "gene" in result.genes else 0
+    of_genes = f" of {count(n_genes, 'gene')}" if n_genes else ""
     return [
-        f"Expression of {count(genes, 'gene')} was predicted from H&E in {' of '.join(parts)}, in "
+        f"Expression{of_genes} was predicted from H&E in {' of '.join(parts)}, in "
         f"{count(len(folds_of(result)), 'fold')}. Methods: {', '.join(methods)}."
     ]
 
@@ -91,7 +92,7 @@ def limits(result: Evaluation) -> list[str]:
     if seeds == 1:
         points.append("One seed was run: how much results vary from training to training is not known.")
     if not result.spots:
-        points.append("There were too many spots to keep, so maps and calibration are missing.")
+        points.append("The evaluation kept no spots, so maps and calibration are missing.")
     return [*points, _INTERVALS, _NOISE]
 
 
