@@ -91,7 +91,79 @@ def test_bad_tables_are_refused(results):
         sl.pl.evaluation(pd.concat([results, results.iloc[:1]]))
     with pytest.raises(sl.DataError, match="no rows"):
         sl.pl.evaluation(results.iloc[:0])
-    with pytest.raises(sl.MissingKeyError, match=r"Metric\(s\) 'auc' not in the table; found: 'pearson', 'R@10'"):
+    with pytest.raises(sl.MissingKeyError, match=r"`metrics`: 'auc' not found; found: 'pearson', 'R@10'"):
         sl.pl.evaluation(results, metrics="auc")
-    with pytest.raises(TypeError, match="Expected a DataFrame"):
+    with pytest.raises(TypeError, match="Expected an Evaluation"):
         sl.pl.evaluation([1, 2])
+
+
+def bar_of(ax, method):
+    return next(c for c in ax.containers if hasattr(c, "patches") and c.get_label() == method)
+
+
+def test_several_folds_and_seeds_become_a_mean_with_a_dot_per_value(results):
+    twice = pd.concat([results.assign(seed=s, fold="0", value=results["value"] + s / 10) for s in (0, 1)])
+    ax = sl.pl.evaluation(twice, metrics="pearson").axes[0]
+    bar = bar_of(ax, "adapted + ridge")
+    assert [b.get_height() for b in bar] == pytest.approx([0.35, 0.45])
+    # A mean carries no interval of a single value.
+    assert all(b.get_height() == pytest.approx(e) for b, e in zip(bar, [0.35, 0.45], strict=True))
+    segments = [s for line in bar.errorbar.lines[2] for s in line.get_segments()] if bar.errorbar else []
+    assert not [s for s in segments if np.ptp(s[:, 1]) > 0]
+    dots = [c.get_offsets() for c in ax.collections if c.get_gid() == "values"]
+    assert len(dots) == 6
+    own = dots[2]
+    np.testing.assert_allclose(own[:, 1], [0.3, 0.4])
+    assert (own[:, 0] > bar[0].get_x()).all()
+    assert (own[:, 0] < bar[0].get_x() + bar[0].get_width()).all()
+
+
+def test_pooled_sections_are_shown_where_wanted(evaluation):
+    def names(**options):
+        ax = sl.pl.evaluation(evaluation, metrics="pearson", **options).axes[0]
+        return [t.get_text() for t in ax.get_xticklabels()]
+
+    assert names() == ["B4", "C2", "C3"]
+    assert names(pooled=True) == ["B4", "C2", "C3", "all"]
+    assert names(sections=["C3", "B4"]) == ["C3", "B4"]
+    # Where a metric exists for all sections together only, there is nothing else to show.
+    (ax,) = sl.pl.evaluation(evaluation, metrics="difference").axes
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["all"]
+
+
+def test_one_bar_per_method_is_the_mean_over_sections(evaluation):
+    ax = sl.pl.evaluation(evaluation, metrics="pearson", methods=["seal head", "mean"], by="method").axes[0]
+    table = evaluation.table.query("metric == 'pearson' and genes == 'hvg10' and method == 'seal head' and section")
+    single = table.groupby("section", sort=False)["value"].mean()
+    (bar,) = bar_of(ax, "seal head")
+    assert bar.get_height() == pytest.approx(single.mean())
+    dots = next(c.get_offsets() for c in ax.collections if c.get_gid() == "values")
+    np.testing.assert_allclose(dots[:, 1], single)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["mean of 3 sections"]
+    assert [c.get_label() for c in ax.containers if hasattr(c, "patches")] == ["seal head", "mean"]
+
+
+def test_methods_of_a_full_evaluation_have_colours_of_their_own(evaluation):
+    figure = sl.pl.evaluation(evaluation, metrics=["pearson", "R@10", "calibration_slope"])
+    bars = {c.get_label(): c[0].get_facecolor() for ax in figure.axes for c in ax.containers if hasattr(c, "patches")}
+    assert len(bars) == len(set(bars.values())) == 10
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()][-2:] == ["chance", "calibrated"]
+    (line,) = [one for one in figure.axes[3].lines if one.get_label() == "calibrated"]
+    assert list(line.get_ydata()) == [1, 1]
+
+
+def test_labels_name_the_direction_of_a_search(evaluation):
+    (ax,) = sl.pl.evaluation(evaluation, metrics="gene→image R@10").axes
+    assert ax.get_title() == "Gene → image, recall at 10"
+
+
+def test_unknown_sections_methods_and_groups_are_refused(evaluation):
+    with pytest.raises(sl.MissingKeyError, match="`sections`: 'D9' not found; found: 'B4', 'C2', 'C3'"):
+        sl.pl.evaluation(evaluation, sections="D9")
+    with pytest.raises(sl.MissingKeyError, match="`methods`: 'magic' not found; found: 'frozen . ridge'"):
+        sl.pl.evaluation(evaluation, methods=["magic"])
+    with pytest.raises(sl.DataError, match="`by`"):
+        sl.pl.evaluation(evaluation, by="patient")
+    with pytest.raises(sl.DataError, match="bars have several values"):
+        sl.pl.evaluation(pd.concat([evaluation.table, evaluation.table.iloc[:1]]))

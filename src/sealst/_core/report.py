@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,21 +11,39 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment
 
+#: longer reports open with a list of their sections
+_CONTENTS_FROM = 7
+_NUMBER = re.compile(r"[−+-]?\d[\d.,]*( ?%)?( ?[±(\[].*| to [−+-]?\d[\d.,]*)?")
+#: longer cells break into lines
+_LONG_CELL = 40
+#: pixels; a wider picture scrolls sideways on a narrow screen, where its text would be too small to read
+_WIDE_PX = 700
+
+# The policy lets a browser fetch nothing, whatever the text says.
 _TEMPLATE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{{ title }}</title>
 <style>
 :root { color-scheme: light dark; --line: #8884; }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+* { box-sizing: border-box; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem;
+  overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+p, li { max-width: 46rem; } nav ul { columns: 16rem; padding-left: 1.2rem; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; display: block; }
+img.wide { min-width: min(38rem, 220vw); }
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; opacity: .8; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+.caption { font-size: .9rem; opacity: .8; margin: 1.5rem 0 -.6rem; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th:first-child { padding-left: 0; } thead th { vertical-align: bottom; }
+tbody th { font-weight: normal; } tbody th, td { white-space: nowrap; }
+.n { text-align: right; } tbody .w { white-space: normal; min-width: 14rem; }
 footer { margin-top: 3rem; font-size: .85rem; opacity: .75; }
 </style>
 </head>
@@ -32,17 +51,26 @@ footer { margin-top: 3rem; font-size: .85rem; opacity: .75; }
 <h1>{{ title }}</h1>
 {% for p in lead %}<p>{{ p }}</p>
 {% endfor %}
+{% if contents %}<nav aria-label="Contents"><ul>
+{% for s in sections %}<li><a href="#part{{ loop.index }}">{{ s.heading }}</a></li>
+{% endfor %}</ul></nav>{% endif %}
 {% for s in sections %}
-<section>
+<section id="part{{ loop.index }}">
 <h2>{{ s.heading }}</h2>
 {% for p in s.text %}<p>{{ p }}</p>
 {% endfor %}
-{% if s.table is not none %}<div class="scroll"><table>
-<thead><tr>{% for c in s.table.columns %}<th scope="col">{{ c }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in s.table.itertuples(index=False) %}
-<tr>{% for v in row %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}
-</tbody></table></div>{% endif %}
-{% for f in s.figures %}<figure><img src="data:image/png;base64,{{ f.data }}" alt="{{ f.caption }}">
+{% if s.points %}<ul>{% for p in s.points %}<li>{{ p }}</li>
+{% endfor %}</ul>{% endif %}
+{% for t in s.all_tables %}
+{% if t.caption %}<p class="caption">{{ t.caption }}</p>{% endif %}
+<div class="scroll" tabindex="0" role="region" aria-label="{{ t.caption or s.heading }}"><table>
+<thead><tr>{% for c in t.columns %}<th scope="col"{{ c.mark }}>{{ c.name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in t.rows %}
+<tr>{% for c, v in row %}{% if loop.first %}<th scope="row"{{ c.mark }}>{{ v }}</th>{% else -%}
+<td{{ c.mark }}>{{ v }}</td>{% endif %}{% endfor %}</tr>{% endfor %}
+</tbody></table></div>{% endfor %}
+{% for f in s.figures %}<figure><div class="scroll" tabindex="0" role="region" aria-label="{{ f.caption }}">
+<img{{ f.mark }} src="data:image/png;base64,{{ f.data }}" alt="{{ f.alt or f.caption }}"></div>
 <figcaption>{{ f.caption }}</figcaption></figure>
 {% endfor %}
 </section>
@@ -55,15 +83,69 @@ footer { margin-top: 3rem; font-size: .85rem; opacity: .75; }
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file and what it shows."""
+    """A PNG and what it shows."""
 
-    path: Path
+    #: a file, or its content
+    png: Path | bytes
     caption: str
+    #: for who cannot see it; by default the caption
+    alt: str = ""
+
+    @property
+    def content(self) -> bytes:
+        """The PNG."""
+        return self.png if isinstance(self.png, bytes) else self.png.read_bytes()
 
     @property
     def data(self) -> str:
-        """The file as base64 text."""
-        return base64.b64encode(self.path.read_bytes()).decode()
+        """The PNG as base64 text."""
+        return base64.b64encode(self.content).decode()
+
+    @property
+    def mark(self) -> str:
+        """Class of a wide picture."""
+        # A PNG starts with 16 bytes that are always there, then its width.
+        return " class=wide" if int.from_bytes(self.content[16:20], "big") > _WIDE_PX else ""
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    numeric: bool
+    long: bool
+
+    @property
+    def mark(self) -> str:
+        # No quotes: the template would escape them.
+        return " class=n" if self.numeric else " class=w" if self.long else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table, its cells formatted, and what it shows."""
+
+    frame: pd.DataFrame
+    caption: str = ""
+
+    @property
+    def columns(self) -> list[_Column]:
+        """Names of the columns, and which of them hold numbers."""
+        cells = [[str(cell) for cell in self.frame.iloc[:, i]] for i in range(self.frame.shape[1])]
+        return [
+            _Column(str(name), _numeric(own), any(len(cell) > _LONG_CELL for cell in own))
+            for name, own in zip(self.frame.columns, cells, strict=True)
+        ]
+
+    @property
+    def rows(self) -> list[list[tuple[_Column, object]]]:
+        """Cells with their column."""
+        columns = self.columns
+        return [list(zip(columns, row, strict=True)) for row in self.frame.itertuples(index=False)]
+
+
+def _numeric(cells: Sequence[str]) -> bool:
+    filled = [cell for cell in cells if cell not in ("", "–", "nan")]
+    return bool(filled) and all(_NUMBER.fullmatch(cell) for cell in filled)
 
 
 @dataclass(frozen=True)
@@ -75,9 +157,19 @@ class Block:
     #: shown as it is: format numbers before
     table: pd.DataFrame | None = None
     figures: Sequence[Picture] = field(default_factory=tuple)
+    #: items of a list below the text
+    points: Sequence[str] = ()
+    #: further tables, with captions
+    tables: Sequence[Table] = ()
+
+    @property
+    def all_tables(self) -> list[Table]:
+        """Return `table` and `tables`."""
+        return ([] if self.table is None else [Table(self.table)]) + list(self.tables)
 
 
 def render(title: str, lead: Sequence[str], blocks: Sequence[Block], footer: str) -> str:
     """Return HTML that refers to nothing outside itself."""
     template = Environment(autoescape=True).from_string(_TEMPLATE)
-    return template.render(title=title, lead=lead, sections=blocks, footer=footer)
+    contents = len(blocks) >= _CONTENTS_FROM
+    return template.render(title=title, lead=lead, sections=blocks, footer=footer, contents=contents)

@@ -1,10 +1,25 @@
 """Look at what the other calls stored: every plot reads slots and pixels, never a model."""
 
+from sealst.pl._calibration import calibration
 from sealst.pl._crops import crops
 from sealst.pl._evaluation import evaluation
 from sealst.pl._expression import expression
+from sealst.pl._gene_scatter import gene_scatter
 from sealst.pl._pathways import pathways
+from sealst.pl._report import report
+from sealst.pl._residual_maps import residual_maps
 from sealst.pl._retrieval import retrieval
 from sealst.pl._training import training
 
-__all__ = ["crops", "evaluation", "expression", "pathways", "retrieval", "training"]
+__all__ = [
+    "calibration",
+    "crops",
+    "evaluation",
+    "expression",
+    "gene_scatter",
+    "pathways",
+    "report",
+    "residual_maps",
+    "retrieval",
+    "training",
+]

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,6 +19,7 @@ from matplotlib.textpath import TextPath
 from spatialdata import SpatialData
 
 from sealst import _section
+from sealst._core.metrics import gene_pearson
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
@@ -184,6 +186,7 @@ def wrap(text: str, inches: float, *, size: float) -> str:
     return "\n".join(line.rstrip(" ") for line in lines)
 
 
+@lru_cache(maxsize=4096)
 def text_width(text: str, size: float) -> float:
     """Width of one line of text in inches."""
     # A dollar sign is no formula here.
@@ -205,8 +208,34 @@ def number(value: float, form: str) -> str:
     return f"{value:{form}}".replace("-", "−")
 
 
+def correlation(measured: np.ndarray | None, predicted: np.ndarray | None) -> str:
+    """How well two maps agree, as it stands in a title."""
+    if measured is None or predicted is None:
+        return ""
+    both = np.isfinite(measured) & np.isfinite(predicted)
+    r = float(gene_pearson(predicted[both, None], measured[both, None])[0]) if both.sum() > 1 else np.nan
+    return f", r = {number(r, '.2f')}" if np.isfinite(r) else ", r undefined"
+
+
 def metric_label(metric: str) -> str:
     """Name of a metric as it stands in a figure."""
-    known = {"pearson": "Pearson r", "spearman": "Spearman ρ", "r2": "R²", "median_rank": "Median rank (low is good)"}
+    direction, arrow, name = metric.rpartition("→image ")
+    if arrow:
+        return f"{direction[:1].upper()}{direction[1:]} → image, {_lower(metric_label(name))}"
     text = re.sub("^(R|recall)@", "recall at ", metric).replace("_", " ")
-    return known.get(metric, text[:1].upper() + text[1:])
+    return _METRICS.get(metric, text[:1].upper() + text[1:])
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+_METRICS = {
+    "pearson": "Pearson r",
+    "spearman": "Spearman ρ",
+    "r2": "R²",
+    "median_rank": "Median rank (low is good)",
+    "spot_pearson": "Pearson r within spots",
+    "moran_agreement": "Agreement of Moran's I",
+    "calibration_slope": "Calibration slope",
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,32 +12,55 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sealst._errors import DataError, MissingKeyError
-from sealst._validate import listed
+from sealst._errors import DataError
+from sealst._evaluation import Evaluation
+from sealst._validate import check_choice
 from sealst.pl import _base
+from sealst.pl._methods import POOLED, check_columns, colours_of, frame_of, pick
 
 _NEEDED = ("section", "method", "genes", "metric", "value")
-_BAR_IN, _HEIGHT_IN, _WIDEST_IN = 0.16, 3.0, 15.0
+_BAR = ["section", "method", "genes", "metric"]
+#: inches: one bar in few and in many panels, height of a panel, widest figure
+_BAR_IN, _SLIM_BAR_IN, _HEIGHT_IN, _WIDEST_IN = 0.16, 0.09, 3.0, 15.0
+_MANY_PANELS = 6
+#: of a group of bars, which is one wide
+_WIDEST_BAR = 0.3
 
 
 def evaluation(
-    table: pd.DataFrame,
+    result: Evaluation | pd.DataFrame,
     *,
     metrics: str | Sequence[str] | None = None,
+    methods: str | Sequence[str] | None = None,
+    sections: str | Sequence[str] | None = None,
+    by: Literal["section", "method"] = "section",
+    pooled: bool = False,
     ax: Axes | None = None,
     save: str | Path | None = None,
     show: bool | None = None,
 ) -> Figure | Axes:
     """Compare methods as grouped bars, one group per section and one panel per metric and gene set.
 
+    A bar with one value carries its interval as an error bar. A bar with several (folds, seeds, or sections with
+    ``by="method"``) is as high as their mean, and each of them is a dot.
+
     Parameters
     ----------
-    table
-        Tidy results, as `tl.evaluate` returns them: columns ``section``, ``method``, ``genes`` (name of the gene set),
-        ``metric`` and ``value``; with ``low`` and ``high`` (ends of an interval) bars carry error bars, with ``chance``
-        a dotted line shows what guessing reaches.
+    result
+        What `tl.evaluate` returns, or its table: columns ``section``, ``method``, ``genes`` (name of the gene set),
+        ``metric`` and ``value``; where they exist also ``fold`` and ``seed``, ``low`` and ``high`` (ends of an
+        interval), and ``chance``, which a dotted line shows.
     metrics
         Metrics to show, in this order; by default all.
+    methods
+        Methods to show, in this order; by default all.
+    sections
+        Sections to show, in this order; by default all.
+    by
+        ``"section"``: a group of bars per section; ``"method"``: one bar per method, the mean over the sections.
+    pooled
+        Whether to add the group ``"all"``, in which the test sections of a fold were scored together. It is always
+        shown where a metric has nothing else. Not with ``by="method"``.
     ax
         Axes to draw into, for a single metric and gene set.
     save
@@ -53,9 +76,9 @@ def evaluation(
     Raises
     ------
     MissingKeyError
-        When a column or a metric is absent.
+        When a column, a metric, a method or a section is absent.
     DataError
-        When the table is empty, or a bar has several values.
+        When the table is empty, or has two values of one bar, fold and seed.
 
     Examples
     --------
@@ -68,18 +91,28 @@ def evaluation(
     1
     """
     _base.check_save(save)
-    _check_table(table)
-    panels = _panels(table, metrics)
+    check_choice("by", by, ["section", "method"])
+    table = frame_of(result, "table")
+    check_columns(table, _NEEDED, what="the table of results")
+    _check_repeats(table)
+    table = _select(table, methods, sections, pooled=pooled and by == "section")
+    panels = _panels(table, metrics, by)
     _base.check_single(ax, len(panels))
-    colours = _colours([str(m) for m in pd.unique(table["method"])])
+    colours = colours_of(pd.unique(table["method"]))
     if ax is not None:
         _draw(ax, panels[0], colours)
         ax.legend(fontsize=_base.SMALL_SIZE, frameon=False)
         _base.finish(_base.figure_of(ax), save, show, own=False)
         return ax
+    figure = _draw_all(panels, colours)
+    _base.finish(figure, save, show)
+    return figure
 
+
+def _draw_all(panels: Sequence[pd.DataFrame], colours: dict[str, str]) -> Figure:
+    bar = _BAR_IN if len(panels) <= _MANY_PANELS else _SLIM_BAR_IN
     n_bars = max(rows["section"].nunique() * (rows["method"].nunique() + 1.2) for rows in panels)
-    width = min(max(n_bars * _BAR_IN + 1.0, 3.2), _WIDEST_IN)
+    width = min(max(n_bars * bar + 1.0, 3.2), _WIDEST_IN)
     n_columns = max(1, min(len(panels), int(_WIDEST_IN // width)))
     n_rows = -(-len(panels) // n_columns)
     figure = plt.figure(figsize=(n_columns * width, n_rows * _HEIGHT_IN + 0.4), layout="constrained")
@@ -87,14 +120,13 @@ def evaluation(
     for i, rows in enumerate(panels):
         _draw(figure.add_subplot(grid[i // n_columns, i % n_columns]), rows, colours)
     _add_legend(figure, n_columns * width)
-    _base.finish(figure, save, show)
     return figure
 
 
 def _add_legend(figure: Figure, width: float) -> None:
     """One legend below all panels, which need not hold the same methods."""
     entries = {text: h for ax in figure.axes for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    entries = {text: entries[text] for text in sorted(entries, key=lambda text: text == "chance")}
+    entries = {text: entries[text] for text in sorted(entries, key=lambda text: text in _LINES)}
     longest = max(_base.text_width(text, _base.SMALL_SIZE) for text in entries)
     # Half an inch holds the key and the space around it.
     columns = max(1, min(len(entries), int(width / (longest + 0.5))))
@@ -102,17 +134,8 @@ def _add_legend(figure: Figure, width: float) -> None:
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", **style)
 
 
-def _check_table(table: pd.DataFrame) -> None:
-    if not isinstance(table, pd.DataFrame):
-        raise TypeError(f"Expected a DataFrame, as `sl.tl.evaluate(...)` returns it, found {type(table).__name__}.")
-    if missing := [column for column in _NEEDED if column not in table]:
-        raise MissingKeyError(
-            f"Column(s) {listed(missing)} not found in the table; found: {listed(table.columns, 20)}. "
-            "Pass what `sl.tl.evaluate(...)` returns."
-        )
-    if table.empty:
-        raise DataError("The table of results has no rows.")
-    repeated = table.duplicated(["section", "method", "genes", "metric"])
+def _check_repeats(table: pd.DataFrame) -> None:
+    repeated = table.duplicated([*_BAR, *(c for c in ("fold", "seed") if c in table)])
     if repeated.any():
         first = table[repeated].iloc[0]
         raise DataError(
@@ -121,37 +144,80 @@ def _check_table(table: pd.DataFrame) -> None:
         )
 
 
-def _panels(table: pd.DataFrame, metrics: str | Sequence[str] | None) -> list[pd.DataFrame]:
-    known = [str(m) for m in pd.unique(table["metric"])]
-    wanted = known if metrics is None else _base.as_list(metrics, name="metrics")
-    if unknown := [m for m in wanted if m not in known]:
-        raise MissingKeyError(f"Metric(s) {listed(unknown)} not in the table; found: {listed(known, 20)}.")
+def _select(
+    table: pd.DataFrame, methods: str | Sequence[str] | None, sections: str | Sequence[str] | None, *, pooled: bool
+) -> pd.DataFrame:
+    """Rows of the methods and sections asked for, in that order."""
+    names = [str(s) for s in pd.unique(table["section"]) if s != ""]
+    chosen = {s: s for s in pick("sections", sections, names)}
+    only_pooled = table.groupby("metric", observed=True)["section"].transform(lambda s: (s == "").all())
+    keep = table["section"].isin(list(chosen)) | ((table["section"] == "") & (pooled | only_pooled))
+    table = table[keep].assign(section=table["section"].astype(str).replace("", POOLED))
+    kept = pick("methods", methods, [str(m) for m in pd.unique(table["method"])])
+    places = {m: i for i, m in enumerate(kept)}, {s: i for i, s in enumerate([*chosen, POOLED])}
+    table = table[table["method"].isin(kept)]
+    order = pd.DataFrame({"s": table["section"].map(places[1]), "m": table["method"].map(places[0])})
+    return table.loc[order.sort_values(["m", "s"], kind="stable").index] if methods or sections else table
+
+
+def _panels(table: pd.DataFrame, metrics: str | Sequence[str] | None, by: str) -> list[pd.DataFrame]:
+    wanted = pick("metrics", metrics, [str(m) for m in pd.unique(table["metric"])])
     chosen = [table[table["metric"] == metric] for metric in wanted]
-    return [rows for part in chosen for _, rows in part.groupby("genes", sort=False, observed=True, dropna=False)]
+    panels = [rows for part in chosen for _, rows in part.groupby("genes", sort=False, observed=True, dropna=False)]
+    return [_bars(rows, by) for rows in panels]
 
 
-def _colours(methods: list[str]) -> dict[str, str]:
-    # The mean baseline is the floor, not a contender: grey.
-    rest = [m for m in methods if m != "mean"]
-    colours = dict(zip(rest, _base.COLOURS * (1 + len(rest)), strict=False))
-    return {m: colours.get(m, _base.GREY) for m in methods}
+def _bars(rows: pd.DataFrame, by: str) -> pd.DataFrame:
+    """One row per bar; `points` holds the values behind it."""
+    if by == "method":
+        single = rows.groupby(_BAR, sort=False, observed=True, dropna=False, as_index=False).mean(numeric_only=True)
+        n = single["section"].nunique()
+        rows = single.assign(section=f"mean of {n} sections" if n > 1 else single["section"])
+    bars = []
+    for _, own in rows.groupby(_BAR, sort=False, observed=True, dropna=False):
+        bar = own.iloc[0].copy()
+        points = own["value"].to_numpy(dtype=float)
+        if len(points) > 1:
+            bar[[c for c in ("low", "high") if c in own]] = np.nan
+        bar["value"] = np.nanmean(points) if np.isfinite(points).any() else np.nan
+        bar["points"] = points if len(points) > 1 else points[:0]
+        if "chance" in own:
+            bar["chance"] = own["chance"].mean()
+        bars.append(bar)
+    return pd.DataFrame(bars)
+
+
+#: what lines across the bars are called in the legend
+_LINES = ("chance", "calibrated")
 
 
 def _draw(ax: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
     sections = list(pd.unique(rows["section"]))
     methods = [m for m in colours if (rows["method"] == m).any()]
     places = np.arange(len(sections))
-    width = 0.85 / len(methods)
+    width = min(0.85 / len(methods), _WIDEST_BAR)
     for i, method in enumerate(methods):
         own = rows[rows["method"] == method].set_index("section").reindex(sections)
         value = own["value"].to_numpy(dtype=float)
         x = places + (i - (len(methods) - 1) / 2) * width
         bars: dict[str, Any] = {"color": colours[method], "label": method, "error_kw": {"elinewidth": 0.9}}
         ax.bar(x, value, width * 0.92, yerr=_errors(own, value), **bars)
+        _draw_points(ax, x, own["points"], width)
     if "chance" in rows and rows["chance"].notna().any():
         level = rows.groupby("section", observed=True)["chance"].first().reindex(sections).to_numpy(dtype=float)
         ax.hlines(level, places - 0.46, places + 0.46, color="black", linestyle=":", linewidth=1.2, label="chance")
+    if rows["metric"].iloc[0] == "calibration_slope":
+        ax.axhline(1, color="black", linestyle="--", linewidth=1, label="calibrated")
     _label(ax, rows, [str(s) for s in sections], len(methods))
+
+
+def _draw_points(ax: Axes, x: np.ndarray, points: pd.Series, width: float) -> None:
+    for place, values in zip(x, points, strict=True):
+        if isinstance(values, np.ndarray) and values.size:
+            # Side by side, so that equal values do not hide each other.
+            own = place + np.linspace(-0.22, 0.22, len(values)) * width
+            style: dict[str, Any] = {"c": "white", "edgecolors": "black", "linewidths": 0.6, "zorder": 3}
+            ax.scatter(own, values, s=7, gid="values", **style)
 
 
 def _label(ax: Axes, rows: pd.DataFrame, sections: list[str], n_methods: int) -> None:
@@ -161,7 +227,8 @@ def _label(ax: Axes, rows: pd.DataFrame, sections: list[str], n_methods: int) ->
     ax.set_axisbelow(True)
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set_title(f"{metric}, {genes}" if isinstance(genes, str) and genes else metric, fontsize=_base.TITLE_SIZE + 1)
-    ax.set_ylabel(metric, fontsize=_base.TITLE_SIZE)
+    ax.set_ylabel(_base.wrap(metric, 0.7 * _HEIGHT_IN, size=_base.TITLE_SIZE), fontsize=_base.TITLE_SIZE)
+    ax.set_xlim(-0.6, len(sections) - 0.4)
     turned = len(sections) > 1 and max(len(s) for s in sections) * 0.07 > (n_methods + 1) * _BAR_IN
     ax.set_xticks(np.arange(len(sections)), sections, rotation=45 if turned else 0, ha="right" if turned else "center")
     ax.tick_params(labelsize=_base.SMALL_SIZE + 0.5)

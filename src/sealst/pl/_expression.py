@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
 from sealst import _section
-from sealst._core.metrics import gene_pearson
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -227,7 +226,7 @@ class _Options:
             unit = _base.EXPRESSION_UNIT if self.layer in _COMPARABLE else self.layer
             panels.append(self._panel(f"{gene}, {name}", measured, predicted, label=unit, absent="not measured"))
         if self.predicted_key is not None:
-            title = f"{gene}, predicted{_correlation(measured, predicted)}"
+            title = f"{gene}, predicted{_base.correlation(measured, predicted)}"
             panels.append(self._panel(title, predicted, measured, label=_base.EXPRESSION_UNIT, absent="not predicted"))
         if self.residual and measured is not None and predicted is not None:
             panels.append(self._residual(gene, predicted - measured))
@@ -244,11 +243,3 @@ class _Options:
     def _residual(self, gene: str, values: np.ndarray) -> Panel:
         edge = max(abs(limit) for limit in _base.robust_limits([values], self.percentiles))
         return Panel(f"{gene}, residual", values, "predicted − measured", _RESIDUAL_CMAP, (-edge, edge))
-
-
-def _correlation(measured: np.ndarray | None, predicted: np.ndarray | None) -> str:
-    if measured is None or predicted is None:
-        return ""
-    both = np.isfinite(measured) & np.isfinite(predicted)
-    r = float(gene_pearson(predicted[both, None], measured[both, None])[0]) if both.sum() > 1 else np.nan
-    return f", r = {_base.number(r, '.2f')}" if np.isfinite(r) else ", r undefined"

@@ -82,6 +82,8 @@ class MapStyle:
 
     image_alpha: float
     spot_size: float
+    #: colour of the spots' outlines
+    edge: str = "none"
 
 
 def read_tissue(
@@ -178,13 +180,16 @@ def draw_tissue(ax: Axes, tissue: Tissue, *, alpha: float) -> None:
         add_scale_bar(ax, tissue.mpp * (tissue.extent[1] - tissue.extent[0]), per_unit=tissue.mpp, colour="black")
 
 
-def draw_spots(ax: Axes, tissue: Tissue, values: np.ndarray, *, cmap: str, norm: Normalize, size: float) -> Collection:
-    """Draw one shape per spot at its true size times `size`; spots without a value stay hollow."""
+def draw_spots(
+    ax: Axes, tissue: Tissue, values: np.ndarray, *, cmap: str, norm: Normalize, style: MapStyle
+) -> Collection:
+    """Draw one shape per spot at its true size times a factor; spots without a value stay hollow."""
+    size = style.spot_size
     common: dict[str, Any] = {"cmap": plt.get_cmap(cmap).with_extremes(bad=(0, 0, 0, 0)), "norm": norm, "zorder": 2}
     common["rasterized"] = len(values) > _VECTOR_SPOTS
     missing = ~np.isfinite(values)
-    common["edgecolors"] = ["#4D4D4D" if m else "none" for m in missing] if missing.any() else "none"
-    common["linewidths"] = 0.7
+    common["edgecolors"] = ["#4D4D4D" if m else style.edge for m in missing] if missing.any() else style.edge
+    common["linewidths"] = 0.7 if style.edge == "none" else 0.3
     spots: EllipseCollection | PolyCollection
     if tissue.radii is not None:
         sides = 2 * size * tissue.radii
@@ -211,7 +216,7 @@ def draw_panel(ax: Axes, tissue: Tissue, panel: Panel, style: MapStyle) -> Colle
         ax.text(0.5, 0.5, panel.label, transform=ax.transAxes, ha="center", va="center", fontsize=TITLE_SIZE)
         return None
     norm = Normalize(*panel.limits)
-    return draw_spots(ax, tissue, panel.values, cmap=panel.cmap, norm=norm, size=style.spot_size)
+    return draw_spots(ax, tissue, panel.values, cmap=panel.cmap, norm=norm, style=style)
 
 
 def runs_of(group: Sequence[Panel]) -> list[list[int]]:

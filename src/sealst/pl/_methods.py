@@ -1,0 +1,94 @@
+"""What the methods of an evaluation are, and the colour each has in every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from sealst._errors import DataError, MissingKeyError
+from sealst._evaluation import Evaluation
+from sealst._validate import listed
+from sealst.pl._base import COLOURS, GREY
+
+FROZEN, ADAPTED, MEAN = "frozen + ridge", "adapted + ridge", "mean"
+#: name of the test sections of a fold scored together
+POOLED = "all"
+_BLUE, _RED, _GREEN, _PINK, _ORANGE, _SKY, _BLACK = COLOURS
+#: no method of expression shares a colour with another, nor one of retrieval
+_FIXED = {FROZEN: _BLUE, ADAPTED: _RED, "seal head": _GREEN, "seal retrieval": _PINK, "st-net": _ORANGE}
+_FIXED |= {"bleep": _SKY, "colour + ridge": "#6F5B3E", MEAN: GREY, "adapted": "#882255", "frozen": "#332288"}
+_FREE = ("#999933", "#44AA99", _BLACK, "#AA4499", "#117733", "#DDCC77", "#661100", "#6699CC")
+
+MEANINGS = {
+    FROZEN: "the encoder as published, and a ridge regression from its features to expression",
+    ADAPTED: "the encoder after training with expression, and the same ridge regression",
+    "seal head": "the expression head that was trained together with the adapted encoder",
+    "seal retrieval": "the mean expression of the training spots that lie closest to the crop in the shared embedding",
+    "st-net": "ST-Net (He et al. 2020), a convolutional network trained on the same crops to predict expression",
+    "bleep": "BLEEP (Xie et al. 2023), the mean expression of training spots found by a contrastive embedding",
+    "colour + ridge": "a ridge regression from mean and deviation of the crop's colour: a floor",
+    MEAN: "each gene's mean over the training spots, the same for every spot: a floor",
+    "adapted": "retrieval only: cosine of crop and expression in the shared embedding after training",
+    "frozen": "retrieval only: the same with the encoder as published",
+}
+
+
+def colours_of(methods: Iterable[str]) -> dict[str, str]:
+    """Colour by method; those without a colour of their own share out the rest in their order."""
+    methods = list(dict.fromkeys(str(m) for m in methods))
+    unknown = [m for m in methods if m not in _FIXED]
+    free = dict(zip(unknown, _FREE * (1 + len(unknown)), strict=False))
+    return {m: _FIXED.get(m) or free[m] for m in methods}
+
+
+def frame_of(result: object, name: str) -> pd.DataFrame:
+    """A table of an Evaluation by the name of its attribute, or a table given as such."""
+    if isinstance(result, Evaluation):
+        return getattr(result, name)
+    if isinstance(result, pd.DataFrame):
+        return result
+    raise TypeError(
+        f"Expected an Evaluation, as `sl.tl.evaluate(...)` returns it, or its `.{name}`; found {type(result).__name__}."
+    )
+
+
+def check_columns(frame: pd.DataFrame, needed: Sequence[str], *, what: str) -> None:
+    """Raise unless a table has columns and rows."""
+    if missing := [column for column in needed if column not in frame]:
+        raise MissingKeyError(
+            f"Column(s) {listed(missing)} not found in {what}; found: {listed(frame.columns, 20)}. "
+            "Pass what `sl.tl.evaluate(...)` returns."
+        )
+    if frame.empty:
+        raise DataError(f"{what[:1].upper()}{what[1:]} has no rows.")
+
+
+def require_spots(result: object) -> Evaluation:
+    """Return an Evaluation that holds held-out spots."""
+    if not isinstance(result, Evaluation):
+        raise TypeError(f"Expected an Evaluation, as `sl.tl.evaluate(...)` returns it, found {type(result).__name__}.")
+    if not result.spots:
+        raise DataError(
+            "The Evaluation holds no spots (`.spots` is empty): there were too many to keep. Evaluate fewer sections "
+            "to draw them."
+        )
+    return result
+
+
+def pick(name: str, wanted: str | Iterable[str] | None, known: Sequence[str]) -> list[str]:
+    """Names asked for, in that order, or all that are known."""
+    if wanted is None:
+        return list(known)
+    chosen = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not chosen:
+        raise DataError(f"`{name}` names nothing to show.")
+    if unknown := [one for one in chosen if one not in known]:
+        raise MissingKeyError(f"`{name}`: {listed(unknown)} not found; found: {listed(known, 20)}.")
+    return chosen
+
+
+def dense(matrix: object) -> np.ndarray:
+    """Return a float array, whatever the matrix was."""
+    return np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix, dtype=float)

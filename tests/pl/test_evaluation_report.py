@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import sealst as sl
+from sealst._core.report import Block, Picture, Table, render
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+
+
+@pytest.fixture(scope="module")
+def written(evaluation, tmp_path_factory) -> Path:
+    """The report on the full evaluation, written once."""
+    return sl.pl.report(evaluation, tmp_path_factory.mktemp("report") / "new" / "evaluation.html")
+
+
+@pytest.fixture(scope="module")
+def html(written) -> str:
+    return written.read_text(encoding="utf-8")
+
+
+def short(table: pd.DataFrame) -> pd.DataFrame:
+    """One metric of a table: what takes time are figures."""
+    return table[table["metric"] == "pearson"]
+
+
+class Reader(HTMLParser):
+    """Headings, tables (rows of cells with their class), pictures and links of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.tables: list[list[list[tuple[str, str]]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._into = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._into = tag if tag in ("h2", "td", "th") else self._into
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append(("", dict(attrs).get("class") or ""))
+
+    def handle_endtag(self, tag):
+        self._into = "" if tag == self._into else self._into
+
+    def handle_data(self, data):
+        if self._into == "h2":
+            self.headings.append(data)
+        elif self._into:
+            text, kind = self.tables[-1][-1][-1]
+            self.tables[-1][-1][-1] = (text + data, kind)
+
+    def frame(self, i: int) -> pd.DataFrame:
+        head, *rows = [[text for text, _ in row] for row in self.tables[i]]
+        return pd.DataFrame(rows, columns=head)
+
+
+def test_every_part_is_there_and_linked(html):
+    page = Reader(html)
+    assert page.headings == [
+        "What was compared",
+        "Summary",
+        "Frozen against adapted, gene by gene",
+        "Calibration",
+        "Maps",
+        "Search",
+        "Pathways",
+        "Limits",
+        "Versions",
+    ]
+    links = [a["href"] for tag, a in page.tags if tag == "a"]
+    ids = [a.get("id") for tag, a in page.tags if tag == "section"]
+    assert links == [f"#{i}" for i in ids]
+    assert "<title>Evaluation of UNI2-h</title>" in html
+    assert 'Preset "cv" fits everything on the training sections alone' in html.replace("&#34;", '"')
+    assert "bleep: BLEEP (Xie et al. 2023)" in html
+
+
+def test_nothing_is_fetched_from_outside(html):
+    sources = re.findall(r"""(?:src|href|action|poster|data)\s*=\s*["']?([^"'\s>]+)""", html)
+    assert sources
+    assert not [s[:60] for s in sources if not s.startswith(("#", "data:image/png;base64,"))]
+    assert not re.search(r"url\(|@import|<script|<link|<iframe", html)
+    assert "default-src 'none'" in html
+
+
+def test_pictures_say_what_they_show(html):
+    pictures = [a for tag, a in Reader(html).tags if tag == "img"]
+    # Bars, other metrics, genes, calibration, maps of three sections, search.
+    assert len(pictures) == 8
+    assert all(len(a["alt"]) > 25 for a in pictures)
+    assert len({a["alt"] for a in pictures}) == 8
+    assert len(html) < 5_000_000
+
+
+def test_summary_holds_means_and_deviations_over_folds(evaluation, html):
+    frame = Reader(html).frame(1).set_index("method")
+    own = evaluation.table.query("metric == 'pearson' and genes == 'hvg10' and section and method == 'seal head'")
+    folds = own.groupby("fold")["value"].mean()
+    assert frame.loc["seal head", "Pearson r, hvg10"] == f"{folds.mean():.3f} ± {folds.std():.3f}"
+    assert list(frame.index) == [
+        *("frozen + ridge", "adapted + ridge", "seal head", "seal retrieval", "st-net", "bleep"),
+        *("colour + ridge", "mean"),
+    ]
+    # What is not defined for a method is a dash, not "nan".
+    assert frame.loc["mean", "Calibration slope, hvg10"] == "–"
+    assert "nan" not in html.split("<section", 1)[1].replace("image/png", "").lower().split("base64")[0]
+
+
+def test_numbers_stand_right_and_words_left(html):
+    head, first, *_ = Reader(html).tables[1]
+    assert {kind for _, kind in head[1:]} == {kind for _, kind in first[1:]} == {"n"}
+    assert first[0] == ("frozen + ridge", "")
+
+
+def test_paired_difference_is_shown_where_the_table_has_it(evaluation, html, tmp_path):
+    frame = Reader(html).frame(3)
+    assert frame.to_dict("records") == [
+        {"method": "adapted + ridge", "genes": "hvg10", "difference": "+0.080", "95 % interval": "+0.050 to +0.110"}
+    ]
+    assert "Paired difference" in html
+    without = short(evaluation.table)
+    small = dataclasses.replace(evaluation, table=without, spots={}, genes=evaluation.genes.iloc[:0])
+    assert "Paired difference" not in sl.pl.report(small, tmp_path / "a.html").read_text(encoding="utf-8")
+
+
+def test_search_shows_pool_and_chance(evaluation, html):
+    frame = Reader(html).frame(4)
+    row = frame[(frame["method"] == "adapted") & (frame["direction"] == "image → expression")].iloc[0]
+    sizes = [spots.n_obs for spots in evaluation.spots.values()]
+    assert row["pool"] == f"{min(sizes)} to {max(sizes)}"
+    own = evaluation.table.query("metric == 'R@10' and method == 'adapted' and section")
+    assert row["Recall at 10"] == f"{own['value'].mean():.3f} ({own['chance'].mean():.3f})"
+    assert "expression → image" in set(frame["direction"])
+
+
+def test_mapped_genes_are_best_median_and_worst_of_those_with_a_pattern(evaluation, html):
+    genes = evaluation.genes.query("method == 'adapted + ridge'").groupby("gene")[["pearson", "moran_measured"]].mean()
+    ranked = genes[genes["moran_measured"] >= genes["moran_measured"].median()].sort_values("pearson")
+    best, median, worst = ranked.index[[-1, -1 - len(ranked) // 2, 0]]
+    text = " ".join(html.split())
+    assert re.search(rf"Best, median and worst gene .*: {best} \(r = [\d.]+\), {median} .*, {worst} \(", text)
+    assert "among the 10 with a measured Moran&#39;s I of at least 0.36" in text
+
+
+def test_limits_are_counted_from_the_data(evaluation, html, tmp_path):
+    assert "2 patients (3 sections) were held out. That is few" in html
+    assert "3 sections of 2 patients are not 3 independent observations" in html
+    assert "All sections are of one organ (breast)" in html
+    table = short(evaluation.table).query("section == 'B4' and seed == 0")
+    alone = dataclasses.replace(
+        evaluation, table=table, spots={}, genes=evaluation.genes.iloc[:0], pathways=evaluation.pathways.iloc[:0]
+    )
+    text = sl.pl.report(alone, tmp_path / "one.html").read_text(encoding="utf-8")
+    assert "1 patient (1 section) was held out. Nothing can be said about differences between patients." in text
+    assert "One seed was run" in text
+    assert "maps and calibration are missing" in text
+    assert "One fold, so without a spread" in text
+    assert not {"Maps", "Calibration", "Pathways"} & set(Reader(text).headings)
+
+
+def test_maps_on_the_he_of_given_sections(toy_evaluation, tmp_path):
+    result, sdata = toy_evaluation
+    result = dataclasses.replace(result, genes=result.genes.iloc[:0], table=short(result.table))
+    path = sl.pl.report(result, tmp_path / "x.html", title="A & B", sections={"toy": sdata}, genes=["VIM"])
+    plain = sl.pl.report(result, tmp_path / "y.html", title="A & B", genes=["VIM"])
+    html, white = (p.read_text(encoding="utf-8") for p in (path, plain))
+    assert "<h1>A &amp; B</h1>" in html
+    assert "Maps of &#39;VIM&#39; in section toy" in html
+    assert Reader(html).headings == Reader(white).headings
+    assert html != white
+    with pytest.raises(sl.MissingKeyError, match="`sections`: 'D1' not found; found: 'toy'"):
+        sl.pl.report(result, path, sections={"D1": sdata})
+    with pytest.raises(sl.MissingKeyError, match="'NOPE' not found in the evaluated genes"):
+        sl.pl.report(result, path, genes=["NOPE"])
+    # What failed left the old file as it was, and nothing beside it.
+    assert path.read_text(encoding="utf-8") == html
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.html", "y.html"]
+
+
+def test_what_is_no_report_is_refused(evaluation, tmp_path):
+    with pytest.raises(sl.DataError, match="`path` must end in '.html', found '.*report.pdf'"):
+        sl.pl.report(evaluation, tmp_path / "report.pdf")
+    with pytest.raises(TypeError, match="Expected an Evaluation, .* found DataFrame"):
+        sl.pl.report(evaluation.table, tmp_path / "report.html")
+    empty = dataclasses.replace(evaluation, table=evaluation.table.iloc[:0])
+    with pytest.raises(sl.DataError, match="has no results"):
+        sl.pl.report(empty, tmp_path / "report.html")
+
+
+def test_text_from_the_data_cannot_become_markup():
+    frame = pd.DataFrame({"<b>a": ["<script>"], "n": ["−1.0 ± 0.2"]})
+    block = Block("<i>", ["<u>"], tables=[Table(frame, '"x"')], figures=[Picture(b"\x89PNG", '" onload="x')])
+    html = render("<title>", [], [block], "&")
+    for wrong in ("<b>a", "<script>", "<i>", "<u>", 'onload="x"'):
+        assert wrong not in html
+    assert "<td class=n>−1.0 ± 0.2</td>" in html
+
+
+# -- in a browser -----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"NO BROWSER: the report was NOT opened in one. Install one of {', '.join(BROWSERS)}.")
+    return found
+
+
+def open_page(browser: str, page: Path, profile: Path) -> tuple[str, str]:
+    """What a headless browser made of a page, and what it logged."""
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
+    options += [f"--user-data-dir={profile}", "--disable-background-networking", "--no-first-run"]
+    command = [browser, *options, "--window-size=1200,900", "--virtual-time-budget=5000", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, done.stderr
+
+
+def test_a_browser_opens_it_without_errors_and_a_phone_needs_no_sideways_scrolling(browser, written, html, tmp_path):
+    # The page as it is, in frames as wide as a phone and a desk; a script in them measures.
+    measure = """<script>addEventListener("load", () => {
+      const page = document.documentElement, broken = [...document.images].filter(i => !i.naturalWidth).length;
+      const loaded = performance.getEntriesByType("resource").filter(r => !r.name.startsWith("data:")).length;
+      parent.postMessage([innerWidth, page.scrollWidth, document.images.length, broken, loaded].join(" "), "*");
+    })</script></body>"""
+    inner, outer = tmp_path / "inner.html", tmp_path / "outer.html"
+    inner.write_text(POLICY.sub("", html).replace("</body>", measure), encoding="utf-8")
+    frames = "".join(f'<iframe src="inner.html" width="{w}" height="800"></iframe>' for w in (390, 1200))
+    listen = 'addEventListener("message", e => document.body.append(` [measured ${e.data}]`))'
+    outer.write_text(f"<!doctype html><body><script>{listen}</script>{frames}</body>", encoding="utf-8")
+    dom, _ = open_page(browser, outer, tmp_path / "profile")
+    found = sorted([int(v) for v in one.split()] for one in re.findall(r"\[measured ([\d ]+)\]", dom))
+    assert [row[0] for row in found] == [390, 1200], dom[-500:]
+    for inner_width, scroll_width, n_pictures, n_broken, n_loaded in found:
+        assert scroll_width <= inner_width
+        assert (n_pictures, n_broken, n_loaded) == (8, 0, 0)
+
+    dom, log = open_page(browser, written, tmp_path / "profile")
+    assert "What was compared" in dom
+    # Refusals of the page's policy are logged here too.
+    assert not [line for line in log.splitlines() if "CONSOLE" in line]
