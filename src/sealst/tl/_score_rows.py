@@ -182,7 +182,7 @@ class FoldScorer:
             for name, members in names.items():
                 table = gain.reindex(columns=members).to_numpy()
                 value, low, high = mean_with_interval(table, self.bootstrap_seed)
-                out.table.append(self._row(None, method, "pearson_gain", value, genes=name, low=low, high=high))
+                out.table.append(self._row(None, method, "pearson_difference", value, genes=name, low=low, high=high))
 
     def add_retrieval(
         self, held: Sequence[View], predicted: Predictions, models: Mapping[str, SealModel], out: Results
