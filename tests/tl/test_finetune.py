@@ -196,7 +196,7 @@ def test_sections_are_balanced_and_told_apart_less(ready, finetune, fast):
 def test_random_weights_are_announced(ready, fast):
     with pytest.warns(sl.SealstWarning, match="starts from random weights, as asked"):
         sl.tl.finetune(two(ready), encoder="vit_tiny_patch16_224", pretrained=False, n_genes=8, params=fast,
-                       gene_vae={"hidden": (8,)}, device="cpu")  # fmt: skip
+                       gene_encoder={"hidden": (8,)}, device="cpu")  # fmt: skip
 
 
 def _no_crops(s):

@@ -37,7 +37,7 @@ def make_model(dropout: float = 0.0) -> SealModel:
         return SealModel(
             build_from_spec(spec, pretrained=False), panel, crop=CropSpec(16.0, PX),
             adapter=LoraParams(n_blocks=1, dropout=dropout),
-            gene_vae=GeneVAEParams(hidden=(16,), dropout=dropout), head=HeadParams(16),
+            gene_encoder=GeneVAEParams(hidden=(16,), dropout=dropout), head=HeadParams(16),
         )  # fmt: skip
 
 

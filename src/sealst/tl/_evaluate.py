@@ -48,7 +48,8 @@ class _Views:
     frozen: np.ndarray
     adapted: np.ndarray
     colour: np.ndarray
-    #: gene embeddings
+    #: adapted and gene embeddings where both are compared
+    shared: np.ndarray
     gene: np.ndarray
     #: log1p-CP10k of the panel: the model's layer and the measured spot itself
     context: np.ndarray
@@ -217,7 +218,8 @@ def _view(model: SealModel, sdata: SpatialData, table: AnnData, region: Region, 
         frozen=frozen,
         adapted=adapted,
         colour=colour,
-        gene=model.embed_genes(context),
+        shared=model.shared_images(adapted),
+        gene=model.shared_genes(model.embed_genes(context)),
         context=context,
         measured=_section.expression(table, model.panel, kept, Keys.LOGNORM, masked=True),
         known=known,
@@ -269,7 +271,7 @@ def _fitted(seen: list[_Views], held: list[_Views], genes: np.ndarray) -> dict[s
         out[method] = [probe.predict(getattr(v, feature)) for v in held]
     reference = np.concatenate([v.gene for v in seen])
     k = min(50, len(reference))
-    out[IMPUTED] = [knn_impute(v.adapted, reference, y, k=k) for v in held]
+    out[IMPUTED] = [knn_impute(v.shared, reference, y, k=k) for v in held]
     out[MEAN] = [mean_baseline(y, len(v.measured)) for v in held]
     return out
 
@@ -308,8 +310,8 @@ def _retrieval_rows(view: _Views, frozen_prediction: np.ndarray, model: SealMode
         return np.where(known, (x - model.panel.mean) / model.panel.std, 0)
 
     ranks = {
-        "adapted": retrieval_ranks(view.adapted, view.gene, own),
-        "frozen": retrieval_ranks(view.frozen, view.gene, own),
+        "adapted": retrieval_ranks(view.shared, view.gene, own),
+        "frozen": retrieval_ranks(model.shared_images(view.frozen), view.gene, own),
         FROZEN: retrieval_ranks(z(frozen_prediction), z(view.context), own),
     }
     rows = []

@@ -28,10 +28,12 @@ from sealst._train._engine import RESERVED, Run, run_stages
 from sealst._train._inputs import Wanted, image_inputs
 from sealst._train._params import TrainParams, train_params
 from sealst._train._recipe import choose
-from sealst._validate import listed, resolve_params
+from sealst._validate import listed
 from sealst._version import __version__
-from sealst.models import CropSpec, Encoder, GeneVAEParams, SealModel, build_encoder, load
+from sealst.models import CropSpec, Encoder, GeneEncoderParams, ProjectionParams, SealModel, build_encoder, load
 from sealst.models._adapter import Adapter, counts_blocks, resolve_adapter
+from sealst.models._gene_encoder import resolve_gene_encoder
+from sealst.models._projection import resolve_projection
 from sealst.pp import check_split, select_genes
 from sealst.tl._inputs import as_sections, crop_spec
 from sealst.tl._pairs import Pairs, extras_of, gather_pairs, more_expression
@@ -53,7 +55,8 @@ def finetune(
     validation: SpatialData | Sequence[SpatialData] | None = None,
     allow_shared_patients: bool = False,
     adapter: Adapter | Mapping[str, Any] | str = "lora",
-    gene_vae: GeneVAEParams | Mapping[str, Any] | None = None,
+    gene_encoder: GeneEncoderParams | Mapping[str, Any] | str = "vae",
+    projection: ProjectionParams | Mapping[str, Any] | str = "none",
     params: TrainParams | Mapping[str, Any] | str | Path | None = None,
     warmup: AnnData | Sequence[AnnData] | None = None,
     run_dir: str | Path | None = None,
@@ -99,8 +102,14 @@ def finetune(
         own weights), ``"full"``, ``"bottleneck"`` (a small network behind the frozen encoder) or ``"none"``; with
         settings as `sealst.models.LoraParams`, `BlocksParams`, `FullParams`, `BottleneckParams`, or a mapping such as
         ``{"kind": "lora", "r": 16, "dora": True}``.
-    gene_vae
-        `sealst.models.GeneVAEParams` or a mapping of its fields.
+    gene_encoder
+        The network that embeds expression: ``"vae"`` (variational autoencoder with planar flows), ``"mlp"`` (plain
+        autoencoder), ``"mae"`` (masked autoencoder) or ``"transformer"`` (genes as tokens); with settings as
+        `sealst.models.GeneVAEParams`, `GeneMLPParams`, `GeneMAEParams`, `GeneTransformerParams`, or a mapping such as
+        ``{"kind": "mlp", "hidden": (512,)}``.
+    projection
+        Heads between embeddings and the contrastive loss: ``"none"``, ``"linear"`` or ``"mlp"``; with settings as
+        `sealst.models.ProjectionParams` or a mapping such as ``{"kind": "mlp", "dim": 256}``.
     params
         `TrainParams`, a mapping of its fields such as ``{"epochs": 5, "lr": 1e-3}``, or a YAML file with them.
     warmup
@@ -151,9 +160,10 @@ def finetune(
     if held and not allow_shared_patients:
         check_split(train, held, table_key=table_key)
     params = train_params(params)
-    gene_vae = resolve_params(GeneVAEParams, gene_vae, name="gene_vae")
+    genes, heads = resolve_gene_encoder(gene_encoder), resolve_projection(projection)
     options = dict(trainer_kwargs or {})
     _check_options(params, warmup, held, options, resume and run_dir is None)
+    params = _for_genes(params, genes)
     spec = _shared_crop_spec(train, held, crop_um, table_key)
     target_device = resolve_device(device)
     seed = settings.seed if seed is None else int(seed)
@@ -168,7 +178,8 @@ def finetune(
         params, adapter = _recipe(params, adapter, len(pairs), base)
         provenance = _provenance(train, held, pairs, params, seed, table_key)
         stack.enter_context(seeded(seed))
-        model = SealModel(base, panel, crop=spec, adapter=adapter, gene_vae=gene_vae).to(target_device)
+        model = SealModel(base, panel, crop=spec, adapter=adapter, gene_encoder=genes, projection=heads)
+        model.to(target_device)
         extra = more_expression(warmup, panel, params)
         state = None
         if folder is not None:
@@ -237,6 +248,16 @@ def _check_options(
         raise DataError("`params.patience` stops by held-out scores; pass `validation=` sections, or leave it out.")
     if warmup is not None and not params.warmup_epochs:
         raise DataError("`warmup` is expression for the warm-up stage; say how long with `params.warmup_epochs`.")
+
+
+def _for_genes(params: TrainParams, genes: GeneEncoderParams) -> TrainParams:
+    """Parameters that depend on the kind of gene encoder."""
+    if params.kl and not genes.variational:
+        raise DataError(
+            f"`params.kl` is True, but the gene encoder {genes.kind!r} is not variational. Leave it out, or pass "
+            "`gene_encoder='vae'`."
+        )
+    return params.filled(mask_genes=genes.mask_share)
 
 
 def _shared_crop_spec(
