@@ -35,8 +35,8 @@ def training(
     """Draw the losses by part and the validation metrics over epochs.
 
     One panel per stage shows its losses (solid: training, dashed: validation), one panel per metric shows how well the
-    held-out spots are predicted or retrieved; a dashed line is the score of a ridge probe on the frozen encoder, where it
-    was recorded.
+    held-out spots are predicted or retrieved; a dashed line is the score of a ridge probe on the frozen encoder, where
+    it was recorded.
 
     Parameters
     ----------
