@@ -155,3 +155,15 @@ def test_wrong_heads_are_refused(ready, finetune):
         finetune(one, projection={"kind": "mlp", "dim": 0})
     with pytest.raises(sl.DataError, match="`params.kl` is True, but the gene encoder 'mlp' is not variational"):
         finetune(one, gene_encoder="mlp", params={"kl": True})
+
+
+def test_organs_come_from_the_sections(ready, finetune):
+    sections = [ready(section=name, patient=name, seed=i) for i, name in enumerate("ab")]
+    options = {"epochs": 1, "batch_size": 16, "views": 1, "augmentation": "none", "organ_embedding": True}
+    with pytest.raises(sl.DataError, match=r"`params.organ_embedding` needs sections of at least two organs in"):
+        finetune(sections, params=options)
+    for sdata, organ in zip(sections, ("skin", "lung"), strict=True):
+        sdata.tables["table"].obs["organ"] = organ
+    model = finetune(sections, params=options)
+    assert model.organs == ("lung", "skin")
+    assert (model.organ_embedding.weight.abs().sum(1) > 0).all()

@@ -13,9 +13,12 @@ import pandas as pd
 import pytest
 import torch
 
+import sealst as sl
 from sealst._core.metrics import recall_at_k, retrieval_ranks
+from sealst._data.dataset import joined_expression
 from sealst._train._checkpoint import read_checkpoint
 from sealst._train._engine import Run, run_stages
+from sealst._train._module import AlignStage
 from sealst.models import ProjectionParams
 from sealst.models._gene_encoder import resolve_gene_encoder
 
@@ -130,3 +133,55 @@ def test_a_compiled_encoder_gives_the_same_losses():
     )
     np.testing.assert_allclose(compiled, plain, rtol=1e-4)
     assert plain[0] != plain[1]
+
+
+def _organ_model():
+    return toy.make_model(organs=("breast", "lung"))
+
+
+def test_the_gene_decoder_is_told_the_organ_and_no_encoder_is():
+    """Expression is the organ's own and nothing else: only its vector can tell the decoder."""
+    organ = np.arange(64) % 3 - 1
+    data = toy.make_data(extra={"organ": organ})
+    level = np.array([0.0, 2.0, -2.0], np.float32)[organ + 1]
+    data.expression = np.repeat(level[:, None], toy.N_GENES, 1)
+    model = _organ_model()
+    # The encoder sees no genes, so codes are all the same.
+    params = toy.make_params(warmup_epochs=30, epochs=1, warmup_lr=1e-2, mask_genes=1.0, reconstruction="mse")
+    run_stages(model, params, train=data, held_out=None, run=Run(seed=1, show=False))
+    stage = AlignStage(model, params, 1e-3, 1)
+    with torch.inference_mode():
+        z = model.gene_encoder(torch.zeros(3, toy.N_GENES)).z
+        told = model.gene_encoder.decode(stage._with_organ(z, torch.tensor([-1, 0, 1]))).mean(1)
+        untold = model.gene_encoder.decode(z).mean(1)
+    np.testing.assert_allclose(told, [0, 2, -2], atol=0.7)
+    assert told[0] == pytest.approx(untold[0].item(), abs=1e-5), "an unknown organ has the zero vector"
+
+
+def test_vectors_of_organs_are_saved_with_their_names(tmp_path):
+    model = _organ_model()
+    with torch.no_grad():
+        model.organ_embedding.weight.normal_()
+    back = sl.models.load(model.save(tmp_path / "m"), device="cpu")
+    assert back.organs == ("breast", "lung")
+    assert torch.equal(back.organ_embedding.weight, model.organ_embedding.weight)
+    assert back.fingerprint == model.fingerprint != _organ_model().fingerprint
+    assert _organ_model().fingerprint != toy.make_model(organs=("lung", "breast")).fingerprint
+    x = toy.make_data(4).expression
+    np.testing.assert_array_equal(model.embed_genes(x), toy.make_model().embed_genes(x))
+
+
+def test_tables_without_images_are_of_unknown_organ():
+    data = toy.make_data(8, extra={"organ": np.array([0, 1] * 4)})
+    joined = joined_expression(data, toy.make_data(3))
+    assert joined.extra["organ"].tolist() == [0, 1] * 4 + [-1] * 3
+    assert len(joined) == 11
+
+
+def test_the_likelihood_of_counts_can_warm_up():
+    data = toy.make_data(extra={"library": np.full(64, 3000.0, np.float32)})
+    data.expression = np.abs(data.expression) + 0.5
+    params = toy.make_params(reconstruction="nb", warmup_epochs=1, epochs=1)
+    history = run_stages(toy.make_model(), params, train=data, held_out=None, run=Run(show=False))
+    assert np.isfinite(history["train_loss"]).all()
+    assert history["stage"].tolist() == ["warmup", "align"]

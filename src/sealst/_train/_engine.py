@@ -245,7 +245,7 @@ def run_stages(
     with _quiet_lightning():
         model.train()
         if params.warmup_epochs and (run.state is None or run.state["stage"] == WarmupStage.name):
-            alone = warmup or PairDataset(None, train.expression, measured=train.measured)
+            alone = warmup or PairDataset(None, train.expression, measured=train.measured, extra=train.extra)
             fit(WarmupStage, alone, params.warmup_lr, params.warmup_epochs, held_out=None, baseline={})
         domains = {"n_domains": int(train.extra["domain"].max()) + 1} if "domain" in train.extra else {}
         fit(

@@ -33,6 +33,7 @@ class Alignable(Protocol):
     image_head: Any
     image_projection: Any
     gene_projection: Any
+    organ_embedding: Any
     dim: int
     n_trunk: int
     device: torch.device
@@ -117,7 +118,7 @@ class Stage(L.LightningModule, ABC):
         target = self.model.standardise(batch["expression"])
         shown, hidden = self._corrupted(target, batch.get("mask"))
         code = self.model.gene_encoder(shown, sample=self.params.kl)
-        decoded = self.model.gene_encoder.decode(code.z)
+        decoded = self.model.gene_encoder.decode(self._with_organ(code.z, batch.get("organ")))
         terms = {"gene": self.reconstruction(decoded, target, batch)}
         if hidden is not None:
             asked = hidden if "mask" not in batch else hidden & batch["mask"]
@@ -125,6 +126,12 @@ class Stage(L.LightningModule, ABC):
         if self.params.kl:
             terms["kl"] = kl_with_flows(code.mu, code.logvar, code.log_det) / self.model.dim
         return code, target, terms
+
+    def _with_organ(self, z: torch.Tensor, organ: torch.Tensor | None) -> torch.Tensor:
+        """Codes plus the vector of each spot's organ; -1 is an unknown one."""
+        if organ is None:
+            return z
+        return z + self.model.organ_embedding(organ.clamp(min=0)) * (organ >= 0)[:, None]
 
     def _corrupted(
         self, target: torch.Tensor, measured: torch.Tensor | None
@@ -176,8 +183,9 @@ class WarmupStage(Stage):
     name = "warmup"
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Parameters of the gene autoencoder."""
-        return {f"gene_encoder.{name}": p for name, p in self.model.gene_encoder.named_parameters()} | self.own()
+        """Parameters of the gene autoencoder, and vectors of organs."""
+        parts = ("gene_encoder.", "organ_embedding.")
+        return {name: p for name, p in self.model.named_parameters() if name.startswith(parts)} | self.own()
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
         """Reconstruction of expression from its code."""

@@ -58,6 +58,9 @@ class TrainParams:
     noise: float = 0.0
     #: weight of the loss on hidden genes alone
     weight_masked: float = 1.0
+    #: whether the gene decoder is told each spot's organ by a learned vector added to the code; encoders never are, so
+    #: that no embedding needs to know the organ. Spots of unknown organ have the zero vector
+    organ_embedding: bool = False
     #: 0 draws every spot once per epoch, 1 gives every section the same share; between, a compromise
     balance: float = 0.0
     #: weight of a discriminator that must not tell `domain` from image embeddings (gradient reversal); 0 is none

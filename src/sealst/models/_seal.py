@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,6 +67,7 @@ class SealModel(Sharing, nn.Module):
         gene_encoder: GeneEncoderParams,
         head: HeadParams | None = None,
         projection: ProjectionParams | None = None,
+        organs: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.encoder = add_adapter(encoder, adapter)
@@ -76,6 +77,11 @@ class SealModel(Sharing, nn.Module):
         self.gene_encoder = gene_encoder.build(len(panel), self.dim)
         self.image_head = image_head(self.dim, len(panel), self.head)
         self.image_projection, self.gene_projection = (self.projection.build(self.dim) for _ in range(2))
+        #: organs that the gene decoder was told of in training, and a vector for each
+        self.organs, self.organ_embedding = tuple(organs), None
+        if self.organs:
+            self.organ_embedding = nn.Embedding(len(self.organs), self.dim)
+            nn.init.zeros_(self.organ_embedding.weight)
         self.register_buffer("panel_mean", torch.tensor(panel.mean), persistent=False)
         self.register_buffer("panel_std", torch.tensor(panel.std), persistent=False)
         self.history = pd.DataFrame()
@@ -104,7 +110,13 @@ class SealModel(Sharing, nn.Module):
         File names, licences and other facts about the encoder do not count: they may be corrected.
         """
         panel = (self.panel.fingerprint, self.panel.layer, self.panel.target_sum)
-        parts = (self.adapter.facts(), asdict(self.head), self.gene_params.facts(), asdict(self.projection))
+        parts = (
+            self.adapter.facts(),
+            asdict(self.head),
+            self.gene_params.facts(),
+            asdict(self.projection),
+            self.organs,
+        )
         facts = (self.encoder.spec.feeding(), asdict(self.crop), *parts, panel)
         digest = hashlib.sha256(repr(facts).encode())
         for name, tensor in sorted(self.trained_state().items()):
@@ -112,11 +124,11 @@ class SealModel(Sharing, nn.Module):
         return digest.hexdigest()[:16]
 
     def own_state(self) -> dict[str, torch.Tensor]:
-        """Gene autoencoder, head and projections."""
+        """Gene autoencoder, head, projections and vectors of organs."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
 
     def trained_state(self) -> dict[str, torch.Tensor]:
-        """Adapter, gene autoencoder, head and projections: everything training changes."""
+        """The adapter and `own_state`: everything training changes."""
         return self.own_state() | {f"encoder.{k}": v for k, v in self.encoder.adapted_state().items()}
 
     def load_trained(self, state: Mapping[str, torch.Tensor]) -> None:

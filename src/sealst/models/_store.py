@@ -68,6 +68,7 @@ def _write(model: SealModel, folder: Path, include_base: bool) -> None:
         "gene_encoder": model.gene_params.to_dict(),
         "head": asdict(model.head),
         "projection": asdict(model.projection),
+        "organs": list(model.organs),
         "crop": asdict(model.crop),
         "fingerprint": model.fingerprint,
         "training": model.provenance,
@@ -167,6 +168,7 @@ def _restored(
         gene_encoder=resolve_gene_encoder(config["gene_encoder"]),
         head=HeadParams(**config["head"]),
         projection=resolve_projection(config["projection"]),
+        organs=config["organs"],
     )
     _load_trained(model, folder)
     model.provenance = config["training"]

@@ -36,7 +36,7 @@ from sealst.models._gene_encoder import resolve_gene_encoder
 from sealst.models._projection import resolve_projection
 from sealst.pp import check_split, select_genes
 from sealst.tl._inputs import as_sections, crop_spec
-from sealst.tl._pairs import Pairs, extras_of, gather_pairs, more_expression
+from sealst.tl._pairs import Pairs, extras_of, gather_pairs, more_expression, organs_of
 from sealst.tl._run_folder import MODEL, begin, facts_of, finish, is_finished, open_run, scratch_prefix
 
 #: fewer spots than this cannot be split into batches
@@ -178,8 +178,8 @@ def finetune(
         params, adapter = _recipe(params, adapter, len(pairs), base)
         provenance = _provenance(train, held, pairs, params, seed, table_key)
         stack.enter_context(seeded(seed))
-        model = SealModel(base, panel, crop=spec, adapter=adapter, gene_encoder=genes, projection=heads)
-        model.to(target_device)
+        parts: dict[str, Any] = {"gene_encoder": genes, "projection": heads, "organs": organs_of(pairs, params)}
+        model = SealModel(base, panel, crop=spec, adapter=adapter, **parts).to(target_device)
         extra = more_expression(warmup, panel, params)
         state = None
         if folder is not None:
