@@ -117,8 +117,9 @@ def finetune(
         beside the sections' own; needs ``params.warmup_epochs``. Its ``context`` layer is used where the training uses
         it and it has one, else ``lognorm``.
     run_dir
-        Folder for ``run.json`` (what was asked, versions), ``metrics.csv``, a checkpoint while training runs,
-        ``training.png`` and ``model/``. By default nothing is written.
+        Folder for ``run.json`` (what was asked, versions), ``metrics.csv``, event files in ``tensorboard/`` (where
+        TensorBoard is installed), a checkpoint while training runs, ``training.png`` and ``model/``. By default nothing
+        is written.
     resume
         Whether to go on with the run that `run_dir` holds: from its last checkpoint (to the same weights as without the
         interruption, on the same kind of machine), or by returning its model where it is finished. Without an earlier
