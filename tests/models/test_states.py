@@ -191,6 +191,9 @@ def test_same_weights_in_another_architecture_are_refused(model_of, folder, tmp_
 @pytest.mark.parametrize("damage", [
     lambda c: {k: v for k, v in c.items() if k != "encoder"},
     lambda c: c | {"gene_encoder": {"depth": 3}},
+    lambda c: c | {"gene_encoder": {"kind": "of another version"}},
+    lambda c: c | {"projection": {"kind": "linear", "width": 3}},
+    lambda c: {k: v for k, v in c.items() if k != "organs"},
     lambda c: c | {"crop": 3},
     lambda c: [c],
 ])  # fmt: skip

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sealst._core.device import resolve_device, seeded
 from sealst._core.panel import GenePanel
-from sealst._errors import CheckpointError
+from sealst._errors import CheckpointError, DataError
 from sealst._files import new_folder, write_json
 from sealst._validate import listed
 from sealst._version import __version__
@@ -164,15 +164,25 @@ def _restored(
         Encoder(built.vit, moved),
         GenePanel.from_tsv(folder / "panel.tsv"),
         crop=CropSpec(**config["crop"]),
-        adapter=resolve_adapter(config["adapter"]),
-        gene_encoder=resolve_gene_encoder(config["gene_encoder"]),
-        head=HeadParams(**config["head"]),
-        projection=resolve_projection(config["projection"]),
-        organs=config["organs"],
+        **_parts(config),
     )
     _load_trained(model, folder)
     model.provenance = config["training"]
     return model
+
+
+def _parts(config: dict[str, Any]) -> dict[str, Any]:
+    """Records of the trained parts."""
+    try:
+        return {
+            "adapter": resolve_adapter(config["adapter"]),
+            "gene_encoder": resolve_gene_encoder(config["gene_encoder"]),
+            "head": HeadParams(**config["head"]),
+            "projection": resolve_projection(config["projection"]),
+            "organs": list(config["organs"]),
+        }
+    except DataError as error:
+        raise CheckpointError(f"config.json is damaged or of another version: {error}") from error
 
 
 def _check_architecture(built: EncoderSpec, stored: EncoderSpec) -> None:

@@ -160,13 +160,12 @@ def finetune(
     held: Sequence[SpatialData] = [] if validation is None else as_sections(validation, "validation")
     if held and not allow_shared_patients:
         check_split(train, held, table_key=table_key)
-    params = train_params(params)
-    genes, heads = resolve_gene_encoder(gene_encoder), resolve_projection(projection)
+    parts: Any = {"gene_encoder": resolve_gene_encoder(gene_encoder), "projection": resolve_projection(projection)}
+    params = _for_genes(train_params(params), parts["gene_encoder"])
     options = dict(trainer_kwargs or {})
     _check_options(params, warmup, held, options, resume and run_dir is None)
-    params = _for_genes(params, genes)
     spec = _shared_crop_spec(train, held, crop_um, table_key)
-    target_device = resolve_device(device)
+    where = resolve_device(device)
     seed = settings.seed if seed is None else int(seed)
     rank = processes(options.get("devices", 1), options.get("num_nodes", 1))[1]
     folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
@@ -179,8 +178,7 @@ def finetune(
         params, adapter = _recipe(params, adapter, len(pairs), base)
         provenance = _provenance(train, held, pairs, params, seed, table_key)
         stack.enter_context(seeded(seed))
-        parts: dict[str, Any] = {"gene_encoder": genes, "projection": heads, "organs": organs_of(pairs, params)}
-        model = SealModel(base, panel, crop=spec, adapter=adapter, **parts).to(target_device)
+        model = SealModel(base, panel, crop=spec, adapter=adapter, organs=organs_of(pairs, params), **parts).to(where)
         extra = more_expression(warmup, panel, params)
         state = None
         if folder is not None:
