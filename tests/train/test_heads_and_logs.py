@@ -185,3 +185,18 @@ def test_the_likelihood_of_counts_can_warm_up():
     history = run_stages(toy.make_model(), params, train=data, held_out=None, run=Run(show=False))
     assert np.isfinite(history["train_loss"]).all()
     assert history["stage"].tolist() == ["warmup", "align"]
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", None)])
+def test_steps_on_a_cpu_are_one_pass_where_clipping_allows_it(precision, fused):
+    """Lightning refuses to clip gradients of a fused optimiser in mixed precision."""
+
+    class Look(L.Callback):
+        def on_train_start(self, trainer, _):
+            self.found = trainer.optimizers[0].defaults["fused"]
+
+    look = Look()
+    run = Run(seed=1, show=False, trainer_kwargs={"callbacks": [look]})
+    _, losses = toy.fit(toy.make_params(epochs=1, precision=precision), run)
+    assert look.found is fused
+    assert np.isfinite(losses).all()
