@@ -33,6 +33,9 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 
+# Before torch is imported: threads that wait by spinning, beside other work on the machine, are 20 times as slow.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SEALST_SHARED", ROOT.parent / "shared"))
 SECTIONS = ("C2", "C3", "C4")

@@ -15,6 +15,8 @@ import sealst as sl
 # Before torch and matplotlib are imported: few threads, no display.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "2")
+# Threads that wait for each other must not spin: beside other work on the machine, that takes 20 times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["MPLBACKEND"] = "Agg"
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -73,8 +73,9 @@ class Heads(nn.Module):
         super().__init__()
         self.dim, self.n_trunk = 2, 0
         self.encoder = SimpleNamespace(tail=lambda tokens, _: tokens)
-        self.gene_vae = GeneVAE(n_genes, self.dim, GeneVAEParams(hidden=(8,), dropout=0.0))
+        self.gene_encoder = GeneVAE(n_genes, self.dim, GeneVAEParams(hidden=(8,), dropout=0.0))
         self.image_head = nn.Linear(self.dim, n_genes)
+        self.image_projection = self.gene_projection = nn.Identity()
 
     def standardise(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -125,6 +126,6 @@ def test_warm_up_leaves_absent_genes_out_too() -> None:
         data = PairDataset(None, target.numpy(), measured=measured)
         batch = data[rows(range(20))]
         stage = WarmupStage(model, TrainParams(reconstruction="mse"), 0.1, 1)
-        code = model.gene_vae(torch.from_numpy(x), sample=False).z
-        stand_ins.append(stage.reconstruction(model.gene_vae.decode(code), target, batch).item())
+        code = model.gene_encoder(torch.from_numpy(x), sample=False).z
+        stand_ins.append(stage.reconstruction(model.gene_encoder.decode(code), target, batch).item())
     assert stand_ins[0] == pytest.approx(stand_ins[1])

@@ -42,7 +42,7 @@ def model(panel: sl.GenePanel) -> SealModel:
             panel,
             crop=CropSpec(16.0, PX),
             adapter=LoraParams(n_blocks=2),
-            gene_vae=GeneVAEParams(hidden=(32, 16)),
+            gene_encoder=GeneVAEParams(hidden=(32, 16)),
             head=HeadParams(16),
         )
         # LoRA's B starts at zero: give every trained tensor a value, so that losing one is seen.

@@ -79,7 +79,7 @@ def make_model(seed: int, weights: Path | None = None) -> SealModel:
             panel,
             crop=CropSpec(16.0, 32),
             adapter=LoraParams(n_blocks=1),
-            gene_vae=GeneVAEParams(hidden=(8,)),
+            gene_encoder=GeneVAEParams(hidden=(8,)),
             head=HeadParams(8),
         )
         with torch.no_grad():

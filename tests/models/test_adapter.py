@@ -72,7 +72,7 @@ def train(encoder, steps=2):
 def wrap(encoder, adapter, panel):
     return SealModel(
         encoder, panel, crop=CropSpec(16.0, encoder.spec.input_px), adapter=adapter,
-        gene_vae=GeneVAEParams(hidden=(8,)), head=HeadParams(8),
+        gene_encoder=GeneVAEParams(hidden=(8,)), head=HeadParams(8),
     )  # fmt: skip
 
 

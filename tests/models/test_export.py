@@ -41,7 +41,7 @@ def model_of(small, panel):
             encoder.spec = replace(encoder.spec, input_px=64)
         model = SealModel(
             encoder, panel, crop=CropSpec(16.0, encoder.spec.input_px), adapter=resolve_adapter(adapter),
-            gene_vae=GeneVAEParams(hidden=(8,)), head=HeadParams(8),
+            gene_encoder=GeneVAEParams(hidden=(8,)), head=HeadParams(8),
         )  # fmt: skip
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
@@ -209,7 +209,7 @@ def test_cards_do_not_tell_where_a_folder_lay(tmp_path, panel, crops_of):
     timm.models.save_for_hf(vit, tmp_path / "secret" / "tower", safe_serialization=True)
     model = SealModel(
         build_encoder(f"local-dir:{tmp_path}/secret/tower"), panel, crop=CropSpec(16.0, 64), adapter=LoraParams(),
-        gene_vae=GeneVAEParams(hidden=(8,)),
+        gene_encoder=GeneVAEParams(hidden=(8,)),
     )  # fmt: skip
     for folder in (model.export_timm(tmp_path / "a"), model.export_adapter(tmp_path / "b")):
         card = (folder / "README.md").read_text()

@@ -114,19 +114,19 @@ def _truncate(folder):
 
 def _lose_tensor(folder):
     tensors = load_file(folder / "heads.safetensors")
-    tensors.pop("gene_vae.to_mu.bias")
+    tensors.pop("gene_encoder.to_mu.bias")
     save_file(tensors, folder / "heads.safetensors")
 
 
 def _reshape_tensor(folder):
     tensors = load_file(folder / "heads.safetensors")
-    tensors["gene_vae.to_mu.bias"] = tensors["gene_vae.to_mu.bias"][:-1].clone()
+    tensors["gene_encoder.to_mu.bias"] = tensors["gene_encoder.to_mu.bias"][:-1].clone()
     save_file(tensors, folder / "heads.safetensors")
 
 
 def _alter_tensor(folder):
     tensors = load_file(folder / "heads.safetensors")
-    tensors["gene_vae.to_mu.bias"] += 1
+    tensors["gene_encoder.to_mu.bias"] += 1
     save_file(tensors, folder / "heads.safetensors")
 
 
@@ -164,8 +164,8 @@ def _fewer_genes(folder):
         (_drop("heads.safetensors"), "is not a complete sealst model: it lacks 'heads.safetensors'"),
         (_drop("panel.tsv"), "lacks 'panel.tsv'"),
         (_truncate, "cannot be read"),
-        (_lose_tensor, "missing or unexpected tensors: 'gene_vae.to_mu.bias'"),
-        (_reshape_tensor, r"gene_vae.to_mu.bias has shape \(383,\), expected \(384,\)"),
+        (_lose_tensor, "missing or unexpected tensors: 'gene_encoder.to_mu.bias'"),
+        (_reshape_tensor, r"gene_encoder.to_mu.bias has shape \(383,\), expected \(384,\)"),
         (_alter_tensor, "do not match config.json's fingerprint"),
         (_lose_adapter_tensor, "adapter_model.safetensors has missing or unexpected tensors"),
         (_other_base, "are not those the adapter was trained on"),
@@ -254,7 +254,8 @@ def test_base_weights_can_be_named_when_they_have_moved(panel, crops, small, tmp
     save_file(build_from_spec(spec, pretrained=False).vit.state_dict(), tmp_path / "conch.safetensors")
     model = SealModel(
         build_from_spec(spec, weights=tmp_path / "conch.safetensors"),
-        panel, crop=CropSpec(16.0, 32), adapter=LoraParams(), gene_vae=GeneVAEParams(hidden=(8,)), head=HeadParams(8),
+        panel, crop=CropSpec(16.0, 32), adapter=LoraParams(), gene_encoder=GeneVAEParams(hidden=(8,)),
+        head=HeadParams(8),
     )  # fmt: skip
     folder, z = model.save(tmp_path / "m"), model.embed_images(crops)
     assert not (folder / "base").exists()

@@ -284,7 +284,7 @@ def test_number_of_flows_is_that_of_the_file(n_flows, load):
     with seeded(7):
         published.omics_net = Omics(N_GENES, 16, HIDDEN, n_flows)
     model, x = load("conch", published.vision(), published.omics()), profiles()
-    assert model.gene_vae_params.n_flows == n_flows
+    assert model.gene_params.n_flows == n_flows
     np.testing.assert_allclose(model.embed_genes(x), published.gene_codes(x), atol=1e-5)
 
 

@@ -153,7 +153,7 @@ def test_saved_model_comes_back_exactly(spec, small, panel, tmp_path):
         panel,
         crop=CropSpec(16.0, spec.input_px),
         adapter=LoraParams(n_blocks=1, pooler=spec.pool == "attn"),
-        gene_vae=GeneVAEParams(hidden=(8,)),
+        gene_encoder=GeneVAEParams(hidden=(8,)),
         head=HeadParams(8),
     )
     _stirred(model)

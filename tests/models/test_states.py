@@ -26,7 +26,7 @@ def model_of(panel):
     def build(adapter, encoder=TINY, pretrained=False):
         model = SealModel(
             build_encoder(encoder, pretrained=pretrained), panel, crop=CropSpec(16.0, 32),
-            adapter=resolve_adapter(adapter), gene_vae=GeneVAEParams(hidden=(8,)),
+            adapter=resolve_adapter(adapter), gene_encoder=GeneVAEParams(hidden=(8,)),
         )  # fmt: skip
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -190,7 +190,10 @@ def test_same_weights_in_another_architecture_are_refused(model_of, folder, tmp_
 
 @pytest.mark.parametrize("damage", [
     lambda c: {k: v for k, v in c.items() if k != "encoder"},
-    lambda c: c | {"gene_vae": {"depth": 3}},
+    lambda c: c | {"gene_encoder": {"depth": 3}},
+    lambda c: c | {"gene_encoder": {"kind": "of another version"}},
+    lambda c: c | {"projection": {"kind": "linear", "width": 3}},
+    lambda c: {k: v for k, v in c.items() if k != "organs"},
     lambda c: c | {"crop": 3},
     lambda c: [c],
 ])  # fmt: skip

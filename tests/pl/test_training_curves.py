@@ -51,8 +51,8 @@ def test_a_panel_per_stage_and_per_metric(history):
 
 def test_baseline_is_drawn_where_recorded(history):
     axes = sl.pl.training(history).axes
-    assert set(_lines(axes[2])) == {"model", "baseline, 0.18"}
-    assert _lines(axes[2])["baseline, 0.18"][0] == 0.18
+    assert set(_lines(axes[2])) == {"model", "frozen encoder + ridge, 0.18"}
+    assert _lines(axes[2])["frozen encoder + ridge, 0.18"][0] == 0.18
     assert set(_lines(axes[3])) == {"model"}
 
 

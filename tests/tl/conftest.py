@@ -24,7 +24,7 @@ def train(sections, **options):
         "encoder": ENCODER,
         "pretrained": False,
         "params": FAST,
-        "gene_vae": {"hidden": (16,)},
+        "gene_encoder": {"hidden": (16,)},
         "n_genes": 8,
         "seed": 0,
         "device": "cpu",

@@ -34,7 +34,7 @@ def cohort(ready):
 
 @pytest.fixture
 def recipe(fast):
-    return ENCODER | {"params": fast | {"epochs": 1}, "gene_vae": {"hidden": (16,)}, "n_genes": 8}
+    return ENCODER | {"params": fast | {"epochs": 1}, "gene_encoder": {"hidden": (16,)}, "n_genes": 8}
 
 
 def single(found):

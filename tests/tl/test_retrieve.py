@@ -34,7 +34,7 @@ def model() -> SealModel:
             panel,
             crop=CropSpec(64, PX),
             adapter=LoraParams(),
-            gene_vae=GeneVAEParams(hidden=(1024,)),
+            gene_encoder=GeneVAEParams(hidden=(1024,)),
         )
 
 

@@ -128,8 +128,8 @@ def test_two_processes_train_as_one_with_the_joint_batch(tmp_path):
         start = model.embed_images(data.images)
         model.load_trained(torch.load(tmp_path / name, weights_only=True))
         # Adam moves a bias before batch normalisation by noise alone; statistics of the batch take it out again.
-        model.gene_vae.train()
-        genes = model.gene_vae(torch.from_numpy(data.expression)).z.detach().numpy()
+        model.gene_encoder.train()
+        genes = model.gene_encoder(torch.from_numpy(data.expression)).z.detach().numpy()
         outputs.append((model.embed_images(data.images), genes))
     assert np.abs(outputs[0][0] - start).max() > 1e-3
     for a, b in zip(*outputs, strict=True):

@@ -28,7 +28,7 @@ PLAIN = {
 }  # fmt: skip
 
 
-def make_model(dropout: float = 0.0) -> SealModel:
+def make_model(dropout: float = 0.0, **options) -> SealModel:
     spec = REGISTRY["uni"]
     args = dict(spec.model_args) | {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": PX}
     spec = replace(spec, model_args=args, width=48, n_blocks=2, input_px=PX, dim=48)
@@ -37,7 +37,7 @@ def make_model(dropout: float = 0.0) -> SealModel:
         return SealModel(
             build_from_spec(spec, pretrained=False), panel, crop=CropSpec(16.0, PX),
             adapter=LoraParams(n_blocks=1, dropout=dropout),
-            gene_vae=GeneVAEParams(hidden=(16,), dropout=dropout), head=HeadParams(16),
+            **{"gene_encoder": GeneVAEParams(hidden=(16,), dropout=dropout), "head": HeadParams(16)} | options,
         )  # fmt: skip
 
 

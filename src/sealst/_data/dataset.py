@@ -97,7 +97,10 @@ def joined_expression(train: PairDataset, more: PairDataset) -> PairDataset:
     parts = [_measured(train), _measured(more)]
     table = np.concatenate([part.table for part in parts])
     section = np.concatenate([parts[0].section, parts[1].section + len(parts[0].table)])
-    return PairDataset(None, np.concatenate([train.expression, more.expression]), measured=Measured(table, section))
+    expression = np.concatenate([train.expression, more.expression])
+    # Nothing is known of the organs of tables.
+    organ = {name: np.concatenate([v, np.full(len(more), -1)]) for name, v in train.extra.items() if name == "organ"}
+    return PairDataset(None, expression, measured=Measured(table, section), extra=organ)
 
 
 def _measured(data: PairDataset) -> Measured:

@@ -62,6 +62,33 @@ class Recorder(L.Callback):
             self.bar.close()
 
 
+class Curves(L.Callback):
+    """The same rows as event files for TensorBoard, one folder per stage; what a resumed run repeats is replaced."""
+
+    def __init__(self, folder: Path, rows: list[dict[str, Any]]) -> None:
+        self.folder, self.rows = folder, rows
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purged = pl_module.done + 1 if pl_module.done else None
+        self.writer = SummaryWriter(self.folder / pl_module.name, purge_step=purged)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        row = self.rows[-1]
+        for name, value in row.items():
+            if name not in ("stage", "step"):
+                self.writer.add_scalar(name, value, row["step"])
+        self.writer.flush()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.writer.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if hasattr(self, "writer"):
+            self.writer.close()
+
+
 class Keeper(L.Callback):
     """Best weights by a held-out metric, and whether it is time to stop."""
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader
 from sealst._core.device import has_bf16, processes
 from sealst._data.dataset import PairDataset, as_is
 from sealst._errors import DataError
-from sealst._train._callbacks import Checkpointer, Keeper, Recorder, Restorer
+from sealst._train._callbacks import Checkpointer, Curves, Keeper, Recorder, Restorer
 from sealst._train._module import AlignStage, Stage, WarmupStage, mixed_seed
 from sealst._train._params import TrainParams
 from sealst._train._sampler import MAX_SEGMENT_STEPS, InOrder, SegmentSampler
@@ -136,6 +137,16 @@ def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: 
     return L.Trainer(**({"logger": False, "log_every_n_steps": 1} | given | options))
 
 
+def _logs(run: Run, rows: list[dict[str, Any]], **options: Any) -> list[L.Callback]:
+    """The log as a table, and as event files where TensorBoard is installed and the user brings no logger."""
+    path = None if run.folder is None else run.folder / "metrics.csv"
+    logs: list[L.Callback] = [Recorder(rows, path, show=run.show, **options)]
+    rank = processes(run.trainer_kwargs.get("devices", 1), run.trainer_kwargs.get("num_nodes", 1))[1]
+    if path is not None and rank == 0 and "logger" not in run.trainer_kwargs and find_spec("tensorboard"):
+        logs.append(Curves(path.with_name("tensorboard"), rows))
+    return logs
+
+
 def _fit(
     stage: Stage,
     params: TrainParams,
@@ -156,12 +167,11 @@ def _fit(
     if state is not None:
         sampler.first, stage.done = state["segment"], state["step"]
         keeper.load(state["keeper"])
-    metrics = None if run.folder is None else run.folder / "metrics.csv"
     common: dict[str, Any] = {"sampler": sampler, "total": total}
     callbacks = [
         Restorer(state),
         keeper,
-        Recorder(rows, metrics, baseline=baseline, show=run.show, **common),
+        *_logs(run, rows, baseline=baseline, **common),
         Checkpointer(run.folder, keeper=keeper, rows=rows, seconds=run.seconds, cache=cache, **common),
     ]
     stage.first_batch = sampler.first * sampler.steps
@@ -235,7 +245,7 @@ def run_stages(
     with _quiet_lightning():
         model.train()
         if params.warmup_epochs and (run.state is None or run.state["stage"] == WarmupStage.name):
-            alone = warmup or PairDataset(None, train.expression, measured=train.measured)
+            alone = warmup or PairDataset(None, train.expression, measured=train.measured, extra=train.extra)
             fit(WarmupStage, alone, params.warmup_lr, params.warmup_epochs, held_out=None, baseline={})
         domains = {"n_domains": int(train.extra["domain"].max()) + 1} if "domain" in train.extra else {}
         fit(

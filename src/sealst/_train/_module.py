@@ -29,8 +29,11 @@ class Alignable(Protocol):
     """What training needs of a model."""
 
     encoder: Any
-    gene_vae: Any
+    gene_encoder: Any
     image_head: Any
+    image_projection: Any
+    gene_projection: Any
+    organ_embedding: Any
     dim: int
     n_trunk: int
     device: torch.device
@@ -98,7 +101,9 @@ class Stage(L.LightningModule, ABC):
             {"params": params, "lr": self.lr * rate, "weight_decay": self.params.weight_decay if decayed else 0.0}
             for (rate, decayed), params in groups.items()
         ]
-        optimiser = torch.optim.AdamW(options, lr=self.lr)
+        # On a CPU, one pass over the parameters instead of a dozen.
+        fused = self.model.device.type == "cpu" and "mixed" not in str(self.trainer.precision)
+        optimiser = torch.optim.AdamW(options, lr=self.lr, fused=fused or None)
         warm = max(1, round(0.05 * self.total_steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(warm, self.total_steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -111,9 +116,9 @@ class Stage(L.LightningModule, ABC):
     def gene_terms(self, batch: Batch) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
         """Code, standardised target and the gene side's loss terms."""
         target = self.model.standardise(batch["expression"])
-        shown, hidden = self._corrupted(target)
-        code = self.model.gene_vae(shown, sample=self.params.kl)
-        decoded = self.model.gene_vae.decode(code.z)
+        shown, hidden = self._corrupted(target, batch.get("mask"))
+        code = self.model.gene_encoder(shown, sample=self.params.kl)
+        decoded = self.model.gene_encoder.decode(self._with_organ(code.z, batch.get("organ")))
         terms = {"gene": self.reconstruction(decoded, target, batch)}
         if hidden is not None:
             asked = hidden if "mask" not in batch else hidden & batch["mask"]
@@ -122,9 +127,20 @@ class Stage(L.LightningModule, ABC):
             terms["kl"] = kl_with_flows(code.mu, code.logvar, code.log_det) / self.model.dim
         return code, target, terms
 
-    def _corrupted(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _with_organ(self, z: torch.Tensor, organ: torch.Tensor | None) -> torch.Tensor:
+        """Codes plus the vector of each spot's organ; -1 is an unknown one."""
+        if organ is None:
+            return z
+        return z + self.model.organ_embedding(organ.clamp(min=0)) * (organ >= 0)[:, None]
+
+    def _corrupted(
+        self, target: torch.Tensor, measured: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the gene encoder sees in training, and which genes were hidden from it."""
         shown = add_noise(target, self.params.noise) if self.params.noise else target
+        if measured is not None and self.params.noise:
+            # Genes that are not measured stay at 0, by which some encoders know them.
+            shown = shown.masked_fill(~measured, 0)
         return mask_genes(shown, self.params.mask_genes) if self.params.mask_genes else (shown, None)
 
     def reconstruction(self, predicted: torch.Tensor, target: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -167,8 +183,9 @@ class WarmupStage(Stage):
     name = "warmup"
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Parameters of the gene autoencoder."""
-        return {f"gene_vae.{name}": p for name, p in self.model.gene_vae.named_parameters()} | self.own()
+        """Parameters of the gene autoencoder, and vectors of organs."""
+        parts = ("gene_encoder.", "organ_embedding.")
+        return {name: p for name, p in self.model.named_parameters() if name.startswith(parts)} | self.own()
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
         """Reconstruction of expression from its code."""
@@ -224,19 +241,23 @@ class AlignStage(Stage):
         image = batch["image"]
         code, target, terms = self.gene_terms(batch)
         terms["image"] = self.reconstruction(self.model.image_head(image), target, batch)
-        terms["contrast"] = self.contrast(image, code.z, temperature=self.params.temperature)
+        terms["contrast"] = self.contrast(*self._compared(image, code.z), temperature=self.params.temperature)
         if self.discriminator is not None:
             guess = self.discriminator(reverse_gradient(image))
             terms["domain"] = nn.functional.cross_entropy(guess.float(), batch["domain"])
         return self.report(terms, len(target))
 
+    def _compared(self, image: torch.Tensor, gene: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both sides in the space in which they are compared."""
+        return self.model.image_projection(image), self.model.gene_projection(gene)
+
     def validation_step(self, batch: Batch, _: int) -> None:
         """Collect embeddings and predictions of held-out spots."""
         image = self.embed(batch)
         target = self.model.standardise(batch["expression"])
-        gene = self.model.gene_vae(target).z
+        compared = self._compared(image, self.model.gene_encoder(target).z)
         predicted = self.model.image_head(image)
-        parts = [part.float().cpu().numpy() for part in (image, gene, predicted, target)]
+        parts = [part.float().cpu().numpy() for part in (*compared, predicted, target)]
         mask = batch.get("mask")
         self._held_out.append((*parts, np.ones(target.shape, bool) if mask is None else mask.cpu().numpy()))
 

@@ -52,12 +52,15 @@ class TrainParams:
     kl: bool = False
     #: layer the gene encoder sees and both decoders reconstruct
     layer: str = Keys.CONTEXT
-    #: share of genes hidden from the gene encoder in training, and deviation of the noise added to its input (both in
-    #: standardised units; masked and denoising autoencoding)
-    mask_genes: float = 0.0
+    #: share of genes hidden from the gene encoder in training; None is 0, and what a masked autoencoder states
+    mask_genes: float | None = None
+    #: deviation of the noise added to the gene encoder's input, in units of each gene's own
     noise: float = 0.0
     #: weight of the loss on hidden genes alone
     weight_masked: float = 1.0
+    #: whether the gene decoder is told each spot's organ by a learned vector added to the code; encoders never are, so
+    #: that no embedding needs to know the organ. Spots of unknown organ have the zero vector
+    organ_embedding: bool = False
     #: 0 draws every spot once per epoch, 1 gives every section the same share; between, a compromise
     balance: float = 0.0
     #: weight of a discriminator that must not tell `domain` from image embeddings (gradient reversal); 0 is none
@@ -88,7 +91,7 @@ class TrainParams:
         for name in ("temperature", "reconstruction_scale", "warmup_lr", "clip_norm", "accumulate"):
             check_positive(f"params.{name}", getattr(self, name))
         for name in ("mask_genes", "balance"):
-            check_fraction(f"params.{name}", getattr(self, name))
+            check_fraction(f"params.{name}", getattr(self, name) or 0.0)
         check_choice("params.domain", self.domain, ("section", "patient", "organ"))
         check_choice("params.monitor", self.monitor, ("pearson", "recall@10"))
         check_choice("params.augmentation", self.augmentation, sorted(AUGMENTATIONS))

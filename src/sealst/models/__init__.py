@@ -3,10 +3,14 @@
 from sealst.models._adapter import Adapter, BlocksParams, BottleneckParams, FrozenParams, FullParams, LoraParams
 from sealst.models._build import build_encoder
 from sealst.models._encoder import Encoder
+from sealst.models._gene_base import GeneEncoderParams
+from sealst.models._gene_mlp import GeneMAEParams, GeneMLPParams
+from sealst.models._gene_transformer import GeneTransformerParams
 from sealst.models._gene_vae import GeneVAE, GeneVAEParams
 from sealst.models._head import HeadParams
 from sealst.models._image_model import ImageModel
 from sealst.models._official import load_official
+from sealst.models._projection import ProjectionParams
 from sealst.models._registry import list_encoders
 from sealst.models._seal import CropSpec, SealModel
 from sealst.models._spec import EncoderSpec
@@ -21,11 +25,16 @@ __all__ = [
     "EncoderSpec",
     "FrozenParams",
     "FullParams",
+    "GeneEncoderParams",
+    "GeneMAEParams",
+    "GeneMLPParams",
+    "GeneTransformerParams",
     "GeneVAE",
     "GeneVAEParams",
     "HeadParams",
     "ImageModel",
     "LoraParams",
+    "ProjectionParams",
     "SealModel",
     "build_encoder",
     "list_encoders",

@@ -1,22 +1,24 @@
-"""The gene side: a variational autoencoder with planar flows."""
+"""The default gene encoder: a variational autoencoder with planar flows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sealst._validate import check_fraction
+from sealst.models._gene_base import GeneCode, GeneEncoder, GeneEncoderParams, decoder, layers
 
 
 @dataclass(frozen=True)
-class GeneVAEParams:
-    """Sizes of the gene autoencoder; defaults as in SEAL."""
+class GeneVAEParams(GeneEncoderParams):
+    """Variational autoencoder with planar flows; defaults as in SEAL."""
 
+    kind: ClassVar[str] = "vae"
+    variational: ClassVar[bool] = True
+    _hidden_facts: ClassVar[tuple[str, ...]] = ("invertible",)
     #: hidden widths of the encoder; the decoder mirrors them
     hidden: tuple[int, ...] = (1024, 512)
     #: planar flows after the posterior
@@ -26,25 +28,13 @@ class GeneVAEParams:
     #: whether the flows are kept invertible (Rezende & Mohamed 2015, appendix A.1)
     invertible: bool = True
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(int(h) for h in self.hidden))
-        check_fraction("gene_vae.dropout", self.dropout)
+    def build(self, n_genes: int, dim: int) -> GeneVAE:
+        """The network."""
+        return GeneVAE(n_genes, dim, self)
 
-    def facts(self) -> dict[str, Any]:
-        """What changes a code beside the weights themselves."""
-        return {"invertible": self.invertible}
-
-
-class GeneCode(NamedTuple):
-    """Latent code of a batch of expression profiles."""
-
-    #: code after the flows, (B, dim)
-    z: torch.Tensor
-    #: posterior mean and log variance before the flows, (B, dim)
-    mu: torch.Tensor
-    logvar: torch.Tensor
-    #: summed log |det| of the flows, (B,)
-    log_det: torch.Tensor
+    def describe(self) -> str:
+        """Widths and flows."""
+        return f"variational autoencoder ({', '.join(map(str, self.hidden))}), {self.n_flows} planar flows"
 
 
 class PlanarFlow(nn.Module):
@@ -66,19 +56,7 @@ class PlanarFlow(nn.Module):
         return z + t[:, None] * u, torch.log((1 + (1 - t**2) * (self.w @ u)).abs() + 1e-12)
 
 
-def _mlp(widths: Sequence[int], dropout: float, norm: bool) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
-        layers.append(nn.Linear(a, b))
-        if norm:
-            layers.append(nn.BatchNorm1d(b))
-        layers.append(nn.ReLU())
-        if dropout:
-            layers.append(nn.Dropout(dropout))
-    return layers
-
-
-class GeneVAE(nn.Module):
+class GeneVAE(GeneEncoder):
     """Autoencoder of expression profiles, standardised per gene of the panel.
 
     Parameters
@@ -94,12 +72,11 @@ class GeneVAE(nn.Module):
     def __init__(self, n_genes: int, dim: int, params: GeneVAEParams) -> None:
         super().__init__()
         hidden = list(params.hidden)
-        self.body = nn.Sequential(*_mlp([n_genes, *hidden], 0.0, norm=True))
+        self.body = nn.Sequential(*layers([n_genes, *hidden], 0.0, norm=True))
         last = hidden[-1] if hidden else n_genes
         self.to_mu, self.to_logvar = nn.Linear(last, dim), nn.Linear(last, dim)
         self.flows = nn.ModuleList(PlanarFlow(dim, invertible=params.invertible) for _ in range(params.n_flows))
-        widths = [dim, *reversed(hidden)]
-        self.decoder = nn.Sequential(*_mlp(widths, params.dropout, norm=False), nn.Linear(widths[-1], n_genes))
+        self.decoder = decoder([dim, *reversed(hidden)], n_genes, params.dropout)
 
     def forward(self, x: torch.Tensor, *, sample: bool = False) -> GeneCode:
         """Encode profiles (B, genes); the posterior mean goes through the flows unless `sample`."""
@@ -111,7 +88,3 @@ class GeneVAE(nn.Module):
             z, step = flow(z)
             log_det = log_det + step
         return GeneCode(z, mu, logvar, log_det)
-
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Standardised expression (B, genes) from codes (B, dim)."""
-        return self.decoder(z)

@@ -144,14 +144,14 @@ def load_release(
     parts = split_vision(states["vision"])
     encoder = build_from_tensors(release.spec, parts.tower, paths["vision"])
     adapter = published_adapter(parts, encoder, str(paths["vision"]))
-    gene_vae = GeneVAEParams(hidden=release.hidden, n_flows=count_flows(states["omics"]), invertible=False)
+    gene_encoder = GeneVAEParams(hidden=release.hidden, n_flows=count_flows(states["omics"]), invertible=False)
     head = HeadParams(release.head, norm=False, relu=True)
     with seeded(0):
-        model = SealModel(encoder, panel, crop=crop, adapter=adapter, gene_vae=gene_vae, head=head)
+        model = SealModel(encoder, panel, crop=crop, adapter=adapter, gene_encoder=gene_encoder, head=head)
     lora = {name: tensor for name, tensor in encoder.vit.state_dict().items() if "lora_" in name}
     _fill(lora, dict(zip(lora, lora, strict=True)), parts.lora, paths["vision"], release)
     _fill_module(model.image_head, VISION_HEAD, parts.head, paths["vision"], release)
-    _fill_module(model.gene_vae, OMICS, flat_flows(states["omics"]), paths["omics"], release)
+    _fill_module(model.gene_encoder, OMICS, flat_flows(states["omics"]), paths["omics"], release)
     model.provenance = {
         "source": HF_ID,
         "files": {kind: {"name": path.name, "sha256": _sha256(path)} for kind, path in paths.items()},

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sealst._core.device import resolve_device, seeded
 from sealst._core.panel import GenePanel
-from sealst._errors import CheckpointError
+from sealst._errors import CheckpointError, DataError
 from sealst._files import new_folder, write_json
 from sealst._validate import listed
 from sealst._version import __version__
@@ -23,12 +23,13 @@ from sealst.models._adapter_files import ADAPTER_FILE, check_tensors, load_adapt
 from sealst.models._build import build_encoder, build_from_spec
 from sealst.models._card import model_card
 from sealst.models._encoder import Encoder, weights_hash
-from sealst.models._gene_vae import GeneVAEParams
+from sealst.models._gene_encoder import resolve_gene_encoder
 from sealst.models._head import HeadParams
+from sealst.models._projection import resolve_projection
 from sealst.models._seal import CropSpec, SealModel
 from sealst.models._spec import EncoderSpec
 
-_FORMAT = 2
+_FORMAT = 3
 #: arguments of a timm model that do not change what it makes of a crop
 _FREE_ARGS = ("img_size", "in_chans", "dynamic_img_size", "global_pool", "fc_norm", "num_classes", "drop_path_rate")
 #: files without which a folder is no model
@@ -64,8 +65,10 @@ def _write(model: SealModel, folder: Path, include_base: bool) -> None:
         "sealst": __version__,
         "encoder": spec.to_dict(),
         "adapter": model.adapter.to_dict(),
-        "gene_vae": asdict(model.gene_vae_params) | {"hidden": list(model.gene_vae_params.hidden)},
+        "gene_encoder": model.gene_params.to_dict(),
         "head": asdict(model.head),
+        "projection": asdict(model.projection),
+        "organs": list(model.organs),
         "crop": asdict(model.crop),
         "fingerprint": model.fingerprint,
         "training": model.provenance,
@@ -161,13 +164,25 @@ def _restored(
         Encoder(built.vit, moved),
         GenePanel.from_tsv(folder / "panel.tsv"),
         crop=CropSpec(**config["crop"]),
-        adapter=resolve_adapter(config["adapter"]),
-        gene_vae=GeneVAEParams(**config["gene_vae"]),
-        head=HeadParams(**config["head"]),
+        **_parts(config),
     )
     _load_trained(model, folder)
     model.provenance = config["training"]
     return model
+
+
+def _parts(config: dict[str, Any]) -> dict[str, Any]:
+    """Records of the trained parts."""
+    try:
+        return {
+            "adapter": resolve_adapter(config["adapter"]),
+            "gene_encoder": resolve_gene_encoder(config["gene_encoder"]),
+            "head": HeadParams(**config["head"]),
+            "projection": resolve_projection(config["projection"]),
+            "organs": list(config["organs"]),
+        }
+    except DataError as error:
+        raise CheckpointError(f"config.json is damaged or of another version: {error}") from error
 
 
 def _check_architecture(built: EncoderSpec, stored: EncoderSpec) -> None:

@@ -35,7 +35,8 @@ def training(
     """Draw the losses by part and the validation metrics over epochs.
 
     One panel per stage shows its losses (solid: training, dashed: validation), one panel per metric shows how well the
-    held-out spots are predicted or retrieved, with the baseline as a dashed line where one was recorded.
+    held-out spots are predicted or retrieved; a dashed line is the score of a ridge probe on the frozen encoder, where
+    it was recorded.
 
     Parameters
     ----------
@@ -172,7 +173,7 @@ def _draw_metric(ax: Axes, frame: pd.DataFrame, metric: str) -> None:
     column = f"baseline_{metric}"
     if column in frame and frame[column].notna().any():
         value = float(frame[column].dropna().iloc[-1])
-        ax.axhline(value, color=_base.GREY, linestyle="--", linewidth=1.2, label=f"baseline, {value:.3g}")
+        ax.axhline(value, color=_base.GREY, linestyle="--", linewidth=1.2, label=f"frozen encoder + ridge, {value:.3g}")
     _finish_axes(ax, f"{_base.metric_label(metric)}, validation", "")
 
 

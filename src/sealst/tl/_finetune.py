@@ -28,13 +28,15 @@ from sealst._train._engine import RESERVED, Run, run_stages
 from sealst._train._inputs import Wanted, image_inputs
 from sealst._train._params import TrainParams, train_params
 from sealst._train._recipe import choose
-from sealst._validate import listed, resolve_params
+from sealst._validate import listed
 from sealst._version import __version__
-from sealst.models import CropSpec, Encoder, GeneVAEParams, SealModel, build_encoder, load
+from sealst.models import CropSpec, Encoder, GeneEncoderParams, ProjectionParams, SealModel, build_encoder, load
 from sealst.models._adapter import Adapter, counts_blocks, resolve_adapter
+from sealst.models._gene_encoder import resolve_gene_encoder
+from sealst.models._projection import resolve_projection
 from sealst.pp import check_split, select_genes
 from sealst.tl._inputs import as_sections, crop_spec
-from sealst.tl._pairs import Pairs, extras_of, gather_pairs, more_expression
+from sealst.tl._pairs import Pairs, extras_of, gather_pairs, more_expression, organs_of
 from sealst.tl._run_folder import MODEL, begin, facts_of, finish, is_finished, open_run, scratch_prefix
 
 #: fewer spots than this cannot be split into batches
@@ -53,7 +55,8 @@ def finetune(
     validation: SpatialData | Sequence[SpatialData] | None = None,
     allow_shared_patients: bool = False,
     adapter: Adapter | Mapping[str, Any] | str = "lora",
-    gene_vae: GeneVAEParams | Mapping[str, Any] | None = None,
+    gene_encoder: GeneEncoderParams | Mapping[str, Any] | str = "vae",
+    projection: ProjectionParams | Mapping[str, Any] | str = "none",
     params: TrainParams | Mapping[str, Any] | str | Path | None = None,
     warmup: AnnData | Sequence[AnnData] | None = None,
     run_dir: str | Path | None = None,
@@ -99,8 +102,14 @@ def finetune(
         own weights), ``"full"``, ``"bottleneck"`` (a small network behind the frozen encoder) or ``"none"``; with
         settings as `sealst.models.LoraParams`, `BlocksParams`, `FullParams`, `BottleneckParams`, or a mapping such as
         ``{"kind": "lora", "r": 16, "dora": True}``.
-    gene_vae
-        `sealst.models.GeneVAEParams` or a mapping of its fields.
+    gene_encoder
+        The network that embeds expression: ``"vae"`` (variational autoencoder with planar flows), ``"mlp"`` (plain
+        autoencoder), ``"mae"`` (masked autoencoder) or ``"transformer"`` (genes as tokens); with settings as
+        `sealst.models.GeneVAEParams`, `GeneMLPParams`, `GeneMAEParams`, `GeneTransformerParams`, or a mapping such as
+        ``{"kind": "mlp", "hidden": (512,)}``.
+    projection
+        Heads between embeddings and the contrastive loss: ``"none"``, ``"linear"`` or ``"mlp"``; with settings as
+        `sealst.models.ProjectionParams` or a mapping such as ``{"kind": "mlp", "dim": 256}``.
     params
         `TrainParams`, a mapping of its fields such as ``{"epochs": 5, "lr": 1e-3}``, or a YAML file with them.
     warmup
@@ -108,8 +117,9 @@ def finetune(
         beside the sections' own; needs ``params.warmup_epochs``. Its ``context`` layer is used where the training uses
         it and it has one, else ``lognorm``.
     run_dir
-        Folder for ``run.json`` (what was asked, versions), ``metrics.csv``, a checkpoint while training runs,
-        ``training.png`` and ``model/``. By default nothing is written.
+        Folder for ``run.json`` (what was asked, versions), ``metrics.csv``, event files in ``tensorboard/`` (where
+        TensorBoard is installed), a checkpoint while training runs, ``training.png`` and ``model/``. By default nothing
+        is written.
     resume
         Whether to go on with the run that `run_dir` holds: from its last checkpoint (to the same weights as without the
         interruption, on the same kind of machine), or by returning its model where it is finished. Without an earlier
@@ -150,12 +160,12 @@ def finetune(
     held: Sequence[SpatialData] = [] if validation is None else as_sections(validation, "validation")
     if held and not allow_shared_patients:
         check_split(train, held, table_key=table_key)
-    params = train_params(params)
-    gene_vae = resolve_params(GeneVAEParams, gene_vae, name="gene_vae")
+    parts: Any = {"gene_encoder": resolve_gene_encoder(gene_encoder), "projection": resolve_projection(projection)}
+    params = _for_genes(train_params(params), parts["gene_encoder"])
     options = dict(trainer_kwargs or {})
     _check_options(params, warmup, held, options, resume and run_dir is None)
     spec = _shared_crop_spec(train, held, crop_um, table_key)
-    target_device = resolve_device(device)
+    where = resolve_device(device)
     seed = settings.seed if seed is None else int(seed)
     rank = processes(options.get("devices", 1), options.get("num_nodes", 1))[1]
     folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
@@ -168,7 +178,7 @@ def finetune(
         params, adapter = _recipe(params, adapter, len(pairs), base)
         provenance = _provenance(train, held, pairs, params, seed, table_key)
         stack.enter_context(seeded(seed))
-        model = SealModel(base, panel, crop=spec, adapter=adapter, gene_vae=gene_vae).to(target_device)
+        model = SealModel(base, panel, crop=spec, adapter=adapter, organs=organs_of(pairs, params), **parts).to(where)
         extra = more_expression(warmup, panel, params)
         state = None
         if folder is not None:
@@ -237,6 +247,16 @@ def _check_options(
         raise DataError("`params.patience` stops by held-out scores; pass `validation=` sections, or leave it out.")
     if warmup is not None and not params.warmup_epochs:
         raise DataError("`warmup` is expression for the warm-up stage; say how long with `params.warmup_epochs`.")
+
+
+def _for_genes(params: TrainParams, genes: GeneEncoderParams) -> TrainParams:
+    """Parameters that depend on the kind of gene encoder."""
+    if params.kl and not genes.variational:
+        raise DataError(
+            f"`params.kl` is True, but the gene encoder {genes.kind!r} is not variational. Leave it out, or pass "
+            "`gene_encoder='vae'`."
+        )
+    return params.filled(mask_genes=genes.mask_share)
 
 
 def _shared_crop_spec(

@@ -79,7 +79,7 @@ class _Learner:
     def imputer(self, model: str) -> Callable[[View], np.ndarray]:
         reference = np.concatenate([v.codes[model] for v in self.seen])
         k = min(_NEIGHBOURS, len(reference))
-        return lambda view: knn_impute(view.features[model], reference, self.y, k=k)
+        return lambda view: knn_impute(view.shared[model], reference, self.y, k=k)
 
     def mean(self, view: View) -> np.ndarray:
         return mean_baseline(self.y, len(view))

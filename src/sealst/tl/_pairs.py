@@ -19,7 +19,11 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._train._params import TrainParams
+from sealst._validate import listed
 from sealst.models import CropSpec
+
+#: organ of sections that do not say theirs
+_UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,20 @@ def _counts_per_spot(table: AnnData, rows: np.ndarray) -> np.ndarray:
 
 
 def _organ(table: AnnData, rows: np.ndarray) -> str:
-    return str(table.obs[Keys.ORGAN].iloc[rows[0]]) if Keys.ORGAN in table.obs else "unknown"
+    return str(table.obs[Keys.ORGAN].iloc[rows[0]]) if Keys.ORGAN in table.obs else _UNKNOWN
+
+
+def organs_of(pairs: Pairs, params: TrainParams) -> tuple[str, ...]:
+    """Organs that the gene decoder is told of."""
+    if not params.organ_embedding:
+        return ()
+    known = sorted(set(pairs.labels["organ"]) - {_UNKNOWN, "nan", ""})
+    if len(known) < 2:
+        raise DataError(
+            f"`params.organ_embedding` needs sections of at least two organs in `.obs[{Keys.ORGAN!r}]`, found "
+            f"{listed(known)}. Leave it out."
+        )
+    return tuple(known)
 
 
 def extras_of(pairs: Pairs, params: TrainParams) -> dict[str, np.ndarray]:
@@ -91,6 +108,9 @@ def extras_of(pairs: Pairs, params: TrainParams) -> dict[str, np.ndarray]:
         extras["domain"] = np.unique(pairs.labels[params.domain], return_inverse=True)[1][section]
         if not extras["domain"].any():
             raise DataError(f"`params.weight_domain` needs at least two of `domain` {params.domain!r}; there is one.")
+    if organs := organs_of(pairs, params):
+        number = {name: i for i, name in enumerate(organs)}
+        extras["organ"] = np.array([number.get(name, -1) for name in pairs.labels["organ"]])[section]
     if params.reconstruction in COUNT_RECONSTRUCTION:
         if np.isnan(pairs.library).any():
             raise DataError(

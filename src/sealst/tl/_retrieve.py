@@ -39,6 +39,8 @@ class _Question:
     label: str
     #: (dim,)
     vector: np.ndarray
+    #: whether the vector comes from expression, to be compared in the space that both sides share
+    expression: bool = False
     #: whether the vector is a direction from the average, to be compared with centred embeddings
     shift: bool = False
     #: row of the table that asks, or -1
@@ -128,7 +130,8 @@ def retrieve(
 
     Notes
     -----
-    Profiles, spots and images are compared by the cosine of their embedding with that of each crop. One gene of 2,000
+    Profiles, spots and images are compared by the cosine of their embedding with that of each crop; where the model has
+    projection heads, profiles, genes and signatures are compared behind these. One gene of 2,000
     hardly turns the embedding of a profile, so genes and signatures are compared as a *direction*: the panel's mean
     profile is moved by `n_std` along the standardised signature (weights scaled to unit length, so that one gene and
     fifty move it equally far), both profiles are embedded and normalised, and their difference is compared, by cosine,
@@ -157,7 +160,9 @@ def retrieve(
     embedding = _embedding(table, regions, model, key)
     kind = _kind(query, kind)
     question = _QUESTIONS[kind](query, model, table=table, embedding=embedding, n_std=float(n_std))
-    answer = _answer(table, regions, embedding, question=question, n_hits=int(n_hits), suppress_um=float(suppress_um))
+    # Pictures are compared with pictures by what the encoder gives, with expression where training aligned them.
+    z = model.shared_images(embedding) if question.expression else embedding
+    answer = _answer(table, regions, z, question=question, n_hits=int(n_hits), suppress_um=float(suppress_um))
     target = table.copy() if copy else table
     entry = {"query": question.label, "kind": kind, "model": model.fingerprint, "key": key} | question.facts
     _write(target, answer, entry | {"suppress_um": float(suppress_um)}, key_added)
@@ -213,13 +218,14 @@ def _ask_signature(query: Any, model: SealModel, *, n_std: float, **_: Any) -> _
     panel, given = model.panel, dict(query)
     panel.require_names()
     weights = gene_weights(given, panel.genes)
-    vector = direction(model.embed_genes(shifted_profiles(panel.mean, panel.std, weights, n_std=n_std)))
+    profiles = model.embed_genes(shifted_profiles(panel.mean, panel.std, weights, n_std=n_std))
+    vector = direction(model.shared_genes(profiles))
     used = np.flatnonzero(weights)
     genes = [panel.genes[i] for i in used]
     facts = {"genes": np.array(genes, dtype=str), "weights": weights[used], "n_std": n_std}
     signed = [g if w > 0 else f"-{g}" for g, w in zip(genes, weights[used], strict=True)]
     label = ", ".join(signed[:6]) + (f", … ({len(signed)} genes)" if len(signed) > 6 else "")
-    return _Question(label, vector, shift=True, facts=facts)
+    return _Question(label, vector, expression=True, shift=True, facts=facts)
 
 
 def _ask_profile(query: Any, model: SealModel, **_: Any) -> _Question:
@@ -237,7 +243,8 @@ def _ask_profile(query: Any, model: SealModel, **_: Any) -> _Question:
     shared = len(model.panel) - len(missing)
     name = f"{profile.name}: " if isinstance(profile.name, str) else ""
     facts = {"n_genes": shared, "missing": np.array(missing, dtype=str)} if missing else {"n_genes": shared}
-    return _Question(f"{name}profile of {shared} genes", model.embed_genes(x)[0], facts=facts)
+    vector = model.shared_genes(model.embed_genes(x))[0]
+    return _Question(f"{name}profile of {shared} genes", vector, expression=True, facts=facts)
 
 
 def _profile_values(profile: pd.Series, model: SealModel) -> np.ndarray:

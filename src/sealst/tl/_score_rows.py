@@ -236,7 +236,7 @@ class _Pairs:
         }
         for name in models:
             if name not in (SEAL, "st-net"):
-                sides[name] = (view.features[name], view.codes[name])
+                sides[name] = (view.shared[name], view.codes[name])
         if genes.genes == panel.genes:
             known = view.known & np.isfinite(frozen_prediction).all(axis=0)
 

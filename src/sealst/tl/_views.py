@@ -42,7 +42,8 @@ class View:
     xy: np.ndarray
     #: by name: ``"frozen"``, ``"colour"``, and a model's own
     features: dict[str, np.ndarray]
-    #: gene embeddings by model
+    #: by model, image and gene embeddings where the two are compared; the base encoder's under ``"frozen"``
+    shared: dict[str, np.ndarray]
     codes: dict[str, np.ndarray]
     #: expression of the scored genes in the protocol's unit, (n, genes)
     measured: np.ndarray
@@ -59,7 +60,7 @@ class View:
         kept = np.flatnonzero(np.isin(self.spots, np.asarray(names)))
         if len(kept) == len(self.spots):
             return self
-        parts = {key: {k: v[kept] for k, v in getattr(self, key).items()} for key in ("features", "codes")}
+        parts = {key: {k: v[kept] for k, v in getattr(self, key).items()} for key in ("features", "shared", "codes")}
         context = self.context[kept] if len(self.context) else self.context
         return replace(
             self, spots=self.spots[kept], xy=self.xy[kept], measured=self.measured[kept], context=context, **parts
@@ -169,8 +170,12 @@ class Looker:
         codes, context = {}, np.empty((0, 0))
         for name, model in self.models.items():
             profile = _section.expression(table, model.panel, rows, masked=True)
-            codes[name] = model.embed_genes(profile)
+            codes[name] = model.shared_genes(model.embed_genes(profile))
             context = profile if name == SEAL else context
+        features = dict(zip(names, np.split(values, ends, axis=1), strict=True))
+        shared = {name: model.shared_images(features[name]) for name, model in self.models.items()}
+        if SEAL in self.models:
+            shared[FROZEN] = self.models[SEAL].shared_images(features[FROZEN])
         known = self.genes.measured(table.var_names)
         if not known.all():
             logger.info(
@@ -180,7 +185,8 @@ class Looker:
         return View(
             **facts,
             spots=table.obs_names.to_numpy()[rows],
-            features=dict(zip(names, np.split(values, ends, axis=1), strict=True)),
+            features=features,
+            shared=shared,
             codes=codes,
             measured=target_expression(table, self.genes, rows, self.target),
             known=known,

@@ -1,0 +1,48 @@
+"""Projections of image embeddings and gene codes into the space in which they are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sealst._validate import check_choice, check_positive, resolve_params
+
+_KINDS = ("none", "linear", "mlp")
+
+
+@dataclass(frozen=True)
+class ProjectionParams:
+    """Heads that project image embedding and gene code before they are compared (after SimCLR; Chen et al. 2020).
+
+    Embeddings themselves stay as they are, so the encoder is still a replacement of the one it came from.
+    """
+
+    #: ``"none"`` compares them as they are, ``"linear"`` projects linearly, ``"mlp"`` through one hidden layer
+    kind: str = "none"
+    #: length of what is compared; None is that of an embedding
+    dim: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("projection.kind", self.kind, _KINDS)
+        if self.dim is not None:
+            check_positive("projection.dim", self.dim)
+
+    def size(self, dim: int) -> int:
+        """Length of what is compared, for embeddings of length `dim`."""
+        return dim if self.kind == "none" or self.dim is None else self.dim
+
+    def build(self, dim: int) -> nn.Module:
+        """Network from embeddings (B, dim) to (B, size); the identity without projection."""
+        size = self.size(dim)
+        if self.kind == "none":
+            return nn.Identity()
+        first = nn.Linear(dim, size)
+        return first if self.kind == "linear" else nn.Sequential(first, nn.GELU(), nn.Linear(size, size))
+
+
+def resolve_projection(given: ProjectionParams | Mapping[str, Any] | str | None) -> ProjectionParams:
+    """Parameters from the name of a kind, from their fields, or as they are."""
+    return resolve_params(ProjectionParams, {"kind": given} if isinstance(given, str) else given, name="projection")
