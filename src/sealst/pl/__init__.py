@@ -3,8 +3,9 @@
 from sealst.pl._crops import crops
 from sealst.pl._evaluation import evaluation
 from sealst.pl._expression import expression
+from sealst.pl._pathway_agreement import pathway_agreement
 from sealst.pl._pathways import pathways
 from sealst.pl._retrieval import retrieval
 from sealst.pl._training import training
 
-__all__ = ["crops", "evaluation", "expression", "pathways", "retrieval", "training"]
+__all__ = ["crops", "evaluation", "expression", "pathway_agreement", "pathways", "retrieval", "training"]
