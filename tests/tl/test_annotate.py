@@ -64,7 +64,9 @@ def table(model: SealModel) -> ad.AnnData:
     """Two sections of ten spots whose images are embedded where their profiles are."""
     section = np.repeat(["s1", "s2"], 10)
     ids = [str(i) for i in range(20)]
-    obs = pd.DataFrame({"section": section, "spot_id": ids}, index=[f"{s}_{i}" for s, i in zip(section, ids, strict=True)])
+    obs = pd.DataFrame(
+        {"section": section, "spot_id": ids}, index=[f"{s}_{i}" for s, i in zip(section, ids, strict=True)]
+    )
     table = ad.AnnData(np.zeros((20, 1), np.float32), obs=obs)
     table.obs["spots"] = pd.Categorical(section + "_spots")
     z = model.embed_genes(profiles(model, np.arange(20) % 3, seed=2))
@@ -139,9 +141,7 @@ def test_blocks_of_profiles_change_nothing(
     pd.testing.assert_frame_equal(table.obsm["seal_annotation_votes"], table.obsm["whole_votes"], rtol=1e-5)
 
 
-def test_unlabelled_and_empty_profiles_are_left_out(
-    model: SealModel, table: ad.AnnData, reference: ad.AnnData
-) -> None:
+def test_unlabelled_and_empty_profiles_are_left_out(model: SealModel, table: ad.AnnData, reference: ad.AnnData) -> None:
     reference.obs.loc[["ref_0", "ref_3"], "region"] = None
     reference.layers["context"][1] = 0
     annotate(table, model, reference, labels="region")
@@ -178,9 +178,7 @@ def test_copy_and_region(model: SealModel, table: ad.AnnData, reference: ad.AnnD
 
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
-def test_round_trip(
-    model: SealModel, table: ad.AnnData, reference: ad.AnnData, tmp_path: Path, suffix: str
-) -> None:
+def test_round_trip(model: SealModel, table: ad.AnnData, reference: ad.AnnData, tmp_path: Path, suffix: str) -> None:
     annotate(table, model, reference, labels="region")
     path = tmp_path / f"t.{suffix}"
     (table.write_h5ad if suffix == "h5ad" else table.write_zarr)(path)

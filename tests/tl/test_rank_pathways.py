@@ -163,7 +163,9 @@ def test_bad_input(table: ad.AnnData) -> None:
         rank_pathways(table, "label", key="measured_pathways")
     with pytest.raises(DataError, match=r"`groups` names 'lung'; `.obs\['label'\]` has 'fat', 'stroma', 'tumour'"):
         rank_pathways(table, "label", groups=["lung", "fat"])
-    with pytest.raises(DataError, match=r"`reference` must be 'rest' or one of 'fat', 'stroma', 'tumour', found 'lung'"):
+    with pytest.raises(
+        DataError, match=r"`reference` must be 'rest' or one of 'fat', 'stroma', 'tumour', found 'lung'"
+    ):
         rank_pathways(table, "label", reference="lung")
     with pytest.raises(DataError, match="`groups` names nothing to compare with 'fat'"):
         rank_pathways(table, "label", groups="fat", reference="fat")

@@ -100,7 +100,9 @@ def _check_table(table: pd.DataFrame, metric: str) -> None:
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"Expected a DataFrame with one row per pathway and section, found {type(table).__name__}.")
     if missing := [column for column in ("section", "method", "pathway", metric) if column not in table]:
-        raise MissingKeyError(f"Column(s) {listed(missing)} not found in the table; found: {listed(table.columns, 20)}.")
+        raise MissingKeyError(
+            f"Column(s) {listed(missing)} not found in the table; found: {listed(table.columns, 20)}."
+        )
     if table.empty:
         raise DataError("The table of pathway correlations has no rows.")
     values = _base.numeric(table[metric], where=f"Column {metric!r}")
@@ -191,7 +193,9 @@ def _draw(ax: Axes, block: tuple[str, pd.DataFrame], *, first: bool, inches: flo
     ax.grid(which="minor", color="white", linewidth=0.8)
     ax.tick_params(which="minor", length=0)
     ax.spines[:].set_visible(False)
-    if cell >= 0.9 * _NARROW_IN and ax.get_window_extent().height / _base.figure_of(ax).dpi >= 0.8 * _ROW_IN * len(names):
+    if cell >= 0.9 * _NARROW_IN and ax.get_window_extent().height / _base.figure_of(ax).dpi >= 0.8 * _ROW_IN * len(
+        names
+    ):
         _write_values(ax, values)
     return image
 
