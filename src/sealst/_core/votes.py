@@ -24,12 +24,12 @@ def nearest_votes(
     temperature: float,
     balance: bool = False,
 ) -> np.ndarray:
-    """Share of every label among the nearest reference rows of each query.
+    r"""Share of every label among the nearest reference rows of each query.
 
     With cosines :math:`s_j` of the k nearest rows :math:`N`, labels :math:`l_j` and a label's number of rows
     :math:`n_c`,
 
-    .. math:: v_c \\propto b_c \\sum_{j \\in N,\\, l_j = c} \\exp(s_j / \\tau), \\qquad \\sum_c v_c = 1,
+    .. math:: v_c \propto b_c \sum_{j \in N,\, l_j = c} \exp(s_j / \tau), \qquad \sum_c v_c = 1,
 
     where :math:`b_c` is 1, or :math:`1 / n_c` with `balance`.
 
@@ -47,7 +47,7 @@ def nearest_votes(
         Number of nearest rows, at most m. Rows as similar as the last of them (within 1e-12) vote too, so that the
         order of the reference does not matter.
     temperature
-        :math:`\\tau`; the smaller, the more the nearest row counts. ``inf`` weighs all k alike.
+        :math:`\tau`; the smaller, the more the nearest row counts. ``inf`` weighs all k alike.
     balance
         Whether to weigh labels as if they were equally frequent in the reference.
 

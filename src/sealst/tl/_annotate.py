@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,7 +54,7 @@ def annotate(
     table_key: str = Keys.TABLE,
     copy: bool = False,
 ) -> AnnData | None:
-    """Label crops by the reference expression profiles that fit their image best.
+    r"""Label crops by the reference expression profiles that fit their image best.
 
     The gene encoder embeds every labelled profile of the reference. The `k` profiles whose embedding is nearest to that
     of a crop's image vote for its label. Measured expression of `data` is not used.
@@ -116,10 +117,10 @@ def annotate(
     -----
     With cosines :math:`s_j` of the k nearest profiles :math:`N`, label :math:`c` receives
 
-    .. math:: v_c = \\frac{b_c \\sum_{j \\in N,\\, l_j = c} e^{s_j / \\tau}}
-        {\\sum_{c'} b_{c'} \\sum_{j \\in N,\\, l_j = c'} e^{s_j / \\tau}}
+    .. math:: v_c = \frac{b_c \sum_{j \in N,\, l_j = c} e^{s_j / \tau}}
+        {\sum_{c'} b_{c'} \sum_{j \in N,\, l_j = c'} e^{s_j / \tau}}
 
-    where :math:`\\tau` is `temperature` and :math:`b_c` is 1, or with `balance` one over the number of profiles of
+    where :math:`\tau` is `temperature` and :math:`b_c` is 1, or with `balance` one over the number of profiles of
     label :math:`c`. The share is a vote, not a calibrated probability: check it where labels are known. A spot is a
     mixture of cells, a single cell is none, and a model that was trained on spots has never seen one: labels from spots
     of the same technology are the safer reference. Profiles of the same patient flatter the result.
@@ -141,12 +142,16 @@ def annotate(
         raise DataError("No spot has an embedding; see `.obs['crop_reason']`.")
     found = _embed_references(reference, model, labels=labels, layer=layer, table_key=table_key, table=table)
     codes = pd.Categorical(found.labels, categories=found.names).codes
-    options = {"k": k, "temperature": temperature, "balance": balance}
+    options: dict[str, Any] = {"k": k, "temperature": temperature, "balance": balance}
     votes = nearest_votes(embedding[rows], found.z, codes, n_labels=len(found.names), **options)
     columns = _columns(found.names)
     target = table.copy() if copy else table
     counts = np.bincount(codes, minlength=len(found.names))
-    facts = {"label": np.array(found.names, dtype=str), "n_profiles": counts, "layers": np.array(found.layers)}
+    facts: dict[str, Any] = {
+        "label": np.array(found.names, dtype=str),
+        "n_profiles": counts,
+        "layers": np.array(found.layers),
+    }
     facts |= {"labels": labels, "model": model.fingerprint, "key": key} | options
     _write(target, key_added, rows, votes, found.names, columns, facts)
     return target if copy else None
@@ -165,20 +170,21 @@ def _embed_references(
     items = list(reference) if isinstance(reference, Sequence) else [reference]
     if not items:
         raise DataError("`reference` is empty; pass at least one table with labels.")
-    z, found, layers, names = [], [], [], {}
+    z, found, layers = [], [], []
+    seen: dict[str, None] = {}
     for i, item in enumerate(items):
         one = _section.get_table(item, table_key)
         where = "`reference.obs`" if len(items) == 1 else f"`reference[{i}].obs`"
         check_key(one.obs.columns, labels, where=where, hint="Name the column of cell types or regions with `labels=`.")
         column = one.obs[labels].astype("category")
-        names |= dict.fromkeys(str(c) for c in column.cat.categories if (column == c).any())
+        seen |= dict.fromkeys(str(c) for c in column.cat.categories if (column == c).any())
         layers.append(layer or (model.panel.layer if model.panel.layer in one.layers else Keys.LOGNORM))
         rows = _usable(one, column, layers[-1])
         _warn_of_shared(table, one, rows)
         z.append(_embed(one, model, rows, layers[-1]))
         found.append(column.iloc[rows].astype(str).to_numpy())
     values = np.concatenate(found)
-    names = [name for name in names if name in set(values)]
+    names = [name for name in seen if name in set(values)]
     if len(names) < 2:
         raise DataError(
             f"`reference.obs[{labels!r}]` holds the label(s) {listed(names)}; at least 2 are needed to choose from."
@@ -230,7 +236,7 @@ def _write(
     votes: np.ndarray,
     names: Sequence[str],
     columns: Sequence[str],
-    facts: dict[str, object],
+    facts: dict[str, Any],
 ) -> None:
     values = np.full((table.n_obs, len(names)), np.nan)
     values[rows] = votes
