@@ -23,6 +23,7 @@ class Keys:
     TISSUE_FRACTION = "tissue_fraction"
     SIMILARITY = "seal_similarity"
     RANK = "seal_rank"
+    ANNOTATION = "seal_annotation"
 
     # .obsm
     SPATIAL = "spatial"
@@ -30,6 +31,9 @@ class Keys:
     GENE_EMBEDDING = "X_seal_gene"
     EXPRESSION = "seal_expression"
     PATHWAYS = "seal_pathways"
+
+    # .uns, beside UNS
+    PATHWAY_RANKS = "seal_rank_pathways"
 
     # .var
     GENE_ORIGINAL = "gene_original"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +335,14 @@ def test_redundant_sets_for_a_joint_model(table: ad.AnnData, net: pd.DataFrame) 
     again = net[net["source"] == "SET0"].assign(source="COPY")
     with pytest.raises(DataError, match=r"'mlm' cannot score these 5 gene sets.*Singular matrix.*method='ulm'"):
         pathways(table, pd.concat([net, again]), method="mlm")
+    assert "seal_pathways" not in table.obsm
+
+
+def test_a_method_whose_package_is_absent(table: ad.AnnData, net: pd.DataFrame) -> None:
+    if find_spec("xgboost") is not None:
+        pytest.skip("xgboost is installed")
+    with pytest.raises(DataError, match=r"'udt' needs a package that is not installed \(xgboost.*decoupler\[full\]"):
+        pathways(table, net, method="udt")
     assert "seal_pathways" not in table.obsm
 
 

@@ -5,6 +5,7 @@ from sealst.pl._crops import crops
 from sealst.pl._evaluation import evaluation
 from sealst.pl._expression import expression
 from sealst.pl._gene_scatter import gene_scatter
+from sealst.pl._pathway_agreement import pathway_agreement
 from sealst.pl._pathways import pathways
 from sealst.pl._report import report
 from sealst.pl._residual_maps import residual_maps
@@ -17,6 +18,7 @@ __all__ = [
     "evaluation",
     "expression",
     "gene_scatter",
+    "pathway_agreement",
     "pathways",
     "report",
     "residual_maps",

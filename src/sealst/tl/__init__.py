@@ -3,23 +3,27 @@
 from sealst._core.protocols import Protocol
 from sealst._evaluation import Evaluation
 from sealst._train._params import TrainParams
+from sealst.tl._annotate import annotate
 from sealst.tl._cache import clear_cache
 from sealst.tl._embed import embed
 from sealst.tl._evaluate import evaluate
 from sealst.tl._finetune import finetune
 from sealst.tl._pathways import pathways
 from sealst.tl._predict import predict
+from sealst.tl._rank_pathways import rank_pathways
 from sealst.tl._retrieve import retrieve
 
 __all__ = [
     "Evaluation",
     "Protocol",
     "TrainParams",
+    "annotate",
     "clear_cache",
     "embed",
     "evaluate",
     "finetune",
     "pathways",
     "predict",
+    "rank_pathways",
     "retrieve",
 ]

@@ -329,6 +329,11 @@ def _run(
         part = x[block].toarray() if sp.issparse(x) else x[block]
         try:
             results.append(run(pd.DataFrame(part[:, present], index=spots[block], columns=names)))
+        except ImportError as error:
+            raise DataError(
+                f"decoupler's {method!r} needs a package that is not installed ({str(error).splitlines()[0]} "
+                "`pip install 'decoupler[full]'`). Or choose another method, such as 'ulm'."
+            ) from error
         except (AssertionError, ValueError, np.linalg.LinAlgError) as error:
             raise DataError(
                 f"decoupler's {method!r} cannot score these {net['source'].nunique()} gene sets on {len(names)} genes "

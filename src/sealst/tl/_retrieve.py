@@ -157,7 +157,7 @@ def retrieve(
         raise DataError(f"`suppress_um` must be a distance in µm of at least 0, found {suppress_um!r}.")
     table = _section.get_table(data, table_key)
     regions = _section.regions_of(table, region)
-    embedding = _embedding(table, regions, model, key)
+    embedding = image_embedding(table, regions, model, key)
     kind = _kind(query, kind)
     question = _QUESTIONS[kind](query, model, table=table, embedding=embedding, n_std=float(n_std))
     # Pictures are compared with pictures by what the encoder gives, with expression where training aligned them.
@@ -169,7 +169,8 @@ def retrieve(
     return target if copy else None
 
 
-def _embedding(table: AnnData, regions: Sequence[Region], model: SealModel, key: str) -> np.ndarray:
+def image_embedding(table: AnnData, regions: Sequence[Region], model: SealModel, key: str) -> np.ndarray:
+    """Stored image embeddings (n_obs, dim), checked to be this model's and of the present crops."""
     hint = "Run `sl.tl.embed(sdata, model)` first" + ("." if key == Keys.EMBEDDING else f" (`key_added={key!r}`).")
     if key not in table.obsm:
         raise OrderError(f"No embeddings: {key!r} not found in `.obsm`; found: {listed(table.obsm)}. {hint}")
