@@ -137,7 +137,11 @@ def test_folds_train_their_own_models_and_baselines(cohort, recipe):
     assert len(rows) == 8 * 2
     # What is not trained does not depend on the seed.
     assert seeds.facts["folds"] == ["patient-p0", "patient-p1"]
-    values = single(seeds).query("metric == 'pearson'").pivot_table(index=["section", "genes", "method"], columns="seed", values="value")
+    values = (
+        single(seeds)
+        .query("metric == 'pearson'")
+        .pivot_table(index=["section", "genes", "method"], columns="seed", values="value")
+    )
     spread = values.diff(axis=1)[1].abs().groupby("method").max()
     assert spread["colour + ridge"] < 1e-6
     assert spread["adapted + ridge"] > 1e-4

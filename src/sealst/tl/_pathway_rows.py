@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sealst._core.metrics import gene_pearson, gene_spearman
+from sealst._core.agreement import agreement
 from sealst._core.panel import GenePanel
 from sealst._errors import PanelError
 from sealst._logging import logger
@@ -72,15 +72,5 @@ class Activities:
 
 
 def _agreement(measured: tuple[pd.DataFrame, pd.Series], predicted: tuple[pd.DataFrame, pd.Series]) -> pd.DataFrame:
-    truth, sizes = measured
-    shared = [name for name in truth.columns if name in predicted[0].columns]
-    p, t = predicted[0][shared].to_numpy(), truth[shared].to_numpy()
-    usable = np.isfinite(p).all(axis=1) & np.isfinite(t).all(axis=1)
-    return pd.DataFrame(
-        {
-            "pathway": shared,
-            "pearson": gene_pearson(p[usable], t[usable]),
-            "spearman": gene_spearman(p[usable], t[usable]),
-            "n_genes": sizes.reindex(shared).to_numpy(),
-        }
-    )
+    found = agreement(measured[0], predicted[0])[["pearson", "spearman"]]
+    return found.assign(n_genes=measured[1].reindex(found.index)).rename_axis("pathway").reset_index()

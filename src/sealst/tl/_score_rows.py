@@ -231,8 +231,8 @@ class _Pairs:
     def of(view: View, frozen_prediction: np.ndarray, models: Mapping[str, SealModel], genes: GenePanel) -> _Pairs:
         panel = models[SEAL].panel
         sides = {
-            "adapted": (view.features[SEAL], view.codes[SEAL]),
-            "frozen": (view.features[FROZEN], view.codes[SEAL]),
+            "adapted": (view.shared[SEAL], view.codes[SEAL]),
+            "frozen": (view.shared[FROZEN], view.codes[SEAL]),
         }
         for name in models:
             if name not in (SEAL, "st-net"):
