@@ -64,7 +64,8 @@ def main() -> None:
     )
     trained = time.perf_counter()
     # Allowed for the in-sample check alone: the other test sections are of other patients, as the table shows.
-    table = sl.tl.evaluate(model, train, list(test.values()), allow_shared_patients=True)
+    table = sl.tl.evaluate(model, train, list(test.values()), allow_shared_patients=True).table
+    table = table[(table["section"] != "") & table["metric"].isin(["pearson", "R@1", "R@5", "R@10", "median_rank"])]
     print(model)
     print(f"\n{SAME_PATIENT}: patient C, as in training (in-sample check). {', '.join(OTHERS)}: other patients.\n")
     print(shown(table))

@@ -81,10 +81,11 @@ def _run(work: Path, seed: int) -> _Result:
     logger.info("Predicting, comparing and searching on the held-out patient")
     sl.tl.predict(test, model, net=sl.datasets.synthetic_net())
     sl.tl.retrieve(test, model, GENES[0])
-    table = sl.tl.evaluate(model, train, test, seed=seed)
-    table.to_csv(work / "evaluation.csv", index=False)
+    found = sl.tl.evaluate(model, train, test, seed=seed)
+    found.table.to_csv(work / "evaluation.csv", index=False)
     test.write(work / "held_out.zarr")
-    return _Result(model, test, table, time.perf_counter() - started)
+    single = found.table[found.table["section"] != ""]
+    return _Result(model, test, single, time.perf_counter() - started)
 
 
 def _summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from sealst._logging import logger
 from sealst._settings import settings
 from sealst._version import __version__
 from sealst.cli._check import check
+from sealst.cli._evaluate import evaluate
 
 #: what a pipeline may rely on
 EXIT_FAILED, EXIT_USAGE, EXIT_DATA = 1, 2, 3
@@ -50,6 +51,7 @@ def demo(out: Path, seed: int, overwrite: bool, quiet: bool) -> None:
 
 
 cli.add_command(check)
+cli.add_command(evaluate)
 
 
 def main() -> None:

@@ -121,10 +121,17 @@ def _training(model: SealModel) -> str:
     return f"After the last epoch: {', '.join(found)}." if found else ""
 
 
+#: of the many that an evaluation has
+_CARD_METRICS = ("pearson", "spearman", "R@10", "median_rank")
+
+
 def _evaluation(table: pd.DataFrame | None) -> str:
     """Means over sections of what `sealst.tl.evaluate` measured."""
     if table is None:
         return ""
+    if "section" in table and (table["section"] != "").any():
+        table = table[table["section"] != ""]
+    table = table[table["metric"].isin(_CARD_METRICS)]
     wide = table.pivot_table(index="method", columns=["metric", "genes"], values="value", dropna=False, sort=False)
     wide = wide.dropna(axis="columns", how="all")
     names = [" ".join(str(part) for part in column if part) for column in wide.columns]

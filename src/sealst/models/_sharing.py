@@ -47,7 +47,7 @@ class Sharing:
         path
             New folder.
         evaluation
-            Table from `sealst.tl.evaluate`, for the card.
+            ``.table`` of what `sealst.tl.evaluate` returns, for the card.
         overwrite
             Whether to replace an earlier export.
 
@@ -84,7 +84,7 @@ class Sharing:
         path
             New folder.
         evaluation
-            Table from `sealst.tl.evaluate`, for the card.
+            ``.table`` of what `sealst.tl.evaluate` returns, for the card.
         overwrite
             Whether to replace an earlier export.
 

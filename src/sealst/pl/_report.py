@@ -27,6 +27,7 @@ from sealst.pl._calibration import calibration
 from sealst.pl._evaluation import evaluation
 from sealst.pl._gene_scatter import gene_scatter
 from sealst.pl._methods import ADAPTED, FROZEN, MEAN, pick
+from sealst.pl._pathway_agreement import pathway_agreement
 from sealst.pl._residual_maps import residual_maps
 
 _DPI = 110
@@ -271,4 +272,9 @@ def _retrieval(result: Evaluation) -> list[Block]:
 
 def _pathways(result: Evaluation) -> list[Block]:
     found = tables.pathway_tables(result.pathways)
-    return [Block("Pathways", tables=found)] if found else []
+    if not found:
+        return []
+    caption = "Correlation of pathway activity in predicted and in measured expression, over the spots of a section."
+    alt = "Heat map of correlations by pathway, section and method; the table below has the numbers."
+    picture = _picture(pathway_agreement, caption, result.pathways, alt=alt)
+    return [Block("Pathways", tables=found, figures=[picture])]

@@ -1,0 +1,163 @@
+"""The command ``sealst evaluate``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sealst._logging import logger
+from sealst._settings import settings
+
+#: what tells the folder of an evaluation
+_MARKER = "facts.json"
+
+
+@dataclass(frozen=True)
+class _Crops:
+    """How sections without crops are paired."""
+
+    um: float
+    px: int
+
+
+@click.command(epilog="Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 input refused.")
+@click.argument("sections", type=click.Path(path_type=Path, exists=True))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for tables and report; new.")
+@click.option("--model", "model", type=click.Path(path_type=Path, exists=True), default=None,
+              help="Folder of a SEAL model, for sections of patients that it was not trained on.")  # fmt: skip
+@click.option("--encoder", default=None, help="A frozen encoder: key, timm name, or local-dir:FOLDER.")
+@click.option("--recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=None,
+              help="YAML file with arguments of tl.finetune: every fold trains its own model.")  # fmt: skip
+@click.option("--test", type=click.Path(path_type=Path, exists=True), default=None,
+              help="Held-out sections; without it SECTIONS are split into folds.")  # fmt: skip
+@click.option("--preset", type=click.Choice(["cv", "hest"]), default="cv", show_default=True, help="Protocol.")
+@click.option("--folds", default="patient", show_default=True, help="patient, section, block or a column of .obs.")
+@click.option("--baseline", "baselines", multiple=True, type=click.Choice(["st-net", "bleep"]),
+              help="Train this baseline too in every fold (needs --recipe); may be given twice.")  # fmt: skip
+@click.option("--net", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=None,
+              help="Gene sets (GMT or CSV) whose activity is compared.")  # fmt: skip
+@click.option("--n-genes", type=click.IntRange(min=1), default=None, help="Size of the gene sets; default 50.")
+@click.option("--seed", "seeds", multiple=True, type=int, default=(0,), show_default=True,
+              help="Seed of training; may be given several times.")  # fmt: skip
+@click.option("--pool", default=None, help="Pooling of --encoder: cls, mean, cls+mean.")
+@click.option("--crop-um", type=float, default=112, show_default=True, help="Crops of sections that have none, in µm.")
+@click.option("--crop-px", type=int, default=224, show_default=True, help="And in pixels.")
+@click.option("--allow-shared-patients", is_flag=True, help="Let a patient stand on both sides (in-sample check).")
+@click.option("--device", default=None, help="auto, cpu, cuda, …")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier evaluation in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, for pipelines.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bars and no messages.")
+def evaluate(
+    sections: Path,
+    *,
+    out: Path,
+    model: Path | None,
+    encoder: str | None,
+    recipe: Path | None,
+    test: Path | None,
+    crop_um: float,
+    crop_px: int,
+    pool: str | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Compare encoders on held-out tissue and write a report.
+
+    SECTIONS is a SpatialData zarr store, a folder of them, a manifest (see io.read_collection), or a task of
+    HEST-bench. Give one of --model, --encoder, --recipe. Writes OUT/report.html, evaluation.csv, genes.csv,
+    pathways.csv (with --net) and facts.json.
+    """
+    if sum(given is not None for given in (model, encoder, recipe)) != 1:
+        raise click.UsageError("Give one of --model, --encoder and --recipe.")
+    if quiet or as_json:
+        logger.setLevel(logging.WARNING)
+    crops = _Crops(crop_um, crop_px)
+    with settings.override(progress=settings.progress and not (quiet or as_json)):
+        found = _run(_subject(model, encoder, recipe, pool), sections, test, crops=crops, options=options)
+        _write(found, out, overwrite)
+    summary = found.summary().round(4)
+    click.echo(_as_json(summary, found.facts) if as_json else summary["pearson"].to_string())
+    if not as_json:
+        click.echo(f"\nReport: {out / 'report.html'}")
+
+
+def _subject(model: Path | None, encoder: str | None, recipe: Path | None, pool: str | None) -> Any:
+    from sealst._errors import DataError
+    from sealst._validate import from_yaml
+    from sealst.models import build_encoder, load
+
+    if model is not None:
+        return load(model)
+    if encoder is not None:
+        return build_encoder(encoder, pool=pool)
+    given = from_yaml(recipe)
+    if not isinstance(given, Mapping):
+        raise DataError(f"{recipe} must hold arguments of `tl.finetune`, such as 'encoder: uni2-h'.")
+    return given
+
+
+def _run(subject: Any, sections: Path, test: Path | None, *, crops: _Crops, options: Mapping[str, Any]) -> Any:
+    from sealst.io import read_hest_bench
+    from sealst.tl import evaluate as compare
+
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if (sections / "var_50genes.json").is_file():
+        for name in ("folds", "allow_shared_patients"):
+            given.pop(name)
+        return compare(subject, read_hest_bench(sections), **given)
+    held = None if test is None else _prepared(test, crops)
+    return compare(subject, _prepared(sections, crops), test=held, **given)
+
+
+def _prepared(path: Path, crops: _Crops) -> Any:
+    """Sections with crops and layers; those that lack them get them here, and nothing is written."""
+    from spatialdata import read_zarr
+
+    from sealst import pp
+    from sealst._keys import Keys
+    from sealst._section import get_table
+    from sealst.io import read_collection
+
+    single = path.suffix == ".zarr" or (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
+    sections = [read_zarr(path)] if single else read_collection(path)
+    ready, changed = [], False
+    for sdata in sections:
+        table = get_table(sdata)
+        if "crops" not in table.uns.get(Keys.UNS, {}):
+            pp.pair_crops(sdata, crop_um=crops.um, crop_px=crops.px)
+            changed = True
+        if Keys.LOGNORM not in table.layers:
+            pp.normalize(sdata)
+            changed = True
+        ready.append(sdata)
+    return ready if changed or single else sections
+
+
+def _write(found: Any, out: Path, overwrite: bool) -> None:
+    from sealst._files import new_folder, write_json
+    from sealst.pl import report
+
+    with new_folder(out, overwrite=overwrite, marker=_MARKER) as work:
+        found.table.to_csv(work / "evaluation.csv", index=False)
+        found.genes.to_csv(work / "genes.csv", index=False)
+        if len(found.pathways):
+            found.pathways.to_csv(work / "pathways.csv", index=False)
+        report(found, work / "report.html")
+        write_json(work / _MARKER, found.facts)
+
+
+def _as_json(summary: Any, facts: Mapping[str, Any]) -> str:
+    rows = [
+        {"method": method, "metric": metric, "genes": genes, "value": None if value != value else float(value)}
+        for (metric, genes), column in summary.items()
+        for method, value in column.items()
+    ]
+    return json.dumps({"facts": dict(facts), "summary": rows}, indent=2, ensure_ascii=False)
