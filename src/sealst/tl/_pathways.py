@@ -210,6 +210,11 @@ def _score(
     return PathwayResult(scores, padj, seen, facts)
 
 
+def gene_set_edges(net: Any) -> pd.DataFrame:
+    """Gene sets in any form that `pathways` takes, as edges (source, target, weight)."""
+    return _edges(net)[0]
+
+
 def _edges(net: Net) -> tuple[pd.DataFrame, str]:
     if isinstance(net, str) and net in RESOURCES:
         return _storable(as_net(_download(net))), net
