@@ -5,13 +5,13 @@ within, mapped into 384 dimensions by one random matrix, with a tenth of isotrop
 Queries are 100 further points of the same clusters. Twenty sections hold 50,000 each. The 50 most similar are asked
 for, all queries at once, with:
 
-- ours: `SealIndex.search` of kind "exact" on memory-mapped vectors, float64 similarities and the table of hits included;
+- ours: `SealIndex.search` of kind "exact" on memory-mapped vectors, float64 similarities and table of hits included;
 - faiss flat: `IndexFlatIP` in memory;
 - numpy: one matrix product, `argpartition`, sort;
 - ours, "ivf" and "hnsw" with the defaults of the package.
 
-Other jobs share the machine: the ways take turns, and the best and the median of all rounds are given, by the clock, and
-the median of the processor's time (of all threads), which other work disturbs less. Building takes minutes; indices
+Other jobs share the machine: the ways take turns, and the best and the median of all rounds are given, by the clock,
+and the median of the processor's time (of all threads), which other work disturbs less. Building takes minutes; indices
 that the folder holds already are used again, and their time of building is that of the first run.
 
     python benchmarks/retrieval.py --folder FOLDER [--n 1000000] [--rounds 5] [--threads 2] [--skip hnsw]
@@ -179,7 +179,8 @@ def main() -> None:
     found |= {f"ours, {kind}": numbers(indices[kind].search(queries, K)) for kind in kinds[1:]}
     print(f"\n{QUERIES} queries, top {K}, {ARGS.rounds} rounds, {ARGS.threads} threads")
     print(
-        f"{'seconds':20}{'best':>9}{'median':>9}{'CPU':>9}{'speed against faiss flat: best, median, CPU':>47}{'recall':>9}"
+        f"{'seconds':20}{'best':>9}{'median':>9}{'CPU':>9}{'speed against faiss flat: best, median, CPU':>47}"
+        f"{'recall':>9}"
     )
     for name, taken in times.items():
         base = times["faiss, one query" if "one" in name and "1 of" not in name else "faiss flat"]

@@ -89,13 +89,13 @@ def top_k(
     >>> found
     array([[ 1,  0, -1]])
     """
+    if not len(queries):
+        return np.empty((0, k), dtype=np.int64), np.empty((0, k))
     unit = normalize(np.asarray(queries, dtype=np.float64))
     parts = [
         _Best(unit[start : start + _QUERIES], vectors, k, centring).scan(keep)
         for start in range(0, len(unit), _QUERIES)
     ]
-    if not parts:
-        return np.empty((0, k), dtype=np.int64), np.empty((0, k))
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 

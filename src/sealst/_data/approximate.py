@@ -6,6 +6,8 @@ from the vectors themselves.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ KINDS = ("flat", "ivf", "hnsw")
 _DEFAULTS: dict[str, dict[str, int]] = {
     "exact": {},
     "flat": {},
-    "ivf": {"n_lists": 0, "n_probe": 16},
+    "ivf": {"n_lists": 0, "n_probe": 32},
     "hnsw": {"links": 16, "ef_construction": 40, "ef_search": 100},
 }
 _BLOCK = 65_536
@@ -119,6 +121,8 @@ def read(path: Path, *, mmap: bool) -> Any:
     try:
         return faiss.read_index(str(path), flags)
     except RuntimeError as error:
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
         raise CheckpointError(
             f"faiss cannot read {str(path)!r} ({str(error)[:200]}). Build the index again."
         ) from error

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from sealst._data import approximate
 from sealst._errors import CheckpointError, DataError
 
 FORMAT = "sealst-index-1"
@@ -116,6 +117,11 @@ class Snapshot:
         """File of the faiss index."""
         return self.folder / self.config["faiss"] if self.config["faiss"] else None
 
+    @cached_property
+    def faiss_index(self) -> Any:
+        """The faiss index over all rows, also deleted ones; None where there is none."""
+        return None if self.faiss is None else approximate.read(self.faiss, mmap=self.mmap)
+
     def files(self) -> dict[str, int]:
         """Names of all files, and their bytes."""
         return dict(self.config["files"])
@@ -140,7 +146,7 @@ def open_store(folder: Path, *, mmap: bool = True) -> Snapshot:
                         "from a copy, or build it again."
                     )
             # Opened now: a change by another process may remove the files later.
-            _ = snapshot.vectors, snapshot.spots, snapshot.means, snapshot.kept
+            _ = snapshot.vectors, snapshot.spots, snapshot.means, snapshot.kept, snapshot.faiss_index
         except FileNotFoundError as error:
             if attempt + 1 == _ATTEMPTS or _read_config(folder) == config:
                 raise CheckpointError(
@@ -173,7 +179,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def changing(folder: Path, *, replace: bool = False, mmap: bool = True) -> Iterator[Change]:
-    """Inside a ``with`` block, a change of a folder, which no other process may change; if it fails nothing of it stays.
+    """Inside a ``with`` block, a change of a folder, which no other process may change; if it fails nothing stays.
 
     With `replace` the folder may be new. An index in it stays until the commit, and need not be sound.
 

@@ -299,7 +299,7 @@ def build_index(
         (lists of near vectors) and ``"hnsw"`` (a graph) look at a part. ``"auto"`` is ``"exact"`` below 200,000
         vectors and ``"ivf"`` above.
     params
-        For ``"ivf"``: ``n_lists`` (default: by number of vectors) and ``n_probe``, lists that are looked at (16). For
+        For ``"ivf"``: ``n_lists`` (default: by number of vectors) and ``n_probe``, lists that are looked at (32). For
         ``"hnsw"``: ``links`` per vector (16), ``ef_construction`` (40) and ``ef_search`` (100).
     columns
         Further columns of ``.obs`` to keep, for filters and in hits.

@@ -62,11 +62,6 @@ class Searcher:
         self.snapshot = snapshot
 
     @cached_property
-    def _faiss(self) -> Any:
-        path = self.snapshot.faiss
-        return None if path is None else approximate.read(path, mmap=self.snapshot.mmap)
-
-    @cached_property
     def centring(self) -> Centring:
         """Means of the sections, for directions."""
         spread = self.snapshot.spots[SPREAD].to_numpy()
@@ -130,7 +125,7 @@ class Searcher:
         if kind == "exact" or shift or few or not len(queries):
             return top_k(queries, vectors, k, keep=keep, centring=centring)
         options = self.snapshot.config["options"]
-        found = approximate.candidates(self._faiss, kind, queries, k, options=options, keep=keep)
+        found = approximate.candidates(self.snapshot.faiss_index, kind, queries, k, options=options, keep=keep)
         rows, similarity = best_of(queries, vectors, k, candidates=found)
         short = np.flatnonzero((rows < 0).any(axis=1))
         if short.size:
