@@ -24,7 +24,7 @@ _DEFAULTS: dict[str, dict[str, int]] = {
     "exact": {},
     "flat": {},
     "ivf": {"n_lists": 0, "n_probe": 32},
-    "hnsw": {"links": 16, "ef_construction": 40, "ef_search": 100},
+    "hnsw": {"links": 16, "ef_construction": 40, "ef_search": 200},
 }
 _BLOCK = 65_536
 #: vectors per list that train IVF, and iterations; vectors that train the 8-bit codes of HNSW

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -85,7 +85,7 @@ class Snapshot:
     @cached_property
     def vectors(self) -> Stacked:
         """Unit vectors of all rows, also of deleted ones, float32 (n, d)."""
-        mode = "r" if self.mmap else None
+        mode: Literal["r"] | None = "r" if self.mmap else None
         # A plain array over the map: memmap's own indexing is slow.
         parts = [np.asarray(np.load(self.folder / s["vectors"], mmap_mode=mode)) for s in self.segments]
         return Stacked(parts, self.config["dim"])

@@ -300,7 +300,7 @@ def build_index(
         vectors and ``"ivf"`` above.
     params
         For ``"ivf"``: ``n_lists`` (default: by number of vectors) and ``n_probe``, lists that are looked at (32). For
-        ``"hnsw"``: ``links`` per vector (16), ``ef_construction`` (40) and ``ef_search`` (100).
+        ``"hnsw"``: ``links`` per vector (16), ``ef_construction`` (40) and ``ef_search`` (200).
     columns
         Further columns of ``.obs`` to keep, for filters and in hits.
     table_key

@@ -52,7 +52,7 @@ def build(
         # Again: another process may have been faster.
         check_target(folder, overwrite=overwrite)
         sheets = read_sheets(sections, key=key, table_key=table_key, columns=columns)
-        segment, made_by, dim = write_segment(change, sheets, made_by=None, taken=(), schema=None)
+        segment, made_by, dim = write_segment(change, sheets, before=None)
         config = {"asked": kind, "params": dict(params or {}), "key": key, "made_by": made_by, "dim": dim}
         config |= {"columns": list(columns), "version": __version__, "segments": [segment], "kept": None}
         return change.commit(config | _with_faiss(change, config))
@@ -64,10 +64,7 @@ def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool) -> Snap
         before = change.present
         config = dict(before.config)
         sheets = read_sheets(sections, key=config["key"], table_key=table_key, columns=config["columns"])
-        schema = before.spots.schema if before.segments else None
-        segment, _, _ = write_segment(
-            change, sheets, made_by=config["made_by"], taken=live_sections(before), schema=schema
-        )
+        segment, _, _ = write_segment(change, sheets, before=before)
         config["segments"] = [*before.segments, segment]
         if before.kept is not None:
             kept = np.concatenate([before.kept, np.ones(segment["n"], dtype=bool)])
@@ -114,17 +111,16 @@ def compact(folder: Path, *, mmap: bool) -> Snapshot:
 
 
 def write_segment(
-    change: Change,
-    sheets: Iterator[Sheet],
-    *,
-    made_by: Mapping[str, Any] | None,
-    taken: Sequence[str],
-    schema: pa.Schema | None,
+    change: Change, sheets: Iterator[Sheet], *, before: Snapshot | None
 ) -> tuple[dict[str, Any], Mapping[str, Any], int]:
     """Write sections as one segment, one after the other; returns it, what made the embeddings, and their length."""
-    names, means, tables = list(taken), [], []
+    names: list[str] = [] if before is None else live_sections(before)
+    n_taken, tables = len(names), []
+    means: list[np.ndarray] = []
+    schema = None if before is None else before.spots.schema
     first = next(sheets)
-    made_by, dim = made_by or first.made_by, first.vectors.shape[1]
+    made_by = first.made_by if before is None else before.config["made_by"]
+    dim = first.vectors.shape[1] if before is None else before.config["dim"]
     with change.vectors(dim) as sink:
         sheet: Sheet | None = first
         del first
@@ -139,7 +135,7 @@ def write_segment(
     spots = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     segment = {"vectors": sink.name, "spots": change.save_spots(spots), "means": change.save("means", np.stack(means))}
     logger.info("Wrote %d vectors of %d section(s) to %s", sink.rows, len(means), change.folder)
-    return segment | {"sections": names[len(taken) :], "n": sink.rows}, made_by, dim
+    return segment | {"sections": names[n_taken:], "n": sink.rows}, made_by, dim
 
 
 def _check_sheet(sheet: Sheet, made_by: Mapping[str, Any], dim: int, names: Sequence[str]) -> None:
