@@ -336,7 +336,12 @@ BAD = [
     (["s1_1"], {"kind": "spot"}, DataError, "must be one name in `.obs_names`, found list"),
     ("s1_4", {"kind": "spot"}, DataError, r"Spot 's1_4' has no crop.*crop_reason"),
     (3.5, {}, TypeError, "`query` must be a gene, a list of genes.*found float"),
-    ("VIM", {"kind": "text"}, DataError, "`kind` must be one of 'gene', 'signature', 'profile', 'image', 'spot'"),
+    (
+        "VIM",
+        {"kind": "text"},
+        DataError,
+        "`kind` must be one of 'gene', 'signature', 'pathway', 'profile', 'image', 'spot'",
+    ),
     ("VIM", {"n_std": 0}, DataError, "`n_std` must be a positive number, found 0"),
     ("VIM", {"n_hits": 0}, DataError, "`n_hits` must be a positive number, found 0"),
     ("VIM", {"suppress_um": -1}, DataError, "`suppress_um` must be a distance in µm of at least 0, found -1"),

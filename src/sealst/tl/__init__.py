@@ -8,6 +8,7 @@ from sealst.tl._cache import clear_cache
 from sealst.tl._embed import embed
 from sealst.tl._evaluate import evaluate
 from sealst.tl._finetune import finetune
+from sealst.tl._index import SealIndex, build_index
 from sealst.tl._pathways import pathways
 from sealst.tl._predict import predict
 from sealst.tl._rank_pathways import rank_pathways
@@ -16,8 +17,10 @@ from sealst.tl._retrieve import retrieve
 __all__ = [
     "Evaluation",
     "Protocol",
+    "SealIndex",
     "TrainParams",
     "annotate",
+    "build_index",
     "clear_cache",
     "embed",
     "evaluate",

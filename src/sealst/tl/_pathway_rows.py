@@ -14,7 +14,7 @@ from sealst._errors import PanelError
 from sealst._logging import logger
 from sealst._parts import Part
 from sealst.tl._methods import MEAN, Predictions
-from sealst.tl._pathways import Net, edges_of, score_sets
+from sealst.tl._pathways import Net, gene_set_edges, score_sets
 from sealst.tl._views import View
 
 
@@ -28,7 +28,7 @@ class Activities:
     @classmethod
     def of(cls, net: Net | None) -> Activities:
         """From a net as `sealst.tl.pathways` takes it; a resource is fetched once."""
-        return cls(None if net is None else edges_of(net)[0])
+        return cls(None if net is None else gene_set_edges(net))
 
     def genes(self, parts: Sequence[Part]) -> list[str]:
         """Genes of the sets that every section measures."""

@@ -189,7 +189,7 @@ def _score(
 ) -> PathwayResult:
     check_gene_names(list(genes), where="the expression")
     check_named(genes)
-    edges, label = edges_of(net)
+    edges, label = _edges(net)
     rows = _informative(x)
     if not rows.size:
         raise DataError(f"No spot has expression to score: all {len(spots)} rows are NaN or hold one value only.")
@@ -210,7 +210,12 @@ def _score(
     return PathwayResult(scores, padj, seen, facts)
 
 
-def edges_of(net: Net) -> tuple[pd.DataFrame, str]:
+def gene_set_edges(net: Any) -> pd.DataFrame:
+    """Gene sets in any form that `pathways` takes, as edges (source, target, weight)."""
+    return _edges(net)[0]
+
+
+def _edges(net: Net) -> tuple[pd.DataFrame, str]:
     if isinstance(net, str) and net in RESOURCES:
         return _storable(as_net(_download(net))), net
     label = str(net) if isinstance(net, str | Path) else type(net).__name__

@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from sealst import _section
-from sealst._core.queries import (
-    centred,
-    cosine,
-    direction,
-    gene_weights,
-    mean_ranks,
-    shifted_profiles,
-    spaced_hits,
-)
-from sealst._errors import DataError, MissingKeyError, OrderError, PanelError
+from sealst._core.queries import centred, cosine, mean_ranks, spaced_hits
+from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import Data, Region
-from sealst._validate import check_choice, check_key, check_positive, listed
+from sealst._validate import check_key, check_positive, listed
 from sealst.models import SealModel
-
-Query: TypeAlias = str | Sequence[str] | Mapping[str, float] | pd.Series | np.ndarray
+from sealst.tl._index import SealIndex, check_suppress
+from sealst.tl._index_search import Where
+from sealst.tl._library import embed_hint, positions_um, provenance
+from sealst.tl._pathways import Net
+from sealst.tl._questions import Context, Query, Question, ask, kind_of
+from sealst.tl._reference import Reference, reference_profile
 
 _PREFIX = "seal"
-
-
-@dataclass(frozen=True)
-class _Question:
-    """A query as a vector in embedding space."""
-
-    label: str
-    #: (dim,)
-    vector: np.ndarray
-    #: whether the vector comes from expression, to be compared in the space that both sides share
-    expression: bool = False
-    #: whether the vector is a direction from the average, to be compared with centred embeddings
-    shift: bool = False
-    #: row of the table that asks, or -1
-    row: int = -1
-    #: what is recorded of it
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,27 +39,30 @@ class _Answer:
 
 
 def retrieve(
-    data: Data,
+    data: Data | SealIndex,
     model: SealModel,
     query: Query,
     *,
     kind: str | None = None,
+    net: Net | None = None,
+    reference: Reference | None = None,
     n_std: float = 10.0,
     n_hits: int = 10,
     suppress_um: float = 0.0,
+    where: Where | None = None,
     key: str = Keys.EMBEDDING,
     key_added: str = _PREFIX,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
     copy: bool = False,
-) -> AnnData | None:
-    """Rank spots by how well their image fits a query.
+) -> AnnData | pd.DataFrame | None:
+    """Rank spots of a section, or of a library of sections, by how well their image fits a query.
 
     Parameters
     ----------
     data
         Section(s) with image embeddings of this model, see `sealst.tl.embed`; or their table alone. Measured expression
-        is not used.
+        is not used, but for `reference`. Or a `SealIndex` of many sections, see `sealst.tl.build_index`.
     model
         The SEAL model that made the embeddings.
     query
@@ -90,15 +72,26 @@ def retrieve(
         - a mapping of genes to weights (a signature or pathway; negative weights for genes that should be low)
         - a Series indexed by gene: a whole profile, log1p-CP10k; genes that are missing take the panel's mean
         - a uint8 array (crop_px, crop_px, 3): a crop of the size the model was trained on
+        - with `net` the name of one of its gene sets, whose weights are the signature
         - with ``kind="spot"`` a name in ``.obs_names``: crops that look like that spot's
     kind
-        ``"gene"``, ``"signature"``, ``"profile"``, ``"image"`` or ``"spot"``; by default told by the type of `query`.
+        ``"gene"``, ``"signature"``, ``"pathway"``, ``"profile"``, ``"image"`` or ``"spot"``; by default told by the
+        type of `query`.
+    net
+        Gene sets, in any form that `sealst.tl.pathways` takes. Genes that the panel lacks are left out.
+    reference
+        For genes and signatures: the profile from which the genes are raised; by default the panel's mean. A Series
+        indexed by gene (log1p-CP10k), or spots of the table whose measured expression (`sealst.pp.normalize`) is
+        averaged: the name of a boolean column of ``.obs``, a boolean array (n_obs,), or a mapping of columns to values
+        such as ``{"cluster": "stroma"}``.
     n_std
-        For genes and signatures: how far the average profile is moved, in standard deviations of a gene.
+        For genes and signatures: how far the reference profile is moved, in standard deviations of a gene.
     n_hits
         Hits to record.
     suppress_um
         Smallest distance in µm between two hits of a section: hits closer to a better one are skipped. 0 keeps all.
+    where
+        Of an index: values that columns of its metadata must have, see `SealIndex.search`.
     key
         Slot in ``.obsm`` with the embeddings.
     key_added
@@ -119,6 +112,9 @@ def retrieve(
     - ``.uns["sealst"]["retrieve" | "retrieve_" + key_added]``: query, kind, genes and weights, ``hits`` (names of
       spots, best first; a spot that asks is not its own hit), their ``similarities``, model fingerprint
 
+    Of an index nothing is written: a DataFrame with one row per hit, as of `SealIndex.search`, whose column ``query``
+    says in words what was asked.
+
     Raises
     ------
     OrderError
@@ -126,17 +122,21 @@ def retrieve(
     PanelError
         When a gene is not in the model's panel, with near names; or the panel's genes have no names.
     DataError
-        When the query is empty or not what its kind needs.
+        When the query or `reference` is empty or not what its kind needs, or arguments are for a table and not for an
+        index, or the reverse.
+    MissingKeyError
+        When there is no such spot, gene set or column.
 
     Notes
     -----
     Profiles, spots and images are compared by the cosine of their embedding with that of each crop; where the model has
-    projection heads, profiles, genes and signatures are compared behind these. One gene of 2,000
-    hardly turns the embedding of a profile, so genes and signatures are compared as a *direction*: the panel's mean
-    profile is moved by `n_std` along the standardised signature (weights scaled to unit length, so that one gene and
+    projection heads, profiles, genes and signatures are compared behind these. One gene of 2,000 hardly turns the
+    embedding of a profile, so genes and signatures are compared as a *direction*: the reference profile is moved by `n_std` along the standardised signature (weights scaled to unit length, so that one gene and
     fifty move it equally far), both profiles are embedded and normalised, and their difference is compared, by cosine,
     with the normalised image embeddings minus the mean of their section. The latter removes what all crops of a section
-    share, such as its stain: similarities say where in a section a gene is high, not which section has more of it.
+    share, such as its stain: similarities say where in a section a gene is high, not which section has more of it. An
+    index keeps the mean of each section as it was added and does the same, so that its similarities are those of the
+    section by itself. For directions every vector of an index is looked at, whatever its kind.
 
     Alternatives were compared on real breast sections of three patients: three small models, each with three held-out
     sections, 120 genes and 8 signatures, area under the ROC curve against the measured top 10 % of spots. The direction
@@ -148,18 +148,27 @@ def retrieve(
     --------
     >>> sl.tl.retrieve(sdata, model, ["CD3E", "MS4A1"], suppress_um=200)  # doctest: +SKIP
     >>> sl.tl.retrieve(sdata, model, "s1_10x14", kind="spot", key_added="like_10x14")  # doctest: +SKIP
+    >>> hits = sl.tl.retrieve(index, model, "CD3E", where={"organ": "breast"}, suppress_um=200)  # doctest: +SKIP
     """
     if not isinstance(model, SealModel):
         raise TypeError(f"`model` must be a SealModel, found {type(model).__name__}. See `sl.models.load`.")
     check_positive("n_std", n_std)
     check_positive("n_hits", n_hits)
-    if not np.isfinite(suppress_um) or suppress_um < 0:
-        raise DataError(f"`suppress_um` must be a distance in µm of at least 0, found {suppress_um!r}.")
+    check_suppress(suppress_um)
+    kind = kind_of(query, kind, net=net is not None)
+    if isinstance(data, SealIndex):
+        _check_for_index(data, model, region=region, copy=copy)
+        start = reference_profile(reference, model)
+        question = ask(query, kind, Context(model, _IndexSpots(data), float(n_std), start, net))
+        _check_space(question, model)
+        return _search(data, question, n_hits=int(n_hits), where=where, suppress_um=float(suppress_um))
+    if where is not None:
+        raise DataError("`where` filters an index; of a table name `region=`, or pass a part of it.")
     table = _section.get_table(data, table_key)
     regions = _section.regions_of(table, region)
     embedding = image_embedding(table, regions, model, key)
-    kind = _kind(query, kind)
-    question = _QUESTIONS[kind](query, model, table=table, embedding=embedding, n_std=float(n_std))
+    start = reference_profile(reference, model, table=table)
+    question = ask(query, kind, Context(model, _TableSpots(table, embedding), float(n_std), start, net))
     # Pictures are compared with pictures by what the encoder gives, with expression where training aligned them.
     z = model.shared_images(embedding) if question.expression else embedding
     answer = _answer(table, regions, z, question=question, n_hits=int(n_hits), suppress_um=float(suppress_um))
@@ -169,151 +178,73 @@ def retrieve(
     return target if copy else None
 
 
+@dataclass(frozen=True)
+class _TableSpots:
+    table: AnnData
+    embedding: np.ndarray
+
+    def has(self, name: str) -> bool:
+        return name in self.table.obs_names
+
+    def spot(self, name: str) -> tuple[int, np.ndarray]:
+        names = self.table.obs_names
+        check_key(names, name, where="`.obs_names`", hint="Spots are named '<section>_<spot id>'.")
+        row = int(np.flatnonzero(names == name)[0])
+        if not np.isfinite(self.embedding[row]).all():
+            raise DataError(f"Spot {name!r} has no crop, so no embedding; see `.obs['crop_reason']`.")
+        return row, self.embedding[row]
+
+
+@dataclass(frozen=True)
+class _IndexSpots:
+    index: SealIndex
+
+    def has(self, name: str) -> bool:
+        return self.index.has_spot(name)
+
+    def spot(self, name: str) -> tuple[int, np.ndarray]:
+        return self.index.spot(name)
+
+
+def _check_for_index(index: SealIndex, model: SealModel, *, region: Any, copy: bool) -> None:
+    if region is not None or copy:
+        raise DataError("`region` and `copy` are for tables; an index is filtered with `where={'section': ...}`.")
+    if index.model != model.fingerprint:
+        raise OrderError(
+            f"The index {str(index.path)!r} was made with {index.model!r}, this model is {model.fingerprint!r}. Embed "
+            "the sections with this model and build an index of its own, or load the model of the index."
+        )
+
+
+def _check_space(question: Question, model: SealModel) -> None:
+    if question.expression and model.projection.kind != "none":
+        raise DataError(
+            "An index holds the encoder's embeddings, in which this model's expression has no place: it compares both "
+            "behind projection heads. Search the sections' tables, or ask with a spot or an image."
+        )
+
+
+def _search(
+    index: SealIndex, question: Question, *, n_hits: int, where: Mapping[str, Any] | None, suppress_um: float
+) -> pd.DataFrame:
+    hits = index.ask(
+        question.vector, n_hits, where=where, suppress_um=suppress_um, shift=question.shift, row=question.row
+    )
+    hits["query"] = question.label
+    return hits
+
+
 def image_embedding(table: AnnData, regions: Sequence[Region], model: SealModel, key: str) -> np.ndarray:
     """Stored image embeddings (n_obs, dim), checked to be this model's and of the present crops."""
-    hint = "Run `sl.tl.embed(sdata, model)` first" + ("." if key == Keys.EMBEDDING else f" (`key_added={key!r}`).")
-    if key not in table.obsm:
-        raise OrderError(f"No embeddings: {key!r} not found in `.obsm`; found: {listed(table.obsm)}. {hint}")
-    entry = table.uns.get(Keys.UNS, {}).get("embed", {}).get(key)
-    made_by = "an unknown model" if entry is None else f"{entry['model']!r}"
-    if entry is None or entry["model"] != model.fingerprint:
-        raise OrderError(f"`.obsm[{key!r}]` was made by {made_by}, this model is {model.fingerprint!r}. {hint}")
-    for one in regions:
-        if "crops" in entry and not _section.same_crops(table, one, entry["crops"].get(one.name)):
-            raise OrderError(
-                f"`.obsm[{key!r}]` was made from other crops of {one.name!r} than the present ones. {hint}"
-            )
+    entry, hint = provenance(table, regions, key), embed_hint(key)
+    if entry["model"] != model.fingerprint:
+        raise OrderError(
+            f"`.obsm[{key!r}]` was made by {entry['model']!r}, this model is {model.fingerprint!r}. {hint}"
+        )
     embedding = np.asarray(table.obsm[key])
     if embedding.ndim != 2 or embedding.shape[1] != model.dim:
         raise DataError(f"`.obsm[{key!r}]` must be (n_obs, {model.dim}), found {embedding.shape}. {hint}")
     return embedding
-
-
-def _kind(query: Any, kind: str | None) -> str:
-    if kind is not None:
-        check_choice("kind", kind, tuple(_QUESTIONS))
-        return kind
-    for types, name in _KIND_OF_TYPE:
-        if isinstance(query, types):
-            return name
-    raise TypeError(
-        f"`query` must be a gene, a list of genes, a mapping of genes to weights, a Series (profile) or a uint8 array "
-        f"(image), found {type(query).__name__}."
-    )
-
-
-def _ask_genes(query: Any, model: SealModel, **context: Any) -> _Question:
-    names = [query] if isinstance(query, str) else list(query)
-    if wrong := [name for name in names if not isinstance(name, str)]:
-        raise DataError(f"A list of genes must hold names, found {listed(wrong, 3)}. Pass a crop as a uint8 array.")
-    if isinstance(query, str) and query in context["table"].obs_names and query.upper() not in _upper(model):
-        raise PanelError(f"{query!r} is no gene of the panel but the name of a spot; ask with `kind='spot'`.")
-    # A gene listed twice is meant once.
-    weights = dict.fromkeys({str(n).strip().upper(): n for n in names}.values(), 1.0)
-    return _ask_signature(weights, model, **context)
-
-
-def _ask_signature(query: Any, model: SealModel, *, n_std: float, **_: Any) -> _Question:
-    if not isinstance(query, Mapping | pd.Series):
-        raise DataError(f"A signature must map genes to weights, found {type(query).__name__}.")
-    panel, given = model.panel, dict(query)
-    panel.require_names()
-    weights = gene_weights(given, panel.genes)
-    profiles = model.embed_genes(shifted_profiles(panel.mean, panel.std, weights, n_std=n_std))
-    vector = direction(model.shared_genes(profiles))
-    used = np.flatnonzero(weights)
-    genes = [panel.genes[i] for i in used]
-    facts = {"genes": np.array(genes, dtype=str), "weights": weights[used], "n_std": n_std}
-    signed = [g if w > 0 else f"-{g}" for g, w in zip(genes, weights[used], strict=True)]
-    label = ", ".join(signed[:6]) + (f", … ({len(signed)} genes)" if len(signed) > 6 else "")
-    return _Question(label, vector, expression=True, shift=True, facts=facts)
-
-
-def _ask_profile(query: Any, model: SealModel, **_: Any) -> _Question:
-    model.panel.require_names()
-    profile = pd.Series(query)
-    names = [str(g) for g in profile.index]
-    values = _profile_values(profile, model)
-    try:
-        x = model.panel.extract(values[None], names)
-    except PanelError as error:
-        raise PanelError(
-            f"{error} A few weighted genes are a signature: pass a dict, or `kind='signature'`."
-        ) from error
-    missing = model.panel.align(names).missing
-    shared = len(model.panel) - len(missing)
-    name = f"{profile.name}: " if isinstance(profile.name, str) else ""
-    facts = {"n_genes": shared, "missing": np.array(missing, dtype=str)} if missing else {"n_genes": shared}
-    vector = model.shared_genes(model.embed_genes(x))[0]
-    return _Question(f"{name}profile of {shared} genes", vector, expression=True, facts=facts)
-
-
-def _profile_values(profile: pd.Series, model: SealModel) -> np.ndarray:
-    how = "Pass log1p-CP10k, e.g. `np.log1p(counts / counts.sum() * 1e4)`."
-    if profile.empty:
-        raise DataError(f"The profile is empty. {how}")
-    values = pd.to_numeric(profile, errors="coerce").to_numpy(dtype=np.float64)
-    if (bad := ~(values >= 0) | np.isinf(values)).any():
-        raise DataError(
-            f"The profile holds {bad.sum()} negative, infinite or missing values, e.g. of "
-            f"{str(profile.index[int(np.argmax(bad))])!r}. {how}"
-        )
-    if not values.any():
-        raise DataError(f"The profile is 0 in every gene. {how}")
-    ceiling = np.log1p(model.panel.target_sum)
-    if values.max() > ceiling * (1 + 1e-6) or (values == np.round(values)).all():
-        raise DataError(
-            f"The profile looks like counts (highest value {values.max():g}, log1p-CP10k reaches {ceiling:.3g} at most "
-            f"and is not made of whole numbers). {how}"
-        )
-    return values
-
-
-def _ask_image(query: Any, model: SealModel, **_: Any) -> _Question:
-    image, px = np.asarray(query), model.crop.crop_px
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise DataError(
-            f"An image must be a uint8 array (height, width, 3), found {image.dtype} {image.shape}. Drop an alpha "
-            "channel with `image[..., :3]`; genes go into a list."
-        )
-    if image.shape[:2] != (px, px):
-        raise DataError(
-            f"The image is {image.shape[1]} x {image.shape[0]} px, the model needs {px} x {px}. It is not resized, "
-            f"for its scale is unknown: cut a square of {model.crop.crop_um:g} µm and resize that to {px} px."
-        )
-    return _Question(f"image of {px} x {px} px", model.embed_images(image[None])[0])
-
-
-def _ask_spot(query: Any, model: SealModel, *, table: AnnData, embedding: np.ndarray, **_: Any) -> _Question:
-    if not isinstance(query, str):
-        raise DataError(f"A spot must be one name in `.obs_names`, found {type(query).__name__}.")
-    check_key(table.obs_names, query, where="`.obs_names`", hint="Spots are named '<section>_<spot id>'.")
-    row = int(np.flatnonzero(table.obs_names == query)[0])
-    if not np.isfinite(embedding[row]).all():
-        raise DataError(f"Spot {query!r} has no crop, so no embedding; see `.obs['crop_reason']`.")
-    return _Question(query, embedding[row], row=row)
-
-
-#: how each kind of query becomes a vector
-_QUESTIONS: dict[str, Callable[..., _Question]] = {
-    "gene": _ask_genes,
-    "signature": _ask_signature,
-    "profile": _ask_profile,
-    "image": _ask_image,
-    "spot": _ask_spot,
-}
-#: the kind that a type of query stands for; the first that fits
-_KIND_OF_TYPE: tuple[tuple[Any, str], ...] = (
-    (str, "gene"),
-    (Mapping, "signature"),
-    (pd.Series, "profile"),
-    (np.ndarray, "image"),
-    ((Sequence, pd.Index), "gene"),
-)
-
-
-def _upper(model: SealModel) -> set[str]:
-    return {gene.upper() for gene in model.panel.genes}
 
 
 def _answer(
@@ -321,7 +252,7 @@ def _answer(
     regions: Sequence[Region],
     embedding: np.ndarray,
     *,
-    question: _Question,
+    question: Question,
     n_hits: int,
     suppress_um: float,
 ) -> _Answer:
@@ -333,20 +264,11 @@ def _answer(
     rows, groups = rows[known], groups[known]
     z = embedding[rows]
     similarity = cosine(question.vector, centred(z, groups) if question.shift else z)
-    xy = _positions(table, regions, rows, groups) if suppress_um else None
+    xy = np.concatenate([positions_um(table, one) for one in regions])[known] if suppress_um else None
     # A spot that asks is the best hit: it keeps near copies of itself away, and is then left out.
     best = spaced_hits(similarity, xy, groups, n=n_hits + (question.row in rows), min_um=suppress_um)
     best = best[rows[best] != question.row][:n_hits]
     return _Answer(rows, similarity, mean_ranks(similarity), rows[best], similarity[best])
-
-
-def _positions(table: AnnData, regions: Sequence[Region], rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    if Keys.SPATIAL not in table.obsm:
-        raise MissingKeyError(
-            f"`suppress_um` needs positions: {Keys.SPATIAL!r} not found in `.obsm`; found: {listed(table.obsm)}."
-        )
-    um = np.array([_section.crop_definition(table, one)["um_per_unit"] for one in regions], dtype=float)
-    return np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[rows] * um[groups, None]
 
 
 def _write(table: AnnData, answer: _Answer, entry: dict[str, Any], prefix: str) -> None:
