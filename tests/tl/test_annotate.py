@@ -34,7 +34,7 @@ def model() -> SealModel:
             panel,
             crop=CropSpec(64, 32),
             adapter=LoraParams(),
-            gene_vae=GeneVAEParams(hidden=(256,)),
+            gene_encoder=GeneVAEParams(hidden=(256,)),
         )
 
 
@@ -196,7 +196,7 @@ def test_after_embed(ready, model: SealModel) -> None:
             sl.pp.select_genes([other], n=8),
             crop=CropSpec(64, 32),
             adapter=LoraParams(),
-            gene_vae=GeneVAEParams(hidden=(16,)),
+            gene_encoder=GeneVAEParams(hidden=(16,)),
         )
     sl.tl.embed(section, trained)
     sl.tl.annotate(section, trained, other, labels="half")

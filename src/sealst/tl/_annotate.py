@@ -143,7 +143,7 @@ def annotate(
     found = _embed_references(reference, model, labels=labels, layer=layer, table_key=table_key, table=table)
     codes = pd.Categorical(found.labels, categories=found.names).codes
     options: dict[str, Any] = {"k": k, "temperature": temperature, "balance": balance}
-    votes = nearest_votes(embedding[rows], found.z, codes, n_labels=len(found.names), **options)
+    votes = nearest_votes(model.shared_images(embedding[rows]), found.z, codes, n_labels=len(found.names), **options)
     columns = _columns(found.names)
     target = table.copy() if copy else table
     counts = np.bincount(codes, minlength=len(found.names))
@@ -213,10 +213,11 @@ def _warn_of_shared(table: AnnData, reference: AnnData, rows: np.ndarray) -> Non
 
 def _embed(table: AnnData, model: SealModel, rows: np.ndarray, layer: str) -> np.ndarray:
     """Embed profiles block by block: single cells are many."""
-    out = np.empty((len(rows), model.dim), dtype=np.float32)
+    out = np.empty((len(rows), model.shared_dim), dtype=np.float32)
     for start in range(0, len(rows), _BLOCK):
         part = slice(start, start + _BLOCK)
-        out[part] = model.embed_genes(_section.expression(table, model.panel, rows[part], layer))
+        z = model.embed_genes(_section.expression(table, model.panel, rows[part], layer))
+        out[part] = model.shared_genes(z)
     return out
 
 

@@ -131,8 +131,9 @@ def retrieve(
     -----
     Profiles, spots and images are compared by the cosine of their embedding with that of each crop; where the model has
     projection heads, profiles, genes and signatures are compared behind these. One gene of 2,000 hardly turns the
-    embedding of a profile, so genes and signatures are compared as a *direction*: the reference profile is moved by `n_std` along the standardised signature (weights scaled to unit length, so that one gene and
-    fifty move it equally far), both profiles are embedded and normalised, and their difference is compared, by cosine,
+    embedding of a profile, so genes and signatures are compared as a *direction*: the reference profile is moved by
+    `n_std` along the standardised signature (weights scaled to unit length, so that one gene and fifty move it equally
+    far), both profiles are embedded and normalised, and their difference is compared, by cosine,
     with the normalised image embeddings minus the mean of their section. The latter removes what all crops of a section
     share, such as its stain: similarities say where in a section a gene is high, not which section has more of it. An
     index keeps the mean of each section as it was added and does the same, so that its similarities are those of the
