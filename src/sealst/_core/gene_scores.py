@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from sealst._core.metrics import bootstrap_interval, gene_pearson, gene_r2, gene
 N_NEIGHBOURS = 6
 
 
-def gene_scores(predicted: np.ndarray, measured: np.ndarray, graph: np.ndarray | None) -> pd.DataFrame:
+def gene_scores(predicted: np.ndarray, measured: np.ndarray, graph: Any) -> pd.DataFrame:
     """Scores of every gene over the spots of one section.
 
     Parameters
@@ -53,7 +54,7 @@ def slopes(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     return np.where(constant, np.nan, covariance / np.where(constant, 1, variance))
 
 
-def spatial_graph(xy: np.ndarray) -> object | None:
+def spatial_graph(xy: np.ndarray) -> Any:
     """Symmetric graph of the nearest spots, from positions (n, 2); None where there are too few or no positions."""
     if len(xy) <= N_NEIGHBOURS or not np.isfinite(xy).all():
         return None
@@ -61,7 +62,7 @@ def spatial_graph(xy: np.ndarray) -> object | None:
     return graph.maximum(graph.T).tocsr()
 
 
-def morans_i(graph: object | None, values: np.ndarray) -> np.ndarray:
+def morans_i(graph: Any, values: np.ndarray) -> np.ndarray:
     """Moran's I of every column of values (n, G) on a graph of its rows; NaN for constant columns."""
     if graph is None:
         return np.full(values.shape[1], np.nan)

@@ -107,7 +107,7 @@ def _trained_in_folds(
 
     def train(fold: Split, seed: int) -> dict[str, SealModel]:
         sections = material.whole(fold)
-        common = {"seed": seed, "table_key": table_key, "progress": show}
+        common: dict[str, Any] = {"seed": seed, "table_key": table_key, "progress": show}
         models = {SEAL: finetune(sections, **recipe, **common)}
         for name in baselines:
             logger.info("baseline %s", name)

@@ -162,7 +162,7 @@ def evaluate(
         _check_leaks(contenders, material, made)
     job = _Job(material, contenders, protocol, genes, Activities.of(net), table_key, progress, seed, near_um)
     results = job.run(made, [int(s) for s in seeds] if contenders.trains else [0])
-    facts = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
+    facts: dict[str, Any] = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
     facts |= {"seeds": list(map(int, seeds)) if contenders.trains else [], "encoder": contenders.label}
     return Evaluation(
         table=pd.DataFrame(results.table),

@@ -60,7 +60,9 @@ class View:
         kept = np.flatnonzero(np.isin(self.spots, np.asarray(names)))
         if len(kept) == len(self.spots):
             return self
-        parts = {key: {k: v[kept] for k, v in getattr(self, key).items()} for key in ("features", "shared", "codes")}
+        parts: dict[str, Any] = {
+            key: {k: v[kept] for k, v in getattr(self, key).items()} for key in ("features", "shared", "codes")
+        }
         context = self.context[kept] if len(self.context) else self.context
         return replace(
             self, spots=self.spots[kept], xy=self.xy[kept], measured=self.measured[kept], context=context, **parts
