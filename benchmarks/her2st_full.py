@@ -9,8 +9,8 @@ Three patients, one of them with four sections: enough to see that the path work
     python benchmarks/her2st_full.py --out DIR [--weights NAME ...] [--seeds 0 1 2] [--baselines st-net bleep]
         [--frozen] [--preset cv] [--ways patients sections] [--params '{"epochs": 16}']
 
-With `--frozen` nothing is trained: the encoders as they are, minutes instead of hours. A seed of one encoder takes about
-an hour on two cores (seven folds), three hours with both baselines.
+With `--frozen` nothing is trained: the encoders as they are, minutes instead of hours. A seed of one encoder takes more
+than an hour on two cores (seven folds), three times as long with both baselines.
 """
 
 from __future__ import annotations

@@ -75,10 +75,11 @@ def walk(sections: Data | Sequence[Data], table_key: str = Keys.TABLE, *, name: 
     if not sections:
         raise DataError(f"`{name}` is empty; at least one section is needed.")
     for i in range(len(sections)):
-        yield from _parts_at(sections, i, table_key)
+        yield from parts_at(sections, i, table_key)
 
 
-def _parts_at(sections: Sequence[Data], position: int, table_key: str) -> list[Part]:
+def parts_at(sections: Sequence[Data], position: int, table_key: str) -> list[Part]:
+    """Parts of one of the sections."""
     table = _section.get_table(sections[position], table_key)
     names, opener = table.obs_names.to_numpy(), partial(sections.__getitem__, position)
     parts = [Part(opener, table_key, region, names[region.rows]) for region in section_regions(table)]

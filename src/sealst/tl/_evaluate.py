@@ -263,7 +263,7 @@ class _Job:
             return scored.ranked_sets(self.material.train_side(fold), self.protocol.n_genes, within, self.table_key)
         if isinstance(self.material, Bench):
             return {f"hest{len(self.material.bench.genes)}": list(self.material.bench.genes)}
-        found = scored.hest_genes(self.material.parts(), self.protocol.n_genes)
+        found = scored.hest_genes(self.material.parts(), self.protocol.n_genes, within)
         return {f"hest{len(found)}": found}
 
     def _score(self, fold: Split, seed: int, ready: _Ready, shared: dict[str, View], results: Results) -> None:

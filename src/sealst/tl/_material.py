@@ -11,12 +11,12 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._errors import DataError
-from sealst._parts import Part, parts_of, section_regions
+from sealst._parts import Part, parts_at, parts_of
 from sealst._section import Data
 from sealst._validate import listed
 from sealst.io import HestBench
 from sealst.models import CropSpec
-from sealst.pp import Split
+from sealst.pp import Split, normalize
 from sealst.tl._folds import picked, side_tables
 from sealst.tl._inputs import crop_spec
 from sealst.tl._views import Looker, View
@@ -47,16 +47,22 @@ class Sections:
 
     def __init__(self, groups: Sequence[Sequence[SpatialData]], table_key: str) -> None:
         self.groups, self.table_key = groups, table_key
+        #: parts of every SpatialData, by group; they hold names, no data
+        self._inside = [[parts_at(group, i, table_key) for i in range(len(group))] for group in groups]
 
     def parts(self) -> list[Part]:
         """Names and spots of all sections."""
-        return [part for group in self.groups for part in parts_of(group, self.table_key)]
+        found = [part for group in self._inside for parts in group for part in parts]
+        names = [part.name for part in found]
+        if double := sorted({n for n in names if names.count(n) > 1}):
+            raise DataError(f"Section name(s) {listed(double)} occur twice; tell them apart in `.obs['section']`.")
+        return found
 
     def views(self, looker: Looker, names: Names[str]) -> Iterator[View]:
         """Views of the named sections."""
-        for group in self.groups:
-            for i in range(len(group)):
-                if any(name in names for name in self._names(group, i)):
+        for group, inside in zip(self.groups, self._inside, strict=True):
+            for i, parts in enumerate(inside):
+                if any(part.name in names for part in parts):
                     yield from (view for view in looker.views(group[i]) if view.name in names)
 
     def train_side(self, fold: Split) -> Sequence[Data]:
@@ -77,51 +83,47 @@ class Sections:
         table = _section.get_table(self.groups[0][0], self.table_key)
         return crop_spec(table, _section.regions_of(table))
 
-    def _names(self, group: Sequence[SpatialData], i: int) -> list[str]:
-        return [r.section for r in section_regions(_section.get_table(group[i], self.table_key))]
-
     def _cut(self, fold: Split) -> list[str]:
         """Sections that a fold takes part of, or that share a SpatialData with one it does not take."""
-        sizes = {part.name: len(part.obs_names) for part in self.parts()}
-        cut = [name for name, spots in fold.train.items() if len(spots) != sizes[name]]
-        for group in self.groups:
-            for i in range(len(group)):
-                names = self._names(group, i)
-                inside = [name in fold.train for name in names]
-                cut += names if any(inside) and not all(inside) else []
+        cut = [p.name for p in self.parts() if p.name in fold.train and len(fold.train[p.name]) != len(p.obs_names)]
+        for group in self._inside:
+            for parts in group:
+                taken = [part.name in fold.train for part in parts]
+                cut += [part.name for part in parts] if any(taken) and not all(taken) else []
         return sorted(set(cut))
 
     def _chosen(self, fold: Split) -> Sequence[SpatialData]:
         sides = []
-        for group in self.groups:
-            chosen = [i for i in range(len(group)) if any(n in fold.train for n in self._names(group, i))]
+        for group, inside in zip(self.groups, self._inside, strict=True):
+            chosen = [i for i, parts in enumerate(inside) if any(part.name in fold.train for part in parts)]
             sides += [picked(group, chosen)] if chosen else []
         return sides[0] if len(sides) == 1 else [sdata for side in sides for sdata in side]
 
 
 class Bench:
-    """A task of HEST-bench: crops from its files."""
+    """A task of HEST-bench: crops from its files, tables in memory."""
 
     def __init__(self, bench: HestBench) -> None:
         self.bench = bench
+        self._tables = {name: bench.table(name) for name in bench.samples}
+        for table in self._tables.values():
+            normalize(table, context=False)
 
     def parts(self) -> list[Part]:
         """Names and spots of all samples."""
-        return parts_of([self.bench.table(name) for name in self.bench.samples])
+        return parts_of(list(self._tables.values()))
 
     def views(self, looker: Looker, names: Names[str]) -> Iterator[View]:
         """Views of the named samples."""
-        for name in self.bench.samples:
-            if name not in names:
-                continue
-            table = self.bench.table(name)
-            values = np.concatenate([looker.extract(crops) for crops in self.bench.crops(name)])
-            facts = {"name": name, "patient": "", "organ": "", "technology": "", "xy": self.bench.positions(name)}
-            yield looker.view_of(table, np.arange(len(values)), values, facts=facts)
+        for name, table in self._tables.items():
+            if name in names:
+                values = np.concatenate([looker.extract(crops) for crops in self.bench.crops(name)])
+                facts = {"name": name, "patient": "", "organ": "", "technology": "", "xy": self.bench.positions(name)}
+                yield looker.view_of(table, np.arange(len(values)), values, facts=facts)
 
     def train_side(self, fold: Split) -> Sequence[Data]:
         """Tables of the fold's training samples."""
-        return [self.bench.table(name) for name in fold.train]
+        return [self._tables[name] for name in fold.train]
 
     def crop(self) -> CropSpec:
         """Size of the patches."""

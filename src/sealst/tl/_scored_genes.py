@@ -70,11 +70,11 @@ def _ranked(train: Sequence[Data], kind: Kind, n: int, panel: GenePanel | None, 
     return kept
 
 
-def hest_genes(parts: Sequence[Part], n: int) -> list[str]:
+def hest_genes(parts: Sequence[Part], n: int, panel: GenePanel | None = None) -> list[str]:
     """Genes of a HEST-bench task: the n most variable of those detected in a tenth of the spots of every section.
 
     Raw counts of all sections, test sections included, are stacked and taken to log1p; the choice is scanpy's (flavour
-    "seurat"). Control probes are left out.
+    "seurat"). Control probes are left out, and genes outside `panel` where one is given.
 
     References
     ----------
@@ -88,6 +88,9 @@ def hest_genes(parts: Sequence[Part], n: int) -> list[str]:
         detected = np.asarray((counts > 0).sum(axis=0)).ravel() >= np.ceil(_HEST_DETECTED * counts.shape[0])
         here = [g for g, d in zip(names, detected, strict=True) if d and not is_control(g)]
         shared = here if shared is None else [g for g in shared if g in set(here)]
+    if shared and panel is not None:
+        known = {g.upper() for g in panel.genes}
+        shared = [g for g in shared if g in known]
     if not shared:
         raise PanelError(
             f"No gene is detected in {_HEST_DETECTED:.0%} of the spots of every section, as HEST-bench asks. Pass "
