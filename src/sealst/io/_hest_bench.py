@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anndata
 import h5py
@@ -26,13 +26,6 @@ _BATCH = 64
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
-class BenchFold(NamedTuple):
-    """Samples to train and to test on."""
-
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class HestBench:
     """A task of HEST-bench: patches, counts, folds and genes; see `read_hest_bench`.
@@ -44,14 +37,14 @@ class HestBench:
     samples
         Ids of its samples.
     folds
-        Its train and test sides, as published.
+        Ids to train on and to test on, of every published fold.
     genes
         Its genes (``var_50genes.json``).
     """
 
     path: Path
     samples: tuple[str, ...]
-    folds: tuple[BenchFold, ...]
+    folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     genes: tuple[str, ...]
 
     @property
@@ -131,8 +124,8 @@ def read_hest_bench(path: str | PathLike[str]) -> HestBench:
         for file in (folder / "adata" / f"{sample}.h5ad", _patches(folder, sample)):
             if not file.is_file():
                 raise DataError(f"The splits name sample {sample!r}, but there is no {file.relative_to(folder)}.")
-    for k, fold in enumerate(sides):
-        if both := sorted(set(fold.train) & set(fold.test)):
+    for k, (train, test) in enumerate(sides):
+        if both := sorted(set(train) & set(test)):
             raise DataError(f"Sample(s) {listed(both)} stand on both sides of split {k}.")
     return HestBench(folder, samples, tuple(sides), genes)
 
@@ -158,14 +151,14 @@ def _parsed(path: Path) -> Any:
         raise DataError(f"{path.name} could not be read as JSON: {error}.") from error
 
 
-def _sides(folder: Path) -> list[BenchFold]:
+def _sides(folder: Path) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     found = {}
     for path in (folder / "splits").glob("test_*.csv"):
         if match := re.fullmatch(r"test_(\d+)", path.stem):
             found[int(match[1])] = path
     if not found:
         raise DataError(f"No 'splits/test_<k>.csv' in {str(folder)!r}.")
-    return [BenchFold(_samples(path.with_name(f"train_{k}.csv")), _samples(path)) for k, path in sorted(found.items())]
+    return [(_samples(path.with_name(f"train_{k}.csv")), _samples(path)) for k, path in sorted(found.items())]
 
 
 def _samples(path: Path) -> tuple[str, ...]:

@@ -133,6 +133,6 @@ class Bench:
         """Its published folds."""
         spots = {part.name: part.obs_names for part in self.parts()}
         return [
-            Split({s: spots[s] for s in fold.train}, {s: spots[s] for s in fold.test}, f"split-{k}")
-            for k, fold in enumerate(self.bench.folds)
+            Split({s: spots[s] for s in train}, {s: spots[s] for s in test}, f"split-{k}")
+            for k, (train, test) in enumerate(self.bench.folds)
         ]
