@@ -282,6 +282,7 @@ def test_numbers_of_one_gene(cohort, model, ready):
     assert row["r2"] == pytest.approx(1 - ((t - p) ** 2).sum() / ((t - t.mean()) ** 2).sum(), abs=1e-5)
     assert row["moran_predicted"] > 0.4
     assert found.genes.query("method == 'mean'")["pearson"].eq(0).all()
+    assert found.table.query("method == 'mean' and metric == 'spot_pearson'")["value"].eq(0).all()
     gain = found.table.query("metric == 'pearson_difference' and method == 'colour + ridge'").iloc[0]
     by_gene = found.genes.pivot_table(index="gene", columns="method", values="pearson")
     assert gain["value"] == pytest.approx((by_gene["colour + ridge"] - by_gene["frozen + ridge"]).mean())

@@ -14,6 +14,8 @@ from sealst._core.metrics import bootstrap_interval, gene_pearson, gene_r2, gene
 
 #: neighbours of a spot in the graph that Moran's I is computed on: a hexagonal array's
 N_NEIGHBOURS = 6
+#: deviations below this, in training deviations, are rounding
+_ROUNDING = 1e-5
 
 
 def gene_scores(predicted: np.ndarray, measured: np.ndarray, graph: Any) -> pd.DataFrame:
@@ -83,6 +85,8 @@ def spot_pearson(predicted: np.ndarray, measured: np.ndarray, mean: np.ndarray, 
     Without that, all spots correlate with any profile of tissue: some genes are high everywhere.
     """
     p, t = ((np.asarray(x, np.float64) - mean) / std for x in (predicted, measured))
+    # A prediction of the mean differs from it by rounding only, and correlates with nothing.
+    p = np.where(np.abs(p) < _ROUNDING, 0.0, p)
     return gene_pearson(p.T, t.T) if p.shape[1] >= 2 else np.full(len(p), np.nan)
 
 
