@@ -294,6 +294,9 @@ def test_summary_and_repr(cohort, encoder):
     assert repr(found) == "Evaluation 'cv': 3 fold(s), 3 section(s), 3 methods"
     assert "<table" in found._repr_html_()
     assert sorted(found.spots) == ["s0", "s1", "s2"]
+    overall = found.table.query("metric == 'pearson_difference' and fold == '' and genes == 'hvg4'")
+    by_fold = found.table.query("metric == 'pearson_difference' and fold != '' and genes == 'hvg4'")
+    assert overall["value"].item() == pytest.approx(by_fold["value"].mean())
     assert set(found.table.query("metric == 'section_pearson'")["method"]) == {
         "frozen + ridge", "colour + ridge", "mean"
     }  # fmt: skip

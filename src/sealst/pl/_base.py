@@ -237,5 +237,6 @@ _METRICS = {
     "median_rank": "Median rank (low is good)",
     "spot_pearson": "Pearson r within spots",
     "moran_agreement": "Agreement of Moran's I",
+    "residual_moran": "Moran's I of residuals",
     "calibration_slope": "Calibration slope",
 }

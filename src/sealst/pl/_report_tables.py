@@ -79,7 +79,7 @@ def difference_tables(table: pd.DataFrame) -> list[Table]:
     frame = pd.DataFrame({"method": rows["method"].astype(str)})
     for column in ("genes", "metric", "fold", "section"):
         # A column that says nothing, or the same in every row, is left out.
-        told = column in ("genes", "metric") and not rows[column].isin(["", "difference"]).all()
+        told = column == "genes" and rows[column].ne("").any()
         if told or rows[column].nunique() > 1:
             frame[column] = rows[column].astype(str).replace("", POOLED)
     frame["difference"] = [number(v, "+.3f") for v in rows["value"]]

@@ -116,7 +116,7 @@ def _trained_in_folds(
         return models
 
     crop = material.crop() if recipe.get("crop_um") is None else CropSpec(recipe["crop_um"], material.crop().crop_px)
-    return Contenders(f"trained in every fold on {recipe['encoder']}", crop, train=train)
+    return Contenders(f"{recipe['encoder']}, trained in every fold", crop, train=train)
 
 
 def _with_params(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,8 @@ def evaluate(
     - ``"calibration_slope"``: median over genes of the slope of measured on predicted; 1 is calibrated
     - ``"moran_agreement"``: correlation over genes of Moran's I of predicted and measured maps; ``"residual_moran"``:
       mean Moran's I of what is left over
-    - ``"pearson_difference"``: difference to ``"frozen + ridge"``, paired by gene and section, with interval
+    - ``"pearson_difference"``: difference to ``"frozen + ridge"``, paired by gene and section, with interval; with fold
+      ``""`` over all folds
     - ``"section_pearson"`` (fold ``""``): correlation over sections of their mean expression, from three sections on
     - ``"R@1"``, ``"R@5"``, ``"R@10"``, ``"R@50"``, ``"median_rank"``: image → expression among the spots of the section
       (with section ``""``: of all test sections), and ``"gene→image R@1"``, …; ``"adapted"`` and ``"frozen"`` by cosine
@@ -232,7 +233,8 @@ class _Job:
                     self._score(fold, seed, ready, {}, results)
                 else:
                     self._score(fold, seed, common, shared, results)
-        results.add_between_sections()
+        results.add_overall(self.seed)
+        results.add_between_sections(self.seed)
         return results
 
     def _fixed(self, folds: Sequence[Split]) -> _Ready:

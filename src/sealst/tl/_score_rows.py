@@ -45,7 +45,18 @@ class Results:
     #: mean measured and predicted expression of every held-out section: (seed, set, method, section, values by gene)
     means: list[dict[str, Any]] = field(default_factory=list)
 
-    def add_between_sections(self) -> None:
+    #: gains over the frozen encoder's probe, (sections, genes), of every fold
+    gains: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_overall(self, seed: int) -> None:
+        """Append gains over all folds, where there are several."""
+        if len({row["fold"] for row in self.table}) < 2:
+            return
+        for (run, method, genes), rows in pd.DataFrame(self.gains).groupby(["seed", "method", "genes"], sort=False):
+            value, low, high = mean_with_interval(pd.concat(list(rows["gain"])).to_numpy(), seed)
+            self.table.append(_overall(run, method, "pearson_difference", (value, low, high), genes))
+
+    def add_between_sections(self, bootstrap_seed: int) -> None:
         """Append how well differences between sections are predicted, over all folds."""
         frame = pd.DataFrame(self.means)
         if frame.empty:
@@ -56,14 +67,20 @@ class Results:
                 continue
             columns = sorted(shared)
             predicted, measured = (np.stack([v[columns] for v in rows[side]]) for side in ("predicted", "measured"))
-            value, low, high = mean_with_interval(gene_pearson(predicted, measured), int(seed))
-            empty = dict.fromkeys(("section", "patient", "organ", "technology", "fold"), "")
-            row = empty | {"seed": seed, "method": method, "genes": genes, "metric": "section_pearson"}
-            self.table.append(row | {"value": value, "low": low, "high": high, "pool": np.nan, "chance": np.nan})
+            found = mean_with_interval(gene_pearson(predicted, measured), bootstrap_seed)
+            self.table.append(_overall(seed, method, "section_pearson", found, genes))
 
     def maps(self) -> dict[str, AnnData]:
         """Held-out spots by section, over all folds."""
         return {name: anndata.concat(parts, join="inner") for name, parts in self.spots.items()}
+
+
+def _overall(seed: int, method: str, metric: str, found: tuple[float, float, float], genes: str) -> dict[str, Any]:
+    """Row of all folds together."""
+    value, low, high = found
+    row: dict[str, Any] = {"fold": "", "seed": seed} | dict.fromkeys(("section", "patient", "organ", "technology"), "")
+    row |= {"method": method, "metric": metric, "genes": genes, "value": value, "low": low, "high": high}
+    return row | {"pool": np.nan, "chance": np.nan}
 
 
 @dataclass(frozen=True)
@@ -180,8 +197,9 @@ class FoldScorer:
         for method in methods:
             gain = wide[method] - wide[FROZEN_PROBE]
             for name, members in names.items():
-                table = gain.reindex(columns=members).to_numpy()
-                value, low, high = mean_with_interval(table, self.bootstrap_seed)
+                table = gain.reindex(columns=members)
+                out.gains.append({"seed": self.seed, "method": method, "genes": name, "gain": table})
+                value, low, high = mean_with_interval(table.to_numpy(), self.bootstrap_seed)
                 out.table.append(self._row(None, method, "pearson_difference", value, genes=name, low=low, high=high))
 
     def add_retrieval(
