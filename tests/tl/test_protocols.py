@@ -178,6 +178,8 @@ def test_a_column_and_blocks_make_folds(cohort, encoder, recipe):
         ({"folds": []}, sl.DataError, "`folds` is empty"),
         ({"folds": [sl.pp.Split({"x": np.array(["1"])}, {}, "odd")]}, sl.DataError, r"names section\(s\) 'x'"),
         ({"near_um": -1}, sl.DataError, "near_um"),
+        ({"seeds": 0}, sl.DataError, "`seeds` must be a list of one or more"),
+        ({"seeds": []}, sl.DataError, "`seeds` must be a list of one or more"),
         ({"genes": {"none": []}}, sl.PanelError, "Gene set 'none' is empty"),
     ],
 )
@@ -297,9 +299,55 @@ def test_summary_and_repr(cohort, encoder):
     overall = found.table.query("metric == 'pearson_difference' and fold == '' and genes == 'hvg4'")
     by_fold = found.table.query("metric == 'pearson_difference' and fold != '' and genes == 'hvg4'")
     assert overall["value"].item() == pytest.approx(by_fold["value"].mean())
-    assert set(found.table.query("metric == 'section_pearson'")["method"]) == {
-        "frozen + ridge", "colour + ridge", "mean"
-    }  # fmt: skip
+    # Means of sections are compared within a fold alone: a training mean falls where that of the one left out rises.
+    assert not (found.table["metric"] == "section_pearson").any()
     wide = found.summary()
     rows = single(found).query("metric == 'pearson' and genes == 'hvg4' and method == 'colour + ridge'")
     assert wide.loc["colour + ridge", ("pearson", "hvg4")] == pytest.approx(rows["value"].mean())
+
+
+def test_differences_between_sections_need_three_in_one_fold(ready, cohort, encoder):
+    train = [ready(section="t", patient="q", depth=10.0)]
+    found = sl.tl.evaluate(encoder, train, cohort, genes={"two": ["EPCAM", "VIM"]})
+    rows = found.table.query("metric == 'section_pearson'").set_index("method")["value"]
+    by_hand = []
+    for gene in ("EPCAM", "VIM"):
+        pairs = [
+            (maps[:, gene].layers["colour + ridge"].mean(), maps[:, gene].X.mean()) for maps in found.spots.values()
+        ]
+        by_hand.append(np.corrcoef(np.array(pairs).T)[0, 1])
+    assert rows["colour + ridge"] == pytest.approx(np.mean(by_hand), abs=1e-4)
+    assert rows["mean"] == 0
+
+
+def test_penalties_are_chosen_on_scored_genes_alone(cohort, encoder):
+    """Gene sets that are compared beside do not change the scores."""
+    sets = {"two": ["EPCAM", "VIM"]}
+    alone = sl.tl.evaluate(encoder, cohort, preset="hest", genes=sets)
+    beside = sl.tl.evaluate(
+        encoder, cohort, preset="hest", genes=sets, net={"s": ["KRT8", "CD3E", "MS4A1", "ACTB", "ERBB2"]}
+    )
+    pd.testing.assert_frame_equal(alone.table, beside.table)
+
+
+def test_a_section_that_is_cut_keeps_the_patients_of_its_spots(ready, encoder):
+    """An array of several patients: each side of a fold knows its own."""
+    mixed = ready(section="array", patient="x")
+    table = mixed.tables["table"]
+    table.obs["patient"] = np.repeat(["p1", "p2", "p3"], 12)
+    found = sl.tl.evaluate(encoder, mixed, folds="patient", n_genes=4)
+    rows = single(found)
+    assert dict(zip(rows["fold"], rows["patient"], strict=True)) == {f"patient-p{i}": f"p{i}" for i in (1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("folds", "match"),
+    [
+        (lambda a, b: [sl.pp.Split(a, b, "one"), sl.pp.Split(b, a, "one")], "Folds need names of their own"),
+        (lambda a, b: [sl.pp.Split(a | {"s2": np.array(["nobody"])}, b, "one")], "names spots that section 's2' lacks"),
+    ],
+)
+def test_odd_folds_are_refused(cohort, encoder, folds, match):
+    sides = [{f"s{i}": cohort[i].tables["table"].obs_names.to_numpy()} for i in (0, 1)]
+    with pytest.raises(sl.DataError, match=match):
+        sl.tl.evaluate(encoder, cohort, folds=folds(*sides))

@@ -9,6 +9,11 @@ from scipy.spatial import cKDTree
 from scipy.special import gammaln
 from sklearn.preprocessing import normalize
 
+# Values of similarity per block: 32 MB of float64.
+_BLOCK = 2**22
+# Cosines of equal vectors differ by this much at most.
+_TIE = 1e-12
+
 
 def near_ranks(query: np.ndarray, pool: np.ndarray, xy: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Rank of the most similar entry within a distance of each query's own place.
@@ -24,19 +29,26 @@ def near_ranks(query: np.ndarray, pool: np.ndarray, xy: np.ndarray, radius: floa
 
     Returns
     -------
-    Ranks (n,), from 1, where ties take the lowest (an entry as similar as the hit is not ahead of it); and how many
-    entries count as a hit, (n,).
+    Ranks (n,), from 1; among equally similar entries the first hit has its expected place, so that equal embeddings do
+    not look like finds. And how many entries count as a hit, (n,).
 
     Examples
     --------
     >>> near_ranks(np.eye(2), np.eye(2)[::-1], np.array([[0.0, 0], [9, 0]]), 10.0)[0]
     array([1., 1.])
     """
-    similarity = normalize(np.asarray(query, np.float64)) @ normalize(np.asarray(pool, np.float64)).T
+    q, p = normalize(np.asarray(query, np.float64)), normalize(np.asarray(pool, np.float64)).T
     tree = cKDTree(xy)
-    near = tree.query_ball_tree(tree, radius)
-    best = np.array([similarity[i, hits].max() for i, hits in enumerate(near)])
-    ranks = (similarity > best[:, None] + 1e-12).sum(axis=1) + 1.0
+    near = tree.query_ball_point(xy, radius)
+    ranks = np.empty(len(q))
+    step = max(1, _BLOCK // len(q))
+    for start in range(0, len(q), step):
+        for i, similarity in enumerate(q[start : start + step] @ p, start=start):
+            own = similarity[near[i]]
+            best = own.max()
+            tied, found = (np.abs(x - best) <= _TIE for x in (similarity, own))
+            # Of `tied` entries in random order, `found` of them hits, the first hit stands here on average.
+            ranks[i] = (similarity > best + _TIE).sum() + (tied.sum() + 1) / (found.sum() + 1)
     return ranks, np.array([len(hits) for hits in near])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from sealst._errors import DataError
 from sealst._logging import logger
 from sealst._settings import settings
 
@@ -79,6 +80,8 @@ def evaluate(
         raise click.UsageError("Give one of --model, --encoder and --recipe.")
     if quiet or as_json:
         logger.setLevel(logging.WARNING)
+    if out.exists() and not overwrite:
+        raise DataError(f"{str(out)!r} exists; name another folder or pass --overwrite.")
     crops = _Crops(crop_um, crop_px)
     with settings.override(progress=settings.progress and not (quiet or as_json)):
         found = _run(_subject(model, encoder, recipe, pool), sections, test, crops=crops, options=options)
@@ -90,7 +93,6 @@ def evaluate(
 
 
 def _subject(model: Path | None, encoder: str | None, recipe: Path | None, pool: str | None) -> Any:
-    from sealst._errors import DataError
     from sealst._validate import from_yaml
     from sealst.models import build_encoder, load
 
@@ -110,8 +112,7 @@ def _run(subject: Any, sections: Path, test: Path | None, *, crops: _Crops, opti
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if (sections / "var_50genes.json").is_file():
-        for name in ("folds", "allow_shared_patients"):
-            given.pop(name)
+        given.pop("folds")
         return compare(subject, read_hest_bench(sections), **given)
     held = None if test is None else _prepared(test, crops)
     return compare(subject, _prepared(sections, crops), test=held, **given)

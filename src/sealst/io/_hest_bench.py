@@ -189,4 +189,6 @@ def _read_table(path: Path) -> AnnData:
     except _READ_ERRORS as error:
         raise DataError(f"adata/{path.name} could not be read: {error}. Download it again.") from error
     table.obs_names = table.obs_names.astype(str)
+    if not table.obs_names.is_unique:
+        raise DataError(f"adata/{path.name} has barcodes that occur twice.")
     return table

@@ -122,7 +122,7 @@ def evaluate(
       mean Moran's I of what is left over
     - ``"pearson_difference"``: difference to ``"frozen + ridge"``, paired by gene and section, with interval; with fold
       ``""`` over all folds
-    - ``"section_pearson"`` (fold ``""``): correlation over sections of their mean expression, from three sections on
+    - ``"section_pearson"``: correlation over the test sections of a fold of their mean expression, from three on
     - ``"R@1"``, ``"R@5"``, ``"R@10"``, ``"R@50"``, ``"median_rank"``: image → expression among the spots of the section
       (with section ``""``: of all test sections), and ``"gene→image R@1"``, …; ``"adapted"`` and ``"frozen"`` by cosine
       with the gene embedding, ``"frozen + ridge"`` by cosine of the predicted with the measured profile
@@ -155,6 +155,10 @@ def evaluate(
         protocol = replace(protocol, n_genes=int(n_genes))
     if near_um is not None:
         check_positive("near_um", near_um)
+        if isinstance(sections, HestBench):
+            raise DataError("`near_um` needs positions in µm; the files of HEST-bench have pixels of unknown size.")
+    if isinstance(seeds, int) or not len(seeds):
+        raise DataError(f"`seeds` must be a list of one or more whole numbers, found {seeds!r}.")
     material, made = _material(sections, test, folds, allow_shared_patients, table_key)
     contenders = contenders_of(
         model, material, baselines=baselines, device=resolve_device(device), table_key=table_key, show=progress
@@ -234,7 +238,6 @@ class _Job:
                 else:
                     self._score(fold, seed, common, shared, results)
         results.add_overall(self.seed)
-        results.add_between_sections(self.seed)
         return results
 
     def _fixed(self, folds: Sequence[Split]) -> _Ready:
@@ -277,20 +280,23 @@ class _Job:
         seen = [views[name].take(spots) for name, spots in fold.train.items()]
         held = [views[name].take(spots) for name, spots in fold.test.items()]
         _check_sides(fold, seen, held)
-        predicted = predictions(seen, held, self.protocol, models=ready.looker.models, genes=ready.genes)
-        y = np.concatenate([v.measured for v in seen])
+        sets = ready.sets[fold.name]
+        columns = np.unique(np.concatenate(list(sets.values())))
+        models = ready.looker.models
+        predicted = predictions(seen, held, self.protocol, models=models, genes=ready.genes, scored=columns)
+        centre, scale = _training_moments(seen)
         scorer = FoldScorer(
             fold=fold.name,
             seed=seed,
             genes=ready.genes,
-            sets=ready.sets[fold.name],
-            centre=y.mean(axis=0),
-            scale=np.maximum(y.std(axis=0), 1e-6),
+            sets=sets,
+            centre=centre,
+            scale=scale,
             bootstrap_seed=self.seed,
             near_um=self.near_um,
         )
         scorer.add(held, predicted, results)
-        scorer.add_retrieval(held, predicted, ready.looker.models, results)
+        scorer.add_retrieval(held, predicted, models, results)
         results.pathways += self.activities.rows(held, predicted, ready.genes, fold=fold.name, seed=seed)
 
 
@@ -301,6 +307,14 @@ class _Ready:
     looker: Looker
     genes: GenePanel
     sets: dict[str, dict[str, np.ndarray]]
+
+
+def _training_moments(seen: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of every gene over the training spots that measure it."""
+    n = np.sum([len(v) * v.known for v in seen], axis=0).clip(min=1)
+    mean = np.sum([v.measured.sum(axis=0, dtype=np.float64) * v.known for v in seen], axis=0) / n
+    squares = np.sum([((v.measured - mean) ** 2).sum(axis=0) * v.known for v in seen], axis=0)
+    return mean, np.sqrt(squares / n)
 
 
 def _check_sides(fold: Split, seen: Sequence[View], held: Sequence[View]) -> None:

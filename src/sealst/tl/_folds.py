@@ -42,11 +42,16 @@ def made_folds(
     if isinstance(folds, str):
         return split(sections, by=folds, allow_shared_patients=allow_shared_patients, table_key=table_key)
     parts = {part.name: part for part in parts_of(sections, table_key)}
+    if len({fold.name for fold in folds}) < len(folds):
+        raise DataError(f"Folds need names of their own, found {listed(fold.name for fold in folds)}.")
     for fold in folds:
         if unknown := sorted({*fold.train, *fold.test} - set(parts)):
             raise DataError(f"Fold {fold.name!r} names section(s) {listed(unknown)}; found: {listed(parts)}.")
+        for name, spots in (*fold.train.items(), *fold.test.items()):
+            if lost := sorted(set(spots) - set(parts[name].obs_names)):
+                raise DataError(f"Fold {fold.name!r} names spots that section {name!r} lacks: {listed(lost, 3)}.")
         if not allow_shared_patients:
-            sides = ([parts[name].table for name in side] for side in (fold.train, fold.test))
+            sides = (side_tables(list(parts.values()), side) for side in (fold.train, fold.test))
             check_split(*sides, table_key=table_key)
     if not folds:
         raise DataError("`folds` is empty; pass a name such as 'patient', or what `sl.pp.split` returns.")
@@ -99,6 +104,6 @@ def side_tables(parts: Sequence[Part], spots: dict[str, np.ndarray]) -> list[Dat
     out: list[Data] = []
     for part in parts:
         if part.name in spots:
-            table = part.table
+            table = part.table[part.region.rows]
             out.append(table[np.isin(table.obs_names, spots[part.name])])
     return out

@@ -14,7 +14,7 @@ from sealst._data.vector_store import Snapshot, open_store
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._validate import check_positive
+from sealst._validate import check_positive, listed
 from sealst.tl import _index_write as write
 from sealst.tl._index_search import Searcher, Where, matching
 from sealst.tl._library import FACTS, Sections
@@ -325,12 +325,14 @@ def build_index(
     Examples
     --------
     >>> sections = sl.io.read_collection("cohort")  # doctest: +SKIP
-    >>> sl.tl.embed(sections, model)  # doctest: +SKIP
+    >>> sections.apply(lambda sdata: sl.tl.embed(sdata, model))  # doctest: +SKIP
     >>> index = sl.tl.build_index(sections, "library", columns=["stage"])  # doctest: +SKIP
     >>> sl.tl.retrieve(index, model, ["CD3E", "MS4A1"], where={"organ": "breast"})  # doctest: +SKIP
     """
     if isinstance(columns, str):
         raise DataError(f"`columns` must be a list of names, found {columns!r}; use [{columns!r}].")
+    if taken := sorted({"query", "rank", "similarity"} & set(columns)):
+        raise DataError(f"`columns` {listed(taken)} would stand twice in tables of hits; rename them in `.obs`.")
     snapshot = write.build(
         sections, path, key=key, kind=kind, params=params, columns=columns, table_key=table_key, overwrite=overwrite
     )

@@ -42,7 +42,10 @@ def matching(spots: pa.Table, where: Where, *, name: str) -> np.ndarray:
         values = [wanted] if isinstance(wanted, str) or not isinstance(wanted, _LISTS) else list(wanted)
         stored = spots[column]
         number = pa.types.is_floating(stored.type) or pa.types.is_integer(stored.type)
-        values = [float(v) if number else str(v) for v in values]
+        try:
+            values = [float(v) if number else str(v) for v in values]
+        except (TypeError, ValueError) as error:
+            raise DataError(f"`{name}`: {column!r} holds numbers, found {listed(values)}.") from error
         present = pc.unique(stored).to_pylist()
         if absent := [v for v in values if v not in set(present)]:
             raise DataError(f"`{name}`: no spot has {column} {listed(absent)}; found: {listed(sorted(present))}.")

@@ -17,6 +17,7 @@ from spatialdata import SpatialData
 from sealst import _section
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._keys import Keys
+from sealst._parts import section_regions
 from sealst._section import Data, Region
 from sealst._validate import listed
 from sealst.io import Collection
@@ -95,7 +96,7 @@ def _items(sections: Sections) -> Sequence[Any]:
 
 def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str]) -> list[Sheet]:
     table = _section.get_table(data, table_key)
-    regions = _section.regions_of(table)
+    regions = section_regions(table)
     try:
         entry = provenance(table, regions, key)
     except OrderError as error:

@@ -118,7 +118,8 @@ class Bench:
         for name, table in self._tables.items():
             if name in names:
                 values = np.concatenate([looker.extract(crops) for crops in self.bench.crops(name)])
-                facts = {"name": name, "patient": "", "organ": "", "technology": "", "xy": self.bench.positions(name)}
+                facts = {"name": name, "organ": "", "technology": "", "xy": self.bench.positions(name)}
+                facts["patients"] = np.full(len(values), "")
                 yield looker.view_of(table, np.arange(len(values)), values, facts=facts)
 
     def train_side(self, fold: Split) -> Sequence[Data]:

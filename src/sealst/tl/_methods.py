@@ -36,14 +36,20 @@ def predictions(
     *,
     models: Mapping[str, SealModel],
     genes: GenePanel,
+    scored: np.ndarray,
 ) -> Predictions:
-    """Expression of every held-out section by every method that these views allow."""
+    """Expression of every held-out section by every method that these views allow.
+
+    Genes in the columns `scored` are fitted by themselves, so that the others do not decide on their penalty.
+    """
     same_unit = protocol.target == "lognorm"
     fitted = [m for m, feature in _PROBES.items() if feature in held[0].features]
-    searched = [m for m, model in _SEARCHED.items() if same_unit and model in models]
+    searched = [m for m, model in _SEARCHED.items() if same_unit and model in held[0].codes]
     heads = [m for m, model in _HEADS.items() if same_unit and model in models]
     out = {m: _empty(held) for m in (*fitted, *searched, MEAN)}
-    patterns, which = np.unique(np.array([v.known for v in seen]), axis=1, return_inverse=True)
+    chosen = np.isin(np.arange(len(genes)), scored)
+    patterns, which = np.unique(np.array([chosen, *(v.known for v in seen)]), axis=1, return_inverse=True)
+    patterns = patterns[1:]
     # Genes are fitted together where the same sections measure them.
     for i in range(patterns.shape[1]):
         columns = np.flatnonzero(which.ravel() == i)
@@ -68,8 +74,9 @@ class _Learner:
         self.seen, self.protocol = seen, protocol
         self.y = np.concatenate([v.measured[:, columns] for v in seen])
         # Serial sections of one patient are no independent folds; they must do where there is only one patient.
-        several = len({v.patient for v in seen}) > 1
-        self.groups = np.concatenate([[v.patient if several else v.name] * len(v) for v in seen])
+        patients = np.concatenate([v.patients for v in seen])
+        several = len(np.unique(patients)) > 1
+        self.groups = patients if several else np.repeat([v.name for v in seen], [len(v) for v in seen])
 
     def probe(self, feature: str) -> Callable[[View], np.ndarray]:
         x = np.concatenate([v.features[feature] for v in self.seen])

@@ -15,6 +15,7 @@ from sealst._core.queries import centred, cosine, mean_ranks, spaced_hits
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._parts import section_regions
 from sealst._section import Data, Region
 from sealst._validate import check_key, check_positive, listed
 from sealst.models import SealModel
@@ -166,7 +167,7 @@ def retrieve(
     if where is not None:
         raise DataError("`where` filters an index; of a table name `region=`, or pass a part of it.")
     table = _section.get_table(data, table_key)
-    regions = _section.regions_of(table, region)
+    regions = section_regions(table, region)
     embedding = image_embedding(table, regions, model, key)
     start = reference_profile(reference, model, table=table)
     question = ask(query, kind, Context(model, _TableSpots(table, embedding), float(n_std), start, net))

@@ -26,6 +26,8 @@ RECALL_AT = (1, 5, 10, 50)
 _MAX_SPOT_VALUES = 2**27
 #: fewer sections say nothing about differences between them
 _MIN_SECTIONS = 3
+#: deviations below this are those of a gene that does not vary
+_CONSTANT = 1e-6
 #: one pool for all held-out sections only up to so many spots
 _MAX_POOL = 20_000
 REVERSE = "gene→image "
@@ -42,33 +44,16 @@ class Results:
     spots: dict[str, list[AnnData]] = field(default_factory=dict)
     kept: int = 0
 
-    #: mean measured and predicted expression of every held-out section: (seed, set, method, section, values by gene)
-    means: list[dict[str, Any]] = field(default_factory=list)
-
     #: gains over the frozen encoder's probe, (sections, genes), of every fold
     gains: list[dict[str, Any]] = field(default_factory=list)
 
     def add_overall(self, seed: int) -> None:
         """Append gains over all folds, where there are several."""
-        if len({row["fold"] for row in self.table}) < 2:
+        if len({row["fold"] for row in self.table}) < 2 or not self.gains:
             return
         for (run, method, genes), rows in pd.DataFrame(self.gains).groupby(["seed", "method", "genes"], sort=False):
             value, low, high = mean_with_interval(pd.concat(list(rows["gain"])).to_numpy(), seed)
             self.table.append(_overall(run, method, "pearson_difference", (value, low, high), genes))
-
-    def add_between_sections(self, bootstrap_seed: int) -> None:
-        """Append how well differences between sections are predicted, over all folds."""
-        frame = pd.DataFrame(self.means)
-        if frame.empty:
-            return
-        for (seed, genes, method), rows in frame.groupby(["seed", "genes", "method"], sort=False):
-            shared = set.intersection(*(set(v.index) for v in rows["measured"]))
-            if rows["section"].nunique() < _MIN_SECTIONS or not shared:
-                continue
-            columns = sorted(shared)
-            predicted, measured = (np.stack([v[columns] for v in rows[side]]) for side in ("predicted", "measured"))
-            found = mean_with_interval(gene_pearson(predicted, measured), bootstrap_seed)
-            self.table.append(_overall(seed, method, "section_pearson", found, genes))
 
     def maps(self) -> dict[str, AnnData]:
         """Held-out spots by section, over all folds."""
@@ -105,7 +90,8 @@ class FoldScorer:
             own = {method: parts[i] for method, parts in predicted.items()}
             self._section(view, own, scored[i], out)
         self._pooled(held, predicted, scored, out)
-        self._differences(held, out)
+        self._between_sections(held, predicted, scored, out)
+        self._differences(out)
 
     def _scored(self, view: View, predicted: Predictions, i: int) -> np.ndarray:
         """The same genes for every method: those that all can predict and the section measures."""
@@ -128,26 +114,18 @@ class FoldScorer:
                 for metric, reduce in SET_METRICS.items():
                     value, low, high = reduce(kept, self.bootstrap_seed)
                     out.table.append(self._row(view, method, metric, value, genes=name, low=low, high=high))
-                kept_columns = members[scored[members]]
-                self._spotwise(view, method, name, kept_columns, values, out)
-                self._means(view, method, name, kept_columns, values, out)
+                self._spotwise(view, method, name, members[scored[members]], values, out)
             out.genes.append(self._gene_rows(view, method, by_gene))
         self._keep_maps(view, own, columns, out)
 
     def _spotwise(
         self, view: View, method: str, name: str, columns: np.ndarray, values: np.ndarray, out: Results
     ) -> None:
-        r = spot_pearson(
-            values[:, columns], view.measured[:, columns], self.centre[columns], self.scale[columns]
-        )  # fmt: skip
+        # A gene that does not vary in training has no unit to measure deviations in.
+        columns = columns[self.scale[columns] > _CONSTANT]
+        r = spot_pearson(values[:, columns], view.measured[:, columns], self.centre[columns], self.scale[columns])
         value, low, high = mean_with_interval(r, self.bootstrap_seed)
         out.table.append(self._row(view, method, "spot_pearson", value, genes=name, low=low, high=high))
-
-    def _means(self, view: View, method: str, name: str, columns: np.ndarray, values: np.ndarray, out: Results) -> None:
-        names = [self.genes.genes[i] for i in columns]
-        row = {"seed": self.seed, "genes": name, "method": method, "section": view.name}
-        sides = {"predicted": values, "measured": view.measured}
-        out.means.append(row | {k: pd.Series(v[:, columns].mean(axis=0), index=names) for k, v in sides.items()})
 
     def _gene_rows(self, view: View, method: str, by_gene: pd.DataFrame) -> pd.DataFrame:
         facts = {"fold": self.fold, "seed": self.seed, "section": view.name, "patient": view.patient}
@@ -186,7 +164,26 @@ class FoldScorer:
                 value, low, high = mean_with_interval(r, self.bootstrap_seed)
                 out.table.append(self._row(None, method, "pearson", value, genes=name, low=low, high=high))
 
-    def _differences(self, held: Sequence[View], out: Results) -> None:
+    def _between_sections(
+        self, held: Sequence[View], predicted: Predictions, scored: Sequence[np.ndarray], out: Results
+    ) -> None:
+        """Correlation over the held-out sections of a fold of their mean expression.
+
+        Not over folds: the mean of the training sections falls where that of the one left out rises.
+        """
+        if len(held) < _MIN_SECTIONS:
+            return
+        everywhere = np.all(scored, axis=0)
+        measured = np.stack([v.measured.mean(axis=0) for v in held])
+        for method, parts in predicted.items():
+            values = np.stack([part.mean(axis=0) for part in parts])
+            for name, members in self.sets.items():
+                columns = members[everywhere[members]]
+                r = gene_pearson(values[:, columns], measured[:, columns]) if len(columns) else np.array([np.nan])
+                value, low, high = mean_with_interval(r, self.bootstrap_seed)
+                out.table.append(self._row(None, method, "section_pearson", value, genes=name, low=low, high=high))
+
+    def _differences(self, out: Results) -> None:
         """Gain over the frozen encoder's probe, paired by gene and section."""
         mine = [f for f in out.genes if f["fold"].iloc[0] == self.fold and f["seed"].iloc[0] == self.seed]
         if not mine:
@@ -206,7 +203,7 @@ class FoldScorer:
         self, held: Sequence[View], predicted: Predictions, models: Mapping[str, SealModel], out: Results
     ) -> None:
         """Append recall of every section, and of all in one pool."""
-        if SEAL not in models:
+        if SEAL not in models or SEAL not in held[0].codes:
             return
         pairs = [_Pairs.of(view, predicted[FROZEN_PROBE][i], models, self.genes) for i, view in enumerate(held)]
         for view, one in zip(held, pairs, strict=True):

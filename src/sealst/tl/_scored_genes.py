@@ -87,7 +87,8 @@ def hest_genes(parts: Sequence[Part], n: int, panel: GenePanel | None = None) ->
         counts, names = _raw(part)
         detected = np.asarray((counts > 0).sum(axis=0)).ravel() >= np.ceil(_HEST_DETECTED * counts.shape[0])
         here = [g for g, d in zip(names, detected, strict=True) if d and not is_control(g)]
-        shared = here if shared is None else [g for g in shared if g in set(here)]
+        known_here = set(here)
+        shared = here if shared is None else [g for g in shared if g in known_here]
     if shared and panel is not None:
         known = {g.upper() for g in panel.genes}
         shared = [g for g in shared if g in known]

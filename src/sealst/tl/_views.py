@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from sealst._data.tokens import to_images
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._parts import section_regions
 from sealst._section import Region
 from sealst.models import CropSpec, Encoder, SealModel
 from sealst.tl._inputs import check_crops_fit, map_crops
@@ -33,12 +34,12 @@ class View:
     """Spots of one section that have a crop, in the order of the table."""
 
     name: str
-    patient: str
     organ: str
     technology: str
-    #: names of the spots, (n,)
+    #: names of the spots, and their patients, (n,)
     spots: np.ndarray
-    #: positions in µm, (n, 2); NaN where unknown
+    patients: np.ndarray
+    #: positions in µm (of HEST-bench in pixels), (n, 2); NaN where unknown
     xy: np.ndarray
     #: by name: ``"frozen"``, ``"colour"``, and a model's own
     features: dict[str, np.ndarray]
@@ -55,6 +56,11 @@ class View:
     def __len__(self) -> int:
         return len(self.spots)
 
+    @property
+    def patient(self) -> str:
+        """Its patient, or several in one text."""
+        return ", ".join(np.unique(self.patients))
+
     def take(self, names: Sequence[str] | np.ndarray) -> View:
         """View of some of its spots."""
         kept = np.flatnonzero(np.isin(self.spots, np.asarray(names)))
@@ -64,9 +70,8 @@ class View:
             key: {k: v[kept] for k, v in getattr(self, key).items()} for key in ("features", "shared", "codes")
         }
         context = self.context[kept] if len(self.context) else self.context
-        return replace(
-            self, spots=self.spots[kept], xy=self.xy[kept], measured=self.measured[kept], context=context, **parts
-        )
+        parts |= {name: getattr(self, name)[kept] for name in ("spots", "patients", "xy", "measured")}
+        return replace(self, context=context, **parts)
 
 
 class Extractor(Protocol):
@@ -149,7 +154,7 @@ class Looker:
     def views(self, sdata: SpatialData) -> Iterator[View]:
         """Views of all sections that a SpatialData holds."""
         table = _section.get_table(sdata, self.table_key)
-        regions = _section.regions_of(table)
+        regions = section_regions(table)
         check_crops_fit(table, regions, self.crop)
         for region in regions:
             yield self._view(sdata, table, region)
@@ -171,6 +176,9 @@ class Looker:
         ends = np.cumsum(list(self.extract.widths.values()))[:-1]
         codes, context = {}, np.empty((0, 0))
         for name, model in self.models.items():
+            if model.panel.layer not in table.layers and self.target != "lognorm":
+                # Spots without neighbours have no context; probes do not need it.
+                continue
             profile = _section.expression(table, model.panel, rows, masked=True)
             codes[name] = model.shared_genes(model.embed_genes(profile))
             context = profile if name == SEAL else context
@@ -190,18 +198,20 @@ class Looker:
             features=features,
             shared=shared,
             codes=codes,
-            measured=target_expression(table, self.genes, rows, self.target),
+            measured=self._target(table, rows),
             known=known,
             context=context,
         )
 
-
-def target_expression(table: AnnData, genes: GenePanel, rows: np.ndarray, target: str) -> np.ndarray:
-    """What is predicted: log1p-CP10k, or the log1p of raw counts; (rows, genes)."""
-    if target == "lognorm":
-        return _section.expression(table, genes, rows, Keys.LOGNORM, masked=True)
-    counts = table.layers.get(Keys.COUNTS, table.X)
-    return genes.extract(np.log1p(counts[rows]), table.var_names, min_shared=0.0, warn_missing=False)
+    def _target(self, table: AnnData, rows: np.ndarray) -> np.ndarray:
+        """What is predicted: log1p-CP10k, or the log1p of raw counts; (rows, genes)."""
+        if self.target == "lognorm" and any(self.genes is model.panel for model in self.models.values()):
+            return _section.expression(table, self.genes, rows, Keys.LOGNORM, masked=True)
+        if self.target == "lognorm":
+            values = _section.lognorm(table)[rows]
+        else:
+            values = np.log1p(table.layers.get(Keys.COUNTS, table.X)[rows])
+        return self.genes.extract(values, table.var_names, min_shared=0.0, warn_missing=False)
 
 
 def _facts(table: AnnData, region: Region, rows: np.ndarray) -> dict[str, Any]:
@@ -212,14 +222,11 @@ def _facts(table: AnnData, region: Region, rows: np.ndarray) -> dict[str, Any]:
     if Keys.SPATIAL in table.obsm:
         um = float(_section.crop_definition(table, region)["um_per_unit"])
         xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[rows] * um
-    patient = ", ".join(_section.patients_of(table, region.rows))
+    column = Keys.PATIENT if Keys.PATIENT in table.obs else Keys.SECTION
     return {
         "name": region.section,
-        "patient": patient,
+        "patients": table.obs[column].astype(str).to_numpy()[rows],
         "organ": label(Keys.ORGAN),
         "technology": label(Keys.TECHNOLOGY),
         "xy": xy,
     }
-
-
-Lookup = Callable[[Sequence[str]], list[View]]
