@@ -306,9 +306,9 @@ def test_summary_and_repr(cohort, encoder):
     assert wide.loc["colour + ridge", ("pearson", "hvg4")] == pytest.approx(rows["value"].mean())
 
 
-def test_differences_between_sections_need_three_in_one_fold(ready, cohort, encoder):
-    train = [ready(section="t", patient="q", depth=10.0)]
-    found = sl.tl.evaluate(encoder, train, cohort, genes={"two": ["EPCAM", "VIM"]})
+def test_differences_between_sections_need_three_in_one_fold(tissue, encoder):
+    test = [tissue[1], tissue[2], renamed(tissue[1], "third", "p9")]
+    found = sl.tl.evaluate(encoder, tissue[0], test, genes={"two": ["EPCAM", "VIM"]})
     rows = found.table.query("metric == 'section_pearson'").set_index("method")["value"]
     by_hand = []
     for gene in ("EPCAM", "VIM"):
