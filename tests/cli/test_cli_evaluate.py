@@ -28,6 +28,7 @@ def call(*args):
     return subprocess.run([sys.executable, "-c", code, "evaluate", *map(str, args)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_recipe_is_trained_in_folds_and_reported(cohort, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

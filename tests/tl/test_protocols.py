@@ -308,10 +308,10 @@ def test_summary_and_repr(cohort, encoder):
 
 def test_differences_between_sections_need_three_in_one_fold(tissue, encoder):
     test = [tissue[1], tissue[2], renamed(tissue[1], "third", "p9")]
-    found = sl.tl.evaluate(encoder, tissue[0], test, genes={"two": ["EPCAM", "VIM"]})
+    found = sl.tl.evaluate(encoder, tissue[0], test, genes={"two": ["EPCAM", "COL1A1"]})
     rows = found.table.query("metric == 'section_pearson'").set_index("method")["value"]
     by_hand = []
-    for gene in ("EPCAM", "VIM"):
+    for gene in ("EPCAM", "COL1A1"):
         pairs = [
             (maps[:, gene].layers["colour + ridge"].mean(), maps[:, gene].X.mean()) for maps in found.spots.values()
         ]
