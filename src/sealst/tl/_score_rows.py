@@ -174,9 +174,9 @@ class FoldScorer:
         if len(held) < _MIN_SECTIONS:
             return
         everywhere = np.all(scored, axis=0)
-        measured = np.stack([v.measured.mean(axis=0) for v in held])
+        measured = np.stack([v.measured.mean(axis=0, dtype=np.float64) for v in held])
         for method, parts in predicted.items():
-            values = np.stack([part.mean(axis=0) for part in parts])
+            values = np.stack([part.mean(axis=0, dtype=np.float64) for part in parts])
             for name, members in self.sets.items():
                 columns = members[everywhere[members]]
                 r = gene_pearson(values[:, columns], measured[:, columns]) if len(columns) else np.array([np.nan])
