@@ -59,7 +59,8 @@ def test_demo_makes_a_self_contained_report(tmp_path):
     html = (out / "report.html").read_text(encoding="utf-8")
     assert html.count("data:image/png;base64,") == 6
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", html)
-    table = pd.read_csv(out / "evaluation.csv").set_index(["method", "genes", "metric"])["value"]
+    rows = pd.read_csv(out / "evaluation.csv").dropna(subset="section")
+    table = rows.set_index(["method", "genes", "metric"])["value"]
     assert table["adapted + ridge", "hvg50", "pearson"] > 0.3
     sdata = sd.read_zarr(out / "held_out.zarr")
     assert {"X_seal", "seal_expression", "seal_pathways"} <= set(sdata.tables["table"].obsm)
