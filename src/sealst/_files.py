@@ -38,7 +38,7 @@ def new_folder(path: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     if path.exists() and not overwrite:
         raise CheckpointError(f"{str(path)!r} exists; pass `overwrite=True` to replace it.")
     if path.exists() and not (path / marker).is_file():
-        raise CheckpointError(f"{str(path)!r} was not written by this (it has no {marker}); it is not replaced.")
+        raise CheckpointError(f"{str(path)!r} holds something else (it has no {marker}); it is not replaced.")
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:

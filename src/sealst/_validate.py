@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -130,3 +130,19 @@ def resolve_params(cls: type[P], value: P | Mapping[str, Any] | None, *, name: s
         # numpy scalars would not go into JSON later on.
         return cls(**{k: v.item() if isinstance(v, np.generic) else v for k, v in value.items()})
     raise TypeError(f"`{name}` must be None, a mapping or {cls.__name__}, found {type(value).__name__}.")
+
+
+def resolve_kind(registry: Mapping[str, type[P]], given: Any, *, name: str, base: type, default: str) -> P:
+    """One of several parameter classes: from the name of its kind, from its fields with ``"kind"``, or as it is."""
+    if isinstance(given, base):
+        return cast("P", given)
+    if given is not None and not isinstance(given, str | Mapping):
+        what = name.replace("_", " ")
+        article = "an" if what[0] in "aeiou" else "a"
+        raise TypeError(
+            f"`{name}` must be a name, a mapping or {article} {what}'s parameters, found {type(given).__name__}."
+        )
+    values: dict[str, Any] = {"kind": given} if isinstance(given, str) else dict(given or {})
+    kind = values.pop("kind", default)
+    check_choice(name, kind, sorted(registry))
+    return resolve_params(registry[kind], values, name=name)

@@ -170,7 +170,7 @@ def test_existing_folders_are_kept_unless_asked(model_of, tmp_path):
         model.export_timm(folder)
     model.export_timm(folder, overwrite=True)
     (tmp_path / "other").mkdir()
-    with pytest.raises(sl.CheckpointError, match="was not written by this"):
+    with pytest.raises(sl.CheckpointError, match="holds something else"):
         model.export_timm(tmp_path / "other", overwrite=True)
     adapter = model.export_adapter(tmp_path / "adapter")
     with pytest.raises(sl.CheckpointError, match="exists; pass `overwrite=True`"):

@@ -82,7 +82,7 @@ def test_existing_folder_needs_overwrite_and_foreign_folders_are_never_replaced(
         model.save(tmp_path / "m")
     model.save(tmp_path / "m", overwrite=True)
     (tmp_path / "photos").mkdir()
-    with pytest.raises(sl.CheckpointError, match="was not written by this"):
+    with pytest.raises(sl.CheckpointError, match="holds something else"):
         model.save(tmp_path / "photos", overwrite=True)
 
 

@@ -76,15 +76,15 @@ def test_one_colour_bar_per_scale(filled):
 
     assert bars(sl.pl.expression(filled, "EPCAM")) == ["log1p CP10k"]
     assert bars(sl.pl.expression(filled, "EPCAM", scale="own")) == ["log1p CP10k"] * 2
-    assert bars(sl.pl.expression(filled, "EPCAM", residual=True)) == ["log1p CP10k", "predicted − measured"]
+    assert bars(sl.pl.expression(filled, "EPCAM", residual=True)) == ["log1p CP10k", "measured − predicted"]
 
 
-def test_residual_is_predicted_minus_measured_around_zero(filled, spots_of):
+def test_residual_is_measured_minus_predicted_around_zero(filled, spots_of):
     figure = sl.pl.expression(filled, "KRT8", residual=True)
     assert len(figure.axes) == 3
     residual = spots_of(figure.axes[2])
     table = filled.tables["table"]
-    expected = table.obsm["seal_expression"]["KRT8"] - table.to_df("lognorm")["KRT8"]
+    expected = table.to_df("lognorm")["KRT8"] - table.obsm["seal_expression"]["KRT8"]
     np.testing.assert_allclose(residual.get_array().filled(np.nan), expected, rtol=1e-5)
     low, high = residual.get_clim()
     assert low == -high

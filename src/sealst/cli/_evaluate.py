@@ -120,15 +120,13 @@ def _run(subject: Any, sections: Path, test: Path | None, *, crops: _Crops, opti
 
 def _prepared(path: Path, crops: _Crops) -> Any:
     """Sections with crops and layers; those that lack them get them here, and nothing is written."""
-    from spatialdata import read_zarr
-
     from sealst import pp
     from sealst._keys import Keys
     from sealst._section import get_table
-    from sealst.io import read_collection
+    from sealst.io import read, read_collection
 
     single = path.suffix == ".zarr" or (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
-    sections = [read_zarr(path)] if single else read_collection(path)
+    sections = [read(path)] if single else read_collection(path)
     ready, changed = [], False
     for sdata in sections:
         table = get_table(sdata)

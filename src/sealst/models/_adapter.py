@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from peft import LoraConfig, get_peft_model
 
 from sealst._errors import DataError
-from sealst._validate import check_choice, check_fraction, check_positive, listed, resolve_params
+from sealst._validate import check_fraction, check_positive, listed, resolve_kind
 from sealst.models._blocks import block_layers, parameter_depths
 from sealst.models._bottleneck import Bottleneck
 from sealst.models._encoder import Encoder
@@ -259,17 +259,7 @@ ADAPTERS: Mapping[str, type[Adapter]] = MappingProxyType(
 
 def resolve_adapter(given: Adapter | Mapping[str, Any] | str | None) -> Adapter:
     """Adapter from its name, its fields (``"kind"`` is its name, LoRA by default), or itself."""
-    if isinstance(given, Adapter):
-        return given
-    if given is not None and not isinstance(given, (str, Mapping)):
-        raise TypeError(
-            f"`adapter` must be a name, a mapping or an adapter's parameters, found {type(given).__name__}."
-        )
-    values: dict[str, Any] = {"kind": given} if isinstance(given, str) else dict(given or {})
-    kind = values.pop("kind", LoraParams.kind)
-    check_choice("adapter", kind, sorted(ADAPTERS))
-    made: Adapter = resolve_params(ADAPTERS[kind], values, name="adapter")
-    return made
+    return resolve_kind(ADAPTERS, given, name="adapter", base=Adapter, default=LoraParams.kind)
 
 
 def counts_blocks(adapter: Adapter) -> bool:

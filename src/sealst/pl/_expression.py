@@ -63,7 +63,7 @@ def expression(
     predicted_key
         ``.obsm`` slot that `tl.predict` wrote; None leaves the predicted map out.
     residual
-        Whether to add a third map, predicted − measured, centred on zero.
+        Whether to add a third map, measured − predicted, centred on zero.
     scale
         ``"shared"``: one colour scale per gene for both maps. Both are in log1p CP10k, so equal colours mean equal
         expression, and a prediction that is too flat looks flat. ``"own"``: each map gets its own limits, which shows
@@ -229,7 +229,7 @@ class _Options:
             title = f"{gene}, predicted{_base.correlation(measured, predicted)}"
             panels.append(self._panel(title, predicted, measured, label=_base.EXPRESSION_UNIT, absent="not predicted"))
         if self.residual and measured is not None and predicted is not None:
-            panels.append(self._residual(gene, predicted - measured))
+            panels.append(self._residual(gene, measured - predicted))
         return panels
 
     def _panel(
@@ -242,4 +242,4 @@ class _Options:
 
     def _residual(self, gene: str, values: np.ndarray) -> Panel:
         edge = max(abs(limit) for limit in _base.robust_limits([values], self.percentiles))
-        return Panel(f"{gene}, residual", values, "predicted − measured", _RESIDUAL_CMAP, (-edge, edge))
+        return Panel(f"{gene}, residual", values, "measured − predicted", _RESIDUAL_CMAP, (-edge, edge))
