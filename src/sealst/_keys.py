@@ -24,11 +24,13 @@ class Keys:
     SIMILARITY = "seal_similarity"
     RANK = "seal_rank"
     ANNOTATION = "seal_annotation"
+    ATTENTION = "seal_attention"
 
     # .obsm
     SPATIAL = "spatial"
     EMBEDDING = "X_seal"
     GENE_EMBEDDING = "X_seal_gene"
+    FROZEN = "X_frozen"
     EXPRESSION = "seal_expression"
     PATHWAYS = "seal_pathways"
 
