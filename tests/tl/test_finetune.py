@@ -167,6 +167,17 @@ def test_expression_without_images_joins_the_warm_up(ready, finetune, fast):
         finetune(sections, params=params, warmup=sections)
 
 
+def test_counts_of_tables_join_the_warm_up_with_a_loss_on_counts(ready, finetune, fast):
+    sections = two(ready)
+    extra = ready(section="x", patient="p8", seed=7).tables["table"].copy()
+    params = fast | {"warmup_epochs": 2, "reconstruction": "nb"}
+    history = finetune(sections, params=params, warmup=extra).history
+    assert np.isfinite(history["train_gene"]).all()
+    del extra.layers["counts"]
+    with pytest.raises(sl.DataError, match=r"needs `.layers\['counts'\]` of every table of `warmup`"):
+        finetune(sections, params=params, warmup=extra)
+
+
 def test_the_frozen_encoder_is_the_line_to_beat(ready, finetune):
     held = ready(section="c", patient="p3", seed=3)
     history = finetune(two(ready), validation=held).history

@@ -98,9 +98,14 @@ def joined_expression(train: PairDataset, more: PairDataset) -> PairDataset:
     table = np.concatenate([part.table for part in parts])
     section = np.concatenate([parts[0].section, parts[1].section + len(parts[0].table)])
     expression = np.concatenate([train.expression, more.expression])
-    # Nothing is known of the organs of tables.
-    organ = {name: np.concatenate([v, np.full(len(more), -1)]) for name, v in train.extra.items() if name == "organ"}
-    return PairDataset(None, expression, measured=Measured(table, section), extra=organ)
+    extra = {}
+    for name, values in train.extra.items():
+        if name in more.extra:
+            extra[name] = np.concatenate([values, more.extra[name]])
+        elif name == "organ":
+            # Nothing is known of the organs of tables.
+            extra[name] = np.concatenate([values, np.full(len(more), -1)])
+    return PairDataset(None, expression, measured=Measured(table, section), extra=extra)
 
 
 def _measured(data: PairDataset) -> Measured:

@@ -112,13 +112,17 @@ def extras_of(pairs: Pairs, params: TrainParams) -> dict[str, np.ndarray]:
         number = {name: i for i, name in enumerate(organs)}
         extras["organ"] = np.array([number.get(name, -1) for name in pairs.labels["organ"]])[section]
     if params.reconstruction in COUNT_RECONSTRUCTION:
-        if np.isnan(pairs.library).any():
-            raise DataError(
-                f"`params.reconstruction={params.reconstruction!r}` needs `.layers['counts']` of every section; "
-                "`sl.pp.normalize(sdata)` keeps them."
-            )
-        extras["library"] = pairs.library
+        extras["library"] = _known_counts(pairs.library, params, "section")
     return extras
+
+
+def _known_counts(library: np.ndarray, params: TrainParams, what: str) -> np.ndarray:
+    if np.isnan(library).any():
+        raise DataError(
+            f"`params.reconstruction={params.reconstruction!r}` needs `.layers['counts']` of every {what}; "
+            "`sl.pp.normalize` keeps them."
+        )
+    return library
 
 
 def more_expression(
@@ -127,12 +131,16 @@ def more_expression(
     """Expression without images, in the panel's order."""
     if warmup is None:
         return None
-    values, measured = [], []
+    values, measured, library = [], [], []
     for table in [warmup] if isinstance(warmup, AnnData) else warmup:
         if not isinstance(table, AnnData):
             raise TypeError(f"`warmup` must hold AnnData, found {type(table).__name__}.")
         layer = params.layer if params.layer in table.layers else Keys.LOGNORM
         values.append(_section.expression(table, panel, np.arange(table.n_obs), layer, masked=True))
         measured.append(panel.measured(table.var_names))
+        library.append(_counts_per_spot(table, np.arange(table.n_obs)))
     section = np.repeat(np.arange(len(values)), [len(v) for v in values])
-    return PairDataset(None, np.concatenate(values), measured=Measured(np.array(measured), section))
+    extra = {}
+    if params.reconstruction in COUNT_RECONSTRUCTION:
+        extra["library"] = _known_counts(np.concatenate(library), params, "table of `warmup`")
+    return PairDataset(None, np.concatenate(values), measured=Measured(np.array(measured), section), extra=extra)
