@@ -10,7 +10,8 @@ Three patients, one of them with four sections: enough to see that the path work
         [--frozen] [--preset cv] [--ways patients sections] [--params '{"epochs": 16}']
 
 With `--frozen` nothing is trained: the encoders as they are, minutes instead of hours. A seed of one encoder takes more
-than an hour on two cores (seven folds), three times as long with both baselines.
+than an hour on two cores (seven folds), three times as long with both baselines. Every encoder, way and seed is kept
+under `--out` when it is done and not run again; the tables and reports join what is there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 import sealst as sl
 
@@ -65,21 +68,49 @@ def main() -> None:
         recipe = {"encoder": encoder, "pool": "cls+mean", "params": args.params}
         subject = sl.models.build_encoder(encoder, pool="cls+mean") if args.frozen else recipe
         for way, (chosen, options) in ways(sections, args.ways).items():
-            started = time.perf_counter()
-            trained = {} if args.frozen else {"baselines": args.baselines, "seeds": args.seeds}
-            found = sl.tl.evaluate(subject, chosen, preset=args.preset, near_um=250, **options, **trained)
-            name = f"{weights}_{way}_{args.preset}{'_frozen' if args.frozen else ''}"
-            folder = args.out / name
-            folder.mkdir(parents=True, exist_ok=True)
-            found.table.to_csv(folder / "table.csv", index=False)
-            found.genes.to_csv(folder / "genes.csv", index=False)
-            title = f"her2st, one of {'three patients' if way == 'patients' else 'four serial sections'} held out"
-            sl.pl.report(found, folder / "report.html", title=title)
-            rows = found.table[found.table["metric"].isin(SHOWN)]
-            wide = rows.pivot_table(index="method", columns=["metric", "genes"], values="value", sort=False)
-            print(
-                f"\n{name}: {found.facts['folds']}, {time.perf_counter() - started:.0f} s\n{wide.round(3).to_string()}"
-            )
+            folder = args.out / f"{weights}_{way}_{args.preset}{'_frozen' if args.frozen else ''}"
+            runs = [
+                kept_run(folder / f"seed{seed}", subject, chosen, seed=seed, args=args, options=options)
+                for seed in ([0] if args.frozen else args.seeds)
+            ]
+            summarise(folder, joined(runs), way)
+
+
+def kept_run(
+    folder: Path, subject: Any, sections: list[Any], *, seed: int, args: argparse.Namespace, options: dict[str, Any]
+) -> sl.tl.Evaluation:
+    """Evaluation with one seed, from the disk where it was run before (then without maps)."""
+    names = ("table", "genes", "pathways")
+    if (folder / "facts.json").exists():
+        tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in names}
+        return sl.tl.Evaluation(**tables, facts=json.loads((folder / "facts.json").read_text()))
+    started = time.perf_counter()
+    trained = {} if args.frozen else {"baselines": args.baselines, "seeds": [seed]}
+    found = sl.tl.evaluate(subject, sections, preset=args.preset, near_um=250, **options, **trained)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        getattr(found, name).to_parquet(folder / f"{name}.parquet")
+    # Last: what tells that the run is complete.
+    facts = found.facts | {"seconds": round(time.perf_counter() - started)}
+    (folder / "facts.json").write_text(json.dumps(facts, indent=2, default=str))
+    return found
+
+
+def joined(runs: list[sl.tl.Evaluation]) -> sl.tl.Evaluation:
+    """Seeds of one comparison, with the maps of the last that has some."""
+    tables = {name: pd.concat([getattr(run, name) for run in runs]) for name in ("table", "genes", "pathways")}
+    spots = next((run.spots for run in reversed(runs) if run.spots), {})
+    return sl.tl.Evaluation(**tables, spots=spots, facts=runs[-1].facts)
+
+
+def summarise(folder: Path, found: sl.tl.Evaluation, way: str) -> None:
+    """Write table and report, print the means."""
+    title = f"her2st, one of {'three patients' if way == 'patients' else 'four serial sections'} held out"
+    sl.pl.report(found, folder / "report.html", title=title)
+    rows = found.table[found.table["metric"].isin(SHOWN)]
+    wide = rows.pivot_table(index="method", columns=["metric", "genes"], values="value", sort=False)
+    wide.to_csv(folder / "summary.csv")
+    print(f"\n{folder.name}: {found.facts['folds']}\n{wide.round(3).to_string()}", flush=True)
 
 
 if __name__ == "__main__":
