@@ -37,6 +37,21 @@ def test_table_has_every_method_and_agrees_with_a_hand_computation(sections, mod
     assert (pearson["high"] >= pearson["value"]).all()
 
 
+def test_the_control_scores_around_0_where_the_probe_does_not(sections, model):
+    train, test = sections
+    genes = {"mine": ["EPCAM", "KRT8"]}
+    found = sl.tl.evaluate(model, train, test, genes=genes, control=True)
+    pearson = found.table.query("metric == 'pearson' and section == 'c'").set_index("method")["value"]
+    assert pearson["adapted + ridge"] > 0.4
+    assert abs(pearson["permuted + ridge"]) < 0.3
+    again = sl.tl.evaluate(model, train, test, genes=genes, control=True)
+    assert again.table.equals(found.table)
+    without = sl.tl.evaluate(model, train, test, genes=genes)
+    assert set(found.table["method"]) - set(without.table["method"]) == {"permuted + ridge"}
+    others = found.table[found.table["method"] != "permuted + ridge"].reset_index(drop=True)
+    assert others.equals(without.table.reset_index(drop=True))
+
+
 def test_retrieval_reports_pool_and_chance(sections, model):
     train, test = sections
     table = sl.tl.evaluate(model, train, test).table

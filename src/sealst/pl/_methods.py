@@ -18,7 +18,14 @@ POOLED = "all"
 _BLUE, _RED, _GREEN, _PINK, _ORANGE, _SKY, _BLACK = COLOURS
 #: no method of expression shares a colour with another, nor one of retrieval
 _FIXED = {FROZEN: _BLUE, ADAPTED: _RED, "seal head": _GREEN, "seal retrieval": _PINK, "st-net": _ORANGE}
-_FIXED |= {"bleep": _SKY, "colour + ridge": "#6F5B3E", MEAN: GREY, "adapted": "#882255", "frozen": "#332288"}
+_FIXED |= {
+    "bleep": _SKY,
+    "colour + ridge": "#6F5B3E",
+    MEAN: GREY,
+    "permuted + ridge": "#BBBBBB",
+    "adapted": "#882255",
+    "frozen": "#332288",
+}
 _FREE = ("#999933", "#44AA99", _BLACK, "#AA4499", "#117733", "#DDCC77", "#661100", "#6699CC")
 
 MEANINGS = {
@@ -29,6 +36,7 @@ MEANINGS = {
     "st-net": "regression of expression by finetuning the same encoder alike, after ST-Net (He et al. 2020)",
     "bleep": "contrastive learning alone, and the mean of the nearest spots, after BLEEP (Xie et al. 2023)",
     "colour + ridge": "a ridge regression from mean and deviation of the crop's colour: a floor",
+    "permuted + ridge": "the same regression after training spots interchanged their expression: a control",
     MEAN: "each gene's mean over the training spots, the same for every spot: a floor",
     "adapted": "retrieval only: cosine of crop and expression in the shared embedding after training",
     "frozen": "retrieval only: the same with the encoder as published",

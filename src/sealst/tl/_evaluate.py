@@ -47,6 +47,7 @@ def evaluate(
     net: Net | None = None,
     seeds: Sequence[int] = (0,),
     near_um: float | None = None,
+    control: bool = False,
     allow_shared_patients: bool = False,
     device: str | None = None,
     table_key: str = Keys.TABLE,
@@ -96,6 +97,9 @@ def evaluate(
         Seeds of the models that are trained; each gives rows of its own.
     near_um
         Distance in µm within which another spot counts as found too; adds metrics ``"near R@k"``.
+    control
+        Whether to fit one more probe, ``"permuted + ridge"``, to training spots that got each other's expression within
+        their section. It must score around 0 in every section; if it does not, the numbers beside it mean nothing.
     allow_shared_patients
         Whether a patient (or copied spots) may stand on both sides, for in-sample checks; refused otherwise.
     device
@@ -105,7 +109,7 @@ def evaluate(
     progress
         Progress bar; default ``settings.progress``.
     seed
-        Seed of the bootstrap intervals.
+        Seed of the bootstrap intervals, and of the permutation.
 
     Returns
     -------
@@ -165,7 +169,7 @@ def evaluate(
     )
     if not allow_shared_patients:
         _check_leaks(contenders, material, made)
-    job = _Job(material, contenders, protocol, genes, Activities.of(net), table_key, progress, seed, near_um)
+    job = _Job(material, contenders, protocol, genes, Activities.of(net), table_key, progress, seed, near_um, control)
     results = job.run(made, [int(s) for s in seeds] if contenders.trains else [0])
     facts: dict[str, Any] = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
     facts |= {"seeds": list(map(int, seeds)) if contenders.trains else [], "encoder": contenders.label}
@@ -222,6 +226,7 @@ class _Job:
     show: bool | None
     seed: int
     near_um: float | None
+    control: bool
 
     def run(self, folds: Sequence[Split], seeds: Sequence[int]) -> Results:
         """Score every fold with every seed."""
@@ -283,7 +288,10 @@ class _Job:
         sets = ready.sets[fold.name]
         columns = np.unique(np.concatenate(list(sets.values())))
         models = ready.looker.models
-        predicted = predictions(seen, held, self.protocol, models=models, genes=ready.genes, scored=columns)
+        control = self.seed if self.control else None
+        predicted = predictions(
+            seen, held, self.protocol, models=models, genes=ready.genes, scored=columns, control=control
+        )
         centre, scale = _training_moments(seen)
         scorer = FoldScorer(
             fold=fold.name,

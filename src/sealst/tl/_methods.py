@@ -15,7 +15,7 @@ from sealst.tl._views import COLOUR, FROZEN, SEAL, View
 
 FROZEN_PROBE, ADAPTED_PROBE, COLOUR_PROBE = "frozen + ridge", "adapted + ridge", "colour + ridge"
 HEAD, IMPUTED, MEAN = "seal head", "seal retrieval", "mean"
-ST_NET, BLEEP = "st-net", "bleep"
+ST_NET, BLEEP, PERMUTED = "st-net", "bleep", "permuted + ridge"
 
 #: by method, expression (n, genes) of every held-out section; NaN for genes it cannot predict
 Predictions: TypeAlias = dict[str, list[np.ndarray]]
@@ -37,16 +37,19 @@ def predictions(
     models: Mapping[str, SealModel],
     genes: GenePanel,
     scored: np.ndarray,
+    control: int | None = None,
 ) -> Predictions:
     """Expression of every held-out section by every method that these views allow.
 
-    Genes in the columns `scored` are fitted by themselves, so that the others do not decide on their penalty.
+    Genes in the columns `scored` are fitted by themselves, so that the others do not decide on their penalty. With
+    `control`, the seed of a permutation, a probe is fitted to spots that got each other's expression as well.
     """
     same_unit = protocol.target == "lognorm"
     fitted = [m for m, feature in _PROBES.items() if feature in held[0].features]
     searched = [m for m, model in _SEARCHED.items() if same_unit and model in held[0].codes]
     heads = [m for m, model in _HEADS.items() if same_unit and model in models]
-    out = {m: _empty(held) for m in (*fitted, *searched, MEAN)}
+    permuted = [] if control is None else [PERMUTED]
+    out = {m: _empty(held) for m in (*fitted, *searched, *permuted, MEAN)}
     chosen = np.isin(np.arange(len(genes)), scored)
     patterns, which = np.unique(np.array([chosen, *(v.known for v in seen)]), axis=1, return_inverse=True)
     patterns = patterns[1:]
@@ -61,6 +64,9 @@ def predictions(
             _fill(out[method], columns, held, learn.probe(_PROBES[method]))
         for method in searched:
             _fill(out[method], columns, held, learn.imputer(_SEARCHED[method]))
+        for method in permuted:
+            feature = SEAL if SEAL in held[0].features else FROZEN
+            _fill(out[method], columns, held, learn.permuted(feature, control or 0))
         _fill(out[MEAN], columns, held, learn.mean)
     for method in heads:
         out[method] = [_head(models[_HEADS[method]], view.features[_HEADS[method]], genes) for view in held]
@@ -78,10 +84,19 @@ class _Learner:
         several = len(np.unique(patients)) > 1
         self.groups = patients if several else np.repeat([v.name for v in seen], [len(v) for v in seen])
 
-    def probe(self, feature: str) -> Callable[[View], np.ndarray]:
+    def probe(self, feature: str, y: np.ndarray | None = None) -> Callable[[View], np.ndarray]:
         x = np.concatenate([v.features[feature] for v in self.seen])
-        predict = self.protocol.probe(x, self.y, self.groups)
+        predict = self.protocol.probe(x, self.y if y is None else y, self.groups)
         return lambda view: predict(view.features[feature])
+
+    def permuted(self, feature: str, seed: int) -> Callable[[View], np.ndarray]:
+        """A probe of spots that got the expression of another spot of their section."""
+        rng = np.random.default_rng(seed)
+        ends = np.cumsum([len(v) for v in self.seen])
+        order = np.concatenate(
+            [rng.permutation(np.arange(e - len(v), e)) for e, v in zip(ends, self.seen, strict=True)]
+        )
+        return self.probe(feature, self.y[order])
 
     def imputer(self, model: str) -> Callable[[View], np.ndarray]:
         reference = np.concatenate([v.codes[model] for v in self.seen])
@@ -117,5 +132,5 @@ def _head(model: SealModel, z: np.ndarray, genes: GenePanel) -> np.ndarray:
 
 
 def _ordered(found: Predictions) -> Predictions:
-    order = (FROZEN_PROBE, ADAPTED_PROBE, HEAD, IMPUTED, ST_NET, BLEEP, COLOUR_PROBE, MEAN)
+    order = (FROZEN_PROBE, ADAPTED_PROBE, HEAD, IMPUTED, ST_NET, BLEEP, COLOUR_PROBE, PERMUTED, MEAN)
     return {method: found[method] for method in order if method in found}
