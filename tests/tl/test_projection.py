@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import sealst as sl
+from sealst import _section
 from sealst._core.metrics import recall_at_k, retrieval_ranks
 from sealst._core.probes import knn_impute
+from sealst._data.store import iter_source
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,40 @@ def test_expression_is_looked_for_behind_the_projections_and_pictures_before(tra
     name = table.obs_names[np.flatnonzero(ok)[0]]
     found = sl.tl.retrieve(test, model, name, kind="spot", copy=True).obs["seal_similarity"].to_numpy()
     np.testing.assert_allclose(found[ok], unit(z[ok]) @ unit(z[ok])[0], atol=1e-5)
+
+
+def test_an_index_of_the_shared_space_answers_as_the_table_does(trained, tmp_path, ready):
+    model, _, test, _ = trained
+    plain = sl.tl.build_index(test, tmp_path / "plain")
+    shared = sl.tl.build_index(test, tmp_path / "shared", model=model)
+    assert (plain.space, plain.dim, shared.space, shared.dim) == ("encoder", model.dim, "shared", 6)
+    assert sl.tl.SealIndex.load(tmp_path / "shared").space == "shared"
+    with pytest.raises(sl.DataError, match="has no place.*`sl.tl.build_index\\(sections, path, model=model\\)`"):
+        sl.tl.retrieve(plain, model, "ERBB2")
+    for query in ("ERBB2", pd.Series(model.panel.mean * 1.2, index=list(model.panel.genes))):
+        table = sl.tl.retrieve(test, model, query, n_hits=5, copy=True)
+        hits = sl.tl.retrieve(shared, model, query, n_hits=5)
+        assert hits["obs_name"].tolist() == list(table.uns["sealst"]["retrieve"]["hits"])
+        np.testing.assert_allclose(hits["similarity"], table.uns["sealst"]["retrieve"]["similarities"], atol=1e-5)
+    # A picture finds the spot that it was cut from, in either space.
+    region = _section.regions_of(test.tables["table"])[0]
+    rows, source = _section.crop_source(test, test.tables["table"], region, model.crop.crop_um)
+    positions, crops = next(iter_source(source, model.crop.crop_px))
+    for index in (plain, shared):
+        best = sl.tl.retrieve(index, model, crops[0], n_hits=1).iloc[0]
+        assert best["obs_name"] == test.tables["table"].obs_names[rows[positions[0]]]
+        assert best["similarity"] == pytest.approx(1, abs=1e-4)
+
+    other = ready(section="z", patient="p9", seed=9)
+    sl.tl.embed(other, model)
+    with pytest.raises(sl.OrderError, match=r"add sections with `index.add\(sections, model=model\)`"):
+        shared.add(other)
+    shared.add(other, model=model)
+    assert len(shared) == len(plain) + 36
+    stranger = ready(section="y", patient="p8", seed=8)
+    sl.tl.embed(stranger, "vit_tiny_patch16_224", pretrained=False)
+    with pytest.raises(sl.OrderError, match="was made by 'vit_tiny_patch16_224', `model` is"):
+        sl.tl.build_index(stranger, tmp_path / "stranger", model=model)
 
 
 def test_evaluation_compares_behind_the_projections(trained):

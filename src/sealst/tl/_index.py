@@ -15,6 +15,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._validate import check_positive, listed
+from sealst.models import SealModel
 from sealst.tl import _index_write as write
 from sealst.tl._index_search import Searcher, Where, matching
 from sealst.tl._library import FACTS, Sections
@@ -83,6 +84,11 @@ class SealIndex:
     def model(self) -> str:
         """Fingerprint of the SEAL model, or name of the encoder, that made the embeddings."""
         return str(self._snapshot.config["made_by"]["model"])
+
+    @property
+    def space(self) -> str:
+        """``"encoder"``, or ``"shared"``: vectors behind the model's projection heads, see `build_index`."""
+        return write.space_of(self._snapshot)
 
     @property
     def sections(self) -> list[str]:
@@ -223,13 +229,15 @@ class SealIndex:
         return facts
 
     # -- changes ------------------------------------------------------------------------------------------------------
-    def add(self, sections: Sections, *, table_key: str = Keys.TABLE) -> None:
+    def add(self, sections: Sections, *, model: SealModel | None = None, table_key: str = Keys.TABLE) -> None:
         """Add embedded sections.
 
         Parameters
         ----------
         sections
             As in `build_index`; embeddings of the same model, in the same slot, names of sections that are new.
+        model
+            The model, for an index of its shared space.
         table_key
             Table to read.
 
@@ -238,9 +246,9 @@ class SealIndex:
         DataError
             When another process writes to the index, a section is in it, or another model made the embeddings.
         OrderError
-            When there are no embeddings.
+            When there are no embeddings, or the model is needed.
         """
-        self._state(write.add(self.path, sections, table_key=table_key, mmap=self._snapshot.mmap))
+        self._state(write.add(self.path, sections, table_key=table_key, mmap=self._snapshot.mmap, model=model))
         grown = self._snapshot.config["asked"] == "auto" and self.kind == "exact"
         if grown and len(self) >= write.AUTO_VECTORS:
             logger.info("%d vectors are searched one by one; `index.compact()` makes an approximate index.", len(self))
@@ -278,6 +286,7 @@ def build_index(
     kind: str = "auto",
     params: Mapping[str, int] | None = None,
     columns: Sequence[str] = (),
+    model: SealModel | None = None,
     table_key: str = Keys.TABLE,
     overwrite: bool = False,
 ) -> SealIndex:
@@ -303,6 +312,10 @@ def build_index(
         ``"hnsw"``: ``links`` per vector (16), ``ef_construction`` (40) and ``ef_search`` (200).
     columns
         Further columns of ``.obs`` to keep, for filters and in hits.
+    model
+        The model that made the embeddings, if it was trained with projection heads and genes, signatures or profiles
+        will be asked for: the index then holds what its heads make of the embeddings, where expression lies too.
+        Without it the index holds embeddings as they are. For models without projection heads both are the same.
     table_key
         Table to read.
     overwrite
@@ -334,7 +347,15 @@ def build_index(
     if taken := sorted({"query", "rank", "similarity"} & set(columns)):
         raise DataError(f"`columns` {listed(taken)} would stand twice in tables of hits; rename them in `.obs`.")
     snapshot = write.build(
-        sections, path, key=key, kind=kind, params=params, columns=columns, table_key=table_key, overwrite=overwrite
+        sections,
+        path,
+        key=key,
+        kind=kind,
+        params=params,
+        columns=columns,
+        table_key=table_key,
+        overwrite=overwrite,
+        model=None if model is None or model.projection.kind == "none" else model,
     )
     index = SealIndex(snapshot)
     logger.info("Built %r", index)

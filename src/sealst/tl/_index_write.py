@@ -12,14 +12,17 @@ import pyarrow as pa
 
 from sealst._data import approximate
 from sealst._data.vector_store import Change, Snapshot, Stacked, changing, check_target
-from sealst._errors import DataError
+from sealst._errors import DataError, OrderError
 from sealst._logging import logger, warn
 from sealst._validate import check_choice
 from sealst._version import __version__
+from sealst.models import SealModel
 from sealst.tl._library import OBS_NAME, Sections, Sheet, read_sheets
 
 #: columns of the facts that only the index itself reads: number of the section, distance from its mean
 GROUP, SPREAD = "_group", "_spread"
+#: vectors are the encoder's embeddings, or what projection heads make of them
+ENCODER, SHARED = "encoder", "shared"
 KINDS = ("auto", "exact", *approximate.KINDS)
 #: from so many vectors on `kind="auto"` takes an approximate index
 AUTO_VECTORS = 200_000
@@ -37,6 +40,7 @@ def build(
     columns: Sequence[str],
     table_key: str,
     overwrite: bool,
+    model: SealModel | None,
 ) -> Snapshot:
     """Build an index in a folder; arguments as in `build_index`."""
     check_choice("kind", kind, KINDS)
@@ -51,19 +55,21 @@ def build(
     with changing(folder, replace=True) as change:
         # Again: another process may have been faster.
         check_target(folder, overwrite=overwrite)
-        sheets = read_sheets(sections, key=key, table_key=table_key, columns=columns)
+        sheets = read_sheets(sections, key=key, table_key=table_key, columns=columns, model=model)
         segment, made_by, dim = write_segment(change, sheets, before=None)
         config = {"asked": kind, "params": dict(params or {}), "key": key, "made_by": made_by, "dim": dim}
+        config |= {"space": ENCODER if model is None else SHARED}
         config |= {"columns": list(columns), "version": __version__, "segments": [segment], "kept": None}
         return change.commit(config | _with_faiss(change, config))
 
 
-def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool) -> Snapshot:
+def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool, model: SealModel | None) -> Snapshot:
     """Add sections to an index."""
     with changing(folder, mmap=mmap) as change:
         before = change.present
         config = dict(before.config)
-        sheets = read_sheets(sections, key=config["key"], table_key=table_key, columns=config["columns"])
+        model = _projecting(before, model)
+        sheets = read_sheets(sections, key=config["key"], table_key=table_key, columns=config["columns"], model=model)
         segment, _, _ = write_segment(change, sheets, before=before)
         config["segments"] = [*before.segments, segment]
         if before.kept is not None:
@@ -74,6 +80,23 @@ def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool) -> Snap
             approximate.extend(index, _vectors(change.folder, config), len(before.vectors))
             config["faiss"] = _save(change, index)
         return change.commit(config)
+
+
+def space_of(snapshot: Snapshot) -> str:
+    """Which vectors an index holds: `ENCODER` or `SHARED`."""
+    return str(snapshot.config.get("space", ENCODER))
+
+
+def _projecting(snapshot: Snapshot, model: SealModel | None) -> SealModel | None:
+    """The model whose heads make the vectors of an index, where heads do."""
+    if space_of(snapshot) == ENCODER:
+        return None
+    if model is None:
+        raise OrderError(
+            "The index holds what the model's projection heads make of embeddings; add sections with "
+            "`index.add(sections, model=model)`."
+        )
+    return model
 
 
 def delete(folder: Path, choose: Any, *, mmap: bool) -> tuple[Snapshot, int]:

@@ -21,6 +21,7 @@ from sealst._parts import section_regions
 from sealst._section import Data, Region
 from sealst._validate import listed
 from sealst.io import Collection
+from sealst.models import SealModel
 
 Sections: TypeAlias = Data | Sequence[Data] | Collection
 
@@ -77,11 +78,16 @@ def positions_um(table: AnnData, region: Region) -> np.ndarray:
     return np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[region.rows] * um
 
 
-def read_sheets(sections: Sections, *, key: str, table_key: str, columns: Sequence[str]) -> Iterator[Sheet]:
-    """Sections one by one; of a collection none is held once its sheet is made."""
+def read_sheets(
+    sections: Sections, *, key: str, table_key: str, columns: Sequence[str], model: SealModel | None = None
+) -> Iterator[Sheet]:
+    """Sections one by one; of a collection none is held once its sheet is made.
+
+    With `model` vectors lie in the space that it shares between images and expression.
+    """
     # By `map`: a variable of a loop would keep a section while the next one is opened.
     yield from chain.from_iterable(
-        map(partial(_sheets_of, key=key, table_key=table_key, columns=columns), _items(sections))
+        map(partial(_sheets_of, key=key, table_key=table_key, columns=columns, model=model), _items(sections))
     )
 
 
@@ -94,7 +100,7 @@ def _items(sections: Sections) -> Sequence[Any]:
     return items
 
 
-def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str]) -> list[Sheet]:
+def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], model: SealModel | None) -> list[Sheet]:
     table = _section.get_table(data, table_key)
     regions = section_regions(table)
     try:
@@ -102,14 +108,26 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str]) -> 
     except OrderError as error:
         raise OrderError(f"Section {regions[0].section!r}: {error}") from error
     made_by = {name: _plain(entry.get(name)) for name in ("model", "modality", "pool", "crop_um")}
-    return [_sheet(table, region, key, columns, made_by) for region in regions]
+    if model is not None and made_by["model"] != model.fingerprint:
+        raise OrderError(
+            f"Section {regions[0].section!r}: `.obsm[{key!r}]` was made by {made_by['model']!r}, `model` is "
+            f"{model.fingerprint!r}. {embed_hint(key)}"
+        )
+    return [_sheet(table, region, key, columns, made_by, model) for region in regions]
 
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _sheet(table: AnnData, region: Region, key: str, columns: Sequence[str], made_by: dict[str, Any]) -> Sheet:
+def _sheet(
+    table: AnnData,
+    region: Region,
+    key: str,
+    columns: Sequence[str],
+    made_by: dict[str, Any],
+    model: SealModel | None,
+) -> Sheet:
     z = np.asarray(table.obsm[key])
     if z.ndim != 2:
         raise DataError(f"`.obsm[{key!r}]` must be (n_obs, dim), found {z.shape}. {embed_hint(key)}")
@@ -117,7 +135,8 @@ def _sheet(table: AnnData, region: Region, key: str, columns: Sequence[str], mad
     known = np.isfinite(z).all(axis=1) & (z != 0).any(axis=1)
     if not known.any():
         raise DataError(f"No spot of section {region.section!r} has an embedding; see `.obs['crop_reason']`.")
-    unit = normalize(z[known])
+    z = z[known] if model is None else model.shared_images(z[known]).astype(np.float64)
+    unit = normalize(z)
     mean = unit.mean(axis=0)
     facts = _facts(table, region, columns)[known].reset_index(drop=True)
     spread = np.linalg.norm(unit - mean, axis=1).astype(np.float32)

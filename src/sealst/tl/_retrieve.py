@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,7 @@ def retrieve(
         _check_for_index(data, model, region=region, copy=copy)
         start = reference_profile(reference, model)
         question = ask(query, kind, Context(model, _IndexSpots(data), float(n_std), start, net))
-        _check_space(question, model)
+        question = _placed(question, kind, data, model)
         return _search(data, question, n_hits=int(n_hits), where=where, suppress_um=float(suppress_um))
     if where is not None:
         raise DataError("`where` filters an index; of a table name `region=`, or pass a part of it.")
@@ -218,12 +218,19 @@ def _check_for_index(index: SealIndex, model: SealModel, *, region: Any, copy: b
         )
 
 
-def _check_space(question: Question, model: SealModel) -> None:
-    if question.expression and model.projection.kind != "none":
+def _placed(question: Question, kind: str, index: SealIndex, model: SealModel) -> Question:
+    """The question in the space of the index's vectors."""
+    if model.projection.kind == "none":
+        return question
+    if index.space == "shared":
+        # A spot's vector comes from the index itself.
+        return replace(question, vector=model.shared_images(question.vector[None])[0]) if kind == "image" else question
+    if question.expression:
         raise DataError(
-            "An index holds the encoder's embeddings, in which this model's expression has no place: it compares both "
-            "behind projection heads. Search the sections' tables, or ask with a spot or an image."
+            "The index holds the encoder's embeddings, in which this model's expression has no place: it compares both "
+            "behind projection heads. Build it with `sl.tl.build_index(sections, path, model=model)`."
         )
+    return question
 
 
 def _search(
