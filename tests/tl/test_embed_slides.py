@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -16,7 +14,7 @@ import tifffile
 import sealst as sl
 from sealst._data.crops import read_crops
 from sealst._section import image_levels
-from sealst.tl import _slide_work, _slide_workers
+from sealst.tl import _slide_work
 
 ENCODER = "vit_tiny_patch16_224"
 SMALL = {"tile_um": 64, "tile_px": 32, "pretrained": False, "device": "cpu"}
