@@ -53,7 +53,7 @@ def test_pixels_stay_in_the_slide(slide: Path, tmp_path: Path) -> None:
     assert "a_tissue" in again.labels
     np.testing.assert_allclose(embedded(again), embedded(sdata), atol=1e-5)
     sl.io.write_wsi(sdata, tmp_path / "copied.zarr", pixels=True)
-    assert size(tmp_path / "copied.zarr") > 5 * size(tmp_path / "a.zarr")
+    assert size(tmp_path / "copied.zarr") > 2 * size(tmp_path / "a.zarr")
     assert "a_he" in sd.read_zarr(tmp_path / "copied.zarr").images
 
 

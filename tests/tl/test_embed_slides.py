@@ -136,6 +136,15 @@ def test_what_is_finished_is_not_done_again(folder: Path, tmp_path: Path, monkey
     assert list(pd.read_csv(tmp_path / "out" / "manifest.csv")["slide"]) == ["a", "b", "c"]
     for name, time in times.items():
         assert (tmp_path / "out" / "slides" / name).stat().st_mtime_ns == time
+    # A patient that is corrected in the manifest is corrected in the table; nothing is embedded for that.
+    embedded.clear()
+    sl.tl.embed_slides(frame.iloc[:1].assign(patient="p9"), tmp_path / "out", ENCODER, **options)
+    assert not embedded
+    assert set(table(tmp_path / "out", "a").obs["patient"]) == {"p9"}
+    assert list(pd.read_csv(tmp_path / "out" / "manifest.csv").set_index("slide")["patient"].loc[["a", "b"]]) == [
+        "p9",
+        "p1",
+    ]
     # A changed file is another slide, also where its size is the same.
     copy = tmp_path / "a.tif"
     copy.write_bytes((folder / "a.tif").read_bytes())

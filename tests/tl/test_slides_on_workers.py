@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -30,7 +32,8 @@ import json, sys
 import sealst as sl
 if __name__ == "__main__":
     folder, n_workers, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-    sl.tl.embed_slides(folder + "/manifest.csv", folder + "/job", "vit_tiny_patch16_224", n_workers=n_workers, **options)
+    out = folder + "/job"
+    sl.tl.embed_slides(folder + "/manifest.csv", out, "vit_tiny_patch16_224", n_workers=n_workers, **options)
 """
 
 
@@ -117,15 +120,13 @@ def test_workers_that_are_killed(folder: Path) -> None:
 
 @pytest.mark.slow  # starts the job three times
 def test_a_job_that_is_killed_and_started_again(folder: Path) -> None:
-    import json
-
     rng = np.random.default_rng(0)
     out, seen = folder / "job", Counter()
     command = [sys.executable, "-c", JOB, str(folder), "0", json.dumps(OPTIONS)]
     for after in (*rng.integers(2, 8, 2), None):
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
         kept = {str(p.relative_to(out)): p.stat().st_mtime_ns for p in out.glob("parts/*/*/[0-9]*.npz")}
-        watch = Watch(out, set() if after is None else {int(after)}, lambda: os.killpg(process.pid, signal.SIGKILL))
+        watch = Watch(out, set() if after is None else {int(after)}, partial(os.killpg, process.pid, signal.SIGKILL))
         watch._known = dict(kept)
         watch.start()
         _, errors = process.communicate(timeout=80)

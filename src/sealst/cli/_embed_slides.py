@@ -72,7 +72,7 @@ def slides_embed(
     \b
     sealst slides embed cohort.csv --out cohort --model my_model --n-workers 2
     sealst slides embed cohort.csv --out cohort --encoder uni2-h --scheduler tcp://login1:8786
-    """
+    """  # noqa: D301  click takes the backspace for "do not wrap"
     if (model is None) == (encoder is None):
         raise click.UsageError("Give one of --model and --encoder.")
     from sealst.tl import embed_slides

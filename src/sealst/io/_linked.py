@@ -29,9 +29,9 @@ def attach(sdata: SpatialData) -> SpatialData:
                 raise DataError(f"it has {slide.shape} pixels now, {tuple(facts[LINK]['shape'])} before.")
         except SealstError as error:
             warn(
-                f"The picture {name!r} of this store is not at hand: {error} Results can be read; calls that need pixels "
-                f"cannot run. Where the file has moved, put its place into `sdata.attrs[{name!r}]['path']` and call "
-                "`sl.io.write_wsi` again."
+                f"The picture {name!r} of this store is not at hand: {error} Results can be read; calls that need "
+                f"pixels cannot run. Where the file has moved, put its place into `sdata.attrs[{name!r}]['path']` and "
+                "call `sl.io.write_wsi` again."
             )
             continue
         systems = {

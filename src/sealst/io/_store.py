@@ -26,7 +26,7 @@ _COMPLETE = "complete"
 
 
 def open_store(path: Path, **options: Any) -> SpatialData:
-    """Read a store; pixels stay on disk, also those in a slide's own file. A save that was cut off is finished first."""
+    """Read a store; pixels stay on disk, or in a slide's own file. A save that was cut off is finished first."""
     if is_unfinished(path):
         with _lock(path):
             # Another process may have been in the middle of it, and be done now.

@@ -62,6 +62,8 @@ def plan(slide: Slide, job: Job) -> dict[str, Any]:
     digest = job.digest(slide)
     done = finished(job.table(slide))
     if done is not None and done["digest"] == digest:
+        with _file_lock(job.table(slide)):
+            _restate(job.table(slide), slide)
         return done
     parts = job.parts(slide, digest)
     with parts.lock(PLAN) as planned:
@@ -135,15 +137,35 @@ def finish(slide: Slide, job: Job, digest: str) -> dict[str, Any]:
     """Write the file of a slide from its ranges, and remove these."""
     path, parts = job.table(slide), job.parts(slide, digest)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not in the folder of the ranges, which goes.
-    with FileLock(path.with_name(f".{slide.name}.lock")):
+    with _file_lock(path):
         done = finished(path)
         if done is None or done["digest"] != digest:
             with complete_file(path) as partial:
                 _assemble(parts, job, partial, digest)
             done = finished(path)
+        _restate(path, slide)
         parts.remove()
     return dict(done or {})
+
+
+def _file_lock(path: Path) -> FileLock:
+    # Not in the folder of the ranges, which goes.
+    return FileLock(path.with_name(f".{path.stem}.lock"))
+
+
+def _restate(path: Path, slide: Slide) -> None:
+    """Bring patient and organ of a finished slide in line with the manifest, where they were corrected there."""
+    facts = {Keys.PATIENT: slide.patient, Keys.ORGAN: slide.organ}
+    with h5py.File(path, "r") as file:
+        held = {key: file["obs"][key]["categories"].asstr()[:].tolist() for key in facts}
+        n_tiles = int(file["uns"][Keys.UNS][ENTRY]["n_tiles"][()])
+    if held == {key: [value] for key, value in facts.items()}:
+        return
+    with complete_file(path) as partial:
+        shutil.copyfile(path, partial)
+        with h5py.File(partial, "r+") as file:
+            for key, value in facts.items():
+                write_elem(file["obs"], key, pd.Categorical([value] * n_tiles))
 
 
 def _assemble(parts: Parts, job: Job, partial: Path, digest: str) -> None:
