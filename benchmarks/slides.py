@@ -188,10 +188,10 @@ def contend(name: str, folder: Path) -> dict[str, float]:
         return measured(sealst, folder)
     from distributed import Client, LocalCluster
 
-    from sealst.tl._slide_workers import _local
+    from sealst.tl._slide_workers import local_cluster
 
     n = int(name.split()[1])
-    with _local(LocalCluster, n) as cluster, Client(cluster) as client:
+    with local_cluster(LocalCluster, n) as cluster, Client(cluster) as client:
         client.wait_for_workers(n)
         # Every worker loads the libraries and the encoder once.
         client.run(_warm, str(folder), ARGS.key, ARGS.tile_px)

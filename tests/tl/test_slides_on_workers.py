@@ -97,10 +97,10 @@ class Watch(threading.Thread):
 
 @pytest.mark.slow  # starts worker processes, and new ones for those that it kills
 def test_workers_that_are_killed(folder: Path) -> None:
-    from sealst.tl._slide_workers import _local
+    from sealst.tl._slide_workers import local_cluster
 
     rng = np.random.default_rng(1)
-    with _local(distributed.LocalCluster, 2) as cluster, distributed.Client(cluster) as client:
+    with local_cluster(distributed.LocalCluster, 2) as cluster, distributed.Client(cluster) as client:
 
         def kill() -> None:
             pids = [worker.pid for worker in cluster.workers.values() if worker.pid]
@@ -129,7 +129,7 @@ def test_a_job_that_is_killed_and_started_again(folder: Path) -> None:
         watch = Watch(out, set() if after is None else {int(after)}, partial(os.killpg, process.pid, signal.SIGKILL))
         watch._known = dict(kept)
         watch.start()
-        _, errors = process.communicate(timeout=80)
+        _, errors = process.communicate(timeout=400)
         watch.ended.set()
         watch.join()
         seen += watch.seen

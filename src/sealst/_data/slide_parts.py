@@ -115,10 +115,15 @@ class Parts:
         """Hold the lock of a range; False where the slide was finished by another process meanwhile."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f".{name}.lock"):
-            yield self.is_planned()
+            try:
+                yield self.is_planned()
+            finally:
+                if not self.is_planned():
+                    self.remove()
 
     def remove(self) -> None:
         """Remove the folder, and what other parameters left of the slide."""
+        # Its parent is the slide's.
         shutil.rmtree(self.folder.parent, ignore_errors=True)
 
     def _path(self, start: int) -> Path:

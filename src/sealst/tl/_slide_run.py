@@ -180,6 +180,7 @@ class Run:
             self._submit(task)
             return
         del self._active[task.slide]
+        self._workers.drop(task.slide)
         self._tiles.pop(task.slide, None)
         self.n_failed += 1
         self._tables.add(slide, None, text, attempts)

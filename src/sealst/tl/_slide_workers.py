@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
 
 from sealst._errors import DataError
@@ -16,6 +16,8 @@ from sealst.tl._slide_work import FINISH, Task, work
 
 #: slides that are begun before every worker has something to do
 _AHEAD = 2
+#: seconds that workers have to stop
+_PATIENCE = 30
 
 
 class Outcome(NamedTuple):
@@ -35,6 +37,10 @@ class Workers(Protocol):
 
     def next(self) -> Outcome:
         """Wait for the next task to end."""
+        ...
+
+    def drop(self, slide: int) -> None:
+        """Forget what is still to be done of a slide; what runs already may end."""
         ...
 
     def has_room(self) -> bool:
@@ -60,6 +66,10 @@ class Here:
             return Outcome(task, work(task.step, slide, self._job, task.start, digest))
         except Exception as error:  # noqa: BLE001  a broken slide must not stop the others
             return Outcome(task, error=error)
+
+    def drop(self, slide: int) -> None:
+        """Take a slide's tasks from the queue."""
+        self._queue = deque(item for item in self._queue if item[0].slide != slide)
 
     def has_room(self) -> bool:
         """Whether nothing is queued."""
@@ -100,6 +110,10 @@ class OnCluster:
         except Exception as error:  # noqa: BLE001  also a worker that died
             return Outcome(task, error=error)
 
+    def drop(self, slide: int) -> None:
+        """Cancel a slide's tasks; they come back as cancelled."""
+        self._client.cancel([future for future, task in self._running.items() if task.slide == slide])
+
     def has_room(self) -> bool:
         """Whether workers could run out of tasks."""
         return len(self._running) < max(1, sum(self._client.nthreads().values())) * _AHEAD
@@ -119,7 +133,7 @@ def workers_for(job: Job, *, n_workers: int, scheduler: Any) -> Iterator[Workers
         ) from error
     with ExitStack() as stack:
         if scheduler is None:
-            scheduler = stack.enter_context(_local(LocalCluster, n_workers))
+            scheduler = stack.enter_context(local_cluster(LocalCluster, n_workers))
         client = scheduler
         if not isinstance(scheduler, Client):
             try:
@@ -131,12 +145,20 @@ def workers_for(job: Job, *, n_workers: int, scheduler: Any) -> Iterator[Workers
         yield OnCluster(client, job)
 
 
-def _local(cluster: Any, n_workers: int) -> Any:
-    """Cluster of processes on this machine that share its cores."""
+@contextmanager
+def local_cluster(cluster: Any, n_workers: int) -> Iterator[Any]:
+    """Inside a ``with`` block, a cluster of processes on this machine that share its cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = str(max(1, cores // n_workers))
-    # Dask gives a worker one thread for BLAS and OpenMP unless told otherwise, and half of the memory to none.
-    env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-    return cluster(
+    # Dask gives a worker one thread for BLAS and OpenMP unless told otherwise. Memory is not limited: a limit stops a
+    # worker that is well, since files that are mapped count.
+    env = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    started = cluster(
         n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0, env=env
     )
+    try:
+        yield started
+    finally:
+        # A worker that is just starting may not stop in time; what was computed is on disk.
+        with suppress(TimeoutError, OSError):
+            started.close(timeout=_PATIENCE)

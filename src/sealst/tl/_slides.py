@@ -208,6 +208,8 @@ def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool
             f"{str(job.out)!r} holds slides embedded otherwise ({changes}). Name another folder, or replace them all "
             "with `overwrite=True`."
         )
+    if job.out.exists() and not job.out.is_dir():
+        raise DataError(f"{str(job.out)!r} is a file; `out` must be a folder.")
     if before is None and job.out.is_dir() and any(p for p in job.out.iterdir() if not p.name.startswith(".")):
         raise DataError(f"{str(job.out)!r} holds something else (it has no {_RUN}); name another folder.")
     job.out.mkdir(parents=True, exist_ok=True)
