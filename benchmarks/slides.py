@@ -1,7 +1,7 @@
 """Slides from file to embeddings on disk: tiles per second and peak memory of `tl.embed_slides` and of LazySlide.
 
-A picture of her2st (C2) is written as a pyramidal TIFF. Every contender goes the whole way from this file: tissue, tiles
-of 112 µm, embedding by the same encoder (`image_model`) in batches of the same size, results on disk.
+A picture of her2st (C2) is written as a pyramidal TIFF. Every contender goes the whole way from this file: tissue,
+tiles of 112 µm, embedding by the same encoder (`image_model`) in batches of the same size, results on disk.
 
 - timm alone: forward passes over tiles that already are float tensors in memory; nothing is read or written. The limit.
 - sealst: `tl.embed_slides` in the process itself; with 1 and with 2 Dask workers, which are started and warm before.

@@ -152,7 +152,7 @@ def local_cluster(cluster: Any, n_workers: int) -> Iterator[Any]:
     threads = str(max(1, cores // n_workers))
     # Dask gives a worker one thread for BLAS and OpenMP unless told otherwise. Memory is not limited: a limit stops a
     # worker that is well, since files that are mapped count.
-    env = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     started = cluster(
         n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0, env=env
     )
