@@ -175,7 +175,6 @@ def measured(run: Callable[[list[Path], Path], int], folder: Path) -> dict[str, 
         "rate": n / took,
         "above": memory.peak - memory.before,
         "peak": memory.peak,
-        "own": own,
     }
 
 
