@@ -84,7 +84,7 @@ class OnCluster:
 
         self._client, self._job = client, job
         self._running: dict[Any, Task] = {}
-        self._ended = as_completed()
+        self._ended = as_completed(loop=client.loop)
         self._number = 0
 
     def submit(self, task: Task, slide: Slide, digest: str) -> None:
