@@ -14,6 +14,7 @@ from sealst._settings import settings
 from sealst._version import __version__
 from sealst.cli._check import check
 from sealst.cli._evaluate import evaluate
+from sealst.cli._slides import slides
 
 #: what a pipeline may rely on
 EXIT_FAILED, EXIT_USAGE, EXIT_DATA = 1, 2, 3
@@ -52,6 +53,7 @@ def demo(out: Path, seed: int, overwrite: bool, quiet: bool) -> None:
 
 cli.add_command(check)
 cli.add_command(evaluate)
+cli.add_command(slides)
 
 
 def main() -> None:

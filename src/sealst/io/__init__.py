@@ -12,6 +12,7 @@ from sealst.io._image import SlideImage, open_image
 from sealst.io._st import read_st
 from sealst.io._visium import read_visium
 from sealst.io._visium_hd import read_visium_hd
+from sealst.io._write_wsi import write_wsi
 from sealst.io._wsi import read_wsi
 from sealst.io._xenium import read_xenium
 
@@ -34,4 +35,5 @@ __all__ = [
     "read_visium_hd",
     "read_wsi",
     "read_xenium",
+    "write_wsi",
 ]

@@ -19,20 +19,23 @@ from spatialdata import SpatialData, read_zarr
 
 from sealst._errors import DataError
 from sealst._logging import logger
+from sealst.io._linked import attach, is_linked
 
 _KINDS = ("images", "labels", "shapes", "tables")
 _COMPLETE = "complete"
 
 
 def open_store(path: Path, **options: Any) -> SpatialData:
-    """Read a store; pixels stay on disk. A save that was cut off is finished first."""
+    """Read a store; pixels stay on disk, or in a slide's own file. A save that was cut off is finished first."""
     if is_unfinished(path):
         with _lock(path):
             # Another process may have been in the middle of it, and be done now.
             if is_unfinished(path):
                 logger.info("Finishing a save of %s that was cut off.", path.name)
                 _swap(_stage(path), path)
-    return read_zarr(path, **options)
+    sdata = read_zarr(path, **options)
+    selection = options.get("selection")
+    return sdata if selection is not None and "images" not in selection else attach(sdata)
 
 
 def is_unfinished(path: Path) -> bool:
@@ -67,7 +70,7 @@ def _write_back(sdata: SpatialData, path: Path, replaced: Collection[str], gone:
         kind: {
             name: element
             for name, element in getattr(sdata, kind).items()
-            if f"{kind}/{name}" in replaced or not (path / kind / name).exists()
+            if f"{kind}/{name}" in replaced or not ((path / kind / name).exists() or is_linked(sdata, name))
         }
         for kind in ("images", "labels")
     }

@@ -162,8 +162,6 @@ def _sizes(crop_um: float | Sequence[float]) -> list[float]:
 def _resolve_mpp(
     sdata: SpatialData, region: Region, image: str, system: str, stated: dict[str, float | None]
 ) -> tuple[float, str]:
-    from squidpy.experimental.utils import derive_mpp_from_shapes
-
     element = sdata.images[image]
     sources: dict[str, float] = {}
     if (own := _section.mpp_of(element)) is not None:
@@ -175,6 +173,8 @@ def _resolve_mpp(
         raise ScaleError(f"Image {image!r} is stretched unevenly in coordinate system {system!r}; resample it first.")
     for name, argument in (("pitch_um", "um_between_centers"), ("spot_um", "um_diameter")):
         if (value := stated[name]) is not None:
+            from squidpy.experimental.utils import derive_mpp_from_shapes
+
             _section.spot_table(sdata, region)
             try:
                 per_unit = derive_mpp_from_shapes(sdata, region.name, system, **{argument: float(value)})

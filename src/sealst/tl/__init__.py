@@ -13,6 +13,7 @@ from sealst.tl._pathways import pathways
 from sealst.tl._predict import predict
 from sealst.tl._rank_pathways import rank_pathways
 from sealst.tl._retrieve import retrieve
+from sealst.tl._slides import embed_slides
 
 __all__ = [
     "Evaluation",
@@ -23,6 +24,7 @@ __all__ = [
     "build_index",
     "clear_cache",
     "embed",
+    "embed_slides",
     "evaluate",
     "finetune",
     "pathways",

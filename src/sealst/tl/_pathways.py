@@ -140,12 +140,28 @@ def pathways(
 
 
 def score_sets(
-    expression: pd.DataFrame, net: Net, *, method: str = "ulm", tmin: int = 5, verbose: bool = False
+    expression: pd.DataFrame,
+    net: Net,
+    *,
+    method: str = "ulm",
+    tmin: int = 5,
+    verbose: bool = False,
+    present: np.ndarray | None = None,
 ) -> PathwayResult:
-    """Score gene sets on an expression table (spots, genes); rows of NaN stay NaN. Arguments as in `pathways`."""
+    """Score gene sets on an expression table (spots, genes); rows of NaN stay NaN. Arguments as in `pathways`.
+
+    `present` (bool, one per gene) says which genes have any expression, where the table is a part of a larger one.
+    """
     _check_options(method, tmin)
     x, genes = expression.to_numpy(), expression.columns
-    return _score(x, expression.index, genes, net=net, method=method, tmin=tmin, verbose=verbose)
+    return _score(x, expression.index, genes, net=net, method=method, tmin=tmin, verbose=verbose, expressed=present)
+
+
+def pathways_entry(result: PathwayResult, *, source: str, slot: str) -> dict[str, Any]:
+    """Provenance of scores."""
+    seen = result.overlap
+    entry = result.facts | {"source": source, "slot": slot, "set": seen.index.to_numpy(dtype=str)}
+    return entry | {name: seen[name].to_numpy() for name in seen}
 
 
 def write_pathways(
@@ -153,9 +169,7 @@ def write_pathways(
 ) -> None:
     """Write scores, adjusted p-values where there are any, and provenance."""
     stored = dict(table.uns.get(Keys.UNS, {}).get("pathways", {}))
-    seen = result.overlap
-    entry = result.facts | {"source": source, "slot": slot, "set": seen.index.to_numpy(dtype=str)}
-    entry |= {name: seen[name].to_numpy() for name in seen}
+    entry = pathways_entry(result, source=source, slot=slot)
     # What an earlier method tested does not belong to these scores.
     table.obsm.pop(f"{key}_padj", None)
     table.obsm[key] = result.scores
@@ -185,7 +199,15 @@ def _predicted(table: AnnData, key: str) -> tuple[np.ndarray, pd.Index]:
 
 
 def _score(
-    x: Any, spots: pd.Index, genes: pd.Index, *, net: Net, method: str, tmin: int, verbose: bool
+    x: Any,
+    spots: pd.Index,
+    genes: pd.Index,
+    *,
+    net: Net,
+    method: str,
+    tmin: int,
+    verbose: bool,
+    expressed: np.ndarray | None = None,
 ) -> PathwayResult:
     check_gene_names(list(genes), where="the expression")
     check_named(genes)
@@ -193,7 +215,9 @@ def _score(
     rows = _informative(x)
     if not rows.size:
         raise DataError(f"No spot has expression to score: all {len(spots)} rows are NaN or hold one value only.")
-    present = np.flatnonzero(np.asarray(abs(x[rows]).sum(axis=0)).ravel() > 0)
+    if expressed is None:
+        expressed = np.asarray(abs(x[rows]).sum(axis=0)).ravel() > 0
+    present = np.flatnonzero(expressed)
     names = genes[present].astype(str)
     seen = _overlap(edges, names, tmin)
     _report(seen, label, names, tmin)

@@ -96,7 +96,7 @@ class ModelFeatures:
         """Features (n, sum of widths) of crops, side by side."""
         parts: list[torch.Tensor] = []
         for model in self.models.values():
-            found = _embedded(model, crops, frozen=not parts)
+            found = embedded(model, crops, frozen=not parts)
             parts += found
         parts.append(_colour(crops))
         return torch.cat([p.float().cpu() for p in parts], dim=1).numpy()
@@ -116,7 +116,7 @@ class EncoderFeatures:
         return torch.cat([z.float().cpu(), _colour(crops)], dim=1).numpy()
 
 
-def _embedded(model: SealModel, crops: np.ndarray, *, frozen: bool) -> list[torch.Tensor]:
+def embedded(model: SealModel, crops: np.ndarray, *, frozen: bool) -> list[torch.Tensor]:
     """Embedding by the base encoder (if wanted) and by the adapted one; the shared trunk runs once."""
     model.eval()
     images = to_images(crops, model.device)

@@ -1,0 +1,15 @@
+"""The group ``sealst slides``: whole slides, many at a time."""
+
+from __future__ import annotations
+
+import click
+
+from sealst.cli._embed_slides import slides_embed
+
+
+@click.group()
+def slides() -> None:
+    """Whole slides, many at a time."""
+
+
+slides.add_command(slides_embed)

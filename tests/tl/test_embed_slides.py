@@ -1,0 +1,267 @@
+"""Many slides: one table per slide, whatever breaks on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+import sealst as sl
+from sealst._data.crops import read_crops
+from sealst._section import image_levels
+from sealst.tl import _slide_work
+
+ENCODER = "vit_tiny_patch16_224"
+SMALL = {"tile_um": 64, "tile_px": 32, "pretrained": False, "device": "cpu"}
+
+
+def write_slide(path: Path, seed: int = 0, *, size: int = 800) -> Path:
+    """Pyramidal TIFF at 1 µm per pixel: glass with one piece of stained texture."""
+    rng = np.random.default_rng(seed)
+    image = np.full((size, size, 3), 242, dtype=np.uint8)
+    side = (size - 200) // 10 * 10
+    grain = rng.normal(0, 30, (side // 10, side // 10, 1)).repeat(10, 0).repeat(10, 1)
+    colour = np.array([170 + 10 * (seed % 3), 110, 170])
+    image[100 : 100 + side, 100 : 100 + side] = np.clip(colour + grain, 0, 255).astype(np.uint8)
+    options = {"tile": (256, 256), "photometric": "rgb", "compression": "zlib", "metadata": None}
+    resolution = {"resolution": (1e4, 1e4), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path) as file:
+        file.write(image, subifds=0, **options, **resolution)
+        file.write(image[::2, ::2], subfiletype=1, **options)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three slides of two patients, and their manifest."""
+    folder = tmp_path_factory.mktemp("slides")
+    names = ["a", "b", "c"]
+    for seed, name in enumerate(names):
+        write_slide(folder / f"{name}.tif", seed)
+    frame = pd.DataFrame({"slide": names, "path": [f"{n}.tif" for n in names], "patient": ["p1", "p1", "p2"]})
+    frame.assign(organ="breast", grade=[1, 2, 3]).to_csv(folder / "manifest.csv", index=False)
+    return folder
+
+
+def table(out: Path, name: str) -> ad.AnnData:
+    return ad.read_h5ad(out / "slides" / f"{name}.h5ad")
+
+
+def same(a: Path, b: Path) -> None:
+    """Two folders hold the same tables, byte for byte in every slot."""
+    names = sorted(p.name for p in (a / "slides").glob("*.h5ad"))
+    assert names == sorted(p.name for p in (b / "slides").glob("*.h5ad"))
+    for name in names:
+        one, other = (ad.read_h5ad(folder / "slides" / name) for folder in (a, b))
+        assert list(one.obs_names) == list(other.obs_names)
+        assert one.obs_names.is_unique
+        pd.testing.assert_frame_equal(one.obs, other.obs)
+        assert set(one.obsm) == set(other.obsm)
+        for key in one.obsm:
+            np.testing.assert_array_equal(np.asarray(one.obsm[key]), np.asarray(other.obsm[key]), err_msg=key)
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+def test_slides_are_embedded_like_sections(folder: Path, model, tmp_path: Path) -> None:
+    net = pd.DataFrame({"source": ["s"] * 6, "target": model.panel.genes[:6]})
+    genes = list(model.panel.genes[:3])
+    found = sl.tl.embed_slides(
+        folder / "manifest.csv", tmp_path / "out", model, expression=True, genes=genes, net=net, tiles_per_task=30
+    )
+    assert list(found["slide"]) == ["a", "b", "c"]
+    assert list(found["patient"]) == ["p1", "p1", "p2"]
+    assert list(found["grade"]) == [1, 2, 3]
+    assert (found["status"] == "done").all()
+    stored = pd.read_csv(tmp_path / "out" / "manifest.csv")
+    pd.testing.assert_frame_equal(stored, found, check_dtype=False)
+    assert pd.read_csv(tmp_path / "out" / "failures.csv").empty
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["settings"]["model"] == model.fingerprint
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.name[0] != ".") == [
+        "failures.csv", "manifest.csv", "parts", "run.json", "slides",
+    ]  # fmt: skip
+    assert not list((tmp_path / "out" / "parts").iterdir())
+
+    tiles = table(tmp_path / "out", "b")
+    sdata = sl.io.read_wsi(folder / "b.tif", patient="p1", organ="breast")
+    sl.pp.tile(sdata, tile_um=64)
+    sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
+    sl.tl.predict(sdata, model, net=net)
+    expected = sdata.tables["table"][tiles.obs_names]
+    assert tiles.n_obs == expected.n_obs == found["n_tiles"][1] > 60
+    for column in ("tissue_fraction", "patient", "section", "organ", "spot_id", "crop_ok"):
+        assert list(tiles.obs[column]) == list(expected.obs[column]), column
+    np.testing.assert_array_equal(tiles.obsm["spatial"], expected.obsm["spatial"])
+    np.testing.assert_allclose(tiles.obsm["X_seal"], expected.obsm["X_seal"], atol=1e-4)
+    assert list(tiles.obsm["seal_expression"].columns) == genes
+    np.testing.assert_allclose(tiles.obsm["seal_expression"], expected.obsm["seal_expression"][genes], atol=1e-4)
+    np.testing.assert_allclose(tiles.obsm["seal_pathways"], expected.obsm["seal_pathways"], atol=1e-3)
+    squares = sdata.shapes["b_spots"].loc[tiles.obs["spot_id"]].bounds.to_numpy()
+    crops = read_crops(image_levels(sdata.images["b_he"]), squares, 32)
+    with model.frozen_encoder():
+        base = model.embed_images(crops)
+    np.testing.assert_allclose(tiles.obsm["X_frozen"], base, atol=1e-4)
+    assert np.abs(tiles.obsm["X_frozen"] - tiles.obsm["X_seal"]).max() > 1e-3
+    # Later calls take the embeddings as their own.
+    sl.tl.predict(tiles, model, key_added="again")
+    np.testing.assert_allclose(tiles.obsm["again"][genes], tiles.obsm["seal_expression"], atol=1e-5)
+
+
+def test_an_encoder_by_name(folder: Path, tmp_path: Path) -> None:
+    found = sl.tl.embed_slides(folder / "manifest.csv", tmp_path / "out", ENCODER, step_um=128, **SMALL)
+    tiles = table(tmp_path / "out", "c")
+    assert set(tiles.obsm) == {"X_seal", "spatial"}
+    assert tiles.obsm["X_seal"].shape == (found["n_tiles"][2], 192)
+    assert tiles.uns["sealst"]["embed"]["X_seal"]["model"] == ENCODER
+    assert np.unique(np.diff(np.unique(tiles.obsm["spatial"][:, 0]))) == 128
+
+
+# -- continuing -------------------------------------------------------------------------------------------------------
+def test_what_is_finished_is_not_done_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = pd.read_csv(folder / "manifest.csv").assign(path=lambda f: [str(folder / p) for p in f["path"]])
+    options = SMALL | {"tiles_per_task": 20}
+    sl.tl.embed_slides(frame.iloc[:2], tmp_path / "out", ENCODER, **options)
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "slides").glob("*.h5ad")}
+    embedded = []
+    original = _slide_work._embed
+    monkeypatch.setattr(_slide_work, "_embed", lambda s, *rest: embedded.append(s.name) or original(s, *rest))
+    found = sl.tl.embed_slides(frame.iloc[1:], tmp_path / "out", ENCODER, **options)
+    assert list(found["slide"]) == ["b", "c"]
+    assert set(embedded) == {"c"}
+    assert list(pd.read_csv(tmp_path / "out" / "manifest.csv")["slide"]) == ["a", "b", "c"]
+    for name, time in times.items():
+        assert (tmp_path / "out" / "slides" / name).stat().st_mtime_ns == time
+    # A patient that is corrected in the manifest is corrected in the table; nothing is embedded for that.
+    embedded.clear()
+    sl.tl.embed_slides(frame.iloc[:1].assign(patient="p9"), tmp_path / "out", ENCODER, **options)
+    assert not embedded
+    assert set(table(tmp_path / "out", "a").obs["patient"]) == {"p9"}
+    assert list(pd.read_csv(tmp_path / "out" / "manifest.csv").set_index("slide")["patient"].loc[["a", "b"]]) == [
+        "p9",
+        "p1",
+    ]
+    # A changed file is another slide, also where its size is the same.
+    copy = tmp_path / "a.tif"
+    copy.write_bytes((folder / "a.tif").read_bytes())
+    embedded.clear()
+    sl.tl.embed_slides(frame.iloc[:1].assign(path=str(copy)), tmp_path / "out", ENCODER, **options)
+    assert set(embedded) == {"a"}
+    with pytest.raises(sl.DataError, match=r"holds slides embedded otherwise \(step_um 64\.0, now 32\.0\)"):
+        sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **options, step_um=32)
+    embedded.clear()
+    sl.tl.embed_slides(frame.iloc[:1], tmp_path / "out", ENCODER, **options, step_um=128, overwrite=True)
+    assert embedded
+    assert [p.name for p in (tmp_path / "out" / "slides").glob("*.h5ad")] == ["a.h5ad"]
+    assert list(pd.read_csv(tmp_path / "out" / "manifest.csv")["slide"]) == ["a"]
+
+
+def test_a_run_that_was_cut_off_is_continued(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before every single write, once each: no range is done twice, none is lost, and results are the same."""
+    from sealst._data import slide_parts
+
+    sl.tl.embed_slides(folder / "manifest.csv", tmp_path / "whole", ENCODER, **SMALL, tiles_per_task=50)
+    done: list[tuple[str, int]] = []
+    original, write = _slide_work._embed, slide_parts.Parts.write
+    stop_at = {"left": 0}
+
+    def interrupted(parts, start, arrays) -> None:
+        stop_at["left"] -= 1
+        if stop_at["left"] == 0:
+            raise KeyboardInterrupt
+        write(parts, start, arrays)
+        done.append((parts.folder.parent.name, start))
+
+    monkeypatch.setattr(slide_parts.Parts, "write", interrupted)
+    for left in (1, 2, 2, 1, 99):
+        stop_at["left"] = left
+        try:
+            sl.tl.embed_slides(folder / "manifest.csv", tmp_path / "cut", ENCODER, **SMALL, tiles_per_task=50)
+        except KeyboardInterrupt:
+            assert left != 99
+    assert sorted(done) == [(name, start) for name in "abc" for start in (0, 50)]
+    same(tmp_path / "whole", tmp_path / "cut")
+    assert not [p for p in (tmp_path / "cut").rglob("*") if p.is_file() and p.suffix in (".npz", ".npy")]
+    assert original is _slide_work._embed
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+def test_a_broken_slide_stops_nobody(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.tif").write_bytes((folder / "a.tif").read_bytes()[:5000])
+    (tmp_path / "noscale.tif").write_bytes(b"")
+    tifffile.imwrite(tmp_path / "noscale.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+    paths = [tmp_path / "broken.tif", folder / "b.tif", tmp_path / "nothing.svs", tmp_path / "noscale.tif"]
+    frame = pd.DataFrame({"path": [str(p) for p in paths], "patient": list("wxyz")})
+    with pytest.warns(sl.SealstWarning, match=r"3 of 4 slides failed; .*failures\.csv' says why"):
+        found = sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL, retries=2)
+    assert list(found["status"]) == ["failed", "done", "failed", "failed"]
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv").set_index("slide")
+    assert list(failures.columns) == ["path", "error", "attempts"]
+    assert set(failures.index) == {"broken", "nothing", "noscale"}
+    assert (failures["attempts"] == 3).all()
+    assert "No slide at" in failures.loc["nothing", "error"]
+    assert "does not state its physical scale" in failures.loc["noscale", "error"]
+    assert [p.name for p in (tmp_path / "out" / "slides").glob("*.h5ad")] == ["b.h5ad"]
+    # Once it is mended, its failure is gone.
+    frame["mpp"] = [np.nan, np.nan, np.nan, 1.0]
+    frame.loc[2, "path"] = str(write_slide(tmp_path / "nothing.tif", 5))
+    with pytest.warns(sl.SealstWarning, match="2 of 4 slides failed"):
+        found = sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL, retries=0)
+    assert list(found["status"]) == ["failed", "done", "done", "failed"]
+    assert set(pd.read_csv(tmp_path / "out" / "failures.csv")["slide"]) == {"broken", "noscale"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ({"file": ["a"]}, sl.MissingKeyError, "no column 'path'; found: 'file'"),
+        ({"path": []}, sl.DataError, "lists no slide"),
+        ({"path": ["x/a.tif", ""]}, sl.DataError, "`path` is empty in line"),
+        ({"path": ["x/a.tif", "y/a.tif"]}, sl.DataError, "slide name\\(s\\) 'a', 'a' occur twice"),
+        ({"path": ["x.tif", "x.tif"], "slide": ["a", "b"]}, sl.DataError, "occur twice; a slide counts once"),
+        ({"path": ["x.tif"], "slide": ["../a"]}, sl.DataError, "Slide name '../a' must be of letters"),
+        ({"path": ["x.tif"], "mpp": ["half"]}, sl.DataError, "`mpp` of slide 'x' must be a positive number"),
+    ],
+)
+def test_manifests_that_are_refused(rows: dict, error: type, message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        sl.tl.embed_slides(pd.DataFrame(rows), tmp_path / "out", ENCODER, **SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_arguments_that_are_refused(folder: Path, model, tmp_path: Path) -> None:
+    def call(given, **options):
+        return sl.tl.embed_slides(folder / "manifest.csv", tmp_path / "out", given, **options)
+
+    with pytest.raises(sl.DataError, match="`tile_um` is 100, but the model was trained on 64"):
+        call(model, tile_um=100)
+    with pytest.raises(sl.DataError, match="'frozen', 'net': only a SEAL model offers that"):
+        call(ENCODER, **SMALL, frozen=True, net={"a": ["b"]})
+    with pytest.raises(sl.DataError, match="pass `expression=True` too"):
+        call(model, genes=["EPCAM"])
+    with pytest.raises(sl.PanelError, match="nogene"):
+        call(model, expression=True, genes=["nogene"])
+    with pytest.raises(sl.DataError, match="not both"):
+        call(model, n_workers=1, scheduler="tcp://nowhere:1")
+    with pytest.raises(sl.DataError, match="`retries` must be a whole number"):
+        call(model, retries=-1)
+    with pytest.raises(TypeError, match="`model` must be a SealModel, its folder, or the name of an encoder"):
+        call(3)
+    with pytest.raises(sl.DataError, match="must be a DataFrame|No manifest at"):
+        sl.tl.embed_slides(folder / "none.csv", tmp_path / "out", model)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
+    with pytest.raises(sl.DataError, match="holds something else"):
+        call(model)
+
+
+def test_patients_default_to_slides_with_a_warning(folder: Path, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"path": [str(folder / "a.tif")]})
+    with pytest.warns(sl.SealstWarning, match="does not name the patient of every slide"):
+        found = sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL)
+    assert list(found["patient"]) == ["a"]
