@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import (
-    average_precision_score,
-    balanced_accuracy_score,
-    f1_score,
-    mean_absolute_error,
-    r2_score,
-    roc_auc_score,
-)
+from scipy.stats import pearsonr, rankdata, spearmanr
+from sklearn.metrics import mean_absolute_error, r2_score
 
 from sealst._core.survival import Concordance, concordance, ipcw_index
 
@@ -66,14 +58,14 @@ def classification_scores(p: np.ndarray, held: Held) -> dict[str, float]:
     truth = held.truth.astype(int)
     n_classes = p.shape[1]
     scored = [n_classes - 1] if n_classes == 2 else range(n_classes)
-    ranked = {"auroc": roc_auc_score, "average_precision": average_precision_score}
+    ranked = {"auroc": auroc, "average_precision": average_precision}
     found = {name: _one_against_rest(function, p, truth, scored) for name, function in ranked.items()}
     best = p.argmax(axis=1)
-    with warnings.catch_warnings():
-        # A resample may lack a class; the means are then over those it has.
-        warnings.simplefilter("ignore")
-        found["balanced_accuracy"] = float(balanced_accuracy_score(truth, best))
-        found["f1"] = float(f1_score(truth, best, average="macro", zero_division=0.0))
+    counts = np.bincount(truth * n_classes + best, minlength=n_classes**2).reshape(n_classes, n_classes)
+    right, real, called = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    # A resample may lack a class; the means are then over those it has.
+    found["balanced_accuracy"] = float((right[real > 0] / real[real > 0]).mean())
+    found["f1"] = float((2 * right / np.maximum(real + called, 1))[real + called > 0].mean())
     error = ((p - np.eye(n_classes)[truth]) ** 2).sum(axis=1).mean()
     found |= {"ece": calibration_error(p, truth), "brier": float(error / 2 if n_classes == 2 else error)}
     return found
@@ -83,6 +75,36 @@ def _one_against_rest(function: Callable[..., float], p: np.ndarray, truth: np.n
     positive = [(truth == c, p[:, c]) for c in classes]  # type: ignore[attr-defined]
     found = [float(function(is_class, score)) for is_class, score in positive if is_class.any() and not is_class.all()]
     return float(np.mean(found)) if found else NAN
+
+
+def auroc(positive: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve from ranks; what scikit-learn computes, in the time that thousands of draws need.
+
+    Parameters
+    ----------
+    positive
+        bool (n,), some True and some False.
+    score
+        Score (n,).
+    """
+    n = int(positive.sum())
+    return float((rankdata(score)[positive].sum() - n * (n + 1) / 2) / (n * (len(score) - n)))
+
+
+def average_precision(positive: np.ndarray, score: np.ndarray) -> float:
+    """Average precision; what scikit-learn computes, in the time that thousands of draws need.
+
+    Parameters
+    ----------
+    positive
+        bool (n,), some True.
+    score
+        Score (n,).
+    """
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+    hits = np.cumsum(positive[order])[last]
+    return float((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / hits[-1])
 
 
 def calibration_error(p: np.ndarray, truth: np.ndarray) -> float:

@@ -116,8 +116,8 @@ def ipcw_index(
 
     References
     ----------
-    Uno et al., *On the C-statistics for evaluating overall adequacy of risk prediction procedures with censored survival
-    data*, Statistics in Medicine 2011.
+    Uno et al., *On the C-statistics for evaluating overall adequacy of risk prediction procedures with censored
+    survival data*, Statistics in Medicine 2011.
     """
     metrics = _metrics()
     until = _known_until(train_time, train_event)

@@ -32,7 +32,7 @@ class SlideParams:
     batch_size: int | None = None
     #: tiles of a training slide that a step looks at, drawn anew every time; prediction always looks at all
     max_tiles: int = 4096
-    #: whether classes count the same in the loss, however rare they are; probabilities are then those of balanced classes
+    #: whether classes count the same in the loss, however rare they are; probabilities are then of balanced classes
     balance: bool = True
     #: largest norm of the gradient
     clip_norm: float = 1.0

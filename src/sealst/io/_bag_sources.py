@@ -122,7 +122,7 @@ class FeatureTableReader(BagReader):
         check_key(self.tables, key, where=f"the feature tables of slide {self.name!r}", hint="Name one with `key=`.")
         table, centres = self.tables[key], self.centres.get(key)
         x = table.X.toarray() if hasattr(table.X, "toarray") else np.asarray(table.X)
-        ids = table.obs["tile_id"] if "tile_id" in table.obs else table.obs_names
+        ids = table.obs.get("tile_id", table.obs_names)
         return x, None if centres is None else centres.loc[ids].to_numpy(dtype=float), np.asarray(ids).astype(str)
 
     def models(self) -> dict[str, str | None]:

@@ -47,7 +47,7 @@ def read_bags(
         - folder of ``tl.embed_slides``
         - folder of TRIDENT or CLAM: ``.h5`` files with ``features`` (and ``coords``), or the job's folder with one
           ``features_<name>`` per encoder, of which every one is an embedding
-        - sections with embeddings (AnnData or SpatialData, also LazySlide's with its feature tables), as a list, in which
+        - sections with embeddings (AnnData or SpatialData, also LazySlide's with its feature tables): a list, in which
           every section of a table is a slide, or by name
         - arrays (n_tiles, dim) by name
     labels
@@ -55,8 +55,8 @@ def read_bags(
     key
         Embedding that the bags hold; default ``"X_seal"`` where it is there, else the only one.
     patient
-        Column of `labels` with the patient. Without it the source says who it is; failing that, every slide is a patient
-        of its own, with a warning.
+        Column of `labels` with the patient. Without it the source says who it is; failing that, every slide is a
+        patient of its own, with a warning.
     slide
         Column of `labels` with the name of the slide; without it the index is the name.
     table_key
@@ -111,7 +111,7 @@ def _opened(source: Any, table_key: str) -> tuple[dict[str, BagReader], pd.DataF
             for reader in _sections(source[i], i, table_key):
                 if reader.name in found:
                     raise DataError(
-                        f"Slide name {reader.name!r} occurs twice; name the slides with `read_bags({{'name': section}})`."
+                        f"Slide name {reader.name!r} occurs twice; name slides with `read_bags({{'name': section}})`."
                     )
                 found[reader.name] = reader
     else:
@@ -162,16 +162,14 @@ def _lazyslide(name: str, sdata: SpatialData, tables: dict[str, AnnData]) -> Fea
         if region in sdata.shapes:
             tiles = sdata.shapes[region]
             middle = tiles.geometry.centroid
-            ids = tiles["tile_id"] if "tile_id" in tiles else tiles.index
+            ids = tiles.get("tile_id", tiles.index)
             centres[key] = pd.DataFrame({"x": middle.x.to_numpy(), "y": middle.y.to_numpy()}, index=pd.Index(ids))
     return FeatureTableReader(name, tables=tables, centres=centres)
 
 
 def _folder(folder: Path) -> tuple[dict[str, BagReader], pd.DataFrame]:
     if not folder.is_dir():
-        raise DataError(
-            f"{str(folder)!r} is not a folder. Expected that of `tl.embed_slides`, or of TRIDENT's h5 files."
-        )
+        raise DataError(f"{str(folder)!r} is no folder. Expected one of `tl.embed_slides`, or of h5 files.")
     if (folder / "manifest.csv").is_file():
         return _embedded_slides(folder)
     groups = {path.name.removeprefix("features_"): path for path in sorted(folder.glob("features_*")) if path.is_dir()}
@@ -230,8 +228,8 @@ def _common_models(readers: Mapping[str, BagReader]) -> dict[str, str | None]:
         models = {name: each[key] for name, each in made.items()}
         if len(distinct := dict.fromkeys(models.values())) > 1:
             raise DataError(
-                f"Embeddings {key!r} were made by {len(distinct)} models ({listed(distinct)}), so that their columns mean "
-                "different things. Embed all slides with one."
+                f"Embeddings {key!r} were made by {len(distinct)} models ({listed(distinct)}), so that their columns "
+                "mean different things. Embed all slides with one."
             )
         found[key] = models[first]
     return found
@@ -271,8 +269,8 @@ def _joined(obs: pd.DataFrame, labels: pd.DataFrame, patient: str) -> pd.DataFra
     both = obs.index.intersection(labels.index)
     if not len(both):
         raise DataError(
-            f"No slide is named in `labels`: slides are {listed(obs.index, 3)}, labels are of {listed(labels.index, 3)}. "
-            "Names must agree exactly, without endings such as '.svs'; name the column with `slide=`."
+            f"No slide is named in `labels`: slides are {listed(obs.index, 3)}, labels of {listed(labels.index, 3)}. "
+            "Names must agree exactly, endings included; name the column with `slide=`."
         )
     if patient != Keys.PATIENT:
         check_key(labels.columns, patient, where="the columns of `labels`", hint="Name the column with `patient=`.")
@@ -294,7 +292,7 @@ def _patients(obs: pd.DataFrame, readers: Mapping[str, BagReader]) -> pd.Series:
     found = {name: value if pd.notna(value) else readers[name].patient() for name, value in given.items()}
     if unknown := [name for name, value in found.items() if value is None]:
         warn(
-            f"The patient of {len(unknown)} slide(s) is unknown ({listed(unknown)}); each counts as a patient of its own. "
-            "If patients have several slides, add a column 'patient' to `labels`: splits are by patient."
+            f"The patient of {len(unknown)} slide(s) is unknown ({listed(unknown)}); each counts as a patient of its "
+            "own. If patients have several slides, add a column 'patient' to `labels`: splits are by patient."
         )
     return pd.Series({name: str(name if value is None else value) for name, value in found.items()}, dtype=object)

@@ -59,8 +59,8 @@ def write_trident(
     -------
     The folder, with per slide
 
-    - ``features_<name>/<slide>.h5``: ``features`` float32 (n, dim), ``coords`` int64 (n, 2), top left corners in pixels of
-      the full-resolution image, with attributes ``patch_size``, ``patch_size_level0``, ``level0_magnification``,
+    - ``features_<name>/<slide>.h5``: ``features`` float32 (n, dim), ``coords`` int64 (n, 2), top left corners in pixels
+      of the full-resolution image, with attributes ``patch_size``, ``patch_size_level0``, ``level0_magnification``,
       ``target_magnification``, ``overlap``, ``name`` and ``savetodir``; and ``tiles``, their ids
     - ``patches/<slide>_patches.h5``: the same ``coords``
 
@@ -69,7 +69,8 @@ def write_trident(
     Raises
     ------
     DataError
-        When positions or sizes of tiles are unknown, or a file exists and `overwrite` is False; nothing is written then.
+        When sizes of tiles are unknown, or a file exists and `overwrite` is False; nothing is written then. When a slide
+        has no positions; those before it are written.
 
     Examples
     --------

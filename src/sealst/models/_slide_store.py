@@ -109,7 +109,7 @@ def _restored(folder: Path, config: dict[str, Any]) -> SlideModel:
     tensors = load_file(folder / _MEMBERS)
     members: dict[str, list[SlideNet]] = {}
     with seeded(0):
-        for t, target in enumerate(spec.targets):
+        for target in spec.targets:
             members[target] = [spec.build(target).eval() for _ in range(config["n_members"][target])]
     own = {
         f"{t}.{i}.{name}": tensor

@@ -163,8 +163,8 @@ def _check_table(table: AnnData, model: SlideModel) -> None:
     expected = model.spec.embedding
     if made is not None and expected is not None and str(made) != expected:
         raise DataError(
-            f"`.obsm[{model.spec.key!r}]` was made by model {str(made)!r}, but the slide model was fitted on embeddings "
-            f"of {expected!r}. Embed the tiles with that model, or fit again."
+            f"`.obsm[{model.spec.key!r}]` was made by model {str(made)!r}, but the slide model was fitted on "
+            f"embeddings of {expected!r}. Embed the tiles with that model, or fit again."
         )
 
 

@@ -61,8 +61,8 @@ def test_contenders(bags: Bags, test: Bags, contenders: Mapping[str, Bags]) -> d
     for name, other in contenders.items():
         if other.facts is not bags.facts:
             raise DataError(
-                f"`compare[{name!r}]` is given as bags of its own, which says nothing about the slides of `test`. Leave "
-                "`test` out, or read both embeddings into one `Bags` and name them."
+                f"`compare[{name!r}]` is given as bags of its own, which say nothing about the slides of `test`. "
+                "Leave `test` out, or read both embeddings into one `Bags` and name them."
             )
         check_key(test.keys, other.key, where="the embeddings of `test`", hint="Embed those slides with it too.")
         found[name] = test.with_key(other.key)
