@@ -27,7 +27,7 @@ from sealst._train._slide_params import SlideParams
 
 CLASSIFICATION, REGRESSION, SURVIVAL = "classification", "regression", "survival"
 TASKS = (CLASSIFICATION, REGRESSION, SURVIVAL)
-_BATCH = {CLASSIFICATION: 8, REGRESSION: 8, SURVIVAL: 64}
+_BATCH = {CLASSIFICATION: 8, REGRESSION: 8, SURVIVAL: 16}
 
 #: outputs (n, n_out) and labels to a scalar
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

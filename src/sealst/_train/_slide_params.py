@@ -28,7 +28,7 @@ class SlideParams:
     #: epochs without a lower loss of the inner validation patients after which fitting stops, with the best weights;
     #: None trains all epochs on all training slides
     patience: int | None = 10
-    #: slides per step; None is 8, and 64 for survival, where a step compares slides with each other
+    #: slides per step; None is 8, and 16 for survival, where a step compares its slides with each other
     batch_size: int | None = None
     #: tiles of a training slide that a step looks at, drawn anew every time; prediction always looks at all
     max_tiles: int = 4096

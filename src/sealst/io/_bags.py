@@ -183,8 +183,8 @@ def _folder(folder: Path) -> tuple[dict[str, BagReader], pd.DataFrame]:
             paths.setdefault(path.stem, {})[key] = path
     if not paths:
         raise DataError(
-            f"{str(folder)!r} holds neither manifest.csv (of `tl.embed_slides`) nor .h5 files of features, itself or in "
-            "`features_<name>` folders."
+            f"{str(folder)!r} holds neither manifest.csv (of `tl.embed_slides`) nor .h5 files of features, itself or "
+            "in `features_<name>` folders."
         )
     nothing = pd.DataFrame(index=pd.Index([], dtype=object))
     return {name: FileReader(name, paths=files) for name, files in paths.items()}, nothing

@@ -69,8 +69,8 @@ def write_trident(
     Raises
     ------
     DataError
-        When sizes of tiles are unknown, or a file exists and `overwrite` is False; nothing is written then. When a slide
-        has no positions; those before it are written.
+        When sizes of tiles are unknown, or a file exists and `overwrite` is False; nothing is written then. When a
+        slide has no positions; those before it are written.
 
     Examples
     --------
