@@ -266,7 +266,7 @@ def test_a_plain_loop_reads_it(tmp_path: Path) -> None:
     for path in sorted((written(tmp_path) / "features_seal").glob("*.h5")):
         with h5py.File(path, "r") as file:
             sizes[path.stem] = (file["features"][:].shape, file["coords"][:].shape)
-    assert sizes == {name: ((N, DIM), (N, 2)) for name in ("s1", "s2")}
+    assert sizes == dict.fromkeys(("s1", "s2"), ((N, DIM), (N, 2)))
 
 
 def test_torchmil_reads_it(tmp_path: Path) -> None:

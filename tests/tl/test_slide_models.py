@@ -121,7 +121,9 @@ def test_regression_twin() -> None:
 
 
 def test_survival_twin() -> None:
-    model = sl.tl.fit_slide(bags_of(), "time", event="event", folds=2, params=QUICK | {"batch_size": 8}, n_bootstrap=20)
+    model = sl.tl.fit_slide(
+        bags_of(), "time", event="event", folds=2, params=QUICK | {"batch_size": 6, "epochs": 8}, n_bootstrap=20
+    )
     assert model.spec.task == "survival"
     assert value(model, "c_index") >= 0.7
     assert value(model, "c_index", "floor") == 0.5
