@@ -46,6 +46,13 @@ def test_few_patients_are_not_spared_for_watching() -> None:
     assert not len(watch)
 
 
+def test_both_inner_sides_hold_every_class() -> None:
+    patients, strata = np.arange(30).astype(str), np.array([0] * 26 + [1] * 4)
+    learn, watch = inner_split(patients, strata, seed=0)
+    assert set(strata[learn]) == set(strata[watch]) == {0, 1}
+    assert not len(inner_split(patients, np.array([0] * 29 + [1]), seed=0)[1])
+
+
 def test_named_folds() -> None:
     patients, sites = np.array(["a", "a", "b", "c"]), np.array(["x", "x", "y", "y"])
     assert {name: test.tolist() for name, (_, test) in named_folds(patients, sites).items()} == {

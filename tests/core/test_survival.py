@@ -75,16 +75,16 @@ def test_cox_survives_large_risks() -> None:
 
 def test_concordance_of_known_orders() -> None:
     time, event = np.array([1.0, 2, 3, 4]), np.array([True, True, False, True])
-    assert concordance(-time, time, event).index == 1
-    assert concordance(time, time, event).index == 0
-    assert concordance(np.zeros(4), time, event).index == 0.5
+    assert concordance(-time, time, event).share == 1
+    assert concordance(time, time, event).share == 0
+    assert concordance(np.zeros(4), time, event).share == 0.5
     # Pairs: 1 before 2, 3, 4; 2 before 3, 4; the censored third has none of its own.
     assert concordance(-time, time, event).pairs == 5
 
 
 def test_concordance_without_pairs() -> None:
     assert concordance(np.zeros(2), np.array([1.0, 2.0]), np.array([False, False])).pairs == 0
-    assert np.isnan(concordance(np.zeros(2), np.array([1.0, 2.0]), np.array([False, True])).index)
+    assert np.isnan(concordance(np.zeros(2), np.array([1.0, 2.0]), np.array([False, True])).share)
 
 
 def test_ipcw_is_harrell_without_censoring() -> None:
@@ -92,7 +92,7 @@ def test_ipcw_is_harrell_without_censoring() -> None:
     seen = np.ones(len(time), dtype=bool)
     kept = time < time.max()
     found = ipcw_index(risk, time, seen, train_time=time, train_event=seen)
-    assert found == pytest.approx(concordance(risk, time, seen).index, abs=0.02)
+    assert found == pytest.approx(concordance(risk, time, seen).share, abs=0.02)
     assert np.isnan(ipcw_index(risk[kept], time[kept], ~seen[kept], train_time=time, train_event=seen))
 
 

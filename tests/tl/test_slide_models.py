@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,7 @@ for _module in ("torchmil", "sksurv"):
     pytest.importorskip(_module)
 
 DIM, TILES = 8, 40
-QUICK: dict[str, Any] = {"epochs": 12, "hidden": 16, "attention": 8, "lr": 1e-2, "dropout": 0.1, "patience": 4}
+QUICK: dict[str, Any] = {"epochs": 8, "hidden": 16, "attention": 8, "lr": 1e-2, "dropout": 0.1, "patience": 4}
 FAST: dict[str, Any] = QUICK | {"epochs": 1}
 
 
@@ -65,6 +65,17 @@ def table_of(name: str, features: np.ndarray, *, model: str = "a" * 16, frozen: 
     return table
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Steps of this size are over before a second thread wakes up."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def graded() -> sl.models.SlideModel:
     """ABMIL of the grade on sections with adapted and frozen embeddings; the frozen ones are noise."""
@@ -106,7 +117,7 @@ def test_attention_finds_the_planted_tiles_of_new_patients(graded: sl.models.Sli
 
 
 def test_permuted_labels_are_not_found() -> None:
-    model = sl.tl.fit_slide(bags_of(), "permuted", folds=2, params=QUICK | {"epochs": 6}, n_bootstrap=0)
+    model = sl.tl.fit_slide(bags_of(), "permuted", folds=2, params=QUICK | {"epochs": 4}, n_bootstrap=0)
     assert abs(value(model, "auroc") - 0.5) < 0.2
 
 
@@ -121,9 +132,7 @@ def test_regression_twin() -> None:
 
 
 def test_survival_twin() -> None:
-    model = sl.tl.fit_slide(
-        bags_of(), "time", event="event", folds=2, params=QUICK | {"batch_size": 6, "epochs": 8}, n_bootstrap=20
-    )
+    model = sl.tl.fit_slide(bags_of(), "time", event="event", folds=2, params=QUICK | {"batch_size": 6}, n_bootstrap=20)
     assert model.spec.task == "survival"
     assert value(model, "c_index") >= 0.7
     assert value(model, "c_index", "floor") == 0.5
@@ -252,6 +261,25 @@ def test_embeddings_of_another_model_are_refused(graded: sl.models.SlideModel) -
     del other.obsm["X_seal"]
     with pytest.raises(sl.MissingKeyError, match="'X_seal' not found in `.obsm`"):
         sl.tl.predict_slide(other, graded)
+
+
+def test_files_may_name_the_embedding_otherwise(graded: sl.models.SlideModel, tmp_path) -> None:
+    tables = {name: table_of(name, x) for name, x in cohort(3, 8)[0].items()}
+    bags = sl.io.read_bags(tables)
+    sl.io.write_trident(bags, tmp_path, name="seal", tile_px=224, level0_px=100, mpp=0.5)
+    patients = bags.obs.reset_index()
+    files = sl.io.read_bags(tmp_path, labels=patients)
+    pd.testing.assert_frame_equal(*(sl.tl.predict_slide(b, graded) for b in (bags, files)))
+    unknown = sl.io.read_bags(dict.fromkeys(tables, np.zeros((3, DIM))), labels=patients)
+    with pytest.raises(sl.MissingKeyError, match="'X_seal' not found in the bags' embeddings"):
+        sl.tl.predict_slide(unknown, graded)
+
+
+def test_embeddings_of_one_length() -> None:
+    features, _, labels = cohort(12)
+    mixed = features | {"s03": np.zeros((5, DIM + 1), dtype=np.float32)}
+    with pytest.raises(sl.DataError, match=f"'s03' has embeddings of {DIM + 1} numbers"):
+        sl.tl.fit_slide(sl.io.read_bags(mixed, labels=labels), "grade", folds=2, params=FAST)
 
 
 def test_patients_of_the_fit_are_pointed_out(graded: sl.models.SlideModel) -> None:

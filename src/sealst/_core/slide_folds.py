@@ -92,7 +92,7 @@ def named_folds(patients: np.ndarray, names: np.ndarray) -> dict[str, Fold]:
 
 
 def inner_split(patients: np.ndarray, strata: np.ndarray, *, seed: int) -> Fold:
-    """Training rows to learn from and to watch, by patient; none is watched where there are few patients.
+    """Training rows to learn from and to watch, by patient; none is watched where patients or classes are too few.
 
     Parameters
     ----------
@@ -109,8 +109,8 @@ def inner_split(patients: np.ndarray, strata: np.ndarray, *, seed: int) -> Fold:
     if len(np.unique(patients)) < _MIN_INNER:
         return everything
     for learn, watch in patient_folds(patients, strata, _INNER, seed=seed):
-        # What is learned from must hold every class that is there.
-        if len(np.unique(strata[learn])) == len(np.unique(strata)):
+        # Both must hold every class: a loss without events, or of one class, says nothing about when to stop.
+        if len(np.unique(strata[learn])) == len(np.unique(strata[watch])) == len(np.unique(strata)):
             return learn, watch
     return everything
 

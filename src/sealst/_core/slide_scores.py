@@ -172,7 +172,7 @@ def survival_scores(risk: np.ndarray, held: Held) -> dict[str, float]:
             weighted.append((index, len(rows)))
     values, sizes = np.array(weighted).T if weighted else (np.empty(0), np.empty(0))
     ipcw = float(np.average(values, weights=sizes)) if weighted else NAN
-    return {"c_index": pairs.index, "c_index_ipcw": ipcw}
+    return {"c_index": pairs.share, "c_index_ipcw": ipcw}
 
 
 SCORERS: dict[str, Scorer] = {

@@ -58,7 +58,7 @@ class Concordance(NamedTuple):
     pairs: int
 
     @property
-    def index(self) -> float:
+    def share(self) -> float:
         """Share of concordant pairs, NaN without pairs."""
         return self.concordant / self.pairs if self.pairs else float("nan")
 

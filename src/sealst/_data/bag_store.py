@@ -26,6 +26,7 @@ class BagStore:
     def __init__(self, bags: Bags, budget_mb: float) -> None:
         self.bags, self.left = bags, int(budget_mb * 2**20)
         self._kept: dict[int, Bag] = {}
+        self._dim: int | None = None
 
     def __getitem__(self, row: int) -> Bag:
         if row in self._kept:
@@ -33,6 +34,13 @@ class BagStore:
         bag = self.bags[row]
         if not len(bag):
             raise DataError(f"Slide {bag.name!r} has no tile with an embedding; leave it out.")
+        found = int(bag.features.shape[1])
+        self._dim = found if self._dim is None else self._dim
+        if found != self._dim:
+            raise DataError(
+                f"Slide {bag.name!r} has embeddings of {found} numbers, those before it of {self._dim}; embed all "
+                "slides with one model."
+            )
         if bag.features.nbytes <= self.left:
             self.left -= bag.features.nbytes
             self._kept[row] = bag
@@ -40,7 +48,7 @@ class BagStore:
 
     def dim(self) -> int:
         """Length of an embedding, of the first slide."""
-        return int(self[0].features.shape[1])
+        return int(self[0].features.shape[1]) if self._dim is None else self._dim
 
     def moments(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of every feature over slides, each slide weighing the same; float32 (dim,)."""

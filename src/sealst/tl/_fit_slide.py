@@ -111,9 +111,9 @@ def fit_slide(
 
     Notes
     -----
-    Features are standardised with the moments of the training slides. A fifth of the training patients decides when
-    to stop, where there are at least ten. Slides without a label are left out, and held-out slides are always looked at
-    with all of their tiles.
+    Features are standardised with the moments of the training slides. A fifth of the training patients decides when to
+    stop, where there are at least ten and enough of every class. Slides without a label are left out, and held-out slides
+    are always looked at with all of their tiles.
 
     Examples
     --------
@@ -257,6 +257,8 @@ class _Fitter:
         check_sides(patients, learn, watch)
         if self.params.patience is None:
             learn, watch = np.arange(len(train)), np.arange(0)
+        elif not len(watch):
+            logger.info("%s, fold %s: too few patients to spare some for early stopping", labels.target, fold)
         job = Job(
             task=labels.task,
             store=store,
