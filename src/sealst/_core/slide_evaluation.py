@@ -16,13 +16,14 @@ class SlideEvaluation:
     ----------
     table
         One number per row: `fold` (``""`` for all held-out patients together), `method` (name of the embedding, such as
-        ``"X_seal"``, ``"X_frozen"``; or ``"floor"``), `target`, `metric`, `value`, `low` and `high` (95 % bootstrap interval
-        over patients), `n` (slides), `n_patients`. Rows with `method` ``"X_seal - X_frozen"`` are paired differences.
+        ``"X_seal"``, ``"X_frozen"``; or ``"floor"``), `target`, `metric`, `value`, `low` and `high` (95 % bootstrap
+        interval over patients), `n` (slides), `n_patients`. Rows with `method` ``"X_seal - X_frozen"`` are paired
+        differences.
     predictions
         One row per held-out slide, method and target: `slide`, `patient`, `fold`, `method`, `target`, `truth` and
-        `prediction` (regression: in the unit of the target; survival: the log risk, higher is worse). Classification has
-        `p_<class>` for every class, and `prediction` is the most probable class; survival has `time` and `event` (bool)
-        in place of `truth`.
+        `prediction` (regression: in the unit of the target; survival: the log risk, higher is worse). Classification
+        has `p_<class>` for every class, and `prediction` is the most probable class; survival has `time` and `event`
+        (bool) in place of `truth`.
     facts
         Task, targets, classes, aggregator, embeddings, folds, seed and versions.
     """

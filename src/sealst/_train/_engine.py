@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import signal
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +22,7 @@ from sealst._errors import DataError
 from sealst._train._callbacks import Checkpointer, Curves, Keeper, Recorder, Restorer
 from sealst._train._module import AlignStage, Stage, WarmupStage, mixed_seed
 from sealst._train._params import TrainParams
+from sealst._train._quiet import interruptible, quiet_lightning
 from sealst._train._sampler import MAX_SEGMENT_STEPS, InOrder, SegmentSampler
 
 #: arguments of Lightning's Trainer that follow from `params`, from `device` and from how checkpoints are made
@@ -36,38 +33,6 @@ RESERVED = frozenset(
         *("enable_model_summary", "num_sanity_val_steps"),
     }
 )
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's banners; what the user must know goes through our logger."""
-    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    levels = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        try:
-            for name in names:
-                logging.getLogger(name).setLevel(logging.ERROR)
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C reach the caller: Lightning turns it into an exit and leaves the signal ignored."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if threading.current_thread() is threading.main_thread() and handler is not None:
-            signal.signal(signal.SIGINT, handler)
 
 
 @dataclass(frozen=True)
@@ -184,7 +149,7 @@ def _fit(
         if held_out is not None:
             size = min(int(params.batch_size or 1), len(held_out))
             validation = _loader(held_out, InOrder(len(held_out), size), params, device)
-        with _interruptible(), _plain_errors(run):
+        with interruptible(), _plain_errors(run):
             trainer.fit(stage, _loader(train, sampler, params, device), validation)
     keeper.restore(model)
 
@@ -242,7 +207,7 @@ def run_stages(
         stage = make(model, params, lr, steps, run.seed, **options.pop("stage", {}))
         _fit(stage, params, run, sampler=drawn, total=total, train=data, rows=rows, cache=cache, **options)
 
-    with _quiet_lightning():
+    with quiet_lightning():
         model.train()
         if params.warmup_epochs and (run.state is None or run.state["stage"] == WarmupStage.name):
             alone = warmup or PairDataset(None, train.expression, measured=train.measured, extra=train.extra)

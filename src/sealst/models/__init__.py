@@ -13,6 +13,9 @@ from sealst.models._official import load_official
 from sealst.models._projection import ProjectionParams
 from sealst.models._registry import list_encoders
 from sealst.models._seal import CropSpec, SealModel
+from sealst.models._slide_aggregators import list_aggregators
+from sealst.models._slide_model import SlideModel, SlideSpec
+from sealst.models._slide_store import load_slide
 from sealst.models._spec import EncoderSpec
 from sealst.models._store import load
 
@@ -36,8 +39,12 @@ __all__ = [
     "LoraParams",
     "ProjectionParams",
     "SealModel",
+    "SlideModel",
+    "SlideSpec",
     "build_encoder",
+    "list_aggregators",
     "list_encoders",
     "load",
     "load_official",
+    "load_slide",
 ]

@@ -1,0 +1,121 @@
+"""Folds of slides that never cut through a patient and keep the labels balanced; on plain arrays."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from sealst._errors import DataError, LeakError
+from sealst._validate import listed
+
+Fold = tuple[np.ndarray, np.ndarray]
+#: classes that numbers are cut into, so that folds get high and low ones alike
+_BINS = 4
+#: share of the training patients that decide when to stop is one in this many
+_INNER = 5
+#: with fewer training patients none is spared for that
+_MIN_INNER = 10
+
+
+def strata_of(values: np.ndarray) -> np.ndarray:
+    """Classes that folds balance: quarters of numbers, the labels themselves otherwise; int (n,)."""
+    if values.dtype.kind != "f":
+        return np.unique(values, return_inverse=True)[1]
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    return np.searchsorted(edges, values, side="right")
+
+
+def patient_folds(patients: np.ndarray, strata: np.ndarray, n_folds: int, *, seed: int) -> list[Fold]:
+    """Folds by patient, stratified by label (scikit-learn's StratifiedGroupKFold).
+
+    Parameters
+    ----------
+    patients
+        Patient of every slide (n,).
+    strata
+        Class to balance, of every slide (n,).
+    n_folds
+        Number of folds, from 2 to the number of patients.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    Per fold the row numbers to train on and to hold out; every row is held out once.
+
+    Raises
+    ------
+    DataError
+        When `n_folds` is out of range.
+    """
+    n_patients = len(np.unique(patients))
+    if not isinstance(n_folds, int | np.integer) or not 2 <= n_folds <= n_patients:
+        raise DataError(f"`folds` must lie between 2 and the number of patients ({n_patients}), found {n_folds!r}.")
+    splitter = StratifiedGroupKFold(n_splits=int(n_folds), shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # Rare labels are reported by the caller, in words of its own.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        found = list(splitter.split(np.zeros(len(patients)), strata, groups=patients))
+    if empty := [i for i, (train, test) in enumerate(found) if not len(train) or not len(test)]:
+        raise DataError(f"Fold(s) {listed(empty)} of {n_folds} hold no slide; ask for fewer `folds`.")
+    return [(np.asarray(train), np.asarray(test)) for train, test in found]
+
+
+def named_folds(patients: np.ndarray, names: np.ndarray) -> dict[str, Fold]:
+    """Folds that a column names, such as the hospital; a patient in two of them is refused.
+
+    Parameters
+    ----------
+    patients, names
+        Patient and fold of every slide (n,).
+
+    Returns
+    -------
+    Per name the row numbers to train on and to hold out.
+
+    Raises
+    ------
+    LeakError
+        When a patient's slides belong to several folds.
+    DataError
+        When there is only one name.
+    """
+    labels = names.astype(str)
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"The column of folds holds one value ({labels[0]!r}); at least 2 are needed.")
+    split = [p for p in np.unique(patients) if len(np.unique(labels[patients == p])) > 1]
+    if split:
+        raise LeakError(f"Patient(s) {listed(split)} have slides in several folds; a patient belongs to one.")
+    return {str(n): (np.flatnonzero(labels != n), np.flatnonzero(labels == n)) for n in np.unique(labels)}
+
+
+def inner_split(patients: np.ndarray, strata: np.ndarray, *, seed: int) -> Fold:
+    """Training rows to learn from and to watch, by patient; none is watched where patients or classes are too few.
+
+    Parameters
+    ----------
+    patients, strata
+        Patient and class of every training slide (n,).
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    Row numbers to learn from, and those that decide when training stops (possibly none).
+    """
+    everything = np.arange(len(patients)), np.arange(0)
+    if len(np.unique(patients)) < _MIN_INNER:
+        return everything
+    for learn, watch in patient_folds(patients, strata, _INNER, seed=seed):
+        # Both must hold every class: a loss without events, or of one class, says nothing about when to stop.
+        if len(np.unique(strata[learn])) == len(np.unique(strata[watch])) == len(np.unique(strata)):
+            return learn, watch
+    return everything
+
+
+def check_sides(patients: np.ndarray, train: np.ndarray, test: np.ndarray) -> None:
+    """Raise `LeakError` where a patient stands on both sides."""
+    if both := sorted(set(patients[train]) & set(patients[test])):
+        raise LeakError(f"Patient(s) {listed(both)} stand on both sides of a fold.")

@@ -1,0 +1,302 @@
+"""Bags from every source, joined with labels by name; and files that other pipelines read."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from shapely.geometry import box
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel, TableModel
+
+import sealst as sl
+
+N, DIM = 7, 5
+
+
+def features(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(N, DIM)).astype(np.float32)
+
+
+def table_of(name: str, seed: int = 0, *, patient: str = "p1", frozen: str | None = None) -> AnnData:
+    """Tiles of 112 µm at 0.25 µm per pixel, fed as 224 px."""
+    table = AnnData(np.zeros((N, 0), dtype=np.float32))
+    table.obs_names = [f"{name}_{i}" for i in range(N)]
+    table.obs["section"], table.obs["patient"] = name, patient
+    table.obsm["X_seal"] = features(seed)
+    table.obsm["spatial"] = np.column_stack([np.arange(N) * 448 + 224.0, np.full(N, 224.0)])
+    made = {"X_seal": {"model": "a" * 16}}
+    if frozen:
+        table.obsm["X_frozen"], made["X_frozen"] = features(seed + 100), {"model": frozen}
+    tile = {"tile_um": 112.0, "step_um": 112.0, "mpp": 0.25}
+    crops = {f"{name}_spots": {"crop_um": 112.0, "crop_px": 224, "mpp": 0.25}}
+    table.uns["sealst"] = {"embed": made, "crops": crops, "tile": tile}
+    return table
+
+
+def labels_of(*names: str, **columns: Any) -> pd.DataFrame:
+    return pd.DataFrame({"slide": names, "patient": [f"p{i}" for i in range(len(names))], **columns})
+
+
+def embedded(folder: Path) -> Path:
+    """Folder as `tl.embed_slides` writes it: two slides, and one that failed."""
+    (folder / "slides").mkdir(parents=True)
+    for i, name in enumerate(("01", "02")):
+        table_of(name, i, frozen="base").write_h5ad(folder / "slides" / f"{name}.h5ad")
+    manifest = pd.DataFrame({"slide": ["01", "02", "03"], "patient": ["A", "B", "C"], "path": "x.svs", "file": "",
+                             "n_tiles": N, "status": ["done", "done", "failed"], "seconds": 1.0, "digest": "d",
+                             "grade": [1, 3, 2]})  # fmt: skip
+    manifest.to_csv(folder / "manifest.csv", index=False)
+    return folder
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------
+def test_folder_of_embedded_slides(tmp_path: Path) -> None:
+    with pytest.warns(sl.SealstWarning, match="1 slide.* not embedded and left out: '03'"):
+        bags = sl.io.read_bags(embedded(tmp_path))
+    assert list(bags.obs.index) == ["01", "02"]
+    assert list(bags.obs["patient"]) == ["A", "B"]
+    assert list(bags.obs["grade"]) == [1, 3]
+    assert set(bags.obs) == {"patient", "grade"}
+    assert set(bags.keys) == {"X_seal", "X_frozen"}
+    assert bags.facts["models"] == {"X_seal": "a" * 16, "X_frozen": "base"}
+    np.testing.assert_array_equal(bags[1].features, features(1))
+    np.testing.assert_array_equal(bags.with_key("X_frozen")[1].features, features(101))
+    assert bags[0].xy is not None
+    assert bags[0].xy[1].tolist() == [672, 224]
+    assert bags[0].tiles[0] == "01_0"
+    again = pickle.loads(pickle.dumps(bags))
+    np.testing.assert_array_equal(again[0].features, bags[0].features)
+
+
+def test_bags_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    with pytest.warns(sl.SealstWarning, match="left out"):
+        bags = sl.io.read_bags(embedded(tmp_path))
+    (tmp_path / "slides" / "02.h5ad").unlink()
+    assert len(bags[0]) == N
+    with pytest.raises(FileNotFoundError):
+        bags[1]
+
+
+def test_incomplete_folders(tmp_path: Path) -> None:
+    with pytest.raises(sl.DataError, match="is no folder"):
+        sl.io.read_bags(tmp_path / "none")
+    with pytest.raises(sl.DataError, match=r"holds neither manifest.csv .* nor .h5 files"):
+        sl.io.read_bags(tmp_path)
+    folder = embedded(tmp_path / "a")
+    (folder / "slides" / "02.h5ad").unlink()
+    with pytest.warns(sl.SealstWarning), pytest.raises(sl.DataError, match="'02' of manifest.csv have no file"):
+        sl.io.read_bags(folder)
+    (folder / "slides" / "02.h5ad").write_bytes(b"nothing")
+    with pytest.warns(sl.SealstWarning), pytest.raises(sl.DataError, match="not a table of tiles, or damaged"):
+        sl.io.read_bags(folder)
+
+
+def test_sections_in_memory_one_slide_each() -> None:
+    both = AnnData(np.zeros((2 * N, 0), dtype=np.float32))
+    both.obs["section"] = np.repeat(["s1", "s2"], N)
+    both.obs["patient"] = np.repeat(["A", "B"], N)
+    both.obsm["X_seal"] = np.concatenate([features(1), features(2)])
+    bags = sl.io.read_bags(both)
+    assert list(bags.obs["patient"]) == ["A", "B"]
+    np.testing.assert_array_equal(bags[1].features, features(2))
+    assert bags[0].xy is None
+    named = sl.io.read_bags({"x": table_of("s1"), "y": table_of("s1", 1, patient="p2")})
+    assert list(named.obs.index) == ["x", "y"]
+    with pytest.raises(sl.DataError, match="'s1' occurs twice"):
+        sl.io.read_bags([table_of("s1"), table_of("s1")])
+
+
+def test_a_real_section_of_ours(toy_section) -> None:
+    sdata = toy_section(section="toy", patient="P")
+    table = sdata.tables["table"]
+    table.obsm["X_seal"] = np.ones((table.n_obs, 3), dtype=np.float32)
+    bags = sl.io.read_bags([sdata])
+    assert list(bags.obs.index) == ["toy"]
+    assert list(bags.obs["patient"]) == ["P"]
+    np.testing.assert_array_equal(bags[0].xy, table.obsm["spatial"])
+
+
+def test_feature_tables_of_lazyslide() -> None:
+    tiles = gpd.GeoDataFrame(
+        {"tile_id": np.arange(N)[::-1]}, geometry=[box(100 * i, 0, 100 * i + 50, 50) for i in range(N)]
+    )
+    obs = pd.DataFrame(
+        {"tile_id": np.arange(N), "library_id": pd.Categorical(["tiles"] * N)}, index=np.arange(N).astype(str)
+    )
+    table = TableModel.parse(
+        AnnData(features(), obs=obs), region="tiles", region_key="library_id", instance_key="tile_id"
+    )
+    sdata = SpatialData(shapes={"tiles": ShapesModel.parse(tiles)}, tables={"uni_tiles": table})
+    with pytest.warns(sl.SealstWarning, match="each counts as a patient of its own"):
+        bags = sl.io.read_bags({"slide": sdata})
+    assert bags.keys == ("uni_tiles",)
+    np.testing.assert_array_equal(bags[0].features, features())
+    # Tiles are joined by id, and the shapes stand in the other order.
+    assert bags[0].xy is not None
+    assert bags[0].xy[0].tolist() == [100 * (N - 1) + 25, 25]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_files_of_trident_and_clam(tmp_path: Path, batched: bool) -> None:
+    for i, name in enumerate(("s1", "s2")):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["features"] = features(i)[None] if batched else features(i)
+            coords = file.create_dataset("coords", data=np.arange(2 * N).reshape(N, 2))
+            if i == 0:
+                coords.attrs["patch_size_level0"] = 512
+    bags = sl.io.read_bags(tmp_path, labels=labels_of("s1", "s2"))
+    assert bags.keys == ("features",)
+    np.testing.assert_array_equal(bags[1].features, features(1))
+    assert bags[0].xy is not None
+    assert bags[0].xy[0].tolist() == [256, 257]
+    with h5py.File(tmp_path / "s2.h5", "r+") as file:
+        del file["features"]
+    with pytest.raises(sl.DataError, match="no dataset 'features'"):
+        sl.io.read_bags(tmp_path)
+
+
+def test_tiles_without_embedding_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    x = features()
+    x[2, 1] = np.nan
+    bags = sl.io.read_bags({"s": x, "t": np.full((3, DIM), np.nan)}, labels=labels_of("s", "t"))
+    with caplog.at_level(logging.INFO, logger="sealst"):
+        assert bags[0].tiles.tolist() == ["0", "1", "3", "4", "5", "6"]
+        assert len(bags[0]) == N - 1
+    assert caplog.text.count("s: 1 of 7 tiles have no 'features'") == 1
+    with pytest.raises(sl.DataError, match="'t': no tile has a finite embedding"):
+        bags[1]
+
+
+# -- embeddings and labels --------------------------------------------------------------------------------------------
+def test_embeddings_must_be_of_one_model() -> None:
+    tables = {"a": table_of("a", frozen="base"), "b": table_of("b", frozen="other")}
+    with pytest.raises(sl.DataError, match=r"'X_frozen' were made by 2 models \('base', 'other'\)"):
+        sl.io.read_bags(tables)
+    assert sl.io.read_bags({"a": table_of("a", frozen="base"), "b": table_of("b")}).keys == ("X_seal",)
+    with pytest.raises(sl.MissingKeyError, match="'X_uni' not found in the embeddings"):
+        sl.io.read_bags({"a": table_of("a")}, key="X_uni")
+    bare = table_of("b")
+    del bare.obsm["X_seal"]
+    with pytest.raises(sl.DataError, match="No embedding is common to all slides; 'b' has none"):
+        sl.io.read_bags({"a": table_of("a"), "b": bare})
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "frame", "index"])
+def test_labels_are_joined_by_name(tmp_path: Path, ending: str) -> None:
+    table = labels_of("03", "02", "99", grade=[3, 2, 9], case=["x", "y", "z"])
+    labels: Any = table.set_index("slide") if ending == "index" else table
+    if ending in ("csv", "tsv"):
+        labels = tmp_path / f"labels.{ending}"
+        table.to_csv(labels, index=False, sep="," if ending == "csv" else "\t")
+    arrays = {name: features() for name in ("02", "03", "04")}
+    with pytest.warns(sl.SealstWarning) as caught:
+        bags = sl.io.read_bags(arrays, labels=labels, patient="case")
+    texts = [str(w.message) for w in caught]
+    assert any("1 of 3 slides have no row in `labels`: '04'" in t for t in texts)
+    assert any("1 row(s) of `labels` have no embeddings and are left out: '99'" in t for t in texts)
+    assert any("patient of 1 slide(s) is unknown ('04')" in t for t in texts)
+    assert list(bags.obs["patient"]) == ["y", "x", "04"]
+    assert list(bags.obs["grade"].iloc[:2]) == [2, 3]
+    assert bags.obs["grade"].isna().iloc[2]
+
+
+def test_labels_that_do_not_fit(tmp_path: Path) -> None:
+    arrays = {"s1": features()}
+    with pytest.raises(sl.DataError, match=r"slides are 's1', labels of 's1.svs'.*Names must agree"):
+        sl.io.read_bags(arrays, labels=labels_of("s1.svs"))
+    with pytest.raises(sl.DataError, match="'s1' more than once"):
+        sl.io.read_bags(arrays, labels=labels_of("s1", "s1"))
+    with pytest.raises(sl.MissingKeyError, match="'case' not found in the columns"):
+        sl.io.read_bags(arrays, labels=labels_of("s1"), patient="case")
+    with pytest.raises(sl.DataError, match="no file"):
+        sl.io.read_bags(arrays, labels=tmp_path / "l.csv")
+    with pytest.raises(sl.DataError, match=r"must be a file of '.csv'"):
+        sl.io.read_bags(arrays, labels=tmp_path / "l.xlsx")
+    with pytest.raises(TypeError, match="must be AnnData, SpatialData or an array"):
+        sl.io.read_bags({"s1": [1, 2]})  # type: ignore[dict-item]
+    with pytest.raises(sl.DataError, match="`source` is empty"):
+        sl.io.read_bags({})
+    mixed = table_of("s")
+    mixed.obs["patient"] = ["A"] * (N - 1) + ["B"]
+    with pytest.raises(sl.DataError, match="tiles of 2 patients, 'A', 'B'"):
+        sl.io.read_bags([mixed])
+
+
+# -- files for other pipelines ----------------------------------------------------------------------------------------
+def written(folder: Path) -> Path:
+    tables = {name: table_of(name, i, patient=f"p{i}") for i, name in enumerate(("s1", "s2"))}
+    return sl.io.write_trident(sl.io.read_bags(tables), folder, name="seal")
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    bags = sl.io.read_bags(written(tmp_path), labels=labels_of("s1", "s2"))
+    assert bags.keys == ("seal",)
+    assert bags.facts["models"] == {"seal": "a" * 16}
+    for i, bag in enumerate(bags):
+        original = table_of(bag.name, i)
+        np.testing.assert_array_equal(bag.features, original.obsm["X_seal"])
+        np.testing.assert_array_equal(bag.xy, original.obsm["spatial"])
+        assert list(bag.tiles) == list(original.obs_names)
+    second = sl.io.write_trident(bags, tmp_path / "again")
+    assert sorted(p.name for p in second.rglob("*.h5")) == ["s1.h5", "s1_patches.h5", "s2.h5", "s2_patches.h5"]
+
+
+def test_attributes_that_readers_look_at(tmp_path: Path) -> None:
+    with h5py.File(written(tmp_path) / "features_seal" / "s1.h5") as file:
+        assert file["features"].dtype == np.float32
+        assert file["coords"][:].tolist() == [[448 * i, 0] for i in range(N)]
+        attributes = dict(file["coords"].attrs)
+    expected = {"patch_size": 224, "patch_size_level0": 448, "level0_magnification": 40, "target_magnification": 20}
+    assert {k: attributes[k] for k in expected} == expected
+    assert (attributes["overlap"], attributes["name"]) == (0, "s1")
+
+
+def test_a_plain_loop_reads_it(tmp_path: Path) -> None:
+    """As pipelines after CLAM (Lu et al. 2021) read features."""
+    sizes = {}
+    for path in sorted((written(tmp_path) / "features_seal").glob("*.h5")):
+        with h5py.File(path, "r") as file:
+            sizes[path.stem] = (file["features"][:].shape, file["coords"][:].shape)
+    assert sizes == dict.fromkeys(("s1", "s2"), ((N, DIM), (N, 2)))
+
+
+def test_torchmil_reads_it(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("torchmil.datasets")
+    folder = written(tmp_path)
+    labels_of("s1", "s2", y=[0, 1]).to_csv(tmp_path / "labels.csv", index=False)
+    data = datasets.TridentWSIDataset(
+        base_path=f"{folder}/", labels_path=str(tmp_path / "labels.csv"), feature_extractor="seal",
+        bag_keys=["X", "Y", "adj", "coords"], patch_size=448, wsi_name_col="slide", wsi_label_col="y",
+    )  # fmt: skip
+    assert len(data) == 2
+    bag = data[1]
+    np.testing.assert_array_equal(bag["X"].numpy(), features(1))
+    assert bag["Y"].tolist() == [1]
+    # Tiles that touch are neighbours: the row of 7 has 6 pairs.
+    assert (bag["adj"].to_dense() > 0).sum() == 12
+
+
+def test_nothing_is_overwritten_or_half_written(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    with pytest.raises(sl.DataError, match=r"'s1', 's2' exist in .*`overwrite=True`"):
+        written(tmp_path)
+    bags = sl.io.read_bags({"s1": table_of("s1", 9)})
+    sl.io.write_trident(bags, folder, name="seal", overwrite=True)
+    with h5py.File(folder / "features_seal" / "s1.h5") as file:
+        np.testing.assert_array_equal(file["features"][:], features(9))
+    unsized = sl.io.read_bags({"s": features()}, labels=labels_of("s"))
+    with pytest.raises(sl.DataError, match="'tile_px', 'level0_px', 'mpp' of its tiles are not recorded"):
+        sl.io.write_trident(unsized, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(sl.DataError, match="has no positions"):
+        sl.io.write_trident(unsized, tmp_path / "b", tile_px=224, level0_px=448, mpp=0.25)
+    assert not list((tmp_path / "b").rglob("*.h5*"))
