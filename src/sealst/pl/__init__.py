@@ -1,5 +1,6 @@
 """Look at what the other calls stored: every plot reads slots and pixels, never a model."""
 
+from sealst.pl._attention import attention
 from sealst.pl._calibration import calibration
 from sealst.pl._crops import crops
 from sealst.pl._evaluation import evaluation
@@ -10,9 +11,11 @@ from sealst.pl._pathways import pathways
 from sealst.pl._report import report
 from sealst.pl._residual_maps import residual_maps
 from sealst.pl._retrieval import retrieval
+from sealst.pl._slide import slide
 from sealst.pl._training import training
 
 __all__ = [
+    "attention",
     "calibration",
     "crops",
     "evaluation",
@@ -23,5 +26,6 @@ __all__ = [
     "report",
     "residual_maps",
     "retrieval",
+    "slide",
     "training",
 ]

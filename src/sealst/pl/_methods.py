@@ -20,6 +20,7 @@ _BLUE, _RED, _GREEN, _PINK, _ORANGE, _SKY, _BLACK = COLOURS
 _FIXED = {FROZEN: _BLUE, ADAPTED: _RED, "seal head": _GREEN, "seal retrieval": _PINK, "st-net": _ORANGE}
 _FIXED |= {"bleep": _SKY, "colour + ridge": "#6F5B3E", MEAN: GREY, "adapted": "#882255", "frozen": "#332288"}
 _FREE = ("#999933", "#44AA99", _BLACK, "#AA4499", "#117733", "#DDCC77", "#661100", "#6699CC")
+_MORE = ("#882255", "#332288", "#6F5B3E", "#88CCEE", "#CC6677", GREY)
 
 MEANINGS = {
     FROZEN: "the encoder as published, and a ridge regression from its features to expression",
@@ -41,6 +42,11 @@ def colours_of(methods: Iterable[str]) -> dict[str, str]:
     unknown = [m for m in methods if m not in _FIXED]
     free = dict(zip(unknown, _FREE * (1 + len(unknown)), strict=False))
     return {m: _FIXED.get(m) or free[m] for m in methods}
+
+
+def palette(n: int) -> list[str]:
+    """Colours for some categories: those that colour-blind readers tell apart first."""
+    return list(dict.fromkeys((*COLOURS, *_FREE, *_MORE)))[:n]
 
 
 def frame_of(result: object, name: str) -> pd.DataFrame:
