@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from scipy.stats import rankdata
 from spatialdata import SpatialData
 
@@ -28,7 +30,7 @@ def attention(
     scale: Literal["percentile", "linear"] = "percentile",
     title: str | None = None,
     percentiles: tuple[float, float] = (1.0, 99.0),
-    cmap: str = "magma",
+    cmap: str = "viridis",
     alpha: float = 0.6,
     image_alpha: float = 1.0,
     spot_size: float = 1.0,
@@ -117,9 +119,10 @@ def attention(
         tissue,
         _panel(folds[one.rows], scale, cmap, percentiles),
         MapStyle(image_alpha, spot_size, alpha=alpha),
-        galleries=[Gallery("Most attended", shown, texts)],
+        galleries=[Gallery("Most attended (circled on the map)", shown, texts)],
         heading=f"{one.section}: {_concentration(folds[one.rows])}" if title is None else title,
     )
+    _circle(figure.axes[0], tissue.centres[np.isin(one.rows, rows)])
     _base.finish(figure, save, show)
     return figure
 
@@ -152,6 +155,13 @@ def _concentration(folds: np.ndarray) -> str:
     ordered = np.sort(folds[np.isfinite(folds)])[::-1]
     half = int(np.searchsorted(np.cumsum(ordered), ordered.sum() * (0.5 - 1e-9))) + 1
     return f"half of the attention lies on {half} of {len(ordered)} tiles ({100 * half / len(ordered):.2g} %)"
+
+
+def _circle(ax: Axes, centres: np.ndarray) -> None:
+    """Mark places by circles that stay visible however small a tile is."""
+    halo = [withStroke(linewidth=2.4, foreground="white")]
+    style: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "zorder": 3}
+    ax.scatter(*centres.T, s=34, path_effects=halo, gid="attended", **style)
 
 
 def _times(value: float) -> str:

@@ -101,7 +101,7 @@ def _from_obsm(table: AnnData, key: str, column: str) -> Shade:
         if found is None:
             raise _base.missing_name(column, list(stored.columns), where=f"`.obsm[{key!r}]`")
         unit = next((unit for own, unit, _ in _FRAMES if own == key), found)
-        return Shade(f"{key}: {found}", unit, _base.numeric(stored[found], where=f"`.obsm[{key!r}][{found!r}]`"))
+        return Shade(f"{key}:{found}", unit, _base.numeric(stored[found], where=f"`.obsm[{key!r}][{found!r}]`"))
     width = stored.shape[1]
     check_key(
         [str(i) for i in range(width)] if column.strip("0123456789") or int(column or width) >= width else [column],
@@ -111,7 +111,7 @@ def _from_obsm(table: AnnData, key: str, column: str) -> Shade:
     )
     values = stored[:, int(column)]
     values = values.toarray() if hasattr(values, "toarray") else values
-    return Shade(f"{key}: {column}", "component", np.asarray(values, dtype=float).ravel())
+    return Shade(f"{key}:{column}", "component", np.asarray(values, dtype=float).ravel())
 
 
 def _unknown(table: AnnData, name: str, argument: str) -> MissingKeyError:

@@ -20,6 +20,8 @@ _BLUE, _RED, _GREEN, _PINK, _ORANGE, _SKY, _BLACK = COLOURS
 _FIXED = {FROZEN: _BLUE, ADAPTED: _RED, "seal head": _GREEN, "seal retrieval": _PINK, "st-net": _ORANGE}
 _FIXED |= {"bleep": _SKY, "colour + ridge": "#6F5B3E", MEAN: GREY, "adapted": "#882255", "frozen": "#332288"}
 _FREE = ("#999933", "#44AA99", _BLACK, "#AA4499", "#117733", "#DDCC77", "#661100", "#6699CC")
+#: of groups at high and at low risk, unlike those of adapted and frozen
+RISK_COLOURS = (_ORANGE, "#44AA99")
 _MORE = ("#882255", "#332288", "#6F5B3E", "#88CCEE", "#CC6677", GREY)
 
 MEANINGS = {
