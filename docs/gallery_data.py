@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.spatial import cKDTree
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sksurv.metrics import concordance_index_censored
 from spatialdata import SpatialData
 
 import sealst as sl
@@ -75,7 +78,7 @@ def tiled() -> SpatialData:
     names = composition.columns.to_numpy()[shares.argmax(axis=1)]
     table.obs["tissue_class"] = pd.Categorical(names)
     activity = spots.obsm["truth_programs"]["epithelium"].to_numpy()[nearest].mean(axis=1)
-    weights = np.exp(4 * activity + rng.normal(0, 0.6, table.n_obs))
+    weights = np.exp(5 * activity + smoothed(rng.normal(0, 0.8, (table.n_obs, 1)), table.obsm["spatial"]).ravel())
     table.obs["seal_attention"] = weights / weights.sum()
     genes = spots.obsm["seal_expression"]
     table.obsm["seal_expression"] = pd.DataFrame(genes.to_numpy()[nearest].mean(axis=1), table.obs_names, genes.columns)
@@ -97,7 +100,8 @@ def evaluation() -> sl.tl.Evaluation:
             scores = {"pearson": r, "spearman": 0.95 * r, "r2": r**2, "slope": np.full_like(r, 0.8)}
             genes.append(pd.DataFrame({**keys, "method": method, "gene": spots.var_names, **scores}))
             for metric, value in (("pearson", r.mean()), ("spearman", 0.95 * r.mean())):
-                ends = {"low": value - 0.05, "high": value + 0.05}
+                half = 0.05 * (share > 0)
+                ends = {"low": value - half, "high": value + half}
                 rows.append({**keys, "method": method, "genes": "hvg50", "metric": metric, "value": value, **ends})
             for i, pathway in enumerate(PATHWAYS):
                 value = share * (0.9 - 0.22 * i) + rng.normal(0, 0.06)
@@ -139,7 +143,7 @@ def slides(task: str, n: int = 90) -> SlideEvaluation:
     names = {"slide": [f"S{i}" for i in range(n)], "patient": [f"P{i}" for i in range(n)]}
     base = pd.DataFrame({**names, "fold": (np.arange(n) % 5).astype(str), "target": target})
     if task == "survival":
-        time, until = rng.exponential(40 * np.exp(-0.8 * cause)), rng.uniform(12, 100, n)
+        time, until = rng.exponential(40 * np.exp(-1.3 * cause)), rng.uniform(20, 110, n)
         base["time"], base["event"] = np.minimum(time, until), time <= until
     elif task == "regression":
         base["truth"] = 2 + cause + rng.normal(0, 0.3, n)
@@ -157,11 +161,44 @@ def slides(task: str, n: int = 90) -> SlideEvaluation:
     classes = {target: ["proficient", "deficient"]} if task == "classification" else {}
     facts = {"task": task, "targets": [target], "classes": classes, "aggregator": "abmil", "folds": 5, "seed": 0}
     facts |= {"keys": ["X_seal", "X_frozen"], "version": sl.__version__}
-    metric = {"classification": "auroc", "regression": "pearson", "survival": "c_index"}[task]
-    rows = []
-    for method, value in (("X_seal", 0.86), ("X_frozen", 0.74), ("X_seal - X_frozen", 0.12)):
-        ends = {"low": value - 0.08, "high": value + 0.08, "n": n, "n_patients": n}
-        same = {"method": method, "target": target, "metric": metric}
-        rows.append({"fold": "", **same, "value": value, **ends})
-        rows += [{"fold": str(i), **same, "value": value + rng.normal(0, 0.03), "n": n // 5} for i in range(5)]
-    return SlideEvaluation(pd.DataFrame(rows), pd.concat(parts, ignore_index=True), facts)
+    predictions = pd.concat(parts, ignore_index=True)
+    rows = [row for metric, score in SCORES[task].items() for row in scored(predictions, metric, score, target, n=n)]
+    return SlideEvaluation(pd.DataFrame(rows), predictions, facts)
+
+
+def scored(
+    predictions: pd.DataFrame, metric: str, score: Callable[[pd.DataFrame], float], target: str, *, n: int
+) -> list[dict[str, object]]:
+    """Rows of a metric: pooled with an interval over patients, the paired difference, and fold by fold."""
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(n, size=n) for _ in range(200)]
+    rows: list[dict[str, object]] = []
+    frames = {name: own.reset_index(drop=True) for name, own in predictions.groupby("method", sort=False)}
+    values = {name: np.array([score(own.iloc[d]) for d in draws]) for name, own in frames.items()}
+    pooled = {name: score(own) for name, own in frames.items()}
+    pair = "X_seal - X_frozen"
+    values[pair] = values["X_seal"] - values["X_frozen"]
+    pooled[pair] = pooled["X_seal"] - pooled["X_frozen"]
+    for name, value in pooled.items():
+        low, high = np.quantile(values[name], [0.025, 0.975])
+        same = {"method": name, "target": target, "metric": metric}
+        rows.append({"fold": "", **same, "value": value, "low": low, "high": high, "n": n, "n_patients": n})
+        if name in frames:
+            parts = frames[name].groupby("fold")
+            rows += [{"fold": fold, **same, "value": score(own), "n": len(own)} for fold, own in parts]
+    return rows
+
+
+def _deficient(score: Callable[..., float]) -> Callable[[pd.DataFrame], float]:
+    return lambda frame: float(score(frame["truth"] == "deficient", frame["p_deficient"]))
+
+
+def _c_index(frame: pd.DataFrame) -> float:
+    return float(concordance_index_censored(frame["event"], frame["time"], frame["prediction"])[0])
+
+
+SCORES: dict[str, dict[str, Callable[[pd.DataFrame], float]]] = {
+    "classification": {"auroc": _deficient(roc_auc_score), "average_precision": _deficient(average_precision_score)},
+    "regression": {"pearson": lambda frame: float(frame["truth"].corr(frame["prediction"]))},
+    "survival": {"c_index": _c_index},
+}

@@ -56,7 +56,7 @@ SINGLE: dict[str, Draw] = {
     "slide_regression": lambda **o: sl.pl.slide_calibration(data.slides("regression"), methods="X_seal", **o),
     "kaplan_meier": lambda **o: sl.pl.kaplan_meier(data.slides("survival"), methods="X_seal", **o),
     "expression": lambda **o: sl.pl.expression(data.section(), "ERBB2", layer=None, **o),
-    "pathways": lambda **o: sl.pl.pathways(data.section(), data.section().tables["table"].obsm["seal_pathways"].columns[0], **o),
+    "pathways": lambda **o: sl.pl.pathways(data.section(), "TUMOUR", **o),
     "evaluation": FIGURES["evaluation"],
     "gene_scatter": lambda **o: sl.pl.gene_scatter(data.evaluation(), sections=data.SECTIONS[0], **o),
     "calibration": FIGURES["calibration"],
@@ -64,7 +64,8 @@ SINGLE: dict[str, Draw] = {
 }
 #: figures that are compared with a stored picture
 COMPARED = tuple(name for name in FIGURES if name not in ("crops", "pathways", "retrieval"))
-_DPI, _BASELINE_DPI, _COLOURS = 80, 40, 128
+BASELINE_DPI = 40
+_DPI, _COLOURS = 80, 256
 
 
 def draw(name: str, **options: Any) -> Figure:
@@ -91,8 +92,8 @@ def main() -> None:
     folder = HERE.parent / "tests" / "pl" / "baseline" if given.baseline else HERE / "_static" / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
     for name in given.names or (COMPARED if given.baseline else FIGURES):
-        pixels = picture(draw(name), _BASELINE_DPI if given.baseline else _DPI)
-        pixels.quantize(_COLOURS).save(folder / f"{name}.png", optimize=True)
+        pixels = picture(draw(name), BASELINE_DPI if given.baseline else _DPI)
+        pixels.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE).save(folder / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,12 @@ def roc(truth: np.ndarray, score: np.ndarray) -> Curve:
 def precision_recall(truth: np.ndarray, score: np.ndarray) -> Curve:
     """Precision over recall, as steps: the precision at a recall is that of the strictest threshold which reaches it."""
     precision, recall, _ = precision_recall_curve(truth, score)
-    return Curve(recall[::-1], precision[::-1])
+    # From the strictest threshold on; looser ones that find nothing more only add mistakes.
+    reached, first = np.unique(recall[::-1], return_index=True)
+    height = precision[::-1][first]
+    # Nothing is found at recall 0: the curve starts at the height of its first step.
+    height[0] = height[1]
+    return Curve(reached, height)
 
 
 def at(curve: Curve, grid: np.ndarray, *, steps: bool) -> np.ndarray:

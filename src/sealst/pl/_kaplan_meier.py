@@ -35,7 +35,9 @@ from sealst.pl._slide_methods import (
 _GROUPS = ("high risk", "low risk")
 _COLUMNS = ("prediction", "time", "event")
 #: points below the axis: the table's heading, and each of its lines
-_TABLE_PT, _LINE_PT = 34.0, 10.5
+_TABLE_PT, _LINE_PT = 32.0, 10.5
+#: points beside the axis' start: where the names of the table's lines end
+_LEFT_PT = -12
 
 
 def kaplan_meier(
@@ -111,7 +113,7 @@ def kaplan_meier(
         for name, colour, rows in zip(_GROUPS, RISK_COLOURS, (high, ~high), strict=True):
             _draw(one, slides.frame[rows], name, colour)
         _add_table(one, slides.frame, high)
-        one.legend(fontsize=_base.SMALL_SIZE, frameon=False, loc="lower left")
+        one.legend(fontsize=_base.SMALL_SIZE, frameon=False, loc="best")
     return end(axes, ax, save, show)
 
 
@@ -179,10 +181,10 @@ def _add_table(ax: Axes, frame: pd.DataFrame, high: np.ndarray) -> None:
     """Patients at risk below the axis, at its ticks."""
     ticks = np.array([tick for tick in ax.get_xticks() if 0 <= tick <= ax.get_xlim()[1]])
     style = {"fontsize": _base.SMALL_SIZE, "annotation_clip": False, "textcoords": "offset points", "va": "top"}
-    ax.annotate("at risk", (0, 0), (-6, -_TABLE_PT), xycoords="axes fraction", ha="right", **style)
+    ax.annotate("at risk", (0, 0), (_LEFT_PT, -_TABLE_PT), xycoords="axes fraction", ha="right", **style)
     for i, (name, colour, rows) in enumerate(zip(_GROUPS, RISK_COLOURS, (high, ~high), strict=True)):
         y = -_TABLE_PT - (i + 1) * _LINE_PT
-        ax.annotate(name, (0, 0), (-6, y), xycoords="axes fraction", ha="right", color=colour, **style)
+        ax.annotate(name, (0, 0), (_LEFT_PT, y), xycoords="axes fraction", ha="right", color=colour, **style)
         for tick, n in zip(ticks, at_risk(frame["time"].to_numpy(dtype=float)[rows], ticks), strict=True):
             place = ("data", "axes fraction")
             ax.annotate(str(n), (tick, 0), (0, y), xycoords=place, ha="center", gid="at risk", **style)

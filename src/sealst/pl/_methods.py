@@ -22,7 +22,7 @@ _FIXED |= {"bleep": _SKY, "colour + ridge": "#6F5B3E", MEAN: GREY, "adapted": "#
 _FREE = ("#999933", "#44AA99", _BLACK, "#AA4499", "#117733", "#DDCC77", "#661100", "#6699CC")
 #: of groups at high and at low risk, unlike those of adapted and frozen
 RISK_COLOURS = (_ORANGE, "#44AA99")
-_MORE = ("#882255", "#332288", "#6F5B3E", "#88CCEE", "#CC6677", GREY)
+_MORE = ("#332288", "#88CCEE", "#CC6677", GREY, "#DDAA33")
 
 MEANINGS = {
     FROZEN: "the encoder as published, and a ridge regression from its features to expression",
@@ -48,7 +48,8 @@ def colours_of(methods: Iterable[str]) -> dict[str, str]:
 
 def palette(n: int) -> list[str]:
     """Colours for some categories: those that colour-blind readers tell apart first."""
-    return list(dict.fromkeys((*COLOURS, *_FREE, *_MORE)))[:n]
+    first = (_BLUE, _RED, _GREEN, _PINK, _ORANGE, "#882255", _SKY, "#6F5B3E")
+    return list(dict.fromkeys((*first, *_FREE, *_MORE)))[:n]
 
 
 def frame_of(result: object, name: str) -> pd.DataFrame:

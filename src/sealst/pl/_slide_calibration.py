@@ -101,17 +101,17 @@ def slide_calibration(
         return end(axes, ax, save, show)
     panels = [(target, name) for target in shown for name in classes_of(evaluation, target, classes)]
     groups = [[held_out(evaluation, t, m, ["truth", f"p_{name}"]) for m in kept] for t, name in panels]
-    axes = panel_axes(ax, len(panels), n_cols)
+    axes = panel_axes(ax, len(panels), n_cols, below=1.2)
     for one, (target, name), own in zip(axes, panels, groups, strict=True):
         _draw_bins(one, own, name, n_bins, title=f"{target}: {name}")
-        legend_below(one, -0.4)
+        legend_below(one, -0.36)
     return end(axes, ax, save, show)
 
 
 def _draw_bins(ax: Axes, methods: Sequence[Slides], name: str, n_bins: int, *, title: str) -> None:
     _square(ax, (-0.02, 1.02), title)
     ax.set_ylabel(f"share of slides that are {name}", fontsize=_base.SMALL_SIZE + 1)
-    ax.set_xticklabels([])
+    ax.tick_params(labelbottom=False)
     counts = ax.inset_axes((0, -0.2, 1, 0.16), sharex=ax)
     plain(counts)
     width = 0.8 / n_bins / len(methods)

@@ -112,7 +112,7 @@ def precision_recall(
     """Draw precision over recall of held-out slides, one panel per target and class, adapted beside frozen.
 
     The dotted line is the share of the class, which guessing reaches. The legend has the evaluation's average precision
-    with its interval where it has one (of more than two classes: that of the curve that is drawn). The shaded band is a
+    (AP) with its interval where it has one (of more than two classes: that of the curve that is drawn). The shaded band is a
     pointwise 95 % bootstrap interval over patients.
 
     Parameters
@@ -156,7 +156,7 @@ def precision_recall(
     >>> figure = sl.pl.precision_recall(model.evaluation, save="precision.png")  # doctest: +SKIP
     """
     names = ("average_precision", "auprc")
-    kind = _Kind(slide_curves.precision_recall, True, names, "average precision", average_precision_score)
+    kind = _Kind(slide_curves.precision_recall, True, names, "AP", average_precision_score)
     chosen = _Choice(targets, classes, methods, n_cols, n_bootstrap, seed)
     return _curves(evaluation, kind, chosen, ax=ax, save=save, show=show)
 

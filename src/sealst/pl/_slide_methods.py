@@ -160,15 +160,15 @@ def interval_text(value: float, low: pd.Series | None, high: pd.Series | None) -
     return f"{text} ({_base.number(bounds[0], '.2f')} to {_base.number(bounds[1], '.2f')})"
 
 
-def panel_axes(ax: Axes | None, n: int, n_cols: int | None) -> list[Axes]:
-    """Axes for some panels: the one given, or those of a new figure that makes room for legends below."""
+def panel_axes(ax: Axes | None, n: int, n_cols: int | None, *, below: float = 0.55) -> list[Axes]:
+    """Axes for some panels: the one given, or those of a new figure, with some inches for what stands below each."""
     _base.check_single(ax, n)
     if ax is not None:
         return [ax]
     n_cols = min(n_cols or min(n, 4), n)
     n_rows = -(-n // n_cols)
     side = _SIDE_IN if n <= 4 else _SMALL_IN
-    figure: Figure = plt.figure(figsize=(n_cols * side, n_rows * (side + 0.55)), layout="constrained")
+    figure: Figure = plt.figure(figsize=(n_cols * side, n_rows * (side + below)), layout="constrained")
     grid = figure.add_gridspec(n_rows, n_cols)
     return [figure.add_subplot(grid[divmod(i, n_cols)]) for i in range(n)]
 
