@@ -1,4 +1,7 @@
-"""Synthetic data behind the gallery: a drawn section and slide, and made-up results. Nothing here was measured."""
+"""Synthetic data behind the gallery: a drawn section and slide, and made-up results. Nothing here was measured.
+
+Types come from where they are defined: `sl.tl` would load torch, which no figure needs.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from spatialdata import SpatialData
 
 import sealst as sl
 from sealst._core.slide_evaluation import SlideEvaluation
+from sealst._evaluation import Evaluation
 
 GENES = ("ERBB2", "EPCAM", "COL1A1", "VIM", "MS4A1", "CD3E")
 #: per method of an evaluation: how much of the signal it sees, how much noise it adds, how much it shrinks
@@ -37,7 +41,7 @@ def smoothed(values: np.ndarray, xy: np.ndarray, k: int = 7) -> np.ndarray:
 def section() -> SpatialData:
     """A drawn section with spots, and predictions that are a smoothed copy of its expression."""
     with sl.settings.override(progress=False):
-        sdata = sl.datasets.synthetic(size_um=1200, mpp=0.5, seed=3)
+        sdata = sl.datasets.synthetic(size_um=900, mpp=0.5, seed=3)
         sl.pp.pair_crops(sdata, crop_um=64, crop_px=128)
         sl.pp.normalize(sdata)
     table, rng = sdata.tables["table"], np.random.default_rng(0)
@@ -87,7 +91,7 @@ def tiled() -> SpatialData:
 
 
 @cache
-def evaluation() -> sl.tl.Evaluation:
+def evaluation() -> Evaluation:
     """An evaluation of three sections, of which one keeps its spots."""
     rng = np.random.default_rng(5)
     spots = held_out_spots()
@@ -107,7 +111,7 @@ def evaluation() -> sl.tl.Evaluation:
                 value = share * (0.9 - 0.22 * i) + rng.normal(0, 0.06)
                 pathways.append({**keys, "method": method, "pathway": pathway, "pearson": value, "n_genes": 30})
     pathway_table = pd.DataFrame(pathways).query("method != 'mean'")
-    return sl.tl.Evaluation(pd.DataFrame(rows), pd.concat(genes), pathway_table, {SECTIONS[0]: spots}, {})
+    return Evaluation(pd.DataFrame(rows), pd.concat(genes), pathway_table, {SECTIONS[0]: spots}, {})
 
 
 def held_out_spots() -> AnnData:
@@ -171,7 +175,7 @@ def scored(
 ) -> list[dict[str, object]]:
     """Rows of a metric: pooled with an interval over patients, the paired difference, and fold by fold."""
     rng = np.random.default_rng(0)
-    draws = [rng.integers(n, size=n) for _ in range(200)]
+    draws = [rng.integers(n, size=n) for _ in range(60)]
     rows: list[dict[str, object]] = []
     frames = {name: own.reset_index(drop=True) for name, own in predictions.groupby("method", sort=False)}
     values = {name: np.array([score(own.iloc[d]) for d in draws]) for name, own in frames.items()}

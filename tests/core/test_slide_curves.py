@@ -35,22 +35,22 @@ def test_band_draws_patients_not_slides(scored):
     truth, score = scored
     alone = np.arange(60).astype(str)
     options = {"steps": False, "n": 100, "seed": 1}
-    one = slide_curves.band(slide_curves.roc, truth, score, alone, **options)
-    same = slide_curves.band(slide_curves.roc, truth, score, alone, **options)
+    one = slide_curves.band(slide_curves.roc, truth, score, groups=alone, **options)
+    same = slide_curves.band(slide_curves.roc, truth, score, groups=alone, **options)
     np.testing.assert_array_equal(one.low, same.low)
     assert (one.low <= one.high).all()
     assert ((one.low <= one.y + 1e-9) & (one.y <= one.high + 1e-9)).mean() > 0.9
     # Four copies of every slide under their patient's name tell no more than one.
     copies = [np.repeat(a, 4) for a in (truth, score, alone)]
-    wide = slide_curves.band(slide_curves.roc, *copies, **options)
-    naive = slide_curves.band(slide_curves.roc, *copies[:2], np.arange(240).astype(str), **options)
+    wide = slide_curves.band(slide_curves.roc, *copies[:2], groups=copies[2], **options)
+    naive = slide_curves.band(slide_curves.roc, *copies[:2], groups=np.arange(240).astype(str), **options)
     assert (wide.high - wide.low).mean() == pytest.approx((one.high - one.low).mean(), rel=0.02)
     assert (naive.high - naive.low).mean() < 0.7 * (wide.high - wide.low).mean()
 
 
 def test_band_without_both_classes_in_any_draw_is_unknown():
     truth, score = np.array([True, False]), np.array([1.0, 0.0])
-    band = slide_curves.band(slide_curves.roc, truth, score, np.array(["a", "b"]), steps=False, n=1, seed=1)
+    band = slide_curves.band(slide_curves.roc, truth, score, groups=np.array(["a", "b"]), steps=False, n=1, seed=1)
     wanted = np.random.default_rng(1).integers(2, size=2)
     assert np.isnan(band.low).all() == (len(set(wanted)) == 1)
 

@@ -274,16 +274,16 @@ def make_slides(task: str, target: str, metric: tuple[str, float, float, float])
     return SlideEvaluation(table, pd.concat(parts, ignore_index=True), facts)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def classified() -> SlideEvaluation:
     return make_slides("classification", "grade", ("auroc", 0.9, 0.8, 0.97))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def regressed() -> SlideEvaluation:
     return make_slides("regression", "score", ("pearson", 0.8, 0.6, 0.9))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def survived() -> SlideEvaluation:
     return make_slides("survival", "death", ("c_index", 0.7, 0.6, 0.8))

@@ -93,7 +93,9 @@ def test_tiles_without_genes(labelled, spots_of):
 def test_what_cannot_be_shown_is_refused(labelled):
     with pytest.raises(sl.MissingKeyError, match=r"`color` 'VIN' is neither .*Closest: 'VIM'.*'key:column'"):
         sl.pl.slide(labelled, "VIN")
-    with pytest.raises(sl.MissingKeyError, match=r"'9' not found in the columns of `.obsm\['X_seal'\]`; found: '0', '1'"):
+    with pytest.raises(
+        sl.MissingKeyError, match=r"'9' not found in the columns of `.obsm\['X_seal'\]`; found: '0', '1'"
+    ):
         sl.pl.slide(labelled, "X_seal:9")
     with pytest.raises(sl.MissingKeyError, match="'a' not found in the columns of"):
         sl.pl.slide(labelled, "X_seal:a")
@@ -144,12 +146,18 @@ def test_most_attended_crops_stand_beside_and_are_circled(attended):
     # 35² + 34² + ... reach half of the sum of squares with 8 tiles.
     squares = np.arange(36)[::-1] ** 2
     half = int((squares.cumsum() < squares.sum() / 2).sum()) + 1
-    assert figure.texts[0].get_text().endswith(f"half of the attention lies on {half} of 35 tiles ({100 * half / 35:.2g} %)")
+    assert (
+        figure.texts[0]
+        .get_text()
+        .endswith(f"half of the attention lies on {half} of 35 tiles ({100 * half / 35:.2g} %)")
+    )
 
 
 def test_what_is_no_attention_is_refused(attended):
     table = attended.tables["table"]
-    with pytest.raises(sl.OrderError, match=r"'x' not found in `.obs`.*Run `sl.tl.predict_slide\(sdata, model\)` first"):
+    with pytest.raises(
+        sl.OrderError, match=r"'x' not found in `.obs`.*Run `sl.tl.predict_slide\(sdata, model\)` first"
+    ):
         sl.pl.attention(attended, key="x")
     table.obs["seal_attention"] -= 0.1
     with pytest.raises(sl.DataError, match="must hold weights that are not negative"):

@@ -18,15 +18,20 @@ def headings(html: str) -> list[str]:
     return re.findall(r"<h2>(.*?)</h2>", html)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tabled(classified):
     """The same with a floor and folds."""
     floor = classified.table.iloc[:1].assign(method="floor", value=0.5, low=0.5, high=0.5)
     return dataclasses.replace(classified, table=pd.concat([classified.table, floor], ignore_index=True))
 
 
-def test_report_of_a_classification(tabled, tmp_path):
-    html = sl.pl.slide_report(tabled, tmp_path / "new" / "slides.html").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def written(tabled, tmp_path_factory):
+    return sl.pl.slide_report(tabled, tmp_path_factory.mktemp("report") / "new" / "slides.html")
+
+
+def test_report_of_a_classification(written):
+    html = written.read_text(encoding="utf-8")
     assert headings(html) == ["What was compared", "Summary", "Folds", "Curves", "Calibration", "Limits", "Versions"]
     assert "<title>Slide-level prediction of grade</title>" in html
     assert "40 slides of 40 patients, a model (abmil) per fold, held out in 4 folds." in html
@@ -39,11 +44,11 @@ def test_report_of_a_classification(tabled, tmp_path):
     assert "AUROC fold by fold." in html
 
 
-def test_report_counts_its_limits_and_right_and_wrong_slides(tabled, tmp_path):
-    html = sl.pl.slide_report(tabled, tmp_path / "slides.html").read_text(encoding="utf-8")
+def test_report_counts_its_limits_and_right_and_wrong_slides(tabled, written):
+    html = written.read_text(encoding="utf-8")
     own = tabled.predictions.query("method == 'X_seal'")
     low = (own["truth"] == "low").sum()
-    assert f"grade: patients by class" in html
+    assert "grade: patients by class" in html
     assert "The smallest class is small." in html
     assert "40 patients are few: expect intervals to be wide." in html
     cells = re.search(r'<th scope="row">low</th>\s*<td class=n>(\d+)</td><td class=n>(\d+)</td>', html)
@@ -83,17 +88,16 @@ def test_what_fails_leaves_the_old_file(regressed, filled, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.html"]
 
 
-def test_a_browser_opens_it_without_errors_and_a_phone_needs_no_sideways_scrolling(tabled, tmp_path):
+def test_a_browser_opens_it_without_errors_and_a_phone_needs_no_sideways_scrolling(written, tmp_path):
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"NO BROWSER: the report was NOT opened in one. Install one of {', '.join(BROWSERS)}.")
-    page = sl.pl.slide_report(tabled, tmp_path / "page.html")
     measure = """<script>addEventListener("load", () => {
       const page = document.documentElement, broken = [...document.images].filter(i => !i.naturalWidth).length;
       parent.postMessage([innerWidth, page.scrollWidth, document.images.length, broken].join(" "), "*");
     })</script></body>"""
     inner, outer = tmp_path / "inner.html", tmp_path / "outer.html"
-    html = page.read_text(encoding="utf-8")
+    html = written.read_text(encoding="utf-8")
     inner.write_text(POLICY.sub("", html).replace("</body>", measure), encoding="utf-8")
     frames = "".join(f'<iframe src="inner.html" width="{w}" height="800"></iframe>' for w in (390, 1200))
     listen = 'addEventListener("message", e => document.body.append(` [measured ${e.data}]`))'
@@ -102,7 +106,7 @@ def test_a_browser_opens_it_without_errors_and_a_phone_needs_no_sideways_scrolli
     found = sorted([int(v) for v in one.split()] for one in re.findall(r"\[measured ([\d ]+)\]", dom))
     assert [row[0] for row in found] == [390, 1200], dom[-500:]
     assert all(width <= inner and (n, broken) == (3, 0) for inner, width, n, broken in found)
-    dom, log = opened(browser, page, tmp_path / "profile")
+    dom, log = opened(browser, written, tmp_path / "profile")
     assert "What was compared" in dom
     # Refusals of the page's policy are logged here too.
     assert not [line for line in log.splitlines() if "CONSOLE" in line]

@@ -49,7 +49,7 @@ def roc(truth: np.ndarray, score: np.ndarray) -> Curve:
 
 
 def precision_recall(truth: np.ndarray, score: np.ndarray) -> Curve:
-    """Precision over recall, as steps: the precision at a recall is that of the strictest threshold which reaches it."""
+    """Precision over recall, as steps: at a recall, that of the strictest threshold which reaches it."""
     precision, recall, _ = precision_recall_curve(truth, score)
     # From the strictest threshold on; looser ones that find nothing more only add mistakes.
     reached, first = np.unique(recall[::-1], return_index=True)
@@ -71,8 +71,8 @@ def band(
     draw: Callable[[np.ndarray, np.ndarray], Curve],
     truth: np.ndarray,
     score: np.ndarray,
-    groups: np.ndarray,
     *,
+    groups: np.ndarray,
     steps: bool,
     n: int,
     seed: int,

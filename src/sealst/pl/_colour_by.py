@@ -102,13 +102,9 @@ def _from_obsm(table: AnnData, key: str, column: str) -> Shade:
             raise _base.missing_name(column, list(stored.columns), where=f"`.obsm[{key!r}]`")
         unit = next((unit for own, unit, _ in _FRAMES if own == key), found)
         return Shade(f"{key}:{found}", unit, _base.numeric(stored[found], where=f"`.obsm[{key!r}][{found!r}]`"))
-    width = stored.shape[1]
-    check_key(
-        [str(i) for i in range(width)] if column.strip("0123456789") or int(column or width) >= width else [column],
-        column,
-        where=f"the columns of `.obsm[{key!r}]`",
-        hint=f"An array's columns are numbers from 0, as in `'{key}:0'`.",
-    )
+    known = [str(i) for i in range(stored.shape[1])]
+    hint = f"An array's columns are numbers from 0, as in `'{key}:0'`."
+    check_key(known, column, where=f"the columns of `.obsm[{key!r}]`", hint=hint)
     values = stored[:, int(column)]
     values = values.toarray() if hasattr(values, "toarray") else values
     return Shade(f"{key}:{column}", "component", np.asarray(values, dtype=float).ravel())
@@ -121,7 +117,7 @@ def _unknown(table: AnnData, name: str, argument: str) -> MissingKeyError:
     hint = f" Closest: {listed(close)}." if close else ""
     return MissingKeyError(
         f"`{argument}` {name!r} is neither a column of `.obs` ({listed(table.obs.columns, 20)}) nor a gene of layer "
-        f"{Keys.LOGNORM!r} or of `.obsm[{Keys.EXPRESSION!r}]`, nor a pathway of `.obsm[{Keys.PATHWAYS!r}]`.{hint} Genes "
-        "need `sl.pp.normalize(sdata)` or `sl.tl.predict(sdata, model)` first, pathways `sl.tl.pathways(sdata, net)`; "
-        f"a column of another slot is written `'key:column'` (found in `.obsm`: {listed(table.obsm)})."
+        f"{Keys.LOGNORM!r} or of `.obsm[{Keys.EXPRESSION!r}]`, nor a pathway of `.obsm[{Keys.PATHWAYS!r}]`.{hint} "
+        "Genes need `sl.pp.normalize(sdata)` or `sl.tl.predict(sdata, model)` first, pathways `sl.tl.pathways(sdata, "
+        f"net)`; a column of another slot is written `'key:column'` (found in `.obsm`: {listed(table.obsm)})."
     )

@@ -190,9 +190,7 @@ def draw_gallery(
             add_scale_bar(ax, crop.um * 1.3, per_unit=1.0, colour="white")
 
 
-def draw_beside(
-    tissue: Tissue, panel: Panel, style: MapStyle, *, galleries: Sequence[Gallery], heading: str
-) -> Figure:
+def draw_beside(tissue: Tissue, panel: Panel, style: MapStyle, *, galleries: Sequence[Gallery], heading: str) -> Figure:
     """Draw a map on the left and galleries of crops on the right, in a new figure."""
     width, height = gallery_size(galleries[0].texts, _BESIDE_COLUMNS)
     body = len(galleries) * (height + _HEADER_IN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -112,8 +113,8 @@ def precision_recall(
     """Draw precision over recall of held-out slides, one panel per target and class, adapted beside frozen.
 
     The dotted line is the share of the class, which guessing reaches. The legend has the evaluation's average precision
-    (AP) with its interval where it has one (of more than two classes: that of the curve that is drawn). The shaded band is a
-    pointwise 95 % bootstrap interval over patients.
+    (AP) with its interval where it has one (of more than two classes: that of the curve that is drawn). The shaded band
+    is a pointwise 95 % bootstrap interval over patients.
 
     Parameters
     ----------
@@ -246,6 +247,6 @@ def _draw(
     label = f"{slides.label}, {kind.name} {text}"
     ax.plot(curve.x, curve.y, color=slides.colour, linewidth=1.6, drawstyle=style, label=label, zorder=3)
     if chosen.n_bootstrap:
-        options = {"steps": kind.steps, "n": chosen.n_bootstrap, "seed": chosen.seed}
-        band = slide_curves.band(kind.curve, truth, score, slides.patients, **options)
+        options: dict[str, Any] = {"steps": kind.steps, "n": chosen.n_bootstrap, "seed": chosen.seed}
+        band = slide_curves.band(kind.curve, truth, score, groups=slides.patients, **options)
         ax.fill_between(band.x, band.low, band.high, color=slides.colour, alpha=0.14, linewidth=0, zorder=2)
