@@ -161,7 +161,7 @@ def _circle(ax: Axes, centres: np.ndarray) -> None:
     """Mark places by circles that stay visible however small a tile is."""
     halo = [withStroke(linewidth=2.4, foreground="white")]
     style: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "zorder": 3}
-    ax.scatter(*centres.T, s=34, path_effects=halo, gid="attended", **style)
+    ax.scatter(centres[:, 0], centres[:, 1], s=34, path_effects=halo, gid="attended", **style)
 
 
 def _times(value: float) -> str:

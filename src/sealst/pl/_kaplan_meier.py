@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -180,7 +180,12 @@ def _draw(ax: Axes, frame: pd.DataFrame, name: str, colour: str) -> None:
 def _add_table(ax: Axes, frame: pd.DataFrame, high: np.ndarray) -> None:
     """Patients at risk below the axis, at its ticks."""
     ticks = np.array([tick for tick in ax.get_xticks() if 0 <= tick <= ax.get_xlim()[1]])
-    style = {"fontsize": _base.SMALL_SIZE, "annotation_clip": False, "textcoords": "offset points", "va": "top"}
+    style: dict[str, Any] = {
+        "fontsize": _base.SMALL_SIZE,
+        "annotation_clip": False,
+        "textcoords": "offset points",
+        "va": "top",
+    }
     ax.annotate("at risk", (0, 0), (_LEFT_PT, -_TABLE_PT), xycoords="axes fraction", ha="right", **style)
     for i, (name, colour, rows) in enumerate(zip(_GROUPS, RISK_COLOURS, (high, ~high), strict=True)):
         y = -_TABLE_PT - (i + 1) * _LINE_PT

@@ -48,7 +48,8 @@ def colours_of(methods: Iterable[str]) -> dict[str, str]:
 
 def palette(n: int) -> list[str]:
     """Colours for some categories: those that colour-blind readers tell apart first."""
-    first = (_BLUE, _RED, _GREEN, _PINK, _ORANGE, "#882255", _SKY, "#6F5B3E")
+    # Pink comes late: the tissue itself is pink.
+    first = (_BLUE, _ORANGE, _GREEN, "#882255", _RED, "#332288", _SKY, "#999933", _PINK)
     return list(dict.fromkeys((*first, *_FREE, *_MORE)))[:n]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import linregress
 
 from sealst._core.slide_curves import reliability
@@ -121,7 +123,7 @@ def _draw_bins(ax: Axes, methods: Sequence[Slides], name: str, n_bins: int, *, t
         # A hair apart, so that intervals of methods do not hide each other.
         x = bins.predicted + (i - (len(methods) - 1) / 2) * 0.008
         errors = np.clip([bins.observed - bins.low, bins.high - bins.observed], 0, None)
-        style = {"color": slides.colour, "elinewidth": 0.9, "linewidth": 1.2, "markersize": 4}
+        style: dict[str, Any] = {"color": slides.colour, "elinewidth": 0.9, "linewidth": 1.2, "markersize": 4}
         ax.errorbar(x, bins.observed, yerr=errors, marker="o", label=slides.label, zorder=3, **style)
         middle = (np.minimum((bins.predicted * n_bins).astype(int), n_bins - 1) + 0.5) / n_bins
         place = middle + (i - (len(methods) - 1) / 2) * width
@@ -130,7 +132,7 @@ def _draw_bins(ax: Axes, methods: Sequence[Slides], name: str, n_bins: int, *, t
     counts.set_ylabel("slides", fontsize=_base.SMALL_SIZE)
     counts.set_xlabel(f"predicted probability of {name}", fontsize=_base.SMALL_SIZE + 1)
     counts.tick_params(labelbottom=True)
-    counts.yaxis.get_major_locator().set_params(nbins=2, integer=True)
+    counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
 
 
 def _limits(pairs: Sequence[Slides]) -> tuple[float, float]:

@@ -249,4 +249,5 @@ def _draw(
     if chosen.n_bootstrap:
         options: dict[str, Any] = {"steps": kind.steps, "n": chosen.n_bootstrap, "seed": chosen.seed}
         band = slide_curves.band(kind.curve, truth, score, groups=slides.patients, **options)
-        ax.fill_between(band.x, band.low, band.high, color=slides.colour, alpha=0.14, linewidth=0, zorder=2)
+        low, high = np.asarray(band.low), np.asarray(band.high)
+        ax.fill_between(band.x, low, high, color=slides.colour, alpha=0.14, linewidth=0, zorder=2)

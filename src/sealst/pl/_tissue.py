@@ -261,7 +261,11 @@ def _add_legend(ax: Axes, panel: Panel, *, alpha: float | None) -> None:
         Line2D([], [], linestyle="none", marker="s", markersize=5.5, color=cmap(i), alpha=alpha, label=name)
         for i, name in enumerate(panel.categories)
     ]
-    place = {"loc": "center left", "bbox_to_anchor": (1 + 0.04 / _inches(ax)[0], 0.5), "borderaxespad": 0}
+    place: dict[str, Any] = {
+        "loc": "center left",
+        "bbox_to_anchor": (1 + 0.04 / _inches(ax)[0], 0.5),
+        "borderaxespad": 0,
+    }
     style: dict[str, Any] = {"fontsize": SMALL_SIZE, "frameon": False, "handletextpad": 0.2, "alignment": "left"}
     ax.legend(handles=marks, title=panel.label or None, title_fontsize=SMALL_SIZE, **place, **style)
 
