@@ -13,6 +13,7 @@ from matplotlib.collections import EllipseCollection
 from spatialdata import SpatialData
 
 import sealst as sl
+from sealst._core.slide_evaluation import SlideEvaluation
 from sealst._evaluation import Evaluation
 
 NO_CROP = "toy_2x1"
@@ -238,3 +239,51 @@ def evaluation_of() -> Callable[..., Evaluation]:
         return make_evaluation(spots, names, seeds=(0,))
 
     return build
+
+
+# -- slide-level evaluations, 40 patients with a slide each, in four folds ---------------------------------------------
+def make_slides(task: str, target: str, metric: tuple[str, float, float, float]) -> SlideEvaluation:
+    """Held-out slides of two embeddings, of which the first sees more; the table has one number, of the first."""
+    rng, n = np.random.default_rng(3), 40
+    cause = rng.normal(size=n)
+    names = {"slide": [f"S{i}" for i in range(n)], "patient": [f"P{i}" for i in range(n)]}
+    base = pd.DataFrame({**names, "fold": (np.arange(n) // 10).astype(str), "target": target})
+    parts = []
+    for method, noise in (("X_frozen", 1.5), ("X_seal", 0.5)):
+        seen = cause + rng.normal(0, noise, n)
+        part = base.assign(method=method, prediction=seen)
+        if task == "classification":
+            p = 1 / (1 + np.exp(-2 * seen))
+            part = part.assign(truth=np.where(cause > 0, "high", "low"), p_high=p, p_low=1 - p)
+            part["prediction"] = np.where(p > 0.5, "high", "low")
+        elif task == "regression":
+            part["truth"] = cause
+        else:
+            # Every fold's model has a scale of its own.
+            part["prediction"] += 100 * (np.arange(n) // 10)
+            part["time"], part["event"] = 10 * np.exp(-cause), np.arange(n) % 3 > 0
+        parts.append(part)
+    name, value, low, high = metric
+    row = {"fold": "", "method": "X_seal", "target": target, "metric": name, "value": value, "low": low, "high": high}
+    fold = {**row, "fold": "0", "low": np.nan, "high": np.nan}
+    table = pd.DataFrame([row, {**row, "method": "X_seal - X_frozen", "value": 0.1, "low": -0.02, "high": 0.2}, fold])
+    table["n"] = table["n_patients"] = n
+    classes = {target: ["low", "high"]} if task == "classification" else {}
+    facts = {"task": task, "targets": [target], "classes": classes, "aggregator": "abmil", "folds": 4, "seed": 0}
+    facts |= {"keys": ["X_seal", "X_frozen"], "version": "0.9"}
+    return SlideEvaluation(table, pd.concat(parts, ignore_index=True), facts)
+
+
+@pytest.fixture(scope="module")
+def classified() -> SlideEvaluation:
+    return make_slides("classification", "grade", ("auroc", 0.9, 0.8, 0.97))
+
+
+@pytest.fixture(scope="module")
+def regressed() -> SlideEvaluation:
+    return make_slides("regression", "score", ("pearson", 0.8, 0.6, 0.9))
+
+
+@pytest.fixture(scope="module")
+def survived() -> SlideEvaluation:
+    return make_slides("survival", "death", ("c_index", 0.7, 0.6, 0.8))

@@ -6,8 +6,10 @@ import difflib
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,6 +25,8 @@ from sealst._core.metrics import gene_pearson
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
+
+P = TypeVar("P", bound=Any)
 
 SAVE_DPI = 150
 TITLE_SIZE = 9
@@ -138,6 +142,16 @@ def as_list(names: str | Iterable[str], *, name: str) -> list[str]:
     if not found:
         raise DataError(f"`{name}` names nothing to show.")
     return found
+
+
+def retitled(panels: list[P], title: str | Sequence[str] | None) -> list[P]:
+    """Panels (dataclasses with a `title`) under the titles asked for."""
+    if title is None:
+        return panels
+    titles = [title] if isinstance(title, str) else [str(one) for one in title]
+    if len(titles) != len(panels):
+        raise DataError(f"`title` must hold one text per panel ({len(panels)}), found {len(titles)}.")
+    return [replace(panel, title=text) for panel, text in zip(panels, titles, strict=True)]
 
 
 def find_gene(gene: str, names: pd.Index) -> str | None:

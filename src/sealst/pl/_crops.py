@@ -19,11 +19,16 @@ from sealst._keys import Keys
 from sealst._section import Region
 from sealst._validate import check_positive, listed
 from sealst.pl import _base
-from sealst.pl._tissue import add_scale_bar
+from sealst.pl._colour_by import numbers_of
+from sealst.pl._tissue import MapStyle, Panel, Tissue, add_scale_bar, draw_group
 
 SIDE_IN = 1.45
 _GAP_IN, _LINE_IN = 0.08, 0.13
 _NAME_WIDTH = 20
+#: of galleries beside a map
+_BESIDE_COLUMNS = 4
+#: inches: header of a gallery, colour bar, narrowest and widest map, tallest map
+_HEADER_IN, _BAR_IN, _MAP_IN, _TALLEST_IN = 0.18, 0.95, (3.6, 5.6), 7.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +41,15 @@ class Crop:
     pixels: np.ndarray
     #: side in µm
     um: float
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Crops with a text each, under one title."""
+
+    title: str
+    crops: Sequence[Crop]
+    texts: Sequence[str]
 
 
 def crops(
@@ -66,7 +80,8 @@ def crops(
         Names (``.obs_names``) of the spots to show, in this order.
     order_by
         Show the `n` spots with the highest values of this: a numeric ``.obs`` column, else a gene of the layer
-        ``"lognorm"``, else a gene of the predictions. Without it, `n` spots are drawn at random.
+        ``"lognorm"``, else a gene of the predictions, else a pathway, else ``"key:column"`` of ``.obsm``. Without it,
+        `n` spots are drawn at random.
     ascending
         Show the lowest values of `order_by` instead.
     titles
@@ -114,7 +129,7 @@ def crops(
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table, region)
     usable = np.concatenate([_section.crop_boxes(sdata, table, one)[0] for one in regions])
-    values = None if order_by is None else _order_values(table, order_by)
+    values = None if order_by is None else numbers_of(table, order_by, argument="order_by").values
     if spots is not None:
         rows = _named_rows(table, _base.as_list(spots, name="spots"), usable)
     else:
@@ -175,24 +190,32 @@ def draw_gallery(
             add_scale_bar(ax, crop.um * 1.3, per_unit=1.0, colour="white")
 
 
+def draw_beside(tissue: Tissue, panel: Panel, style: MapStyle, *, galleries: Sequence[Gallery], heading: str) -> Figure:
+    """Draw a map on the left and galleries of crops on the right, in a new figure."""
+    width, height = gallery_size(galleries[0].texts, _BESIDE_COLUMNS)
+    body = len(galleries) * (height + _HEADER_IN)
+    # The map is as tall as the crops beside it, within reason.
+    map_width = min(max(body / tissue.aspect, _MAP_IN[0]), _MAP_IN[1], max(body, _TALLEST_IN) / tissue.aspect)
+    body = max(body, map_width * tissue.aspect)
+    left = map_width + _BAR_IN
+    heading = _base.wrap(heading, 0.9 * (left + width), size=_base.TITLE_SIZE + 2)
+    top = 0.25 + 0.2 * (heading.count("\n") + 1)
+    figure = plt.figure(figsize=(left + width, top + body))
+    figure.text(0.5, 1 - 0.12 / (top + body), heading, ha="center", va="top", fontsize=_base.TITLE_SIZE + 2)
+    size = (map_width, map_width * tissue.aspect)
+    ax = _base.axes_at(figure, 0.1, top + (body - size[1]) / 2, size=size)
+    draw_group([ax], tissue, [panel], style)
+    for i, one in enumerate(galleries):
+        y = top + i * (height + _HEADER_IN)
+        place = ((left + width / 2) / (left + width), 1 - (y + 0.05) / (top + body))
+        figure.text(*place, one.title, ha="center", va="top", fontsize=_base.TITLE_SIZE, fontweight="bold")
+        draw_gallery(figure, left, y + _HEADER_IN, crops=one.crops, texts=one.texts, n_cols=_BESIDE_COLUMNS)
+    return figure
+
+
 def spot_title(table: AnnData, row: int) -> str:
     """Name of a spot, short enough for a crop's title."""
     return _base.shorten(str(table.obs_names[row]), _NAME_WIDTH)
-
-
-def _order_values(table: AnnData, name: str) -> np.ndarray:
-    if name in table.obs:
-        return _base.numeric(table.obs[name], where=f"`.obs[{name!r}]`")
-    if Keys.LOGNORM in table.layers and (gene := _base.find_gene(name, table.var_names)) is not None:
-        return np.asarray(table.obs_vector(gene, layer=Keys.LOGNORM), dtype=float)
-    predicted = table.obsm.get(Keys.EXPRESSION)
-    if hasattr(predicted, "columns") and (gene := _base.find_gene(name, predicted.columns)) is not None:
-        return predicted[gene].to_numpy(dtype=float)
-    raise MissingKeyError(
-        f"`order_by` {name!r} is neither a column of `.obs` ({listed(table.obs.columns, 20)}) nor a gene of layer "
-        f"{Keys.LOGNORM!r} or of `.obsm[{Keys.EXPRESSION!r}]`. Genes need `sl.pp.normalize(sdata)` or "
-        "`sl.tl.predict(sdata, model)` first."
-    )
 
 
 def _named_rows(table: AnnData, names: list[str], usable: np.ndarray) -> np.ndarray:

@@ -27,6 +27,9 @@ _FIXED |= {
     "frozen": "#332288",
 }
 _FREE = ("#999933", "#44AA99", _BLACK, "#AA4499", "#117733", "#DDCC77", "#661100", "#6699CC")
+#: of groups at high and at low risk, unlike those of adapted and frozen
+RISK_COLOURS = (_ORANGE, "#44AA99")
+_MORE = ("#332288", "#88CCEE", "#CC6677", GREY, "#DDAA33")
 
 MEANINGS = {
     FROZEN: "the encoder as published, and a ridge regression from its features to expression",
@@ -49,6 +52,13 @@ def colours_of(methods: Iterable[str]) -> dict[str, str]:
     unknown = [m for m in methods if m not in _FIXED]
     free = dict(zip(unknown, _FREE * (1 + len(unknown)), strict=False))
     return {m: _FIXED.get(m) or free[m] for m in methods}
+
+
+def palette(n: int) -> list[str]:
+    """Colours for some categories: those that colour-blind readers tell apart first."""
+    # Pink comes late: the tissue itself is pink.
+    first = (_BLUE, _ORANGE, _GREEN, "#882255", _RED, "#332288", _SKY, "#999933", _PINK)
+    return list(dict.fromkeys((*first, *_FREE, *_MORE)))[:n]
 
 
 def frame_of(result: object, name: str) -> pd.DataFrame:

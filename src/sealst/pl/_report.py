@@ -115,7 +115,7 @@ def _check(result: object, path: Path) -> None:
         raise DataError("The Evaluation has no results (`.table` has no rows).")
 
 
-def _picture(draw: Callable[..., Figure | Axes], caption: str, *args: Any, alt: str, **options: Any) -> Picture:
+def picture_of(draw: Callable[..., Figure | Axes], caption: str, *args: Any, alt: str, **options: Any) -> Picture:
     """Draw a figure and keep it as a PNG."""
     figure = draw(*args, **options)
     figure = figure if isinstance(figure, Figure) else _base.figure_of(figure)
@@ -148,12 +148,12 @@ def _summary(result: Evaluation) -> list[Block]:
     if by == "method":
         caption = f"{label} of every method, mean over sections; dots are single sections."
     pictures = [
-        _picture(evaluation, caption, rows, metrics=main, by=by, alt=f"Bars of {label}. {_best(own)}"),
+        picture_of(evaluation, caption, rows, metrics=main, by=by, alt=f"Bars of {label}. {_best(own)}"),
     ]
     if others := [m for m in known if m != main]:
         caption = "The other metrics, mean over sections; dots are single sections."
         names = ", ".join(_base.metric_label(m) for m in others)
-        pictures.append(_picture(evaluation, caption, rows, metrics=others, by="method", alt=f"Bars of {names}."))
+        pictures.append(picture_of(evaluation, caption, rows, metrics=others, by="method", alt=f"Bars of {names}."))
     found = [*tables.summary_tables(result.table), *tables.difference_tables(result.table)]
     return [Block("Summary", tables=found, figures=pictures)]
 
@@ -171,7 +171,7 @@ def _genes(result: Evaluation) -> list[Block]:
     pairs = pairs[pairs.index.isin(names, level="section")]
     share = f"{int((pairs[ADAPTED] > pairs[FROZEN]).sum())} of {len(pairs)}"
     left = f" Shown are {_MOST_PANELS} of {len(names)} sections." if len(names) > _MOST_PANELS else ""
-    picture = _picture(
+    picture = picture_of(
         gene_scatter,
         f"One dot per gene; above the line the adapted encoder is better.{left}",
         genes,
@@ -193,7 +193,7 @@ def _calibration(result: Evaluation) -> list[Block]:
     left = f" (the first {len(names)} of {len(result.spots)} sections)" if len(result.spots) > len(names) else ""
     caption = f"Measured against predicted expression by method{left}."
     alt = f"Calibration lines of every method in {listed(names, _MOST_LINES)}."
-    return [Block("Calibration", [lines], figures=[_picture(calibration, caption, result, sections=names, alt=alt)])]
+    return [Block("Calibration", [lines], figures=[picture_of(calibration, caption, result, sections=names, alt=alt)])]
 
 
 def _maps(result: Evaluation, images: dict[str, SpatialData], genes: str | Sequence[str] | None) -> list[Block]:
@@ -215,7 +215,7 @@ def _maps(result: Evaluation, images: dict[str, SpatialData], genes: str | Seque
         caption = f"Section {name}: measured, predicted by {method}, and measured minus predicted."
         options = {"section": name, "method": method, "sdata": images.get(name)}
         alt = f"Maps of {listed(here)} in section {name}: measured, predicted and residual."
-        pictures.append(_picture(residual_maps, caption, result, here, alt=alt, **options))
+        pictures.append(picture_of(residual_maps, caption, result, here, alt=alt, **options))
     if chosen and not pictures:
         raise _base.missing_name(chosen[0], list(spots[shown[0]].var_names), where="the evaluated genes")
     lines = (
@@ -260,7 +260,7 @@ def _retrieval(result: Evaluation) -> list[Block]:
     by = "section" if len(text.named(rows, "section")) <= _MOST_BARS else "method"
     own = rows[rows["metric"] == shown[0]]
     alt = f"Bars of {_base.metric_label(shown[0])} with a line at chance. {_best(own)}"
-    picture = _picture(
+    picture = picture_of(
         evaluation, "How often the right one is found; dotted: chance.", rows, metrics=shown, by=by, alt=alt
     )
     lines = (
@@ -276,5 +276,5 @@ def _pathways(result: Evaluation) -> list[Block]:
         return []
     caption = "Correlation of pathway activity in predicted and in measured expression, over the spots of a section."
     alt = "Heat map of correlations by pathway, section and method; the table below has the numbers."
-    picture = _picture(pathway_agreement, caption, result.pathways, alt=alt)
+    picture = picture_of(pathway_agreement, caption, result.pathways, alt=alt)
     return [Block("Pathways", tables=found, figures=[picture])]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from anndata import AnnData
 from matplotlib.figure import Figure
@@ -17,12 +16,8 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._validate import check_positive
 from sealst.pl import _base
-from sealst.pl._crops import Crop, draw_gallery, gallery_size, load_crops, spot_title
-from sealst.pl._tissue import MapStyle, Panel, Tissue, draw_group, read_tissue
-
-_CROP_COLUMNS = 4
-#: inches: header of a gallery, colour bar, narrowest and widest map, tallest map
-_HEADER_IN, _BAR_IN, _MAP_IN, _TALLEST_IN = 0.18, 0.95, (3.6, 5.6), 7.0
+from sealst.pl._crops import Crop, Gallery, draw_beside, load_crops, spot_title
+from sealst.pl._tissue import MapStyle, Panel, read_tissue
 
 
 def retrieval(
@@ -109,39 +104,10 @@ def retrieval(
 
     texts = _titles(table, hits, similarity, rank_key)
     heading = _query(table, key) if title is None else title
-    galleries = [("Most similar", hits[: len(best)], texts[: len(best)])]
-    galleries += [("Least similar", hits[len(best) :], texts[len(best) :])]
-    figure = _draw(tissue, panel, MapStyle(image_alpha, spot_size), galleries=galleries, heading=heading)
+    galleries = [Gallery("Most similar", hits[: len(best)], texts[: len(best)])]
+    galleries += [Gallery("Least similar", hits[len(best) :], texts[len(best) :])]
+    figure = draw_beside(tissue, panel, MapStyle(image_alpha, spot_size), galleries=galleries, heading=heading)
     _base.finish(figure, save, show)
-    return figure
-
-
-def _draw(
-    tissue: Tissue,
-    panel: Panel,
-    style: MapStyle,
-    *,
-    galleries: Sequence[tuple[str, Sequence[Crop], Sequence[str]]],
-    heading: str,
-) -> Figure:
-    width, height = gallery_size(galleries[0][2], _CROP_COLUMNS)
-    body = len(galleries) * (height + _HEADER_IN)
-    # The map is as tall as the crops beside it, within reason.
-    map_width = min(max(body / tissue.aspect, _MAP_IN[0]), _MAP_IN[1], max(body, _TALLEST_IN) / tissue.aspect)
-    body = max(body, map_width * tissue.aspect)
-    left = map_width + _BAR_IN
-    heading = _base.wrap(heading, 0.9 * (left + width), size=_base.TITLE_SIZE + 2)
-    top = 0.25 + 0.2 * (heading.count("\n") + 1)
-    figure = plt.figure(figsize=(left + width, top + body))
-    figure.text(0.5, 1 - 0.12 / (top + body), heading, ha="center", va="top", fontsize=_base.TITLE_SIZE + 2)
-    size = (map_width, map_width * tissue.aspect)
-    ax = _base.axes_at(figure, 0.1, top + (body - size[1]) / 2, size=size)
-    draw_group([ax], tissue, [panel], style)
-    for i, (name, hits, texts) in enumerate(galleries):
-        y = top + i * (height + _HEADER_IN)
-        place = ((left + width / 2) / (left + width), 1 - (y + 0.05) / (top + body))
-        figure.text(*place, name, ha="center", va="top", fontsize=_base.TITLE_SIZE, fontweight="bold")
-        draw_gallery(figure, left, y + _HEADER_IN, crops=hits, texts=texts, n_cols=_CROP_COLUMNS)
     return figure
 
 

@@ -12,9 +12,10 @@ import xarray as xr
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection, EllipseCollection, PolyCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from spatialdata import SpatialData
@@ -24,7 +25,7 @@ from sealst._core.geometry import apply_affine
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._section import Region
-from sealst.pl._base import SMALL_SIZE, TITLE_SIZE, axes_at, figure_of, wrap
+from sealst.pl._base import SMALL_SIZE, TITLE_SIZE, axes_at, figure_of, text_width, wrap
 
 #: longest side, in pixels, of the H&E behind one of few, or of many, maps
 _LARGE_PX, _SMALL_PX = 1000, 500
@@ -68,12 +69,21 @@ class Panel:
     #: values, or None for an empty panel that says `label`
     values: np.ndarray | None
     label: str
-    cmap: str = "viridis"
+    cmap: str | Colormap = "viridis"
     limits: tuple[float, float] = (0.0, 1.0)
+    #: names of the categories whose positions are the values; a legend then stands in place of the colour bar
+    categories: tuple[str, ...] = ()
 
     def shares_colours(self, other: Panel) -> bool:
         """Whether one colour bar serves both."""
-        return (self.label, self.cmap, self.limits) == (other.label, other.cmap, other.limits)
+        own, others = ((one.label, one.limits, one.categories) for one in (self, other))
+        return own == others and plt.get_cmap(self.cmap) == plt.get_cmap(other.cmap)
+
+    @property
+    def side_in(self) -> float:
+        """Inches that colour bar or legend take."""
+        names = [text_width(text, SMALL_SIZE) for text in (*self.categories, self.label)]
+        return 0.4 + max(names) if self.categories else _BAR_IN
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,8 @@ class MapStyle:
     spot_size: float
     #: colour of the spots' outlines
     edge: str = "none"
+    #: opacity of the spots
+    alpha: float | None = None
 
 
 def read_tissue(
@@ -181,12 +193,12 @@ def draw_tissue(ax: Axes, tissue: Tissue, *, alpha: float) -> None:
 
 
 def draw_spots(
-    ax: Axes, tissue: Tissue, values: np.ndarray, *, cmap: str, norm: Normalize, style: MapStyle
+    ax: Axes, tissue: Tissue, values: np.ndarray, *, cmap: str | Colormap, norm: Normalize, style: MapStyle
 ) -> Collection:
     """Draw one shape per spot at its true size times a factor; spots without a value stay hollow."""
     size = style.spot_size
     common: dict[str, Any] = {"cmap": plt.get_cmap(cmap).with_extremes(bad=(0, 0, 0, 0)), "norm": norm, "zorder": 2}
-    common["rasterized"] = len(values) > _VECTOR_SPOTS
+    common |= {"rasterized": len(values) > _VECTOR_SPOTS, "alpha": style.alpha}
     missing = ~np.isfinite(values)
     common["edgecolors"] = ["#4D4D4D" if m else style.edge for m in missing] if missing.any() else style.edge
     common["linewidths"] = 0.7 if style.edge == "none" else 0.3
@@ -237,8 +249,25 @@ def draw_group(axes: Sequence[Axes], tissue: Tissue, group: Sequence[Panel], sty
     spots = [draw_panel(ax, tissue, panel, style) for ax, panel in zip(axes, group, strict=True)]
     for run in runs_of(group):
         drawn = [i for i in run if spots[i] is not None]
-        if drawn:
+        if drawn and group[drawn[0]].categories:
+            _add_legend(axes[run[-1]], group[drawn[0]], alpha=style.alpha)
+        elif drawn:
             _add_colour_bar(axes[run[-1]], spots[drawn[0]], [group[i] for i in drawn])
+
+
+def _add_legend(ax: Axes, panel: Panel, *, alpha: float | None) -> None:
+    cmap = plt.get_cmap(panel.cmap)
+    marks = [
+        Line2D([], [], linestyle="none", marker="s", markersize=5.5, color=cmap(i), alpha=alpha, label=name)
+        for i, name in enumerate(panel.categories)
+    ]
+    place: dict[str, Any] = {
+        "loc": "center left",
+        "bbox_to_anchor": (1 + 0.04 / _inches(ax)[0], 0.5),
+        "borderaxespad": 0,
+    }
+    style: dict[str, Any] = {"fontsize": SMALL_SIZE, "frameon": False, "handletextpad": 0.2, "alignment": "left"}
+    ax.legend(handles=marks, title=panel.label or None, title_fontsize=SMALL_SIZE, **place, **style)
 
 
 def _add_colour_bar(ax: Axes, spots: Any, panels: Sequence[Panel]) -> None:
@@ -267,8 +296,11 @@ def draw_maps(tissue: Tissue, groups: Sequence[Sequence[Panel]], *, per_row: int
     side = 4.2 if len(groups) * width == 1 else 3.2 if per_row * width <= 4 else 2.5
     side *= min(1.0, _TALLEST / tissue.aspect)
     height = side * tissue.aspect
-    bars = {run[-1] for group in groups for run in runs_of(group)}
-    steps = [side + (_BAR_IN if j in bars else _GAP_IN) for j in range(width)]
+    sides = [_GAP_IN] * width
+    for group in groups:
+        for run in runs_of(group):
+            sides[run[-1]] = max(sides[run[-1]], *(group[i].side_in for i in run if group[i].values is not None), 0.0)
+    steps = [side + beside for beside in sides]
     rows = [groups[i : i + per_row] for i in range(0, len(groups), per_row)]
     titles = [0.1 + _LINE_IN * max(_n_lines(p.title, side) for g in row for p in g) for row in rows]
     total = sum(titles) + len(rows) * (height + _GAP_IN)

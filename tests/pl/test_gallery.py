@@ -1,0 +1,153 @@
+"""Conventions of every figure, held on the figures of the gallery; each is compared with a small stored picture.
+
+After a change that is meant: `python docs/make_gallery.py && python docs/make_gallery.py --baseline`, and look at them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.testing.compare import compare_images
+from PIL import Image
+
+import sealst as sl
+from sealst.pl import _base
+
+pytest.importorskip("sksurv", reason="survival curves need the extra `slide`")
+
+ROOT = Path(__file__).resolve().parents[2]
+BASELINE = Path(__file__).with_name("baseline")
+#: root mean square difference, of 255; another font or renderer makes 2 to 6, a missing map or curve more
+TOLERANCE = 12
+WIDTH = 240
+
+sys.path.insert(0, str(ROOT / "docs"))
+gallery = importlib.import_module("make_gallery")
+sys.path.remove(str(ROOT / "docs"))
+
+REPORTS = ("report", "slide_report")
+FUNCTIONS = [name for name in sl.pl.__all__ if name not in REPORTS]
+#: figures that are always several panels
+COMPOSED = {"attention", "crops", "residual_maps", "retrieval", "training"}
+#: the gallery's second figure of a function
+ALSO = {"slide_regression": "slide_calibration"}
+
+
+def section(doc: str, name: str) -> str:
+    """Text of a section of a numpy docstring."""
+    match = re.search(rf"^{name}\n-+\n(.*?)(?=^\S[^\n]*\n-{{3,}}$|\Z)", inspect.cleandoc(doc), flags=re.M | re.S)
+    return match.group(1).strip() if match else ""
+
+
+def parameter_text(doc: str, name: str) -> str:
+    """What a docstring says about a parameter."""
+    match = re.search(rf"^{name}\n((?:    .*\n?|\n)+)", section(doc, "Parameters"), flags=re.M)
+    return " ".join(match.group(1).split()) if match else ""
+
+
+# -- signatures and docstrings ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_signature_and_returns(name):
+    function = getattr(sl.pl, name)
+    parameters = inspect.signature(function).parameters
+    for option, kind in (("save", "str | Path | None"), ("show", "bool | None")):
+        assert parameters[option].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters[option].default is None
+        assert parameters[option].annotation == kind
+        # One wording everywhere.
+        assert parameter_text(function.__doc__, option) == parameter_text(sl.pl.expression.__doc__, option)
+    returns, annotation = section(function.__doc__, "Returns"), inspect.signature(function).return_annotation
+    if name in COMPOSED:
+        assert "ax" not in parameters
+        assert annotation == "Figure"
+        assert returns.startswith("The Figure")
+    else:
+        assert parameters["ax"].default is None
+        assert annotation == "Figure | Axes"
+        assert returns == "The Figure, or `ax` where it was given."
+    for shared in ("image_alpha", "coordinate_system", "n_bootstrap"):
+        texts = {parameter_text(getattr(sl.pl, other).__doc__, shared) for other in FUNCTIONS} - {""}
+        assert len({text.replace("tiles", "spots").replace(" of `sdata`", "") for text in texts}) <= 1, shared
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_reports_take_a_path_and_return_it(name):
+    function = getattr(sl.pl, name)
+    parameters = inspect.signature(function).parameters
+    assert list(parameters)[1:3] == ["path", "title"]
+    assert inspect.signature(function).return_annotation == "Path"
+    assert section(function.__doc__, "Returns") == "The path of the file."
+
+
+def test_every_figure_is_in_the_gallery():
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    assert {ALSO.get(name, name) for name in gallery.FIGURES} == set(FUNCTIONS)
+    assert {ALSO.get(name, name) for name in gallery.SINGLE} == set(FUNCTIONS) - COMPOSED
+    shown = re.findall(r"_static/gallery/(\w+)\.png", page)
+    assert sorted(shown) == sorted(gallery.FIGURES)
+    stored = {path.stem: path for path in (ROOT / "docs" / "_static" / "gallery").glob("*.png")}
+    assert sorted(stored) == sorted(gallery.FIGURES)
+    assert all(path.stat().st_size < 200_000 for path in stored.values())
+    for name in FUNCTIONS:
+        assert f"sealst.pl.{name}>" in page or f"`sealst.pl.{name}`" in page, name
+    assert {path.stem for path in BASELINE.glob("*.png")} == set(gallery.COMPARED)
+    assert len(gallery.COMPARED) < 15
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def small(monkeypatch) -> None:
+    """Saved at the size of the stored pictures: what takes time are pixels."""
+    monkeypatch.setattr(_base, "SAVE_DPI", gallery.BASELINE_DPI)
+
+
+def resized(path: Path, size: tuple[int, int], to: Path) -> Path:
+    Image.open(path).convert("RGB").resize(size, Image.Resampling.BOX).save(to)
+    return to
+
+
+@pytest.mark.parametrize("name", gallery.FIGURES)
+def test_figure_is_saved_closed_and_as_it_was(name, small, tmp_path):
+    path = tmp_path / "new" / f"{name}.png"
+    figure = gallery.draw(name, save=path, show=False)
+    assert isinstance(figure, Figure)
+    assert not plt.get_fignums(), "`show=False` closes the figure"
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    if name not in gallery.COMPARED:
+        return
+    stored = BASELINE / path.name
+    (w, h), (w0, h0) = (Image.open(one).size for one in (path, stored))
+    # Text of another font may make a figure wider; the same figure keeps its shape.
+    assert w / h == pytest.approx(w0 / h0, rel=0.1)
+    size = (WIDTH, round(WIDTH * h0 / w0))
+    pair = [resized(one, size, tmp_path / f"{i}.png") for i, one in enumerate((stored, path))]
+    difference = compare_images(*(str(one) for one in pair), tol=TOLERANCE)
+    assert difference is None, difference
+
+
+@pytest.mark.parametrize("name", gallery.SINGLE)
+def test_axes_that_are_given_are_drawn_into_and_returned(name, small, tmp_path):
+    figure, ax = plt.subplots(figsize=(5, 5))
+    path = tmp_path / f"{name}.png"
+    assert gallery.SINGLE[name](ax=ax, save=path, show=False) is ax
+    assert path.is_file()
+    assert plt.fignum_exists(figure.number), "a figure of the user's stays open"
+    assert len(ax.get_children()) > 12
+    with pytest.raises(sl.DataError, match="`save` must end in a picture format"):
+        gallery.SINGLE[name](save=tmp_path / "a.docx")
+
+
+def test_a_changed_figure_is_noticed(small, tmp_path):
+    """The comparison can fail: another colour map is another picture."""
+    sl.pl.slide(gallery.data.tiled(), ["tissue_class", "ERBB2", "X_seal:0"], cmap="Greys", save=tmp_path / "a.png")
+    stored = BASELINE / "slide.png"
+    size = (WIDTH, round(WIDTH * Image.open(stored).size[1] / Image.open(stored).size[0]))
+    pair = [resized(p, size, tmp_path / f"{i}.png") for i, p in enumerate((stored, tmp_path / "a.png"))]
+    assert compare_images(*(str(one) for one in pair), tol=TOLERANCE) is not None
