@@ -25,6 +25,8 @@ EXIT_FAILED, EXIT_USAGE, EXIT_DATA = 1, 2, 3
 EXIT_CODES = "Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 input refused."
 
 _QUIET, _VERBOSE, _JSON = "sealst.quiet", "sealst.verbose", "sealst.json"
+#: loggers of libraries whose warnings say nothing to a user of commands
+_CHATTY = ("ome_zarr",)
 #: options that a config file cannot set
 _NOT_IN_CONFIG = ("config", "help")
 
@@ -95,7 +97,7 @@ def session(meta: Mapping[str, Any]) -> Iterator[None]:
     quiet, verbose = bool(meta.get(_QUIET)), bool(meta.get(_VERBOSE))
     if quiet and verbose:
         raise click.UsageError("Give one of --quiet and --verbose.")
-    level = logger.level
+    levels = {log: log.level for log in (logger, *map(logging.getLogger, _CHATTY))}
     shown = settings.progress and not quiet and sys.stderr.isatty()
     with contextlib.ExitStack() as stack:
         stack.enter_context(settings.override(progress=shown))
@@ -104,10 +106,13 @@ def session(meta: Mapping[str, Any]) -> Iterator[None]:
         warnings.showwarning = _show_everything if verbose else _show_own
         if quiet or verbose:
             logger.setLevel(logging.WARNING if quiet else logging.DEBUG)
+        for name in () if verbose else _CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for log, level in levels.items():
+                log.setLevel(level)
 
 
 def _show_own(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:

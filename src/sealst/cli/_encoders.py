@@ -81,8 +81,8 @@ def export(
 ) -> Answer:
     """Write a model's image encoder for other tools.
 
-    Calls SealModel.export_timm or SealModel.export_adapter. A timm folder is loaded again and compared before it is put in its place. Mind the licence of the base encoder:
-    many do not let merged weights be passed on.
+    Calls SealModel.export_timm or SealModel.export_adapter. A timm folder is loaded again and compared before it is
+    put in its place. Mind the licence of the base encoder: many do not let merged weights be passed on.
     """
     check_new(out, overwrite)
     seal = load_model(model, weights=weights, base=base, device=device)

@@ -56,7 +56,8 @@ def predict(
     """Predict gene expression from H&E alone (tl.predict).
 
     SECTIONS are zarr stores of `sealst prepare`, a folder of them, or a manifest. Embeddings that this model made
-    before are used. Writes log1p-CP10k with named genes, and with --net pathway scores; without --out into the stores.
+    before are used. Writes log1p-CP10k with named genes, and with --net pathway scores; without --out into the
+    stores.
     """
     from sealst import tl
 
@@ -97,8 +98,8 @@ def pathways(
 ) -> Answer:
     """Score pathways on predicted or measured expression.
 
-    Calls tl.pathways. SECTIONS are zarr stores after `sealst predict`, a folder of them, a manifest, or h5ad tables that an --out wrote.
-    Without --out the scores are saved where the tables came from.
+    Calls tl.pathways. SECTIONS are zarr stores after `sealst predict`, a folder of them, a manifest, or h5ad tables
+    that an --out wrote. Without --out the scores are saved where the tables came from.
     """
     from sealst import tl
 

@@ -94,10 +94,10 @@ def prepare(source: Path, *, out: Path, overwrite: bool, resume: bool, **options
     """Make sections ready, from a vendor's output or any format.
 
     INPUT is one section in any format that io.read knows (Space Ranger, Xenium, HEST-1k, legacy Spatial
-    Transcriptomics, a slide image, a SpatialData zarr store), a folder of zarr stores, or a manifest (csv, tsv) with
-    one section per line, see io.read_collection. Genes get their current names, spots are paired with crops of the
-    H&E, counts are normalised, and OUT holds SpatialData; slides without spots are cut into tiles. INPUT is left as it is; crops and layers that
-    it holds already are made anew in the copy.
+    Transcriptomics, a slide image, a SpatialData zarr store), a folder of zarr stores, or a manifest (csv, tsv)
+    with one section per line, see io.read_collection. Genes get their current names, spots are paired with crops of
+    the H&E, counts are normalised, and OUT holds SpatialData; slides without spots are cut into tiles. INPUT is
+    left as it is; crops and layers that it holds already are made anew in the copy.
     """
     if overwrite and resume:
         raise click.UsageError("Give one of --overwrite and --resume.")

@@ -88,11 +88,11 @@ def retrieve(
     save: bool,
     **options: Any,
 ) -> Answer:
-    """Find spots whose picture fits a gene, pathway, spot, …
+    """Find spots whose picture fits a gene, pathway or spot.
 
-    Calls tl.retrieve. SECTIONS are embedded zarr stores, a folder of them, a manifest, h5ad tables that an --out wrote, or one index of
-    tl.build_index. Give one query. Of sections .obs gets similarity and rank of every spot, saved where the tables
-    came from or in --out; the hits of each section are printed, and written to --hits.
+    Calls tl.retrieve. SECTIONS are embedded zarr stores, a folder of them, a manifest, h5ad tables that an --out
+    wrote, or one index of tl.build_index. Give one query. Of sections .obs gets similarity and rank of every spot,
+    saved where the tables came from or in --out; the hits of each section are printed, and written to --hits.
     """
     _check(options, hits, overwrite)
     is_index = len(sections) == 1 and (sections[0] / "config.json").is_file()

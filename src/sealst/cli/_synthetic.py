@@ -32,8 +32,8 @@ _MANIFEST = "manifest.csv"
 def synthetic(out: Path, *, overwrite: bool, n_sections: int, **options: Any) -> Answer:
     """Draw H&E sections with spots (datasets.synthetic).
 
-    Expression follows from the drawn tissue. For trying a pipeline offline. Writes OUT/<section>.zarr (raw, as a reader would give it), OUT/manifest.csv and
-    OUT/programs.csv, the gene programs as gene sets for --net.
+    Expression follows from the drawn tissue. For trying a pipeline offline. Writes OUT/<section>.zarr (raw, as a
+    reader would give it), OUT/manifest.csv and OUT/programs.csv, the gene programs as gene sets for --net.
     """
     from sealst import datasets
     from sealst._files import new_folder, write_text
