@@ -52,7 +52,9 @@ def open_sections(paths: Sequence[Path]) -> Collection:
 
 
 def check_new(path: Path, overwrite: bool) -> None:
-    """Refuse to write where something is."""
+    """Refuse to write where something is; an empty folder, as workflow managers make, counts as nothing."""
+    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+        path.rmdir()
     if path.exists() and not overwrite:
         raise DataError(f"{str(path)!r} exists; name another --out, or pass --overwrite to replace it.")
 

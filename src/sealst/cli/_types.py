@@ -10,7 +10,7 @@ import click
 import yaml
 
 from sealst._errors import DataError
-from sealst._validate import from_yaml
+from sealst._validate import from_yaml, parse_yaml
 
 
 class YamlMapping(click.ParamType):
@@ -26,7 +26,7 @@ class YamlMapping(click.ParamType):
         found = value
         if isinstance(value, str):
             try:
-                found = from_yaml(value) if Path(value).is_file() else yaml.safe_load(value)
+                found = from_yaml(value) if Path(value).is_file() else parse_yaml(value)
             except (DataError, yaml.YAMLError) as error:
                 self.fail(" ".join(str(error).split()), param, ctx)
         if isinstance(found, Mapping) or (self.word and isinstance(found, str)):
@@ -48,7 +48,7 @@ class KeyValue(click.ParamType):
         if not (name and sign):
             self.fail(f"expected NAME=VALUE, found {value!r}.", param, ctx)
         try:
-            return {name.strip().replace("-", "_"): yaml.safe_load(text)}
+            return {name.strip().replace("-", "_"): parse_yaml(text)}
         except yaml.YAMLError as error:
             return self.fail(" ".join(str(error).split()), param, ctx)
 
