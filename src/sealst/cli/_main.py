@@ -20,6 +20,7 @@ from sealst.cli._options import ANY_PATH, overwrite_option, seed_option
 from sealst.cli._predict import pathways, predict
 from sealst.cli._prepare import prepare
 from sealst.cli._retrieve import retrieve
+from sealst.cli._slides import slides
 from sealst.cli._synthetic import synthetic
 
 
@@ -61,8 +62,9 @@ def demo(out: Path, seed: int, overwrite: bool) -> Answer:
 
 for _command in (demo, check, prepare, finetune, evaluate, embed, predict, pathways, retrieve, encoders, export):
     cli.add_command(_command)
-for _command in (synthetic, info):
-    cli.add_command(_command)
+cli.add_command(slides)
+cli.add_command(synthetic)
+cli.add_command(info)
 
 
 def main() -> None:

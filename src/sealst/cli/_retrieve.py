@@ -10,7 +10,7 @@ import click
 
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst.cli._common import EXIT_CODES, Answer, SealstCommand, as_json
+from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
 from sealst.cli._options import (
     ANY_PATH,
     EXISTING_FILE,
@@ -26,6 +26,7 @@ from sealst.cli._options import (
     table_out_options,
 )
 from sealst.cli._sections import Work, check_new
+from sealst.cli._tables import check_ending, write_frame
 from sealst.cli._types import Genes, KeyValue, YamlMapping, merged
 
 if TYPE_CHECKING:
@@ -116,8 +117,7 @@ def _check(options: Mapping[str, Any], hits: Path | None, overwrite: bool) -> No
     if (options["pathway"] is None) != (options["net"] is None):
         raise click.UsageError("--pathway and --net belong together.")
     if hits is not None:
-        if hits.suffix.lower() not in _WRITERS:
-            raise click.UsageError(f"--hits must end in {', '.join(_WRITERS)}, found {hits.name!r}.")
+        check_ending(hits, "--hits")
         check_new(hits, overwrite)
 
 
@@ -201,18 +201,3 @@ def _picture(path: Path) -> Any:
             return np.asarray(picture.convert("RGB"))
     except (OSError, UnidentifiedImageError) as error:
         raise DataError(f"--image {str(path)!r} could not be read as a picture: {error}") from error
-
-
-_WRITERS = {
-    ".csv": lambda frame: frame.to_csv(index=False),
-    ".tsv": lambda frame: frame.to_csv(index=False, sep="\t"),
-    ".json": lambda frame: as_json(frame.to_dict(orient="records")) + "\n",
-}
-
-
-def write_frame(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table in the format that its ending names; it appears complete or not at all."""
-    from sealst._files import write_text
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, _WRITERS[path.suffix.lower()](frame))

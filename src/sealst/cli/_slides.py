@@ -1,0 +1,16 @@
+"""The group ``sealst slides``: whole slides, many at a time."""
+
+from __future__ import annotations
+
+import click
+
+from sealst.cli._fit_slides import slides_fit, slides_predict
+
+
+@click.group()
+def slides() -> None:
+    """Whole slides, many at a time."""
+
+
+slides.add_command(slides_fit)
+slides.add_command(slides_predict)
