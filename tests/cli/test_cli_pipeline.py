@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from click.testing import CliRunner
 
 import sealst as sl
@@ -188,6 +190,34 @@ def test_raw_files_and_missing_pieces_are_refused(folder, tmp_path):
     assert "does not exist" in table.stderr
     nothing = run("retrieve", folder / "sections/P2_S1.zarr", "--model", folder / "run", "--genes", "ERBB2", code=3)
     assert "tl.embed" in nothing.stderr
+
+
+def test_a_real_section_goes_in_by_one_command(shared_dir, tmp_path):
+    told = ("--option", f"coordinate_scale={2000 / 6954}", "--patient", "A", "--organ", "breast")
+    told += ("--crop-px", 36, "--min-tissue", 0.15, "--threshold", "brightness_mean=1:", "--section", "a1")
+    (one,) = answer("prepare", shared_dir / "data/her2st/A1", *told, "--out", tmp_path / "s")["sections"]
+    assert (one["section"], one["n_obs"], one["patient"]) == ("a1", 346, ["A"])
+    assert one["mpp"] == pytest.approx(3.19, rel=0.02)
+    assert 0 < one["n_usable"] <= 346
+    table = sl.io.read(tmp_path / "s" / "a1.zarr").tables["table"]
+    assert {"tissue_fraction", "quality_brightness_mean"} <= set(table.obs)
+    assert {"context", "lognorm"} <= set(table.layers)
+
+
+def test_a_slide_without_spots_is_tiled(tmp_path):
+    rng = np.random.default_rng(0)
+    picture = np.full((240, 240, 3), 245, np.uint8)
+    picture[60:180, 60:180] = rng.integers(60, 220, (120, 120, 3))
+    tifffile.imwrite(tmp_path / "slide.tif", picture, photometric="rgb")
+    told = ("--mpp", 4, "--crop-um", 80, "--crop-px", 32, "--min-tissue", 0.4, "--patient", "X")
+    (one,) = answer("prepare", tmp_path / "slide.tif", *told, "--out", tmp_path / "slide.zarr")["sections"]
+    assert one["n_genes"] == 0
+    assert one["n_obs"] == one["n_usable"] == pytest.approx(36, abs=14)
+    assert sl.io.read(tmp_path / "slide.zarr").tables["table"].obs["patient"].eq("X").all()
+    assert (
+        "does not state its physical scale"
+        in run("prepare", tmp_path / "slide.tif", "--out", tmp_path / "x.zarr", code=3).stderr
+    )
 
 
 def test_encoders_and_info():

@@ -66,6 +66,7 @@ _genes = stacked(
     click.option("--species", default="human", show_default=True, help="human, mouse or another."),
     click.option("--gene-table", type=EXISTING_FILE, default=None,
                  help="Names of genes (symbol, ensembl, previous, aliases); default HGNC for human."),
+    click.option("--sum-aliases", is_flag=True, help="Sum columns that are one gene by an earlier name or an alias."),
     click.option("--normalize/--no-normalize", default=True, show_default=True,
                  help="Log-normalise counts and mix them with the neighbours'."),
     click.option("--target-sum", type=float, default=1e4, show_default=True, help="Counts per spot."),

@@ -21,7 +21,8 @@ def prepare_section(sdata: Any, options: Mapping[str, Any], facts: str) -> str:
     if tiled:
         _tile(sdata, options)
     elif options["harmonize"] and sdata.tables[key].n_vars:
-        pp.harmonize_genes(sdata, species=options["species"], table_key=key, **stated(table=options["gene_table"]))
+        names = {n: options[n] for n in ("species", "sum_aliases")}
+        pp.harmonize_genes(sdata, table_key=key, **names, **stated(table=options["gene_table"]))
     scale = stated(**{n: options[n] for n in ("mpp", "pitch_um", "spot_um", "image_key")})
     pp.pair_crops(
         sdata,
