@@ -13,6 +13,7 @@ import numpy as np
 from sealst._errors import DataError, MissingKeyError
 
 P = TypeVar("P")
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 
 
 def listed(names: Iterable[Any], limit: int = 8) -> str:
@@ -109,12 +110,23 @@ def from_yaml(value: Any) -> Any:
 
     path = Path(value)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"Parameters could not be read from {str(path)!r}: {error}.") from error
     if not isinstance(found, Mapping):
         raise DataError(f"{str(path)!r} must hold names and values, such as 'epochs: 5'; found {type(found).__name__}.")
     return dict(found)
+
+
+def parse_yaml(text: str) -> Any:
+    """Value of YAML text; ``1e-3`` is a number, as in YAML 1.2 and unlike in YAML 1.1, to which pyyaml keeps."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+    return yaml.load(text, Loader)  # a SafeLoader: no code is run
 
 
 def resolve_params(cls: type[P], value: P | Mapping[str, Any] | None, *, name: str) -> P:

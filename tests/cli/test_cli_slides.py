@@ -1,69 +1,68 @@
-"""``sealst slides embed``."""
+"""``sealst slides fit`` and ``predict`` on bags in the layout of TRIDENT."""
 
 from __future__ import annotations
 
 import json
-import warnings
-from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import tifffile
 from click.testing import CliRunner
 
 import sealst as sl
 from sealst.cli._main import cli
 
 
+def run(*arguments, code=0):
+    done = CliRunner().invoke(cli, ["slides", *(str(a) for a in arguments)])
+    assert done.exit_code == code, done.stderr
+    return done
+
+
 @pytest.fixture
-def manifest(tmp_path: Path) -> Path:
-    """One slide that can be read and one that is missing."""
-    rng = np.random.default_rng(0)
-    image = np.full((400, 400, 3), 242, dtype=np.uint8)
-    grain = rng.normal(0, 30, (30, 30, 1)).repeat(10, 0).repeat(10, 1)
-    image[50:350, 50:350] = np.clip(np.array([170, 110, 170]) + grain, 0, 255).astype(np.uint8)
-    options = {"resolution": (1e4, 1e4), "resolutionunit": "CENTIMETER", "tile": (256, 256), "photometric": "rgb"}
-    tifffile.imwrite(tmp_path / "a.tif", image, **options)
-    frame = pd.DataFrame({"path": ["a.tif", "none.svs"], "patient": ["p", "q"], "grade": [1, 2]})
-    frame.to_csv(tmp_path / "cohort.csv", index=False)
-    return tmp_path / "cohort.csv"
+def cohort(tmp_path):
+    """24 slides of 24 patients; the label shifts the first feature."""
+    rng, rows = np.random.default_rng(0), []
+    (tmp_path / "bags").mkdir()
+    for i in range(24):
+        label = "high" if i % 2 else "low"
+        features = rng.normal(size=(20, 8)).astype(np.float32)
+        features[:, 0] += 3.0 * (i % 2)
+        with h5py.File(tmp_path / "bags" / f"s{i:02d}.h5", "w") as file:
+            file["features"] = features
+            file["coords"] = rng.integers(0, 10_000, size=(20, 2))
+        rows.append({"slide": f"s{i:02d}", "patient": f"p{i:02d}", "grade": label})
+    pd.DataFrame(rows).to_csv(tmp_path / "labels.csv", index=False)
+    return tmp_path
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny encoder with stored weights."""
-    import timm
-
-    folder = tmp_path_factory.mktemp("encoder")
-    net = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0)
-    timm.models.save_for_hf(net, str(folder), safe_serialization=True)
-    return f"local-dir:{folder}"
-
-
-def run(*args: str):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sl.SealstWarning)
-        return CliRunner().invoke(cli, ["slides", "embed", *args])
+def test_wrong_usage(cohort):
+    fit = ("fit", cohort / "bags", "--out", cohort / "model")
+    assert "Missing option '--target'" in run(*fit, code=2).stderr
+    (cohort / "model").mkdir()
+    (cohort / "model" / "notes.txt").write_text("keep")
+    assert "exists; name another --out" in run(*fit, "--target", "grade", code=3).stderr
+    wrong = run("predict", cohort / "bags", "--model", cohort, "--predictions", cohort / "p.xlsx", code=2)
+    assert "--predictions must end in .csv, .tsv, .json" in wrong.stderr
+    assert "in place of --out" in run("predict", cohort / "bags", "--model", cohort, "--out", "x", code=2).stderr
 
 
-def test_slides_from_the_shell(manifest: Path, encoder: str, tmp_path: Path) -> None:
-    options = ("--out", str(tmp_path / "out"), "--encoder", encoder, "--tile-um", "64", "--tile-px", "32", "--json")
-    done = run(str(manifest), *options)
-    assert done.exit_code == 3, done.output
+@pytest.mark.skipif(not hasattr(sl.tl, "fit_slide"), reason="needs tl.fit_slide")
+def test_fit_and_predict(cohort):
+    pytest.importorskip("torchmil")
+    told = ("--target", "grade", "--labels", cohort / "labels.csv", "--folds", 2, "--n-bootstrap", 20)
+    told += ("--params", "{epochs: 5}", "--aggregator", "mean")
+    done = run("fit", cohort / "bags", *told, "--out", cohort / "model", "--json")
     found = json.loads(done.stdout)
-    assert (found["slides"], found["failed"]) == (2, 1)
-    assert found["rows"][0]["status"] == "done"
-    assert found["rows"][0]["grade"] == 1
-    assert found["tiles"] == found["rows"][0]["n_tiles"] > 5
-    assert "1 slide(s) failed, see" in done.stderr
-    pd.read_csv(manifest).iloc[:1].to_csv(manifest, index=False)
-    again = run(str(manifest), *options[:-1], "-q")
-    assert again.exit_code == 0, again.output
-    assert again.stdout.startswith("1 of 1 slides, ")
-
-
-def test_usage(manifest: Path, tmp_path: Path) -> None:
-    assert run("--help").exit_code == 0
-    assert "Give one of --model and --encoder" in run(str(manifest), "--out", str(tmp_path / "out")).output
-    assert run(str(tmp_path / "none.csv"), "--out", "x", "--encoder", "y").exit_code == 2
+    assert found["facts"]["targets"] == ["grade"]
+    table = pd.DataFrame(found["evaluation"])
+    pooled = table[(table["metric"] == "auroc") & (table["fold"] == "")].set_index("method")["value"]
+    assert pooled["floor"] == 0.5
+    assert pooled.drop("floor").between(0, 1).all()
+    again = run("fit", cohort / "bags", *told, "--out", cohort / "model", code=3)
+    assert "exists; name another --out" in again.stderr
+    told = ("--model", cohort / "model", "--predictions", cohort / "p.csv", "--json")
+    answer = json.loads(run("predict", cohort / "bags", *told).stdout)
+    assert len(answer["predictions"]) == 24
+    assert list(pd.read_csv(cohort / "p.csv")["slide"]) == [f"s{i:02d}" for i in range(24)]

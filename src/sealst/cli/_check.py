@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
-#: exit code where the report holds an error: what other commands give for input that they refuse
-EXIT_PROBLEMS = 3
+from sealst.cli._common import EXIT_DATA, Answer, SealstCommand
 
 
 @click.command(
-    epilog="Exit codes: 0 no errors (warnings may be left), 1 unexpected failure, 2 wrong usage, 3 errors found."
+    cls=SealstCommand,
+    epilog="Example: `sealst check outs --mpp 0.5`. Exit codes: 0 no errors (warnings may be left), 1 unexpected "
+    "failure, 2 wrong usage, 3 errors found.",
 )
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
 @click.option("--image", type=click.Path(path_type=Path, exists=True), default=None,
@@ -26,7 +24,6 @@ EXIT_PROBLEMS = 3
 @click.option("--pitch-um", type=float, default=None, help="Distance of neighbouring spots in µm (Visium 100).")
 @click.option("--spot-um", type=float, default=None, help="Diameter of a spot in µm (Visium 55).")
 @click.option("--table-key", default="table", show_default=True, help="Table whose rows are the spots.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, for pipelines.")
 def check(
     path: Path,
     *,
@@ -38,9 +35,8 @@ def check(
     pitch_um: float | None,
     spot_um: float | None,
     table_key: str,
-    as_json: bool,
-) -> None:
-    """Say what PATH holds and what will go wrong with it, before anything is computed.
+) -> Answer:
+    """Say what PATH holds and what will go wrong with it.
 
     PATH is a folder or file with one section: the output of Space Ranger or of the Xenium analyzer, HEST-1k, a legacy
     Spatial Transcriptomics folder, a slide image, or a SpatialData zarr store. Nothing is changed.
@@ -58,11 +54,5 @@ def check(
         spot_um=spot_um,
         table_key=table_key,
     )
-    click.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, default=_plain) if as_json else str(report))
-    if not report.ok:
-        sys.exit(EXIT_PROBLEMS)
-
-
-def _plain(value: Any) -> Any:
-    """Numpy numbers as numbers, anything else as text."""
-    return value.item() if hasattr(value, "item") else str(value)
+    # What other commands give for input that they refuse.
+    return Answer(report.to_dict(), str(report), 0 if report.ok else EXIT_DATA)

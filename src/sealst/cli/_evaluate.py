@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,9 @@ from typing import Any
 import click
 
 from sealst._errors import DataError
-from sealst._logging import logger
-from sealst._settings import settings
+from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
+from sealst.cli._options import device_option
+from sealst.cli._sections import check_new, is_store
 
 #: what tells the folder of an evaluation
 _MARKER = "facts.json"
@@ -27,7 +26,10 @@ class _Crops:
     px: int
 
 
-@click.command(epilog="Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 input refused.")
+@click.command(
+    cls=SealstCommand,
+    epilog="Example: `sealst evaluate sections --model run --test held_out --out evaluation`. " + EXIT_CODES,
+)
 @click.argument("sections", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for tables and report; new.")
 @click.option("--model", "model", type=click.Path(path_type=Path, exists=True), default=None,
@@ -50,10 +52,8 @@ class _Crops:
 @click.option("--crop-um", type=float, default=112, show_default=True, help="Crops of sections that have none, in µm.")
 @click.option("--crop-px", type=int, default=224, show_default=True, help="And in pixels.")
 @click.option("--allow-shared-patients", is_flag=True, help="Let a patient stand on both sides (in-sample check).")
-@click.option("--device", default=None, help="auto, cpu, cuda, …")
+@device_option
 @click.option("--overwrite", is_flag=True, help="Replace an earlier evaluation in --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, for pipelines.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bars and no messages.")
 def evaluate(
     sections: Path,
     *,
@@ -66,10 +66,8 @@ def evaluate(
     crop_px: int,
     pool: str | None,
     overwrite: bool,
-    as_json: bool,
-    quiet: bool,
     **options: Any,
-) -> None:
+) -> Answer:
     """Compare encoders on held-out tissue and write a report.
 
     SECTIONS is a SpatialData zarr store, a folder of them, a manifest (see io.read_collection), or a task of
@@ -78,18 +76,14 @@ def evaluate(
     """
     if sum(given is not None for given in (model, encoder, recipe)) != 1:
         raise click.UsageError("Give one of --model, --encoder and --recipe.")
-    if quiet or as_json:
-        logger.setLevel(logging.WARNING)
-    if out.exists() and not overwrite:
-        raise DataError(f"{str(out)!r} exists; name another folder or pass --overwrite.")
-    crops = _Crops(crop_um, crop_px)
-    with settings.override(progress=settings.progress and not (quiet or as_json)):
-        found = _run(_subject(model, encoder, recipe, pool), sections, test, crops=crops, options=options)
-        _write(found, out, overwrite)
+    check_new(out, overwrite)
+    found = _run(
+        _subject(model, encoder, recipe, pool), sections, test, crops=_Crops(crop_um, crop_px), options=options
+    )
+    _write(found, out, overwrite)
     summary = found.summary().round(4)
-    click.echo(_as_json(summary, found.facts) if as_json else summary["pearson"].to_string())
-    if not as_json:
-        click.echo(f"\nReport: {out / 'report.html'}")
+    text = f"{summary['pearson'].to_string()}\n\nReport: {out / 'report.html'}"
+    return Answer({"facts": dict(found.facts), "summary": _rows(summary)}, text)
 
 
 def _subject(model: Path | None, encoder: str | None, recipe: Path | None, pool: str | None) -> Any:
@@ -125,7 +119,7 @@ def _prepared(path: Path, crops: _Crops) -> Any:
     from sealst._section import get_table
     from sealst.io import read, read_collection
 
-    single = path.suffix == ".zarr" or (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
+    single = is_store(path)
     sections = [read(path)] if single else read_collection(path)
     ready, changed = [], False
     for sdata in sections:
@@ -153,10 +147,9 @@ def _write(found: Any, out: Path, overwrite: bool) -> None:
         write_json(work / _MARKER, found.facts)
 
 
-def _as_json(summary: Any, facts: Mapping[str, Any]) -> str:
-    rows = [
-        {"method": method, "metric": metric, "genes": genes, "value": None if value != value else float(value)}
+def _rows(summary: Any) -> list[dict[str, Any]]:
+    return [
+        {"method": method, "metric": metric, "genes": genes, "value": value}
         for (metric, genes), column in summary.items()
         for method, value in column.items()
     ]
-    return json.dumps({"facts": dict(facts), "summary": rows}, indent=2, ensure_ascii=False)

@@ -1,26 +1,39 @@
-"""Entry point: options that all commands share, exit codes, messages without stack traces."""
+"""Entry point: the commands, and what becomes of errors outside them."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
 import click
 
 from sealst._errors import SealstError
-from sealst._logging import logger
-from sealst._settings import settings
 from sealst._version import __version__
 from sealst.cli._check import check
+from sealst.cli._common import EXIT_CODES, EXIT_DATA, Answer, SealstCommand, verbosity_options
+from sealst.cli._embed import embed
+from sealst.cli._encoders import encoders, export
 from sealst.cli._evaluate import evaluate
+from sealst.cli._finetune import finetune
+from sealst.cli._info import info
+from sealst.cli._options import ANY_PATH, overwrite_option, seed_option
+from sealst.cli._predict import pathways, predict
+from sealst.cli._prepare import prepare
+from sealst.cli._retrieve import retrieve
 from sealst.cli._slides import slides
+from sealst.cli._synthetic import synthetic
 
-#: what a pipeline may rely on
-EXIT_FAILED, EXIT_USAGE, EXIT_DATA = 1, 2, 3
+
+class _InOrder(click.Group):
+    """Commands are listed in the order of a project, as they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
 
 @click.group(
+    cls=_InOrder,
+    params=list(verbosity_options()),
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 input refused (the message says why).",
 )
@@ -29,37 +42,35 @@ def cli() -> None:
     """Pathology image encoders that know molecules."""
 
 
-@cli.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("sealst_demo"), show_default=True,
+@click.command(cls=SealstCommand, epilog=f"Example: `sealst demo --out sealst_demo`. {EXIT_CODES}")
+@click.option("--out", type=ANY_PATH, default=Path("sealst_demo"), show_default=True,
               help="Folder for results; must not exist.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data and of the training.")
-@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier demo in --out.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bars and no messages, only the final table.")
-def demo(out: Path, seed: int, overwrite: bool, quiet: bool) -> None:
-    """Run the whole path on synthetic sections: train, predict, compare, report.
+@seed_option
+@overwrite_option
+def demo(out: Path, seed: int, overwrite: bool) -> Answer:
+    """Train, predict, compare and report on synthetic sections.
 
     Two synthetic patients are trained on, a third is held out. Needs no network and takes a few minutes on two cores.
     Writes OUT/report.html, the figures, the model, the evaluation table and the held-out section (SpatialData zarr).
     """
     from sealst.cli._demo import run_demo
 
-    if quiet:
-        logger.setLevel(logging.WARNING)
-    with settings.override(progress=settings.progress and not quiet):
-        folder, summary = run_demo(out, seed=seed, overwrite=overwrite)
-    click.echo(summary)
-    click.echo(f"\nReport: {folder / 'report.html'}")
+    folder, summary = run_demo(out, seed=seed, overwrite=overwrite)
+    report = folder / "report.html"
+    return Answer({"out": str(folder), "report": str(report)}, f"{summary}\n\nReport: {report}")
 
 
-cli.add_command(check)
-cli.add_command(evaluate)
+for _command in (demo, check, prepare, finetune, evaluate, embed, predict, pathways, retrieve, encoders, export):
+    cli.add_command(_command)
 cli.add_command(slides)
+cli.add_command(synthetic)
+cli.add_command(info)
 
 
 def main() -> None:
     """Run the command line; errors that sealst raises on purpose become a message and exit code 3."""
     try:
-        cli(standalone_mode=False)
+        code = cli(standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("Stopped.", err=True)
         sys.exit(130)
@@ -69,3 +80,5 @@ def main() -> None:
     except SealstError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(EXIT_DATA)
+    # What --help and --version end with; commands end by themselves.
+    sys.exit(code if isinstance(code, int) else 0)

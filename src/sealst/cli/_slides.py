@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sealst.cli._embed_slides import slides_embed
+from sealst.cli._fit_slides import slides_fit, slides_predict
 
 
 @click.group()
@@ -13,3 +14,5 @@ def slides() -> None:
 
 
 slides.add_command(slides_embed)
+slides.add_command(slides_fit)
+slides.add_command(slides_predict)

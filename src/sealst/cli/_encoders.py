@@ -1,0 +1,102 @@
+"""The commands ``sealst encoders`` and ``sealst export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sealst._errors import DataError
+from sealst._validate import check_key
+from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
+from sealst.cli._options import (
+    ANY_PATH,
+    EXISTING_FILE,
+    device_option,
+    load_model,
+    model_options,
+    overwrite_option,
+)
+from sealst.cli._sections import check_new
+
+#: columns of the table for people; --show and --json give all
+_SHOWN = ["dim", "input_px", "native_mpp", "pool", "licence", "gated", "commercial"]
+
+
+@click.command(
+    cls=SealstCommand,
+    epilog=f"Examples: `sealst encoders`; `sealst encoders --show uni2-h`; `sealst encoders --json`. {EXIT_CODES}",
+)
+@click.option("--show", default=None, help="Everything about one of them.")
+def encoders(show: str | None) -> Answer:
+    """List the published encoders (models.list_encoders).
+
+    They are known by key. Any timm vision transformer or convolutional network and any local timm folder work too.
+    """
+    from sealst.models import list_encoders
+
+    table = list_encoders()
+    if show is None:
+        return Answer(_records(table), table[_SHOWN].to_string())
+    check_key(list(table.index), show, where="the published encoders", hint="See `sealst encoders`.")
+    one = table.loc[show]
+    return Answer(_records(table.loc[[show]])[0], f"{show}\n{one.to_string()}")
+
+
+def _records(table: Any) -> list[dict[str, Any]]:
+    return [
+        {str(n): None if _missing(v) else v for n, v in row.items()}
+        for row in table.reset_index().to_dict(orient="records")
+    ]
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value != value
+
+
+@click.command(
+    cls=SealstCommand,
+    epilog="Examples: `sealst export --model run --out encoder`; `sealst export --model run --format adapter --out "
+    f"lora`. {EXIT_CODES}",
+)
+@model_options
+@click.option("--out", type=ANY_PATH, required=True, help="New folder.")
+@overwrite_option
+@click.option("--format", "kind", type=click.Choice(["timm", "adapter"]), default="timm", show_default=True,
+              help="timm: the encoder with the adapter merged in; adapter: LoRA alone, in peft's format.")  # fmt: skip
+@click.option("--evaluation", type=EXISTING_FILE, default=None,
+              help="evaluation.csv of `sealst evaluate`, for the model card.")  # fmt: skip
+@device_option
+def export(
+    model: Path,
+    *,
+    weights: Path | None,
+    base: str | None,
+    out: Path,
+    overwrite: bool,
+    kind: str,
+    evaluation: Path | None,
+    device: str | None,
+) -> Answer:
+    """Write a model's image encoder for other tools.
+
+    Calls SealModel.export_timm or SealModel.export_adapter. A timm folder is loaded again and compared before it is
+    put in its place. Mind the licence of the base encoder: many do not let merged weights be passed on.
+    """
+    check_new(out, overwrite)
+    seal = load_model(model, weights=weights, base=base, device=device)
+    write = seal.export_timm if kind == "timm" else seal.export_adapter
+    folder = write(out, evaluation=None if evaluation is None else _table(evaluation), overwrite=overwrite)
+    files = sorted(p.name for p in Path(folder).iterdir())
+    facts = {"path": str(folder), "format": kind, "model": seal.fingerprint, "files": files}
+    return Answer(facts, f"{folder}: {', '.join(files)}")
+
+
+def _table(path: Path) -> Any:
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, keep_default_na=True)
+    except (ValueError, OSError) as error:
+        raise DataError(f"--evaluation {str(path)!r} could not be read as a table: {error}") from error

@@ -1,0 +1,140 @@
+"""The command ``sealst finetune``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sealst._errors import DataError
+from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
+from sealst.cli._options import (
+    ANY_PATH,
+    EXISTING,
+    EXISTING_FILE,
+    device_option,
+    overwrite_option,
+    sections_argument,
+    seed_option,
+    stacked,
+    stated,
+    table_key_option,
+)
+from sealst.cli._sections import check_new, open_sections
+from sealst.cli._types import YamlMapping
+
+#: file that tells the folder of a run
+_MARKER = "run.json"
+#: options that are fields of `params`
+_FIELDS = ("epochs", "batch_size", "lr", "patience", "num_workers")
+
+_model = stacked(
+    click.option("--encoder", required=True, help="Key of `sealst encoders`, a timm name, or local-dir:FOLDER."),
+    click.option("--pretrained/--no-pretrained", default=True, show_default=True,
+                 help="Random weights are for tests and demonstrations only."),
+    click.option("--pool", default=None, help="cls, mean or cls+mean; default the encoder's own way."),
+    click.option("--panel", type=EXISTING_FILE, default=None, help="Genes of the model (GenePanel TSV)."),
+    click.option("--n-genes", type=click.IntRange(min=1), default=2000, show_default=True,
+                 help="Size of the panel, where none is given."),
+    click.option("--crop-um", type=float, default=None, help="Paired crop size to train on; default the first."),
+    click.option("--adapter", type=YamlMapping(word=True), default="lora", show_default=True,
+                 help="lora, blocks, full, bottleneck, none; or settings such as '{kind: lora, r: 16}'."),
+    click.option("--gene-encoder", type=YamlMapping(word=True), default="vae", show_default=True,
+                 help="vae, mlp, mae, transformer; or settings such as '{kind: mlp, hidden: [512]}'."),
+    click.option("--projection", type=YamlMapping(word=True), default="none", show_default=True,
+                 help="none, linear, mlp; or settings such as '{kind: mlp, dim: 256}'."),
+)  # fmt: skip
+
+_training = stacked(
+    click.option("--validation", type=EXISTING, multiple=True,
+                 help="Held-out sections, scored after every epoch; may be repeated."),
+    click.option("--allow-shared-patients", is_flag=True, help="Let training and validation share patients."),
+    click.option("--warmup", type=EXISTING_FILE, multiple=True,
+                 help="h5ad with expression without images for the warm-up; may be repeated."),
+    click.option("--params", type=YamlMapping(), default=None,
+                 help="Fields of tl.TrainParams, such as '{epochs: 5, views: 4}', or a YAML file."),
+    click.option("--epochs", type=click.IntRange(min=1), default=None,
+                 help="Field of params, over which it wins: passes over the spots."),
+    click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Field of params: spots per step."),
+    click.option("--lr", type=float, default=None, help="Field of params: peak learning rate."),
+    click.option("--patience", type=click.IntRange(min=1), default=None,
+                 help="Field of params: epochs without a better held-out score before it stops."),
+    click.option("--num-workers", type=click.IntRange(min=0), default=None,
+                 help="Field of params: worker processes of the loader."),
+    click.option("--trainer-kwargs", type=YamlMapping(), default=None,
+                 help="Arguments of lightning.Trainer, such as '{devices: 4, strategy: ddp}'."),
+)  # fmt: skip
+
+
+@click.command(
+    cls=SealstCommand,
+    epilog="Example: `sealst finetune s1.zarr s2.zarr --encoder uni2-h --out run --resume`, and the same from a file: "
+    f"`sealst finetune sections --config finetune.yaml --out run`. {EXIT_CODES}",
+)
+@sections_argument
+@click.option("--out", type=ANY_PATH, required=True,
+              help="Folder of the run: run.json, metrics.csv, training.png and model/.")  # fmt: skip
+@click.option("--resume", is_flag=True,
+              help="Go on with the run in --out, or start it; a finished one is left as it is.")  # fmt: skip
+@overwrite_option
+@_model
+@_training
+@seed_option
+@device_option
+@table_key_option
+def finetune(sections: tuple[Path, ...], *, out: Path, resume: bool, overwrite: bool, **options: Any) -> Answer:
+    """Align an image encoder with gene expression (tl.finetune).
+
+    SECTIONS are zarr stores of `sealst prepare`, a folder of them, or a manifest. What is left out of --params is
+    chosen from the number of spots. The model is OUT/model; every --model takes OUT too.
+    """
+    if overwrite and resume:
+        raise click.UsageError("Give one of --overwrite and --resume.")
+    if not resume:
+        check_new(out, overwrite)
+    arguments = _arguments(options)
+    if overwrite and out.exists():
+        from sealst._files import new_folder
+
+        # The earlier run stays until the new one is complete.
+        with new_folder(out, overwrite=True, marker=_MARKER) as work:
+            model = _train(sections, work, resume=False, arguments=arguments)
+    else:
+        model = _train(sections, out, resume=resume, arguments=arguments)
+    facts = {"run_dir": str(out), "model": str(out / "model"), "fingerprint": model.fingerprint}
+    facts |= {"encoder": model.encoder.spec.key, "n_genes": len(model.panel), "dim": model.dim}
+    last = model.history.iloc[-1].to_dict() if len(model.history) else {}
+    return Answer(facts | {"last_epoch": last}, f"{model!r}\n\nModel: {out / 'model'}")
+
+
+def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `tl.finetune`; fields given by themselves win over `params`."""
+    given = dict(options)
+    fields = stated(**{name: given.pop(name) for name in _FIELDS})
+    given["params"] = (dict(given["params"] or {}) | fields) or None
+    return stated(**given)
+
+
+def _train(sections: Sequence[Path], folder: Path, *, resume: bool, arguments: Mapping[str, Any]) -> Any:
+    from sealst import GenePanel
+    from sealst.tl import finetune as train
+
+    given = dict(arguments)
+    if "validation" in given:
+        given["validation"] = open_sections(given["validation"])
+    if "panel" in given:
+        given["panel"] = GenePanel.from_tsv(given["panel"])
+    if "warmup" in given:
+        given["warmup"] = [_expression(path) for path in given["warmup"]]
+    return train(open_sections(sections), run_dir=folder, resume=resume, **given)
+
+
+def _expression(path: Path) -> Any:
+    import anndata as ad
+
+    try:
+        return ad.read_h5ad(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"--warmup {str(path)!r} could not be read as an h5ad table: {error}") from error

@@ -1,0 +1,160 @@
+"""The commands ``sealst slides fit`` and ``sealst slides predict``."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sealst._keys import Keys
+from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
+from sealst.cli._options import (
+    ANY_PATH,
+    EXISTING,
+    EXISTING_FILE,
+    device_option,
+    overwrite_option,
+    region_option,
+    seed_option,
+    stacked,
+    stated,
+    table_key_option,
+)
+from sealst.cli._sections import H5AD, Work, check_new, is_store, saved_text
+from sealst.cli._tables import check_ending, write_frame
+from sealst.cli._types import YamlMapping
+
+_bags = stacked(
+    click.option("--labels", type=EXISTING_FILE, default=None,
+                 help="Table (csv, tsv) of labels by slide; default what the folder's manifest holds."),
+    click.option("--key", default=None, help="Embedding to read, such as X_seal or X_frozen."),
+    click.option("--patient", default=None, help="Column of patients; default patient."),
+    click.option("--slide", default=None, help="Column of slides in --labels; default slide."),
+)  # fmt: skip
+
+
+@click.command(
+    "fit",
+    cls=SealstCommand,
+    epilog="Example: `sealst slides fit cohort --target grade --labels labels.csv --out grade_model`. " + EXIT_CODES,
+)
+@click.argument("bags", type=EXISTING)
+@click.option("--target", multiple=True, required=True, help="Column to predict; may be repeated.")
+@click.option("--out", type=ANY_PATH, required=True, help="New folder for the model and its evaluation.")
+@overwrite_option
+@_bags
+@click.option("--task", type=click.Choice(["classification", "regression", "survival"]), default=None,
+              help="Default: inferred from the column, with the reason in a message.")  # fmt: skip
+@click.option("--event", default=None, help="Survival: column with 1 where the event was seen, 0 where censored.")
+@click.option("--aggregator", default="abmil", show_default=True, help="How tiles become one prediction.")
+@click.option("--folds", default="5", show_default=True, help="Number of folds, or a column whose values are folds.")
+@click.option("--test", type=EXISTING, default=None, help="Slides that are kept out of the folds, as BAGS.")
+@click.option("--compare", multiple=True, help="Embedding to stand beside; default X_frozen where there is one.")
+@click.option("--params", type=YamlMapping(), default=None,
+              help="Fields of tl.SlideParams, such as '{epochs: 30}', or a YAML file.")  # fmt: skip
+@click.option("--n-bootstrap", type=click.IntRange(min=0), default=1000, show_default=True,
+              help="Resamplings of patients behind the intervals.")  # fmt: skip
+@seed_option
+@device_option
+def slides_fit(
+    bags: Path,
+    *,
+    target: tuple[str, ...],
+    out: Path,
+    overwrite: bool,
+    labels: Path | None,
+    key: str | None,
+    patient: str | None,
+    slide: str | None,
+    folds: str,
+    test: Path | None,
+    compare: tuple[str, ...],
+    **options: Any,
+) -> Answer:
+    """Fit a model of slide labels on tile embeddings (tl.fit_slide).
+
+    BAGS is a folder of `sealst slides embed` or of TRIDENT or CLAM h5 files, see io.read_bags. Patients are never on
+    both sides of a fold; the frozen encoder and a floor stand beside the result.
+    """
+    check_new(out, overwrite)
+    io, tl = (importlib.import_module(f"sealst.{name}") for name in ("io", "tl"))
+    reading = stated(labels=labels, key=key, patient=patient, slide=slide)
+    model = tl.fit_slide(
+        io.read_bags(bags, **reading),
+        target[0] if len(target) == 1 else list(target),
+        folds=int(folds) if folds.isdigit() else folds,
+        test=None if test is None else io.read_bags(test, **reading),
+        compare=list(compare) or None,
+        **stated(**options),
+    )
+    model.save(out, overwrite=overwrite)
+    found = model.evaluation
+    rows = found.table.to_dict(orient="records")
+    text = f"{found.summary().round(4).to_string()}\n\nModel: {out}"
+    return Answer({"model": str(out), "facts": dict(found.facts), "evaluation": rows}, text)
+
+
+@click.command(
+    "predict",
+    cls=SealstCommand,
+    epilog="Examples: `sealst slides predict new_cohort --model grade_model --predictions grades.csv`; `sealst slides "
+    f"predict s1.h5ad --model grade_model`. {EXIT_CODES}",
+)
+@click.argument("sections", metavar="SLIDES", nargs=-1, required=True, type=EXISTING)
+@click.option("--model", type=EXISTING, required=True, help="Folder of `sealst slides fit`.")
+@click.option("--predictions", type=ANY_PATH, default=None, help="Write predictions here: .csv, .tsv or .json.")
+@click.option("--target", default=None, help="Target whose attention is written; default the first.")
+@click.option("--key-added", default=Keys.ATTENTION, show_default=True, help="Column of .obs for the attention.")
+@click.option("--out", type=ANY_PATH, default=None, help="Write tables of tiles here (.h5ad, or a folder for several).")
+@overwrite_option
+@region_option
+@table_key_option
+@device_option
+def slides_predict(
+    sections: tuple[Path, ...],
+    *,
+    model: Path,
+    predictions: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    device: str | None,
+    **options: Any,
+) -> Answer:
+    """Predict labels of slides, and where the model looked (tl.predict_slide).
+
+    SLIDES is one folder of bags, whose predictions are a table; or tables of tiles (.h5ad) or zarr stores, which get
+    the attention of every tile, saved where they came from or in --out.
+    """
+    if predictions is not None:
+        check_ending(predictions, "--predictions")
+        check_new(predictions, overwrite)
+    tables = all(path.suffix == H5AD or is_store(path) for path in sections)
+    if not tables and (len(sections) > 1 or out is not None):
+        raise click.UsageError("Of a folder of bags give one, and --predictions in place of --out.")
+    tl, models = (importlib.import_module(f"sealst.{name}") for name in ("tl", "models"))
+    slide_model = models.load_slide(model, device=device)
+    if not tables:
+        bags = importlib.import_module("sealst.io").read_bags(sections[0], key=slide_model.spec.key)
+        found = tl.predict_slide(bags, slide_model).rename_axis("slide").reset_index()
+        return _answer(found, predictions, [], found.to_string(index=False))
+    import pandas as pd
+
+    frames = []
+
+    def run(data: Any) -> dict[str, Any]:
+        tl.predict_slide(data, slide_model, **stated(**options))
+        table = data.tables[options["table_key"]] if hasattr(data, "tables") else data
+        entry = table.uns[Keys.UNS]["predict_slide"][options["key_added"]]
+        frames.append(pd.DataFrame(entry["predictions"]))
+        return {"n_obs": int(table.n_obs)}
+
+    records = Work(sections, out, overwrite, options["table_key"], tables=True).run(run)
+    return _answer(pd.concat(frames, ignore_index=True), predictions, records, saved_text(records, "n_obs"))
+
+
+def _answer(found: Any, predictions: Path | None, records: list[dict[str, Any]], text: str) -> Answer:
+    if predictions is not None:
+        write_frame(found, predictions)
+    return Answer({"predictions": found.to_dict(orient="records"), "sections": records}, text)

@@ -1,0 +1,200 @@
+"""The command ``sealst prepare``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sealst._errors import DataError, SealstError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._validate import listed
+from sealst.cli._common import EXIT_CODES, EXIT_DATA, Answer, SealstCommand, as_json
+from sealst.cli._options import ANY_PATH, EXISTING, EXISTING_FILE, overwrite_option, stacked, stated, table_key_option
+from sealst.cli._prepare_steps import prepare_section, summary
+from sealst.cli._sections import check_new, is_several, is_store, saved_text
+from sealst.cli._types import KeyValue, Limits, merged
+
+_ZARR = ".zarr"
+_FORMATS = ["visium", "visium_hd", "xenium", "hest", "st", "wsi", "zarr"]
+_METRICS = ["tenengrad", "var_of_laplacian", "variance", "fft_high_freq_energy", "haar_wavelet_energy"]
+_METRICS += ["brightness_mean", "brightness_std", "entropy", "hematoxylin_mean", "hematoxylin_std"]
+_METRICS += ["eosin_mean", "eosin_std", "he_ratio", "fold_fraction"]
+
+_reading = stacked(
+    click.option("--format", type=click.Choice(_FORMATS), default=None, help="Format; by default what is recognised."),
+    click.option("--image", type=EXISTING, default=None,
+                 help="Full-resolution image, where it lies outside the folder."),
+    click.option("--section", default=None, help="Name of the section; default as the reader names it."),
+    click.option("--patient", default=None, help="Patient; default the section."),
+    click.option("--organ", default=None, help="Organ."),
+    click.option("--option", "options", multiple=True, type=KeyValue(),
+                 help="Further argument of the reader, such as bin_um=16; may be repeated."),
+)  # fmt: skip
+
+_scale = stacked(
+    click.option("--mpp", type=float, default=None, help="µm per pixel of the full-resolution image."),
+    click.option("--pitch-um", type=float, default=None, help="Distance of neighbouring spots in µm (Visium 100)."),
+    click.option("--spot-um", type=float, default=None, help="Diameter of a spot in µm (Visium 55)."),
+    click.option("--image-key", default=None, help="Name of the H&E image in a SpatialData store."),
+    click.option("--coordinate-system", default="global", show_default=True,
+                 help="System in which image and spots meet."),
+    table_key_option,
+)  # fmt: skip
+
+_pictures = stacked(
+    click.option("--crop-um", type=float, multiple=True, default=(112.0,), show_default=True,
+                 help="Side of a crop in µm; repeat it for several magnifications."),
+    click.option("--crop-px", type=click.IntRange(min=1), default=224, show_default=True, help="And in pixels."),
+    click.option("--tile-um", type=float, default=None,
+                 help="Slides without spots: side of a tile in µm; default the first --crop-um."),
+    click.option("--step-um", type=float, default=None, help="And the distance of tiles; default --tile-um."),
+    click.option("--min-tissue", type=click.FloatRange(0, 1), default=None,
+                 help="Find the tissue and set aside crops with a smaller share of it (HEST-1k 0.15). For slides "
+                      "without spots: smallest share of a tile, default 0.5."),
+    click.option("--quality", "metrics", multiple=True, type=click.Choice(_METRICS),
+                 help="Measure this of every crop; may be repeated."),
+    click.option("--threshold", "thresholds", multiple=True, type=Limits(),
+                 help="Set aside crops outside the limits, e.g. fold_fraction=:0.1; may be repeated."),
+)  # fmt: skip
+
+_genes = stacked(
+    click.option("--harmonize/--no-harmonize", default=True, show_default=True, help="Give genes their current names."),
+    click.option("--species", default="human", show_default=True, help="human, mouse or another."),
+    click.option("--gene-table", type=EXISTING_FILE, default=None,
+                 help="Names of genes (symbol, ensembl, previous, aliases); default HGNC for human."),
+    click.option("--sum-aliases", is_flag=True, help="Sum columns that are one gene by an earlier name or an alias."),
+    click.option("--normalize/--no-normalize", default=True, show_default=True,
+                 help="Log-normalise counts and mix them with the neighbours'."),
+    click.option("--target-sum", type=float, default=1e4, show_default=True, help="Counts per spot."),
+    click.option("--context-weight", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+                 help="Share of the neighbours."),
+    click.option("--grid", type=click.Choice(["auto", "hex", "square"]), default="auto", show_default=True,
+                 help="Kind of spot array."),
+)  # fmt: skip
+
+
+@click.command(
+    cls=SealstCommand,
+    epilog="Examples: `sealst prepare outs --image slide.tif --patient A --out s1.zarr`; `sealst prepare cohort.csv "
+    f"--out sections --min-tissue 0.15 --resume`. {EXIT_CODES} 3 also where some sections of a manifest failed.",
+)
+@click.argument("source", metavar="INPUT", type=EXISTING)
+@click.option("--out", type=ANY_PATH, required=True,
+              help="New store that ends in .zarr, or a folder for <section>.zarr of each section.")  # fmt: skip
+@overwrite_option
+@click.option("--resume", is_flag=True, help="Leave stores in --out that this call with these options made already.")
+@_reading
+@_scale
+@_pictures
+@_genes
+def prepare(source: Path, *, out: Path, overwrite: bool, resume: bool, **options: Any) -> Answer:
+    """Make sections ready, from a vendor's output or any format.
+
+    INPUT is one section in any format that io.read knows (Space Ranger, Xenium, HEST-1k, legacy Spatial
+    Transcriptomics, a slide image, a SpatialData zarr store), a folder of zarr stores, or a manifest (csv, tsv)
+    with one section per line, see io.read_collection. Genes get their current names, spots are paired with crops of
+    the H&E, counts are normalised, and OUT holds SpatialData; slides without spots are cut into tiles. INPUT is
+    left as it is; crops and layers that it holds already are made anew in the copy.
+    """
+    if overwrite and resume:
+        raise click.UsageError("Give one of --overwrite and --resume.")
+    if out.suffix == _ZARR and is_several(source):
+        raise click.UsageError(f"{str(source)!r} stands for several sections; --out must be a folder for them.")
+    options["thresholds"], options["options"] = merged(options["thresholds"]), merged(options["options"])
+    records = list(_all(source, out, overwrite=overwrite, resume=resume, options=options))
+    failed = [r["section"] for r in records if r["status"] == "failed"]
+    for record in records:
+        if record["status"] == "failed":
+            logger.error("Section %s: %s", record["section"], record["error"])
+    text = saved_text(records, "status", "n_obs", "n_usable", "n_genes", "mpp")
+    text += f"\n\n{len(failed)} section(s) failed: {listed(failed)}." if failed else ""
+    return Answer({"sections": records, "failed": failed}, text, EXIT_DATA if failed else 0)
+
+
+def _all(
+    source: Path, out: Path, *, overwrite: bool, resume: bool, options: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Prepare every section; of several, one that fails does not stop the others."""
+    if not is_several(source):
+        yield _one(lambda: _read(source, options), out, None, overwrite=overwrite, resume=resume, options=options)
+        return
+    from sealst.io import read_collection
+
+    given = sorted(stated(**{n: options[n] for n in ("format", "image", "section", "patient", "organ")}))
+    if given or options["options"]:
+        raise DataError(f"--{', --'.join(given or ['option'])}: of several sections a manifest says this, in columns.")
+    sections = read_collection(source)
+    if not (overwrite or resume):
+        for name in sections.names:
+            check_new(out / f"{name}{_ZARR}", overwrite)
+    for i, name in enumerate(sections.names):
+        part = sections[i : i + 1]
+        logger.info("Section %s (%d of %d)", name, i + 1, len(sections))
+        try:
+            yield _one(lambda p=part: p[0], out, name, overwrite=overwrite, resume=resume, options=options)  # type: ignore[misc]
+        except (SealstError, OSError, ValueError, KeyError) as error:
+            logger.debug("Section %s", name, exc_info=True)
+            yield {"section": name, "status": "failed", "error": f"{error}", "path": None}
+
+
+def _one(
+    read: Any, out: Path, name: str | None, *, overwrite: bool, resume: bool, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Prepare one section; `name` is known beforehand where a manifest says it."""
+    facts = as_json(options)
+    path = out if out.suffix == _ZARR else None if name is None else out / f"{name}{_ZARR}"
+    if path is not None and (done := _kept(path, facts, overwrite=overwrite, resume=resume)):
+        return done
+    sdata = read()
+    name = prepare_section(sdata, options, facts)
+    if path is None:
+        path = out / f"{name}{_ZARR}"
+        if done := _kept(path, facts, overwrite=overwrite, resume=resume):
+            return done
+    _write(sdata, path, overwrite)
+    return {"section": name, "status": "done", "path": str(path)} | summary(sdata, options["table_key"])
+
+
+def _kept(path: Path, facts: str, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
+    """Record of a store that stays: what is there was made by this call before."""
+    if not resume or not path.exists():
+        check_new(path, overwrite)
+        return None
+    from sealst.io import read
+
+    sdata = read(path, format="zarr")
+    tables = [t for t in sdata.tables.values() if "prepare" in t.uns.get(Keys.UNS, {})]
+    if not tables or tables[0].uns[Keys.UNS]["prepare"]["options"] != facts:
+        raise DataError(
+            f"{str(path)!r} was not made by this call with these options, so --resume cannot keep it. Name another "
+            "--out, or replace it with --overwrite."
+        )
+    key = next(k for k, t in sdata.tables.items() if t is tables[0])
+    name = path.name.removesuffix(_ZARR)
+    return {"section": name, "status": "kept", "path": str(path)} | summary(sdata, key)
+
+
+def _read(source: Path, options: Mapping[str, Any]) -> Any:
+    from sealst.io import read
+
+    given = stated(**{n: options[n] for n in ("image", "section", "patient", "organ")}) | options["options"]
+    if is_store(source):
+        if given:
+            raise DataError(f"--{', --'.join(sorted(given))}: a zarr store says this itself; leave it out.")
+        return read(source, format=options["format"])
+    return read(source, format=options["format"], **given, **stated(mpp=options["mpp"]))
+
+
+def _write(sdata: Any, path: Path, overwrite: bool) -> None:
+    """Write a store that appears complete or not at all."""
+    from sealst._files import new_folder
+
+    with new_folder(path, overwrite=overwrite, marker="zarr.json") as work:
+        # The store makes its own folder.
+        work.rmdir()
+        sdata.write(work, update_sdata_path=False)
+    logger.info("Wrote %s", path)

@@ -1,0 +1,101 @@
+"""What ``sealst prepare`` does to one section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._validate import listed
+from sealst.cli._options import stated
+
+
+def prepare_section(sdata: Any, options: Mapping[str, Any], facts: str) -> str:
+    """Tile, name genes, pair crops, measure, normalise; returns the section's name."""
+    from sealst import _section, pp
+
+    key, um = options["table_key"], list(options["crop_um"])
+    min_tissue = options["min_tissue"]
+    tiled = key not in sdata.tables
+    if tiled:
+        _tile(sdata, options)
+    elif options["harmonize"] and sdata.tables[key].n_vars:
+        names = {n: options[n] for n in ("species", "sum_aliases")}
+        pp.harmonize_genes(sdata, table_key=key, **names, **stated(table=options["gene_table"]))
+    scale = stated(**{n: options[n] for n in ("mpp", "pitch_um", "spot_um", "image_key")})
+    pp.pair_crops(
+        sdata,
+        crop_um=um if len(um) > 1 else um[0],
+        crop_px=options["crop_px"],
+        coordinate_system=options["coordinate_system"],
+        table_key=key,
+        overwrite=True,
+        **scale,
+    )
+    if min_tissue is not None and not tiled:
+        pp.tissue(sdata, min_tissue=min_tissue, table_key=key)
+    _quality(sdata, options)
+    table = _section.get_table(sdata, key)
+    if options["normalize"] and table.n_vars:
+        given = {n: options[n] for n in ("target_sum", "context_weight", "grid")}
+        pp.normalize(sdata, table_key=key, overwrite=True, **given)
+    _section.record(table, "prepare", {"options": facts})
+    return _name(table)
+
+
+def _tile(sdata: Any, options: Mapping[str, Any]) -> None:
+    from sealst import pp
+
+    if not sdata.images:
+        raise DataError(
+            f"There is no table {options['table_key']!r} and no image; found tables {listed(sdata.tables)}. Name the "
+            "table with --table-key."
+        )
+    if sdata.tables:
+        raise DataError(f"There is no table {options['table_key']!r}; found {listed(sdata.tables)}. Use --table-key.")
+    given = {n: options[n] for n in ("step_um", "min_tissue", "image_key")}
+    pp.tile(
+        sdata, tile_um=options["tile_um"] or options["crop_um"][0], table_key=options["table_key"], **stated(**given)
+    )
+
+
+def _quality(sdata: Any, options: Mapping[str, Any]) -> None:
+    from sealst import pp
+
+    metrics = list(dict.fromkeys([*options["metrics"], *options["thresholds"]]))
+    if metrics:
+        pp.quality(
+            sdata,
+            metrics=metrics,
+            thresholds=options["thresholds"] or None,
+            table_key=options["table_key"],
+            overwrite=True,
+        )
+
+
+def _name(table: Any) -> str:
+    from sealst import _section
+
+    names = table.obs[Keys.SECTION].astype(str).unique() if Keys.SECTION in table.obs else []
+    if len(names) == 1:
+        return str(names[0])
+    return str(_section.regions_of(table)[0].name)
+
+
+def summary(sdata: Any, table_key: str) -> dict[str, Any]:
+    """What a prepared section holds."""
+    from sealst import _section
+
+    table = _section.get_table(sdata, table_key)
+    crops = next(iter(table.uns[Keys.UNS]["crops"].values()))
+    facts = {name: sorted(table.obs[name].astype(str).unique()) for name in (Keys.PATIENT,) if name in table.obs}
+    return {
+        "n_obs": int(table.n_obs),
+        "n_usable": int(table.obs[Keys.CROP_OK].sum()),
+        "n_genes": int(table.n_vars),
+        "mpp": round(float(crops["mpp"]), 6),
+        "crop_um": [float(um) for um in crops["sizes"]],
+        "crop_px": int(crops["crop_px"]),
+        "layers": sorted(map(str, table.layers)),
+    } | facts

@@ -1,0 +1,169 @@
+"""Open the sections that a command is given, and put results where they belong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._validate import listed
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from sealst.io import Collection
+
+H5AD = ".h5ad"
+MANIFESTS = (".csv", ".tsv", ".txt")
+
+
+def is_store(path: Path) -> bool:
+    """Whether a path is a zarr store, by its name or its files."""
+    return path.suffix == ".zarr" or (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
+
+
+def holds_stores(path: Path) -> bool:
+    """Whether a folder holds zarr stores."""
+    return path.is_dir() and any(p.is_dir() and p.name[0] != "." and is_store(p) for p in path.iterdir())
+
+
+def is_several(path: Path) -> bool:
+    """Whether a path stands for several sections: a manifest, or a folder of stores."""
+    return (path.is_file() and path.suffix.lower() in MANIFESTS) or (not is_store(path) and holds_stores(path))
+
+
+def open_sections(paths: Sequence[Path]) -> Collection:
+    """Sections of a store or several, a folder of stores or a manifest; few are open at a time."""
+    from sealst.io import Collection, read_collection
+
+    if several := [p for p in paths if is_several(p)]:
+        if len(paths) > 1:
+            raise DataError(f"{str(several[0])!r} lists several sections by itself; give it alone, or give stores.")
+        return read_collection(paths[0])
+    if tables := [p.name for p in paths if p.suffix == H5AD]:
+        raise DataError(f"{listed(tables)}: a table has no pictures, which this command needs; give zarr stores.")
+    return Collection(list(paths))
+
+
+def check_new(path: Path, overwrite: bool) -> None:
+    """Refuse to write where something is; an empty folder, as workflow managers make, counts as nothing."""
+    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+        path.rmdir()
+    if path.exists() and not overwrite:
+        raise DataError(f"{str(path)!r} exists; name another --out, or pass --overwrite to replace it.")
+
+
+def write_table(table: AnnData, path: Path) -> None:
+    """Write an h5ad file that appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        table.write_h5ad(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Sections, what is done to each of them, and where the tables go."""
+
+    paths: Sequence[Path]
+    out: Path | None
+    overwrite: bool
+    table_key: str
+    #: whether results are written at all
+    save: bool = True
+    #: whether h5ad tables will do
+    tables: bool = False
+
+    def run(self, function: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+        """Call a function on every section and save what it wrote; one record per section."""
+        if self.tables and all(p.suffix == H5AD for p in self.paths):
+            return self._run_tables(function)
+        sections = open_sections(self.paths)
+        if self.out is None and self.save:
+            _check_stores(sections)
+        targets = self._targets(sections.names)
+        records = []
+        for i, (name, target) in enumerate(zip(sections.names, targets, strict=True)):
+            logger.debug("Section %s (%d of %d)", name, i + 1, len(sections))
+            # A collection of its own: what is not saved is not missed.
+            part = sections[i : i + 1]
+            sdata = part[0]
+            records.append({"section": name} | function(sdata))
+            where = target
+            if target is not None:
+                write_table(sdata.tables[self.table_key], target)
+            elif self.save:
+                part.save(sdata)
+                where = Path(sections.manifest["path"].iloc[i])
+            records[-1]["path"] = None if where is None else str(where)
+        return records
+
+    def _run_tables(self, function: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+        targets = self._targets([p.stem for p in self.paths])
+        records = []
+        for path, target in zip(self.paths, targets, strict=True):
+            table = _read_table(path)
+            records.append({"section": _section_of(table, path)} | function(table))
+            where = target or path
+            if self.save:
+                write_table(table, where)
+            records[-1]["path"] = str(where) if self.save else None
+        return records
+
+    def _targets(self, names: Sequence[str]) -> list[Path | None]:
+        """Files to write, checked before anything is computed."""
+        if self.out is None or not self.save:
+            return [None] * len(names)
+        if self.out.suffix == H5AD and len(names) > 1:
+            raise DataError(f"--out {str(self.out)!r} is one file, but there are {len(names)} sections; name a folder.")
+        if self.out.is_file() and self.out.suffix != H5AD:
+            raise DataError(f"--out {str(self.out)!r} is a file; name a folder, or a file that ends in {H5AD}.")
+        if len(set(names)) < len(names):
+            raise DataError(f"Several tables have the same name: {listed(names)}; rename them.")
+        targets = [self.out if self.out.suffix == H5AD else self.out / f"{name}{H5AD}" for name in names]
+        for target in targets:
+            check_new(target, self.overwrite)
+        return list(targets)
+
+
+def _check_stores(sections: Collection) -> None:
+    formats = sections.manifest["format"]
+    if raw := [name for name, kind in zip(sections.names, formats, strict=True) if kind != "zarr"]:
+        raise DataError(
+            f"Section(s) {listed(raw)} are raw files, which are left as they are. Run `sealst prepare` first and give "
+            "its zarr stores, or name a file for the tables with --out."
+        )
+
+
+def _read_table(path: Path) -> AnnData:
+    import anndata as ad
+
+    try:
+        return ad.read_h5ad(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{str(path)!r} could not be read as an h5ad table: {error}") from error
+
+
+def _section_of(table: AnnData, path: Path) -> str:
+    with suppress(KeyError):
+        names = table.obs[Keys.SECTION].astype(str).unique()
+        if len(names) == 1:
+            return str(names[0])
+    return path.stem
+
+
+def saved_text(records: Sequence[dict[str, Any]], *columns: str) -> str:
+    """Table for people: one line per section."""
+    import pandas as pd
+
+    frame = pd.DataFrame(list(records))
+    return str(frame[[c for c in ("section", *columns, "path") if c in frame]].to_string(index=False))

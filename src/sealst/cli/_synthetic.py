@@ -1,0 +1,56 @@
+"""The command ``sealst synthetic``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
+from sealst.cli._options import ANY_PATH, overwrite_option, seed_option, stated
+from sealst.cli._sections import check_new
+
+_MANIFEST = "manifest.csv"
+
+
+@click.command(
+    cls=SealstCommand,
+    epilog="Example: `sealst synthetic --out data --n-sections 3`, then `sealst prepare data/manifest.csv --out "
+    f"sections`. {EXIT_CODES}",
+)
+@click.option("--out", type=ANY_PATH, required=True, help="New folder.")
+@overwrite_option
+@click.option("--n-sections", type=click.IntRange(min=1), default=3, show_default=True, help="Number of sections.")
+@click.option("--n-patients", type=click.IntRange(min=1), default=None, help="Of patients; default one per section.")
+@click.option("--size-um", type=float, default=2000.0, show_default=True, help="Side of the picture in µm.")
+@click.option("--mpp", type=float, default=0.5, show_default=True, help="µm per pixel.")
+@click.option("--array", type=click.Choice(["hex", "square"]), default="hex", show_default=True, help="Spot array.")
+@click.option("--pitch-um", type=float, default=100.0, show_default=True, help="Distance of neighbouring spots in µm.")
+@click.option("--n-genes", type=click.IntRange(min=1), default=600, show_default=True, help="Number of genes.")
+@seed_option
+def synthetic(out: Path, *, overwrite: bool, n_sections: int, **options: Any) -> Answer:
+    """Draw H&E sections with spots (datasets.synthetic).
+
+    Expression follows from the drawn tissue. For trying a pipeline offline. Writes OUT/<section>.zarr (raw, as a
+    reader would give it), OUT/manifest.csv and OUT/programs.csv, the gene programs as gene sets for --net.
+    """
+    from sealst import datasets
+    from sealst._files import new_folder, write_text
+
+    check_new(out, overwrite)
+    drawn = datasets.synthetic(n_sections, **stated(**options))
+    sections = drawn if isinstance(drawn, list) else [drawn]
+    rows = []
+    with new_folder(out, overwrite=overwrite, marker=_MANIFEST) as work:
+        for sdata in sections:
+            obs = sdata.tables["table"].obs
+            name, patient = str(obs["section"].iloc[0]), str(obs["patient"].iloc[0])
+            sdata.write(work / f"{name}.zarr", update_sdata_path=False)
+            rows.append({"path": f"{name}.zarr", "section": name, "patient": patient, "n_obs": len(obs)})
+        lines = [f"{row['path']},{row['section']},{row['patient']}" for row in rows]
+        write_text(work / _MANIFEST, "\n".join(["path,section,patient", *lines]) + "\n")
+        datasets.synthetic_net().to_csv(work / "programs.csv", index=False)
+    facts = {"manifest": str(out / _MANIFEST), "net": str(out / "programs.csv")}
+    facts["sections"] = [row | {"path": str(out / row["path"])} for row in rows]
+    return Answer(facts, f"{len(rows)} section(s) in {out}; manifest: {out / _MANIFEST}")

@@ -1,0 +1,101 @@
+"""Values of options that are more than a word: mappings, lists of genes, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from sealst._errors import DataError
+from sealst._validate import from_yaml, parse_yaml
+
+
+class YamlMapping(click.ParamType):
+    """Names and values: inline YAML such as ``{epochs: 5}``, or a YAML file; with `word` also a single word."""
+
+    name = "yaml"
+
+    def __init__(self, *, word: bool = False) -> None:
+        self.word = word
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Mapping (or word) from text; what a config file gives is taken as it is."""
+        found = value
+        if isinstance(value, str):
+            try:
+                found = from_yaml(value) if Path(value).is_file() else parse_yaml(value)
+            except (DataError, yaml.YAMLError) as error:
+                self.fail(" ".join(str(error).split()), param, ctx)
+        if isinstance(found, Mapping) or (self.word and isinstance(found, str)):
+            return found
+        what = "a name or names and values" if self.word else "names and values"
+        return self.fail(f"expected {what} such as '{{epochs: 5}}', or a YAML file; found {value!r}.", param, ctx)
+
+
+class KeyValue(click.ParamType):
+    """``NAME=VALUE``, the value read as YAML; gives a mapping."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Mapping with one name; a mapping of a config file is taken as it is."""
+        if isinstance(value, Mapping):
+            return dict(value)
+        name, sign, text = str(value).partition("=")
+        if not (name and sign):
+            self.fail(f"expected NAME=VALUE, found {value!r}.", param, ctx)
+        try:
+            return {name.strip().replace("-", "_"): parse_yaml(text)}
+        except yaml.YAMLError as error:
+            return self.fail(" ".join(str(error).split()), param, ctx)
+
+
+class Limits(click.ParamType):
+    """``METRIC=LOW:HIGH``, where either side may be empty; gives a mapping to pairs."""
+
+    name = "metric=low:high"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Mapping of a metric to its limits; of a config file: ``metric: [low, high]``."""
+        if isinstance(value, Mapping):
+            return {name: self._pair(pair, param, ctx) for name, pair in value.items()}
+        name, sign, text = str(value).partition("=")
+        sides = text.split(":")
+        if not (name and sign) or len(sides) != 2:
+            self.fail(f"expected METRIC=LOW:HIGH, such as fold_fraction=:0.1, found {value!r}.", param, ctx)
+        return {name: self._pair([side or None for side in sides], param, ctx)}
+
+    def _pair(self, pair: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float | None, ...]:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            self.fail(f"expected a lowest and a highest value, null for none, found {pair!r}.", param, ctx)
+        try:
+            return tuple(None if side is None else float(side) for side in pair)
+        except (TypeError, ValueError):
+            return self.fail(f"limits must be numbers, found {pair!r}.", param, ctx)
+
+
+class Genes(click.ParamType):
+    """Names separated by commas, or a text file with one per line."""
+
+    name = "genes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """List of names without doubles, in the order given."""
+        if isinstance(value, str):
+            path = Path(value)
+            try:
+                value = path.read_text(encoding="utf-8").splitlines() if path.is_file() else value.split(",")
+            except (OSError, UnicodeDecodeError) as error:
+                self.fail(f"{str(path)!r} could not be read as a list of genes: {error}.", param, ctx)
+        names = list(dict.fromkeys(str(name).strip() for name in value))
+        if not (names := [name for name in names if name]):
+            self.fail("names no gene.", param, ctx)
+        return names
+
+
+def merged(mappings: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
+    """One mapping of an option that may be given several times; the last one wins."""
+    return {name: value for one in mappings for name, value in one.items()}

@@ -1,0 +1,39 @@
+"""docs/command_line.md says what the commands say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def tables():
+    spec = importlib.util.spec_from_file_location("option_tables", DOCS / "option_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_has_every_option_of_every_command():
+    module = tables()
+    page = module.PAGE.read_text(encoding="utf-8")
+    assert module.filled(page) == page, "run `python docs/option_tables.py`"
+    for name, command in module.commands():
+        section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", page, flags=re.M | re.S)
+        assert section, f"no section on {name!r}"
+        assert f"<!-- options: {name} -->" in section[1]
+        for param in command.params:
+            # Arguments and what all commands share are described above.
+            for option in getattr(param, "opts", []) if param.param_type_name == "option" else []:
+                assert f"`{option}`" in section[1] or f"`{option}`" in page.split("\n## demo")[0], (name, option)
+
+
+def test_tables_follow_the_commands():
+    module = tables()
+    text = "<!-- options: synthetic -->stale text<!-- end -->"
+    found = module.filled(text)
+    assert "stale text" not in found
+    assert "| `--n-sections` | `3` | Number of sections. |" in found
+    assert "| `--out` | required | New folder. |" in found
