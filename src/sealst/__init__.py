@@ -17,6 +17,7 @@ from sealst._errors import (
     SealstWarning,
     WeightsError,
 )
+from sealst._session_info import session_info
 from sealst._settings import settings
 from sealst._version import __version__
 
@@ -44,6 +45,7 @@ __all__ = [
     "models",
     "pl",
     "pp",
+    "session_info",
     "settings",
     "tl",
 ]

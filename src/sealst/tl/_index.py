@@ -12,6 +12,7 @@ import pandas as pd
 
 from sealst._data.vector_store import Snapshot, open_store
 from sealst._errors import DataError
+from sealst._html import as_html
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._validate import check_positive, listed
@@ -115,6 +116,15 @@ class SealIndex:
             f"SealIndex of {len(self):,} spots in {len(self.sections)} section(s), {self.dim} dimensions, "
             f"kind {self.kind!r}{deleted}: {str(self.path)!r}"
         )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "spots": f"{len(self):,}",
+            "sections": listed(self.sections),
+            "dimensions": self.dim,
+            "kind": self.kind,
+        }
+        return as_html("SealIndex", facts | {"made by": self.model, "deleted": self.n_deleted, "folder": self.path})
 
     # -- search -------------------------------------------------------------------------------------------------------
     def search(
