@@ -118,13 +118,9 @@ class SealIndex:
         )
 
     def _repr_html_(self) -> str:
-        facts = {
-            "spots": f"{len(self):,}",
-            "sections": listed(self.sections),
-            "dimensions": self.dim,
-            "kind": self.kind,
-        }
-        return as_html("SealIndex", facts | {"made by": self.model, "deleted": self.n_deleted, "folder": self.path})
+        facts = {"spots": f"{len(self):,}", "deleted": f"{self.n_deleted:,}", "sections": listed(self.sections)}
+        facts |= {"dimensions": str(self.dim), "kind": self.kind, "made by": self.model, "folder": str(self.path)}
+        return as_html("SealIndex", facts)
 
     # -- search -------------------------------------------------------------------------------------------------------
     def search(
