@@ -86,9 +86,9 @@ def test_the_sdist_holds_what_its_tests_read(archives):
 HIDDEN = f"""
 import sys
 from importlib.machinery import PathFinder
-class Others:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
+class Others(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         hidden = name.split(".")[0] in {sorted(m for own in MODULES.values() for m in own)!r}
         return None if hidden else PathFinder.find_spec(name, path, target)
 sys.meta_path[sys.meta_path.index(PathFinder)] = Others
