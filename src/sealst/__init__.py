@@ -13,10 +13,12 @@ from sealst._errors import (
     OrderError,
     PanelError,
     ScaleError,
+    SealstDeprecationWarning,
     SealstError,
     SealstWarning,
     WeightsError,
 )
+from sealst._session_info import session_info
 from sealst._settings import settings
 from sealst._version import __version__
 
@@ -35,6 +37,7 @@ __all__ = [
     "OrderError",
     "PanelError",
     "ScaleError",
+    "SealstDeprecationWarning",
     "SealstError",
     "SealstWarning",
     "WeightsError",
@@ -44,6 +47,7 @@ __all__ = [
     "models",
     "pl",
     "pp",
+    "session_info",
     "settings",
     "tl",
 ]

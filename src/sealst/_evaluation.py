@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +40,7 @@ class Evaluation:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self}</p>{self.summary().round(3).to_html()}"
+        return f"<p>{html.escape(repr(self))}</p>{self.summary().round(3).to_html()}"
 
     def __repr__(self) -> str:
         folds, sections = ((self.table[c].unique() != "").sum() for c in ("fold", "section"))

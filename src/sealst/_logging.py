@@ -18,14 +18,13 @@ class _QuietIfConfigured(logging.Filter):
 
 
 def _make_logger() -> logging.Logger:
+    # Its level is `settings.verbosity`.
     log = logging.getLogger("sealst")
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         handler.addFilter(_QuietIfConfigured())
         log.addHandler(handler)
-        if log.level == logging.NOTSET:
-            log.setLevel(logging.INFO)
     return log
 
 

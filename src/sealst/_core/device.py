@@ -17,6 +17,8 @@ from sealst._validate import check_choice
 
 #: ``"auto"`` is bf16 where the device is fast at it, else full precision
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
+#: types of matrix products under ``settings.precision``
+_CHOSEN = {"32-true": torch.float32, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 def processes(devices: Any = 1, num_nodes: int = 1) -> tuple[int, int]:
@@ -72,24 +74,29 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
-    """Precision of a forward pass; full wherever the device is not CUDA.
+    """Precision of a forward pass: that of ``settings.precision``, else full wherever the device is not CUDA.
 
     Parameters
     ----------
     device
         Where the pass runs.
     precision
-        One of `PRECISIONS`.
+        One of `PRECISIONS`; what holds while ``settings.precision`` is ``"auto"``.
     """
     dtype = cuda_dtype(precision, bf16=has_bf16(device))
-    if device.type != "cuda" or dtype == torch.float32:
+    if dtype == torch.float32 or (device.type != "cuda" and settings.precision == "auto"):
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=False)
     return torch.autocast(device.type, dtype=dtype)
 
 
 def cuda_dtype(precision: str, *, bf16: bool) -> torch.dtype:
-    """Type that matrices are multiplied in on CUDA, by whether the device is fast at bf16 (compute capability 8)."""
+    """Type that matrices are multiplied in on CUDA, by whether the device is fast at bf16 (compute capability 8).
+
+    What ``settings.precision`` states counts first.
+    """
     check_choice("precision", precision, PRECISIONS)
+    if settings.precision != "auto":
+        return _CHOSEN[settings.precision]
     if precision == "auto":
         return torch.bfloat16 if bf16 else torch.float32
     if precision == "bfloat16" and not bf16:

@@ -23,9 +23,9 @@ class Protocol:
 
     Examples
     --------
-    >>> from dataclasses import replace
-    >>> replace(PRESETS["cv"], name="cv of 200 genes", n_genes=200).n_genes
-    200
+    >>> import sealst as sl
+    >>> sl.tl.Protocol(name="cv of 200 genes", n_genes=200).alpha
+    'cv'
     """
 
     #: its name in reports

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sealst._errors import DataError
+from sealst._html import SHOWN, as_html
 from sealst._keys import Keys
 from sealst._validate import check_key, listed
 
@@ -86,6 +87,10 @@ class Bags(Sequence[Bag]):
         labels = [column for column in self.obs.columns if column != Keys.PATIENT]
         patients = self.obs[Keys.PATIENT].nunique()
         return f"Bags of {len(self)} slides, {patients} patients: {self.key!r} of {self.keys}; labels {listed(labels)}"
+
+    def _repr_html_(self) -> str:
+        rows = self.obs.iloc[:SHOWN].rename_axis("slide").reset_index().to_dict("records")
+        return as_html(f"Bags of {len(self)} slides", {"embedding": self.key, "others": listed(self.keys)}, rows=rows)
 
     def take(self, rows: np.ndarray | Sequence[int]) -> Bags:
         """Bags of some rows of `obs`, by position or boolean mask."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sealst._settings import settings
+
 #: decoded chunks that are kept for windows still to come; beyond it the least recently used are decoded again
 MAX_BYTES = 256 * 2**20
 #: chunk columns that are read together, so that the chunks in use do not grow with the width of the image
@@ -17,9 +19,11 @@ _BACKGROUND = 255
 
 
 def n_threads() -> int:
-    """Threads that decode and resize: the cores this process may use, at most 8."""
+    """Threads that decode and resize: ``settings.n_jobs``, or the cores this process may use, at most 8."""
+    if settings.n_jobs is not None and settings.n_jobs > 0:
+        return settings.n_jobs
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return cores if settings.n_jobs == -1 else min(8, cores)
 
 
 class Grid:

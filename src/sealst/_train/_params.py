@@ -10,6 +10,7 @@ from typing import Any
 from sealst._core.augment import AUGMENTATIONS
 from sealst._core.losses import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION
 from sealst._keys import Keys
+from sealst._settings import settings
 from sealst._validate import check_choice, check_fraction, check_positive, from_yaml, resolve_params
 
 
@@ -77,7 +78,7 @@ class TrainParams:
     compile: bool = False
     #: largest norm of the gradient
     clip_norm: float = 1.0
-    #: Lightning's precision, e.g. ``"bf16-mixed"``; ``"auto"`` takes bf16 on GPUs that have it
+    #: Lightning's precision, e.g. ``"bf16-mixed"``; ``"auto"`` is ``settings.precision``, or bf16 on GPUs that have it
     precision: str = "auto"
     #: batches whose gradients are summed before a step
     accumulate: int = 1
@@ -106,5 +107,6 @@ class TrainParams:
 
 
 def train_params(given: TrainParams | Mapping[str, Any] | str | Path | None) -> TrainParams:
-    """Parameters from themselves, from their fields, or from a YAML file with them."""
-    return resolve_params(TrainParams, from_yaml(given), name="params")
+    """Parameters from themselves, from their fields, or from a YAML file; an open precision is that of the settings."""
+    params = resolve_params(TrainParams, from_yaml(given), name="params")
+    return replace(params, precision=settings.precision) if params.precision == "auto" else params

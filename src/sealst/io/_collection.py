@@ -14,6 +14,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
 from sealst._errors import DataError, MissingKeyError
+from sealst._html import SHOWN, as_html
 from sealst._keys import Keys
 from sealst._logging import warn
 from sealst._validate import listed
@@ -89,6 +90,10 @@ class Collection(Sequence[SpatialData]):
 
     def __repr__(self) -> str:
         return f"Collection of {len(self)} section(s): {listed(self.names)}"
+
+    def _repr_html_(self) -> str:
+        # No section is opened for it.
+        return as_html(f"Collection of {len(self)} section(s)", {}, rows=self[:SHOWN].manifest.to_dict("records"))
 
     @overload
     def __getitem__(self, index: int | str) -> SpatialData: ...

@@ -18,6 +18,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sealst._errors import DataError
+from sealst._html import as_html
 from sealst._keys import Keys
 from sealst._validate import listed
 
@@ -87,6 +88,9 @@ class HestBench:
 
     def __repr__(self) -> str:
         return f"HestBench {self.name!r}: {len(self.samples)} samples, {len(self.folds)} folds, {len(self.genes)} genes"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), {"samples": listed(self.samples), "genes": listed(self.genes)})
 
 
 def read_hest_bench(path: str | PathLike[str]) -> HestBench:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sealst._errors import DataError, OrderError
+from sealst._html import text_as_html
 from sealst._validate import check_positive
 from sealst.models._spec import TRUNK_FEEDING, EncoderSpec
 
@@ -124,6 +125,16 @@ class Encoder(nn.Module):
             if isinstance(module, _BatchNorm):
                 module.eval()
         return self
+
+    def __repr__(self) -> str:
+        # The layers are in `repr(encoder.vit)`.
+        trained = sum(p.numel() for name, p in self.named_parameters() if name in set(self.adapted))
+        adapted = f"{trained / 1e6:.2f} M parameters" if self.adapted else "none"
+        own = f"  adapted: {adapted}\n  device:  {self.mean.device}"
+        return f"{repr(self.spec).replace('EncoderSpec', 'Encoder', 1)}\n{own}"
+
+    def _repr_html_(self) -> str:
+        return text_as_html(repr(self))
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from sealst._core.device import autocast, cuda_dtype, has_bf16
 from sealst._errors import DataError
+from sealst._html import text_as_html
 from sealst.models._encoder import Encoder, evaluating, weights_hash
 
 if TYPE_CHECKING:
@@ -142,6 +143,9 @@ class ImageModel(nn.Module):
             f"  output:  {self.model.spec.dim} values ({self.model.spec.pool})\n"
             f"  runs in: {self.precision}"
         )
+
+    def _repr_html_(self) -> str:
+        return text_as_html(repr(self))
 
 
 def encoder_name(encoder: Encoder, crop_px: int) -> str:

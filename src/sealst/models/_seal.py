@@ -16,6 +16,7 @@ from torch import nn
 from sealst._core.device import autocast
 from sealst._core.panel import GenePanel
 from sealst._errors import DataError, PanelError
+from sealst._html import text_as_html
 from sealst._settings import settings
 from sealst.models._adapter import Adapter, add_adapter
 from sealst.models._encoder import Encoder, evaluating
@@ -250,17 +251,22 @@ class SealModel(Sharing, nn.Module):
         return ImageModel(self, name=name, crop_px=self.crop.crop_px, mpp=mpp, frozen=frozen)
 
     def __repr__(self) -> str:
+        # Without the fingerprint, for which every trained weight is read.
         spec = self.encoder.spec
         trained = sum(t.numel() for t in self.trained_state().values())
         return (
-            f"SealModel {self.fingerprint}\n"
+            f"SealModel of {self.dim} dimensions\n"
             f"  encoder: {spec.key} ({spec.pool}, {self.dim})\n"
             f"  adapter: {self.adapter.describe(spec.n_blocks)}\n"
             f"  genes:   {self.gene_params.describe()}\n"
             f"  panel:   {len(self.panel)} genes ({', '.join(self.panel.genes[:4])}, …)\n"
             f"  crops:   {self.crop.crop_um:g} µm at {self.crop.crop_px} px\n"
-            f"  trained: {trained / 1e6:.2f} M parameters"
+            f"  trained: {trained / 1e6:.2f} M parameters\n"
+            f"  device:  {self.device}"
         )
+
+    def _repr_html_(self) -> str:
+        return text_as_html(repr(self))
 
     def _embeddings(self, z: np.ndarray) -> np.ndarray:
         z = np.asarray(z, dtype=np.float32)

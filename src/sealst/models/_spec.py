@@ -7,6 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from sealst._errors import CheckpointError
+from sealst._html import text_as_html
 
 #: how tokens become one vector; ``"attn"`` and ``"attn-proj"`` only where an encoder has an attention pooler
 POOLS = ("cls", "mean", "cls+mean", "attn", "attn-proj")
@@ -128,8 +129,11 @@ class EncoderSpec:
         weights = self.hf_id or "timm" if self.pretrained else f"random, seed {self.seed}"
         return (
             f"EncoderSpec {self.key!r}: {self.pool} → {self.dim}\n"
-            f"  {self.arch} ({shape}, {size})\n"
+            f"  arch:    {self.arch} ({shape}, {size})\n"
             f"  input:   {self.input_px} px{scale}, mean {self.mean}, std {self.std}\n"
             f"  weights: {weights}\n"
             f"  licence: {', '.join([self.licence, *use])}"
         )
+
+    def _repr_html_(self) -> str:
+        return text_as_html(repr(self))

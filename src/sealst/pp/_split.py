@@ -13,6 +13,7 @@ from spatialdata.transformations import get_transformation
 from sealst import _section
 from sealst._core import lattice, splits
 from sealst._errors import DataError, LeakError, ScaleError
+from sealst._html import as_html
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._parts import Part, parts_of
@@ -49,6 +50,11 @@ class Split:
             f"Split({self.name!r}: train on {n_train} spots of {listed(self.train)}, "
             f"test on {n_test} spots of {listed(self.test)})"
         )
+
+    def _repr_html_(self) -> str:
+        sides = (("train", self.train), ("test", self.test))
+        rows = [{"side": s, "section": name, "spots": len(spots)} for s, own in sides for name, spots in own.items()]
+        return as_html(f"Split {self.name!r}", {}, rows=rows)
 
 
 def split(

@@ -17,6 +17,7 @@ from sealst._errors import DataError, LeakError
 from sealst._evaluation import Evaluation
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._session_info import session_info
 from sealst._validate import check_positive
 from sealst._version import __version__
 from sealst.io import HestBench
@@ -173,6 +174,7 @@ def evaluate(
     results = job.run(made, [int(s) for s in seeds] if contenders.trains else [0])
     facts: dict[str, Any] = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
     facts |= {"seeds": list(map(int, seeds)) if contenders.trains else [], "encoder": contenders.label}
+    facts["versions"] = dict(session_info())
     return Evaluation(
         table=pd.DataFrame(results.table),
         genes=pd.concat(results.genes, ignore_index=True) if results.genes else pd.DataFrame(),

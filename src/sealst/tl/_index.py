@@ -12,6 +12,7 @@ import pandas as pd
 
 from sealst._data.vector_store import Snapshot, open_store
 from sealst._errors import DataError
+from sealst._html import as_html
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._validate import check_positive, listed
@@ -121,6 +122,11 @@ class SealIndex:
             f"SealIndex of {len(self):,} spots in {len(self.sections)} section(s), {self.dim} dimensions, "
             f"kind {self.kind!r}{deleted}: {str(self.path)!r}"
         )
+
+    def _repr_html_(self) -> str:
+        facts = {"spots": f"{len(self):,}", "deleted": f"{self.n_deleted:,}", "sections": listed(self.sections)}
+        facts |= {"dimensions": str(self.dim), "kind": self.kind, "made by": self.model, "folder": str(self.path)}
+        return as_html("SealIndex", facts)
 
     # -- search -------------------------------------------------------------------------------------------------------
     def search(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 from sealst._errors import DataError, SealstError
 from sealst._files import write_json
 from sealst._logging import logger, warn
+from sealst._session_info import session_info
 from sealst._train._checkpoint import FILE, read_checkpoint
 from sealst._train._params import TrainParams
 from sealst._validate import listed
@@ -25,7 +24,6 @@ from sealst.models import SealModel
 
 FACTS, MODEL = "run.json", "model"
 _SCRATCH = ".cache-"
-_PACKAGES = ("torch", "timm", "peft", "lightning", "anndata", "spatialdata", "numpy")
 
 
 def scratch_prefix(rank: int) -> str:
@@ -89,8 +87,7 @@ def begin(folder: Path, facts: Mapping[str, Any], *, first: bool) -> dict[str, A
     path = folder / FACTS
     if not path.is_file():
         if first:
-            session = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
-            write_json(path, {"sealst": __version__, "session": session, "run": facts})
+            write_json(path, {"sealst": __version__, "session": session_info(), "run": facts})
         return None
     earlier = json.loads(path.read_text(encoding="utf-8"))["run"]
     if differing := _differences(earlier, facts):
