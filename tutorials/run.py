@@ -54,6 +54,8 @@ def merged(outputs: list) -> list:
 
 def run(path: Path) -> float:
     """Run one notebook in an empty folder and store it; returns the seconds that it took."""
+    # Another backend would leave the notebook without pictures.
+    os.environ.pop("MPLBACKEND", None)
     notebook = nbformat.read(path, 4)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
