@@ -1,0 +1,82 @@
+"""Run notebooks from top to bottom and store their outputs: `python tutorials/run.py 02 03`, or all without a name.
+
+A notebook is written only when every cell ran. Folders of this machine are replaced in what is stored.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+TIMEOUT_S = 3600
+
+
+def folders() -> dict[str, str]:
+    """What stands in outputs for folders of this machine, the longest first."""
+    shared = os.environ.get("SEALST_SHARED", str(ROOT.parent / "shared"))
+    cache = os.environ.get("SEALST_CACHE", str(Path.home() / ".cache" / "sealst"))
+    found = {shared: "../shared", cache: "~/.cache/sealst", f"{ROOT}/src/": "", f"{ROOT}/": "", str(Path.home()): "~"}
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+
+def cleaned(value: object) -> object:
+    """Outputs without the folders of this machine; pictures stay as they are."""
+    if isinstance(value, str):
+        for folder, shown in folders().items():
+            value = value.replace(folder, shown)
+        return re.sub(r"\S*/site-packages/", "", value)
+    if isinstance(value, list):
+        return [cleaned(item) for item in value]
+    if isinstance(value, dict):
+        return {k: item if k.startswith("image/") else cleaned(item) for k, item in value.items()}
+    return value
+
+
+def merged(outputs: list) -> list:
+    """Lines that one stream wrote after the other, as one output."""
+    out: list = []
+    for output in outputs:
+        if out and output["output_type"] == "stream" == out[-1]["output_type"] and output["name"] == out[-1]["name"]:
+            out[-1]["text"] += output["text"]
+        else:
+            out.append(output)
+    return out
+
+
+def run(path: Path) -> float:
+    """Run one notebook in an empty folder and store it; returns the seconds that it took."""
+    # Another backend would leave the notebook without pictures.
+    os.environ.pop("MPLBACKEND", None)
+    notebook = nbformat.read(path, 4)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        NotebookClient(notebook, timeout=TIMEOUT_S, resources={"metadata": {"path": folder}}).execute()
+    for cell in notebook.cells:
+        cell["metadata"] = {}
+        if cell["cell_type"] == "code":
+            outputs = [nbformat.from_dict(cleaned(output)) for output in merged(cell["outputs"])]
+            cell["outputs"] = outputs
+    nbformat.write(notebook, path)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Run the notebooks whose names begin as the arguments say."""
+    names = tuple(sys.argv[1:]) or ("",)
+    for path in sorted(HERE.glob("*.ipynb")):
+        if path.stem.startswith(names):
+            sys.stdout.write(f"{path.name}: {run(path):.0f} s\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
