@@ -36,8 +36,14 @@ REPORTS = ("report", "slide_report")
 FUNCTIONS = [name for name in sl.pl.__all__ if name not in REPORTS]
 #: figures that are always several panels
 COMPOSED = {"attention", "crops", "residual_maps", "retrieval", "training"}
+#: maps of spots take seconds each, and what they show is tested on a toy section in files of their own
+SLOW = {"crops", "expression", "pathways", "residual_maps", "retrieval"}
 #: the gallery's second figure of a function
 ALSO = {"slide_regression": "slide_calibration"}
+
+
+def marked(names) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
 
 
 def section(doc: str, name: str) -> str:
@@ -113,7 +119,7 @@ def resized(path: Path, size: tuple[int, int], to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("name", gallery.FIGURES)
+@pytest.mark.parametrize("name", marked(gallery.FIGURES))
 def test_figure_is_saved_closed_and_as_it_was(name, small, tmp_path):
     path = tmp_path / "new" / f"{name}.png"
     figure = gallery.draw(name, save=path, show=False)
@@ -132,7 +138,7 @@ def test_figure_is_saved_closed_and_as_it_was(name, small, tmp_path):
     assert difference is None, difference
 
 
-@pytest.mark.parametrize("name", gallery.SINGLE)
+@pytest.mark.parametrize("name", marked(gallery.SINGLE))
 def test_axes_that_are_given_are_drawn_into_and_returned(name, small, tmp_path):
     figure, ax = plt.subplots(figsize=(5, 5))
     path = tmp_path / f"{name}.png"

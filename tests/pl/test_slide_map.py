@@ -104,7 +104,7 @@ def test_what_cannot_be_shown_is_refused(labelled):
     labelled.tables["table"].obs["many"] = [f"c{i}" for i in range(36)]
     with pytest.raises(sl.DataError, match="has 36 categories; at most 20"):
         sl.pl.slide(labelled, "many")
-    with pytest.raises(sl.DataError, match="`order_by` must name numbers; 'class' has categories"):
+    with pytest.raises(sl.DataError, match=r"`\.obs\['class'\]` must hold numbers"):
         sl.pl.crops(labelled, order_by="class")
     with pytest.raises(sl.DataError, match="`alpha` must lie between 0 and 1"):
         sl.pl.slide(labelled, "class", alpha=2)

@@ -46,10 +46,9 @@ class Shade:
 
 def numbers_of(table: AnnData, name: str, *, argument: str) -> Shade:
     """Values of what must be a number, such as an order."""
-    shade = shade_of(table, name, argument=argument)
-    if shade.categories:
-        raise DataError(f"`{argument}` must name numbers; {name!r} has categories ({listed(shade.categories)}).")
-    return shade
+    if name in table.obs:
+        return Shade(name, name, _base.numeric(table.obs[name], where=f"`.obs[{name!r}]`"))
+    return shade_of(table, name, argument=argument)
 
 
 def shade_of(table: AnnData, name: str, *, argument: str = "color") -> Shade:
