@@ -279,7 +279,7 @@ def shown() -> dict[str, Any]:
 def test_objects_show_themselves_shortly_and_escaped():
     for name, item in shown().items():
         text, html = repr(item), item._repr_html_()
-        assert len(text.splitlines()) <= 40, name
+        assert len(text.splitlines()) <= 60, name
         assert not re.search(r"object at 0x", text), name
         assert "<script>" not in html, name
         assert html.count("<table") == html.count("</table>"), name
