@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import doctest
 import importlib
@@ -193,9 +194,10 @@ def test_examples_run_unless_there_is_a_reason():
 
 
 @pytest.mark.parametrize(("package", "name"), RUNNING)
-def test_example(package, name, tmp_path, monkeypatch, seal_model):
+def test_example(package, name, tmp_path, monkeypatch, seal_model, drawn):
     """Examples may use `sdata` (a prepared section), `model` and `sections` beside what they import."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sl.datasets, "synthetic", drawn)
     text = inspect.getdoc(get(package, name))
     names = {"sl": sl, "np": np, "pd": pd} | seal_model(text)
     test = doctest.DocTestParser().get_doctest(text, names, name, None, 0)
@@ -211,6 +213,20 @@ def tiny_model(panel: sl.GenePanel) -> sl.models.SealModel:
 
 
 @pytest.fixture(scope="module")
+def drawn():
+    """`sl.datasets.synthetic`, which draws the same section once for all examples."""
+    draw, made = sl.datasets.synthetic, {}
+
+    def synthetic(*args: Any, **options: Any) -> Any:
+        key = (args, tuple(sorted(options.items())))
+        if key not in made:
+            made[key] = draw(*args, **options)
+        return copy.deepcopy(made[key])
+
+    return synthetic
+
+
+@pytest.fixture(scope="module")
 def seal_model():
     """What examples of calls that use a model need: made when the first of them runs."""
     made: dict[str, Any] = {}
@@ -219,13 +235,13 @@ def seal_model():
         if not re.search(r">>> .*\b(sdata|model|sections|s1)\b", text):
             return {}
         if not made:
-            sections = sl.datasets.synthetic(2, size_um=600, n_genes=144)
+            sections = sl.datasets.synthetic(3, n_patients=3, size_um=600, n_genes=144)
             for section in sections:
                 sl.pp.pair_crops(section, crop_um=112, crop_px=32)
                 sl.pp.normalize(section)
             made.update(sections=sections, model=tiny_model(sl.pp.select_genes(sections, n=12)))
-        s1, s2 = made["sections"]
-        return made | {"sdata": s1, "s1": s1, "s2": s2}
+        s1, s2, s3 = made["sections"]
+        return made | {"sdata": s1, "s1": s1, "s2": s2, "s3": s3}
 
     return names
 
@@ -263,7 +279,7 @@ def shown() -> dict[str, Any]:
 def test_objects_show_themselves_shortly_and_escaped():
     for name, item in shown().items():
         text, html = repr(item), item._repr_html_()
-        assert len(text.splitlines()) <= 40, name
+        assert len(text.splitlines()) <= 60, name
         assert not re.search(r"object at 0x", text), name
         assert "<script>" not in html, name
         assert html.count("<table") == html.count("</table>"), name
