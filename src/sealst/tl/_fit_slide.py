@@ -112,7 +112,7 @@ def fit_slide(
     Notes
     -----
     Features are standardised with the moments of the training slides. A fifth of the training patients decides when to
-    stop, where there are at least ten and enough of every class. Slides without a label are left out, and held-out slides
+    stop, where there are at least ten and enough of every class. Slides without a label are left out; held-out slides
     are always looked at with all of their tiles.
 
     Examples
