@@ -160,7 +160,8 @@ def survival_scores(risk: np.ndarray, held: Held) -> dict[str, float]:
     ``c_index`` over pairs within folds, as risks of two models are on two scales; ``c_index_ipcw``, mean over folds
     weighted by slides, NaN where no fold defines it.
     """
-    pairs, weighted = Concordance(0.0, 0), []
+    pairs = Concordance(0.0, 0)
+    weighted: list[tuple[float, int]] = []
     for name in np.unique(held.fold):
         rows = np.flatnonzero(held.fold == name)
         time, event = held.truth[rows, 0], held.truth[rows, 1].astype(bool)
@@ -170,8 +171,8 @@ def survival_scores(risk: np.ndarray, held: Held) -> dict[str, float]:
         index = ipcw_index(risk[rows], time, event, train_time=train[:, 0], train_event=train[:, 1].astype(bool))
         if np.isfinite(index):
             weighted.append((index, len(rows)))
-    values, sizes = np.array(weighted).T if weighted else (np.empty(0), np.empty(0))
-    ipcw = float(np.average(values, weights=sizes)) if weighted else NAN
+    total = sum(n for _, n in weighted)
+    ipcw = sum(index * n for index, n in weighted) / total if weighted else NAN
     return {"c_index": pairs.share, "c_index_ipcw": ipcw}
 
 

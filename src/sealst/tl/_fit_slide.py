@@ -112,7 +112,7 @@ def fit_slide(
     Notes
     -----
     Features are standardised with the moments of the training slides. A fifth of the training patients decides when to
-    stop, where there are at least ten and enough of every class. Slides without a label are left out, and held-out slides
+    stop, where there are at least ten and enough of every class. Slides without a label are left out; held-out slides
     are always looked at with all of their tiles.
 
     Examples
@@ -225,10 +225,12 @@ class _Fitter:
     def run(self, labels: Labels, plan: dict[str, Fold], bar: Any) -> _Fit:
         """Fit every fold on every embedding and predict the slides it holds out."""
         nets: dict[str, list[SlideNet]] = {}
-        predicted, epochs = {}, []
+        predicted: dict[str, np.ndarray] = {}
+        epochs: list[int] = []
         held = np.concatenate([test for _, test in plan.values()])
         for name, store in self.stores.items():
-            nets[name], values = [], []
+            nets[name] = []
+            values: list[np.ndarray] = []
             for fold, (train, test) in plan.items():
                 net, n_epochs = self._fit(store, labels, fold, train)
                 nets[name].append(net)

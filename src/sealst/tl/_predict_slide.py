@@ -153,7 +153,8 @@ def _of_table(
     _check_table(table, model)
     features = np.asarray(table.obsm[key], dtype=np.float32)
     xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float) if Keys.SPATIAL in table.obsm else None
-    attention, rows = np.full(table.n_obs, np.nan), []
+    attention = np.full(table.n_obs, np.nan)
+    rows: list[tuple[str, str, str]] = []
     for part in section_regions(table, region):
         kept = part.rows[np.isfinite(features[part.rows]).all(axis=1)]
         if not len(kept):
