@@ -61,7 +61,7 @@ def run(path: Path) -> float:
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(notebook, timeout=TIMEOUT_S, resources={"metadata": {"path": folder}}).execute()
     for cell in notebook.cells:
-        cell["metadata"] = {}
+        cell["metadata"] = {"tags": cell["metadata"]["tags"]} if cell["metadata"].get("tags") else {}
         if cell["cell_type"] == "code":
             outputs = [nbformat.from_dict(cleaned(output)) for output in merged(cell["outputs"])]
             cell["outputs"] = outputs
