@@ -33,7 +33,7 @@ def cleaned(value: object) -> object:
     if isinstance(value, str):
         for folder, shown in folders().items():
             value = value.replace(folder, shown)
-        return re.sub(r"\S*/site-packages/", "", value)
+        return re.sub(r"\x1b\[[\d;]*m|\S*/site-packages/", "", value)
     if isinstance(value, list):
         return [cleaned(item) for item in value]
     if isinstance(value, dict):
