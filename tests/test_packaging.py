@@ -112,8 +112,10 @@ for package in sl._SUBMODULES:
     for name in getattr(sl, package).__all__:
         getattr(getattr(sl, package), name)
 print(sl.__file__)
+import sys
 from sealst.cli import main
-main(["check", "--help"])
+sys.argv = ["sealst", "check", "--help"]
+main()
 """
     out = without_extras(code, tmp_path)
     assert out.startswith(str(tmp_path))

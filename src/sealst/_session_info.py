@@ -26,7 +26,7 @@ class SessionInfo(dict[str, str]):
         return as_html("Session", dict(self))
 
 
-def session_info() -> SessionInfo:
+def session_info() -> dict[str, str]:
     """Return versions of sealst, Python and the packages that results depend on, the platform and the device.
 
     Run folders of `sealst.tl.finetune` and evaluations record the same. It names neither the machine nor the user.

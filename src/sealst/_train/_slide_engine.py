@@ -174,11 +174,12 @@ def fit_net(net: Any, job: Job, params: SlideParams, *, arrange: Callable[..., n
     make = partial(BagDataset, job.store, seed=mixed_seed(job.seed, "tiles"))
     learn = make(job.learn, labels[job.learn], max_tiles=params.max_tiles)
     generator = torch.Generator().manual_seed(mixed_seed(job.seed, "order") % 2**63)
-    loader = DataLoader(learn, batch_size=size, shuffle=True, collate_fn=as_is, generator=generator)
+    collate: Any = as_is
+    loader = DataLoader(learn, batch_size=size, shuffle=True, collate_fn=collate, generator=generator)
     watched = None
     if len(job.watch) and params.patience is not None:
         watch = make(job.watch, labels[job.watch], max_tiles=None)
-        watched = DataLoader(watch, batch_size=size, collate_fn=as_is)
+        watched = DataLoader(watch, batch_size=size, collate_fn=collate)
     stage = SlideStage(net, _LOSSES[job.task](job, params), params, arrange=arrange, classes=job.task == CLASSIFICATION)
     log, best = _Log(learn), Keeper("score", params.patience)
     device = net.device

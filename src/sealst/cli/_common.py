@@ -58,9 +58,10 @@ class SealstCommand(click.Command):
     While the function runs, stdout is stderr: what libraries print cannot get into the JSON.
     """
 
-    def __init__(self, *args: Any, params: list[click.Parameter] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("epilog", EXIT_CODES)
-        super().__init__(*args, params=[*(params or []), *_shared_options()], **kwargs)
+        kwargs["params"] = [*(kwargs.get("params") or []), *_shared_options()]
+        super().__init__(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the function and show its answer."""

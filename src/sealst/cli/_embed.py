@@ -88,7 +88,7 @@ def embed(
     if model is None and (weights or base):
         raise click.UsageError("--weights and --base belong to --model.")
     work = Work(sections, out, overwrite, table_key)
-    chosen = encoder if model is None else load_model(model, weights=weights, base=base, device=device)
+    chosen: Any = encoder if model is None else load_model(model, weights=weights, base=base, device=device)
     from sealst import tl
 
     key = options["key_added"] or ("X_seal" if options["modality"] == "image" else "X_seal_gene")

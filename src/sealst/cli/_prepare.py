@@ -135,7 +135,7 @@ def _all(
         part = sections[i : i + 1]
         logger.info("Section %s (%d of %d)", name, i + 1, len(sections))
         try:
-            yield _one(lambda p=part: p[0], out, name, overwrite=overwrite, resume=resume, options=options)  # type: ignore[misc]
+            yield _one(lambda p=part: p[0], out, name, overwrite=overwrite, resume=resume, options=options)
         except (SealstError, OSError, ValueError, KeyError) as error:
             logger.debug("Section %s", name, exc_info=True)
             yield {"section": name, "status": "failed", "error": f"{error}", "path": None}

@@ -41,7 +41,7 @@ def synthetic(out: Path, *, overwrite: bool, n_sections: int, **options: Any) ->
     check_new(out, overwrite)
     drawn = datasets.synthetic(n_sections, **stated(**options))
     sections = drawn if isinstance(drawn, list) else [drawn]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with new_folder(out, overwrite=overwrite, marker=_MANIFEST) as work:
         for sdata in sections:
             obs = sdata.tables["table"].obs
@@ -51,6 +51,6 @@ def synthetic(out: Path, *, overwrite: bool, n_sections: int, **options: Any) ->
         lines = [f"{row['path']},{row['section']},{row['patient']}" for row in rows]
         write_text(work / _MANIFEST, "\n".join(["path,section,patient", *lines]) + "\n")
         datasets.synthetic_net().to_csv(work / "programs.csv", index=False)
-    facts = {"manifest": str(out / _MANIFEST), "net": str(out / "programs.csv")}
-    facts["sections"] = [row | {"path": str(out / row["path"])} for row in rows]
+    facts: dict[str, Any] = {"manifest": str(out / _MANIFEST), "net": str(out / "programs.csv")}
+    facts["sections"] = [row | {"path": str(out / str(row["path"]))} for row in rows]
     return Answer(facts, f"{len(rows)} section(s) in {out}; manifest: {out / _MANIFEST}")

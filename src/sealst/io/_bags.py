@@ -138,7 +138,7 @@ def _sections(value: Any, position: int, table_key: str) -> list[BagReader]:
     if not isinstance(value, AnnData | SpatialData):
         raise TypeError(f"`source[{position}]` must be AnnData or SpatialData, found {type(value).__name__}.")
     if isinstance(value, SpatialData) and (tables := _feature_tables(value)):
-        path = getattr(value, "reader", None)
+        path: Any = getattr(value, "reader", None)
         name = Path(str(path.file)).stem if hasattr(path, "file") else f"slide{position}"
         return [_lazyslide(name, value, tables)]
     table = get_table(value, table_key)

@@ -15,6 +15,7 @@ from sealst.models._registry import list_encoders
 from sealst.models._seal import CropSpec, SealModel
 from sealst.models._slide_aggregators import list_aggregators
 from sealst.models._slide_model import SlideModel, SlideSpec
+from sealst.models._slide_net import SlideNet, SlideOutput
 from sealst.models._slide_store import load_slide
 from sealst.models._spec import EncoderSpec
 from sealst.models._store import load
@@ -40,6 +41,8 @@ __all__ = [
     "ProjectionParams",
     "SealModel",
     "SlideModel",
+    "SlideNet",
+    "SlideOutput",
     "SlideSpec",
     "build_encoder",
     "list_aggregators",

@@ -330,8 +330,8 @@ def _finished(
 def _evaluation(outcomes: Sequence[Outcome], facts: dict[str, Any], n_bootstrap: int, seed: int) -> SlideEvaluation:
     tables = [score_table(outcome, n_bootstrap=n_bootstrap, seed=seed) for outcome in outcomes]
     predictions = [prediction_table(outcome) for outcome in outcomes]
-    joined = (pd.concat(frames, ignore_index=True) for frames in (tables, predictions))
-    return SlideEvaluation(*joined, facts=facts)
+    table, held_out = (pd.concat(frames, ignore_index=True) for frames in (tables, predictions))
+    return SlideEvaluation(table, held_out, facts=facts)
 
 
 def _tested(fit: _Fit, kept_out: dict[str, Bags], spec: SlideSpec, event: str | None) -> Outcome:

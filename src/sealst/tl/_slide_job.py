@@ -192,7 +192,7 @@ def predicted(model: Model, job: Job, embedding: np.ndarray) -> dict[str, np.nda
     if not isinstance(model, SealModel) or not (job.genes or job.net):
         return {}
     values = model.predict_expression(embedding)
-    found: dict[str, np.ndarray] = {PRESENT: (values > 0).any(axis=0)}
+    found: dict[str, np.ndarray] = {PRESENT: np.asarray((values > 0).any(axis=0))}
     if job.genes:
         column = {gene: i for i, gene in enumerate(model.panel.genes)}
         found[Keys.EXPRESSION] = values[:, [column[gene] for gene in job.genes]]

@@ -58,7 +58,7 @@ def score_table(outcome: Outcome, *, n_bootstrap: int, seed: int) -> pd.DataFram
     rows: list[dict[str, Any]] = []
 
     def add(fold: str, method: str, scores: Mapping[str, float], part: Held) -> None:
-        facts = {"fold": fold, "method": method, "target": outcome.labels.target}
+        facts: dict[str, Any] = {"fold": fold, "method": method, "target": outcome.labels.target}
         facts |= {"n": len(part.truth), "n_patients": len(np.unique(part.patients))}
         for metric, value in scores.items():
             low, high = intervals.get((method, metric), (np.nan, np.nan)) if fold == "" else (np.nan, np.nan)

@@ -200,7 +200,8 @@ def _add_expression(uns: Any, obsm: Any, model: Any, job: Job, parts: Parts, nam
         return
     starts = parts.starts(len(names))
     present = np.any([parts.read(start, PRESENT) for start in starts], axis=0)
-    net, scores, entry = pd.read_parquet(job.net), [], {}
+    net, scores = pd.read_parquet(job.net), []
+    entry: dict[str, Any] = {}
     with quietly():
         for start in starts:
             values = model.predict_expression(parts.read(start, Keys.EMBEDDING))

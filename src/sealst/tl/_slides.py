@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from sealst._core.gene_sets import restrict
 from sealst._data.slide_parts import complete_file
 from sealst._errors import DataError
 from sealst._files import write_json
 from sealst._logging import logger, warn
+from sealst._session_info import session_info
 from sealst._settings import settings
 from sealst._validate import check_fraction, check_positive, listed
-from sealst._version import __version__
 from sealst.models import SealModel
 from sealst.tl._pathways import gene_set_edges
 from sealst.tl._slide_job import Job, Model, crop_of, held, opened
@@ -223,11 +222,14 @@ def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool
             job.table(slide).unlink(missing_ok=True)
             job.parts(slide, "").remove()
     spec = model.encoder.spec if isinstance(model, SealModel) else model.spec
-    facts = {"kind": type(model).__name__, "encoder": spec.key, "device": job.model.device or settings.device}
+    facts: dict[str, Any] = {
+        "kind": type(model).__name__,
+        "encoder": spec.key,
+        "device": job.model.device or settings.device,
+    }
     facts |= {"genes": list(job.genes), "net": job.net_label}
     facts |= {"tiles_per_task": job.tiles_per_task, "batch_size": job.batch_size}
-    versions = {"sealst": __version__, "torch": torch.__version__}
-    write_json(path, {"settings": given, "facts": facts, "versions": versions})
+    write_json(path, {"settings": given, "facts": facts, "versions": session_info()})
 
 
 def _stored(path: Path) -> dict[str, Any] | None:
