@@ -69,7 +69,8 @@ if os.environ.get("SEALST_DOCS_INTERSPHINX") == "1":
 html_theme = "sphinx_book_theme"
 html_title = "sealst"
 html_show_sourcelink = False
-html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+# The search field of the sidebar is enough.
+html_theme_options = {"show_toc_level": 2, "use_download_button": False, "navbar_persistent": []}
 
 PACKAGES = ("datasets", "io", "models", "pl", "pp", "tl")
 
