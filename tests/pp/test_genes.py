@@ -52,6 +52,24 @@ def test_hvg_are_those_of_scanpy_in_order_of_rank() -> None:
     assert len(set(panel.genes) & set(GENES[::6])) >= 9
 
 
+def test_included_genes_come_first_and_count() -> None:
+    sections = [section("a", seed=1), section("b", seed=2)]
+    plain = sl.pp.select_genes(sections, 10).genes
+    assert "GENE01" not in plain
+    panel = sl.pp.select_genes(sections, 10, include=["gene01", plain[3]])
+    assert panel.genes == ("GENE01", plain[3], *[g for g in plain if g != plain[3]][:8])
+    with pytest.raises(sl.PanelError, match="1 of 1 listed genes are not in every section: 'NOPE'"):
+        sl.pp.select_genes(sections, 10, include=["NOPE"])
+    with pytest.raises(sl.PanelError, match="`include` names 'GENE01' more than once"):
+        sl.pp.select_genes(sections, 10, include=["GENE01", "gene01"])
+    with pytest.raises(sl.DataError, match="`include` names 3 genes, more than `n` = 2"):
+        sl.pp.select_genes(sections, 2, include=GENES[:3])
+    with pytest.raises(sl.DataError, match=r"must be a list of genes, found 'GENE01'; use \['GENE01'\]"):
+        sl.pp.select_genes(sections, 2, include="GENE01")
+    with pytest.raises(sl.DataError, match="with a list as `criterion` put them into the list"):
+        sl.pp.select_genes(sections, criterion=GENES[:3], include=GENES[4:5])
+
+
 def test_heg_are_ranked_by_mean() -> None:
     sections = [section("a", seed=1), section("b", seed=2)]
     panel = sl.pp.select_genes(sections, 7, criterion="heg")

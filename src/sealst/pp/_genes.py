@@ -22,6 +22,7 @@ def select_genes(
     n: int = 2000,
     *,
     criterion: Literal["hvg", "heg"] | Sequence[str] = "hvg",
+    include: Sequence[str] = (),
     layer: str = Keys.CONTEXT,
     min_spots: float = 0.05,
     min_sections: int | float | None = None,
@@ -49,6 +50,9 @@ def select_genes(
           candidates calls the same share of them highly variable as the others.
         - ``"heg"``: highest mean of ``"lognorm"``.
         - a list of gene symbols: these, in this order; `min_spots` does not apply.
+    include
+        Genes that are in the panel whatever their rank, such as ``["ERBB2", "ESR1"]``; they come first and count among
+        the `n`. By variability alone known markers can be left out, above all where counts are few.
     layer
         Layer whose mean and standard deviation the panel keeps: ``"context"`` or ``"lognorm"``.
     min_spots
@@ -91,7 +95,11 @@ def select_genes(
     found = survey(sections, layer, table_key)
     least = _least(min_sections, len(found))
     if isinstance(criterion, str):
-        genes = _ranked(sections, found, n, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key)
+        first = _included(found, include, least, n)
+        ranked = _ranked(sections, found, n, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key)
+        genes = [*first, *(gene for gene in ranked if gene not in set(first))][:n]
+    elif len(include):
+        raise DataError("`include` adds to genes that are ranked; with a list as `criterion` put them into the list.")
     else:
         genes = _listed_genes(found, criterion, least)
     mean, std = moments(sections, found, genes, layer=layer, table_key=table_key)
@@ -234,14 +242,24 @@ def _detected(share: np.ndarray, min_spots: float) -> np.ndarray:
     return columns
 
 
-def _listed_genes(found: Sequence[Survey], names: Sequence[str], least: int) -> list[str]:
+def _included(found: Sequence[Survey], names: Sequence[str], least: int, n: int) -> list[str]:
+    if isinstance(names, str):
+        raise DataError(f"`include` must be a list of genes, found {names!r}; use [{names!r}].")
+    if len(names) > n:
+        raise DataError(f"`include` names {len(names)} genes, more than `n` = {n}.")
+    return _listed_genes(found, names, least, argument="include") if len(names) else []
+
+
+def _listed_genes(
+    found: Sequence[Survey], names: Sequence[str], least: int, *, argument: str = "criterion"
+) -> list[str]:
     wanted = [str(name).upper() for name in names]
     if not wanted:
         raise PanelError("`criterion` is an empty list; name at least one gene.")
     if double := sorted({g for g in wanted if wanted.count(g) > 1}):
-        raise PanelError(f"`criterion` names {listed(double)} more than once (case does not matter).")
+        raise PanelError(f"`{argument}` names {listed(double)} more than once (case does not matter).")
     if controls := [g for g in wanted if is_control(g)]:
-        raise PanelError(f"`criterion` names control probes: {listed(controls)}. Leave them out.")
+        raise PanelError(f"`{argument}` names control probes: {listed(controls)}. Leave them out.")
     absent = {g: [one.name for one in found if g not in one.columns] for g in wanted}
     if unknown := {g: where for g, where in absent.items() if len(found) - len(where) < least}:
         cases = "; ".join(f"{g!r} (not in {listed(where, 3)})" for g, where in list(unknown.items())[:10])
