@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import click
 
+from sealst.cli._common import EXIT_CODES
 from sealst.cli._embed_slides import slides_embed
 from sealst.cli._fit_slides import slides_fit, slides_predict
 
 
-@click.group()
+@click.group(
+    epilog=f"Example: `sealst slides embed cohort.csv --out cohort --model run`, then `sealst slides fit cohort --target "
+    f"grade --out grade`. {EXIT_CODES}"
+)
 def slides() -> None:
     """Whole slides, many at a time."""
 
