@@ -10,8 +10,8 @@ from sealst.cli._fit_slides import slides_fit, slides_predict
 
 
 @click.group(
-    epilog=f"Example: `sealst slides embed cohort.csv --out cohort --model run`, then `sealst slides fit cohort --target "
-    f"grade --out grade`. {EXIT_CODES}"
+    epilog="Example: `sealst slides embed cohort.csv --out cohort --model run`, then `sealst slides fit cohort "
+    f"--target grade --out grade`. {EXIT_CODES}"
 )
 def slides() -> None:
     """Whole slides, many at a time."""
