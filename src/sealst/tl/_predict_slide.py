@@ -113,10 +113,11 @@ def _of_bags(bags: Bags, model: SlideModel, show: bool | None) -> pd.DataFrame:
     _warn_seen(set(bags.obs[Keys.PATIENT].astype(str)), model)
     rows: list[dict[str, Any]] = []
     for i in _logging.progress(range(len(bags)), "predicting slides", show=show, unit="slide"):
-        bag = _bag_or_none(bags, i)
-        rows.append({})
-        for name in model.spec.targets if bag is not None else ():
-            rows[-1] |= _outputs(model, name, model.predict(bag.features, bag.xy, target=name))
+        bag, found = _bag_or_none(bags, i), {}
+        if bag is not None:
+            for name in model.spec.targets:
+                found |= _outputs(model, name, model.predict(bag.features, bag.xy, target=name))
+        rows.append(found)
     if blank := [name for name, found in zip(bags.obs.index, rows, strict=True) if not found]:
         text = f"Slide(s) {listed(blank)} have no tile with an embedding {bags.key!r}"
         if len(blank) == len(bags):
