@@ -113,8 +113,8 @@ def _of_bags(bags: Bags, model: SlideModel, show: bool | None) -> pd.DataFrame:
     _warn_seen(set(bags.obs[Keys.PATIENT].astype(str)), model)
     rows: list[dict[str, Any]] = []
     for i in _logging.progress(range(len(bags)), "predicting slides", show=show, unit="slide"):
-        bag, found = _bag_or_none(bags, i), {}
-        if bag is not None:
+        found: dict[str, Any] = {}
+        if (bag := _bag_or_none(bags, i)) is not None:
             for name in model.spec.targets:
                 found |= _outputs(model, name, model.predict(bag.features, bag.xy, target=name))
         rows.append(found)
