@@ -42,6 +42,14 @@ def check_positive(name: str, value: float) -> None:
         raise DataError(f"`{name}` must be a positive number, found {value!r}.")
 
 
+def whole(name: str, value: Any, *, least: int | None = None) -> int:
+    """Return a whole number as Python's int, which goes into JSON; raise where it is none, or below `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or (least is not None and value < least):
+        bound = "" if least is None else f", {least} or more"
+        raise DataError(f"`{name}` must be a whole number{bound}, found {value!r}.")
+    return int(value)
+
+
 def check_fraction(name: str, value: float) -> None:
     """Raise unless `value` lies in [0, 1]."""
     if not 0 <= value <= 1:

@@ -92,6 +92,14 @@ def test_nothing_happened():
     time, event = np.array([1.0, 2, 3]), np.zeros(3, dtype=bool)
     pytest.importorskip("sksurv")
     assert np.isnan(slide_curves.log_rank(time, event, np.array([True, False, False])))
+    # Neither can a group differ where the only event is the last time, nor where one group is over before.
+    for times, events in (
+        ([1.0, 2, 3, 4], [0, 0, 0, 1]),
+        ([1.0, 1, 1, 1], [1, 1, 1, 1]),
+        ([1.0, 5, 2, 6], [0, 1, 0, 1]),
+    ):
+        degenerate = np.array(times), np.array(events, dtype=bool)
+        assert np.isnan(slide_curves.log_rank(*degenerate, np.array([True, False, True, False])))
     curve = slide_curves.survival_curve(time, event)
     np.testing.assert_array_equal(curve.share, [1, 1])
     assert np.isnan(curve.low).all()

@@ -53,6 +53,44 @@ def test_both_inner_sides_hold_every_class() -> None:
     assert not len(inner_split(patients, np.array([0] * 29 + [1]), seed=0)[1])
 
 
+def _labels(kind: str, n: int) -> np.ndarray:
+    rng = np.random.default_rng(n)
+    return {
+        "numbers": rng.normal(size=n),
+        "ties": np.repeat([0.0, 1.0, 2.0], [n - 4, 2, 2]),
+        "two": np.arange(n) % 2,
+        "three": np.arange(n) % 3,
+        "seven": np.arange(n) % 7,
+        "events": (np.arange(n) % 4 == 0).astype(int),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["numbers", "ties", "two", "three", "seven", "events"])
+def test_few_patients_have_folds_too(kind: str) -> None:
+    for n in range(6, 25):
+        patients, labels = np.arange(n).astype(str), _labels(kind, n)
+        for n_folds in (2, 3, 5, 6):
+            found = patient_folds(patients, strata_of(labels, n_folds), n_folds, seed=n)
+            assert sorted(np.concatenate([test for _, test in found])) == list(range(n))
+        learn, watch = inner_split(patients, strata_of(labels), seed=n)
+        assert sorted([*learn, *watch]) == list(range(n))
+        assert len(watch) <= n / 3 + 1
+
+
+def test_small_classes_are_watched_in_a_larger_part() -> None:
+    strata = np.repeat([0, 1, 2], 4)
+    watch = inner_split(np.arange(12).astype(str), strata, seed=0)[1]
+    assert sorted(strata[watch]) == [0, 1, 2]
+    assert np.bincount(strata_of(np.linspace(0, 1, 19), 5)).tolist() == [6, 6, 7]
+
+
+def test_one_patient_with_most_slides_is_not_split() -> None:
+    patients = np.array(["big"] * 60 + [f"p{i}" for i in range(9)])
+    for seed in range(5):
+        learn, watch = inner_split(patients, np.arange(69) % 2, seed=seed)
+        assert sorted([*learn, *watch]) == list(range(69))
+
+
 def test_named_folds() -> None:
     patients, sites = np.array(["a", "a", "b", "c"]), np.array(["x", "x", "y", "y"])
     assert {name: test.tolist() for name, (_, test) in named_folds(patients, sites).items()} == {
@@ -63,6 +101,10 @@ def test_named_folds() -> None:
         named_folds(patients, np.array(["x", "y", "y", "y"]))
     with pytest.raises(DataError, match="holds one value"):
         named_folds(patients, np.full(4, "x"))
+    # Tables of results keep the blank name for all folds together.
+    for blank in ("", " "):
+        with pytest.raises(DataError, match=r"is blank in 2 slide\(s\)"):
+            named_folds(patients, np.array(["x", "x", blank, blank]))
 
 
 def test_errors() -> None:

@@ -81,6 +81,34 @@ def test_risks_of_two_folds_are_not_compared() -> None:
     assert survival_scores(np.array([1.0, 0, 101, 100]), held(truth, fold=fold))["c_index"] == 1
 
 
+def test_folds_of_one_slide_do_not_stop_the_scores() -> None:
+    pytest.importorskip("sksurv")
+    truth = np.array([[1.0, 1], [2, 1], [3, 0], [4, 1], [5, 1]])
+    parts, risk = held(truth, fold=np.array(["0", "0", "0", "0", "1"])), -np.arange(5.0)
+    assert survival_scores(risk, parts)["c_index"] == 1
+    # Draws of patients leave folds with one slide, too.
+    low, high = bootstrap_scores({"a": risk}, parts, survival_scores, n=30, seed=0)["a", "c_index"]
+    assert low == high == 1
+
+
+def test_scores_without_a_class_are_not_those_of_the_others() -> None:
+    # The third class is never found; without its two slides everything would be perfect.
+    truth = np.array([0] * 14 + [1] * 14 + [2] * 2)
+    p = np.full((30, 3), 0.05)
+    p[np.arange(30), np.where(truth == 2, 0, truth)] = 0.9
+    p[truth == 2, 2] = 0.001
+    found = classification_scores(p[:28], held(truth[:28]))
+    assert all(np.isnan(found[m]) for m in ("auroc", "average_precision", "balanced_accuracy", "f1"))
+    assert np.isfinite([found["brier"], found["ece"]]).all()
+    whole = classification_scores(p, held(truth))
+    intervals = bootstrap_scores({"a": p}, held(truth), classification_scores, n=200, seed=0)
+    for metric in ("auroc", "balanced_accuracy", "f1"):
+        low, high = intervals["a", metric]
+        assert low <= whole[metric] <= high < 0.8
+    # Two classes: the same rule.
+    assert np.isnan(classification_scores(two(np.array([0.1, 0.2])), held(np.zeros(2)))["balanced_accuracy"])
+
+
 def test_intervals_are_over_patients_and_differences_paired() -> None:
     rng = np.random.default_rng(2)
     truth = np.repeat(np.arange(40) % 2, 3)

@@ -87,6 +87,14 @@ def test_concordance_without_pairs() -> None:
     assert np.isnan(concordance(np.zeros(2), np.array([1.0, 2.0]), np.array([False, True])).share)
 
 
+def test_one_slide_makes_no_pair() -> None:
+    for event in (True, False):
+        one = np.array([1.0]), np.array([2.0]), np.array([event])
+        assert concordance(*one).pairs == 0
+        train = {"train_time": np.array([1.0, 3.0, 5.0]), "train_event": np.array([True, True, True])}
+        assert np.isnan(ipcw_index(*one, **train))
+
+
 def test_ipcw_is_harrell_without_censoring() -> None:
     risk, time, _ = draw(5, ties=False)
     seen = np.ones(len(time), dtype=bool)

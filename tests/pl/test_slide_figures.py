@@ -126,6 +126,28 @@ def test_a_patient_with_several_slides_counts_once(survived):
         sl.pl.kaplan_meier(dataclasses.replace(survived, predictions=wrong))
 
 
+def test_a_test_that_is_not_defined_is_called_so(survived):
+    pytest.importorskip("sksurv")
+    last = survived.predictions.assign(event=lambda t: t["time"] == t["time"].max())
+    ax = sl.pl.kaplan_meier(dataclasses.replace(survived, predictions=last), methods="X_seal").axes[0]
+    assert ax.get_title().endswith("log-rank undefined")
+    none = survived.predictions.assign(event=False)
+    ax = sl.pl.kaplan_meier(dataclasses.replace(survived, predictions=none), methods="X_seal").axes[0]
+    assert ax.get_title().endswith("no event")
+
+
+@pytest.mark.parametrize("draw", [sl.pl.roc, sl.pl.precision_recall])
+def test_classes_without_slides_are_left_out(classified, draw):
+    frame = classified.predictions.assign(p_none=0.0)
+    three = classified.facts | {"classes": {"grade": ["low", "high", "none"]}}
+    lacking = dataclasses.replace(classified, predictions=frame, facts=three)
+    with pytest.warns(sl.SealstWarning, match="All held-out slides of 'grade' are not 'none': no curve"):
+        figure = draw(lacking, n_bootstrap=0)
+    assert [ax.get_title().split(" (")[0] for ax in figure.axes] == ["grade: low", "grade: high"]
+    with pytest.raises(sl.DataError, match="are not 'none': no curve"):
+        draw(lacking, classes=["low", "none"])
+
+
 def test_wrong_evaluations_are_refused(classified, survived):
     with pytest.raises(TypeError, match=r"Expected a SlideEvaluation, .* found DataFrame"):
         sl.pl.roc(classified.table)

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from html import unescape
 
 import pandas as pd
 import pytest
@@ -37,7 +38,7 @@ def test_report_of_a_classification(written):
     assert "40 slides of 40 patients, a model (abmil) per fold, held out in 4 folds." in html
     assert "0.90 (0.80 to 0.97)" in html
     assert "+0.10 (−0.02 to 0.20)" in html
-    assert "floor: the same answer for every slide" in html
+    assert "floor: for every slide of a fold the same answer" in html
     assert html.count("<img") == 3
     # Numbers of the first fold only.
     assert re.search(r"fold 0</th>", html)
@@ -71,6 +72,18 @@ def test_report_of_other_tasks_and_with_attention(regressed, survived, filled, t
     assert "Survival" in headings(html)
     assert "Risks of different folds come from different models" in html
     assert re.search(r"death: \d+ patients of 40 with an event\.", html)
+
+
+@pytest.mark.filterwarnings("error::sealst.SealstWarning")
+@pytest.mark.parametrize(("kept", "pictures"), [(["low", "high"], 3), (["high"], 1)])
+def test_report_of_slides_that_lack_a_class(classified, tmp_path, kept, pictures):
+    frame = classified.predictions.assign(p_none=0.0)
+    frame = frame[frame["truth"].isin(kept)]
+    facts = classified.facts | {"classes": {"grade": ["low", "high", "none"]}}
+    lacking = dataclasses.replace(classified, predictions=frame, facts=facts)
+    html = sl.pl.slide_report(lacking, tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "are not 'none': no curve." in unescape(html)
+    assert html.count("<img") == pictures
 
 
 def test_what_fails_leaves_the_old_file(regressed, filled, tmp_path):

@@ -119,8 +119,14 @@ def survival_curve(time: np.ndarray, event: np.ndarray) -> Survival:
 
 
 def log_rank(time: np.ndarray, event: np.ndarray, group: np.ndarray) -> float:
-    """Two-sided p-value of the log-rank test between groups; NaN where nothing happened."""
-    if not event.any():
+    """Two-sided p-value of the log-rank test between groups; NaN where nothing happened that could differ.
+
+    At a time at which one slide is left, or all that are left have the event, nothing can differ.
+    """
+    times, seen = np.unique(time[event], return_counts=True)
+    sides = np.stack([at_risk(time[group == one], times) for one in np.unique(group)])
+    # Without a time at which several sides are at risk and somebody stays, the test's variance is 0.
+    if not ((at_risk(time, times) > seen) & ((sides > 0).sum(axis=0) > 1)).any():
         return float("nan")
     outcome = np.array(list(zip(event, time, strict=True)), dtype=[("event", bool), ("time", float)])
     return float(_sksurv("compare").compare_survival(outcome, group)[1])

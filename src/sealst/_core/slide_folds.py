@@ -13,22 +13,33 @@ from sealst._validate import listed
 Fold = tuple[np.ndarray, np.ndarray]
 #: classes that numbers are cut into, so that folds get high and low ones alike
 _BINS = 4
-#: share of the training patients that decide when to stop is one in this many
-_INNER = 5
+#: share of the training patients that decide when to stop is one in this many, and in so many where classes are small
+_INNER, _LEAST_INNER = 5, 3
 #: with fewer training patients none is spared for that
 _MIN_INNER = 10
 
 
-def strata_of(values: np.ndarray) -> np.ndarray:
-    """Classes that folds balance: quarters of numbers, the labels themselves otherwise; int (n,)."""
+def strata_of(values: np.ndarray, n_folds: int = _INNER) -> np.ndarray:
+    """Classes that folds balance: the labels, or quarters of numbers (fewer parts where these are too few); int (n,).
+
+    Parameters
+    ----------
+    values
+        Numbers, or labels of any other type (n,).
+    n_folds
+        Number of folds, of which each should get one value of every part.
+    """
     if values.dtype.kind != "f":
         return np.unique(values, return_inverse=True)[1]
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    n_bins = max(1, min(_BINS, len(values) // n_folds))
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, n_bins + 1)[1:-1]))
     return np.searchsorted(edges, values, side="right")
 
 
 def patient_folds(patients: np.ndarray, strata: np.ndarray, n_folds: int, *, seed: int) -> list[Fold]:
     """Folds by patient, stratified by label (scikit-learn's StratifiedGroupKFold).
+
+    Where every class has fewer slides than there are folds, no fold can hold all of them, and labels are not balanced.
 
     Parameters
     ----------
@@ -53,6 +64,8 @@ def patient_folds(patients: np.ndarray, strata: np.ndarray, n_folds: int, *, see
     n_patients = len(np.unique(patients))
     if not isinstance(n_folds, int | np.integer) or not 2 <= n_folds <= n_patients:
         raise DataError(f"`folds` must lie between 2 and the number of patients ({n_patients}), found {n_folds!r}.")
+    if _largest(strata) < n_folds:
+        strata = np.zeros(len(patients), dtype=int)
     splitter = StratifiedGroupKFold(n_splits=int(n_folds), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # Rare labels are reported by the caller, in words of its own.
@@ -61,6 +74,10 @@ def patient_folds(patients: np.ndarray, strata: np.ndarray, n_folds: int, *, see
     if empty := [i for i, (train, test) in enumerate(found) if not len(train) or not len(test)]:
         raise DataError(f"Fold(s) {listed(empty)} of {n_folds} hold no slide; ask for fewer `folds`.")
     return [(np.asarray(train), np.asarray(test)) for train, test in found]
+
+
+def _largest(strata: np.ndarray) -> int:
+    return int(np.unique(strata, return_counts=True)[1].max())
 
 
 def named_folds(patients: np.ndarray, names: np.ndarray) -> dict[str, Fold]:
@@ -80,9 +97,11 @@ def named_folds(patients: np.ndarray, names: np.ndarray) -> dict[str, Fold]:
     LeakError
         When a patient's slides belong to several folds.
     DataError
-        When there is only one name.
+        When there is only one name, or a blank one.
     """
     labels = names.astype(str)
+    if blank := int((np.char.strip(labels) == "").sum()):
+        raise DataError(f"The column of folds is blank in {blank} slide(s); name the fold of every slide.")
     if len(np.unique(labels)) < 2:
         raise DataError(f"The column of folds holds one value ({labels[0]!r}); at least 2 are needed.")
     split = [p for p in np.unique(patients) if len(np.unique(labels[patients == p])) > 1]
@@ -106,9 +125,16 @@ def inner_split(patients: np.ndarray, strata: np.ndarray, *, seed: int) -> Fold:
     Row numbers to learn from, and those that decide when training stops (possibly none).
     """
     everything = np.arange(len(patients)), np.arange(0)
-    if len(np.unique(patients)) < _MIN_INNER:
+    # Classes that are smaller than a fifth asks for can still be on both sides of a larger part.
+    n_parts = min(_INNER, _largest(strata))
+    if len(np.unique(patients)) < _MIN_INNER or n_parts < _LEAST_INNER:
         return everything
-    for learn, watch in patient_folds(patients, strata, _INNER, seed=seed):
+    try:
+        found = patient_folds(patients, strata, n_parts, seed=seed)
+    except DataError:
+        # One patient with most of the slides leaves parts empty.
+        return everything
+    for learn, watch in found:
         # Both must hold every class: a loss without events, or of one class, says nothing about when to stop.
         if len(np.unique(strata[learn])) == len(np.unique(strata[watch])) == len(np.unique(strata)):
             return learn, watch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,7 +53,8 @@ def classification_scores(p: np.ndarray, held: Held) -> dict[str, float]:
     -------
     ``auroc`` and ``average_precision`` (of the last of two classes; of more, the mean over one-against-rest),
     ``balanced_accuracy``, ``f1`` (mean over classes), ``ece`` (confidence against accuracy, ten bins), ``brier`` (two
-    classes: squared error of the last one's probability; more: its sum over classes). NaN where a class is missing.
+    classes: squared error of the last one's probability; more: its sum over classes). The first four are NaN where no
+    slide is of one of the classes: a mean over the others would be another score.
     """
     truth = held.truth.astype(int)
     n_classes = p.shape[1]
@@ -63,18 +64,21 @@ def classification_scores(p: np.ndarray, held: Held) -> dict[str, float]:
     best = p.argmax(axis=1)
     counts = np.bincount(truth * n_classes + best, minlength=n_classes**2).reshape(n_classes, n_classes)
     right, real, called = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
-    # A resample may lack a class; the means are then over those it has.
-    found["balanced_accuracy"] = float((right[real > 0] / real[real > 0]).mean())
-    found["f1"] = float((2 * right / np.maximum(real + called, 1))[real + called > 0].mean())
+    every = bool((real > 0).all())
+    found["balanced_accuracy"] = float((right / real).mean()) if every else NAN
+    found["f1"] = float((2 * right / (real + called)).mean()) if every else NAN
     error = ((p - np.eye(n_classes)[truth]) ** 2).sum(axis=1).mean()
     found |= {"ece": calibration_error(p, truth), "brier": float(error / 2 if n_classes == 2 else error)}
     return found
 
 
-def _one_against_rest(function: Callable[..., float], p: np.ndarray, truth: np.ndarray, classes: object) -> float:
-    positive = [(truth == c, p[:, c]) for c in classes]  # type: ignore[attr-defined]
-    found = [float(function(is_class, score)) for is_class, score in positive if is_class.any() and not is_class.all()]
-    return float(np.mean(found)) if found else NAN
+def _one_against_rest(
+    function: Callable[..., float], p: np.ndarray, truth: np.ndarray, classes: Iterable[int]
+) -> float:
+    positive = [(truth == c, p[:, c]) for c in classes]
+    if not all(is_class.any() and not is_class.all() for is_class, _ in positive):
+        return NAN
+    return float(np.mean([function(is_class, score) for is_class, score in positive]))
 
 
 def auroc(positive: np.ndarray, score: np.ndarray) -> float:
@@ -207,7 +211,8 @@ def bootstrap_scores(
 
     Returns
     -------
-    Lower and upper bound by (method, metric); for differences the method is ``"first - other"``. NaN without draws.
+    Lower and upper bound by (method, metric); for differences the method is ``"first - other"``. Draws in which a score
+    is not defined, such as those that lack a class, are left out; NaN without any other.
     """
     rng = np.random.default_rng(seed)
     names, which = np.unique(held.patients, return_inverse=True)

@@ -82,10 +82,11 @@ def concordance(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> Concor
     Harrell et al., *Multivariable prognostic models*, Statistics in Medicine 1996.
     """
     metrics = _metrics()
-    if not event.any():
+    if len(time) < 2 or not event.any():
         return Concordance(0.0, 0)
     try:
-        _, right, wrong, tied, _ = metrics.concordance_index_censored(event, time, risk)
+        with _without_pairs():
+            _, right, wrong, tied, _ = metrics.concordance_index_censored(event, time, risk)
     except need("sksurv.exceptions", extra="slide", what=_WHAT).NoComparablePairException:
         return Concordance(0.0, 0)
     return Concordance(float(right + 0.5 * tied), int(right + wrong + tied))
@@ -121,16 +122,22 @@ def ipcw_index(
     """
     metrics = _metrics()
     until = _known_until(train_time, train_event)
-    if not (event & (time < until)).any():
+    if len(time) < 2 or not (event & (time < until)).any():
         return float("nan")
     train, test = (
         np.array(list(zip(e, t, strict=True)), dtype=[("event", bool), ("time", float)])
         for e, t in ((train_event, train_time), (event, time))
     )
     try:
-        return float(metrics.concordance_index_ipcw(train, test, risk, tau=until)[0])
+        with _without_pairs():
+            return float(metrics.concordance_index_ipcw(train, test, risk, tau=until)[0])
     except need("sksurv.exceptions", extra="slide", what=_WHAT).NoComparablePairException:
         return float("nan")
+
+
+def _without_pairs() -> np.errstate:
+    """Quiet where scikit-survival divides 0 pairs by 0, which is NaN as it should be."""
+    return np.errstate(invalid="ignore")
 
 
 def _known_until(time: np.ndarray, event: np.ndarray) -> float:

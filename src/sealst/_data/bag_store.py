@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from sealst._data.bags import Bag, Bags
+from sealst._data.bags import Bag, Bags, BlankSlideError
 from sealst._errors import DataError
 
 
@@ -33,7 +33,7 @@ class BagStore:
             return self._kept[row]
         bag = self.bags[row]
         if not len(bag):
-            raise DataError(f"Slide {bag.name!r} has no tile with an embedding; leave it out.")
+            raise BlankSlideError(f"Slide {bag.name!r} has no tile with an embedding; leave it out.")
         found = int(bag.features.shape[1])
         self._dim = found if self._dim is None else self._dim
         if found != self._dim:
@@ -46,13 +46,13 @@ class BagStore:
             self._kept[row] = bag
         return bag
 
-    def dim(self) -> int:
-        """Length of an embedding, of the first slide."""
-        return int(self[0].features.shape[1]) if self._dim is None else self._dim
+    def dim(self, row: int) -> int:
+        """Length of an embedding, of the first slide that was read; of a row where none was."""
+        return int(self[row].features.shape[1]) if self._dim is None else self._dim
 
     def moments(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of every feature over slides, each slide weighing the same; float32 (dim,)."""
-        sums, squares = np.zeros(self.dim()), np.zeros(self.dim())
+        sums, squares = np.zeros((2, self.dim(int(rows[0]))))
         for row in rows:
             features = self[int(row)].features.astype(np.float64)
             sums += features.mean(axis=0)

@@ -15,6 +15,10 @@ from sealst._keys import Keys
 from sealst._validate import check_key, listed
 
 
+class BlankSlideError(DataError):
+    """A slide none of whose tiles has an embedding."""
+
+
 @dataclass(frozen=True, eq=False)
 class Bag:
     """Tiles of one slide.

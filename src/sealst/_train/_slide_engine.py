@@ -167,10 +167,8 @@ def fit_net(net: Any, job: Job, params: SlideParams, *, arrange: Callable[..., n
     arrange
         See `SlideStage`.
     """
+    size = _step_size(job, params)
     labels = _prepare(net, job)
-    size = params.batch_size or _BATCH[job.task]
-    # Steps of equal size: a last one of two slides would count as much as a full one.
-    size = math.ceil(len(job.learn) / math.ceil(len(job.learn) / size))
     make = partial(BagDataset, job.store, seed=mixed_seed(job.seed, "tiles"))
     learn = make(job.learn, labels[job.learn], max_tiles=params.max_tiles)
     generator = torch.Generator().manual_seed(mixed_seed(job.seed, "order") % 2**63)
@@ -192,6 +190,18 @@ def fit_net(net: Any, job: Job, params: SlideParams, *, arrange: Callable[..., n
     if job.task == SURVIVAL:
         _centre_risk(net, job)
     return log.epochs
+
+
+def _step_size(job: Job, params: SlideParams) -> int:
+    """Slides per step, the same in all steps: a last one of two slides would count as much as a full one."""
+    n = len(job.learn)
+    size = math.ceil(n / math.ceil(n / (params.batch_size or _BATCH[job.task])))
+    if job.task == SURVIVAL and size < 2:
+        raise DataError(
+            f"Survival compares the slides of a step with each other, but a step would have {size} of {n} training "
+            f"slides. Set `params.batch_size` to 2 or more (found {params.batch_size!r}), or ask for fewer `folds`."
+        )
+    return size
 
 
 def _prepare(net: Any, job: Job) -> np.ndarray:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sealst._errors import DataError
-from sealst._validate import check_fraction, check_positive, from_yaml, resolve_params
+from sealst._validate import check_fraction, check_positive, from_yaml, resolve_params, whole
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,16 @@ class SlideParams:
     cache_mb: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "lr", "hidden", "attention", "max_tiles", "clip_norm"):
+        for name, value in vars(self).items():
+            # numpy scalars would not go into JSON later on.
+            object.__setattr__(self, name, value.item() if isinstance(value, np.generic) else value)
+        for name in ("lr", "clip_norm"):
             check_positive(f"params.{name}", getattr(self, name))
+        for name in ("epochs", "hidden", "attention", "max_tiles"):
+            whole(f"params.{name}", getattr(self, name), least=1)
         for name in ("patience", "batch_size"):
             if getattr(self, name) is not None:
-                check_positive(f"params.{name}", getattr(self, name))
+                whole(f"params.{name}", getattr(self, name), least=1)
         check_fraction("params.dropout", self.dropout)
         for name in ("weight_decay", "cache_mb"):
             if not getattr(self, name) >= 0:

@@ -12,7 +12,7 @@ import numpy as np
 from anndata import AnnData
 from anndata.io import read_elem
 
-from sealst._data.bags import Bag
+from sealst._data.bags import Bag, BlankSlideError
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -43,7 +43,7 @@ class BagReader:
             raise DataError(f"Slide {self.name!r}: {key!r} must be (n_tiles, dim), found shape {features.shape}.")
         kept = np.isfinite(features).all(axis=1)
         if not kept.any():
-            raise DataError(f"Slide {self.name!r}: no tile has a finite embedding {key!r}; leave the slide out.")
+            raise BlankSlideError(f"Slide {self.name!r}: no tile has a finite embedding {key!r}; leave the slide out.")
         if not kept.all():
             if key not in self._told:
                 self._told.add(key)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class SlideModel:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change with any weight and with what is predicted."""
-        digest = hashlib.sha256(repr(self.spec).encode())
+        digest = hashlib.sha256(json.dumps(asdict(self.spec), sort_keys=True).encode())
         for target in self.spec.targets:
             for net in self.members[target]:
                 for name, tensor in sorted(net.trained_state().items()):

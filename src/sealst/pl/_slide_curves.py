@@ -16,6 +16,7 @@ from sealst._core import slide_curves
 from sealst._core.slide_curves import Curve
 from sealst._core.slide_evaluation import SlideEvaluation
 from sealst._errors import DataError
+from sealst._logging import warn
 from sealst.pl import _base
 from sealst.pl._gene_scatter import plain
 from sealst.pl._slide_methods import (
@@ -26,6 +27,7 @@ from sealst.pl._slide_methods import (
     is_class,
     legend_below,
     methods_of,
+    no_curve,
     panel_axes,
     require_slides,
     score_text,
@@ -59,7 +61,8 @@ def roc(
     targets
         Targets to show; by default all.
     classes
-        Classes to show against the rest; by default the second of two, or all.
+        Classes to show against the rest; by default the second of two, or all. By default those that no held-out slide
+        is of are left out, with a warning.
     methods
         Embeddings to show, such as ``"X_seal"``; by default all, the adapted one first.
     n_bootstrap
@@ -85,7 +88,8 @@ def roc(
     MissingKeyError
         When a target, a class, a method or a column is absent.
     DataError
-        When the evaluation is no classification, or the held-out slides are all of one kind.
+        When the evaluation is no classification, or the held-out slides are all of one kind (for every class, or one
+        of `classes`).
 
     Examples
     --------
@@ -123,7 +127,8 @@ def precision_recall(
     targets
         Targets to show; by default all.
     classes
-        Classes to show against the rest; by default the second of two, or all.
+        Classes to show against the rest; by default the second of two, or all. By default those that no held-out slide
+        is of are left out, with a warning.
     methods
         Embeddings to show, such as ``"X_seal"``; by default all, the adapted one first.
     n_bootstrap
@@ -149,7 +154,8 @@ def precision_recall(
     MissingKeyError
         When a target, a class, a method or a column is absent.
     DataError
-        When the evaluation is no classification, or the held-out slides are all of one kind.
+        When the evaluation is no classification, or the held-out slides are all of one kind (for every class, or one
+        of `classes`).
 
     Examples
     --------
@@ -197,24 +203,34 @@ def _curves(
         raise DataError(f"`n_bootstrap` must not be negative, found {chosen.n_bootstrap}.")
     evaluation = require_slides(evaluation, ["classification"], ["truth"])
     methods = methods_of(evaluation, chosen.methods)
-    panels = [
-        (target, name)
-        for target in targets_of(evaluation, chosen.targets)
-        for name in classes_of(evaluation, target, chosen.classes)
-    ]
-    slides = [[held_out(evaluation, t, m, ["truth", f"p_{name}"]) for m in methods] for t, name in panels]
-    for (target, name), (first, *_) in zip(panels, slides, strict=True):
-        truth = is_class(first.frame["truth"], name)
-        if truth.all() or not truth.any():
-            raise DataError(f"All held-out slides of {target!r} are {'' if truth.all() else 'not '}{name!r}: no curve.")
+    panels = _panels(evaluation, chosen, methods)
     axes = panel_axes(ax, len(panels), chosen.n_cols)
-    for one, (target, name), own in zip(axes, panels, slides, strict=True):
+    for one, ((target, name), own) in zip(axes, panels.items(), strict=True):
         _frame(one, kind, own[0], title=(target, name))
         binary = len(evaluation.facts["classes"][target]) == 2
         for method in own:
             _draw(one, method, name, kind, chosen=chosen, evaluation=evaluation if binary else None)
         legend_below(one)
     return end(axes, ax, save, show)
+
+
+def _panels(
+    evaluation: SlideEvaluation, chosen: _Choice, methods: Sequence[str]
+) -> dict[tuple[str, str], list[Slides]]:
+    """Slides by target and class; what has no curve is left out with a warning, unless it was asked for by name."""
+    found, lacking = {}, []
+    for target in targets_of(evaluation, chosen.targets):
+        for name in classes_of(evaluation, target, chosen.classes):
+            own = [held_out(evaluation, target, m, ["truth", f"p_{name}"]) for m in methods]
+            if reason := no_curve(own[0], name):
+                lacking.append(reason)
+            else:
+                found[target, name] = own
+    if lacking and (chosen.classes is not None or not found):
+        raise DataError(lacking[0])
+    if lacking:
+        warn(" ".join(lacking))
+    return found
 
 
 def _frame(ax: Axes, kind: _Kind, slides: Slides, *, title: tuple[str, str]) -> None:

@@ -140,6 +140,14 @@ def is_class(truth: pd.Series, name: str) -> np.ndarray:
         return same
 
 
+def no_curve(slides: Slides, name: str) -> str:
+    """Why a class has no curve: the held-out slides are all of one kind; empty where it has."""
+    truth = is_class(slides.frame["truth"], name)
+    if truth.any() and not truth.all():
+        return ""
+    return f"All held-out slides of {slides.target!r} are {'' if truth.any() else 'not '}{name!r}: no curve."
+
+
 def score_text(evaluation: SlideEvaluation, slides: Slides, metrics: Sequence[str], fallback: float = np.nan) -> str:
     """The evaluation's number for the first of some metrics, with its interval; else one computed here."""
     table = evaluation.table

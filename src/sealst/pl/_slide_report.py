@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from spatialdata import SpatialData
 
 from sealst._core.report import Block, Picture, render
 from sealst._core.slide_evaluation import SlideEvaluation
-from sealst._errors import DataError
+from sealst._errors import DataError, SealstWarning
 from sealst._files import write_text
 from sealst._validate import listed
 from sealst._version import __version__
@@ -21,7 +22,7 @@ from sealst.pl._kaplan_meier import kaplan_meier
 from sealst.pl._report import picture_of
 from sealst.pl._slide_calibration import slide_calibration
 from sealst.pl._slide_curves import precision_recall, roc
-from sealst.pl._slide_methods import require_slides
+from sealst.pl._slide_methods import classes_of, embeddings_of, held_out, no_curve, require_slides, targets_of
 
 _TASKS = ("classification", "regression", "survival")
 
@@ -117,20 +118,36 @@ def _figures(evaluation: SlideEvaluation, time_label: str) -> list[Block]:
         caption = "Measured over predicted, a dot per held-out slide; on the dashed line predictions are right."
         shown = picture_of(slide_calibration, caption, evaluation, alt=f"Scatter plots. {numbers}.")
         return [Block("Predicted and measured", figures=[shown])]
-    band = "Shaded: pointwise 95 % bootstrap interval over patients."
-    curves = [
-        picture_of(roc, f"ROC curves. {band}", evaluation, alt=f"ROC curves of each embedding. {numbers}."),
-        picture_of(
-            precision_recall,
-            f"Precision over recall; dotted: the share of the class. {band}",
-            evaluation,
-            alt=f"Precision-recall curves of each embedding. {numbers}.",
-        ),
-    ]
     caption = "Share of slides of the class by predicted probability, with Wilson's 95 % interval."
     reliability = picture_of(slide_calibration, caption, evaluation, alt="Reliability diagram, with slides per bin.")
     confusion = text.confusion_tables(evaluation)
-    return [Block("Curves", figures=curves), Block("Calibration", tables=confusion, figures=[reliability])]
+    return [_curves(evaluation, numbers), Block("Calibration", tables=confusion, figures=[reliability])]
+
+
+def _curves(evaluation: SlideEvaluation, numbers: str) -> Block:
+    """Curves of the classes that have some; of the others why not."""
+    method = embeddings_of(evaluation)[0]
+    reasons = [
+        no_curve(held_out(evaluation, target, method, ["truth", f"p_{name}"]), name)
+        for target in targets_of(evaluation, None)
+        for name in classes_of(evaluation, target, None)
+    ]
+    lacking = [reason for reason in reasons if reason]
+    if len(lacking) == len(reasons):
+        return Block("Curves", lacking)
+    band = "Shaded: pointwise 95 % bootstrap interval over patients."
+    shown = (
+        (roc, f"ROC curves. {band}", "ROC curves"),
+        (precision_recall, f"Precision over recall; dotted: the share of the class. {band}", "Precision-recall curves"),
+    )
+    with warnings.catch_warnings():
+        # The page says so.
+        warnings.filterwarnings("ignore", message="All held-out slides", category=SealstWarning)
+        curves = [
+            picture_of(draw, text, evaluation, alt=f"{name} of each embedding. {numbers}.")
+            for draw, text, name in shown
+        ]
+    return Block("Curves", lacking, figures=curves)
 
 
 def _attention(slides: dict[str, SpatialData]) -> list[Block]:

@@ -70,7 +70,10 @@ def methods(evaluation: SlideEvaluation) -> list[str]:
     }
     lines = [f"{label_of(m)}: {meanings[m]}." if m in meanings else f"{m}." for m in embeddings_of(evaluation)]
     if (evaluation.table["method"] == FLOOR).any():
-        lines.append("floor: the same answer for every slide, learned without looking at it.")
+        lines.append(
+            "floor: for every slide of a fold the same answer, what the labels of the fold's training slides say "
+            "without looking at any slide."
+        )
     return lines
 
 

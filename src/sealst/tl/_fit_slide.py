@@ -25,7 +25,7 @@ from sealst._logging import logger
 from sealst._train._module import mixed_seed
 from sealst._train._slide_engine import SURVIVAL, Job, fit_net
 from sealst._train._slide_params import SlideParams, slide_params
-from sealst._validate import check_choice, check_key, listed
+from sealst._validate import check_choice, check_key, listed, whole
 from sealst._version import __version__
 from sealst.models import SlideModel, SlideSpec, list_aggregators
 from sealst.models._slide_model import averaged
@@ -98,7 +98,9 @@ def fit_slide(
     - regression: ``"pearson"``, ``"spearman"``, ``"r2"``, ``"mae"``
     - survival: ``"c_index"`` (Harrell, pairs within folds), ``"c_index_ipcw"`` (Uno)
 
-    ``"floor"`` is what one constant for all slides reaches: the shares of the classes, the mean, or no risk.
+    ``"floor"`` is what the labels of a fold's training slides reach alone, as one constant for all slides it holds
+    out: the shares of the classes, the mean, or no risk. Metrics of order are those of a constant (AUROC 0.5,
+    correlation 0). The first four of classification are NaN where no held-out slide is of one of the classes.
 
     Raises
     ------
@@ -111,9 +113,9 @@ def fit_slide(
 
     Notes
     -----
-    Features are standardised with the moments of the training slides. A fifth of the training patients decides when to
-    stop, where there are at least ten and enough of every class. Slides without a label are left out; held-out slides
-    are always looked at with all of their tiles.
+    Features are standardised with the moments of the training slides. A fifth of the training patients (up to a third
+    where classes are small) decides when to stop, where there are at least ten and enough of every class. Slides
+    without a label are left out; held-out slides are always looked at with all of their tiles.
 
     Examples
     --------
@@ -125,9 +127,9 @@ def fit_slide(
         raise TypeError(f"`bags` must be Bags; make them with `sl.io.read_bags(...)`. Found {type(bags).__name__}.")
     chosen = slide_params(params)
     check_choice("aggregator", aggregator, list(list_aggregators().index))
-    if n_bootstrap < 0:
-        raise DataError(f"`n_bootstrap` must be 0 or more, found {n_bootstrap!r}.")
-    targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
+    n_bootstrap, seed = whole("n_bootstrap", n_bootstrap, least=0), whole("seed", seed)
+    event = None if event is None else str(event)
+    targets = [str(name) for name in ([target] if isinstance(target, str) else dict.fromkeys(target))]
     if not targets:
         raise DataError("`target` is empty; name a column of `bags.obs`.")
     found_task = task_of(bags.obs, targets, task, event)
@@ -151,14 +153,14 @@ def _plan(bags: Bags, labels: Labels, folds: int | str, seed: int) -> dict[str, 
         raise DataError(f"Slide(s) {listed(names)} have no patient; splits are by patient. Name it in `bags.obs`.")
     patients = bags.obs[Keys.PATIENT].astype(str).to_numpy()
     rows = np.flatnonzero(labels.known)
-    check_enough(labels, patients, folds if isinstance(folds, int) else 2)
+    check_enough(labels, patients, int(folds) if isinstance(folds, int | np.integer) else 2)
     if isinstance(folds, str):
         check_key(bags.obs.columns, folds, where="`bags.obs`", hint="`folds` is a number or a column.")
         if bags.obs[folds].iloc[rows].isna().any():
             raise DataError(f"Column {folds!r} of folds has missing values; name the fold of every slide.")
         made = named_folds(patients[rows], bags.obs[folds].to_numpy()[rows])
     else:
-        split = patient_folds(patients[rows], strata_of(labels.strata[rows]), folds, seed=seed)
+        split = patient_folds(patients[rows], strata_of(labels.strata[rows], folds), folds, seed=seed)
         made = {str(i): sides for i, sides in enumerate(split)}
     plan = {name: (rows[train], rows[held]) for name, (train, held) in made.items()}
     for name, (train, held) in plan.items():
@@ -205,7 +207,7 @@ class _Fitter:
         """Bags of the embedding that the model is for."""
         return next(iter(self.stores.values()))
 
-    def spec(self, labels: Mapping[str, Labels], event: str | None, store: BagStore) -> SlideSpec:
+    def spec(self, labels: Mapping[str, Labels], event: str | None, store: BagStore, *, dim: int) -> SlideSpec:
         """What a model of an embedding is."""
         params, first = self.params, next(iter(labels.values()))
         return SlideSpec(
@@ -214,9 +216,9 @@ class _Fitter:
             classes={name: one.classes for name, one in labels.items()} if first.classes else {},
             event=event,
             aggregator=self.aggregator,
-            key=store.bags.key,
+            key=str(store.bags.key),
             embedding=embedding_of(store.bags),
-            dim=store.dim(),
+            dim=dim,
             hidden=params.hidden,
             attention=params.attention,
             dropout=params.dropout,
@@ -246,14 +248,15 @@ class _Fitter:
                 str
             ),
             predicted=predicted,
-            floor=floor_of(labels, np.flatnonzero(labels.known)),
+            floor=np.concatenate([floor_of(labels, train, len(test)) for train, test in plan.values()]),
             train={name: labels.values[train] for name, (train, _) in plan.items()},
         )
         return _Fit(labels, plan, nets, outcome, epochs)
 
     def _fit(self, store: BagStore, labels: Labels, fold: str, train: np.ndarray) -> tuple[SlideNet, int]:
         seed = mixed_seed(self.seed, labels.target, fold)
-        patients = store.bags.obs[Keys.PATIENT].astype(str).to_numpy()[train]
+        # Those of the first embedding for all: other bags may name patients otherwise.
+        patients = self.main.bags.obs[Keys.PATIENT].astype(str).to_numpy()[train]
         split_seed = mixed_seed(seed, "inner") % 2**32
         learn, watch = inner_split(patients, strata_of(labels.strata[train]), seed=split_seed)
         check_sides(patients, learn, watch)
@@ -271,7 +274,8 @@ class _Fitter:
             seed=seed,
         )
         with seeded(mixed_seed(seed, "weights") % 2**32):
-            net = self.spec({labels.target: labels}, None, store).build(labels.target).to(self.device)
+            spec = self.spec({labels.target: labels}, None, store, dim=store.dim(int(train[0])))
+            net = spec.build(labels.target).to(self.device)
         arrange = partial(slide_order, ordered=net.pool.ordered)
         return net, fit_net(net, job, self.params, arrange=arrange)
 
@@ -295,7 +299,8 @@ def _finished(
 ) -> SlideModel:
     """Evaluation, and the model that is kept."""
     labels = {name: fit.labels for name, fit in fitted.items()}
-    spec, main = fitter.spec(labels, event, fitter.main), next(iter(fitter.stores))
+    rows = np.unique(np.concatenate([fit.outcome.rows for fit in fitted.values()]))
+    spec = fitter.spec(labels, event, fitter.main, dim=fitter.main.dim(int(rows[0])))
     names = {target: list(fit.plan) for target, fit in fitted.items()}
     facts = {
         "task": spec.task,
@@ -313,7 +318,6 @@ def _finished(
     if kept_out is not None:
         outcomes = [_tested(fit, kept_out, spec, event) for fit in fitted.values()]
         tested = _evaluation(outcomes, facts | {"folds": ["test"]}, n_bootstrap, seed)
-    rows = np.unique(np.concatenate([fit.outcome.rows for fit in fitted.values()]))
     provenance = {
         "params": asdict(fitter.params),
         "slides": bags.obs.index[rows].astype(str).tolist(),
@@ -322,7 +326,7 @@ def _finished(
         "epochs": {target: fit.epochs for target, fit in fitted.items()},
         "seed": seed,
     }
-    members = {target: fit.nets[main] for target, fit in fitted.items()}
+    members = {target: fit.nets[next(iter(fitter.stores))] for target, fit in fitted.items()}
     logger.info("Fitted %s of %s on %d slides", spec.task, listed(spec.targets), len(rows))
     return SlideModel(spec, members, evaluation, tested, provenance=provenance)
 
@@ -352,5 +356,5 @@ def _tested(fit: _Fit, kept_out: dict[str, Bags], spec: SlideSpec, event: str | 
         )
     known = np.flatnonzero(fit.labels.known)
     train = {"test": fit.labels.values[known]}
-    fold, floor = np.full(len(rows), "test"), floor_of(fit.labels, known)
+    fold, floor = np.full(len(rows), "test"), floor_of(fit.labels, known, len(rows))
     return Outcome(labels, rows, first.obs, fold, predicted=predicted, floor=floor, train=train)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from sealst import _logging, _section
-from sealst._data.bags import Bags
+from sealst._data.bags import Bag, Bags, BlankSlideError
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -50,7 +50,8 @@ def predict_slide(
     key_added
         Slot in ``.obs``.
     region
-        Region(s) of the table; by default all.
+        Region(s) of the table; by default all. The others keep what an earlier call with the same model and target
+        wrote, and lose what another wrote.
     table_key
         Table to write to.
     device
@@ -64,6 +65,7 @@ def predict_slide(
     -------
     Of bags a table with one row per slide: ``patient``; for classification the most probable class in ``<target>`` and
     ``<target>_p_<class>``; for regression ``<target>`` in its unit; for survival ``<time>_log_risk``, higher is worse.
+    Slides without any embedding have missing values, with a warning.
 
     Otherwise None, or with ``copy=True`` the table, with
 
@@ -99,9 +101,9 @@ def predict_slide(
             raise DataError("`copy=True` is for tables; of bags a new table is returned in any case.")
         return _of_bags(data, model, progress)
     table = _section.get_table(data, table_key)
-    attention, predictions = _of_table(table, model, target, region)
+    found = _of_table(table, model, target, region)
     written = table.copy() if copy else table
-    _write(written, key_added, attention, model=model, target=target, predictions=predictions)
+    _write(written, key_added, found, model=model, target=target)
     return written if copy else None
 
 
@@ -109,17 +111,30 @@ def _of_bags(bags: Bags, model: SlideModel, show: bool | None) -> pd.DataFrame:
     bags = bags.with_key(_key_of(bags, model))
     check_same_embedding(model.spec.embedding, bags)
     _warn_seen(set(bags.obs[Keys.PATIENT].astype(str)), model)
-    rows = []
-    for bag in _logging.progress(bags, "predicting slides", total=len(bags), show=show, unit="slide"):
-        if not len(bag):
-            raise DataError(f"Slide {bag.name!r} has no tile with an embedding; leave it out.")
+    rows: list[dict[str, Any]] = []
+    for i in _logging.progress(range(len(bags)), "predicting slides", show=show, unit="slide"):
         found: dict[str, Any] = {}
-        for name in model.spec.targets:
-            found |= _outputs(model, name, model.predict(bag.features, bag.xy, target=name))
+        if (bag := _bag_or_none(bags, i)) is not None:
+            for name in model.spec.targets:
+                found |= _outputs(model, name, model.predict(bag.features, bag.xy, target=name))
         rows.append(found)
+    if blank := [name for name, found in zip(bags.obs.index, rows, strict=True) if not found]:
+        text = f"Slide(s) {listed(blank)} have no tile with an embedding {bags.key!r}"
+        if len(blank) == len(bags):
+            raise DataError(f"{text}; there is nothing to predict from.")
+        warn(f"{text}; their predictions are missing.")
     table = pd.DataFrame(rows, index=bags.obs.index)
     table.insert(0, Keys.PATIENT, bags.obs[Keys.PATIENT])
     return table
+
+
+def _bag_or_none(bags: Bags, i: int) -> Bag | None:
+    """One slide; None where none of its tiles has an embedding."""
+    try:
+        bag: Bag = bags[i]
+    except BlankSlideError:
+        return None
+    return bag if len(bag) else None
 
 
 def _key_of(bags: Bags, model: SlideModel) -> str:
@@ -144,18 +159,27 @@ def _outputs(model: SlideModel, target: str, output: SlideOutput) -> dict[str, A
     return {target if spec.event is None else f"{target}_log_risk": float(output.value[0])}
 
 
-def _of_table(
-    table: AnnData, model: SlideModel, target: str, region: str | Sequence[str] | None
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """Attention of every row, and predictions of every slide in long form."""
+class _Found(NamedTuple):
+    """What a call says about a table."""
+
+    #: of every row (n_obs,), NaN where there is none
+    attention: np.ndarray
+    #: which rows are of the slides that were looked at (n_obs,)
+    looked: np.ndarray
+    #: every slide in long form
+    predictions: pd.DataFrame
+
+
+def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequence[str] | None) -> _Found:
     key = model.spec.key
     check_key(list(table.obsm), key, where="`.obsm`", hint="The slide model was fitted on it; run `sl.tl.embed`.")
     _check_table(table, model)
     features = np.asarray(table.obsm[key], dtype=np.float32)
     xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float) if Keys.SPATIAL in table.obsm else None
-    attention = np.full(table.n_obs, np.nan)
+    attention, looked = np.full(table.n_obs, np.nan), np.zeros(table.n_obs, dtype=bool)
     rows: list[tuple[str, str, str]] = []
     for part in section_regions(table, region):
+        looked[part.rows] = True
         kept = part.rows[np.isfinite(features[part.rows]).all(axis=1)]
         if not len(kept):
             raise DataError(f"No tile of slide {part.section!r} has an embedding in `.obsm[{key!r}]`.")
@@ -167,7 +191,7 @@ def _of_table(
                 attention[kept] = output.attention
     if Keys.PATIENT in table.obs:
         _warn_seen(set(table.obs[Keys.PATIENT].astype(str)), model)
-    return attention, pd.DataFrame(rows, columns=["slide", "output", "value"])
+    return _Found(attention, looked, pd.DataFrame(rows, columns=["slide", "output", "value"]))
 
 
 def _check_table(table: AnnData, model: SlideModel) -> None:
@@ -188,11 +212,15 @@ def _warn_seen(patients: set[str], model: SlideModel) -> None:
         )
 
 
-def _write(
-    table: AnnData, key: str, attention: np.ndarray, *, model: SlideModel, target: str, predictions: pd.DataFrame
-) -> None:
+def _write(table: AnnData, key: str, found: _Found, *, model: SlideModel, target: str) -> None:
     stored = dict(table.uns.get(Keys.UNS, {}).get(_CALL, {}))
-    entry = {"target": target, "model": model.fingerprint, "embedding": model.spec.key, "predictions": predictions}
+    entry: dict[str, Any] = {"target": target, "model": model.fingerprint, "embedding": model.spec.key}
+    attention, predictions, before = found.attention, found.predictions, stored.get(key, {})
+    if key in table.obs and not found.looked.all() and all(before.get(name) == entry[name] for name in entry):
+        # Other slides of the table keep what the same model said about them.
+        attention = np.where(found.looked, attention, table.obs[key].to_numpy(dtype=float))
+        others = before["predictions"][~before["predictions"]["slide"].isin(predictions["slide"])]
+        predictions = pd.concat([others, predictions], ignore_index=True)
     table.obs[key] = attention
-    _section.record(table, _CALL, stored | {key: entry})
+    _section.record(table, _CALL, stored | {key: entry | {"predictions": predictions}})
     logger.info("Wrote .obs[%r]: attention of %s", key, model.spec.aggregator)

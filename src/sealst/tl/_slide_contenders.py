@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sealst._data.bags import Bags
@@ -45,7 +46,9 @@ def contenders_of(bags: Bags, compare: Sequence[str] | Mapping[str, Bags] | str 
 def _same_slides(bags: Bags, other: Bags, name: str) -> Bags:
     if lost := [slide for slide in bags.obs.index if slide not in other.obs.index]:
         raise DataError(f"`compare[{name!r}]` lacks slide(s) {listed(lost)}; take the slides that both have.")
-    return other.take(other.obs.index.get_indexer(bags.obs.index))
+    found = other.take(other.obs.index.get_indexer(bags.obs.index))
+    # Patients and labels are those of the bags that are fitted, however the others state them.
+    return replace(found, obs=bags.obs)
 
 
 def test_contenders(bags: Bags, test: Bags, contenders: Mapping[str, Bags]) -> dict[str, Bags]:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sealst._core.slide_scores import SCORERS, Held, bootstrap_scores
+from sealst._core.slide_scores import SCORERS, Held, Scorer, bootstrap_scores
 from sealst._keys import Keys
 from sealst._train._slide_engine import CLASSIFICATION, REGRESSION, SURVIVAL
 from sealst.tl._slide_labels import Labels
 
 FLOOR = "floor"
+#: metrics that depend on which constant the floor is; the others are the same for any
+_OF_LEVEL = ("f1", "ece", "brier", "r2", "mae")
 _COLUMNS = ["fold", "method", "target", "metric", "value", "low", "high", "n", "n_patients"]
 
 
@@ -30,7 +32,7 @@ class Outcome:
     fold: np.ndarray
     #: predictions by embedding, the adapted one first; (n, classes) or (n,)
     predicted: Mapping[str, np.ndarray]
-    #: what one constant for all slides predicts
+    #: what the training side of every predicted row's fold predicts as a constant; (n, classes) or (n,)
     floor: np.ndarray
     #: per fold (time, event) of its training side, for survival
     train: Mapping[str, np.ndarray]
@@ -42,18 +44,25 @@ class Outcome:
         return Held(self.labels.values[self.rows], self.fold, patients, self.train)
 
 
-def floor_of(labels: Labels, rows: np.ndarray) -> np.ndarray:
-    """Constant prediction from the labels of some rows: shares of classes, the mean, or no difference in risk."""
-    values = labels.values[rows]
+def floor_of(labels: Labels, train: np.ndarray, n: int) -> np.ndarray:
+    """Constant prediction of n slides from training labels: shares of classes, the mean, or no difference in risk."""
+    values = labels.values[train]
     if labels.task == CLASSIFICATION:
-        return np.bincount(values.astype(int), minlength=len(labels.classes)) / len(values)
-    return np.array(values.mean() if labels.task == REGRESSION else 0.0)
+        one = np.bincount(values.astype(int), minlength=len(labels.classes)) / len(values)
+    else:
+        one = np.array(values.mean() if labels.task == REGRESSION else 0.0)
+    return np.repeat(one[None], n, axis=0)
+
+
+def _floor_scores(floor: np.ndarray, held: Held, score: Scorer) -> dict[str, float]:
+    """Scores of the folds' constants; where these differ, their order says nothing and is not scored."""
+    constant = score(np.repeat(floor[:1], len(floor), axis=0), held)
+    return constant | {metric: value for metric, value in score(floor, held).items() if metric in _OF_LEVEL}
 
 
 def score_table(outcome: Outcome, *, n_bootstrap: int, seed: int) -> pd.DataFrame:
     """Rows of `SlideEvaluation.table` for one target."""
     held, score = outcome.held, SCORERS[outcome.labels.task]
-    methods = dict(outcome.predicted) | {FLOOR: np.repeat(outcome.floor[None], len(outcome.rows), axis=0)}
     intervals = bootstrap_scores(outcome.predicted, held, score, n=n_bootstrap, seed=seed)
     rows: list[dict[str, Any]] = []
 
@@ -64,7 +73,12 @@ def score_table(outcome: Outcome, *, n_bootstrap: int, seed: int) -> pd.DataFram
             low, high = intervals.get((method, metric), (np.nan, np.nan)) if fold == "" else (np.nan, np.nan)
             rows.append(facts | {"metric": metric, "value": value, "low": low, "high": high})
 
-    pooled = {method: score(values, held) for method, values in methods.items()}
+    def scores_of(inside: np.ndarray) -> dict[str, dict[str, float]]:
+        part = held.take(inside)
+        found = {method: score(values[inside], part) for method, values in outcome.predicted.items()}
+        return found | {FLOOR: _floor_scores(outcome.floor[inside], part, score)}
+
+    pooled = scores_of(np.arange(len(outcome.rows)))
     for method, scores in pooled.items():
         add("", method, scores, held)
     first, *others = outcome.predicted
@@ -73,8 +87,8 @@ def score_table(outcome: Outcome, *, n_bootstrap: int, seed: int) -> pd.DataFram
     names = np.unique(outcome.fold)
     for name in names if len(names) > 1 else ():
         inside = np.flatnonzero(outcome.fold == name)
-        for method, values in methods.items():
-            add(str(name), method, score(values[inside], held.take(inside)), held.take(inside))
+        for method, scores in scores_of(inside).items():
+            add(str(name), method, scores, held.take(inside))
     return pd.DataFrame(rows)[_COLUMNS]
 
 
