@@ -119,11 +119,18 @@ def survival_curve(time: np.ndarray, event: np.ndarray) -> Survival:
 
 
 def log_rank(time: np.ndarray, event: np.ndarray, group: np.ndarray) -> float:
-    """Two-sided p-value of the log-rank test between groups; NaN where nothing happened."""
+    """Two-sided p-value of the log-rank test between groups; NaN where it is undefined.
+
+    That is so where nothing happened, or only one group was still observed at every event.
+    """
     if not event.any():
         return float("nan")
     outcome = np.array(list(zip(event, time, strict=True)), dtype=[("event", bool), ("time", float)])
-    return float(_sksurv("compare").compare_survival(outcome, group)[1])
+    try:
+        return float(_sksurv("compare").compare_survival(outcome, group)[1])
+    except np.linalg.LinAlgError:
+        # The statistic's variance is 0.
+        return float("nan")
 
 
 def at_risk(time: np.ndarray, when: np.ndarray) -> np.ndarray:

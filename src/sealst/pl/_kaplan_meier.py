@@ -151,7 +151,8 @@ def _frame(ax: Axes, slides: Slides, evaluation: SlideEvaluation, high: np.ndarr
     time, event = (slides.frame[c].to_numpy() for c in ("time", "event"))
     index = score_text(evaluation, slides, ("c_index", "harrell_c", "concordance"))
     p = log_rank(time.astype(float), event.astype(bool), high)
-    facts = [f"c-index {index}" if index else "", f"log-rank {_p_text(p)}" if np.isfinite(p) else "no event"]
+    test = f"log-rank {_p_text(p)}" if np.isfinite(p) else "log-rank undefined" if event.any() else "no event"
+    facts = [f"c-index {index}" if index else "", test]
     title = f"{slides.target}, {slides.label}\n" + ", ".join(filter(None, facts))
     ax.set_title(title, fontsize=_base.TITLE_SIZE)
     ax.set_ylim(0, 1.03)

@@ -16,6 +16,7 @@ from sealst._core import slide_curves
 from sealst._core.slide_curves import Curve
 from sealst._core.slide_evaluation import SlideEvaluation
 from sealst._errors import DataError
+from sealst._logging import warn
 from sealst.pl import _base
 from sealst.pl._gene_scatter import plain
 from sealst.pl._slide_methods import (
@@ -85,7 +86,8 @@ def roc(
     MissingKeyError
         When a target, a class, a method or a column is absent.
     DataError
-        When the evaluation is no classification, or the held-out slides are all of one kind.
+        When the evaluation is no classification, or the held-out slides are all of one kind. A class without held-out
+        slides is left out with a warning, unless it is asked for by name or no other is left.
 
     Examples
     --------
@@ -149,7 +151,8 @@ def precision_recall(
     MissingKeyError
         When a target, a class, a method or a column is absent.
     DataError
-        When the evaluation is no classification, or the held-out slides are all of one kind.
+        When the evaluation is no classification, or the held-out slides are all of one kind. A class without held-out
+        slides is left out with a warning, unless it is asked for by name or no other is left.
 
     Examples
     --------
@@ -203,10 +206,7 @@ def _curves(
         for name in classes_of(evaluation, target, chosen.classes)
     ]
     slides = [[held_out(evaluation, t, m, ["truth", f"p_{name}"]) for m in methods] for t, name in panels]
-    for (target, name), (first, *_) in zip(panels, slides, strict=True):
-        truth = is_class(first.frame["truth"], name)
-        if truth.all() or not truth.any():
-            raise DataError(f"All held-out slides of {target!r} are {'' if truth.all() else 'not '}{name!r}: no curve.")
+    panels, slides = _with_both_kinds(panels, slides, asked=chosen.classes is not None)
     axes = panel_axes(ax, len(panels), chosen.n_cols)
     for one, (target, name), own in zip(axes, panels, slides, strict=True):
         _frame(one, kind, own[0], title=(target, name))
@@ -215,6 +215,24 @@ def _curves(
             _draw(one, method, name, kind, chosen=chosen, evaluation=evaluation if binary else None)
         legend_below(one)
     return end(axes, ax, save, show)
+
+
+def _with_both_kinds(
+    panels: list[tuple[str, str]], slides: list[list[Slides]], *, asked: bool
+) -> tuple[list[tuple[str, str]], list[list[Slides]]]:
+    """Panels whose held-out slides are of the class and of others; raise for the rest where asked for, or if all are."""
+    kept, lacking = [], []
+    for (target, name), own in zip(panels, slides, strict=True):
+        truth = is_class(own[0].frame["truth"], name)
+        if 0 < truth.sum() < len(truth):
+            kept.append(((target, name), own))
+        else:
+            lacking.append(f"All held-out slides of {target!r} are {'' if truth.all() else 'not '}{name!r}: no curve.")
+    if lacking and (asked or not kept):
+        raise DataError(lacking[0])
+    for text in lacking:
+        warn(f"{text} The panel is left out.")
+    return [panel for panel, _ in kept], [own for _, own in kept]
 
 
 def _frame(ax: Axes, kind: _Kind, slides: Slides, *, title: tuple[str, str]) -> None:
