@@ -220,7 +220,7 @@ def _curves(
 def _with_both_kinds(
     panels: list[tuple[str, str]], slides: list[list[Slides]], *, asked: bool
 ) -> tuple[list[tuple[str, str]], list[list[Slides]]]:
-    """Panels whose held-out slides are of the class and of others; raise for the rest where asked for, or if all are."""
+    """Panels that have slides of the class and of others; raise for the rest where asked for, or where none is left."""
     kept, lacking = [], []
     for (target, name), own in zip(panels, slides, strict=True):
         truth = is_class(own[0].frame["truth"], name)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -21,7 +21,7 @@ from sealst._files import write_json
 from sealst._logging import logger, warn
 from sealst._session_info import session_info
 from sealst._settings import settings
-from sealst._validate import check_fraction, check_positive, listed
+from sealst._validate import check_fraction, check_positive, listed, section_name
 from sealst.models import SealModel
 from sealst.models._image_model import base_name
 from sealst.tl._pathways import gene_set_edges
@@ -255,21 +255,24 @@ def _stored(path: Path) -> dict[str, Any] | None:
 @contextmanager
 def _equipped(job: Job, model: Model, edges: pd.DataFrame | None, *, elsewhere: bool) -> Iterator[Job]:
     """Job whose model and gene sets every process can get, as files of this run alone for the time of the run."""
-    alone = edges is None and not (elsewhere and isinstance(model, SealModel) and job.model.folder is None)
-    with nullcontext() if alone else run_folder(job.out) as files:
-        if edges is not None and files is not None:
-            edges.to_parquet(files / "net.parquet")
-            job = replace(job, net=files / "net.parquet")
-        if elsewhere and isinstance(model, SealModel) and job.model.folder is None and files is not None:
-            model.save(files / "model", include_base=True)
-            job = replace(job, model=replace(job.model, folder=files / "model"))
-        with held(job.model, model):
-            yield job
+    with ExitStack() as stack:
+        in_memory = isinstance(model, SealModel) and job.model.folder is None
+        if edges is not None or (elsewhere and in_memory):
+            files = stack.enter_context(run_folder(job.out))
+            if edges is not None:
+                edges.to_parquet(files / "net.parquet")
+                job = replace(job, net=files / "net.parquet")
+            if elsewhere and isinstance(model, SealModel) and in_memory:
+                model.save(files / "model", include_base=True)
+                job = replace(job, model=replace(job.model, folder=files / "model"))
+        stack.enter_context(held(job.model, model))
+        yield job
 
 
 def _settle(job: Job, tables: Tables, *, prune: bool) -> None:
     """Say how many slides of earlier runs stay, or remove them."""
-    if not (kept := tables.kept):
+    # A name makes paths.
+    if not (kept := [name for name in tables.kept if name == section_name(name)]):
         return
     if not prune:
         logger.info(
