@@ -13,6 +13,10 @@ import numpy as np
 from sealst._errors import DataError, MissingKeyError
 
 P = TypeVar("P")
+#: bytes of a name that files are called by
+MAX_NAME = 200
+_NOT_IN_FILES = re.compile(r'[\\/<>:"|?*\x00-\x1f]|^\.|[. ]$')
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 
 
@@ -87,6 +91,23 @@ def check_section(section: str) -> None:
 def section_name(name: str) -> str:
     """Name of a section made from any text, such as a file's name."""
     return re.sub(r"[^\w.-]", "_", name).lstrip("_.") or "section"
+
+
+def as_text(value: Any) -> str:
+    """A name or label as text: 1.0, which missing values make of 1, is 1."""
+    is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return str(int(value)) if is_whole else str(value)
+
+
+def check_file_name(name: str, *, what: str) -> None:
+    """Raise unless a file may be called so on every system, with some room for an ending; `what` says what it names."""
+    reserved = name.split(".")[0].casefold() in _RESERVED
+    if not name or reserved or _NOT_IN_FILES.search(name) or len(name.encode()) > MAX_NAME:
+        raise DataError(
+            f"{what} {name!r} cannot name a file on every system. Expected at most {MAX_NAME} bytes, none of "
+            "/ \\ < > : \" | ? *, no '.' at either end, no space at the end, and no device of Windows such as CON. "
+            "Give it another name."
+        )
 
 
 def check_counts(x: Any, *, where: str, kept: str = "") -> None:

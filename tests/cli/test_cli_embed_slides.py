@@ -58,8 +58,9 @@ def test_slides_from_the_shell(manifest: Path, encoder: str, tmp_path: Path) -> 
     assert found["tiles"] == found["rows"][0]["n_tiles"] > 5
     assert found["rows"][1]["status"] == "failed"
     pd.read_csv(manifest).iloc[:1].to_csv(manifest, index=False)
-    again = run(str(manifest), *options[:-1], "-q")
+    again = run(str(manifest), *options[:-1], "-q", "--prune")
     assert again.exit_code == 0, again.output
+    assert list(pd.read_csv(tmp_path / "out" / "manifest.csv")["slide"]) == ["a"]
     assert again.stdout.startswith("1 of 1 slides, ")
 
 

@@ -103,3 +103,9 @@ def test_nothing_happened():
     curve = slide_curves.survival_curve(time, event)
     np.testing.assert_array_equal(curve.share, [1, 1])
     assert np.isnan(curve.low).all()
+
+
+def test_only_one_group_is_observed_at_the_event():
+    pytest.importorskip("sksurv")
+    time, event = np.array([1.0, 2, 3, 4]), np.array([False, False, False, True])
+    assert np.isnan(slide_curves.log_rank(time, event, np.array([True, False, True, False])))

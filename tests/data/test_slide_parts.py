@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import sealst as sl
-from sealst._data.slide_parts import Parts, append_array, append_frame, complete_file, file_digest
+from sealst._data.slide_parts import Parts, append_array, append_frame, complete_file, file_digest, run_folder
 
 
 @pytest.mark.parametrize("change", ["start", "end", "time", "size", "companion"])
@@ -33,6 +33,17 @@ def test_digest_of_a_slide(change: str, tmp_path: Path) -> None:
     if change == "companion":
         (folder / "Data0001.dat").write_bytes(b"x" * 101)
         assert file_digest(path) != before
+
+
+def test_a_folder_beside_a_slide_does_not_count(tmp_path: Path) -> None:
+    """As results that are named by it."""
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"x")
+    before = file_digest(path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "manifest.csv").write_text("slide")
+    assert file_digest(path) == before
+    assert file_digest(tmp_path / "a") != before
 
 
 def test_digest_of_nothing(tmp_path: Path) -> None:
@@ -56,6 +67,19 @@ def test_files_are_complete_or_absent(tmp_path: Path) -> None:
     write("new", whole=True)
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_run_removes_its_own_files_and_those_of_killed_runs(tmp_path: Path) -> None:
+    (tmp_path / ".job-killed").mkdir()
+    (tmp_path / ".job-killed" / "model").write_text("")
+    with run_folder(tmp_path) as other:
+        (other / "net").write_text("")
+        with run_folder(tmp_path) as own:
+            assert own != other
+        assert not own.exists()
+        assert (other / "net").exists()
+        assert list(tmp_path.glob(".job-*")) == [other]
+    assert not list(tmp_path.glob(".job-*"))
 
 
 def parts_with(folder: Path, n: int, **arrays: np.ndarray) -> Parts:

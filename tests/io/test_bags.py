@@ -52,8 +52,8 @@ def embedded(folder: Path) -> Path:
     for i, name in enumerate(("01", "02")):
         table_of(name, i, frozen="base").write_h5ad(folder / "slides" / f"{name}.h5ad")
     manifest = pd.DataFrame({"slide": ["01", "02", "03"], "patient": ["A", "B", "C"], "path": "x.svs", "file": "",
-                             "n_tiles": N, "status": ["done", "done", "failed"], "seconds": 1.0, "digest": "d",
-                             "grade": [1, 3, 2]})  # fmt: skip
+                             "n_tiles": N, "status": ["done", "done", "failed"], "seconds": 1.0,
+                             "digest": ["d", "e", ""], "grade": [1, 3, 2]})  # fmt: skip
     manifest.to_csv(folder / "manifest.csv", index=False)
     return folder
 
@@ -75,6 +75,31 @@ def test_folder_of_embedded_slides(tmp_path: Path) -> None:
     assert bags[0].tiles[0] == "01_0"
     again = pickle.loads(pickle.dumps(bags))
     np.testing.assert_array_equal(again[0].features, bags[0].features)
+
+
+def test_slides_of_one_file_are_pointed_out(tmp_path: Path) -> None:
+    """As after a slide was renamed in the manifest."""
+    folder = embedded(tmp_path)
+    manifest = pd.read_csv(folder / "manifest.csv", dtype=str)
+    manifest.assign(digest="d", status="done").iloc[:2].to_csv(folder / "manifest.csv", index=False)
+    with pytest.warns(sl.SealstWarning, match=r"Slides '01', '02' were made from the same file.*prune=True"):
+        sl.io.read_bags(folder)
+
+
+def test_names_in_a_manifest_are_kept(tmp_path: Path) -> None:
+    """NA is a name like any other; among labels it is a missing value, and None is a class."""
+    folder = embedded(tmp_path)
+    manifest = pd.read_csv(folder / "manifest.csv", dtype=str).iloc[:2]
+    manifest = manifest.assign(slide=["NA", "02"], patient=["NA", "None"], grade=["NA", "3"], kind=["None", "NA"])
+    manifest.to_csv(folder / "manifest.csv", index=False)
+    (folder / "slides" / "01.h5ad").rename(folder / "slides" / "NA.h5ad")
+    obs = sl.io.read_bags(folder).obs
+    assert list(obs.index) == ["NA", "02"]
+    assert list(obs["patient"]) == ["NA", "None"]
+    assert obs["grade"].isna().tolist() == [True, False]
+    assert obs["grade"].iloc[1] == 3
+    assert obs["kind"].iloc[0] == "None"
+    assert obs["kind"].isna().iloc[1]
 
 
 def test_bags_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
@@ -190,6 +215,88 @@ def test_embeddings_must_be_of_one_model() -> None:
         sl.io.read_bags({"a": table_of("a"), "b": bare})
 
 
+@pytest.mark.parametrize(("change", "models"), [
+    ({}, None),
+    ({"pool": "mean"}, r"'uni \(cls\) at 112 µm', 'uni \(mean\) at 112 µm'"),
+    ({"crop_um": 56.0}, r"at 112 µm', 'uni \(cls\) at 56 µm'"),
+    ({"fingerprint": "uni-0123abcd"}, "'uni-0123abcd at 112 µm'"),
+])  # fmt: skip
+def test_embeddings_of_one_encoder_may_differ(change: dict, models: str | None) -> None:
+    tables = {"a": table_of("a"), "b": table_of("b")}
+    entry = {"model": "uni", "pool": "cls", "crop_um": 112.0}
+    for table, made in zip(tables.values(), (entry, entry | change), strict=True):
+        table.uns["sealst"]["embed"]["X_seal"] = made
+    if models is None:
+        assert sl.io.read_bags(tables).facts["models"] == {"X_seal": "uni (cls) at 112 µm"}
+    else:
+        with pytest.raises(sl.DataError, match=rf"made by 2 models \(.*{models}"):
+            sl.io.read_bags(tables)
+
+
+@pytest.mark.parametrize("missing", [np.nan, None, " "])
+def test_a_patient_that_is_missing_in_a_table(missing: Any) -> None:
+    tables = {"a": table_of("a", patient=missing), "b": table_of("b")}
+    tables["b"].obs["patient"] = [missing] * (N - 1) + ["q"]
+    with pytest.warns(sl.SealstWarning, match=r"patient of 1 slide\(s\) is unknown \('a'\)"):
+        assert list(sl.io.read_bags(tables).obs["patient"]) == ["a", "q"]
+
+
+def test_a_patient_that_is_missing_on_disk(tmp_path: Path) -> None:
+    folder = embedded(tmp_path)
+    manifest = pd.read_csv(folder / "manifest.csv", dtype=str).drop(columns="patient").iloc[:2]
+    manifest.to_csv(folder / "manifest.csv", index=False)
+    table_of("01", patient=np.nan).write_h5ad(folder / "slides" / "01.h5ad")  # type: ignore[arg-type]
+    with pytest.warns(sl.SealstWarning, match=r"unknown \('01'\)"):
+        assert list(sl.io.read_bags(folder).obs["patient"]) == ["01", "p1"]
+
+
+@pytest.mark.parametrize("kind", [int, float, str, "csv"])
+def test_patients_are_the_same_text_everywhere(kind: Any, tmp_path: Path) -> None:
+    """Whether or not every slide has one, and whatever type they are."""
+    labels: Any = labels_of("a", "b", y=[0, 1])
+    labels["patient"] = [" 1", "2 "] if kind in (str, "csv") else np.array([1, 2], dtype=kind)
+    if kind == "csv":
+        labels.to_csv(tmp_path / "l.csv", index=False)
+        labels = tmp_path / "l.csv"
+    assert list(sl.io.read_bags({"a": features(), "b": features()}, labels=labels).obs["patient"]) == ["1", "2"]
+    with pytest.warns(sl.SealstWarning):
+        bags = sl.io.read_bags(dict.fromkeys("abc", features()), labels=labels)
+    assert list(bags.obs["patient"]) == ["1", "2", "c"]
+    if kind != "csv":
+        assert list(bags.with_labels(labels).obs["patient"]) == ["1", "2", "c"]
+    table = table_of("t")
+    table.obs["patient"] = 1.0
+    assert list(sl.io.read_bags({"t": table}).obs["patient"]) == ["1"]
+
+
+def test_text_of_a_label_file(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text("name,case,y,kind\n007,001,NA,None\nNA,NA,2,x\n", encoding="utf-8")
+    arrays = {"007": features(), "NA": features()}
+    obs = sl.io.read_bags(arrays, labels=path, slide="name", patient="case").obs
+    assert list(obs["patient"]) == ["001", "NA"]
+    assert obs["y"].dtype == float
+    assert list(obs["kind"]) == ["None", "x"]
+    path.write_bytes("name,y\n007,Müller\n".encode("latin-1"))
+    with pytest.raises(sl.DataError, match=r"l\.csv is not encoded as UTF-8"):
+        sl.io.read_bags(arrays, labels=path, slide="name")
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(sl.DataError, match=r"l\.csv could not be read as a table"):
+        sl.io.read_bags(arrays, labels=path)
+
+
+def test_further_labels() -> None:
+    with pytest.warns(sl.SealstWarning):
+        bags = sl.io.read_bags(dict.fromkeys("ab", features()))
+    table = pd.DataFrame({"slide": ["b", "a", "z"], "y": [1, 2, 3]})
+    for labels in (table, table.set_index("slide")):
+        assert bags.with_labels(labels).obs["y"].tolist() == [2, 1]
+    with pytest.raises(sl.DataError, match="slides are 'a', 'b', labels of '0', '1', '2'"):
+        bags.with_labels(table.drop(columns="slide"))
+    with pytest.raises(sl.DataError, match="'b' more than once"):
+        bags.with_labels(pd.concat([table, table[:1]]))
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "frame", "index"])
 def test_labels_are_joined_by_name(tmp_path: Path, ending: str) -> None:
     table = labels_of("03", "02", "99", grade=[3, 2, 9], case=["x", "y", "z"])
@@ -300,3 +407,15 @@ def test_nothing_is_overwritten_or_half_written(tmp_path: Path) -> None:
     with pytest.raises(sl.DataError, match="has no positions"):
         sl.io.write_trident(unsized, tmp_path / "b", tile_px=224, level0_px=448, mpp=0.25)
     assert not list((tmp_path / "b").rglob("*.h5*"))
+
+
+@pytest.mark.parametrize("name", ["x/y", "..", "a\\b", "CON", "aux.1", "x.", "x ", "ü" * 130, "a:b"])
+def test_names_that_no_file_can_have(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(sl.DataError, match="Slide name .* cannot name a file"):
+        sl.io.write_trident(sl.io.read_bags({"s1": table_of("s1"), name: table_of("s2")}), out)
+    with pytest.raises(sl.DataError, match="Encoder name .* cannot name a file"):
+        sl.io.write_trident(sl.io.read_bags({"s1": table_of("s1")}), out, name=name)
+    assert not list(tmp_path.rglob("*"))
+    # Others may have spaces and brackets, as slides do.
+    sl.io.write_trident(sl.io.read_bags({"s 1 (2)": table_of("s1")}), out)

@@ -67,6 +67,27 @@ def test_three_classes_make_three_panels_and_labels_of_any_type_match(classified
     assert len(sl.pl.roc(three, classes="1", n_bootstrap=0).axes) == 1
 
 
+def test_a_class_without_held_out_slides_is_left_out(classified, tmp_path):
+    """As in test slides of another hospital."""
+    frame = classified.predictions.assign(truth=np.arange(len(classified.predictions)) % 2)
+    frame = frame.assign(p_0=0.5, p_1=0.3, p_2=0.2)
+    three = dataclasses.replace(
+        classified, predictions=frame, facts=classified.facts | {"classes": {"grade": ["0", "1", "2"]}}
+    )
+    for draw in (sl.pl.roc, sl.pl.precision_recall):
+        with pytest.warns(sl.SealstWarning, match="All held-out slides of 'grade' are not '2': no curve. The panel is"):
+            figure = draw(three, n_bootstrap=0)
+        assert [ax.get_title().split(" (")[0] for ax in figure.axes] == ["grade: 0", "grade: 1"]
+        with pytest.raises(sl.DataError, match="are not '2': no curve"):
+            draw(three, classes=["1", "2"], n_bootstrap=0)
+    one = dataclasses.replace(three, predictions=frame.assign(truth=0))
+    with pytest.raises(sl.DataError, match="are '0': no curve"):
+        sl.pl.roc(one, n_bootstrap=0)
+    with pytest.warns(sl.SealstWarning, match="left out"):
+        sl.pl.slide_report(three, tmp_path / "report.html")
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_reliability_shows_shares_and_counts(classified):
     figure = sl.pl.slide_calibration(classified, n_bins=4, methods="X_seal")
     ax = figure.axes[0]
@@ -112,6 +133,17 @@ def test_patients_are_split_at_the_median_of_their_fold(survived):
     risk = [int(t.get_text()) for t in ax.texts if t.get_gid() == "at risk"]
     ticks = [t for t in ax.get_xticks() if 0 <= t <= ax.get_xlim()[1]]
     assert risk == [int((g["time"] >= t).sum()) for g in groups.values() for t in ticks]
+
+
+def test_where_the_groups_cannot_be_compared_the_title_says_so(survived):
+    pytest.importorskip("sksurv")
+    last = survived.predictions.assign(event=survived.predictions["time"] == survived.predictions["time"].max())
+    titles = [
+        sl.pl.kaplan_meier(dataclasses.replace(survived, predictions=frame), methods="X_seal").axes[0].get_title()
+        for frame in (last, last.assign(event=False))
+    ]
+    assert "log-rank undefined" in titles[0]
+    assert "no event" in titles[1]
 
 
 def test_a_patient_with_several_slides_counts_once(survived):

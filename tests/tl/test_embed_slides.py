@@ -13,7 +13,9 @@ import tifffile
 
 import sealst as sl
 from sealst._data.crops import read_crops
+from sealst._data.slide_parts import run_folder
 from sealst._section import image_levels
+from sealst.models._image_model import base_name
 from sealst.tl import _slide_work
 
 ENCODER = "vit_tiny_patch16_224"
@@ -106,6 +108,12 @@ def test_slides_are_embedded_like_sections(folder: Path, model, tmp_path: Path) 
     with model.frozen_encoder():
         base = model.embed_images(crops)
     np.testing.assert_allclose(tiles.obsm["X_frozen"], base, atol=1e-4)
+    frozen = tiles.uns["sealst"]["embed"]["X_frozen"]["fingerprint"]
+    assert frozen == base_name(model.encoder)
+    assert sl.io.read_bags(tmp_path / "out").facts["models"] == {
+        "X_seal": model.fingerprint,
+        "X_frozen": f"{frozen} at 64 µm",
+    }
     assert np.abs(tiles.obsm["X_frozen"] - tiles.obsm["X_seal"]).max() > 1e-3
     # Later calls take the embeddings as their own.
     sl.tl.predict(tiles, model, key_added="again")
@@ -117,7 +125,20 @@ def test_an_encoder_by_name(folder: Path, tmp_path: Path) -> None:
     tiles = table(tmp_path / "out", "c")
     assert set(tiles.obsm) == {"X_seal", "spatial"}
     assert tiles.obsm["X_seal"].shape == (found["n_tiles"][2], 192)
-    assert tiles.uns["sealst"]["embed"]["X_seal"]["model"] == ENCODER
+    entry = tiles.uns["sealst"]["embed"]["X_seal"]
+    assert entry["model"] == ENCODER
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert entry["fingerprint"] == run["settings"]["model"]
+    assert sl.io.read_bags(tmp_path / "out").facts["models"]["X_seal"] == f"{entry['fingerprint']} at 64 µm"
+    # The same as of sections, and another where the encoder is pooled otherwise.
+    pooled = {}
+    for pool in (None, "mean"):
+        sdata = sl.io.read_wsi(folder / "c.tif", patient="p2")
+        sl.pp.tile(sdata, tile_um=64, step_um=300)
+        sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
+        sl.tl.embed(sdata, ENCODER, pool=pool, pretrained=False)
+        pooled[pool] = sdata.tables["table"].uns["sealst"]["embed"]["X_seal"]["fingerprint"]
+    assert pooled[None] == entry["fingerprint"] != pooled["mean"]
     assert np.unique(np.diff(np.unique(tiles.obsm["spatial"][:, 0]))) == 128
 
 
@@ -189,6 +210,46 @@ def test_a_run_that_was_cut_off_is_continued(folder: Path, tmp_path: Path, monke
     assert original is _slide_work._embed
 
 
+def rows_of(out: Path) -> list[str]:
+    return list(pd.read_csv(out / "manifest.csv", keep_default_na=False)["slide"])
+
+
+def test_slides_that_left_the_cohort(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out, names = tmp_path / "out", ["NA", "b"]
+    paths = [str(write_slide(tmp_path / f"{name}.tif", i, size=400)) for i, name in enumerate(names)]
+    frame = pd.DataFrame({"slide": names, "path": paths, "patient": ["NA", "001"], "grade": ["01", "None"]})
+    sl.tl.embed_slides(frame, out, ENCODER, **SMALL)
+    (out / "parts" / "b").mkdir()
+    with caplog.at_level("INFO", logger="sealst"):
+        found = sl.tl.embed_slides(frame[:1], out, ENCODER, **SMALL)
+    assert "1 slide(s) of earlier runs that are not in this manifest stay" in caplog.text
+    assert list(found["slide"]) == ["NA"]
+    assert rows_of(out) == ["b", "NA"]
+    # What is kept is written as it was read.
+    kept = pd.read_csv(out / "manifest.csv", dtype=str, keep_default_na=False).set_index("slide")
+    assert kept.loc["b", ["patient", "grade"]].tolist() == ["001", "None"]
+    assert kept.loc["NA", ["patient", "grade"]].tolist() == ["NA", "01"]
+    sl.tl.embed_slides(frame[:1], out, ENCODER, **SMALL, prune=True)
+    assert rows_of(out) == ["NA"]
+    assert [p.name for p in (out / "slides").glob("*.h5ad")] == ["NA.h5ad"]
+    assert not list((out / "parts").iterdir())
+    assert list(sl.io.read_bags(out).obs["patient"]) == ["NA"]
+
+
+def test_a_run_leaves_the_files_of_others(tmp_path: Path, model) -> None:
+    out = tmp_path / "out"
+    frame = pd.DataFrame({"path": [str(write_slide(tmp_path / "a.tif", size=400))], "patient": ["p"]})
+    net = pd.DataFrame({"source": ["s"] * 6, "target": model.panel.genes[:6]})
+    out.mkdir()
+    with run_folder(out) as other:
+        (other / "net.parquet").touch()
+        found = sl.tl.embed_slides(frame, out, model, net=net)
+        assert list(found["status"]) == ["done"]
+        assert "seal_pathways" in table(out, "a").obsm
+        assert list(out.glob(".job-*")) == [other]
+        assert (other / "net.parquet").exists()
+
+
 # -- what goes wrong --------------------------------------------------------------------------------------------------
 def test_a_broken_slide_stops_nobody(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.tif").write_bytes((folder / "a.tif").read_bytes()[:5000])
@@ -224,6 +285,15 @@ def test_a_broken_slide_stops_nobody(folder: Path, tmp_path: Path) -> None:
         ({"path": ["x/a.tif", "y/a.tif"]}, sl.DataError, "slide name\\(s\\) 'a', 'a' occur twice"),
         ({"path": ["x.tif", "x.tif"], "slide": ["a", "b"]}, sl.DataError, "occur twice; a slide counts once"),
         ({"path": ["x.tif"], "slide": ["../a"]}, sl.DataError, "Slide name '../a' must be of letters"),
+        ({"path": ["x.tif"], "slide": ["CON"]}, sl.DataError, "Slide name 'CON' cannot name a file"),
+        ({"path": ["x.tif"], "slide": ["x."]}, sl.DataError, "Slide name 'x.' cannot name a file"),
+        ({"path": ["x.tif"], "slide": ["ü" * 130]}, sl.DataError, "at most 200 bytes"),
+        ({"path": ["y/aux.tif"]}, sl.DataError, r"Slide name \(of its file\) 'aux' cannot name a file"),
+        (
+            {"path": ["x.tif"], "status": ["dead"], "seconds": [1]},
+            sl.DataError,
+            "has column\\(s\\) 'status', 'seconds', which the result uses.*Rename them, e.g. 'label_status'",
+        ),
         ({"path": ["x.tif"], "mpp": ["half"]}, sl.DataError, "`mpp` of slide 'x' must be a positive number"),
     ],
 )
@@ -258,6 +328,14 @@ def test_arguments_that_are_refused(folder: Path, model, tmp_path: Path) -> None
     (tmp_path / "out" / "thesis.txt").touch()
     with pytest.raises(sl.DataError, match="holds something else"):
         call(model)
+
+
+def test_a_result_is_a_manifest(tmp_path: Path) -> None:
+    """The columns of an earlier run are taken for what they are."""
+    frame = pd.DataFrame({"path": [str(write_slide(tmp_path / "a.tif", size=400))], "patient": ["p"], "grade": [1]})
+    found = sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL)
+    again = sl.tl.embed_slides(found, tmp_path / "out", ENCODER, **SMALL)
+    pd.testing.assert_frame_equal(found, again)
 
 
 def test_patients_default_to_slides_with_a_warning(folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sealst._data.slide_table import check_some_agree, labels_by_slide
 from sealst._errors import DataError
 from sealst._html import SHOWN, as_html
 from sealst._keys import Keys
@@ -108,8 +109,32 @@ class Bags(Sequence[Bag]):
     def with_labels(self, labels: pd.DataFrame) -> Bags:
         """Bags with further columns of `obs`, joined by slide name; existing columns are replaced.
 
-        Slides without a row get missing values; rows without a slide are left out.
+        The name is in the column ``slide``, or in the index where there is none. Slides without a row get missing
+        values (and keep their patient); rows without a slide are left out. Raises `DataError` where no name agrees or
+        one occurs twice.
         """
-        joined = labels.reindex(self.obs.index)
-        kept = self.obs.drop(columns=[column for column in labels.columns if column in self.obs.columns])
+        table = labels_by_slide(labels)
+        check_some_agree(self.obs.index, table.index)
+        joined = table.reindex(self.obs.index)
+        if Keys.PATIENT in joined:
+            joined[Keys.PATIENT] = joined[Keys.PATIENT].where(joined[Keys.PATIENT].notna(), self.obs[Keys.PATIENT])
+        kept = self.obs.drop(columns=[column for column in table.columns if column in self.obs.columns])
         return replace(self, obs=kept.join(joined))
+
+
+def made_by(entry: Mapping[str, Any]) -> str | None:
+    """What made an embedding, from its entry in ``.uns["sealst"]["embed"]``; None where it does not say.
+
+    The fingerprint of a SEAL model, which fixes all else; of an encoder by name its fingerprint (failing that, name and
+    pooling) and the size of the crops, so that embeddings of one name that mean different things have different texts.
+    """
+    if "model" not in entry:
+        return None
+    name = str(entry["model"])
+    if "fingerprint" in entry:
+        name = str(entry["fingerprint"])
+    elif "pool" in entry:
+        name = f"{name} ({entry['pool']})"
+    else:
+        return name
+    return f"{name} at {float(entry['crop_um']):g} µm" if "crop_um" in entry else name

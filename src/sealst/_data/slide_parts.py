@@ -13,11 +13,14 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from sealst._errors import DataError
 
 TILES, _BOXES = "tiles.h5ad", "boxes.npy"
+_JOB, _ALIVE = ".job-", ".alive"
+#: formats that keep their pixels in a folder of the same name
+_WITH_FOLDER = (".mrxs",)
 #: bytes at either end of a file that count for its digest
 _ENDS = 2**16
 #: genes whose columns are gathered at a time
@@ -43,8 +46,8 @@ def file_digest(path: Path) -> str:
 def _files_of(path: Path) -> list[Path]:
     if not path.exists():
         raise DataError(f"No slide at {str(path)!r}.")
-    # A .mrxs has its pixels in a folder of the same name, a DICOM slide is a folder.
-    folder = path if path.is_dir() else path.with_suffix("")
+    # A DICOM slide is a folder. Of other formats, a folder of the same name may be anything, such as results.
+    folder = path.with_suffix("") if path.suffix.lower() in _WITH_FOLDER else path
     inside = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
     return [*([path] if path.is_file() else []), *inside]
 
@@ -61,6 +64,34 @@ def complete_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def run_folder(out: Path) -> Iterator[Path]:
+    """Inside a ``with`` block, a folder of this run alone in `out`; folders that killed runs left are removed."""
+    with FileLock(out / ".jobs.lock"):
+        for left in out.glob(f"{_JOB}*"):
+            _remove_if_left(left)
+        folder = Path(tempfile.mkdtemp(prefix=_JOB, dir=out))
+        # Workers may be of other users.
+        folder.chmod(0o755)
+        alive = FileLock(folder / _ALIVE)
+        alive.acquire()
+    try:
+        yield folder
+    finally:
+        alive.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_if_left(folder: Path) -> None:
+    try:
+        # The run that made it holds the lock while it lives.
+        with FileLock(folder / _ALIVE, timeout=0):
+            pass
+    except (Timeout, OSError):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

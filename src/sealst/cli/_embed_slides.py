@@ -43,6 +43,7 @@ from sealst.cli._options import ANY_PATH, EXISTING, EXISTING_FILE, device_option
 @click.option("--retries", type=click.IntRange(min=0), default=1, show_default=True, help="Of a step that failed.")
 @device_option
 @click.option("--overwrite", is_flag=True, help="Embed slides again that are finished.")
+@click.option("--prune", is_flag=True, help="Remove results of slides that are not in MANIFEST, at the end.")
 def slides_embed(
     manifest: Path,
     *,

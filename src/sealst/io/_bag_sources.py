@@ -9,10 +9,12 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from anndata.io import read_elem
 
-from sealst._data.bags import Bag, BlankSlideError
+from sealst._data.bags import Bag, BlankSlideError, made_by
+from sealst._data.slide_table import patient_text
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -57,7 +59,7 @@ class BagReader:
         raise NotImplementedError
 
     def models(self) -> dict[str, str | None]:
-        """Name or fingerprint of the model behind every embedding that is there."""
+        """What made every embedding that is there, see `made_by`."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class TableReader(BagReader):
     def patient(self) -> str | None:
         if Keys.PATIENT not in self.table.obs:
             return None
-        return _one(self.name, self.table.obs[Keys.PATIENT].astype(str).iloc[self._rows()].unique())
+        return _one(self.name, self.table.obs[Keys.PATIENT].iloc[self._rows()].unique())
 
 
 @dataclass(eq=False)
@@ -160,7 +162,8 @@ class H5adReader(BagReader):
         with h5py.File(self.path) as file:
             if Keys.PATIENT not in file["obs"]:
                 return None
-            return _one(self.name, np.unique(np.asarray(read_elem(file["obs"][Keys.PATIENT])).astype(str)))
+            column = pd.Series(read_elem(file["obs"][Keys.PATIENT]))
+        return _one(self.name, column.unique())
 
 
 @dataclass(eq=False)
@@ -220,7 +223,7 @@ def _embedded(obsm: Iterable[str], uns: Any) -> dict[str, str | None]:
     """Embeddings among the slots, and what made them."""
     made = dict(uns.get("embed", {})) if hasattr(uns, "get") else {}
     keys = [key for key in obsm if key in made or key.startswith("X_")]
-    return {key: str(made[key]["model"]) if "model" in made.get(key, {}) else None for key in keys}
+    return {key: made_by(made.get(key, {})) for key in keys}
 
 
 def tile_facts(uns: Any) -> dict[str, Any]:
@@ -233,8 +236,9 @@ def tile_facts(uns: Any) -> dict[str, Any]:
     return {"level0_px": um / mpp, "tile_px": px, "overlap_px": max(0.0, um - step) / um * px, "mpp": mpp}
 
 
-def _one(slide: str, patients: Iterable[str]) -> str:
-    names = list(patients)
-    if len(names) != 1:
+def _one(slide: str, patients: Iterable[Any]) -> str | None:
+    """The one patient of a slide; None where no tile states it."""
+    names = dict.fromkeys(name for name in map(patient_text, patients) if name is not None)
+    if len(names) > 1:
         raise DataError(f"Slide {slide!r} has tiles of {len(names)} patients, {listed(names)}; a slide is of one.")
-    return str(names[0])
+    return next(iter(names), None)

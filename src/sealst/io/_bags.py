@@ -12,6 +12,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst._data.bags import Bags
+from sealst._data.slide_table import check_some_agree, labels_by_slide, patient_text, read_slide_table
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -51,7 +52,8 @@ def read_bags(
           every section of a table is a slide, or by name
         - arrays (n_tiles, dim) by name
     labels
-        Table with one row per slide, or its CSV or TSV file.
+        Table with one row per slide, or its CSV or TSV file (UTF-8). Names of slides and patients are text as they
+        stand in the file; among other columns, empty cells and ``NA`` are missing labels.
     key
         Embedding that the bags hold; default ``"X_seal"`` where it is there, else the only one.
     patient
@@ -72,7 +74,8 @@ def read_bags(
     MissingKeyError
         When no embedding is common to all slides, or `key` is not.
     DataError
-        When names occur twice or none agrees with `labels`, or slides were embedded by different models.
+        When names occur twice or none agrees with `labels`, or slides were embedded by different models or on crops of
+        different size.
 
     Examples
     --------
@@ -87,7 +90,7 @@ def read_bags(
     chosen = _chosen(key, models)
     obs = pd.DataFrame(index=pd.Index(list(readers), name="slide")).join(known)
     if labels is not None:
-        obs = _joined(obs, _label_table(labels, slide), patient)
+        obs = _joined(obs, _label_table(labels, slide, patient))
     obs[Keys.PATIENT] = _patients(obs, readers)
     facts = {"models": models, "tiles": {name: reader.facts() for name, reader in readers.items()}}
     if isinstance(source, str | Path):
@@ -192,7 +195,7 @@ def _folder(folder: Path) -> tuple[dict[str, BagReader], pd.DataFrame]:
 
 def _embedded_slides(folder: Path) -> tuple[dict[str, BagReader], pd.DataFrame]:
     """Finished slides of `tl.embed_slides`, and the labels that its manifest came with."""
-    manifest = pd.read_csv(folder / "manifest.csv", dtype={"slide": str, Keys.PATIENT: str})
+    manifest = read_slide_table(folder / "manifest.csv")
     for column in ("slide", "status"):
         check_key(manifest.columns, column, where=f"`{folder.name}/manifest.csv`", hint="Run `tl.embed_slides` again.")
     failed = manifest.loc[manifest["status"] != _DONE, "slide"]
@@ -207,6 +210,12 @@ def _embedded_slides(folder: Path) -> tuple[dict[str, BagReader], pd.DataFrame]:
     if lost := [name for name, path in paths.items() if not path.is_file()]:
         raise DataError(
             f"Slide(s) {listed(lost)} of manifest.csv have no file in slides/; run `tl.embed_slides` again."
+        )
+    if "digest" in done and (same := done["digest"].dropna()).duplicated().any():
+        twice = same.index[same.duplicated(keep=False)]
+        warn(
+            f"Slides {listed(twice)} were made from the same file(s), as after a slide was renamed. Remove the "
+            "old ones: `tl.embed_slides(..., prune=True)` with the present manifest does it."
         )
     facts = done.drop(columns=[c for c in _RUN_COLUMNS if c in done.columns])
     return {name: H5adReader(name, path=path) for name, path in paths.items()}, facts
@@ -245,7 +254,7 @@ def _chosen(key: str | None, models: Mapping[str, str | None]) -> str:
 
 
 # -- labels -----------------------------------------------------------------------------------------------------------
-def _label_table(labels: Any, slide: str) -> pd.DataFrame:
+def _label_table(labels: Any, slide: str, patient: str) -> pd.DataFrame:
     """Labels with slide names as index."""
     if isinstance(labels, str | Path):
         path = Path(labels).expanduser()
@@ -253,33 +262,24 @@ def _label_table(labels: Any, slide: str) -> pd.DataFrame:
             raise DataError(f"`labels` must be a file of {listed(SEPARATORS)}, found {path.name!r}.")
         if not path.is_file():
             raise DataError(f"`labels`: no file {str(path)!r}.")
-        labels = pd.read_csv(path, sep=SEPARATORS[path.suffix.lower()], dtype={slide: str})
+        labels = read_slide_table(path, separator=SEPARATORS[path.suffix.lower()], names=(slide, patient))
         check_key(labels.columns, slide, where=f"the columns of {path.name!r}", hint="Name the column with `slide=`.")
     if not isinstance(labels, pd.DataFrame):
         raise TypeError(f"`labels` must be a DataFrame or a path, found {type(labels).__name__}.")
-    table = labels.set_index(slide) if slide in labels.columns else labels.copy()
-    table.index = table.index.astype(str)
-    if double := sorted(table.index[table.index.duplicated()].unique()):
-        raise DataError(f"`labels` has slide(s) {listed(double)} more than once; a slide has one row.")
-    return table
-
-
-def _joined(obs: pd.DataFrame, labels: pd.DataFrame, patient: str) -> pd.DataFrame:
-    """Join by name; what only one side has is reported."""
-    both = obs.index.intersection(labels.index)
-    if not len(both):
-        raise DataError(
-            f"No slide is named in `labels`: slides are {listed(obs.index, 3)}, labels of {listed(labels.index, 3)}. "
-            "Names must agree exactly, endings included; name the column with `slide=`."
-        )
     if patient != Keys.PATIENT:
         check_key(labels.columns, patient, where="the columns of `labels`", hint="Name the column with `patient=`.")
         labels = labels.drop(columns=[Keys.PATIENT], errors="ignore").rename(columns={patient: Keys.PATIENT})
+    return labels_by_slide(labels, slide)
+
+
+def _joined(obs: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    """Join by name; what only one side has is reported."""
+    check_some_agree(obs.index, labels.index)
     if len(unlabelled := obs.index.difference(labels.index, sort=False)):
         warn(f"{len(unlabelled)} of {len(obs)} slides have no row in `labels`: {listed(unlabelled)}.")
     if len(spare := labels.index.difference(obs.index, sort=False)):
         warn(f"{len(spare)} row(s) of `labels` have no embeddings and are left out: {listed(spare)}.")
-    logger.info("%d of %d slides have labels", len(both), len(obs))
+    logger.info("%d of %d slides have labels", len(obs) - len(unlabelled), len(obs))
     before, found = obs.copy(), labels.reindex(obs.index)
     if Keys.PATIENT in found and Keys.PATIENT in before:
         found[Keys.PATIENT] = found[Keys.PATIENT].where(found[Keys.PATIENT].notna(), before[Keys.PATIENT])
@@ -289,10 +289,10 @@ def _joined(obs: pd.DataFrame, labels: pd.DataFrame, patient: str) -> pd.DataFra
 def _patients(obs: pd.DataFrame, readers: Mapping[str, BagReader]) -> pd.Series:
     """Patient of every slide: as labels or manifest say, else the table, else the slide itself."""
     given = obs[Keys.PATIENT] if Keys.PATIENT in obs else pd.Series(None, index=obs.index, dtype=object)
-    found = {name: value if pd.notna(value) else readers[name].patient() for name, value in given.items()}
+    found = {name: patient_text(value) or readers[str(name)].patient() for name, value in given.items()}
     if unknown := [name for name, value in found.items() if value is None]:
         warn(
             f"The patient of {len(unknown)} slide(s) is unknown ({listed(unknown)}); each counts as a patient of its "
             "own. If patients have several slides, add a column 'patient' to `labels`: splits are by patient."
         )
-    return pd.Series({name: str(name if value is None else value) for name, value in found.items()}, dtype=object)
+    return pd.Series({name: str(name) if value is None else value for name, value in found.items()}, dtype=object)

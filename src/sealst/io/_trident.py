@@ -16,7 +16,7 @@ from spatialdata import SpatialData
 from sealst._data.bags import Bag, Bags
 from sealst._errors import DataError
 from sealst._logging import logger, progress
-from sealst._validate import check_positive, listed
+from sealst._validate import check_file_name, check_positive, listed
 from sealst.io._bags import read_bags
 
 #: µm per pixel times this is the magnification, by the convention that 0.25 µm per pixel is 40x
@@ -69,8 +69,8 @@ def write_trident(
     Raises
     ------
     DataError
-        When sizes of tiles are unknown, or a file exists and `overwrite` is False; nothing is written then. When a
-        slide has no positions; those before it are written.
+        When a name cannot name a file, sizes of tiles are unknown, or a file exists and `overwrite` is False; nothing
+        is written then. When a slide has no positions; those before it are written.
 
     Examples
     --------
@@ -80,6 +80,8 @@ def write_trident(
         bags = read_bags(bags, key=key)
     bags = bags if key is None else bags.with_key(key)
     target = Path(folder).expanduser()
+    for text, what in ((name or bags.key, "Encoder name"), *((slide, "Slide name") for slide in bags.obs.index)):
+        check_file_name(str(text), what=what)
     features, patches = target / f"features_{name or bags.key}", target / "patches"
     stated = {"tile_px": tile_px, "level0_px": level0_px, "mpp": mpp}
     for label, value in stated.items():

@@ -154,6 +154,12 @@ def encoder_name(encoder: Encoder, crop_px: int) -> str:
     return f"{plain_key(encoder.spec.key)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
 
 
+def base_name(encoder: Encoder) -> str:
+    """Name of an encoder without adapter, and 8 digits that change with its pretrained weights and feeding."""
+    facts = (weights_hash(encoder.base_state()), encoder.spec.feeding())
+    return f"{plain_key(encoder.spec.key)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
+
+
 def plain_key(key: str) -> str:
     """Last part of an encoder's name, in characters that a table may have in its name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(key.split(":", 1)[-1]).name).strip("-._")

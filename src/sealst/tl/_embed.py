@@ -20,6 +20,7 @@ from sealst._section import Region
 from sealst._validate import check_choice
 from sealst.io import Collection
 from sealst.models import Encoder, SealModel, build_encoder
+from sealst.models._image_model import base_name
 from sealst.tl._inputs import check_crops_fit, crop_spec, crops_record, map_crops
 
 
@@ -149,7 +150,7 @@ def embed_crops(
         raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
     if not isinstance(model, SealModel):
         encoder = build_encoder(model, pool=pool, pretrained=pretrained)
-        entry = {"model": model, "pool": encoder.spec.pool}
+        entry = {"model": model, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
     if device is not None or not isinstance(model, SealModel):
         (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
     out = np.full((table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)

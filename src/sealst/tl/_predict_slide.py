@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sealst import _logging, _section
-from sealst._data.bags import Bag, Bags, BlankSlideError
+from sealst._data.bags import Bag, Bags, BlankSlideError, made_by
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -195,11 +195,11 @@ def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequ
 
 
 def _check_table(table: AnnData, model: SlideModel) -> None:
-    made = table.uns.get(Keys.UNS, {}).get("embed", {}).get(model.spec.key, {}).get("model")
+    made = made_by(table.uns.get(Keys.UNS, {}).get("embed", {}).get(model.spec.key, {}))
     expected = model.spec.embedding
-    if made is not None and expected is not None and str(made) != expected:
+    if made is not None and expected is not None and made != expected:
         raise DataError(
-            f"`.obsm[{model.spec.key!r}]` was made by model {str(made)!r}, but the slide model was fitted on "
+            f"`.obsm[{model.spec.key!r}]` was made by model {made!r}, but the slide model was fitted on "
             f"embeddings of {expected!r}. Embed the tiles with that model, or fit again."
         )
 

@@ -20,6 +20,7 @@ from sealst._data.slide_parts import Parts, file_digest
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst.models import CropSpec, Encoder, SealModel, build_encoder, load
+from sealst.models._image_model import base_name
 from sealst.tl._embed import crop_function
 from sealst.tl._slide_manifest import Slide
 from sealst.tl._views import embedded
@@ -64,6 +65,8 @@ class Job:
     min_tissue: float
     tile_px: int
     frozen: bool = False
+    #: of the encoder without its adapter, where its embeddings are written
+    base: str = ""
     #: genes whose predicted expression is kept
     genes: tuple[str, ...] = ()
     #: gene sets as a table on disk, how the user calls them, and a digest of them
@@ -148,7 +151,7 @@ def opened(model: Any, *, pool: str | None, pretrained: bool, device: str | None
     encoder = ref.load()
     if not isinstance(encoder, Encoder):
         raise RuntimeError("an encoder by name is an Encoder")
-    identity = encoder.image_model().name
+    identity = base_name(encoder)
     return encoder, ModelRef(identity, encoder=model, pool=pool, pretrained=pretrained, device=device)
 
 
@@ -203,9 +206,10 @@ def provenance(model: Model, job: Job, crops: dict[str, Any]) -> dict[str, Any]:
     """Entries of ``.uns["sealst"]["embed"]``, as `sealst.tl.embed` writes them."""
     common = {"modality": "image", "crop_um": job.tile_um, "crops": crops}
     if not isinstance(model, SealModel):
-        return {Keys.EMBEDDING: {"model": job.model.encoder, "pool": model.spec.pool} | common}
+        made = {"model": job.model.encoder, "fingerprint": job.model.identity, "pool": model.spec.pool}
+        return {Keys.EMBEDDING: made | common}
     entries: dict[str, Any] = {Keys.EMBEDDING: {"model": model.fingerprint} | common}
     if job.frozen:
         spec = model.encoder.spec
-        entries[Keys.FROZEN] = {"model": spec.key, "pool": spec.pool} | common
+        entries[Keys.FROZEN] = {"model": spec.key, "fingerprint": job.base, "pool": spec.pool} | common
     return entries

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ import pandas as pd
 from sealst._errors import DataError
 from sealst._logging import logger, warn
 from sealst._train._slide_engine import CLASSIFICATION, REGRESSION, SURVIVAL, TASKS
-from sealst._validate import check_choice, check_key, listed
+from sealst._validate import as_text, check_choice, check_key, listed
 
 _HINT = "Add it with `bags.with_labels(table)`, or pass `labels=` to `sl.io.read_bags`."
 
@@ -118,15 +117,9 @@ def _numbers(column: pd.Series, name: str) -> np.ndarray:
     return values
 
 
-def _text(value: Any) -> str:
-    """A label as text: 1.0, which missing values make of 1, is 1."""
-    is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
-    return str(int(value)) if is_whole else str(value)
-
-
 def _classes(column: pd.Series, target: str, known_classes: Sequence[str] | None) -> Labels:
     known = column.notna().to_numpy()
-    texts = np.array([_text(v) if k else "" for v, k in zip(column, known, strict=True)], dtype=object)
+    texts = np.array([as_text(v) if k else "" for v, k in zip(column, known, strict=True)], dtype=object)
     present = set(texts[known])
     if known_classes is None:
         order = (
@@ -134,7 +127,7 @@ def _classes(column: pd.Series, target: str, known_classes: Sequence[str] | None
             if isinstance(column.dtype, pd.CategoricalDtype)
             else sorted(column[known].unique(), key=lambda v: (isinstance(v, str), v))
         )
-        names = [name for name in dict.fromkeys(map(_text, order)) if name in present]
+        names = [name for name in dict.fromkeys(map(as_text, order)) if name in present]
     else:
         names = list(known_classes)
         if strange := sorted(present - set(names)):

@@ -12,12 +12,13 @@ from typing import Any
 
 import pandas as pd
 
+from sealst._data.slide_table import SLIDE, read_slide_table
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._logging import warn
-from sealst._validate import listed, section_name
+from sealst._validate import as_text, check_file_name, listed, section_name
 
-SLIDE, PATH, MPP = "slide", "path", "mpp"
+PATH, MPP = "path", "mpp"
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 #: columns of the result that a manifest must not have for labels
 WRITTEN = ("file", "n_tiles", "status", "seconds", "digest")
@@ -43,9 +44,7 @@ def read_manifest(manifest: pd.DataFrame | str | PathLike[str]) -> list[Slide]:
         raise MissingKeyError(
             f"{where} has no column 'path'; found: {listed(frame.columns)}. It names the slides' files."
         )
-    if taken := [name for name in WRITTEN if name in frame.columns]:
-        # The table of an earlier run may be handed in again.
-        frame = frame.drop(columns=taken)
+    frame = _without_results(frame, where)
     if frame.empty:
         raise DataError(f"{where} lists no slide.")
     if empty := [i for i, text in frame[PATH].items() if _missing(text)]:
@@ -72,6 +71,17 @@ def read_manifest(manifest: pd.DataFrame | str | PathLike[str]) -> list[Slide]:
     ]
 
 
+def _without_results(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Without the columns of an earlier run, whose table may be handed in again."""
+    taken = [name for name in WRITTEN if name in frame.columns]
+    if taken and len(taken) < len(WRITTEN):
+        raise DataError(
+            f"{where} has column(s) {listed(taken)}, which the result uses for what became of a slide. Rename them, "
+            f"e.g. {f'label_{taken[0]}'!r}."
+        )
+    return frame.drop(columns=taken)
+
+
 def _frame(manifest: pd.DataFrame | str | PathLike[str]) -> tuple[pd.DataFrame, Path, str]:
     if isinstance(manifest, pd.DataFrame):
         frame, named = manifest, manifest.index.name == SLIDE and SLIDE not in manifest.columns
@@ -82,15 +92,9 @@ def _frame(manifest: pd.DataFrame | str | PathLike[str]) -> tuple[pd.DataFrame, 
     separator = _SEPARATORS.get(path.suffix.lower())
     if separator is None:
         raise DataError(f"{path.name}: a manifest ends in {', '.join(_SEPARATORS)}, found {path.suffix!r}.")
-    try:
-        # Names such as 007 stay names.
-        kept = dict.fromkeys((SLIDE, PATH, Keys.PATIENT, Keys.ORGAN), str)
-        frame = pd.read_csv(path, sep=separator, dtype=kept, skipinitialspace=True)
-    except FileNotFoundError as error:
-        raise DataError(f"No manifest at {str(path)!r}.") from error
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path.name} could not be read as a table: {error}") from error
-    frame.columns = frame.columns.str.strip()
+    if not path.is_file():
+        raise DataError(f"No manifest at {str(path)!r}.")
+    frame = read_slide_table(path, separator=separator)
     frame.index = frame.index + 2
     return frame, path.parent, path.name
 
@@ -106,13 +110,16 @@ def _path(text: Any, folder: Path) -> Path:
 def _name(frame: pd.DataFrame, row: int, path: Path) -> str:
     given = frame[SLIDE].iloc[row] if SLIDE in frame.columns else None
     if _missing(given):
-        return section_name(path.stem.removesuffix(".ome"))
-    name = str(given).strip()
+        name = section_name(path.stem.removesuffix(".ome"))
+        check_file_name(name, what="Slide name (of its file)")
+        return name
+    name = as_text(given).strip()
     if name != section_name(name):
         raise DataError(
             f"Slide name {name!r} must be of letters, digits, '_', '-' and '.', and not start with '_' or '.': files "
             f"are named by it. Call it {section_name(name)!r}."
         )
+    check_file_name(name, what="Slide name")
     return name
 
 
@@ -126,7 +133,7 @@ def _check_doubles(names: Sequence[str], paths: Sequence[Path], where: str) -> N
 
 
 def _text(row: pd.Series, key: str, default: str) -> str:
-    return default if key not in row or _missing(row[key]) else str(row[key]).strip()
+    return default if key not in row or _missing(row[key]) else as_text(row[key]).strip()
 
 
 def _mpp(row: pd.Series, name: str, where: str) -> float | None:

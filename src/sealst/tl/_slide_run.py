@@ -35,6 +35,8 @@ class Tables:
         self._out, self._order = out, [slide.name for slide in slides]
         self._rows: dict[str, dict[str, Any]] = {}
         self._failures: dict[str, dict[str, Any]] = {}
+        #: slides of earlier runs that are not of this one, as the tables were written last
+        self.kept: list[str] = []
         self._written = 0.0
 
     def add(self, slide: Slide, result: dict[str, Any] | None, error: str = "", attempts: int = 0) -> None:
@@ -58,23 +60,45 @@ class Tables:
     def write(self) -> pd.DataFrame:
         """Write both tables, keeping rows of slides that are not of this run; returns the rows of this run."""
         with FileLock(self._out / ".tables.lock"):
-            kept = _others(self._out / MANIFEST, self._rows)
-            rows = [*kept, *(self._rows[name] for name in self._order if name in self._rows)]
-            frame = pd.DataFrame(rows)
-            frame = frame.reindex(columns=[*COLUMNS, *(c for c in frame.columns if c not in COLUMNS)])
-            failures = [*_others(self._out / FAILURES, self._rows), *self._failures.values()]
-            write_text(self._out / MANIFEST, frame.to_csv(index=False))
-            write_text(self._out / FAILURES, pd.DataFrame(failures, columns=_FAILURE_COLUMNS).to_csv(index=False))
+            kept, own = _read(self._out / MANIFEST), self._own()
+            kept = kept[~kept[SLIDE].isin(self._rows)]
+            self.kept = [name for name in kept[SLIDE] if name not in self._order]
+            failures = _read(self._out / FAILURES)
+            failures = _joined(failures[~failures[SLIDE].isin(self._rows)], self._own_failures())
+            _write(self._out / MANIFEST, _joined(kept, own))
+            _write(self._out / FAILURES, failures)
         self._written = time.monotonic()
-        return frame.iloc[len(kept) :].reset_index(drop=True)
+        return own
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Remove rows of both tables."""
+        with FileLock(self._out / ".tables.lock"):
+            for path in (self._out / MANIFEST, self._out / FAILURES):
+                frame = _read(path)
+                _write(path, frame[~frame[SLIDE].isin(names)])
+
+    def _own(self) -> pd.DataFrame:
+        frame = pd.DataFrame([self._rows[name] for name in self._order if name in self._rows])
+        return frame.reindex(columns=[*COLUMNS, *(c for c in frame.columns if c not in COLUMNS)])
+
+    def _own_failures(self) -> pd.DataFrame:
+        return pd.DataFrame(list(self._failures.values()), columns=_FAILURE_COLUMNS)
 
 
-def _others(path: Path, names: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of a table that are of other slides."""
+def _read(path: Path) -> pd.DataFrame:
+    """A table as it stands, every cell as text, so that it can be written back unchanged."""
     if not path.is_file():
-        return []
-    frame = pd.read_csv(path, dtype={SLIDE: str, Keys.PATIENT: str, "digest": str})
-    return [dict(row) for row in frame.to_dict("records") if row[SLIDE] not in names]
+        return pd.DataFrame({SLIDE: []}, dtype=str)
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _joined(kept: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
+    columns = [*own.columns, *(c for c in kept.columns if c not in own.columns)]
+    return (pd.concat([kept, own]) if len(kept) else own).reindex(columns=columns)
+
+
+def _write(path: Path, frame: pd.DataFrame) -> None:
+    write_text(path, frame.to_csv(index=False))
 
 
 @dataclass

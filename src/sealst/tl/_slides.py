@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -15,21 +15,22 @@ from typing import Any
 import pandas as pd
 
 from sealst._core.gene_sets import restrict
-from sealst._data.slide_parts import complete_file
+from sealst._data.slide_parts import run_folder
 from sealst._errors import DataError
 from sealst._files import write_json
 from sealst._logging import logger, warn
 from sealst._session_info import session_info
 from sealst._settings import settings
-from sealst._validate import check_fraction, check_positive, listed
+from sealst._validate import check_fraction, check_positive, listed, section_name
 from sealst.models import SealModel
+from sealst.models._image_model import base_name
 from sealst.tl._pathways import gene_set_edges
 from sealst.tl._slide_job import Job, Model, crop_of, held, opened
 from sealst.tl._slide_manifest import Slide, read_manifest
 from sealst.tl._slide_run import FAILURES, MANIFEST, Run, Tables
 from sealst.tl._slide_workers import workers_for
 
-_RUN, _JOB = "run.json", ".job"
+_RUN = "run.json"
 
 
 def embed_slides(
@@ -52,6 +53,7 @@ def embed_slides(
     tiles_per_task: int = 4096,
     retries: int = 1,
     overwrite: bool = False,
+    prune: bool = False,
     device: str | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
@@ -68,7 +70,8 @@ def embed_slides(
         file's name), ``patient`` (default the slide), ``organ`` and ``mpp`` (µm per pixel, where the file does not
         state it). Further columns are labels and are kept. Paths in a file are relative to it.
     out
-        Folder for the results; one that an earlier run of the same model and parameters wrote is continued.
+        Folder for the results; one that an earlier run of the same model and parameters wrote is continued. Slides of
+        earlier runs stay, see `prune`.
     model
         A SEAL model, its folder, or the name of an encoder, see `sealst.models.build_encoder`.
     tile_um, tile_px
@@ -100,6 +103,10 @@ def embed_slides(
         How often a step of a slide that failed is tried again.
     overwrite
         Whether to embed slides again that are finished, and to replace results of another model or other parameters.
+    prune
+        Whether to remove the results of slides that are not in this manifest, at the end. By default they stay, in
+        ``manifest.csv`` too, and their number is logged. Leave it off where several runs with rows of their own share
+        `out`.
     device
         Device of the model, on every worker; default the model's own or ``settings.device``.
     progress
@@ -120,7 +127,8 @@ def embed_slides(
     Raises
     ------
     DataError
-        When slides occur twice, parameters contradict each other, or `out` holds results of another model.
+        When slides occur twice or have names that files cannot have, columns are named like those of the result,
+        parameters contradict each other, or `out` holds results of another model.
     MissingKeyError
         When the manifest has no column ``path``.
 
@@ -160,6 +168,7 @@ def embed_slides(
         finally:
             found = tables.write()
     _report(found, run, folder)
+    _settle(job, tables, prune=prune)
     return found
 
 
@@ -183,6 +192,8 @@ def _asked(
     if genes is not None and not expression:
         raise DataError("`genes` chooses from the predicted expression; pass `expression=True` too.")
     found: dict[str, Any] = {"frozen": True if frozen is None else bool(frozen)}
+    if found["frozen"]:
+        found["base"] = base_name(model.encoder)
     if expression:
         found["genes"] = tuple((model.panel if genes is None else model.panel.subset(genes)).genes)
     if net is None:
@@ -243,23 +254,37 @@ def _stored(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _equipped(job: Job, model: Model, edges: pd.DataFrame | None, *, elsewhere: bool) -> Iterator[Job]:
-    """Job whose model and gene sets every process can get, as files for the time of the run."""
-    files = job.out / _JOB
-    if edges is not None:
-        target = files / f"net-{job.net_digest}.parquet"
-        files.mkdir(exist_ok=True)
-        with complete_file(target) as path:
-            edges.to_parquet(path)
-        job = replace(job, net=target)
-    if elsewhere and isinstance(model, SealModel) and job.model.folder is None:
-        target = files / f"model-{job.model.identity}"
-        if not target.is_dir():
-            model.save(target, include_base=True)
-        job = replace(job, model=replace(job.model, folder=target))
-    with held(job.model, model):
+    """Job whose model and gene sets every process can get, as files of this run alone for the time of the run."""
+    with ExitStack() as stack:
+        in_memory = isinstance(model, SealModel) and job.model.folder is None
+        if edges is not None or (elsewhere and in_memory):
+            files = stack.enter_context(run_folder(job.out))
+            if edges is not None:
+                edges.to_parquet(files / "net.parquet")
+                job = replace(job, net=files / "net.parquet")
+            if elsewhere and isinstance(model, SealModel) and in_memory:
+                model.save(files / "model", include_base=True)
+                job = replace(job, model=replace(job.model, folder=files / "model"))
+        stack.enter_context(held(job.model, model))
         yield job
-    # A run that is cut off leaves them for the one that continues it.
-    shutil.rmtree(files, ignore_errors=True)
+
+
+def _settle(job: Job, tables: Tables, *, prune: bool) -> None:
+    """Say how many slides of earlier runs stay, or remove them."""
+    # A name makes paths.
+    if not (kept := [name for name in tables.kept if name == section_name(name)]):
+        return
+    if not prune:
+        logger.info(
+            "%d slide(s) of earlier runs that are not in this manifest stay in %s: %s. `prune=True` removes them.",
+            *(len(kept), job.out / MANIFEST, listed(kept)),
+        )
+        return
+    tables.drop(kept)
+    for name in kept:
+        shutil.rmtree(job.out / "parts" / name, ignore_errors=True)
+        (job.out / "slides" / f"{name}.h5ad").unlink(missing_ok=True)
+    logger.info("Removed %d slide(s) that are not in this manifest: %s", len(kept), listed(kept))
 
 
 def _report(found: pd.DataFrame, run: Run, out: Path) -> None:
