@@ -75,7 +75,7 @@ def test_a_class_without_held_out_slides_is_left_out(classified, tmp_path):
         classified, predictions=frame, facts=classified.facts | {"classes": {"grade": ["0", "1", "2"]}}
     )
     for draw in (sl.pl.roc, sl.pl.precision_recall):
-        with pytest.warns(sl.SealstWarning, match="All held-out slides of 'grade' are not '2': no curve. The panel is"):
+        with pytest.warns(sl.SealstWarning, match="All held-out slides of 'grade' are not '2': no curve. Left out"):
             figure = draw(three, n_bootstrap=0)
         assert [ax.get_title().split(" (")[0] for ax in figure.axes] == ["grade: 0", "grade: 1"]
         with pytest.raises(sl.DataError, match="are not '2': no curve"):
@@ -83,7 +83,7 @@ def test_a_class_without_held_out_slides_is_left_out(classified, tmp_path):
     one = dataclasses.replace(three, predictions=frame.assign(truth=0))
     with pytest.raises(sl.DataError, match="are '0': no curve"):
         sl.pl.roc(one, n_bootstrap=0)
-    with pytest.warns(sl.SealstWarning, match="left out"):
+    with pytest.warns(sl.SealstWarning, match="Left out"):
         sl.pl.slide_report(three, tmp_path / "report.html")
     assert (tmp_path / "report.html").is_file()
 

@@ -229,7 +229,7 @@ def _panels(
     if lacking and (chosen.classes is not None or not found):
         raise DataError(lacking[0])
     if lacking:
-        warn(" ".join(lacking))
+        warn(f"{' '.join(lacking)} Left out.")
     return found
 
 
