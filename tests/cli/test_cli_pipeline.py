@@ -189,6 +189,9 @@ def test_raw_files_and_missing_pieces_are_refused(folder, tmp_path):
     assert "Give one of --model and --encoder" in both.stderr
     table = run("embed", folder / "finetune.h5ad", "--encoder", "uni", code=2)
     assert "does not exist" in table.stderr
+    # The folder of a run stands for its model, whose patients are then refused.
+    leak = run("evaluate", folder / "sections", "--model", folder / "run", "--out", tmp_path / "e", code=3)
+    assert "trained on patient(s)" in leak.stderr
     nothing = run("retrieve", folder / "sections/P2_S1.zarr", "--model", folder / "run", "--genes", "ERBB2", code=3)
     assert "tl.embed" in nothing.stderr
 

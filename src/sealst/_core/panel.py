@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import html
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +75,12 @@ class Alignment(NamedTuple):
     columns: np.ndarray
     #: panel genes that are absent, in panel order
     missing: tuple[str, ...]
+
+
+def near_names(unknown: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Known upper-cased names that look like one of the first unknown ones, sorted."""
+    names = list(known)
+    return sorted({m for u in unknown[:5] for m in difflib.get_close_matches(str(u).upper(), names, n=3, cutoff=0.6)})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -187,7 +194,9 @@ class GenePanel:
         position = {g.upper(): i for i, g in enumerate(self.genes)}
         if unknown := [g for g in wanted if g.upper() not in position]:
             raise PanelError(
-                f"{len(unknown)} gene(s) are not in the panel of {len(self)}: {listed(unknown)}. See `panel.genes`."
+                f"{len(unknown)} gene(s) are not in the panel of {len(self)}: {listed(unknown)}; near names: "
+                f"{listed(near_names(unknown, position))}. A gene of the sections gets into a model by "
+                "`sl.pp.select_genes(sections, include=[...])` and training."
             )
         keep = [position[g.upper()] for g in wanted]
         return GenePanel(

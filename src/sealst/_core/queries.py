@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
 from sklearn.preprocessing import normalize
 
+from sealst._core.panel import near_names
 from sealst._errors import DataError, PanelError
 from sealst._validate import listed
 
@@ -54,10 +54,10 @@ def gene_weights(weights: Mapping[str, float], genes: Sequence[str]) -> np.ndarr
 
 
 def _unknown(unknown: Sequence[str], position: Mapping[str, int]) -> str:
-    near = {m for g in unknown[:5] for m in difflib.get_close_matches(str(g).upper(), position, n=3, cutoff=0.6)}
     return (
         f"{len(unknown)} gene(s) of `query` are not in the model's panel of {len(position)}: {listed(unknown)}; near "
-        f"names: {listed(sorted(near))}. `model.panel.genes` lists the panel."
+        f"names: {listed(near_names(unknown, position))}. `model.panel.genes` lists the panel. A gene of the "
+        "sections gets into a model by `sl.pp.select_genes(sections, include=[...])` and training."
     )
 
 

@@ -18,6 +18,9 @@ from sealst._logging import logger, progress
 from sealst._train._checkpoint import write_checkpoint
 from sealst._train._sampler import SegmentSampler
 
+#: seconds after which a run without a progress bar says how far it is
+_SILENCE_S = 30.0
+
 
 class Recorder(L.Callback):
     """One row per stretch, in memory and, atomically, in the run folder; one progress bar over all of them."""
@@ -30,6 +33,7 @@ class Recorder(L.Callback):
         self.baseline, self.show = dict(baseline), show
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.said = time.monotonic()
         self.bar = progress(
             None, desc=pl_module.name, total=self.total, initial=self.sampler.first, show=self.show, unit="epoch"
             if self.sampler.segments_per_epoch == 1 else "part",
@@ -51,6 +55,9 @@ class Recorder(L.Callback):
         self.rows.append(row)
         self.bar.set_postfix({k.removeprefix("train_"): f"{v:.3f}" for k, v in metrics.items()})
         self.bar.update()
+        if self.bar.disable and time.monotonic() - self.said > _SILENCE_S:
+            self.said = time.monotonic()
+            logger.info("%s: %d of %d done, loss %.3f", pl_module.name, done, self.total, metrics["train_loss"])
         if self.path is not None and trainer.is_global_zero:
             write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False))
 

@@ -11,7 +11,7 @@ import click
 
 from sealst._errors import DataError
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
-from sealst.cli._options import device_option
+from sealst.cli._options import device_option, model_folder
 from sealst.cli._sections import check_new, is_store
 
 #: what tells the folder of an evaluation
@@ -33,7 +33,7 @@ class _Crops:
 @click.argument("sections", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for tables and report; new.")
 @click.option("--model", "model", type=click.Path(path_type=Path, exists=True), default=None,
-              help="Folder of a SEAL model, for sections of patients that it was not trained on.")  # fmt: skip
+              help="Folder of a SEAL model or of its run, not trained on these patients.")  # fmt: skip
 @click.option("--encoder", default=None, help="A frozen encoder: key, timm name, or local-dir:FOLDER.")
 @click.option("--recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=None,
               help="YAML file with arguments of tl.finetune: every fold trains its own model.")  # fmt: skip
@@ -91,7 +91,7 @@ def _subject(model: Path | None, encoder: str | None, recipe: Path | None, pool:
     from sealst.models import build_encoder, load
 
     if model is not None:
-        return load(model)
+        return load(model_folder(model))
     if encoder is not None:
         return build_encoder(encoder, pool=pool)
     given = from_yaml(recipe)

@@ -129,7 +129,7 @@ def slides_predict(
     """
     if predictions is not None:
         check_ending(predictions, "--predictions")
-        check_new(predictions, overwrite)
+        check_new(predictions, overwrite, option="--predictions")
     tables = all(path.suffix == H5AD or is_store(path) for path in sections)
     if not tables and (len(sections) > 1 or out is not None):
         raise click.UsageError("Of a folder of bags give one, and --predictions in place of --out.")

@@ -118,7 +118,7 @@ def _check(options: Mapping[str, Any], hits: Path | None, overwrite: bool) -> No
         raise click.UsageError("--pathway and --net belong together.")
     if hits is not None:
         check_ending(hits, "--hits")
-        check_new(hits, overwrite)
+        check_new(hits, overwrite, option="--hits")
 
 
 def _call(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

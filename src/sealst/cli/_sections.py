@@ -51,12 +51,12 @@ def open_sections(paths: Sequence[Path]) -> Collection:
     return Collection(list(paths))
 
 
-def check_new(path: Path, overwrite: bool) -> None:
+def check_new(path: Path, overwrite: bool, *, option: str = "--out") -> None:
     """Refuse to write where something is; an empty folder, as workflow managers make, counts as nothing."""
     if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
         path.rmdir()
     if path.exists() and not overwrite:
-        raise DataError(f"{str(path)!r} exists; name another --out, or pass --overwrite to replace it.")
+        raise DataError(f"{str(path)!r} exists; name another {option}, or pass --overwrite to replace it.")
 
 
 def write_table(table: AnnData, path: Path) -> None:
@@ -85,8 +85,8 @@ class Work:
 
     def run(self, function: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
         """Call a function on every section and save what it wrote; one record per section."""
-        if self.tables and all(p.suffix == H5AD for p in self.paths):
-            return self._run_tables(function)
+        if self.tables and (paths := _tables_of(self.paths)):
+            return self._run_tables(paths, function)
         sections = open_sections(self.paths)
         if self.out is None and self.save:
             _check_stores(sections)
@@ -107,10 +107,10 @@ class Work:
             records[-1]["path"] = None if where is None else str(where)
         return records
 
-    def _run_tables(self, function: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
-        targets = self._targets([p.stem for p in self.paths])
+    def _run_tables(self, paths: Sequence[Path], function: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+        targets = self._targets([p.stem for p in paths])
         records = []
-        for path, target in zip(self.paths, targets, strict=True):
+        for path, target in zip(paths, targets, strict=True):
             table = _read_table(path)
             records.append({"section": _section_of(table, path)} | function(table))
             where = target or path
@@ -133,6 +133,13 @@ class Work:
         for target in targets:
             check_new(target, self.overwrite)
         return list(targets)
+
+
+def _tables_of(paths: Sequence[Path]) -> list[Path]:
+    """The h5ad files that are given, by themselves or as one folder of them; none where anything else is."""
+    if len(paths) == 1 and paths[0].is_dir() and not (is_store(paths[0]) or holds_stores(paths[0])):
+        return sorted(p for p in paths[0].iterdir() if p.suffix == H5AD)
+    return list(paths) if all(p.suffix == H5AD for p in paths) else []
 
 
 def _check_stores(sections: Collection) -> None:

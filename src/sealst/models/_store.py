@@ -209,7 +209,9 @@ def _base(spec: EncoderSpec, stored: Path | None, encoder: str | None, weights: 
 
 def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if missing := [name for name in FILES if not (folder / name).is_file()]:
-        raise CheckpointError(f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.")
+        inside = folder / "model"
+        run = f" It is the folder of a run; its model is {str(inside)!r}." if (inside / FILES[0]).is_file() else ""
+        raise CheckpointError(f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.{run}")
     try:
         config, base = _read(folder / "config.json"), _read(folder / "base.json")
     except ValueError as error:

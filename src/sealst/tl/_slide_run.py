@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from sealst._errors import CheckpointError, WeightsError
+from sealst._errors import CheckpointError, ScaleError, WeightsError
 from sealst._files import write_text
 from sealst._keys import Keys
 from sealst._logging import logger, progress
@@ -199,8 +199,9 @@ class Run:
             raise error
         slide, attempts = self._slides[task.slide], self._attempts[task]
         text = f"{type(error).__name__}: {error}".strip()
-        if attempts <= self._retries:
-            logger.info("%s: %s; tried again.", slide.name, text)
+        # A scale that the file does not state is not stated later either.
+        if attempts <= self._retries and not isinstance(error, ScaleError):
+            logger.info("%s: %s It is tried again.", slide.name, text)
             self._submit(task)
             return
         del self._active[task.slide]
