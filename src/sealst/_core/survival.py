@@ -82,7 +82,7 @@ def concordance(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> Concor
     Harrell et al., *Multivariable prognostic models*, Statistics in Medicine 1996.
     """
     metrics = _metrics()
-    if not event.any():
+    if len(event) < 2 or not event.any():
         return Concordance(0.0, 0)
     try:
         _, right, wrong, tied, _ = metrics.concordance_index_censored(event, time, risk)
@@ -121,7 +121,7 @@ def ipcw_index(
     """
     metrics = _metrics()
     until = _known_until(train_time, train_event)
-    if not (event & (time < until)).any():
+    if len(event) < 2 or not (event & (time < until)).any():
         return float("nan")
     train, test = (
         np.array(list(zip(e, t, strict=True)), dtype=[("event", bool), ("time", float)])
