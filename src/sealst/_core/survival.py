@@ -128,7 +128,9 @@ def ipcw_index(
         for e, t in ((train_event, train_time), (event, time))
     )
     try:
-        return float(metrics.concordance_index_ipcw(train, test, risk, tau=until)[0])
+        # A draw whose comparable pairs all have weight 0 is NaN, and that is the answer.
+        with np.errstate(invalid="ignore"):
+            return float(metrics.concordance_index_ipcw(train, test, risk, tau=until)[0])
     except need("sksurv.exceptions", extra="slide", what=_WHAT).NoComparablePairException:
         return float("nan")
 
