@@ -85,6 +85,10 @@ def test_concordance_of_known_orders() -> None:
 def test_concordance_without_pairs() -> None:
     assert concordance(np.zeros(2), np.array([1.0, 2.0]), np.array([False, False])).pairs == 0
     assert np.isnan(concordance(np.zeros(2), np.array([1.0, 2.0]), np.array([False, True])).share)
+    # A draw of patients may leave a fold with a single slide.
+    one, seen = np.array([5.0]), np.array([True])
+    assert concordance(np.zeros(1), one, seen).pairs == 0
+    assert np.isnan(ipcw_index(np.zeros(1), one, seen, train_time=np.arange(1.0, 9.0), train_event=np.ones(8, bool)))
 
 
 def test_one_slide_makes_no_pair() -> None:

@@ -77,6 +77,8 @@ def test_several_maps_titles_and_the_picture_alone(labelled):
     plain = sl.pl.slide(labelled).axes[0]
     assert plain.images
     assert not plain.collections
+    beside = sl.pl.slide(labelled, [None, "EPCAM"]).axes
+    assert [len(ax.collections) for ax in beside[:2]] == [0, 1]
     with pytest.raises(sl.DataError, match="`title` must hold one text per panel \\(2\\), found 1"):
         sl.pl.slide(labelled, ["class", "EPCAM"], title="A")
 

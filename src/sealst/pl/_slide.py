@@ -19,7 +19,7 @@ from sealst.pl._tissue import MapStyle, Panel, draw_group, draw_maps, read_tissu
 
 def slide(
     sdata: SpatialData,
-    color: str | Sequence[str] | None = None,
+    color: str | Sequence[str | None] | None = None,
     *,
     percentiles: tuple[float, float] = (1.0, 99.0),
     cmap: str = "viridis",
@@ -50,7 +50,7 @@ def slide(
         Slide with tiles (`pp.tile`) or section with spots.
     color
         What to show: one or several columns of ``.obs``, genes, pathways, or ``"key:column"`` of ``.obsm``. None shows
-        the H&E alone.
+        the H&E alone, also as one of several.
     percentiles
         Percentiles of a value at which colours saturate.
     cmap
@@ -105,10 +105,11 @@ def slide(
     check_positive("n_cols", n_cols)
     table = _section.get_table(sdata, table_key)
     one = _base.one_region(table, region)
-    names = [] if color is None else _base.as_list(color, name="color")
-    shades = [shade_of(table, name) for name in names]
-    panels = [shade.panel(one.rows, cmap=cmap, percentiles=percentiles) for shade in shades]
-    panels = _base.retitled(panels or [Panel(one.section, None, "")], title)
+    names = [None] if color is None else _base.as_list(color, name="color")
+    shades = [None if name is None else shade_of(table, name) for name in names]
+    picture = Panel(one.section, None, "")
+    panels = [shade.panel(one.rows, cmap=cmap, percentiles=percentiles) if shade else picture for shade in shades]
+    panels = _base.retitled(panels, title)
     _base.check_single(ax, len(panels))
 
     n_maps = len(panels)
