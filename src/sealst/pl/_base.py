@@ -136,7 +136,7 @@ def numeric(values: pd.Series, *, where: str) -> np.ndarray:
     return values.to_numpy(dtype=float, na_value=np.nan)
 
 
-def as_list(names: str | Iterable[str], *, name: str) -> list[str]:
+def as_list(names: str | Iterable[Any], *, name: str) -> list[Any]:
     """One name or several, as a list."""
     found = [names] if isinstance(names, str) else list(names)
     if not found:

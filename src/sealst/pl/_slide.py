@@ -105,7 +105,7 @@ def slide(
     check_positive("n_cols", n_cols)
     table = _section.get_table(sdata, table_key)
     one = _base.one_region(table, region)
-    names = [None] if color is None else _base.as_list(color, name="color")
+    names: list[str | None] = [None] if color is None else _base.as_list(color, name="color")
     shades = [None if name is None else shade_of(table, name) for name in names]
     picture = Panel(one.section, None, "")
     panels = [shade.panel(one.rows, cmap=cmap, percentiles=percentiles) if shade else picture for shade in shades]
