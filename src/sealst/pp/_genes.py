@@ -86,9 +86,11 @@ def select_genes(
 
     Examples
     --------
-    >>> panel = sl.pp.select_genes([s1, s2], n=2000)
+    >>> panel = sl.pp.select_genes([s1, s2], n=50, include=["ERBB2", "CD3E"])
+    >>> panel.genes[:2]
+    ('ERBB2', 'CD3E')
     >>> panel.to_tsv("panel.tsv")
-    >>> joined = sl.pp.select_genes([visium, xenium_bins], min_sections=1)
+    >>> joined = sl.pp.select_genes([visium, xenium_bins], min_sections=1)  # doctest: +SKIP
     """
     _check_options(n, criterion, layer)
     check_fraction("min_spots", min_spots)

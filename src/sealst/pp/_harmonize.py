@@ -124,8 +124,10 @@ def harmonize_genes(
 
     Examples
     --------
+    >>> import sealst as sl
+    >>> sdata = sl.datasets.synthetic(size_um=600, n_genes=144)
     >>> sl.pp.harmonize_genes(sdata)
-    >>> sl.pp.harmonize_genes(sdata, table="hgnc_complete_set.txt", to="ensembl")
+    >>> sl.pp.harmonize_genes(sdata, table="hgnc_complete_set.txt", to="ensembl")  # doctest: +SKIP
     """
     check_choice("to", to, ("symbol", "ensembl"))
     counts = _section.get_table(data, table_key)

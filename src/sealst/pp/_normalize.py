@@ -99,8 +99,11 @@ def normalize(
 
     Examples
     --------
+    >>> import sealst as sl
+    >>> sdata = sl.datasets.synthetic(size_um=600, n_genes=144)
     >>> sl.pp.normalize(sdata)
-    >>> sdata.tables["table"].layers["context"]
+    >>> sorted(sdata.tables["table"].layers)
+    ['context', 'counts', 'lognorm']
     """
     check_choice("grid", grid, ("auto", *lattice.GRIDS))
     check_positive("target_sum", target_sum)

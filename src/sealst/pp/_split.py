@@ -119,7 +119,7 @@ def split(
     --------
     >>> folds = sl.pp.split([s1, s2, s3])
     >>> [fold.name for fold in folds]
-    ['patient-A', 'patient-B', 'patient-C']
+    ['patient-P1', 'patient-P2', 'patient-P3']
     """
     _check_folds(n_folds)
     parts = parts_of(sections, table_key)
