@@ -56,6 +56,8 @@ def test_genes_are_chosen_with_one_section_open(cohort, alive):
     assert panel.fingerprint == sl.pp.select_genes(in_memory(cohort), 5).fingerprint
 
 
+# A collection is opened again and again: a minute on two cores.
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["patient", "block"])
 def test_folds_are_made_with_one_section_open(cohort, alive, by):
     options = {"by": by, "allow_shared_patients": True} | ({"block_um": 200.0, "n_folds": 2} if by == "block" else {})
@@ -80,6 +82,8 @@ def test_one_section_needs_no_list(cohort):
     sl.pp.check_split(section, in_memory(cohort)[1])
 
 
+# A collection is opened again and again: a minute on two cores.
+@pytest.mark.slow
 def test_training_gathers_with_one_section_open(cohort, alive, finetune, fast):
     sections, params = sl.io.read_collection(cohort), fast | {"epochs": 1}
     model = finetune(sections[:2], validation=sections[2:], params=params)
@@ -92,6 +96,8 @@ def test_training_gathers_with_one_section_open(cohort, alive, finetune, fast):
     assert model.provenance["patients"] == ["p0", "p1"]
 
 
+# A collection is opened again and again: a minute on two cores.
+@pytest.mark.slow
 def test_evaluation_and_embedding_take_collections(cohort, alive, model, tmp_path):
     sections = sl.io.read_collection(cohort)
     options = {"genes": {"mine": ["EPCAM", "VIM"]}, "allow_shared_patients": True}
