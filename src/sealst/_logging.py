@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sealst._errors import SealstWarning
@@ -34,6 +35,14 @@ logger = _make_logger()
 def warn(message: str) -> None:
     """Warn the user, pointing at the line of their code where Python can tell."""
     warnings.warn(message, SealstWarning, stacklevel=3)
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """Inside a ``with`` block, squidpy is imported without what its docstrings make docrep warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* is not a valid key!", category=SyntaxWarning)
+        yield
 
 
 def progress(

@@ -19,7 +19,7 @@ from sealst._core.geometry import apply_affine, inside_fraction, similarity_scal
 from sealst._core.scale import agreed
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
-from sealst._logging import logger, warn
+from sealst._logging import logger, quiet_import, warn
 from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
 from sealst.pp._verdict import NOT_PAIRED, OK, OUTSIDE, judged, write_reasons
@@ -173,7 +173,8 @@ def _resolve_mpp(
         raise ScaleError(f"Image {image!r} is stretched unevenly in coordinate system {system!r}; resample it first.")
     for name, argument in (("pitch_um", "um_between_centers"), ("spot_um", "um_diameter")):
         if (value := stated[name]) is not None:
-            from squidpy.experimental.utils import derive_mpp_from_shapes
+            with quiet_import():
+                from squidpy.experimental.utils import derive_mpp_from_shapes
 
             _section.spot_table(sdata, region)
             try:

@@ -16,7 +16,7 @@ from sealst import _section
 from sealst._core import lattice
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
-from sealst._logging import logger, warn
+from sealst._logging import logger, quiet_import, warn
 from sealst._parts import section_regions
 from sealst._section import Data, Region
 from sealst._validate import (
@@ -244,7 +244,8 @@ def _positions(data: Data, table: AnnData, part: Region) -> np.ndarray:
 
 def _neighbours(xy: np.ndarray, part: Region, grid: str) -> tuple[str, sp.csr_matrix]:
     """Kind of grid and adjacency (spots, spots) of a section."""
-    from squidpy.gr.neighbors import RadiusBuilder
+    with quiet_import():
+        from squidpy.gr.neighbors import RadiusBuilder
 
     # squidpy's GridBuilder cuts at 1.3 times the median of all distances found: jittered squares then gain diagonals
     # and lose sides, and where half of the spots are missing the second ring counts as neighbours.

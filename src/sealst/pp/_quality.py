@@ -14,7 +14,7 @@ from sealst import _section
 from sealst._data.crops import iter_crops
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._logging import logger
+from sealst._logging import logger, quiet_import
 from sealst._logging import progress as progress_bar
 from sealst._section import Region
 from sealst._validate import check_choice, listed
@@ -163,7 +163,8 @@ def _measured(
 
 def measure(crops: np.ndarray, metrics: Sequence[str]) -> np.ndarray:
     """Measures of crops uint8 (n, px, px, 3) by squidpy, float64 (n, metrics)."""
-    from squidpy.experimental.im import QCMetric, qc_image
+    with quiet_import():
+        from squidpy.experimental.im import QCMetric, qc_image
 
     # squidpy measures the tiles of an image: the crops, one below the other, are the tiles of a tall one.
     px = crops.shape[1]

@@ -15,7 +15,7 @@ from sealst import _section
 from sealst._core.stain import STAIN_VALUES, Stain
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._logging import logger
+from sealst._logging import logger, quiet_import
 from sealst._section import Region, multiscale
 from sealst._validate import check_choice, listed
 from sealst.pp._tissue import quiet, section_labels, tissue_at
@@ -71,7 +71,8 @@ def fit_stain(
     >>> sl.pp.fit_stain(sdata)
     Stain(method='macenko', section='P1_S1')
     """
-    from squidpy.experimental.im import fit_stain_reference
+    with quiet_import():
+        from squidpy.experimental.im import fit_stain_reference
 
     check_choice("method", method, tuple(STAIN_VALUES))
     regions = _section.regions_of(_section.get_table(sdata, table_key), region)
@@ -212,7 +213,8 @@ def _level(
     data: da.Array, keep_outside: da.Array | None, picture: da.Array, mask: np.ndarray, reference: Stain, section: str
 ) -> da.Array:
     """One level in the reference's stain, lazy; `picture` and `mask` decide the map, the same for every level."""
-    from squidpy.experimental.im import StainReference, normalize_stains
+    with quiet_import():
+        from squidpy.experimental.im import StainReference, normalize_stains
 
     # squidpy fits on the coarsest level it is given and applies to the finest.
     masks = [_as_labels(mask)] if keep_outside is None else [_as_labels(keep_outside), _as_labels(mask)]

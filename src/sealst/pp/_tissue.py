@@ -21,7 +21,7 @@ from sealst._core.geometry import pick_level
 from sealst._core.tissue import box_fractions, solid, texture, tightened, unusable
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._logging import logger, warn
+from sealst._logging import logger, quiet_import, warn
 from sealst._section import Region
 from sealst._validate import check_fraction, check_key
 from sealst.pp._verdict import LITTLE_TISSUE, OK, judged, write_reasons
@@ -232,7 +232,8 @@ def _coarse(element: Any) -> tuple[np.ndarray, tuple[float, float]]:
 
 
 def _detect(marks: np.ndarray, smallest: float) -> np.ndarray:
-    from squidpy.experimental.im import detect_tissue
+    with quiet_import():
+        from squidpy.experimental.im import detect_tissue
 
     # Dark where tissue is, as squidpy expects of a bright-field image.
     alone = SpatialData(images={"texture": Image2DModel.parse(1 - marks[None], dims=("c", "y", "x"))})
