@@ -49,7 +49,7 @@ def test_a_recipe_is_trained_in_folds_and_reported(cohort, tmp_path):
     assert "lognorm" not in sl.io.read(next(cohort.glob("*.zarr"))).tables["table"].layers
     again = call(cohort, *options)
     assert again.returncode == 3
-    assert "exists; name another folder or pass --overwrite" in again.stderr
+    assert "exists; name another --out, or pass --overwrite" in again.stderr
 
 
 def gene_sets(folder: Path) -> Path:
