@@ -30,6 +30,20 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Inside a ``with`` block, a temporary file beside `path`; afterwards it stands at `path`."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
 def new_folder(path: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     """Inside a ``with`` block, a temporary folder beside `path`; afterwards it stands at `path`.
 

@@ -44,10 +44,11 @@ def session_info() -> dict[str, str]:
     """
     info = {"sealst": __version__, "python": platform.python_version()}
     info |= {"platform": f"{platform.system()} {platform.machine()}", "device": _device()}
-    return SessionInfo(info | {name: _version(name) for name in PACKAGES})
+    return SessionInfo(info | {name: installed_version(name) for name in PACKAGES})
 
 
-def _version(name: str) -> str:
+def installed_version(name: str) -> str:
+    """Version of a package, or ``"not installed"``."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 import sealst as sl
-from sealst._data.slide_parts import Parts, append_array, append_frame, complete_file, file_digest, run_folder
+from sealst._data.slide_parts import Parts, append_array, append_frame, file_digest, run_folder
+from sealst._files import complete_file
 
 
 @pytest.mark.parametrize("change", ["start", "end", "time", "size", "companion"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from sealst._errors import DataError
+from sealst._files import complete_file
 
 TILES, _BOXES = "tiles.h5ad", "boxes.npy"
 _JOB, _ALIVE = ".job-", ".alive"
@@ -50,20 +50,6 @@ def _files_of(path: Path) -> list[Path]:
     folder = path.with_suffix("") if path.suffix.lower() in _WITH_FOLDER else path
     inside = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
     return [*([path] if path.is_file() else []), *inside]
-
-
-@contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """Inside a ``with`` block, a temporary file beside `path`; afterwards it stands at `path`."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        partial.chmod(0o644)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

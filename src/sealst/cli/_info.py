@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
 
-from sealst._session_info import session_info
+from sealst._session_info import installed_version, session_info
 from sealst._settings import settings
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
 
@@ -22,19 +21,12 @@ def info() -> Answer:
     found = session_info()
     facts: dict[str, Any] = {name: found.pop(name) for name in ("sealst", "python", "platform", "device")}
     facts["cpus"] = os.cpu_count()
-    facts["packages"] = found | {name: _version(name) for name in _EXTRAS}
+    facts["packages"] = found | {name: installed_version(name) for name in _EXTRAS}
     facts["settings"] = {"cache_dir": str(settings.cache_dir), "device": settings.device, "seed": settings.seed}
     lines = []
     for name, value in facts.items():
         if isinstance(value, dict):
-            lines += [f"{name}:", *(f"  {key}: {'-' if v is None else v}" for key, v in value.items())]
+            lines += [f"{name}:", *(f"  {key}: {v}" for key, v in value.items())]
         else:
             lines.append(f"{name}: {value}")
     return Answer(facts, "\n".join(lines))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

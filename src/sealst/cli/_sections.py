@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sealst._errors import DataError
+from sealst._files import complete_file
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._validate import listed
@@ -62,12 +62,8 @@ def check_new(path: Path, overwrite: bool, *, option: str = "--out") -> None:
 def write_table(table: AnnData, path: Path) -> None:
     """Write an h5ad file that appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with complete_file(path) as partial:
         table.write_h5ad(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from spatialdata import SpatialData
 
 from sealst._data.bags import Bag, Bags
 from sealst._errors import DataError
+from sealst._files import complete_file
 from sealst._logging import logger, progress
 from sealst._validate import check_file_name, check_positive, listed
 from sealst.io._bags import read_bags
@@ -148,10 +148,5 @@ def _write(file: h5py.File, name: str, data: np.ndarray, attributes: dict[str, A
 @contextmanager
 def _new_file(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file that stands at `path` once it is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(partial, "w") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with complete_file(path) as partial, h5py.File(partial, "w") as file:
+        yield file

@@ -22,8 +22,9 @@ from filelock import FileLock
 from sealst import _section
 from sealst._data.crops import iter_crops, reading_order
 from sealst._data.prefetch import prefetch
-from sealst._data.slide_parts import Parts, append_array, append_frame, complete_file
+from sealst._data.slide_parts import Parts, append_array, append_frame
 from sealst._errors import DataError
+from sealst._files import complete_file
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst.io import read_wsi
