@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sealst._errors import SealstDeprecationWarning
+from sealst._logging import warn
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -90,5 +90,4 @@ def deprecated(*, removed_in: str, instead: str) -> Callable[[F], F]:
 
 
 def _warn(what: str, removed_in: str) -> None:
-    # The line of the caller: above this function and the wrapper.
-    warnings.warn(f"{what}; this stops working in version {removed_in}.", SealstDeprecationWarning, stacklevel=3)
+    warn(f"{what}; this stops working in version {removed_in}.", SealstDeprecationWarning)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 from anndata import AnnData
+
+from sealst._validate import check_key
+
+_SHOWN = ("pearson", "R@10", "gene→image R@10")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +54,33 @@ class Evaluation:
             f"Evaluation {preset!r}: {folds} fold(s), {sections} section(s), {self.table['method'].nunique()} methods"
         )
 
-    def summary(self) -> pd.DataFrame:
-        """Mean over folds, seeds and sections of every metric: methods in rows, (metric, genes) in columns."""
+    def summary(self, metrics: str | Sequence[str] | None = None) -> pd.DataFrame:
+        """Means over folds, seeds and sections: methods in rows, (metric, genes) in columns.
+
+        Parameters
+        ----------
+        metrics
+            Values of the table's column ``metric``, or ``"all"``. By default those that fit on a screen: Pearson of the
+            genes, and recall among the 10 nearest in both directions.
+
+        Returns
+        -------
+        The means.
+
+        Raises
+        ------
+        MissingKeyError
+            When a metric is not in the table.
+        """
         single = self.table[self.table["section"] != ""]
         single = single if len(single) else self.table
+        known = list(single["metric"].unique())
+        if metrics is None:
+            metrics = [m for m in _SHOWN if m in known] or known
+        elif metrics == "all":
+            metrics = known
+        wanted = [metrics] if isinstance(metrics, str) else list(metrics)
+        for metric in wanted:
+            check_key(known, metric, where="the table's `metric`", hint="`metrics='all'` shows every one.")
+        single = single[single["metric"].isin(wanted)]
         return single.pivot_table(index="method", columns=["metric", "genes"], values="value", sort=False)

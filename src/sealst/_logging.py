@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ from typing import Any
 
 from sealst._errors import SealstWarning
 from sealst._settings import settings
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 class _QuietIfConfigured(logging.Filter):
@@ -32,9 +36,17 @@ def _make_logger() -> logging.Logger:
 logger = _make_logger()
 
 
-def warn(message: str) -> None:
-    """Warn the user, pointing at the line of their code where Python can tell."""
-    warnings.warn(message, SealstWarning, stacklevel=3)
+def warn(message: str, category: type[Warning] = SealstWarning) -> None:
+    """Warn the user, pointing at the line of their own code that led here."""
+    warnings.warn(message, category, stacklevel=_levels_to_user())
+
+
+def _levels_to_user() -> int:
+    # What `skip_file_prefixes` does from Python 3.12 on. Counted from the caller of this function.
+    frame, levels = inspect.currentframe(), 0
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, levels = frame.f_back, levels + 1
+    return max(1, levels - 1) if frame is None else levels
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -28,16 +29,24 @@ def listed(names: Iterable[Any], limit: int = 8) -> str:
     return ", ".join(repr(n) for n in items[:limit]) + (f" … ({len(items)} in all)" if len(items) > limit else "")
 
 
+def near(names: Iterable[Any], known: Iterable[Any]) -> str:
+    """`` Did you mean 'views'?`` for names that nearly are known ones, else nothing."""
+    by_lower = {str(k).lower(): str(k) for k in known}
+    found = [m for n in names for m in difflib.get_close_matches(str(n).lower(), list(by_lower), n=1, cutoff=0.7)]
+    return f" Did you mean {' and '.join(repr(by_lower[m]) for m in dict.fromkeys(found))}?" if found else ""
+
+
 def check_key(container: Collection[Any], key: str, *, where: str, hint: str) -> None:
     """Raise `MissingKeyError` unless `key` is in `container`."""
     if key not in container:
-        raise MissingKeyError(f"{key!r} not found in {where}; found: {listed(container)}. {hint}")
+        found = f"found: {listed(container)}.{near([key], container)}"
+        raise MissingKeyError(f"{key!r} not found in {where}; {found} {hint}")
 
 
 def check_choice(name: str, value: Any, options: Sequence[Any]) -> None:
     """Raise unless `value` is one of `options`."""
     if value not in options:
-        raise DataError(f"`{name}` must be one of {listed(options, 20)}, found {value!r}.")
+        raise DataError(f"`{name}` must be one of {listed(options, 20)}, found {value!r}.{near([value], options)}")
 
 
 def check_positive(name: str, value: float) -> None:
@@ -167,7 +176,8 @@ def resolve_params(cls: type[P], value: P | Mapping[str, Any] | None, *, name: s
     if isinstance(value, Mapping) and is_dataclass(cls):
         known = [f.name for f in fields(cls)]
         if unknown := sorted(set(value) - set(known)):
-            raise DataError(f"`{name}` has no field {listed(unknown)}; known: {listed(known, 40)}.")
+            meant = near(unknown, known)
+            raise DataError(f"`{name}` has no field {listed(unknown)}; known: {listed(known, 40)}.{meant}")
         # numpy scalars would not go into JSON later on.
         return cls(**{k: v.item() if isinstance(v, np.generic) else v for k, v in value.items()})
     raise TypeError(f"`{name}` must be None, a mapping or {cls.__name__}, found {type(value).__name__}.")

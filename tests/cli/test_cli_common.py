@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import subprocess
 import sys
 import warnings
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 import sealst as sl
 from sealst._errors import DataError, SealstWarning
 from sealst._logging import logger
-from sealst.cli._common import Answer, SealstCommand
+from sealst.cli._common import _COMMANDS, Answer, SealstCommand
 from sealst.cli._main import cli
 from sealst.cli._types import Genes, KeyValue, Limits, YamlMapping, merged
 
@@ -35,6 +36,8 @@ def toy(fail, **options):
     warnings.warn("of sealst", SealstWarning, stacklevel=1)
     if fail == "refuse":
         raise DataError("no spots here")
+    if fail == "order":
+        raise DataError("run `sl.pp.pair_crops(sdata)` or `sl.pp.normalize`, then `sl.tl.embed`; `sl.pp.split`")
     if fail == "bug":
         raise RuntimeError("two\nlines")
     return Answer(options | {"nan": float("nan"), "numpy": np.float32(0.5), "level": logger.level}, "for people")
@@ -55,6 +58,25 @@ def test_stdout_holds_the_result_and_nothing_else():
     assert "of a library" not in done.stderr
     assert run("a").stdout == "for people\n"
     assert "FutureWarning: of a library" in run("a", "-v").stderr
+
+
+def test_a_refusal_that_asks_for_a_call_names_the_command():
+    done = run("a", "--fail", "order")
+    assert done.exit_code == 3
+    last = done.stderr.splitlines()[-1]
+    assert last == (
+        "On the command line `sl.pp.pair_crops` is `sealst prepare`, `sl.pp.normalize` is `sealst prepare`, "
+        "`sl.tl.embed` is `sealst embed`."
+    )
+    assert "On the command line" not in run("a", "--fail", "refuse").stderr
+
+
+def test_commands_that_messages_name_are_there():
+    for call, command in _COMMANDS.items():
+        assert callable(operator.attrgetter(call)(sl))
+        group = cli
+        for word in command.split(" --")[0].split():
+            group = group.commands[word]
 
 
 def test_a_config_file_sets_options_and_the_command_line_wins(tmp_path):

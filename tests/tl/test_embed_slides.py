@@ -304,6 +304,25 @@ def test_manifests_that_are_refused(rows: dict, error: type, message: str, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "path;patient\nx.tif;p\n", "a.csv has one column, .*: it is separated by ';', and ',' was expected"),
+        ("b.tsv", "path,mpp\n", r"b.tsv has one column, .*: it is separated by ',', and '\\t' was expected"),
+    ],
+)
+def test_a_manifest_with_another_separator_is_told(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(sl.DataError, match=message):
+        sl.tl.embed_slides(tmp_path / name, tmp_path / "out", ENCODER, **SMALL)
+
+
+def test_a_manifest_may_have_one_column(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("path\nx.tif\n")
+    with pytest.warns(sl.SealstWarning, match="1 of 1 slides failed"):
+        sl.tl.embed_slides(tmp_path / "c.csv", tmp_path / "out", ENCODER, **SMALL, retries=0)
+
+
 def test_arguments_that_are_refused(folder: Path, model, tmp_path: Path) -> None:
     def call(given, **options):
         return sl.tl.embed_slides(folder / "manifest.csv", tmp_path / "out", given, **options)

@@ -309,7 +309,12 @@ def test_summary_and_repr(cohort, encoder):
     assert overall["value"].item() == pytest.approx(by_fold["value"].mean())
     # Means of sections are compared within a fold alone: a training mean falls where that of the one left out rises.
     assert not (found.table["metric"] == "section_pearson").any()
-    wide = found.summary()
+    wide = found.summary("all")
+    assert set(wide.columns.get_level_values("metric")) == set(single(found)["metric"])
+    assert set(found.summary().columns.get_level_values("metric")) == {"pearson", "R@10"}
+    pd.testing.assert_frame_equal(found.summary("spearman"), wide[["spearman"]])
+    with pytest.raises(sl.MissingKeyError, match="'perason' not found in the table's `metric`; found: .*'pearson'"):
+        found.summary(["perason"])
     rows = single(found).query("metric == 'pearson' and genes == 'hvg4' and method == 'colour + ridge'")
     assert wide.loc["colour + ridge", ("pearson", "hvg4")] == pytest.approx(rows["value"].mean())
 

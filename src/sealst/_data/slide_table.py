@@ -37,6 +37,11 @@ def read_slide_table(path: Path, *, separator: str = ",", names: Collection[str]
     except (ValueError, OSError) as error:
         raise DataError(f"{path.name} could not be read as a table: {error}") from error
     frame.columns = frame.columns.str.strip()
+    if len(frame.columns) == 1 and (other := next((c for c in ",;\t" if c in frame.columns[0]), None)):
+        raise DataError(
+            f"{path.name} has one column, {frame.columns[0]!r}: it is separated by {other!r}, and {separator!r} was "
+            "expected. Save it with commas as .csv or with tabs as .tsv."
+        )
     return frame
 
 

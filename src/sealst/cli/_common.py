@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 import traceback
 import warnings
@@ -27,6 +28,26 @@ EXIT_CODES = "Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 input r
 _QUIET, _VERBOSE, _JSON = "sealst.quiet", "sealst.verbose", "sealst.json"
 #: loggers of libraries whose warnings say nothing to a user of commands
 _CHATTY = ("ome_zarr",)
+#: what does on the command line what a call does in Python
+_COMMANDS = {
+    "pp.pair_crops": "prepare",
+    "pp.normalize": "prepare",
+    "pp.select_genes": "finetune --n-genes",
+    "pp.harmonize_genes": "prepare",
+    "pp.tile": "prepare",
+    "tl.finetune": "finetune",
+    "tl.embed": "embed",
+    "tl.predict": "predict",
+    "tl.pathways": "pathways",
+    "tl.retrieve": "retrieve",
+    "tl.evaluate": "evaluate",
+    "tl.fit_slide": "slides fit",
+    "tl.predict_slide": "slides predict",
+    "tl.embed_slides": "slides embed",
+    "io.check": "check",
+    "models.list_encoders": "encoders",
+}
+_CALL = re.compile(rf"`sl\.({'|'.join(map(re.escape, _COMMANDS))})\b")
 #: options that a config file cannot set
 _NOT_IN_CONFIG = ("config", "help")
 
@@ -141,12 +162,19 @@ def _guarded(function: Any, ctx: click.Context) -> Any:
         raise
     except SealstError as error:
         _trace(ctx)
-        raise Refused(str(error)) from error
+        raise Refused(str(error) + _commands_for(str(error))) from error
     except Exception as error:
         _trace(ctx)
         said = " ".join(str(error).split()) or "no message"
         more = "" if ctx.meta.get(_VERBOSE) else " (-v shows where)"
         raise Failed(f"unexpected {type(error).__name__}: {said}{more}") from error
+
+
+def _commands_for(message: str) -> str:
+    """Line that says which commands do what a message asks for in Python; empty where it names no call."""
+    calls = {match.group(1): _COMMANDS[match.group(1)] for match in _CALL.finditer(message)}
+    known = [f"`sl.{call}` is `sealst {command}`" for call, command in calls.items()]
+    return f"\nOn the command line {', '.join(known)}." if known else ""
 
 
 def _trace(ctx: click.Context) -> None:

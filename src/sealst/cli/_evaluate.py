@@ -81,7 +81,7 @@ def evaluate(
         _subject(model, encoder, recipe, pool), sections, test, crops=_Crops(crop_um, crop_px), options=options
     )
     _write(found, out, overwrite)
-    summary = found.summary().round(4)
+    summary = found.summary("all").round(4)
     text = f"{summary['pearson'].to_string()}\n\nReport: {out / 'report.html'}"
     return Answer({"facts": dict(found.facts), "summary": _rows(summary)}, text)
 
