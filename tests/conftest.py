@@ -12,8 +12,10 @@ from spatialdata import SpatialData
 
 import sealst as sl
 
-# Before torch and matplotlib are imported: few threads, no display.
+# Before torch and matplotlib are imported: few threads, one where pytest runs in several processes; no display.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+        os.environ[_name] = "1"
     os.environ.setdefault(_name, "2")
 # Threads that wait for each other must not spin: beside other work on the machine, that takes 20 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
