@@ -29,10 +29,14 @@ class Evaluation:
         One row per fold, seed, section, method and scored gene: `pearson`, `spearman`, `r2`, `slope` (of measured on
         predicted, 1 is calibrated), `moran_measured`, `moran_predicted`, `moran_residual`.
     pathways
-        One row per fold, seed, section, method and gene set: `pearson` and `spearman` of the activity in predicted and
-        measured expression, and `n_genes` behind it. Empty without gene sets.
+        One row per fold, seed, section, method and gene set: `pearson` and `spearman` of the method's score and the
+        activity in measured expression, `auroc` and `average_precision` of the score against the tenth of spots with
+        the highest measured activity, and `n_genes` behind it. The score is the activity in predicted expression; for
+        ``"seal query"`` it is the similarity of image embeddings to the gene set, as `sealst.tl.retrieve` asks it.
+        Empty without gene sets.
     spots
-        Held-out spots by section: measured log1p-CP10k of the scored genes in ``.X``, predictions in ``.layers`` by
+        Held-out spots by section: measured expression of the scored genes in the preset's unit (``"cv"`` log1p-CP10k,
+        ``"hest"`` log1p of counts) in ``.X``, predictions in ``.layers`` by
         method, ``.obsm["spatial"]`` in µm. Empty where there were too many spots.
     facts
         Preset, encoder, folds, seeds and versions.
@@ -55,7 +59,7 @@ class Evaluation:
         )
 
     def summary(self, metrics: str | Sequence[str] | None = None) -> pd.DataFrame:
-        """Means over folds, seeds and sections: methods in rows, (metric, genes) in columns.
+        """Means over sections within a fold, then over folds and seeds: methods in rows, (metric, genes) in columns.
 
         Parameters
         ----------
@@ -83,4 +87,7 @@ class Evaluation:
         for metric in wanted:
             check_key(known, metric, where="the table's `metric`", hint="`metrics='all'` shows every one.")
         single = single[single["metric"].isin(wanted)]
+        # A fold counts once, however many sections it tests on.
+        keys = ["method", "metric", "genes", "fold", "seed"]
+        single = single.groupby(keys, sort=False, observed=True)["value"].mean().reset_index()
         return single.pivot_table(index="method", columns=["metric", "genes"], values="value", sort=False)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 import sealst as sl
 
@@ -81,9 +82,47 @@ def test_patients_the_model_was_trained_on_are_refused(model, ready):
         sl.tl.evaluate(model, other, seen)
 
 
+@pytest.mark.parametrize("role", ["warmup_patients", "stopping_patients"])
+def test_patients_of_warm_up_and_early_stopping_were_seen_too(model, sections, ready, monkeypatch, role):
+    monkeypatch.setitem(model.provenance, role, ["p3"])
+    train, test = sections
+    with pytest.raises(sl.LeakError, match=r"trained on patient\(s\) 'p3'"):
+        sl.tl.evaluate(model, train, test)
+
+
+def test_warm_up_on_test_patients_is_refused(sections):
+    train, test = sections
+    recipe = {"encoder": "vit_tiny_patch16_224", "pretrained": False, "params": {"warmup_epochs": 1}}
+    extra = test.tables["table"].copy()
+    with pytest.raises(sl.LeakError, match=r"Fold 'patient-p3' tests on patient\(s\) 'p3', whose expression is"):
+        sl.tl.evaluate(recipe | {"warmup": extra}, [*train, test])
+    del extra.obs["patient"], extra.obs["section"]
+    with pytest.raises(sl.LeakError, match="Tables of `warmup` name no patients"):
+        sl.tl.evaluate(recipe | {"warmup": [extra]}, [*train, test])
+
+
 def test_default_gene_sets_say_how_many_genes_they_have(sections, model):
     train, test = sections
     table = sl.tl.evaluate(model, train, test, n_genes=3).table
     assert set(table.loc[table["metric"] == "pearson", "genes"]) == {"hvg3", "heg3"}
     table = sl.tl.evaluate(model, train, test, n_genes=50).table
     assert set(table.loc[table["metric"] == "pearson", "genes"]) == {"hvg8", "heg8"}
+
+
+def test_gene_sets_as_queries_are_scored_like_retrieval(sections, model):
+    train, test = sections
+    net = {"epithelium": ["EPCAM", "KRT8", "ERBB2", "ACTB", "VIM"], "small": ["CD3E", "MS4A1"]}
+    rows = sl.tl.evaluate(model, train, test, net=net).pathways
+    assert set(rows["pathway"]) == {"epithelium"}
+    assert {"seal query", "seal head", "frozen + ridge"} <= set(rows["method"])
+    row = rows.set_index("method").loc["seal query"]
+    sl.tl.embed(test, model)
+    found = sl.tl.retrieve(test, model, "epithelium", net=net, copy=True).obs["seal_similarity"].to_numpy()
+    measured = (
+        sl.tl.pathways(test, net, source="measured", copy=True).obsm["measured_pathways"]["epithelium"].to_numpy()
+    )
+    assert row["pearson"] == pytest.approx(np.corrcoef(found, measured)[0, 1], abs=1e-4)
+    top = measured >= np.sort(measured)[-4]  # a tenth of 36 spots
+    assert row["auroc"] == pytest.approx(roc_auc_score(top, found), abs=1e-6)
+    assert row["average_precision"] == pytest.approx(average_precision_score(top, found), abs=1e-6)
+    assert ((rows["auroc"] >= 0) & (rows["auroc"] <= 1)).all()

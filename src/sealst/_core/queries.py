@@ -15,6 +15,8 @@ from sealst._validate import listed
 # Cosines of equal vectors differ by this many decimals at most, depending on how a matrix product is blocked.
 _TIE_DECIMALS = 10
 _MIN_SHIFT = 1e-9
+#: standard deviations by which a query raises its genes, unless told otherwise
+QUERY_STD = 10.0
 
 
 def gene_weights(weights: Mapping[str, float], genes: Sequence[str]) -> np.ndarray:

@@ -36,6 +36,8 @@ MEANINGS = {
     ADAPTED: "the encoder after training with expression, and the same ridge regression",
     "seal head": "the expression head that was trained together with the adapted encoder",
     "seal retrieval": "the mean expression of the training spots that lie closest to the crop in the shared embedding",
+    "seal query": "pathways only: cosine of the crop's embedding and the pathway's genes, as retrieval asks for it",
+    "bleep query": "the same with the model of contrastive learning alone",
     "st-net": "regression of expression by finetuning the same encoder alike, after ST-Net (He et al. 2020)",
     "bleep": "contrastive learning alone, and the mean of the nearest spots, after BLEEP (Xie et al. 2023)",
     "colour + ridge": "a ridge regression from mean and deviation of the crop's colour: a floor",

@@ -274,7 +274,10 @@ def _pathways(result: Evaluation) -> list[Block]:
     found = tables.pathway_tables(result.pathways)
     if not found:
         return []
-    caption = "Correlation of pathway activity in predicted and in measured expression, over the spots of a section."
+    caption = (
+        "Correlation with the measured activity over the spots of a section: of the activity in predicted expression, "
+        "and of the similarity of crops to the pathway's genes (query)."
+    )
     alt = "Heat map of correlations by pathway, section and method; the table below has the numbers."
     picture = picture_of(pathway_agreement, caption, result.pathways, alt=alt)
     return [Block("Pathways", tables=found, figures=[picture])]

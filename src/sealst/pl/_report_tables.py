@@ -124,16 +124,24 @@ def _retrieval(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def pathway_tables(pathways: pd.DataFrame) -> list[Table]:
-    """Agreement of pathway activity in predicted and measured expression, by method."""
+    """How well predictions and queries tell where a pathway is active, by method."""
     if pathways.empty:
         return []
     single = pathways[pathways["section"] != ""] if (pathways["section"] != "").any() else pathways
-    mean = single.pivot_table(index="pathway", columns="method", values="pearson", sort=False, observed=True)
-    n = single.groupby("pathway", observed=True)["n_genes"].median().reindex(mean.index)
+    found = [Table(_by_method(single, "pearson"), "Pearson r with the measured activity, mean over sections.")]
+    if "auroc" in single:
+        title = "AUROC of finding the tenth of spots with the highest measured activity, mean over sections."
+        found.append(Table(_by_method(single, "auroc"), title))
+    return found
+
+
+def _by_method(pathways: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Pathways in rows, methods in columns, as text."""
+    mean = pathways.pivot_table(index="pathway", columns="method", values=measure, sort=False, observed=True)
+    n = pathways.groupby("pathway", observed=True)["n_genes"].median().reindex(mean.index)
     frame = mean.map(lambda v: number(v, ".2f") if np.isfinite(v) else "–").fillna("–")
     frame.insert(0, "genes", n.astype(int))
-    frame = frame.rename_axis("pathway").reset_index()
-    return [Table(frame, "Pearson r of activity in predicted and measured expression, mean over sections.")]
+    return frame.rename_axis("pathway").reset_index()
 
 
 def facts_table(facts: Mapping[str, Any]) -> Table:

@@ -16,6 +16,7 @@ from sealst.pp import Split
 from sealst.tl._finetune import finetune
 from sealst.tl._material import Material, Sections
 from sealst.tl._methods import BLEEP, ST_NET
+from sealst.tl._pairs import warmup_patients
 from sealst.tl._views import SEAL, EncoderFeatures, Extractor, ModelFeatures
 
 #: what differs from SEAL when a baseline is trained, by name: parameters of training
@@ -41,6 +42,8 @@ class Contenders:
     encoder: EncoderFeatures | None = None
     #: trains the models of a fold
     train: Callable[[Split, int], dict[str, SealModel]] | None = None
+    #: patients whose expression the training of every fold warms up on; None where tables do not name them
+    warmed_up_on: frozenset[str] | None = frozenset()
 
     @property
     def trains(self) -> bool:
@@ -116,7 +119,9 @@ def _trained_in_folds(
         return models
 
     crop = material.crop() if recipe.get("crop_um") is None else CropSpec(recipe["crop_um"], material.crop().crop_px)
-    return Contenders(f"{recipe['encoder']}, trained in every fold", crop, train=train)
+    known = warmup_patients(recipe.get("warmup"))
+    warm = None if known is None else frozenset(known)
+    return Contenders(f"{recipe['encoder']}, trained in every fold", crop, train=train, warmed_up_on=warm)
 
 
 def _with_params(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from sealst.models import Encoder, SealModel
 from sealst.pp import Split, check_split
 from sealst.tl import _scored_genes as scored
 from sealst.tl._contenders import Contenders, contenders_of
-from sealst.tl._folds import check_copies, check_unseen, given_fold, made_folds
+from sealst.tl._folds import check_copies, check_unseen, check_warmup, given_fold, made_folds
 from sealst.tl._inputs import as_sections
 from sealst.tl._material import Bench, Material, Sections
 from sealst.tl._methods import predictions
@@ -212,6 +212,8 @@ def _check_leaks(contenders: Contenders, material: Material, folds: Sequence[Spl
             )
         tested = {name for fold in folds for name in fold.test}
         check_unseen(contenders.model, [part for part in parts if part.name in tested])
+    if contenders.trains:
+        check_warmup(parts, folds, contenders.warmed_up_on)
     check_copies(parts, folds)
 
 
@@ -307,7 +309,7 @@ class _Job:
         )
         scorer.add(held, predicted, results)
         scorer.add_retrieval(held, predicted, models, results)
-        results.pathways += self.activities.rows(held, predicted, ready.genes, fold=fold.name, seed=seed)
+        results.pathways += self.activities.rows(held, predicted, ready.genes, fold=fold.name, seed=seed, models=models)
 
 
 @dataclass(frozen=True)

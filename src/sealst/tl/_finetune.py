@@ -36,7 +36,7 @@ from sealst.models._gene_encoder import resolve_gene_encoder
 from sealst.models._projection import resolve_projection
 from sealst.pp import check_split, select_genes
 from sealst.tl._inputs import as_sections, crop_spec
-from sealst.tl._pairs import Pairs, extras_of, gather_pairs, more_expression, organs_of
+from sealst.tl._pairs import Pairs, extras_of, gather_pairs, more_expression, organs_of, warmup_patients
 from sealst.tl._run_folder import MODEL, begin, facts_of, finish, is_finished, open_run, scratch_prefix
 
 #: fewer spots than this cannot be split into batches
@@ -177,6 +177,7 @@ def finetune(
         pairs, others = _all_pairs(train, held, panel, spec=spec, table_key=table_key, work=work)
         params, adapter = _recipe(params, adapter, len(pairs), base)
         provenance = _provenance(train, held, pairs, params, seed, table_key)
+        provenance["warmup_patients"] = sorted(warmup_patients(warmup) or [])
         stack.enter_context(seeded(seed))
         model = SealModel(base, panel, crop=spec, adapter=adapter, organs=organs_of(pairs, params), **parts).to(where)
         extra = more_expression(warmup, panel, params)
@@ -345,6 +346,8 @@ def _provenance(
         "sections": list(chain.from_iterable(map(names, train))),
         "validation": list(chain.from_iterable(map(names, held))),
         "patients": sorted(set(chain.from_iterable(map(patients, train)))),
+        # Early stopping picks the weights by these.
+        "stopping_patients": sorted(set(chain.from_iterable(map(patients, held)))) if params.patience else [],
         "n_spots": len(pairs),
         "seed": seed,
         "params": asdict(params),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import chain
 
 import numpy as np
@@ -59,14 +60,34 @@ def made_folds(
 
 
 def check_unseen(model: SealModel, tested: Iterable[Part]) -> None:
-    """Refuse sections of patients that the model was trained on."""
-    patients = set(chain.from_iterable(_section.patients_of(p.table, p.region.rows) for p in tested))
-    if shared := sorted(patients & set(model.provenance.get("patients", []))):
+    """Refuse sections of patients that the model was trained on, warm-up and early stopping included."""
+    roles = ("patients", "warmup_patients", "stopping_patients")
+    seen = set(chain.from_iterable(model.provenance.get(role, []) for role in roles))
+    if shared := sorted(_patients(tested) & seen):
         raise LeakError(
             f"The model was trained on patient(s) {listed(shared)}, who are in the test sections. Test on other "
             "patients, let every fold train its own model (pass the arguments of `sl.tl.finetune` instead of a model), "
             "or pass `allow_shared_patients=True` for an in-sample check."
         )
+
+
+def check_warmup(parts: Sequence[Part], folds: Sequence[Split], patients: AbstractSet[str] | None) -> None:
+    """Refuse folds that test on patients whose expression every fold's training warms up on."""
+    if patients is None:
+        raise LeakError(
+            "Tables of `warmup` name no patients (`.obs['patient']`), so nothing tells whether they are of test "
+            "patients. Add the column, or pass `allow_shared_patients=True` if you know that they are not."
+        )
+    for fold in folds:
+        if shared := sorted(_patients(p for p in parts if p.name in fold.test) & patients):
+            raise LeakError(
+                f"Fold {fold.name!r} tests on patient(s) {listed(shared)}, whose expression is in `warmup`. Leave them "
+                "out of it, or pass `allow_shared_patients=True` for an in-sample check."
+            )
+
+
+def _patients(parts: Iterable[Part]) -> set[str]:
+    return set(chain.from_iterable(_section.patients_of(p.table, p.region.rows) for p in parts))
 
 
 def check_copies(parts: Sequence[Part], folds: Sequence[Split]) -> None:

@@ -125,6 +125,14 @@ def _known_counts(library: np.ndarray, params: TrainParams, what: str) -> np.nda
     return library
 
 
+def warmup_patients(warmup: AnnData | Sequence[AnnData] | None) -> set[str] | None:
+    """Patients of the expression-only tables; None where a table names neither patients nor sections."""
+    tables = [] if warmup is None else [warmup] if isinstance(warmup, AnnData) else list(warmup)
+    if any(not isinstance(t, AnnData) or not {Keys.PATIENT, Keys.SECTION} & set(t.obs.columns) for t in tables):
+        return None
+    return {patient for table in tables for patient in _section.patients_of(table)}
+
+
 def more_expression(
     warmup: AnnData | Sequence[AnnData] | None, panel: GenePanel, params: TrainParams
 ) -> PairDataset | None:

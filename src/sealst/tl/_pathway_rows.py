@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,10 @@ from sealst._core.panel import GenePanel
 from sealst._errors import PanelError
 from sealst._logging import logger
 from sealst._parts import Part
-from sealst.tl._methods import MEAN, Predictions
+from sealst.models import SealModel
+from sealst.tl._methods import MEAN, ST_NET, Predictions
 from sealst.tl._pathways import Net, gene_set_edges, score_sets
+from sealst.tl._signature_rows import finds, query_similarities
 from sealst.tl._views import View
 
 
@@ -40,9 +42,16 @@ class Activities:
         return sorted(wanted)
 
     def rows(
-        self, held: Sequence[View], predicted: Predictions, genes: GenePanel, *, fold: str, seed: int
+        self,
+        held: Sequence[View],
+        predicted: Predictions,
+        genes: GenePanel,
+        *,
+        fold: str,
+        seed: int,
+        models: Mapping[str, SealModel] | None = None,
     ) -> list[pd.DataFrame]:
-        """One frame per section and method."""
+        """One frame per section and method: predictions, and the sets as queries of the models' embeddings."""
         if self.net is None:
             return []
         out = []
@@ -51,12 +60,24 @@ class Activities:
             measured = self._scores(view.measured, view, able, genes)
             if measured is None:
                 continue
+            facts = {"fold": fold, "seed": seed, "section": view.name, "patient": view.patient}
             for method, parts in predicted.items():
                 # A constant profile has one activity everywhere: nothing to agree with.
                 if method != MEAN and (found := self._scores(parts[i], view, able, genes)) is not None:
-                    facts = {"fold": fold, "seed": seed, "section": view.name, "patient": view.patient}
-                    out.append(_agreement(measured, found).assign(**facts, method=method))
+                    out.append(_agreement(measured, found[0]).assign(**facts, method=method))
+            out += [_agreement(measured, s).assign(**facts, method=m) for m, s in self._asked(view, measured, models)]
         return out
+
+    def _asked(
+        self, view: View, measured: tuple[pd.DataFrame, pd.Series], models: Mapping[str, SealModel] | None
+    ) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Similarities of the spots to the sets, by model that compares images with expression."""
+        for name, model in (models or {}).items():
+            if name == ST_NET or self.net is None:
+                continue
+            similar = query_similarities(view, name, model, self.net, sets=list(measured[0].columns), tmin=self.tmin)
+            if len(similar.columns):
+                yield f"{name} query", similar
 
     def _scores(
         self, values: np.ndarray, view: View, able: np.ndarray, genes: GenePanel
@@ -71,6 +92,7 @@ class Activities:
         return result.scores, result.overlap["found"]
 
 
-def _agreement(measured: tuple[pd.DataFrame, pd.Series], predicted: tuple[pd.DataFrame, pd.Series]) -> pd.DataFrame:
-    found = agreement(measured[0], predicted[0])[["pearson", "spearman"]]
+def _agreement(measured: tuple[pd.DataFrame, pd.Series], scores: pd.DataFrame) -> pd.DataFrame:
+    found = agreement(measured[0], scores)[["pearson", "spearman"]]
+    found = found.join(finds(measured[0], scores))
     return found.assign(n_genes=measured[1].reindex(found.index)).rename_axis("pathway").reset_index()

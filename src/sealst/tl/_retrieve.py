@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sealst import _section
-from sealst._core.queries import centred, cosine, mean_ranks, spaced_hits
+from sealst._core.queries import QUERY_STD, centred, cosine, mean_ranks, spaced_hits
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -47,7 +47,7 @@ def retrieve(
     kind: str | None = None,
     net: Net | None = None,
     reference: Reference | None = None,
-    n_std: float = 10.0,
+    n_std: float = QUERY_STD,
     n_hits: int = 10,
     suppress_um: float = 0.0,
     where: Where | None = None,
