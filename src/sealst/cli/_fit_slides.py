@@ -30,7 +30,7 @@ _bags = stacked(
     click.option("--labels", type=EXISTING_FILE, default=None,
                  help="Table (csv, tsv) of labels by slide; default what the folder's manifest holds."),
     click.option("--key", default=None, help="Embedding to read, such as X_seal or X_frozen."),
-    click.option("--patient", default=None, help="Column of patients; default patient."),
+    click.option("--patient", default=None, help="Column of patients, of --labels or the manifest; default patient."),
     click.option("--slide", default=None, help="Column of slides in --labels; default slide."),
 )  # fmt: skip
 
