@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import anndata as ad
@@ -16,7 +17,8 @@ from sealst._data.crops import read_crops
 from sealst._data.slide_parts import run_folder
 from sealst._section import image_levels
 from sealst.models._image_model import base_name
-from sealst.tl import _slide_work
+from sealst.tl import _slide_work, _slides
+from sealst.tl._slide_job import opened
 
 ENCODER = "vit_tiny_patch16_224"
 SMALL = {"tile_um": 64, "tile_px": 32, "pretrained": False, "device": "cpu"}
@@ -348,6 +350,42 @@ def test_arguments_that_are_refused(folder: Path, model, tmp_path: Path) -> None
     (tmp_path / "out" / "thesis.txt").touch()
     with pytest.raises(sl.DataError, match="holds something else"):
         call(model)
+
+
+def test_settings_of_the_call_are_part_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's own settings do not count; and a precision is part of what a finished slide is."""
+    frame = pd.DataFrame({"path": [str(write_slide(tmp_path / "a.tif", size=400))], "patient": ["p"]})
+    jobs, seen = [], []
+    workers, features = _slides.workers_for, _slide_work.features_of
+    monkeypatch.setattr(_slides, "workers_for", lambda job, **how: jobs.append(job) or workers(job, **how))
+    with sl.settings.override(precision="bf16-mixed", n_jobs=1, device="cpu"):
+        sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL | {"device": None})
+    job = pickle.loads(pickle.dumps(jobs[0]))
+    assert job.model.device == "cpu"
+    # As on a worker, whose process has settings of its own.
+    monkeypatch.setattr(
+        _slide_work,
+        "features_of",
+        lambda *args: seen.append((sl.settings.precision, sl.settings.n_jobs)) or features(*args),
+    )
+    slide = _slides.read_manifest(frame)[0]
+    (job.out / "slides" / "a.h5ad").unlink()
+    digest = _slide_work.plan(slide, job)["digest"]
+    _slide_work.embed_range(slide, job, 0, digest)
+    assert seen == [("bf16-mixed", 1)]
+    assert sl.settings.precision == "auto"
+    with pytest.raises(sl.DataError, match=r"\(precision 'bf16-mixed', now 'auto'\)"):
+        sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL)
+    stated = json.loads((tmp_path / "out" / "run.json").read_text())
+    del stated["settings"]["precision"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(stated))
+    with pytest.raises(sl.DataError, match=r"\(precision not noted, now 'auto'\).*overwrite=True"):
+        sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL)
+
+
+def test_the_device_of_a_model_in_memory_is_that_of_the_workers(model) -> None:
+    with sl.settings.override(device="cuda"):
+        assert opened(model, pool=None, pretrained=True, device=None)[1].device == "cpu"
 
 
 def test_a_result_is_a_manifest(tmp_path: Path) -> None:
