@@ -258,6 +258,15 @@ def test_a_broken_slide_stops_nobody(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "noscale.tif").write_bytes(b"")
     tifffile.imwrite(tmp_path / "noscale.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
     paths = [tmp_path / "broken.tif", folder / "b.tif", tmp_path / "nothing.svs", tmp_path / "noscale.tif"]
+    glass = np.full((256, 256, 3), 242, np.uint8)
+    tifffile.imwrite(tmp_path / "glass.tif", glass, photometric="rgb", resolution=(1e4, 1e4), resolutionunit=3)
+    blank = pd.DataFrame({"path": [str(tmp_path / "glass.tif")], "patient": ["v"]})
+    with pytest.warns(sl.SealstWarning, match="1 of 1 slides failed"):
+        sl.tl.embed_slides(blank, tmp_path / "blank", ENCODER, **SMALL, retries=2)
+    # What holds no tissue is not looked at again.
+    (failure,) = pd.read_csv(tmp_path / "blank" / "failures.csv").to_dict("records")
+    assert failure["attempts"] == 1
+    assert "at least 2 are needed" in failure["error"]
     frame = pd.DataFrame({"path": [str(p) for p in paths], "patient": list("wxyz")})
     with pytest.warns(sl.SealstWarning, match=r"3 of 4 slides failed; .*failures\.csv' says why"):
         found = sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL, retries=2)
