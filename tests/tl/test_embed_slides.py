@@ -15,7 +15,7 @@ import tifffile
 import sealst as sl
 from sealst._data.crops import read_crops
 from sealst._data.slide_parts import run_folder
-from sealst._section import image_levels
+from sealst._section import affine, image_levels
 from sealst.models._image_model import base_name
 from sealst.tl import _slide_work, _slides
 from sealst.tl._slide_job import opened
@@ -250,6 +250,57 @@ def test_a_run_leaves_the_files_of_others(tmp_path: Path, model) -> None:
         assert "seal_pathways" in table(out, "a").obsm
         assert list(out.glob(".job-*")) == [other]
         assert (other / "net.parquet").exists()
+
+
+def test_a_slide_of_a_cohort_is_opened_with_its_picture(tmp_path: Path) -> None:
+    """As if it had just been read, cut and embedded; where the file has moved, one says where it is."""
+    names = {"a": write_slide(tmp_path / "a.tif", size=400), "b": write_slide(tmp_path / "b.tif", 1, size=500)}
+    frame = pd.DataFrame({"slide": list(names), "path": list(map(str, names.values())), "patient": ["p", "q"]})
+    out = tmp_path / "out"
+    sl.tl.embed_slides(frame, out, ENCODER, **SMALL)
+    found = sl.io.read_slide(out, "b")
+    expected = sl.io.read_wsi(names["b"], section="b", patient="q")
+    sl.pp.tile(expected, tile_um=64)
+    sl.pp.pair_crops(expected, crop_um=64, crop_px=32)
+    assert set(found.shapes) == set(expected.shapes)
+    assert found.attrs["b_he"]["patient"] == "q"
+    tiles, cut = found.tables["table"], expected.tables["table"]
+    for name, squares in found.shapes.items():
+        assert list(squares.index) == list(tiles.obs["spot_id"])
+        same = expected.shapes[name].loc[squares.index]
+        np.testing.assert_allclose(squares.bounds, same.bounds)
+        for system in ("global", "um"):
+            np.testing.assert_array_equal(affine(found.shapes[name], system), affine(expected.shapes[name], system))
+    np.testing.assert_array_equal(tiles.obsm["spatial"], cut[tiles.obs_names].obsm["spatial"])
+    np.testing.assert_array_equal(*(image_levels(s.images["b_he"])[0].values for s in (found, expected)))
+    tiles.obs["seal_attention"] = 1 / tiles.n_obs
+    sl.pl.slide(found, "tissue_fraction", show=False)
+    sl.pl.attention(found, n=2, show=False)
+    # Its pixels give the embeddings that it came with.
+    sl.tl.embed(found, ENCODER, pretrained=False, device="cpu", key_added="again")
+    np.testing.assert_allclose(tiles.obsm["again"], tiles.obsm["X_seal"], atol=1e-4)
+    sl.io.write_wsi(found, tmp_path / "b.zarr")
+    assert "b_he" in sl.io.read(tmp_path / "b.zarr").images
+
+    with pytest.raises(sl.MissingKeyError, match="holds slides 'a', 'b'; name one with `slide=`"):
+        sl.io.read_slide(out)
+    with pytest.raises(sl.MissingKeyError, match="'c'"):
+        sl.io.read_slide(out, "c")
+    with pytest.raises(sl.MissingKeyError, match="is the table of slide 'a', not of 'b'"):
+        sl.io.read_slide(out / "slides" / "a.h5ad", "b")
+    with pytest.raises(sl.DataError, match="no folder of `tl.embed_slides`"):
+        sl.io.read_slide(tmp_path)
+    names["a"].rename(tmp_path / "moved.tif")
+    with pytest.raises(sl.DataError, match=r"'a' is not at .*a\.tif'.*`path=`"):
+        sl.io.read_slide(out, "a")
+    with pytest.raises(sl.DataError, match=r"\(500 x 500 px\) is not the picture that slide 'a'"):
+        sl.io.read_slide(out, "a", path=names["b"])
+    moved = sl.io.read_slide(out / "slides" / "a.h5ad", path=tmp_path / "moved.tif")
+    assert moved.attrs["a_he"]["path"] == str(tmp_path / "moved.tif")
+    plain = ad.AnnData(np.zeros((2, 0), dtype=np.float32))
+    plain.write_h5ad(tmp_path / "plain.h5ad")
+    with pytest.raises(sl.DataError, match="not a table of `tl.embed_slides`"):
+        sl.io.read_slide(tmp_path / "plain.h5ad")
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------
