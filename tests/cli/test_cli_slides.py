@@ -58,7 +58,7 @@ def test_wrong_usage(cohort):
     assert "--report must end in .html" in run(*fit, "--target", "grade", "--report", "r.pdf", code=2).stderr
 
 
-def test_defaults_are_those_of_settings():
+def test_defaults_are_those_of_settings(tmp_path):
     """What the environment states holds where no option does."""
     with sl.settings.override(seed=7):
         for name in ("finetune", "synthetic", "demo"):
@@ -71,12 +71,12 @@ def test_defaults_are_those_of_settings():
     with sl.settings.override(batch_size=5), pytest.MonkeyPatch.context() as patch:
         found = pd.DataFrame({"status": ["done"], "n_tiles": [1]})
         patch.setattr(sl.tl, "embed_slides", lambda *_, **__: seen.update(size=sl.settings.batch_size) or found)
-        with CliRunner().isolated_filesystem():
-            pd.DataFrame({"path": ["a.tif"]}).to_csv("m.csv")
-            run("embed", "m.csv", "--out", "x", "--encoder", "y")
-            assert seen == {"size": 5}
-            run("embed", "m.csv", "--out", "x", "--encoder", "y", "--batch-size", 9)
-            assert seen == {"size": 9}
+        (tmp_path / "m.csv").touch()
+        told = ("embed", tmp_path / "m.csv", "--out", tmp_path / "x", "--encoder", "y")
+        run(*told)
+        assert seen == {"size": 5}
+        run(*told, "--batch-size", 9)
+        assert seen == {"size": 9}
 
 
 def test_kept_out_slides_and_a_report(cohort):

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from sealst._errors import MissingKeyError
 from sealst._keys import Keys
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
 from sealst.cli._options import (
@@ -163,8 +164,11 @@ def slides_predict(
     tl, models = (importlib.import_module(f"sealst.{name}") for name in ("tl", "models"))
     slide_model = models.load_slide(model, device=device)
     if not tables:
-        bags = importlib.import_module("sealst.io._bags").bags_with(sections[0], slide_model.spec.key)
-        found = tl.predict_slide(bags, slide_model).rename_axis("slide").reset_index()
+        found = (
+            tl.predict_slide(_bags_of(sections[0], slide_model.spec.key), slide_model)
+            .rename_axis("slide")
+            .reset_index()
+        )
         return _answer(found, predictions, [], found.to_string(index=False))
     import pandas as pd
 
@@ -179,6 +183,17 @@ def slides_predict(
 
     records = Work(sections, out, overwrite, options["table_key"], tables=True).run(run)
     return _answer(pd.concat(frames, ignore_index=True), predictions, records, saved_text(records, "n_obs"))
+
+
+def _bags_of(folder: Path, key: str) -> Any:
+    """Bags of a folder; where no embedding is called `key`, `predict_slide` looks for the one by the same model."""
+    io = importlib.import_module("sealst.io")
+    try:
+        return io.read_bags(folder, key=key)
+    except MissingKeyError:
+        # Of a job with several embeddings any can be opened, which then know of the others.
+        several = sorted(path.name.removeprefix("features_") for path in folder.glob("features_*") if path.is_dir())
+        return io.read_bags(folder, key=several[0] if several else None)
 
 
 def _check_of_bags(predictions: Path | None) -> None:

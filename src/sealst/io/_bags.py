@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -87,23 +87,6 @@ def read_bags(
     >>> sl.io.read_bags(arrays, labels=table)
     Bags of 2 slides, 2 patients: 'features' of ('features',); labels 'grade'
     """
-    return _read(source, lambda models: _chosen(key, models), labels, patient=patient, slide=slide, table_key=table_key)
-
-
-def bags_with(folder: str | Path, key: str) -> Bags:
-    """Bags of a folder that hold the embedding `key`, else its first: files may call the same one otherwise."""
-    return _read(folder, lambda models: key if key in models else next(iter(models)))
-
-
-def _read(
-    source: Any,
-    choose: Callable[[Mapping[str, str | None]], str],
-    labels: Any = None,
-    *,
-    patient: str = Keys.PATIENT,
-    slide: str = SLIDE,
-    table_key: str = Keys.TABLE,
-) -> Bags:
     if labels is None and slide != SLIDE:
         raise DataError(
             f"`slide={slide!r}` names a column of `labels`, and there are none. Pass `labels=`, or leave it out: a "
@@ -111,6 +94,7 @@ def _read(
         )
     readers, known = _opened(source, table_key, patient)
     models = _common_models(readers)
+    chosen = _chosen(key, models)
     obs = pd.DataFrame(index=pd.Index(list(readers), name="slide")).join(known)
     if labels is not None:
         obs = _joined(obs, _label_table(labels, slide, patient))
@@ -120,7 +104,7 @@ def _read(
     facts = {"models": models, "tiles": {name: reader.facts() for name, reader in readers.items()}}
     if isinstance(source, str | Path):
         facts["source"] = str(source)
-    return Bags(obs=obs, keys=tuple(models), key=choose(models), readers=readers, facts=facts)
+    return Bags(obs=obs, keys=tuple(models), key=chosen, readers=readers, facts=facts)
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
