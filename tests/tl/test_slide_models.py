@@ -118,6 +118,7 @@ def test_what_is_shown(graded: sl.models.SlideModel) -> None:
     page = graded._repr_html_()
     assert "classification" in page
     assert "auroc" in page
+    assert "None" not in page
 
 
 def test_attention_finds_the_planted_tiles_of_new_patients(graded: sl.models.SlideModel) -> None:

@@ -148,7 +148,8 @@ class SlideModel:
 
     def _repr_html_(self) -> str:
         spec = self.spec
-        facts = {"task": spec.task, "targets": listed(spec.targets), "embedding": f"{spec.key} of {spec.embedding}"}
+        made_by = "" if spec.embedding is None else f" of {spec.embedding}"
+        facts = {"task": spec.task, "targets": listed(spec.targets), "embedding": f"{spec.key}{made_by}"}
         facts |= {f"classes of {target}": ", ".join(classes) for target, classes in spec.classes.items()}
         facts["aggregator"] = f"{spec.aggregator}, {len(self.members[spec.targets[0]])} networks per target"
         held_out = self.evaluation.summary().round(3).reset_index().to_dict("records")
