@@ -146,7 +146,8 @@ class Settings:
     batch_size
         Crops per forward pass at inference (``SEALST_BATCH_SIZE``).
     seed
-        Seed of `sealst.tl.finetune` where it is given none (``SEALST_SEED``).
+        Seed of `sealst.tl.finetune`, `sealst.tl.fit_slide` and every command where they are given none
+        (``SEALST_SEED``).
     n_jobs
         Threads that read crops and images. None is the cores that this process may use, at most 8; -1 all of them
         (``SEALST_N_JOBS``). Results do not depend on it.

@@ -102,6 +102,24 @@ def test_names_in_a_manifest_are_kept(tmp_path: Path) -> None:
     assert obs["kind"].isna().iloc[1]
 
 
+def test_another_column_of_the_manifest_is_the_patient(tmp_path: Path) -> None:
+    """Without labels; numbers in it are names."""
+    folder = embedded(tmp_path)
+    manifest = pd.read_csv(folder / "manifest.csv", dtype=str).iloc[:2].assign(case_id=["007", "007"])
+    manifest.to_csv(folder / "manifest.csv", index=False)
+    bags = sl.io.read_bags(folder, patient="case_id")
+    assert list(bags.obs["patient"]) == ["007", "007"]
+    assert "case_id" not in bags.obs
+    with pytest.raises(sl.MissingKeyError, match=r"'case' .*the manifest of the source.*'case_id'"):
+        sl.io.read_bags(folder, patient="case")
+    with pytest.raises(sl.MissingKeyError, match=r"'case_id' .*`patient=`, in a table with `labels=`"):
+        sl.io.read_bags({"s1": features()}, patient="case_id")
+    with pytest.raises(sl.DataError, match=r"`slide='barcode'` names a column of `labels`"):
+        sl.io.read_bags(folder, slide="barcode")
+    with pytest.raises(sl.MissingKeyError, match=r"'barcode' .*the columns of `labels`"):
+        sl.io.read_bags(folder, labels=labels_of("01", "02"), slide="barcode")
+
+
 def test_bags_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     with pytest.warns(sl.SealstWarning, match="left out"):
         bags = sl.io.read_bags(embedded(tmp_path))

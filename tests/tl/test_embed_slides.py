@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import anndata as ad
@@ -14,9 +15,10 @@ import tifffile
 import sealst as sl
 from sealst._data.crops import read_crops
 from sealst._data.slide_parts import run_folder
-from sealst._section import image_levels
+from sealst._section import affine, image_levels
 from sealst.models._image_model import base_name
-from sealst.tl import _slide_work
+from sealst.tl import _slide_work, _slides
+from sealst.tl._slide_job import opened
 
 ENCODER = "vit_tiny_patch16_224"
 SMALL = {"tile_um": 64, "tile_px": 32, "pretrained": False, "device": "cpu"}
@@ -250,12 +252,72 @@ def test_a_run_leaves_the_files_of_others(tmp_path: Path, model) -> None:
         assert (other / "net.parquet").exists()
 
 
+def test_a_slide_of_a_cohort_is_opened_with_its_picture(tmp_path: Path) -> None:
+    """As if it had just been read, cut and embedded; where the file has moved, one says where it is."""
+    names = {"a": write_slide(tmp_path / "a.tif", size=400), "b": write_slide(tmp_path / "b.tif", 1, size=500)}
+    frame = pd.DataFrame({"slide": list(names), "path": list(map(str, names.values())), "patient": ["p", "q"]})
+    out = tmp_path / "out"
+    sl.tl.embed_slides(frame, out, ENCODER, **SMALL)
+    found = sl.io.read_slide(out, "b")
+    expected = sl.io.read_wsi(names["b"], section="b", patient="q")
+    sl.pp.tile(expected, tile_um=64)
+    sl.pp.pair_crops(expected, crop_um=64, crop_px=32)
+    assert set(found.shapes) == set(expected.shapes)
+    assert found.attrs["b_he"]["patient"] == "q"
+    tiles, cut = found.tables["table"], expected.tables["table"]
+    for name, squares in found.shapes.items():
+        assert list(squares.index) == list(tiles.obs["spot_id"])
+        same = expected.shapes[name].loc[squares.index]
+        np.testing.assert_allclose(squares.bounds, same.bounds)
+        for system in ("global", "um"):
+            np.testing.assert_array_equal(affine(found.shapes[name], system), affine(expected.shapes[name], system))
+    np.testing.assert_array_equal(tiles.obsm["spatial"], cut[tiles.obs_names].obsm["spatial"])
+    np.testing.assert_array_equal(*(image_levels(s.images["b_he"])[0].values for s in (found, expected)))
+    tiles.obs["seal_attention"] = 1 / tiles.n_obs
+    sl.pl.slide(found, "tissue_fraction", show=False)
+    sl.pl.attention(found, n=2, show=False)
+    # Its pixels give the embeddings that it came with.
+    sl.tl.embed(found, ENCODER, pretrained=False, device="cpu", key_added="again")
+    np.testing.assert_allclose(tiles.obsm["again"], tiles.obsm["X_seal"], atol=1e-4)
+    sl.io.write_wsi(found, tmp_path / "b.zarr")
+    assert "b_he" in sl.io.read(tmp_path / "b.zarr").images
+
+    with pytest.raises(sl.MissingKeyError, match="holds slides 'a', 'b'; name one with `slide=`"):
+        sl.io.read_slide(out)
+    with pytest.raises(sl.MissingKeyError, match="'c'"):
+        sl.io.read_slide(out, "c")
+    with pytest.raises(sl.MissingKeyError, match="is the table of slide 'a', not of 'b'"):
+        sl.io.read_slide(out / "slides" / "a.h5ad", "b")
+    with pytest.raises(sl.DataError, match="no folder of `tl.embed_slides`"):
+        sl.io.read_slide(tmp_path)
+    names["a"].rename(tmp_path / "moved.tif")
+    with pytest.raises(sl.DataError, match=r"'a' is not at .*a\.tif'.*`path=`"):
+        sl.io.read_slide(out, "a")
+    with pytest.raises(sl.DataError, match=r"\(500 x 500 px\) is not the picture that slide 'a'"):
+        sl.io.read_slide(out, "a", path=names["b"])
+    moved = sl.io.read_slide(out / "slides" / "a.h5ad", path=tmp_path / "moved.tif")
+    assert moved.attrs["a_he"]["path"] == str(tmp_path / "moved.tif")
+    plain = ad.AnnData(np.zeros((2, 0), dtype=np.float32))
+    plain.write_h5ad(tmp_path / "plain.h5ad")
+    with pytest.raises(sl.DataError, match="not a table of `tl.embed_slides`"):
+        sl.io.read_slide(tmp_path / "plain.h5ad")
+
+
 # -- what goes wrong --------------------------------------------------------------------------------------------------
 def test_a_broken_slide_stops_nobody(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.tif").write_bytes((folder / "a.tif").read_bytes()[:5000])
     (tmp_path / "noscale.tif").write_bytes(b"")
     tifffile.imwrite(tmp_path / "noscale.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
     paths = [tmp_path / "broken.tif", folder / "b.tif", tmp_path / "nothing.svs", tmp_path / "noscale.tif"]
+    glass = np.full((256, 256, 3), 242, np.uint8)
+    tifffile.imwrite(tmp_path / "glass.tif", glass, photometric="rgb", resolution=(1e4, 1e4), resolutionunit=3)
+    blank = pd.DataFrame({"path": [str(tmp_path / "glass.tif")], "patient": ["v"]})
+    with pytest.warns(sl.SealstWarning, match="1 of 1 slides failed"):
+        sl.tl.embed_slides(blank, tmp_path / "blank", ENCODER, **SMALL, retries=2)
+    # What holds no tissue is not looked at again.
+    (failure,) = pd.read_csv(tmp_path / "blank" / "failures.csv").to_dict("records")
+    assert failure["attempts"] == 1
+    assert "at least 2 are needed" in failure["error"]
     frame = pd.DataFrame({"path": [str(p) for p in paths], "patient": list("wxyz")})
     with pytest.warns(sl.SealstWarning, match=r"3 of 4 slides failed; .*failures\.csv' says why"):
         found = sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL, retries=2)
@@ -348,6 +410,42 @@ def test_arguments_that_are_refused(folder: Path, model, tmp_path: Path) -> None
     (tmp_path / "out" / "thesis.txt").touch()
     with pytest.raises(sl.DataError, match="holds something else"):
         call(model)
+
+
+def test_settings_of_the_call_are_part_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's own settings do not count; and a precision is part of what a finished slide is."""
+    frame = pd.DataFrame({"path": [str(write_slide(tmp_path / "a.tif", size=400))], "patient": ["p"]})
+    jobs, seen = [], []
+    workers, features = _slides.workers_for, _slide_work.features_of
+    monkeypatch.setattr(_slides, "workers_for", lambda job, **how: jobs.append(job) or workers(job, **how))
+    with sl.settings.override(precision="bf16-mixed", n_jobs=1, device="cpu"):
+        sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL | {"device": None})
+    job = pickle.loads(pickle.dumps(jobs[0]))
+    assert job.model.device == "cpu"
+    # As on a worker, whose process has settings of its own.
+    monkeypatch.setattr(
+        _slide_work,
+        "features_of",
+        lambda *args: seen.append((sl.settings.precision, sl.settings.n_jobs)) or features(*args),
+    )
+    slide = _slides.read_manifest(frame)[0]
+    (job.out / "slides" / "a.h5ad").unlink()
+    digest = _slide_work.plan(slide, job)["digest"]
+    _slide_work.embed_range(slide, job, 0, digest)
+    assert seen == [("bf16-mixed", 1)]
+    assert sl.settings.precision == "auto"
+    with pytest.raises(sl.DataError, match=r"\(precision 'bf16-mixed', now 'auto'\)"):
+        sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL)
+    stated = json.loads((tmp_path / "out" / "run.json").read_text())
+    del stated["settings"]["precision"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(stated))
+    with pytest.raises(sl.DataError, match=r"\(precision not noted, now 'auto'\).*overwrite=True"):
+        sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL)
+
+
+def test_the_device_of_a_model_in_memory_is_that_of_the_workers(model) -> None:
+    with sl.settings.override(device="cuda"):
+        assert opened(model, pool=None, pretrained=True, device=None)[1].device == "cpu"
 
 
 def test_a_result_is_a_manifest(tmp_path: Path) -> None:

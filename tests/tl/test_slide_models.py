@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -103,6 +104,21 @@ def test_planted_tiles_decide_the_grade(graded: sl.models.SlideModel) -> None:
     assert table.loc["X_seal", "n"] == 60
     assert table.loc["X_seal", "n_patients"] == cohort()[2]["patient"].nunique()
     assert graded.evaluation.facts["keys"] == ["X_seal", "X_frozen"]
+
+
+def test_what_is_shown(graded: sl.models.SlideModel) -> None:
+    """A metric that is undefined for all stays, with its rows in their order; names are escaped."""
+    table = graded.evaluation.table.copy()
+    table.loc[table["metric"] == "f1", "value"] = np.nan
+    shown = dataclasses.replace(graded.evaluation, table=table).summary()
+    assert shown["f1"].isna().all()
+    assert list(shown.columns) == list(dict.fromkeys(table["metric"]))
+    assert list(shown.index.get_level_values("method")) == list(dict.fromkeys(table["method"]))
+    pd.testing.assert_frame_equal(shown.drop(columns="f1"), graded.evaluation.summary().drop(columns="f1"))
+    page = graded._repr_html_()
+    assert "classification" in page
+    assert "auroc" in page
+    assert "None" not in page
 
 
 def test_attention_finds_the_planted_tiles_of_new_patients(graded: sl.models.SlideModel) -> None:

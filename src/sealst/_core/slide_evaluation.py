@@ -40,7 +40,10 @@ class SlideEvaluation:
     def summary(self) -> pd.DataFrame:
         """Pooled held-out numbers: targets and methods in rows, metrics in columns."""
         pooled = self.table[self.table["fold"] == ""]
-        return pooled.pivot_table(index=["target", "method"], columns="metric", values="value", sort=False)
+        rows = pd.MultiIndex.from_frame(pooled[["target", "method"]].drop_duplicates())
+        columns = pd.Index(pooled["metric"].unique(), name="metric")
+        # A metric that is undefined for all stays as a column of NaN: `pivot_table` would leave it out.
+        return pooled.pivot(index=["target", "method"], columns="metric", values="value").reindex(rows, columns=columns)
 
     def __repr__(self) -> str:
         targets, methods = self.table["target"].nunique(), self.predictions["method"].nunique()

@@ -17,7 +17,7 @@ from sealst._validate import check_key, listed
 
 
 class BlankSlideError(DataError):
-    """A slide none of whose tiles has an embedding."""
+    """A slide with too few tiles of tissue, or none of whose tiles has an embedding."""
 
 
 @dataclass(frozen=True, eq=False)

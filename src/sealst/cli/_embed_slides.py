@@ -9,7 +9,7 @@ import click
 
 from sealst._settings import settings
 from sealst.cli._common import EXIT_DATA, Answer, SealstCommand
-from sealst.cli._options import ANY_PATH, EXISTING, EXISTING_FILE, device_option, model_folder, net_help
+from sealst.cli._options import ANY_PATH, EXISTING, EXISTING_FILE, device_option, model_folder, net_help, stated
 
 
 @click.command(
@@ -39,7 +39,8 @@ from sealst.cli._options import ANY_PATH, EXISTING, EXISTING_FILE, device_option
 @click.option("--scheduler", default=None, help="Address of a Dask scheduler, such as tcp://host:8786.")
 @click.option("--tiles-per-task", type=click.IntRange(min=1), default=4096, show_default=True,
               help="Tiles that are embedded and kept at a time.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Tiles per forward pass.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=None,
+              help="Tiles per forward pass; default settings' batch_size (64).")  # fmt: skip
 @click.option("--retries", type=click.IntRange(min=0), default=1, show_default=True, help="Of a step that failed.")
 @device_option
 @click.option("--overwrite", is_flag=True, help="Embed slides again that are finished.")
@@ -51,7 +52,7 @@ def slides_embed(
     model: Path | None,
     encoder: str | None,
     genes: tuple[str, ...],
-    batch_size: int,
+    batch_size: int | None,
     device: str | None,
     **options: Any,
 ) -> Answer:
@@ -66,7 +67,7 @@ def slides_embed(
     from sealst.tl import embed_slides
 
     folder: Any = encoder if model is None else model_folder(model)
-    with settings.override(batch_size=batch_size):
+    with settings.override(**stated(batch_size=batch_size)):
         found = embed_slides(manifest, out, folder, genes=list(genes) or None, device=device, **options)
     failed = int((found["status"] != "done").sum())
     counts = {"slides": len(found), "failed": failed, "tiles": int(found["n_tiles"].sum())}

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sealst._errors import DataError
+from sealst._settings import settings
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
 from sealst.cli._options import device_option, model_folder
 from sealst.cli._sections import check_new, is_store
@@ -46,8 +47,9 @@ class _Crops:
 @click.option("--net", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=None,
               help="Gene sets (GMT or CSV) whose activity is compared.")  # fmt: skip
 @click.option("--n-genes", type=click.IntRange(min=1), default=None, help="Size of the gene sets; default 50.")
-@click.option("--seed", "seeds", multiple=True, type=int, default=(0,), show_default=True,
-              help="Seed of training; may be given several times.")  # fmt: skip
+@click.option("--seed", "seeds", multiple=True, type=int,
+              callback=lambda _context, _option, given: given or (settings.seed,),
+              help="Seed of training; may be given several times. Default settings' seed (0).")  # fmt: skip
 @click.option("--pool", default=None, help="Pooling of --encoder: cls, mean, cls+mean.")
 @click.option("--crop-um", type=float, default=112, show_default=True, help="Crops of sections that have none, in µm.")
 @click.option("--crop-px", type=int, default=224, show_default=True, help="And in pixels.")

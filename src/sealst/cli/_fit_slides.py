@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from sealst._errors import MissingKeyError
 from sealst._keys import Keys
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
 from sealst.cli._options import (
@@ -30,7 +32,7 @@ _bags = stacked(
     click.option("--labels", type=EXISTING_FILE, default=None,
                  help="Table (csv, tsv) of labels by slide; default what the folder's manifest holds."),
     click.option("--key", default=None, help="Embedding to read, such as X_seal or X_frozen."),
-    click.option("--patient", default=None, help="Column of patients; default patient."),
+    click.option("--patient", default=None, help="Column of patients, of --labels or the manifest; default patient."),
     click.option("--slide", default=None, help="Column of slides in --labels; default slide."),
 )  # fmt: skip
 
@@ -52,10 +54,13 @@ _bags = stacked(
 @click.option("--folds", default="5", show_default=True, help="Number of folds, or a column whose values are folds.")
 @click.option("--test", type=EXISTING, default=None, help="Slides that are kept out of the folds, as BAGS.")
 @click.option("--compare", multiple=True, help="Embedding to stand beside; default X_frozen where there is one.")
+@click.option("--no-compare", is_flag=True, help="Let no other embedding stand beside.")
 @click.option("--params", type=YamlMapping(), default=None,
               help="Fields of tl.SlideParams, such as '{epochs: 30}', or a YAML file.")  # fmt: skip
 @click.option("--n-bootstrap", type=click.IntRange(min=0), default=1000, show_default=True,
               help="Resamplings of patients behind the intervals.")  # fmt: skip
+@click.option("--report", type=ANY_PATH, default=None,
+              help="Write a page on the cross-validation here (.html; pl.slide_report).")  # fmt: skip
 @seed_option
 @device_option
 def slides_fit(
@@ -71,6 +76,8 @@ def slides_fit(
     folds: str,
     test: Path | None,
     compare: tuple[str, ...],
+    no_compare: bool,
+    report: Path | None,
     **options: Any,
 ) -> Answer:
     """Fit a model of slide labels on tile embeddings (tl.fit_slide).
@@ -78,7 +85,13 @@ def slides_fit(
     BAGS is a folder of `sealst slides embed` or of TRIDENT or CLAM h5 files, see io.read_bags. Patients are never on
     both sides of a fold; the frozen encoder and a floor stand beside the result.
     """
+    if compare and no_compare:
+        raise click.UsageError("Give one of --compare and --no-compare.")
+    if report is not None and report.suffix.lower() != ".html":
+        raise click.UsageError(f"--report must end in .html, found {report.name!r}.")
     check_new(out, overwrite)
+    if report is not None:
+        check_new(report, overwrite, option="--report")
     io, tl = (importlib.import_module(f"sealst.{name}") for name in ("io", "tl"))
     reading = stated(labels=labels, key=key, patient=patient, slide=slide)
     model = tl.fit_slide(
@@ -86,14 +99,27 @@ def slides_fit(
         target[0] if len(target) == 1 else list(target),
         folds=int(folds) if folds.isdigit() else folds,
         test=None if test is None else io.read_bags(test, **reading),
-        compare=list(compare) or None,
+        compare=list(compare) if compare or no_compare else None,
         **stated(**options),
     )
     model.save(out, overwrite=overwrite)
-    found = model.evaluation
-    rows = found.table.to_dict(orient="records")
-    text = f"{found.summary().round(4).to_string()}\n\nModel: {out}"
-    return Answer({"model": str(out), "facts": dict(found.facts), "evaluation": rows}, text)
+    return _fitted(model, out, report)
+
+
+def _fitted(model: Any, out: Path, report: Path | None) -> Answer:
+    found, tested = model.evaluation, model.test_evaluation
+    facts: dict[str, Any] = {"model": str(out), "facts": dict(found.facts)}
+    facts["evaluation"] = found.table.to_dict(orient="records")
+    parts = [found.summary().round(4).to_string()]
+    if tested is not None:
+        facts["test_evaluation"] = tested.table.to_dict(orient="records")
+        parts.append(f"Slides of --test:\n{tested.summary().round(4).to_string()}")
+    parts.append(f"Model: {out}")
+    if report is not None:
+        importlib.import_module("sealst.pl").slide_report(found, report)
+        facts["report"] = str(report)
+        parts[-1] += f"\nReport: {report}"
+    return Answer(facts, "\n\n".join(parts))
 
 
 @click.command(
@@ -133,11 +159,16 @@ def slides_predict(
     tables = all(path.suffix == H5AD or is_store(path) for path in sections)
     if not tables and (len(sections) > 1 or out is not None):
         raise click.UsageError("Of a folder of bags give one, and --predictions in place of --out.")
+    if not tables:
+        _check_of_bags(predictions)
     tl, models = (importlib.import_module(f"sealst.{name}") for name in ("tl", "models"))
     slide_model = models.load_slide(model, device=device)
     if not tables:
-        bags = importlib.import_module("sealst.io").read_bags(sections[0], key=slide_model.spec.key)
-        found = tl.predict_slide(bags, slide_model).rename_axis("slide").reset_index()
+        found = (
+            tl.predict_slide(_bags_of(sections[0], slide_model.spec.key), slide_model)
+            .rename_axis("slide")
+            .reset_index()
+        )
         return _answer(found, predictions, [], found.to_string(index=False))
     import pandas as pd
 
@@ -152,6 +183,29 @@ def slides_predict(
 
     records = Work(sections, out, overwrite, options["table_key"], tables=True).run(run)
     return _answer(pd.concat(frames, ignore_index=True), predictions, records, saved_text(records, "n_obs"))
+
+
+def _bags_of(folder: Path, key: str) -> Any:
+    """Bags of a folder; where no embedding is called `key`, `predict_slide` looks for the one by the same model."""
+    io = importlib.import_module("sealst.io")
+    try:
+        return io.read_bags(folder, key=key)
+    except MissingKeyError:
+        # Of a job with several embeddings any can be opened, which then know of the others.
+        several = sorted(path.name.removeprefix("features_") for path in folder.glob("features_*") if path.is_dir())
+        return io.read_bags(folder, key=several[0] if several else None)
+
+
+def _check_of_bags(predictions: Path | None) -> None:
+    """Refuse options that say nothing about a folder of bags, since nothing is written into it."""
+    context = click.get_current_context()
+    names = ["target", "key_added", "region", "table_key", *(["overwrite"] if predictions is None else [])]
+    given = [n for n in names if context.get_parameter_source(n) is not ParameterSource.DEFAULT]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(
+            f"{flags}: for tables of tiles and stores. Of a folder of bags all targets are predicted."
+        )
 
 
 def _answer(found: Any, predictions: Path | None, records: list[dict[str, Any]], text: str) -> Answer:

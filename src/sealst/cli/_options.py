@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from sealst._keys import Keys
+from sealst._settings import settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,7 +28,11 @@ def stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 sections_argument = click.argument("sections", nargs=-1, required=True, type=EXISTING)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what an earlier call wrote to --out.")
 device_option = click.option("--device", default=None, help="auto, cpu, cuda, cuda:1, mps.")
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+seed_option = click.option(
+    "--seed", type=int, default=None,
+    callback=lambda _context, _option, given: settings.seed if given is None else given,
+    help="Seed of everything random; default settings' seed (0).",
+)  # fmt: skip
 table_key_option = click.option("--table-key", default=Keys.TABLE, show_default=True, help="Table to read and write.")
 region_option = click.option("--region", multiple=True, help="Region of the table; may be repeated. Default: all.")
 net_help = "Gene sets: a .gmt, .csv or .tsv file, or hallmark, progeny, collectri, dorothea (downloaded)."

@@ -11,6 +11,7 @@ from sealst.io._formats import read
 from sealst.io._hest import read_hest
 from sealst.io._hest_bench import HestBench, read_hest_bench
 from sealst.io._image import SlideImage, open_image
+from sealst.io._read_slide import read_slide
 from sealst.io._st import read_st
 from sealst.io._trident import write_trident
 from sealst.io._visium import read_visium
@@ -36,6 +37,7 @@ __all__ = [
     "read_collection",
     "read_hest",
     "read_hest_bench",
+    "read_slide",
     "read_st",
     "read_visium",
     "read_visium_hd",

@@ -12,7 +12,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst._data.bags import Bags
-from sealst._data.slide_table import check_some_agree, labels_by_slide, patient_text, read_slide_table
+from sealst._data.slide_table import SLIDE, check_some_agree, labels_by_slide, patient_text, read_slide_table
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -34,7 +34,7 @@ def read_bags(
     labels: pd.DataFrame | str | Path | None = None,
     key: str | None = None,
     patient: str = Keys.PATIENT,
-    slide: str = "slide",
+    slide: str = SLIDE,
     table_key: str = Keys.TABLE,
 ) -> Bags:
     """Slides as bags of tile embeddings, joined with their labels by name.
@@ -57,10 +57,11 @@ def read_bags(
     key
         Embedding that the bags hold; default ``"X_seal"`` where it is there, else the only one.
     patient
-        Column of `labels` with the patient. Without it the source says who it is; failing that, every slide is a
-        patient of its own, with a warning.
+        Column of `labels` with the patient; without `labels`, column of the manifest of ``tl.embed_slides``. Where
+        there is no column ``"patient"`` the source says who it is; failing that, every slide is a patient of its own,
+        with a warning.
     slide
-        Column of `labels` with the name of the slide; without it the index is the name.
+        Column of `labels` with the name of the slide; where there is no column ``"slide"`` the index is the name.
     table_key
         Table of each SpatialData.
 
@@ -72,7 +73,8 @@ def read_bags(
     Raises
     ------
     MissingKeyError
-        When no embedding is common to all slides, or `key` is not.
+        When no embedding is common to all slides, or `key` is not; or there is no column `patient` or `slide` of
+        another name than the default.
     DataError
         When names occur twice or none agrees with `labels`, or slides were embedded by different models or on crops of
         different size.
@@ -85,12 +87,19 @@ def read_bags(
     >>> sl.io.read_bags(arrays, labels=table)
     Bags of 2 slides, 2 patients: 'features' of ('features',); labels 'grade'
     """
-    readers, known = _opened(source, table_key)
+    if labels is None and slide != SLIDE:
+        raise DataError(
+            f"`slide={slide!r}` names a column of `labels`, and there are none. Pass `labels=`, or leave it out: a "
+            "source names its own slides."
+        )
+    readers, known = _opened(source, table_key, patient)
     models = _common_models(readers)
     chosen = _chosen(key, models)
     obs = pd.DataFrame(index=pd.Index(list(readers), name="slide")).join(known)
     if labels is not None:
         obs = _joined(obs, _label_table(labels, slide, patient))
+    elif patient != Keys.PATIENT:
+        obs = _renamed(obs, patient, where="the manifest of the source")
     obs[Keys.PATIENT] = _patients(obs, readers)
     facts = {"models": models, "tiles": {name: reader.facts() for name, reader in readers.items()}}
     if isinstance(source, str | Path):
@@ -99,11 +108,11 @@ def read_bags(
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
-def _opened(source: Any, table_key: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
+def _opened(source: Any, table_key: str, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
     """Readers by slide, and what the source itself knows about the slides."""
     nothing = pd.DataFrame(index=pd.Index([], dtype=object))
     if isinstance(source, str | Path):
-        return _folder(Path(source).expanduser())
+        return _folder(Path(source).expanduser(), patient)
     if isinstance(source, AnnData | SpatialData):
         source = [source]
     if isinstance(source, Mapping):
@@ -170,11 +179,11 @@ def _lazyslide(name: str, sdata: SpatialData, tables: dict[str, AnnData]) -> Fea
     return FeatureTableReader(name, tables=tables, centres=centres)
 
 
-def _folder(folder: Path) -> tuple[dict[str, BagReader], pd.DataFrame]:
+def _folder(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder. Expected one of `tl.embed_slides`, or of h5 files.")
     if (folder / "manifest.csv").is_file():
-        return _embedded_slides(folder)
+        return _embedded_slides(folder, patient)
     groups = {path.name.removeprefix("features_"): path for path in sorted(folder.glob("features_*")) if path.is_dir()}
     if not groups:
         groups = {"features": folder / "h5_files" if (folder / "h5_files").is_dir() else folder}
@@ -193,9 +202,9 @@ def _folder(folder: Path) -> tuple[dict[str, BagReader], pd.DataFrame]:
     return {name: FileReader(name, paths=files) for name, files in paths.items()}, nothing
 
 
-def _embedded_slides(folder: Path) -> tuple[dict[str, BagReader], pd.DataFrame]:
+def _embedded_slides(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
     """Finished slides of `tl.embed_slides`, and the labels that its manifest came with."""
-    manifest = read_slide_table(folder / "manifest.csv")
+    manifest = read_slide_table(folder / "manifest.csv", names=(patient,))
     for column in ("slide", "status"):
         check_key(manifest.columns, column, where=f"`{folder.name}/manifest.csv`", hint="Run `tl.embed_slides` again.")
     failed = manifest.loc[manifest["status"] != _DONE, "slide"]
@@ -266,10 +275,17 @@ def _label_table(labels: Any, slide: str, patient: str) -> pd.DataFrame:
         check_key(labels.columns, slide, where=f"the columns of {path.name!r}", hint="Name the column with `slide=`.")
     if not isinstance(labels, pd.DataFrame):
         raise TypeError(f"`labels` must be a DataFrame or a path, found {type(labels).__name__}.")
+    if slide not in (SLIDE, labels.index.name):
+        check_key(labels.columns, slide, where="the columns of `labels`", hint="Name the column with `slide=`.")
     if patient != Keys.PATIENT:
-        check_key(labels.columns, patient, where="the columns of `labels`", hint="Name the column with `patient=`.")
-        labels = labels.drop(columns=[Keys.PATIENT], errors="ignore").rename(columns={patient: Keys.PATIENT})
+        labels = _renamed(labels, patient, where="the columns of `labels`")
     return labels_by_slide(labels, slide)
+
+
+def _renamed(table: pd.DataFrame, patient: str, *, where: str) -> pd.DataFrame:
+    """Table whose column `patient` says who the patient is, in place of one that is called so."""
+    check_key(table.columns, patient, where=where, hint="Name the column with `patient=`, in a table with `labels=`.")
+    return table.drop(columns=[Keys.PATIENT], errors="ignore").rename(columns={patient: Keys.PATIENT})
 
 
 def _joined(obs: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import torch
 from sealst._core.device import resolve_device
 from sealst._core.slide_evaluation import SlideEvaluation
 from sealst._errors import DataError
+from sealst._html import as_html
 from sealst._validate import check_choice, listed
 from sealst.models._slide_net import SlideNet, SlideOutput
 
@@ -144,6 +145,15 @@ class SlideModel:
         spec = self.spec
         n = len(self.members[spec.targets[0]])
         return f"SlideModel: {spec.task} of {listed(spec.targets)} from {spec.key!r}, {spec.aggregator} x {n}"
+
+    def _repr_html_(self) -> str:
+        spec = self.spec
+        made_by = "" if spec.embedding is None else f" of {spec.embedding}"
+        facts = {"task": spec.task, "targets": listed(spec.targets), "embedding": f"{spec.key}{made_by}"}
+        facts |= {f"classes of {target}": ", ".join(classes) for target, classes in spec.classes.items()}
+        facts["aggregator"] = f"{spec.aggregator}, {len(self.members[spec.targets[0]])} networks per target"
+        held_out = self.evaluation.summary().round(3).reset_index().to_dict("records")
+        return as_html("SlideModel", facts, rows=[{str(k): v for k, v in row.items()} for row in held_out])
 
 
 def averaged(outputs: Sequence[SlideOutput]) -> SlideOutput:

@@ -14,6 +14,7 @@ from spatialdata.transformations import get_transformation, set_transformation
 from sealst import _section
 from sealst._core.geometry import apply_affine, similarity_scale, square_boxes
 from sealst._core.tissue import box_fractions
+from sealst._data.bags import BlankSlideError
 from sealst._errors import DataError, MissingKeyError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -108,7 +109,7 @@ def tile(
     fractions = box_fractions(mask, square_boxes(centres, tile_um / mpp) / [across, down, across, down])
     kept = fractions >= min_tissue - 1e-9
     if kept.sum() < 2:
-        raise DataError(
+        raise BlankSlideError(
             f"{kept.sum()} of {len(kept)} tiles of {tile_um:g} µm in {image_key!r} hold {min_tissue:g} tissue "
             f"(most: {fractions.max():.2f}); at least 2 are needed. Lower `min_tissue`, `tile_um` or `step_um`."
         )

@@ -22,6 +22,7 @@ from sealst._errors import DataError
 from sealst._extras import need
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._settings import settings
 from sealst._train._module import mixed_seed
 from sealst._train._slide_engine import SURVIVAL, Job, fit_net
 from sealst._train._slide_params import SlideParams, slide_params
@@ -47,7 +48,7 @@ def fit_slide(
     compare: Sequence[str] | Mapping[str, Bags] | str | None = None,
     params: SlideParams | Mapping[str, Any] | str | Path | None = None,
     n_bootstrap: int = 1000,
-    seed: int = 0,
+    seed: int | None = None,
     device: str | None = None,
     progress: bool | None = None,
 ) -> SlideModel:
@@ -83,7 +84,7 @@ def fit_slide(
     n_bootstrap
         Draws of patients behind the intervals; 0 leaves them out.
     seed
-        Seed of folds, weights, order of slides, draws of tiles and of patients.
+        Seed of folds, weights, order of slides, draws of tiles and of patients; default ``settings.seed``.
     device
         Device; default ``settings.device``.
     progress
@@ -127,7 +128,8 @@ def fit_slide(
         raise TypeError(f"`bags` must be Bags; make them with `sl.io.read_bags(...)`. Found {type(bags).__name__}.")
     chosen = slide_params(params)
     check_choice("aggregator", aggregator, list(list_aggregators().index))
-    n_bootstrap, seed = whole("n_bootstrap", n_bootstrap, least=0), whole("seed", seed)
+    n_bootstrap = whole("n_bootstrap", n_bootstrap, least=0)
+    seed = whole("seed", settings.seed if seed is None else seed)
     event = None if event is None else str(event)
     targets = [str(name) for name in ([target] if isinstance(target, str) else dict.fromkeys(target))]
     if not targets:

@@ -19,6 +19,7 @@ from sealst._core.device import resolve_device
 from sealst._data.slide_parts import Parts, file_digest
 from sealst._errors import DataError
 from sealst._keys import Keys
+from sealst._settings import settings
 from sealst.models import CropSpec, Encoder, SealModel, build_encoder, load
 from sealst.models._image_model import base_name
 from sealst.tl._embed import crop_function
@@ -44,7 +45,8 @@ class ModelRef:
     encoder: str = ""
     pool: str | None = None
     pretrained: bool = True
-    device: str | None = None
+    #: of every process; "auto" is settled where the model is loaded
+    device: str = "auto"
 
     def load(self) -> Model:
         """The model, on its device."""
@@ -75,6 +77,9 @@ class Job:
     net_digest: str = ""
     tiles_per_task: int = 4096
     batch_size: int = 64
+    #: settings of the caller, which workers do not have of themselves
+    precision: str = "auto"
+    n_jobs: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """What decides the results, as plain types."""
@@ -87,6 +92,7 @@ class Job:
             "frozen": self.frozen,
             "genes": hashlib.sha256("\n".join(self.genes).encode()).hexdigest()[:16] if self.genes else "",
             "net": self.net_digest,
+            "precision": self.precision,
         }
 
     def digest(self, slide: Slide) -> str:
@@ -110,9 +116,13 @@ _turn = threading.RLock()
 
 
 @contextmanager
-def using(ref: ModelRef) -> Iterator[Model]:
-    """Inside a ``with`` block, the model by itself: loaded once in a process, used by one thread at a time."""
-    with _turn:
+def using(job: Job) -> Iterator[Model]:
+    """Inside a ``with`` block, the model by itself, under the settings of the call.
+
+    It is loaded once in a process, and used by one thread at a time; so are settings, which are the process's.
+    """
+    ref = job.model
+    with _turn, settings.override(precision=job.precision, n_jobs=job.n_jobs):
         if ref not in _held:
             _held.clear()
             _held[ref] = ref.load()
@@ -135,12 +145,13 @@ def opened(model: Any, *, pool: str | None, pretrained: bool, device: str | None
     if isinstance(model, SealModel):
         if device is not None:
             model.to(resolve_device(device))
-        return model, ModelRef(model.fingerprint, device=device)
+        return model, ModelRef(model.fingerprint, device=device or str(model.device))
     if not isinstance(model, str | PathLike):
         raise TypeError(
             "`model` must be a SealModel, its folder, or the name of an encoder (see `sl.models.list_encoders`), found "
             f"{type(model).__name__}."
         )
+    device = device or settings.device
     folder = Path(model).expanduser().absolute()
     if isinstance(model, PathLike) or (folder / "config.json").is_file():
         if pool is not None:

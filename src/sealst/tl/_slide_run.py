@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
+from sealst._data.bags import BlankSlideError
 from sealst._errors import CheckpointError, ScaleError, WeightsError
 from sealst._files import write_text
 from sealst._keys import Keys
@@ -199,8 +200,8 @@ class Run:
             raise error
         slide, attempts = self._slides[task.slide], self._attempts[task]
         text = f"{type(error).__name__}: {error}".strip()
-        # A scale that the file does not state is not stated later either.
-        if attempts <= self._retries and not isinstance(error, ScaleError):
+        # A scale that the file does not state is not stated later either, and glass stays glass.
+        if attempts <= self._retries and not isinstance(error, ScaleError | BlankSlideError):
             logger.info("%s: %s It is tried again.", slide.name, text)
             self._submit(task)
             return

@@ -93,7 +93,7 @@ def _plan(slide: Slide, job: Job, parts: Parts) -> None:
         # Rows are in the order in which pixels are read, so that ranges of rows share few chunks of the file.
         order = reading_order(image, boxes, job.tile_px)
         table = table[order].copy()
-    with using(job.model) as model:
+    with using(job) as model:
         entries = provenance(model, job, crops_record(table, _section.regions_of(table), job.tile_um))
     _section.record(table, "embed", entries)
     _section.record(table, ENTRY, job.settings() | {"path": str(slide.path)})
@@ -122,7 +122,7 @@ def _embed(slide: Slide, job: Job, parts: Parts, start: int) -> None:
     with quietly():
         levels = _section.image_levels(_opened(slide).images[Keys.image(slide.name)])
     found: dict[str, np.ndarray] = {}
-    with using(job.model) as model:
+    with using(job) as model:
         features = features_of(model, job)
         for rows, crops in prefetch(iter_crops(levels, boxes, job.tile_px, batch_size=job.batch_size)):
             for key, values in features(crops).items():
@@ -183,7 +183,7 @@ def _assemble(parts: Parts, job: Job, partial: Path, digest: str) -> None:
         if job.genes:
             append_frame(file["obsm"], Keys.EXPRESSION, parts, names=names, columns=job.genes)
         if job.genes or job.net:
-            with using(job.model) as model:
+            with using(job) as model:
                 _add_expression(uns, file["obsm"], model, job, parts, names)
         seconds = sum(float(parts.read(start, "seconds")) for start in parts.starts(n_tiles))
         for name, value in {"digest": digest, "n_tiles": n_tiles, "seconds": round(seconds, 3)}.items():

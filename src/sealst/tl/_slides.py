@@ -108,7 +108,8 @@ def embed_slides(
         ``manifest.csv`` too, and their number is logged. Leave it off where several runs with rows of their own share
         `out`.
     device
-        Device of the model, on every worker; default the model's own or ``settings.device``.
+        Device of the model, on every worker; default that of a model in memory, else ``settings.device`` of this
+        process. Workers take its ``settings.precision`` and ``settings.n_jobs`` too. ``"auto"`` is settled on each.
     progress
         Progress bar; default ``settings.progress``.
 
@@ -156,6 +157,8 @@ def embed_slides(
         tile_px=crop.crop_px,
         tiles_per_task=int(tiles_per_task),
         batch_size=settings.batch_size,
+        precision=settings.precision,
+        n_jobs=settings.n_jobs,
         **asked,
     )
     _prepare(job, slides, loaded, overwrite=overwrite)
@@ -213,7 +216,9 @@ def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool
     before = _stored(path)
     if before is not None and before != given and not overwrite:
         other = [key for key in given if before.get(key) != given[key]]
-        changes = ", ".join(f"{key} {before.get(key)!r}, now {given[key]!r}" for key in other)
+        # Folders of earlier versions do not say everything.
+        held = {key: repr(before[key]) if key in before else "not noted" for key in other}
+        changes = ", ".join(f"{key} {held[key]}, now {given[key]!r}" for key in other)
         raise DataError(
             f"{str(job.out)!r} holds slides embedded otherwise ({changes}). Name another folder, or replace them all "
             "with `overwrite=True`."
@@ -233,11 +238,7 @@ def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool
             job.table(slide).unlink(missing_ok=True)
             job.parts(slide, "").remove()
     spec = model.encoder.spec if isinstance(model, SealModel) else model.spec
-    facts: dict[str, Any] = {
-        "kind": type(model).__name__,
-        "encoder": spec.key,
-        "device": job.model.device or settings.device,
-    }
+    facts: dict[str, Any] = {"kind": type(model).__name__, "encoder": spec.key, "device": job.model.device}
     facts |= {"genes": list(job.genes), "net": job.net_label}
     facts |= {"tiles_per_task": job.tiles_per_task, "batch_size": job.batch_size}
     write_json(path, {"settings": given, "facts": facts, "versions": session_info()})
