@@ -330,7 +330,7 @@ def test_readme_demo_command() -> None:
 
 
 def test_readme_test_command_is_what_ci_runs() -> None:
-    assert readme_block("test-command") == 'pip install -e ".[dev]" && pytest'
+    assert readme_block("test-command") == 'pip install -e ".[dev]" && pytest -n 2 --dist loadfile'
     assert "<!-- test-command -->" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
