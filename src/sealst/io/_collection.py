@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
@@ -244,6 +245,12 @@ def read_collection(path: str | PathLike[str], *, keep: int = 1) -> Collection:
     >>> sections.manifest[["section", "patient"]]  # doctest: +SKIP
     """
     return Collection(read_entries(Path(path).expanduser()), keep=keep)
+
+
+def in_memory(sections: Collection, held: Mapping[int, SpatialData]) -> Collection:
+    """The collection with some sections, by position, as objects in memory; the others are opened as before."""
+    entries = [replace(e, source=held[i], format="") if i in held else e for i, e in enumerate(sections._entries)]
+    return Collection(entries, keep=sections._keep)
 
 
 def _same(path: Path, source: Path | SpatialData) -> bool:
