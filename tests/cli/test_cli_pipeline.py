@@ -150,6 +150,8 @@ def test_retrieve_prints_hits_and_writes_them(folder, tables, tmp_path):
     like = answer(*asked, "--spot", spot, "--no-save")["hits"]
     assert spot not in [one["obs_name"] for one in like]
     assert "seal_similarity" not in ad.read_h5ad(tables).obs
+    neither = run(*asked, "--spot", spot, "--no-save", "--out", tmp_path / "no.h5ad", code=2).stderr
+    assert "Give one of --out and --no-save" in neither
     assert "Give one of --genes" in run(*asked, code=2).stderr
     assert "belong together" in run(*asked, "--pathway", "stroma", code=2).stderr
 

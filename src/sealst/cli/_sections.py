@@ -117,7 +117,7 @@ class Work:
 
     def _targets(self, names: Sequence[str]) -> list[Path | None]:
         """Files to write, checked before anything is computed."""
-        if self.out is None or not self.save:
+        if self.out is None:
             return [None] * len(names)
         if self.out.suffix == H5AD and len(names) > 1:
             raise DataError(f"--out {str(self.out)!r} is one file, but there are {len(names)} sections; name a folder.")
