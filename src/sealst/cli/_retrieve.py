@@ -92,7 +92,7 @@ def retrieve(
     """Find spots whose picture fits a gene, pathway or spot.
 
     Calls tl.retrieve. SECTIONS are embedded zarr stores, a folder of them, a manifest, h5ad tables that an --out
-    wrote, or one index of tl.build_index. Give one query. Of sections .obs gets similarity and rank of every spot,
+    wrote, or one index of `sealst index`. Give one query. Of sections .obs gets similarity and rank of every spot,
     saved where the tables came from or in --out; the hits of each section are printed, and written to --hits.
     """
     _check(options, hits, overwrite)
