@@ -138,16 +138,14 @@ def _run(subject: Any, sections: Sequence[Path], *, crops: _Crops, test: Sequenc
 
 def _prepared(paths: Sequence[Path], crops: _Crops, table_key: str) -> Any:
     """Sections with crops and layers; those that lack them get them in memory, and nothing is written."""
-    from sealst.io._collection import in_memory
-
     sections = open_sections(paths)
     held = {}
-    for i in range(len(sections)):
+    for i, name in enumerate(sections.names):
         # A collection of its own: what is not saved is not missed.
         if (changed := _completed(sections[i : i + 1][0], crops, table_key)) is not None:
-            held[i] = changed
+            held[name] = changed
     # Those that were complete are opened again when they are needed, one at a time.
-    return in_memory(sections, held)
+    return sections.replaced(held)
 
 
 def _completed(sdata: Any, crops: _Crops, table_key: str) -> Any:

@@ -117,6 +117,12 @@ class Collection(Sequence[SpatialData]):
         """Collection of the sections with these names, in this order."""
         return Collection([self._entries[self._position(name)] for name in names], keep=self._keep)
 
+    def replaced(self, sections: Mapping[str, SpatialData]) -> Collection:
+        """Collection with these objects, by name, in the place of sections; they stay in memory, the others do not."""
+        held = {self._position(name): sdata for name, sdata in sections.items()}
+        entries = [replace(e, source=held[i], format="") if i in held else e for i, e in enumerate(self._entries)]
+        return Collection(entries, keep=self._keep)
+
     def save(self, sdata: SpatialData) -> None:
         """Write what was changed in an open section back to its zarr store.
 
@@ -245,12 +251,6 @@ def read_collection(path: str | PathLike[str], *, keep: int = 1) -> Collection:
     >>> sections.manifest[["section", "patient"]]  # doctest: +SKIP
     """
     return Collection(read_entries(Path(path).expanduser()), keep=keep)
-
-
-def in_memory(sections: Collection, held: Mapping[int, SpatialData]) -> Collection:
-    """The collection with some sections, by position, as objects in memory; the others are opened as before."""
-    entries = [replace(e, source=held[i], format="") if i in held else e for i, e in enumerate(sections._entries)]
-    return Collection(entries, keep=sections._keep)
 
 
 def _same(path: Path, source: Path | SpatialData) -> bool:
