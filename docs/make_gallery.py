@@ -62,8 +62,6 @@ SINGLE: dict[str, Draw] = {
     "calibration": FIGURES["calibration"],
     "pathway_agreement": lambda **o: sl.pl.pathway_agreement(data.evaluation().pathways, methods="seal head", **o),
 }
-#: figures that are compared with a stored picture
-COMPARED = tuple(name for name in FIGURES if name not in ("crops", "pathways", "retrieval"))
 BASELINE_DPI = 40
 _DPI, _COLOURS = 80, 256
 
@@ -91,7 +89,7 @@ def main() -> None:
     given = parser.parse_args()
     folder = HERE.parent / "tests" / "pl" / "baseline" if given.baseline else HERE / "_static" / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in given.names or (COMPARED if given.baseline else FIGURES):
+    for name in given.names or FIGURES:
         pixels = picture(draw(name), BASELINE_DPI if given.baseline else _DPI)
         pixels.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE).save(folder / f"{name}.png", optimize=True)
 

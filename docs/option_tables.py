@@ -52,7 +52,7 @@ def _default(param: click.Option) -> str:
     value = param.to_info_dict()["default"]
     if param.required:
         return "required"
-    if param.secondary_opts:
+    if param.secondary_opts and value in (True, False):
         return f"`{(param.opts if value else param.secondary_opts)[0]}`"
     if isinstance(value, list | tuple):
         value = " ".join(map(str, value))

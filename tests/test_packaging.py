@@ -64,6 +64,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives):
     assert {f"Provides-Extra: {extra}" for extra in EXTRAS} <= set(metadata.splitlines())
 
 
+def test_the_page_on_installation_lists_every_extra():
+    page = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
+    listed = {name for row in re.findall(r"^\| (`.*?) \|", page, flags=re.M) for name in re.findall(r"`(\w+)`", row)}
+    assert listed == set(PROJECT["project"]["optional-dependencies"])
+
+
 def test_the_sdist_holds_what_its_tests_read(archives):
     with tarfile.open(archives[1]) as file:
         names = {n.partition("/")[2] for n in file.getnames()}

@@ -64,6 +64,18 @@ def test_slides_from_the_shell(manifest: Path, encoder: str, tmp_path: Path) -> 
     assert again.stdout.startswith("1 of 1 slides, ")
 
 
+def test_genes_are_given_as_to_other_commands(manifest: Path, tmp_path: Path, monkeypatch) -> None:
+    asked = {}
+
+    def embed_slides(*args, **kwargs):
+        asked.update(kwargs)
+        raise sl.DataError("asked")
+
+    monkeypatch.setattr("sealst.tl.embed_slides", embed_slides)
+    run(str(manifest), "--out", str(tmp_path / "o"), "--encoder", "e", "--expression", "--genes", "ERBB2,VIM")
+    assert asked["genes"] == ["ERBB2", "VIM"]
+
+
 def test_usage(manifest: Path, tmp_path: Path) -> None:
     assert run("--help").exit_code == 0
     assert "Give one of --model and --encoder" in run(str(manifest), "--out", str(tmp_path / "out")).output

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 import sealst as sl
+from sealst.cli._main import cli
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,71 @@ def test_a_recipe_is_trained_in_folds_and_reported(cohort, tmp_path):
     again = call(cohort, *options)
     assert again.returncode == 3
     assert "exists; name another --out, or pass --overwrite" in again.stderr
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `tl.evaluate` is called with; it evaluates nothing."""
+    calls = []
+
+    def evaluate(*args, **kwargs):
+        calls.append((*args, kwargs))
+        raise sl.DataError("asked")
+
+    monkeypatch.setattr("sealst.tl.evaluate", evaluate)
+    monkeypatch.setattr("sealst.models.build_encoder", lambda key, pool: (key, pool))
+    return calls
+
+
+def run(*arguments, code=3):
+    done = CliRunner().invoke(cli, ["evaluate", *map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_several_stores_and_options_named_as_in_python(cohort, tmp_path, asked):
+    stores = sorted(cohort.glob("*.zarr"))
+    options = ("--encoder", "e", "--crop-um", 64, "--crop-px", 32, "--net", "hallmark", "--out", tmp_path / "out")
+    run(*stores[:2], "--test", stores[2], "--seeds", "1,2", "--baselines", "st-net,bleep", *options)
+    subject, sections, given = asked[0]
+    assert subject == ("e", None)
+    assert sections.names == [p.stem for p in stores[:2]]
+    assert given["test"].names == [stores[2].stem]
+    assert all("lognorm" in s.tables["table"].layers for s in sections)
+    assert (given["seeds"], given["baselines"], given["net"]) == ([1, 2], ["st-net", "bleep"], "hallmark")
+    assert given["table_key"] == "table"
+    assert "'mae' is not one of" in run(*stores, "--baselines", "mae", *options, code=2)
+    # A config file names them alike.
+    (tmp_path / "c.yaml").write_text("seeds: [3, 4]\nbaselines: bleep\n")
+    run(*stores, "--config", tmp_path / "c.yaml", *options)
+    assert (asked[1][2]["seeds"], asked[1][2]["baselines"]) == ([3, 4], ["bleep"])
+
+
+def test_only_what_was_changed_stays_open(cohort, tmp_path, asked):
+    folder = tmp_path / "mixed"
+    for i, store in enumerate(sorted(cohort.glob("*.zarr"))):
+        sdata = sl.io.read(store)
+        if i:
+            sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
+            sl.pp.normalize(sdata)
+        sdata.write(folder / store.name)
+    run(folder, "--encoder", "e", "--crop-um", 64, "--crop-px", 32, "--out", tmp_path / "out")
+    sections = asked[0][1]
+    assert list(sections.manifest["path"] == "") == [True, False, False]
+    opened = [id(sections[i]) for i in (0, 1, 2)]
+    assert id(sections[0]) == opened[0]
+    assert len(sections._open) == 1
+
+
+def test_options_that_do_not_belong_together_are_refused(cohort, tmp_path, asked):
+    out = ("--out", tmp_path / "out")
+    assert "belong to --model" in run(cohort, "--encoder", "e", "--base", "b", *out, code=2)
+    assert "belongs to --encoder" in run(cohort, "--model", tmp_path, "--pool", "cls", *out, code=2)
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "var_50genes.json").write_text("{}")
+    given = run(tmp_path / "bench", cohort, "--encoder", "e", *out, code=2)
+    assert "is a task of HEST-bench, with folds of its own; give it alone" in given
+    assert not asked
 
 
 def gene_sets(folder: Path) -> Path:

@@ -6,6 +6,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+import click
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
@@ -37,3 +39,8 @@ def test_tables_follow_the_commands():
     assert "stale text" not in found
     assert "| `--n-sections` | `3` | Number of sections. |" in found
     assert "| `--out` | required | New folder. |" in found
+
+
+def test_a_flag_that_neither_is_the_default_shows_none():
+    rows = tables().table(click.Command("c", params=[click.Option(["--x/--no-x"], default=None, help="X.")]))
+    assert "| `--x`, `--no-x` |  | X. |" in rows

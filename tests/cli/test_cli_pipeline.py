@@ -150,6 +150,8 @@ def test_retrieve_prints_hits_and_writes_them(folder, tables, tmp_path):
     like = answer(*asked, "--spot", spot, "--no-save")["hits"]
     assert spot not in [one["obs_name"] for one in like]
     assert "seal_similarity" not in ad.read_h5ad(tables).obs
+    neither = run(*asked, "--spot", spot, "--no-save", "--out", tmp_path / "no.h5ad", code=2).stderr
+    assert "Give one of --out and --no-save" in neither
     assert "Give one of --genes" in run(*asked, code=2).stderr
     assert "belong together" in run(*asked, "--pathway", "stroma", code=2).stderr
 
@@ -161,6 +163,24 @@ def test_retrieve_from_an_index(folder, tables, tmp_path):
     found = answer(*asked, "--n-hits", 2, "--where", "patient=P2")
     assert len(found["hits"]) == 2
     assert "An index has no tables" in run(*asked, "--out", tmp_path / "t", code=2).stderr
+
+
+def test_an_index_is_built_and_asked(folder, tables, tmp_path):
+    embedded = tmp_path / "tables"
+    run("embed", folder / "sections", "--model", folder / "run", "--out", embedded)
+    made = answer("index", embedded, "--out", tmp_path / "library", "--columns", "crop_ok", "--kind", "exact")
+    assert made["sections"] == ["P1_S1", "P2_S1"]
+    assert (made["kind"], made["n_obs"]) == ("exact", len(sl.tl.SealIndex.load(tmp_path / "library")))
+    asked = ("retrieve", tmp_path / "library", "--model", folder / "run", "--where", "patient=P2", "--n-hits", 2)
+    spot = ad.read_h5ad(tables).obs_names[0]
+    found = answer(*asked, "--spot", spot)["hits"]
+    assert [one["section"] for one in found] == ["P2_S1", "P2_S1"]
+    assert "crop_ok" in found[0]
+    again = ("index", embedded, "--out", tmp_path / "library")
+    assert "pass --overwrite to replace it" in run(*again, code=3).stderr
+    with_heads = answer(*again, "--overwrite", "--model", folder / "run")
+    assert with_heads["model"] == made["model"]
+    assert "belong to --model" in run(*again, "--overwrite", "--base", "b", code=2).stderr
 
 
 def test_export_for_peft(folder, tmp_path):

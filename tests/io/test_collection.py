@@ -111,6 +111,21 @@ def test_slices_and_subsets_are_collections(stores):
     assert sections.subset(["c", "a"]).names == ["c", "a"]
 
 
+def test_sections_can_be_replaced_by_objects_in_memory(stores, tmp_path):
+    (tmp_path / "cohort.csv").write_text(f"path,section,stage\n{stores / 'a.zarr'},x,1\n{stores / 'b.zarr'},y,2\n")
+    sections = sl.io.read_collection(tmp_path / "cohort.csv")
+    mine = section("anything")
+    changed = sections.replaced({"y": mine})
+    assert changed.names == ["x", "y"]
+    assert changed["y"] is mine
+    # The others keep what the manifest states, and are opened again.
+    assert set(changed["x"].tables["table"].obs["stage"]) == {1.0}
+    assert list(changed.manifest["path"] == "") == [False, True]
+    assert sections["y"] is not mine
+    with pytest.raises(sl.MissingKeyError, match="'z' not found in the collection"):
+        sections.replaced({"z": mine})
+
+
 def test_paths_and_objects_can_be_mixed(stores):
     mine = section("mine")
     sections = sl.io.Collection([stores / "a.zarr", mine])

@@ -33,6 +33,14 @@ def test_chosen_pathways_keep_their_order(filled):
     assert [ax.get_title() for ax in figure.axes] == ["TGFb", "Hypoxia"]
 
 
+def test_case_is_told_apart_only_where_both_exist(filled, spots_of):
+    scores = filled.tables["table"].obsm["seal_pathways"]
+    scores["TGFB"] = -scores["TGFb"]
+    figure = sl.pl.pathways(filled, ["hypoxia", "TGFB"])
+    assert [ax.get_title() for ax in figure.axes] == ["Hypoxia", "TGFB"]
+    np.testing.assert_allclose(spots_of(figure.axes[1]).get_array().filled(np.nan), scores["TGFB"])
+
+
 def test_many_pathways_are_cut_to_the_most_variable(filled):
     table = filled.tables["table"]
     rng = np.random.default_rng(0)

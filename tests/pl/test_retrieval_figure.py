@@ -56,6 +56,21 @@ def test_without_rank_or_query(filled):
     assert figure.texts[0].get_text() == "Similarity to the query"
 
 
+def test_ranks_are_those_of_the_same_query(filled):
+    table = filled.tables["table"]
+    table.obs["plasma_similarity"] = -table.obs["seal_similarity"]
+    with pytest.raises(sl.OrderError, match=r"'plasma_rank' not found in `\.obs`.*key_added='plasma'"):
+        sl.pl.retrieval(filled, key="plasma_similarity")
+    table.obs["plasma_rank"] = table.obs["plasma_similarity"].rank(ascending=False)
+    title = sl.pl.retrieval(filled, key="plasma_similarity", n=1).axes[1].get_title()
+    assert title.split("\n")[1] == "#1  0.40"
+    # A column of one's own has no ranks, and does not get another's; a name that is given must be there.
+    table.obs["score"] = table.obs["seal_similarity"]
+    assert sl.pl.retrieval(filled, key="score", n=1).axes[1].get_title().split("\n")[1] == "0.90"
+    with pytest.raises(sl.OrderError, match=r"'ranks' not found in `\.obs`"):
+        sl.pl.retrieval(filled, rank_key="ranks")
+
+
 def test_what_is_missing_is_named(filled, paired):
     table = filled.tables["table"]
     with pytest.raises(

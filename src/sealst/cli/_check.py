@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sealst.cli._common import EXIT_DATA, Answer, SealstCommand
+from sealst.cli._options import EXISTING, sections_argument, stated
+from sealst.cli._sections import is_several
 
 
 @click.command(
     cls=SealstCommand,
-    epilog="Example: `sealst check outs --mpp 0.5`. Exit codes: 0 no errors (warnings may be left), 1 unexpected "
-    "failure, 2 wrong usage, 3 errors found.",
+    epilog="Examples: `sealst check outs --mpp 0.5`; `sealst check cohort.csv --json`. Exit codes: 0 no errors "
+    "(warnings may be left), 1 unexpected failure, 2 wrong usage, 3 errors found.",
 )
-@click.argument("path", type=click.Path(path_type=Path, exists=True))
-@click.option("--image", type=click.Path(path_type=Path, exists=True), default=None,
+@sections_argument
+@click.option("--image", type=EXISTING, default=None,
               help="Full-resolution image, where it lies outside the folder.")  # fmt: skip
 @click.option("--region", default=None, help="Region of the table; by default all.")
 @click.option("--image-key", default=None, help="Name of the H&E image in a SpatialData store.")
@@ -24,35 +28,38 @@ from sealst.cli._common import EXIT_DATA, Answer, SealstCommand
 @click.option("--pitch-um", type=float, default=None, help="Distance of neighbouring spots in µm (Visium 100).")
 @click.option("--spot-um", type=float, default=None, help="Diameter of a spot in µm (Visium 55).")
 @click.option("--table-key", default="table", show_default=True, help="Table whose rows are the spots.")
-def check(
-    path: Path,
-    *,
-    image: Path | None,
-    region: str | None,
-    image_key: str | None,
-    coordinate_system: str,
-    mpp: float | None,
-    pitch_um: float | None,
-    spot_um: float | None,
-    table_key: str,
-) -> Answer:
-    """Say what PATH holds and what will go wrong with it.
+def check(sections: tuple[Path, ...], *, image: Path | None, mpp: float | None, **options: Any) -> Answer:
+    """Say what SECTIONS hold and what will go wrong with them.
 
-    PATH is a folder or file with one section: the output of Space Ranger or of the Xenium analyzer, HEST-1k, a legacy
-    Spatial Transcriptomics folder, a slide image, or a SpatialData zarr store. Nothing is changed.
+    Each of SECTIONS is a folder or file with one section: the output of Space Ranger or of the Xenium analyzer,
+    HEST-1k, a legacy Spatial Transcriptomics folder, a slide image, or a SpatialData zarr store; or several of them as
+    a folder of stores or a manifest, of which path, image and mpp count here. Nothing is changed.
     """
     from sealst.io import check as check_section
 
-    report = check_section(
-        path,
-        image=image,
-        region=region,
-        image_key=image_key,
-        coordinate_system=coordinate_system,
-        mpp=mpp,
-        pitch_um=pitch_um,
-        spot_um=spot_um,
-        table_key=table_key,
-    )
+    if image is not None and (len(sections) > 1 or is_several(sections[0])):
+        raise click.UsageError("--image is the picture of one section; of several a manifest names it, in a column.")
+    records, texts = [], []
+    for name, path, said in _listed(sections):
+        report = check_section(path, **said | stated(image=image, mpp=mpp), **options)
+        records.append({"section": name} | report.to_dict())
+        texts.append(str(report))
+    failed = sum(not record["ok"] for record in records)
+    if len(records) > 1:
+        texts.append(f"{len(records) - failed} of {len(records)} sections have no errors.")
     # What other commands give for input that they refuse.
-    return Answer(report.to_dict(), str(report), 0 if report.ok else EXIT_DATA)
+    return Answer({"ok": not failed, "sections": records}, "\n\n".join(texts), EXIT_DATA if failed else 0)
+
+
+def _listed(paths: Sequence[Path]) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Name and path of every section, and what a manifest says about its reading."""
+    import pandas as pd
+
+    from sealst.io import read_collection
+
+    for path in paths:
+        if not is_several(path):
+            yield (path.stem if path.is_file() or path.suffix == ".zarr" else path.name), path, {}
+            continue
+        for row in read_collection(path).manifest.to_dict("records"):
+            yield row["section"], Path(row["path"]), {n: row[n] for n in ("image", "mpp") if pd.notna(row.get(n))}

@@ -39,6 +39,7 @@ _COMMANDS = {
     "tl.embed": "embed",
     "tl.predict": "predict",
     "tl.pathways": "pathways",
+    "tl.build_index": "index",
     "tl.retrieve": "retrieve",
     "tl.evaluate": "evaluate",
     "tl.fit_slide": "slides fit",

@@ -10,6 +10,7 @@ import click
 from sealst._settings import settings
 from sealst.cli._common import EXIT_DATA, Answer, SealstCommand
 from sealst.cli._options import ANY_PATH, EXISTING, EXISTING_FILE, device_option, model_folder, net_help, stated
+from sealst.cli._types import Genes
 
 
 @click.command(
@@ -32,7 +33,8 @@ from sealst.cli._options import ANY_PATH, EXISTING, EXISTING_FILE, device_option
 @click.option("--frozen/--no-frozen", default=None,
               help="Also embed without the adapter; default for a SEAL model.")  # fmt: skip
 @click.option("--expression", is_flag=True, help="Also write predicted expression.")
-@click.option("--gene", "genes", multiple=True, help="Of this gene only; may be given several times.")
+@click.option("--genes", type=Genes(), default=None,
+              help="Of these genes only, by commas, or a text file with one per line.")  # fmt: skip
 @click.option("--net", default=None, help=f"Score the activity of gene sets too. {net_help}")
 @click.option("--n-workers", type=click.IntRange(min=0), default=0, show_default=True,
               help="Processes on this machine; 0 works in the command's own.")  # fmt: skip
@@ -51,7 +53,6 @@ def slides_embed(
     out: Path,
     model: Path | None,
     encoder: str | None,
-    genes: tuple[str, ...],
     batch_size: int | None,
     device: str | None,
     **options: Any,
@@ -68,7 +69,7 @@ def slides_embed(
 
     folder: Any = encoder if model is None else model_folder(model)
     with settings.override(**stated(batch_size=batch_size)):
-        found = embed_slides(manifest, out, folder, genes=list(genes) or None, device=device, **options)
+        found = embed_slides(manifest, out, folder, device=device, **options)
     failed = int((found["status"] != "done").sum())
     counts = {"slides": len(found), "failed": failed, "tiles": int(found["n_tiles"].sum())}
     text = f"{len(found) - failed} of {len(found)} slides, {counts['tiles']} tiles: {out}"

@@ -15,6 +15,7 @@ from sealst.cli._embed import embed
 from sealst.cli._encoders import encoders, export
 from sealst.cli._evaluate import evaluate
 from sealst.cli._finetune import finetune
+from sealst.cli._index import index
 from sealst.cli._info import info
 from sealst.cli._options import ANY_PATH, overwrite_option, seed_option
 from sealst.cli._predict import pathways, predict
@@ -60,7 +61,7 @@ def demo(out: Path, seed: int, overwrite: bool) -> Answer:
     return Answer({"out": str(folder), "report": str(report)}, f"{summary}\n\nReport: {report}")
 
 
-for _command in (demo, check, prepare, finetune, evaluate, embed, predict, pathways, retrieve, encoders, export):
+for _command in (demo, check, prepare, finetune, evaluate, embed, predict, pathways, index, retrieve, encoders, export):
     cli.add_command(_command)
 cli.add_command(slides)
 cli.add_command(synthetic)

@@ -45,13 +45,18 @@ table_out_options = stacked(
     overwrite_option,
 )  # fmt: skip
 
-model_options = stacked(
-    click.option("--model", type=EXISTING, required=True, help="Folder of a SEAL model, or of the run that made it."),
+#: where the base encoder of a model is
+base_options = stacked(
     click.option("--weights", type=EXISTING, default=None,
                  help="File or folder with the base encoder's weights; default as models.build_encoder finds them."),
     click.option("--base", default=None,
                  help="Where the base encoder is now, if it moved: local-dir:FOLDER or a timm name."),
 )  # fmt: skip
+
+model_options = stacked(
+    click.option("--model", type=EXISTING, required=True, help="Folder of a SEAL model, or of the run that made it."),
+    base_options,
+)
 
 
 def model_folder(path: Path) -> Path:

@@ -92,10 +92,12 @@ def retrieve(
     """Find spots whose picture fits a gene, pathway or spot.
 
     Calls tl.retrieve. SECTIONS are embedded zarr stores, a folder of them, a manifest, h5ad tables that an --out
-    wrote, or one index of tl.build_index. Give one query. Of sections .obs gets similarity and rank of every spot,
+    wrote, or one index of `sealst index`. Give one query. Of sections .obs gets similarity and rank of every spot,
     saved where the tables came from or in --out; the hits of each section are printed, and written to --hits.
     """
     _check(options, hits, overwrite)
+    if out is not None and not save:
+        raise click.UsageError("Give one of --out and --no-save.")
     is_index = len(sections) == 1 and (sections[0] / "config.json").is_file()
     if is_index and out is not None:
         raise click.UsageError("An index has no tables to write; name a file for the hits with --hits.")

@@ -51,6 +51,26 @@ def open_sections(paths: Sequence[Path]) -> Collection:
     return Collection(list(paths))
 
 
+@dataclass(frozen=True)
+class Tables(Sequence[Any]):
+    """Tables in h5ad files, each read when it is asked for."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self.paths[index]
+        return Tables(found) if isinstance(index, slice) else _read_table(self.paths[index])
+
+
+def open_sections_or_tables(paths: Sequence[Path]) -> Collection | Tables:
+    """Sections as `open_sections`, or h5ad tables, for commands that need no pictures."""
+    tables = _tables_of(paths)
+    return Tables(tables) if tables else open_sections(paths)
+
+
 def check_new(path: Path, overwrite: bool, *, option: str = "--out") -> None:
     """Refuse to write where something is; an empty folder, as workflow managers make, counts as nothing."""
     if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
@@ -117,7 +137,7 @@ class Work:
 
     def _targets(self, names: Sequence[str]) -> list[Path | None]:
         """Files to write, checked before anything is computed."""
-        if self.out is None or not self.save:
+        if self.out is None:
             return [None] * len(names)
         if self.out.suffix == H5AD and len(names) > 1:
             raise DataError(f"--out {str(self.out)!r} is one file, but there are {len(names)} sections; name a folder.")

@@ -1,4 +1,4 @@
-"""Values of options that are more than a word: mappings, lists of genes, limits."""
+"""Values of options that are more than a word: mappings, lists, limits."""
 
 from __future__ import annotations
 
@@ -94,6 +94,21 @@ class Genes(click.ParamType):
         if not (names := [name for name in names if name]):
             self.fail("names no gene.", param, ctx)
         return names
+
+
+class Several(click.ParamType):
+    """Values of one type, separated by commas."""
+
+    def __init__(self, item: click.ParamType) -> None:
+        self.item = item
+        self.name = f"{item.name},…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """List of values without doubles, in the order given; a single value of a config file is a list of one."""
+        given = value.split(",") if isinstance(value, str) else value
+        items = given if isinstance(given, list | tuple) else [given]
+        parts = [one.strip() if isinstance(one, str) else one for one in items]
+        return list(dict.fromkeys(self.item.convert(part, param, ctx) for part in parts))
 
 
 def merged(mappings: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:

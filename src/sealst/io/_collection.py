@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
@@ -115,6 +116,12 @@ class Collection(Sequence[SpatialData]):
     def subset(self, names: Sequence[str]) -> Collection:
         """Collection of the sections with these names, in this order."""
         return Collection([self._entries[self._position(name)] for name in names], keep=self._keep)
+
+    def replaced(self, sections: Mapping[str, SpatialData]) -> Collection:
+        """Collection with these objects, by name, in the place of sections; they stay in memory, the others do not."""
+        held = {self._position(name): sdata for name, sdata in sections.items()}
+        entries = [replace(e, source=held[i], format="") if i in held else e for i, e in enumerate(self._entries)]
+        return Collection(entries, keep=self._keep)
 
     def save(self, sdata: SpatialData) -> None:
         """Write what was changed in an open section back to its zarr store.

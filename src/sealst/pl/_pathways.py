@@ -48,7 +48,8 @@ def pathways(
     sdata
         Section with pathway scores (`tl.pathways`).
     pathways
-        Pathway or pathways to show; by default the 12 whose scores vary most between the spots.
+        Pathway or pathways to show; upper and lower case are told apart only where both exist. By default the 12 whose
+        scores vary most between the spots.
     key
         ``.obsm`` slot that `tl.pathways` wrote.
     percentiles
@@ -126,9 +127,10 @@ def _most_variable(frame: pd.DataFrame) -> list[str]:
 
 
 def _panel(frame: pd.DataFrame, name: str, key: str, percentiles: tuple[float, float], cmap: str) -> Panel:
-    if name not in frame:
+    found = _base.find_gene(name, frame.columns)
+    if found is None:
         raise _base.missing_name(name, list(frame.columns), where=f"`.obsm[{key!r}]`")
-    values = frame[name].to_numpy(dtype=float)
+    values = frame[found].to_numpy(dtype=float)
     if not np.isfinite(values).any():
-        raise DataError(f"`.obsm[{key!r}]` holds no score of {name!r} in this region.")
-    return Panel(name, values, "score", cmap, _base.robust_limits([values], percentiles))
+        raise DataError(f"`.obsm[{key!r}]` holds no score of {found!r} in this region.")
+    return Panel(found, values, "score", cmap, _base.robust_limits([values], percentiles))

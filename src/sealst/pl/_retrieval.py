@@ -24,7 +24,7 @@ def retrieval(
     sdata: SpatialData,
     *,
     key: str = Keys.SIMILARITY,
-    rank_key: str = Keys.RANK,
+    rank_key: str | None = None,
     n: int = 8,
     title: str | None = None,
     percentiles: tuple[float, float] = (1.0, 99.0),
@@ -46,8 +46,9 @@ def retrieval(
     key
         ``.obs`` column with the similarity that `tl.retrieve` wrote.
     rank_key
-        ``.obs`` column with the rank (1 = most similar); it stands before the similarity in the crops' titles, and is
-        left out where absent.
+        ``.obs`` column with the rank (1 = most similar), which stands before the similarity in the crops' titles. None
+        takes the one that `tl.retrieve` wrote beside `key`: ``"plasma_rank"`` beside ``"plasma_similarity"``; beside
+        ``"seal_similarity"``, and a column with another ending, titles do without where there is none.
     n
         Most similar, and least similar, crops to show.
     title
@@ -79,7 +80,7 @@ def retrieval(
     Raises
     ------
     OrderError
-        When nothing was retrieved, or spots were not paired with crops.
+        When nothing was retrieved, ranks are missing, or spots were not paired with crops.
     DataError
         When the table has several regions and none is named, or none of its spots has a similarity.
 
@@ -95,6 +96,7 @@ def retrieval(
     table = _section.get_table(sdata, table_key)
     one = _base.one_region(table, region)
     similarity = _base.stored_column(table, key, "sl.tl.retrieve(sdata, model, query)")
+    rank = _ranks(table, key, rank_key)
     usable = _section.crop_boxes(sdata, table, one)[0]
     best, worst = _ends(similarity, usable, n, one.name)
     hits = load_crops(sdata, table, np.concatenate([best, worst]), [one], _crop_um(table, key))
@@ -102,7 +104,7 @@ def retrieval(
     values = similarity[one.rows]
     panel = Panel("", values, "similarity", cmap, _base.robust_limits([values], percentiles))
 
-    texts = _titles(table, hits, similarity, rank_key)
+    texts = _titles(table, hits, similarity, rank)
     heading = _query(table, key) if title is None else title
     galleries = [Gallery("Most similar", hits[: len(best)], texts[: len(best)])]
     galleries += [Gallery("Least similar", hits[len(best) :], texts[len(best) :])]
@@ -124,8 +126,19 @@ def _ends(similarity: np.ndarray, usable: np.ndarray, n: int, region: str) -> tu
     return order[:n], order[::-1][:n]
 
 
-def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank_key: str) -> list[str]:
-    rank = _base.numeric(table.obs[rank_key], where=f"`.obs[{rank_key!r}]`") if rank_key in table.obs else None
+def _ranks(table: AnnData, key: str, rank_key: str | None) -> np.ndarray | None:
+    """Ranks of the query that `key` answers; those of another query would look right and be wrong."""
+    prefix = key.removesuffix("_similarity")
+    found = rank_key
+    if rank_key is None:
+        found = f"{prefix}_rank"
+        if found not in table.obs and (prefix == key or key == Keys.SIMILARITY):
+            return None
+    call = f"sl.tl.retrieve(sdata, model, query, key_added={prefix!r})"
+    return _base.stored_column(table, str(found), call)
+
+
+def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank: np.ndarray | None) -> list[str]:
     texts = []
     for crop in hits:
         place = f"#{rank[crop.row]:.0f}  " if rank is not None and np.isfinite(rank[crop.row]) else ""
