@@ -60,7 +60,7 @@ def asked(monkeypatch):
     calls = []
 
     def evaluate(*args, **kwargs):
-        calls.append((*args, kwargs))
+        calls.append((*args, kwargs | {"device of a recipe": sl.settings.device}))
         raise sl.DataError("asked")
 
     monkeypatch.setattr("sealst.tl.evaluate", evaluate)
@@ -77,7 +77,8 @@ def run(*arguments, code=3):
 def test_several_stores_and_options_named_as_in_python(cohort, tmp_path, asked):
     stores = sorted(cohort.glob("*.zarr"))
     options = ("--encoder", "e", "--crop-um", 64, "--crop-px", 32, "--net", "hallmark", "--out", tmp_path / "out")
-    run(*stores[:2], "--test", stores[2], "--seeds", "1,2", "--baselines", "st-net,bleep", *options)
+    more = ("--near-um", 250, "--control", "--device", "cpu")
+    run(*stores[:2], "--test", stores[2], "--seeds", "1,2", "--baselines", "st-net,bleep", *more, *options)
     subject, sections, given = asked[0]
     assert subject == ("e", None)
     assert sections.names == [p.stem for p in stores[:2]]
@@ -85,6 +86,7 @@ def test_several_stores_and_options_named_as_in_python(cohort, tmp_path, asked):
     assert all("lognorm" in s.tables["table"].layers for s in sections)
     assert (given["seeds"], given["baselines"], given["net"]) == ([1, 2], ["st-net", "bleep"], "hallmark")
     assert given["table_key"] == "table"
+    assert (given["near_um"], given["control"], given["device of a recipe"]) == (250, True, "cpu")
     assert "'mae' is not one of" in run(*stores, "--baselines", "mae", *options, code=2)
     # A config file names them alike.
     (tmp_path / "c.yaml").write_text("seeds: [3, 4]\nbaselines: bleep\n")

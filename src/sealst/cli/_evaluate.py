@@ -65,7 +65,10 @@ class _Crops:
 @click.option("--n-genes", type=click.IntRange(min=1), default=None, help="Size of the gene sets; default 50.")
 @click.option("--seeds", type=Several(click.INT), default=None,
               callback=lambda _context, _option, given: given or (settings.seed,),
-              help="Seeds of training, by commas; each trains models of its own. Default settings' seed (0).")  # fmt: skip
+              help="Seeds of training, by commas; each trains its own models. Default settings' seed (0).")  # fmt: skip
+@click.option("--near-um", type=float, default=None,
+              help="Also count spots within so many µm as found by a search.")  # fmt: skip
+@click.option("--control", is_flag=True, help="Also score a probe of permuted expression; it must come out around 0.")
 @click.option("--crop-um", type=float, default=112, show_default=True, help="Crops of sections that have none, in µm.")
 @click.option("--crop-px", type=int, default=224, show_default=True, help="And in pixels.")
 @click.option("--allow-shared-patients", is_flag=True, help="Let a patient stand on both sides (in-sample check).")
@@ -105,7 +108,9 @@ def evaluate(
         subject = load_model(model, weights=weights, base=base, device=options["device"])
     else:
         subject = _untrained(encoder, recipe, pool)
-    found = _run(subject, sections, crops=_Crops(crop_um, crop_px), **options)
+    # A recipe trains where the settings say.
+    with settings.override(**stated(device=options["device"])):
+        found = _run(subject, sections, crops=_Crops(crop_um, crop_px), **options)
     _write(found, out, overwrite)
     summary = found.summary("all").round(4)
     text = f"{summary['pearson'].to_string()}\n\nReport: {out / 'report.html'}"
