@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -280,6 +281,41 @@ def test_diverging_leaves_the_last_checkpoint(tmp_path):
     with pytest.raises(sl.DataError, match=r"The loss became nan in epoch 1 of stage 'align'. Lower `params.lr`"):
         toy.fit(toy.make_params(lr=1e30), run)
     assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_all_stages_train_on_the_device_that_was_asked_for(monkeypatch):
+    """Lightning leaves a trained model on the CPU, so the device of the model after a stage says nothing."""
+    from sealst._train import _engine
+
+    class Model(type(toy.make_model())):
+        moved: ClassVar[list] = []
+        place = torch.device("cuda", 1)
+
+        @property
+        def device(self):
+            return self.place
+
+        def to(self, where):
+            self.moved.append(where)
+            self.place = where
+            return self
+
+    class Trainer:
+        asked: ClassVar[list] = []
+
+        def __init__(self, **options):
+            self.asked.append((options["accelerator"], options["devices"]))
+
+        def fit(self, stage, *_):
+            stage.model.place = torch.device("cpu")
+
+    monkeypatch.setattr(_engine.L, "Trainer", Trainer)
+    monkeypatch.setattr(_engine, "has_bf16", lambda _: False)
+    model = toy.make_model()
+    model.__class__ = Model
+    run_stages(model, toy.make_params(warmup_epochs=1), train=toy.make_data(), held_out=None, run=Run(show=False))
+    assert Trainer.asked == [("gpu", [1])] * 2
+    assert Model.moved == [torch.device("cuda", 1)] * 3
 
 
 def test_full_disk_keeps_the_old_checkpoint(tmp_path):

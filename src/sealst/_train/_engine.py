@@ -117,6 +117,7 @@ def _fit(
     params: TrainParams,
     run: Run,
     *,
+    device: torch.device,
     sampler: SegmentSampler,
     total: int,
     train: PairDataset,
@@ -126,7 +127,7 @@ def _fit(
     cache: str,
 ) -> None:
     """Run one stage from where it stands."""
-    model, device = stage.model, stage.model.device
+    model = stage.model
     state = run.state if run.state is not None and run.state["stage"] == stage.name else None
     keeper = Keeper(params.monitor, params.patience if held_out is not None else None)
     if state is not None:
@@ -201,11 +202,15 @@ def run_stages(
         )  # fmt: skip
 
     def fit(make: Callable[..., Stage], data: PairDataset, lr: float, epochs: int, **options: Any) -> None:
+        # Lightning leaves a model that it has trained on the CPU.
+        model.to(device)
         drawn = sampler(data, make.__name__, options.pop("weights", None))
         total = epochs * drawn.segments_per_epoch
         steps = max(1, total * math.ceil(drawn.steps / params.accumulate))
         stage = make(model, params, lr, steps, run.seed, **options.pop("stage", {}))
-        _fit(stage, params, run, sampler=drawn, total=total, train=data, rows=rows, cache=cache, **options)
+        _fit(
+            stage, params, run, device=device, sampler=drawn, total=total, train=data, rows=rows, cache=cache, **options
+        )
 
     with quiet_lightning():
         model.train()
