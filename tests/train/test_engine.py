@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import sealst as sl
 from sealst._data.dataset import PairDataset
@@ -316,6 +317,13 @@ def test_all_stages_train_on_the_device_that_was_asked_for(monkeypatch):
     run_stages(model, toy.make_params(warmup_epochs=1), train=toy.make_data(), held_out=None, run=Run(show=False))
     assert Trainer.asked == [("gpu", [1])] * 2
     assert Model.moved == [torch.device("cuda", 1)] * 3
+
+
+def test_processes_that_lightning_counts_otherwise_do_not_train(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(sl.DataError, match=r"process 1 of 2, but Lightning takes it for 0 of 1. Let `trainer_kwargs`"):
+        toy.fit(toy.make_params(), Run(show=False, trainer_kwargs={"strategy": SingleDeviceStrategy("cpu")}))
 
 
 def test_full_disk_keeps_the_old_checkpoint(tmp_path):

@@ -22,6 +22,24 @@ from sealst._train._sampler import SegmentSampler
 _SILENCE_S = 30.0
 
 
+class SameProcesses(L.Callback):
+    """Refuses to train where Lightning counts the processes otherwise than the sampler: they would share spots."""
+
+    def __init__(self, sampler: SegmentSampler) -> None:
+        self.sampler = sampler
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        expected, found = (self.sampler.world, self.sampler.rank), (trainer.world_size, trainer.global_rank)
+        # All of them stop, as one alone would leave the others waiting for it.
+        if trainer.strategy.reduce_boolean_decision(expected == found):
+            return
+        raise DataError(
+            f"By its environment this is process {expected[1]} of {expected[0]}, but Lightning takes it for {found[1]} "
+            f"of {found[0]}. Let `trainer_kwargs` (`devices`, `num_nodes`) say what the launcher (torchrun, srun) "
+            "started, and unset what is left of another one (WORLD_SIZE, RANK, LOCAL_RANK)."
+        )
+
+
 class Recorder(L.Callback):
     """One row per stretch, in memory and, atomically, in the run folder; one progress bar over all of them."""
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from sealst._core.device import has_bf16, processes
 from sealst._data.dataset import PairDataset, as_is
 from sealst._errors import DataError
-from sealst._train._callbacks import Checkpointer, Curves, Keeper, Recorder, Restorer
+from sealst._train._callbacks import Checkpointer, Curves, Keeper, Recorder, Restorer, SameProcesses
 from sealst._train._module import AlignStage, Stage, WarmupStage, mixed_seed
 from sealst._train._params import TrainParams
 from sealst._train._quiet import interruptible, quiet_lightning
@@ -102,11 +102,15 @@ def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: 
     return L.Trainer(**({"logger": False, "log_every_n_steps": 1} | given | options))
 
 
-def _logs(run: Run, rows: list[dict[str, Any]], **options: Any) -> list[L.Callback]:
+def _processes(run: Run, device: torch.device) -> tuple[int, int]:
+    given = run.trainer_kwargs
+    return processes(given.get("devices", 1), given.get("num_nodes", 1), device.type)
+
+
+def _logs(run: Run, rows: list[dict[str, Any]], rank: int, **options: Any) -> list[L.Callback]:
     """The log as a table, and as event files where TensorBoard is installed and the user brings no logger."""
     path = None if run.folder is None else run.folder / "metrics.csv"
     logs: list[L.Callback] = [Recorder(rows, path, show=run.show, **options)]
-    rank = processes(run.trainer_kwargs.get("devices", 1), run.trainer_kwargs.get("num_nodes", 1))[1]
     if path is not None and rank == 0 and "logger" not in run.trainer_kwargs and find_spec("tensorboard"):
         logs.append(Curves(path.with_name("tensorboard"), rows))
     return logs
@@ -135,9 +139,10 @@ def _fit(
         keeper.load(state["keeper"])
     common: dict[str, Any] = {"sampler": sampler, "total": total}
     callbacks = [
+        SameProcesses(sampler),
         Restorer(state),
         keeper,
-        *_logs(run, rows, baseline=baseline, **common),
+        *_logs(run, rows, sampler.rank, baseline=baseline, **common),
         Checkpointer(run.folder, keeper=keeper, rows=rows, seconds=run.seconds, cache=cache, **common),
     ]
     stage.first_batch = sampler.first * sampler.steps
@@ -188,7 +193,7 @@ def run_stages(
     """
     rows: list[dict[str, Any]] = list(run.state["rows"]) if run.state is not None else []
     device = model.device
-    world, rank = processes(run.trainer_kwargs.get("devices", 1), run.trainer_kwargs.get("num_nodes", 1))
+    world, rank = _processes(run, device)
     if run.state is not None:
         model.load_trained(run.state["model"])
 

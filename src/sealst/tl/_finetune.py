@@ -167,7 +167,7 @@ def finetune(
     spec = _shared_crop_spec(train, held, crop_um, table_key)
     where = resolve_device(device)
     seed = settings.seed if seed is None else int(seed)
-    rank = processes(options.get("devices", 1), options.get("num_nodes", 1))[1]
+    rank = processes(options.get("devices", 1), options.get("num_nodes", 1), where.type)[1]
     folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
 
     base = _base_encoder(encoder, pretrained, pool, seed)
