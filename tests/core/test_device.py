@@ -132,3 +132,27 @@ def test_the_number_of_a_process_is_its_launchers(environment, expected, monkeyp
         monkeypatch.setenv(name, value)
     assert processes(4, 2) == expected
     assert processes(1, 1) == ((1, 0) if "WORLD_SIZE" not in environment else expected)
+
+
+@pytest.mark.parametrize(
+    ("environment", "name", "devices", "expected"),
+    [
+        ({}, "auto", 4, "cuda"),
+        ({"LOCAL_RANK": "2"}, "auto", 4, "cuda:2"),
+        ({"LOCAL_RANK": "2"}, "cuda", 4, "cuda:2"),
+        ({"LOCAL_RANK": "2"}, "cuda:1", 4, "cuda:1"),
+        ({"LOCAL_RANK": "2"}, "cpu", 4, "cpu"),
+        ({"LOCAL_RANK": "1"}, "cuda", "0,3", "cuda:3"),
+        ({"LOCAL_RANK": "7"}, "cuda", 8, "cuda"),
+        ({"SLURM_NTASKS": "4", "SLURM_LOCALID": "3", "SLURM_JOB_NAME": "train"}, "cuda", 4, "cuda:3"),
+        ({"SLURM_NTASKS": "4", "SLURM_LOCALID": "3", "SLURM_JOB_NAME": "bash"}, "cuda", 4, "cuda"),
+    ],
+)
+def test_every_process_has_a_gpu_of_its_own(environment, name, devices, expected, monkeypatch):
+    for variable in ("LOCAL_RANK", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert resolve_device(name, devices) == torch.device(expected)

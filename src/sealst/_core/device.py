@@ -89,12 +89,16 @@ def _srun() -> bool:
     return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
 
 
-def resolve_device(name: str | None = None) -> torch.device:
-    """Turn ``None`` (settings), ``"auto"`` or a torch device name into a usable device."""
+def resolve_device(name: str | None = None, devices: Any = 1) -> torch.device:
+    """Turn ``None`` (settings), ``"auto"`` or a torch device name into a usable device.
+
+    Of several processes on a node each has a GPU of its own, unless a number is named: of those in `devices`
+    (Lightning's argument) where it lists some.
+    """
     name = settings.device if name is None else name
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return _own_gpu(devices)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -104,7 +108,19 @@ def resolve_device(name: str | None = None) -> torch.device:
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DataError(f"`device` is {name!r}, but torch finds no CUDA device; use 'cpu' or 'auto'.")
-    return device
+    return _own_gpu(devices) if device == torch.device("cuda") else device
+
+
+def _own_gpu(devices: Any) -> torch.device:
+    """The GPU on which Lightning trains in this process, or the current one where no launcher numbers processes."""
+    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID") if _srun() else None)
+    if local is None:
+        return torch.device("cuda")
+    chosen, number = _chosen(devices), int(local)
+    if isinstance(chosen, list) and number < len(chosen):
+        return torch.device("cuda", chosen[number])
+    # Some launchers show every process its own GPU alone.
+    return torch.device("cuda", number) if number < torch.cuda.device_count() else torch.device("cuda")
 
 
 @contextlib.contextmanager

@@ -165,7 +165,7 @@ def finetune(
     options = dict(trainer_kwargs or {})
     _check_options(params, warmup, held, options, resume and run_dir is None)
     spec = _shared_crop_spec(train, held, crop_um, table_key)
-    where = resolve_device(device)
+    where = resolve_device(device, options.get("devices", 1))
     seed = settings.seed if seed is None else int(seed)
     rank = processes(options.get("devices", 1), options.get("num_nodes", 1), where.type)[1]
     folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
