@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -282,6 +283,28 @@ def test_diverging_leaves_the_last_checkpoint(tmp_path):
     with pytest.raises(sl.DataError, match=r"The loss became nan in epoch 1 of stage 'align'. Lower `params.lr`"):
         toy.fit(toy.make_params(lr=1e30), run)
     assert (tmp_path / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["gene_encoder", "log_theta"])
+def test_weights_that_break_after_the_last_step_leave_the_last_checkpoint(tmp_path, name):
+    """No loss has seen them yet."""
+    data = toy.make_data(extra={"library": np.full(64, 3000.0, np.float32)})
+    data.expression = np.abs(data.expression) + 0.5
+    kept = []
+
+    class Break(L.Callback):
+        def on_train_batch_end(self, trainer, stage, outputs, batch, batch_idx):
+            if trainer.global_step == 8:
+                kept.append((tmp_path / FILE).read_bytes())
+                broken = dict(stage.model.gene_encoder.named_parameters()) if name == "gene_encoder" else stage.own()
+                with torch.no_grad():
+                    next(iter(broken.values())).view(-1)[0] = float("nan")
+
+    run = Run(folder=tmp_path, show=False, seconds=0.0, trainer_kwargs={"callbacks": [Break()]})
+    with pytest.raises(sl.DataError, match=rf"Weights became NaN or infinite \('{name}.*\) in epoch 2 of stage 'align'"):
+        run_stages(toy.make_model(), toy.make_params(reconstruction="nb"), train=data, held_out=None, run=run)
+    assert kept == [(tmp_path / FILE).read_bytes()]
+    assert read_checkpoint(tmp_path)["step"] == 4
 
 
 def test_all_stages_train_on_the_device_that_was_asked_for(monkeypatch):

@@ -17,6 +17,7 @@ from sealst._files import write_text
 from sealst._logging import logger, progress
 from sealst._train._checkpoint import write_checkpoint
 from sealst._train._sampler import SegmentSampler
+from sealst._validate import listed
 
 #: seconds after which a run without a progress bar says how far it is
 _SILENCE_S = 30.0
@@ -40,6 +41,15 @@ class SameProcesses(L.Callback):
         )
 
 
+def _broken(stage: Any, loss: float) -> str | None:
+    """What is no number any more: the loss, or the weights, which the last steps may break unseen by any loss."""
+    if not math.isfinite(loss):
+        return f"The loss became {loss}"
+    state = stage.model.trained_state() | stage.own()
+    bad = [name for name, values in state.items() if values.is_floating_point() and not values.isfinite().all()]
+    return f"Weights became NaN or infinite ({listed(bad, 3)})" if bad else None
+
+
 class Recorder(L.Callback):
     """One row per stretch, in memory and, atomically, in the run folder; one progress bar over all of them."""
 
@@ -61,10 +71,10 @@ class Recorder(L.Callback):
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         done = self.sampler.segment + 1
         epoch = done / self.sampler.segments_per_epoch
-        if not math.isfinite(metrics["train_loss"]):
+        if broken := _broken(pl_module, metrics["train_loss"]):
             raise DataError(
-                f"The loss became {metrics['train_loss']} in epoch {math.ceil(epoch)} of stage {pl_module.name!r}. "
-                "Lower `params.lr`, or check the expression for extreme values. The last checkpoint is as it was."
+                f"{broken} in epoch {math.ceil(epoch)} of stage {pl_module.name!r}. Lower `params.lr`, or check the "
+                "expression for extreme values. The last checkpoint is as it was."
             )
         step = pl_module.done + trainer.global_step
         row = {"stage": pl_module.name, "epoch": int(epoch) if epoch.is_integer() else epoch, "step": step, **metrics}

@@ -266,7 +266,9 @@ class AlignStage(Stage):
         image, gene, predicted, target, mask = (np.concatenate(p) for p in zip(*self._held_out, strict=True))
         self._held_out.clear()
         if not all(np.isfinite(part).all() for part in (image, gene, predicted)):
-            # Diverged: the recorder stops the run with a message about the loss.
+            # Weights that are broken stop the run at the end of the epoch (see the recorder). Else it was the precision
+            # that overflowed: these scores are none, and the former ones must not stand for them.
+            self.log_dict({"val_pearson": float("nan"), "val_recall@10": float("nan")})
             return
         pearson = gene_pearson(predicted, target, mask=mask)
         ranks = retrieval_ranks(image, gene, np.arange(len(image)))
