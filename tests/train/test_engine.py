@@ -17,6 +17,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import sealst as sl
@@ -301,10 +302,34 @@ def test_weights_that_break_after_the_last_step_leave_the_last_checkpoint(tmp_pa
                     next(iter(broken.values())).view(-1)[0] = float("nan")
 
     run = Run(folder=tmp_path, show=False, seconds=0.0, trainer_kwargs={"callbacks": [Break()]})
-    with pytest.raises(sl.DataError, match=rf"Weights became NaN or infinite \('{name}.*\) in epoch 2 of stage 'align'"):
+    with pytest.raises(
+        sl.DataError, match=rf"Weights became NaN or infinite \('{name}.*\) in epoch 2 of stage 'align'"
+    ):
         run_stages(toy.make_model(), toy.make_params(reconstruction="nb"), train=data, held_out=None, run=run)
     assert kept == [(tmp_path / FILE).read_bytes()]
     assert read_checkpoint(tmp_path)["step"] == 4
+
+
+def test_the_scale_of_the_loss_goes_on_too(tmp_path, monkeypatch):
+    """What float16 scales by is a state of Lightning's precision; on a processor there is none, so one is played."""
+    loaded = []
+    monkeypatch.setattr(Precision, "state_dict", lambda self: {"scale": 32768.0, "_growth_tracker": 7})
+    monkeypatch.setattr(Precision, "load_state_dict", lambda self, state: loaded.append(state))
+
+    class Stop(L.Callback):
+        def on_train_epoch_start(self, trainer, stage):
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    run = Run(folder=tmp_path, show=False, seconds=0.0, trainer_kwargs={"callbacks": [Stop()]})
+    with pytest.raises(KeyboardInterrupt):
+        toy.fit(toy.make_params(), run)
+    state = read_checkpoint(tmp_path)
+    toy.fit(toy.make_params(), Run(state=state, show=False))
+    assert loaded == [{"scale": 32768.0, "_growth_tracker": 7}]
+    # Checkpoints of before have none.
+    toy.fit(toy.make_params(), Run(state={k: v for k, v in state.items() if k != "precision"}, show=False))
+    assert len(loaded) == 1
 
 
 def test_all_stages_train_on_the_device_that_was_asked_for(monkeypatch):

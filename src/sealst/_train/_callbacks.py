@@ -188,6 +188,8 @@ class Checkpointer(L.Callback):
                 "stage_state": {k: v for k, v in pl_module.state_dict().items() if not k.startswith("model.")},
                 "optimizer": trainer.optimizers[0].state_dict(),
                 "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+                # In float16 the scale of the loss, which grows for thousands of steps.
+                "precision": trainer.precision_plugin.state_dict(),
                 "keeper": self.keeper.state(),
                 "rows": self.rows,
             },
@@ -207,4 +209,7 @@ class Restorer(L.Callback):
         trainer.optimizers[0].load_state_dict(self.state["optimizer"])
         trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["scheduler"])
         pl_module.load_state_dict(self.state["stage_state"], strict=False)
+        # Checkpoints of earlier versions have none.
+        if precision := self.state.get("precision"):
+            trainer.precision_plugin.load_state_dict(precision)
         self.state = None
