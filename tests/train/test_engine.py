@@ -211,6 +211,29 @@ def test_training_stops_when_held_out_scores_do_not_rise_and_keeps_the_best(tmp_
     assert read_checkpoint(tmp_path)["segment"] == 30
 
 
+def test_held_out_scores_stand_in_the_parts_that_end_an_epoch(tmp_path):
+    """Also in a run that goes on inside an epoch, where Lightning counts from the part it starts with."""
+    params, data = toy.make_params(epochs=2), toy.make_data()
+
+    class Stop(L.Callback):
+        def on_train_epoch_start(self, trainer, stage):
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    def history(**options):
+        run = Run(show=False, max_steps=2, seconds=0.0, **options)
+        return run_stages(toy.make_model(), params, train=data, held_out=data, baseline={"pearson": 0.1}, run=run)
+
+    whole = history()
+    assert whole["epoch"].tolist() == [0.5, 1, 1.5, 2]
+    for name in ("val_pearson", "val_recall@10", "baseline_pearson"):
+        assert whole[name].isna().tolist() == [True, False, True, False]
+    with pytest.raises(KeyboardInterrupt):
+        history(folder=tmp_path, trainer_kwargs={"callbacks": [Stop()]})
+    again = history(state=read_checkpoint(tmp_path))
+    np.testing.assert_array_equal(again["val_pearson"], whole["val_pearson"])
+
+
 def make_noise(rng):
     data = toy.make_data(32)
     return PairDataset(data.images, rng.normal(size=data.expression.shape).astype(np.float32))

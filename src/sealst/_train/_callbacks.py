@@ -41,6 +41,18 @@ class SameProcesses(L.Callback):
         )
 
 
+class EpochEnds(L.Callback):
+    """Scores held-out spots after the last stretch of every epoch; Lightning counts from the one a run goes on with."""
+
+    def __init__(self, sampler: SegmentSampler) -> None:
+        self.sampler = sampler
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        number = self.sampler.first + trainer.current_epoch + 1
+        last = number % self.sampler.segments_per_epoch == 0
+        trainer.check_val_every_n_epoch = 1 if last else trainer.current_epoch + 2
+
+
 def _broken(stage: Any, loss: float) -> str | None:
     """What is no number any more: the loss, or the weights, which the last steps may break unseen by any loss."""
     if not math.isfinite(loss):
@@ -59,6 +71,10 @@ class Recorder(L.Callback):
     ) -> None:  # fmt: skip
         self.rows, self.path, self.sampler, self.total = rows, path, sampler, total
         self.baseline, self.show = dict(baseline), show
+        self.validated = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.validated = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.said = time.monotonic()
@@ -68,7 +84,9 @@ class Recorder(L.Callback):
         )  # fmt: skip
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        # Lightning keeps held-out scores until the next ones.
+        found, self.validated = self.validated, False
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if found or not k.startswith("val_")}
         done = self.sampler.segment + 1
         epoch = done / self.sampler.segments_per_epoch
         if broken := _broken(pl_module, metrics["train_loss"]):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from sealst._core.device import has_bf16, processes
 from sealst._data.dataset import PairDataset, as_is
 from sealst._errors import DataError
-from sealst._train._callbacks import Checkpointer, Curves, Keeper, Recorder, Restorer, SameProcesses
+from sealst._train._callbacks import Checkpointer, Curves, EpochEnds, Keeper, Recorder, Restorer, SameProcesses
 from sealst._train._module import AlignStage, Stage, WarmupStage, mixed_seed
 from sealst._train._params import TrainParams
 from sealst._train._quiet import interruptible, quiet_lightning
@@ -73,8 +73,8 @@ def _precision(params: TrainParams, device: torch.device) -> str:
     return "bf16-mixed" if has_bf16(device) else "32-true"
 
 
-def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: int, validate: int, callbacks: Any,
-             world: int) -> L.Trainer:  # fmt: skip
+def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: int, callbacks: Any, world: int
+             ) -> L.Trainer:  # fmt: skip
     given = dict(run.trainer_kwargs)
     own = [device.index] if device.type == "cuda" and device.index is not None else 1
     devices = given.pop("devices", own)
@@ -90,7 +90,8 @@ def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: 
         "precision": _precision(params, device),
         "gradient_clip_val": params.clip_norm,
         "accumulate_grad_batches": params.accumulate,
-        "check_val_every_n_epoch": validate,
+        # Whether a stretch ends an epoch is told by a callback.
+        "check_val_every_n_epoch": 1,
         "callbacks": [*callbacks, *given.pop("callbacks", ())],
         # The sampler knows the processes itself.
         "use_distributed_sampler": False,
@@ -140,6 +141,7 @@ def _fit(
     common: dict[str, Any] = {"sampler": sampler, "total": total}
     callbacks = [
         SameProcesses(sampler),
+        EpochEnds(sampler),
         Restorer(state),
         keeper,
         *_logs(run, rows, sampler.rank, baseline=baseline, **common),
@@ -148,8 +150,7 @@ def _fit(
     stage.first_batch = sampler.first * sampler.steps
     if sampler.first < total:
         trainer = _trainer(
-            run, params, device, stretches=total - sampler.first, validate=sampler.segments_per_epoch,
-            callbacks=callbacks, world=sampler.world,
+            run, params, device, stretches=total - sampler.first, callbacks=callbacks, world=sampler.world,
         )  # fmt: skip
         validation = None
         if held_out is not None:
