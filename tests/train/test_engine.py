@@ -300,6 +300,19 @@ def test_a_dead_worker_is_told_plainly(tmp_path):
         )  # fmt: skip
 
 
+def test_an_error_in_a_living_worker_is_told_as_it_is():
+    class Broken(PairDataset):
+        def __getitem__(self, draw):
+            raise RuntimeError("the file is short")
+
+    data = toy.make_data()
+    with pytest.raises(RuntimeError, match="the file is short"):
+        run_stages(
+            toy.make_model(), toy.make_params(num_workers=1), train=Broken(data.images, data.expression), held_out=None,
+            run=Run(show=False),
+        )  # fmt: skip
+
+
 def test_diverging_leaves_the_last_checkpoint(tmp_path):
     run = Run(seed=1, folder=tmp_path, show=False, seconds=0.0)
     toy.fit(toy.make_params(epochs=1), run)

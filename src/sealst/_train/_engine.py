@@ -167,7 +167,8 @@ def _plain_errors(run: Run) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        # An error inside a living worker names "DataLoader worker process" and brings a traceback of its own.
+        if "DataLoader worker (pid" not in str(error):
             raise
         mend = "Run the same call with `resume=True`" if run.folder is not None else "Run again"
         raise DataError(
