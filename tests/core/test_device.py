@@ -8,7 +8,16 @@ import pytest
 import torch
 
 import sealst as sl
-from sealst._core.device import PRECISIONS, autocast, cuda_dtype, n_devices, processes, resolve_device, seeded
+from sealst._core.device import (
+    PRECISIONS,
+    autocast,
+    cuda_dtype,
+    n_devices,
+    processes,
+    resolve_device,
+    seeded,
+    training_autocast,
+)
 
 
 def test_seeded_repeats_and_restores():
@@ -156,3 +165,24 @@ def test_every_process_has_a_gpu_of_its_own(environment, name, devices, expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert resolve_device(name, devices) == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    ("precision", "cpu", "cuda"),
+    [
+        ("auto", torch.float32, None),
+        ("32-true", torch.float32, torch.float32),
+        ("64-true", torch.float32, torch.float32),
+        ("bf16-mixed", torch.bfloat16, torch.bfloat16),
+        ("bf16-true", torch.bfloat16, torch.bfloat16),
+        # As Lightning does on CPUs.
+        ("16-mixed", torch.bfloat16, torch.float16),
+    ],
+)
+def test_what_belongs_to_a_training_runs_in_its_precision(precision, cpu, cuda):
+    with training_autocast(torch.device("cpu"), precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is cpu
+    if cuda not in (None, torch.float32):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "User provided device_type|CUDA is not available")
+            assert training_autocast(torch.device("cuda"), precision).fast_dtype is cuda

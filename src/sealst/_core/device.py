@@ -160,6 +160,25 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype)
 
 
+def training_autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Precision of a forward pass outside Lightning that belongs to a training inside it.
+
+    Parameters
+    ----------
+    device
+        Where both run.
+    precision
+        Lightning's precision of the training, such as ``"bf16-mixed"``; ``"auto"`` as for `autocast`.
+    """
+    if precision == "auto":
+        return autocast(device)
+    if not precision.startswith(("16", "bf16")):
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=False)
+    # On CPUs Lightning takes bf16 where it is asked for float16.
+    half = precision.startswith("16") and device.type != "cpu"
+    return torch.autocast(device.type, dtype=torch.float16 if half else torch.bfloat16)
+
+
 def cuda_dtype(precision: str, *, bf16: bool) -> torch.dtype:
     """Type that matrices are multiplied in on CUDA, by whether the device is fast at bf16 (compute capability 8).
 

@@ -315,7 +315,7 @@ def _train(
     held_out, baseline = None, {}
     if held is not None:
         held_out = PairDataset(seen[0], held.expression, measured=held.measured)
-        baseline = frozen_baseline(model, train, held_out, groups=section, seed=run.seed)
+        baseline = frozen_baseline(model, train, held_out, groups=section, seed=run.seed, precision=params.precision)
     warmup = None if extra is None else joined_expression(train, extra)
     weights = None
     if params.balance:
