@@ -33,7 +33,7 @@ class TrainParams:
     views: int | None = None
     #: ``"none"``; ``"soft"`` (flips, rotations, mild colour jitter); ``"stain"`` (flips, rotations, haematoxylin and
     #: eosin varied separately, after Tellez et al. 2018, for sections of several laboratories or scanners); ``"hard"``
-    #: (all of these and erasing)
+    #: (all of these, Gaussian blur and erasing)
     augmentation: str = "soft"
     #: ``"trunk"`` caches the frozen blocks' output below ``settings.cache_dir``, where later runs find it (see
     #: `sealst.tl.clear_cache`); ``"none"`` runs the whole encoder each step; ``"auto"`` chooses by disk, epochs and
