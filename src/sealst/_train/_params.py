@@ -62,7 +62,8 @@ class TrainParams:
     #: whether the gene decoder is told each spot's organ by a learned vector added to the code; encoders never are, so
     #: that no embedding needs to know the organ. Spots of unknown organ have the zero vector
     organ_embedding: bool = False
-    #: 0 draws every spot once per epoch, 1 gives every section the same share; between, a compromise
+    #: 0 draws every spot once per epoch; 1 gives every organ the same share of the draws, and every section the same
+    #: share of its organ's; between, a compromise
     balance: float = 0.0
     #: weight of a discriminator that must not tell `domain` from image embeddings (gradient reversal); 0 is none
     weight_domain: float = 0.0
