@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import sealst as sl
+from sealst._core.augment import AUGMENTATION_VERSIONS
 from sealst._data import token_store
 from sealst._data.dataset import PairDataset, as_is
 from sealst._data.store import CropSource
@@ -117,7 +118,7 @@ def test_key_changes_with_the_crops_their_order_and_the_views(tmp_path, monkeypa
         entry_of(trunk(), tmp_path, views=2).key,
         entry_of(trunk(), tmp_path, px=5).key,
     ]
-    monkeypatch.setattr("sealst._data.tokens.AUGMENTATION_VERSION", 2)
+    monkeypatch.setitem(AUGMENTATION_VERSIONS, trunk().augmentation, 2)
     keys.append(entry_of(trunk(), tmp_path).key)
     monkeypatch.setattr(token_store, "FORMAT", "sealst-tokens-2")
     keys.append(entry_of(trunk(), tmp_path).key)

@@ -70,6 +70,23 @@ def test_runs_share_the_tokens_of_each_section(ready, finetune, fast, cache, tru
     assert (meta["arch"], meta["n_trunk"], meta["precision"]) == ("vit_tiny_patch16_224", 10, "torch.float32")
 
 
+def test_tokens_and_the_line_to_beat_are_in_the_precision_of_the_training(ready, finetune, fast, cache, monkeypatch):
+    from sealst._train import _baseline
+
+    seen = []
+    probe = _baseline.ridge_probe
+    monkeypatch.setattr(
+        _baseline, "ridge_probe", lambda x, *args, **options: seen.append(x) or probe(x, *args, **options)
+    )
+    a, b = sections(ready)
+    for precision in ("32-true", "bf16-mixed"):
+        params = fast | {"cache": "trunk", "epochs": 1, "warmup_epochs": 0, "precision": precision}
+        finetune([a], validation=[b], allow_shared_patients=True, params=params)
+    assert {meta["precision"] for meta in entries(cache).values()} == {"torch.float32", "torch.bfloat16"}
+    full, half = seen
+    assert 0 < abs(full - half).max() < 0.2 * abs(full).max()
+
+
 def test_a_run_on_cached_tokens_is_that_which_made_them(ready, finetune, fast, cache):
     params = fast | {"cache": "trunk", "epochs": 1}
     made, reused = (finetune(sections(ready), params=params).fingerprint for _ in range(2))

@@ -11,10 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import sealst as sl
 from sealst._data.dataset import PairDataset
@@ -207,6 +211,29 @@ def test_training_stops_when_held_out_scores_do_not_rise_and_keeps_the_best(tmp_
     assert read_checkpoint(tmp_path)["segment"] == 30
 
 
+def test_held_out_scores_stand_in_the_parts_that_end_an_epoch(tmp_path):
+    """Also in a run that goes on inside an epoch, where Lightning counts from the part it starts with."""
+    params, data = toy.make_params(epochs=2), toy.make_data()
+
+    class Stop(L.Callback):
+        def on_train_epoch_start(self, trainer, stage):
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    def history(**options):
+        run = Run(show=False, max_steps=2, seconds=0.0, **options)
+        return run_stages(toy.make_model(), params, train=data, held_out=data, baseline={"pearson": 0.1}, run=run)
+
+    whole = history()
+    assert whole["epoch"].tolist() == [0.5, 1, 1.5, 2]
+    for name in ("val_pearson", "val_recall@10", "baseline_pearson"):
+        assert whole[name].isna().tolist() == [True, False, True, False]
+    with pytest.raises(KeyboardInterrupt):
+        history(folder=tmp_path, trainer_kwargs={"callbacks": [Stop()]})
+    again = history(state=read_checkpoint(tmp_path))
+    np.testing.assert_array_equal(again["val_pearson"], whole["val_pearson"])
+
+
 def make_noise(rng):
     data = toy.make_data(32)
     return PairDataset(data.images, rng.normal(size=data.expression.shape).astype(np.float32))
@@ -273,6 +300,19 @@ def test_a_dead_worker_is_told_plainly(tmp_path):
         )  # fmt: skip
 
 
+def test_an_error_in_a_living_worker_is_told_as_it_is():
+    class Broken(PairDataset):
+        def __getitem__(self, draw):
+            raise RuntimeError("the file is short")
+
+    data = toy.make_data()
+    with pytest.raises(RuntimeError, match="the file is short"):
+        run_stages(
+            toy.make_model(), toy.make_params(num_workers=1), train=Broken(data.images, data.expression), held_out=None,
+            run=Run(show=False),
+        )  # fmt: skip
+
+
 def test_diverging_leaves_the_last_checkpoint(tmp_path):
     run = Run(seed=1, folder=tmp_path, show=False, seconds=0.0)
     toy.fit(toy.make_params(epochs=1), run)
@@ -280,6 +320,94 @@ def test_diverging_leaves_the_last_checkpoint(tmp_path):
     with pytest.raises(sl.DataError, match=r"The loss became nan in epoch 1 of stage 'align'. Lower `params.lr`"):
         toy.fit(toy.make_params(lr=1e30), run)
     assert (tmp_path / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["gene_encoder", "log_theta"])
+def test_weights_that_break_after_the_last_step_leave_the_last_checkpoint(tmp_path, name):
+    """No loss has seen them yet."""
+    data = toy.make_data(extra={"library": np.full(64, 3000.0, np.float32)})
+    data.expression = np.abs(data.expression) + 0.5
+    kept = []
+
+    class Break(L.Callback):
+        def on_train_batch_end(self, trainer, stage, outputs, batch, batch_idx):
+            if trainer.global_step == 8:
+                kept.append((tmp_path / FILE).read_bytes())
+                broken = dict(stage.model.gene_encoder.named_parameters()) if name == "gene_encoder" else stage.own()
+                with torch.no_grad():
+                    next(iter(broken.values())).view(-1)[0] = float("nan")
+
+    run = Run(folder=tmp_path, show=False, seconds=0.0, trainer_kwargs={"callbacks": [Break()]})
+    with pytest.raises(
+        sl.DataError, match=rf"Weights became NaN or infinite \('{name}.*\) in epoch 2 of stage 'align'"
+    ):
+        run_stages(toy.make_model(), toy.make_params(reconstruction="nb"), train=data, held_out=None, run=run)
+    assert kept == [(tmp_path / FILE).read_bytes()]
+    assert read_checkpoint(tmp_path)["step"] == 4
+
+
+def test_the_scale_of_the_loss_goes_on_too(tmp_path, monkeypatch):
+    """What float16 scales by is a state of Lightning's precision; on a processor there is none, so one is played."""
+    loaded = []
+    monkeypatch.setattr(Precision, "state_dict", lambda self: {"scale": 32768.0, "_growth_tracker": 7})
+    monkeypatch.setattr(Precision, "load_state_dict", lambda self, state: loaded.append(state))
+
+    class Stop(L.Callback):
+        def on_train_epoch_start(self, trainer, stage):
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    run = Run(folder=tmp_path, show=False, seconds=0.0, trainer_kwargs={"callbacks": [Stop()]})
+    with pytest.raises(KeyboardInterrupt):
+        toy.fit(toy.make_params(), run)
+    state = read_checkpoint(tmp_path)
+    toy.fit(toy.make_params(), Run(state=state, show=False))
+    assert loaded == [{"scale": 32768.0, "_growth_tracker": 7}]
+    # Checkpoints of before have none.
+    toy.fit(toy.make_params(), Run(state={k: v for k, v in state.items() if k != "precision"}, show=False))
+    assert len(loaded) == 1
+
+
+def test_all_stages_train_on_the_device_that_was_asked_for(monkeypatch):
+    """Lightning leaves a trained model on the CPU, so the device of the model after a stage says nothing."""
+    from sealst._train import _engine
+
+    class Model(type(toy.make_model())):
+        moved: ClassVar[list] = []
+        place = torch.device("cuda", 1)
+
+        @property
+        def device(self):
+            return self.place
+
+        def to(self, where):
+            self.moved.append(where)
+            self.place = where
+            return self
+
+    class Trainer:
+        asked: ClassVar[list] = []
+
+        def __init__(self, **options):
+            self.asked.append((options["accelerator"], options["devices"]))
+
+        def fit(self, stage, *_):
+            stage.model.place = torch.device("cpu")
+
+    monkeypatch.setattr(_engine.L, "Trainer", Trainer)
+    monkeypatch.setattr(_engine, "has_bf16", lambda _: False)
+    model = toy.make_model()
+    model.__class__ = Model
+    run_stages(model, toy.make_params(warmup_epochs=1), train=toy.make_data(), held_out=None, run=Run(show=False))
+    assert Trainer.asked == [("gpu", [1])] * 2
+    assert Model.moved == [torch.device("cuda", 1)] * 3
+
+
+def test_processes_that_lightning_counts_otherwise_do_not_train(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(sl.DataError, match=r"process 1 of 2, but Lightning takes it for 0 of 1. Let `trainer_kwargs`"):
+        toy.fit(toy.make_params(), Run(show=False, trainer_kwargs={"strategy": SingleDeviceStrategy("cpu")}))
 
 
 def test_full_disk_keeps_the_old_checkpoint(tmp_path):

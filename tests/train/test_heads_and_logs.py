@@ -16,6 +16,7 @@ import torch
 import sealst as sl
 from sealst._core.metrics import recall_at_k, retrieval_ranks
 from sealst._data.dataset import joined_expression
+from sealst._train import _module
 from sealst._train._checkpoint import read_checkpoint
 from sealst._train._engine import Run, run_stages
 from sealst._train._module import AlignStage
@@ -46,6 +47,25 @@ def test_projections_learn_and_decide_recall(kind):
     assert history["val_recall@10"].iloc[-1] == pytest.approx(found, abs=0.05)
     plain = retrieval_ranks(model.embed_images(data.images), model.embed_genes(data.expression), np.arange(64))
     assert np.median(ranks) < 0.8 * np.median(plain), "what was trained is the space behind the projections"
+
+
+def test_recall_among_very_many_spots_is_that_among_a_sample(monkeypatch):
+    data = toy.make_data()
+    pools = []
+    ranks = _module.retrieval_ranks
+    monkeypatch.setattr(_module, "retrieval_ranks", lambda *sides: pools.append(sides) or ranks(*sides))
+    found = {}
+    for limit in (64, 40):
+        monkeypatch.setattr(_module, "MAX_POOL", limit)
+        found[limit] = run_stages(
+            toy.make_model(), toy.make_params(epochs=2, lr=1e-9), train=data, held_out=data, run=Run(seed=1, show=False)
+        )  # fmt: skip
+    assert [(len(image), len(gene)) for image, gene, _ in pools] == [(64, 64)] * 2 + [(40, 40)] * 2
+    every, _, first, second = (image for image, *_ in pools)
+    # Weights hardly move, so equal vectors are equal spots.
+    np.testing.assert_allclose(first, second, atol=1e-4)
+    assert all(np.abs(every - row).sum(1).min() < 1e-3 for row in first)
+    np.testing.assert_array_equal(found[64]["val_pearson"], found[40]["val_pearson"])
 
 
 @pytest.mark.parametrize("kind", ["mlp", "mae", "transformer"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional as F
 
 # Optical densities of haematoxylin, eosin and a residual (Ruifrok & Johnston 2001), rows normalised.
 _HED = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
@@ -63,6 +65,24 @@ def erase(x: torch.Tensor, share: float = 0.1) -> torch.Tensor:
     return torch.where(hole, x.mean((2, 3), keepdim=True), x)
 
 
+def blur(x: torch.Tensor, sigma: float = 1.5) -> torch.Tensor:
+    """Blur each crop by a Gaussian of its own width, drawn from 0 to `sigma` pixels; edges are repeated outwards."""
+    radius = math.ceil(3 * sigma)
+    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    # A width of 0 would be 0 / 0; at a tenth of a pixel nothing is left of the neighbours.
+    widths = _uniform(len(x), 0, sigma, x).clamp(min=0.1)
+    weights = torch.exp(-0.5 * (offsets / widths) ** 2)
+    weights = weights / weights.sum(-1, keepdim=True)
+    # Shifted sums: a convolution would want the same weights for all crops, or a group for each.
+    for dim in (2, 3):
+        n = x.shape[dim]
+        sides = (0, 0, radius, radius) if dim == 2 else (radius, radius, 0, 0)
+        padded, x = F.pad(x, sides, mode="replicate"), torch.zeros_like(x)
+        for i in range(len(offsets)):
+            x.addcmul_(weights[..., i : i + 1], padded.narrow(dim, i, n))
+    return x.clamp(0, 1)
+
+
 def _none(x: torch.Tensor) -> torch.Tensor:
     return x
 
@@ -76,14 +96,15 @@ def _stain(x: torch.Tensor) -> torch.Tensor:
 
 
 def _hard(x: torch.Tensor) -> torch.Tensor:
-    return erase(colour_jitter(stain_jitter(dihedral(x), 0.25), 0.15))
+    return erase(blur(colour_jitter(stain_jitter(dihedral(x), 0.25), 0.15)))
 
 
 #: raised with every change of what a preset does to an image, so that tokens of the old one are not taken for new
-AUGMENTATION_VERSION = 1
+AUGMENTATION_VERSIONS = {"none": 1, "soft": 1, "stain": 1, "hard": 2}
 
 #: named presets: none; soft (flips, rotations by 90°, mild colour jitter); stain (flips, rotations by 90°, stains
-#: scaled by up to ±20 % and shifted by up to ±0.02 of optical density); hard (soft, stain scaling and erasing)
+#: scaled by up to ±20 % and shifted by up to ±0.02 of optical density); hard (soft, with stain scaling,
+#: Gaussian blur of up to 1.5 pixels and erasing)
 AUGMENTATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": _none,
     "soft": _soft,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sealst._core.augment import AUGMENTATION_VERSION, AUGMENTATIONS
+from sealst._core.augment import AUGMENTATION_VERSIONS, AUGMENTATIONS
 from sealst._core.device import seeded
 from sealst._data.store import CropSource, iter_source
 from sealst._data.token_store import Entry, write_entry
@@ -49,7 +49,7 @@ class Trunk:
     def entry(self, root: Path, *, digest: str, n: int, px: int, views: int) -> Entry:
         """Where the tokens of crops with a digest belong."""
         # One view is the crop itself, whatever the augmentation.
-        varied = f"{self.augmentation}, version {AUGMENTATION_VERSION}" if views > 1 else "none"
+        varied = f"{self.augmentation}, version {AUGMENTATION_VERSIONS[self.augmentation]}" if views > 1 else "none"
         facts = dict(self.facts) | {"crops": digest, "px": px, "augmentation": varied}
         return Entry(root, facts, n, views, self.notes)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sealst._core.device import autocast
+from sealst._core.device import training_autocast
 from sealst._core.metrics import gene_pearson
 from sealst._core.probes import ridge_probe
 from sealst._data.dataset import Draw, PairDataset
@@ -20,9 +20,12 @@ _BATCH = 64
 
 
 def frozen_baseline(
-    model: Any, train: PairDataset, held_out: PairDataset, *, groups: np.ndarray, seed: int
+    model: Any, train: PairDataset, held_out: PairDataset, *, groups: np.ndarray, seed: int, precision: str = "auto"
 ) -> dict[str, float]:
-    """Held-out gene Pearson of a ridge probe on the frozen encoder: the line to beat, by metric."""
+    """Held-out gene Pearson of a ridge probe on the frozen encoder: the line to beat, by metric.
+
+    `precision` is that of the training, as Lightning calls it.
+    """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(train), min(len(train), _PROBE_SPOTS), replace=False))
     known = np.ones(train.expression.shape[1], bool)
@@ -32,18 +35,20 @@ def frozen_baseline(
     if not known.any():
         return {}
     with model.frozen_encoder():
-        x, z = (_embedded(model, data, r) for data, r in ((train, rows), (held_out, np.arange(len(held_out)))))
+        x, z = (
+            _embedded(model, data, r, precision) for data, r in ((train, rows), (held_out, np.arange(len(held_out))))
+        )
     probe = ridge_probe(x, train.expression[rows][:, known], z, groups=groups[rows])
     found = float(np.nanmean(gene_pearson(np.asarray(probe.predictions), held_out.expression[:, known])))
     logger.info("frozen encoder with a ridge probe: held-out gene Pearson %.4f, the line to beat", found)
     return {"pearson": found}
 
 
-def _embedded(model: Any, data: PairDataset, rows: np.ndarray) -> np.ndarray:
+def _embedded(model: Any, data: PairDataset, rows: np.ndarray, precision: str) -> np.ndarray:
     """Embeddings of some spots' first view, by the encoder as it is."""
     model.eval()
     out = []
-    with torch.inference_mode(), autocast(model.device):
+    with torch.inference_mode(), training_autocast(model.device, precision):
         for start in range(0, len(rows), _BATCH):
             part = rows[start : start + _BATCH]
             batch = data[Draw(part, np.zeros(len(part), dtype=int))]

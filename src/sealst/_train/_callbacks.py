@@ -17,9 +17,49 @@ from sealst._files import write_text
 from sealst._logging import logger, progress
 from sealst._train._checkpoint import write_checkpoint
 from sealst._train._sampler import SegmentSampler
+from sealst._validate import listed
 
 #: seconds after which a run without a progress bar says how far it is
 _SILENCE_S = 30.0
+
+
+class SameProcesses(L.Callback):
+    """Refuses to train where Lightning counts the processes otherwise than the sampler: they would share spots."""
+
+    def __init__(self, sampler: SegmentSampler) -> None:
+        self.sampler = sampler
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        expected, found = (self.sampler.world, self.sampler.rank), (trainer.world_size, trainer.global_rank)
+        # All of them stop, as one alone would leave the others waiting for it.
+        if trainer.strategy.reduce_boolean_decision(expected == found):
+            return
+        raise DataError(
+            f"By its environment this is process {expected[1]} of {expected[0]}, but Lightning takes it for {found[1]} "
+            f"of {found[0]}. Let `trainer_kwargs` (`devices`, `num_nodes`) say what the launcher (torchrun, srun) "
+            "started, and unset what is left of another one (WORLD_SIZE, RANK, LOCAL_RANK)."
+        )
+
+
+class EpochEnds(L.Callback):
+    """Scores held-out spots after the last stretch of every epoch; Lightning counts from the one a run goes on with."""
+
+    def __init__(self, sampler: SegmentSampler) -> None:
+        self.sampler = sampler
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        number = self.sampler.first + trainer.current_epoch + 1
+        last = number % self.sampler.segments_per_epoch == 0
+        trainer.check_val_every_n_epoch = 1 if last else trainer.current_epoch + 2
+
+
+def _broken(stage: Any, loss: float) -> str | None:
+    """What is no number any more: the loss, or the weights, which the last steps may break unseen by any loss."""
+    if not math.isfinite(loss):
+        return f"The loss became {loss}"
+    state = stage.model.trained_state() | stage.own()
+    bad = [name for name, values in state.items() if values.is_floating_point() and not values.isfinite().all()]
+    return f"Weights became NaN or infinite ({listed(bad, 3)})" if bad else None
 
 
 class Recorder(L.Callback):
@@ -31,6 +71,10 @@ class Recorder(L.Callback):
     ) -> None:  # fmt: skip
         self.rows, self.path, self.sampler, self.total = rows, path, sampler, total
         self.baseline, self.show = dict(baseline), show
+        self.validated = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.validated = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.said = time.monotonic()
@@ -40,13 +84,15 @@ class Recorder(L.Callback):
         )  # fmt: skip
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        # Lightning keeps held-out scores until the next ones.
+        found, self.validated = self.validated, False
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if found or not k.startswith("val_")}
         done = self.sampler.segment + 1
         epoch = done / self.sampler.segments_per_epoch
-        if not math.isfinite(metrics["train_loss"]):
+        if broken := _broken(pl_module, metrics["train_loss"]):
             raise DataError(
-                f"The loss became {metrics['train_loss']} in epoch {math.ceil(epoch)} of stage {pl_module.name!r}. "
-                "Lower `params.lr`, or check the expression for extreme values. The last checkpoint is as it was."
+                f"{broken} in epoch {math.ceil(epoch)} of stage {pl_module.name!r}. Lower `params.lr`, or check the "
+                "expression for extreme values. The last checkpoint is as it was."
             )
         step = pl_module.done + trainer.global_step
         row = {"stage": pl_module.name, "epoch": int(epoch) if epoch.is_integer() else epoch, "step": step, **metrics}
@@ -160,6 +206,8 @@ class Checkpointer(L.Callback):
                 "stage_state": {k: v for k, v in pl_module.state_dict().items() if not k.startswith("model.")},
                 "optimizer": trainer.optimizers[0].state_dict(),
                 "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+                # In float16 the scale of the loss, which grows for thousands of steps.
+                "precision": trainer.precision_plugin.state_dict(),
                 "keeper": self.keeper.state(),
                 "rows": self.rows,
             },
@@ -179,4 +227,7 @@ class Restorer(L.Callback):
         trainer.optimizers[0].load_state_dict(self.state["optimizer"])
         trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["scheduler"])
         pl_module.load_state_dict(self.state["stage_state"], strict=False)
+        # Checkpoints of earlier versions have none.
+        if precision := self.state.get("precision"):
+            trainer.precision_plugin.load_state_dict(precision)
         self.state = None

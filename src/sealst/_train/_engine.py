@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from sealst._core.device import has_bf16, processes
 from sealst._data.dataset import PairDataset, as_is
 from sealst._errors import DataError
-from sealst._train._callbacks import Checkpointer, Curves, Keeper, Recorder, Restorer
+from sealst._train._callbacks import Checkpointer, Curves, EpochEnds, Keeper, Recorder, Restorer, SameProcesses
 from sealst._train._module import AlignStage, Stage, WarmupStage, mixed_seed
 from sealst._train._params import TrainParams
 from sealst._train._quiet import interruptible, quiet_lightning
@@ -73,8 +73,8 @@ def _precision(params: TrainParams, device: torch.device) -> str:
     return "bf16-mixed" if has_bf16(device) else "32-true"
 
 
-def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: int, validate: int, callbacks: Any,
-             world: int) -> L.Trainer:  # fmt: skip
+def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: int, callbacks: Any, world: int
+             ) -> L.Trainer:  # fmt: skip
     given = dict(run.trainer_kwargs)
     own = [device.index] if device.type == "cuda" and device.index is not None else 1
     devices = given.pop("devices", own)
@@ -90,7 +90,8 @@ def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: 
         "precision": _precision(params, device),
         "gradient_clip_val": params.clip_norm,
         "accumulate_grad_batches": params.accumulate,
-        "check_val_every_n_epoch": validate,
+        # Whether a stretch ends an epoch is told by a callback.
+        "check_val_every_n_epoch": 1,
         "callbacks": [*callbacks, *given.pop("callbacks", ())],
         # The sampler knows the processes itself.
         "use_distributed_sampler": False,
@@ -102,11 +103,15 @@ def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: 
     return L.Trainer(**({"logger": False, "log_every_n_steps": 1} | given | options))
 
 
-def _logs(run: Run, rows: list[dict[str, Any]], **options: Any) -> list[L.Callback]:
+def _processes(run: Run, device: torch.device) -> tuple[int, int]:
+    given = run.trainer_kwargs
+    return processes(given.get("devices", 1), given.get("num_nodes", 1), device.type)
+
+
+def _logs(run: Run, rows: list[dict[str, Any]], rank: int, **options: Any) -> list[L.Callback]:
     """The log as a table, and as event files where TensorBoard is installed and the user brings no logger."""
     path = None if run.folder is None else run.folder / "metrics.csv"
     logs: list[L.Callback] = [Recorder(rows, path, show=run.show, **options)]
-    rank = processes(run.trainer_kwargs.get("devices", 1), run.trainer_kwargs.get("num_nodes", 1))[1]
     if path is not None and rank == 0 and "logger" not in run.trainer_kwargs and find_spec("tensorboard"):
         logs.append(Curves(path.with_name("tensorboard"), rows))
     return logs
@@ -117,6 +122,7 @@ def _fit(
     params: TrainParams,
     run: Run,
     *,
+    device: torch.device,
     sampler: SegmentSampler,
     total: int,
     train: PairDataset,
@@ -126,7 +132,7 @@ def _fit(
     cache: str,
 ) -> None:
     """Run one stage from where it stands."""
-    model, device = stage.model, stage.model.device
+    model = stage.model
     state = run.state if run.state is not None and run.state["stage"] == stage.name else None
     keeper = Keeper(params.monitor, params.patience if held_out is not None else None)
     if state is not None:
@@ -134,16 +140,17 @@ def _fit(
         keeper.load(state["keeper"])
     common: dict[str, Any] = {"sampler": sampler, "total": total}
     callbacks = [
+        SameProcesses(sampler),
+        EpochEnds(sampler),
         Restorer(state),
         keeper,
-        *_logs(run, rows, baseline=baseline, **common),
+        *_logs(run, rows, sampler.rank, baseline=baseline, **common),
         Checkpointer(run.folder, keeper=keeper, rows=rows, seconds=run.seconds, cache=cache, **common),
     ]
     stage.first_batch = sampler.first * sampler.steps
     if sampler.first < total:
         trainer = _trainer(
-            run, params, device, stretches=total - sampler.first, validate=sampler.segments_per_epoch,
-            callbacks=callbacks, world=sampler.world,
+            run, params, device, stretches=total - sampler.first, callbacks=callbacks, world=sampler.world,
         )  # fmt: skip
         validation = None
         if held_out is not None:
@@ -160,7 +167,8 @@ def _plain_errors(run: Run) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        # An error inside a living worker names "DataLoader worker process" and brings a traceback of its own.
+        if "DataLoader worker (pid" not in str(error):
             raise
         mend = "Run the same call with `resume=True`" if run.folder is not None else "Run again"
         raise DataError(
@@ -187,7 +195,7 @@ def run_stages(
     """
     rows: list[dict[str, Any]] = list(run.state["rows"]) if run.state is not None else []
     device = model.device
-    world, rank = processes(run.trainer_kwargs.get("devices", 1), run.trainer_kwargs.get("num_nodes", 1))
+    world, rank = _processes(run, device)
     if run.state is not None:
         model.load_trained(run.state["model"])
 
@@ -201,11 +209,15 @@ def run_stages(
         )  # fmt: skip
 
     def fit(make: Callable[..., Stage], data: PairDataset, lr: float, epochs: int, **options: Any) -> None:
+        # Lightning leaves a model that it has trained on the CPU.
+        model.to(device)
         drawn = sampler(data, make.__name__, options.pop("weights", None))
         total = epochs * drawn.segments_per_epoch
         steps = max(1, total * math.ceil(drawn.steps / params.accumulate))
         stage = make(model, params, lr, steps, run.seed, **options.pop("stage", {}))
-        _fit(stage, params, run, sampler=drawn, total=total, train=data, rows=rows, cache=cache, **options)
+        _fit(
+            stage, params, run, device=device, sampler=drawn, total=total, train=data, rows=rows, cache=cache, **options
+        )
 
     with quiet_lightning():
         model.train()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from sealst._core.device import autocast
+from sealst._core.device import training_autocast
 from sealst._data.crop_cache import CachedCrops
 from sealst._data.store import CropSource, fits_memory, gather_crops
 from sealst._data.token_store import Entry, Tokens, is_complete, no_room_advice, touch
@@ -121,11 +120,10 @@ def token_root() -> Path:
 
 def _trunk(model: Any, params: TrainParams) -> Trunk:
     device, n_trunk = model.device, model.n_trunk
-    full = params.precision.startswith(("32", "64"))
 
     def context() -> Any:
         # As the plain loop computes.
-        return nullcontext() if full else autocast(device)
+        return training_autocast(device, params.precision)
 
     def run(images: torch.Tensor) -> torch.Tensor:
         with context():

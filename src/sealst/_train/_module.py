@@ -24,6 +24,9 @@ from sealst._train._params import TrainParams
 
 Batch = dict[str, torch.Tensor]
 
+#: of more held-out spots, recall is that among so many: its work grows with their square
+MAX_POOL = 20_000
+
 
 class Alignable(Protocol):
     """What training needs of a model."""
@@ -262,13 +265,19 @@ class AlignStage(Stage):
         self._held_out.append((*parts, np.ones(target.shape, bool) if mask is None else mask.cpu().numpy()))
 
     def on_validation_epoch_end(self) -> None:
-        """Held-out gene Pearson of the direct prediction, and recall of the own spot among all."""
+        """Held-out gene Pearson of the direct prediction, and recall of the own spot among all, or among `MAX_POOL`."""
         image, gene, predicted, target, mask = (np.concatenate(p) for p in zip(*self._held_out, strict=True))
         self._held_out.clear()
         if not all(np.isfinite(part).all() for part in (image, gene, predicted)):
-            # Diverged: the recorder stops the run with a message about the loss.
+            # Weights that are broken stop the run at the end of the epoch (see the recorder). Else it was the precision
+            # that overflowed: these scores are none, and the former ones must not stand for them.
+            self.log_dict({"val_pearson": float("nan"), "val_recall@10": float("nan")})
             return
         pearson = gene_pearson(predicted, target, mask=mask)
+        # The same spots after every epoch, so that scores can be compared.
+        rng = np.random.default_rng(mixed_seed(self.seed, "pool"))
+        pool = np.sort(rng.choice(len(image), MAX_POOL, replace=False)) if len(image) > MAX_POOL else slice(None)
+        image, gene = image[pool], gene[pool]
         ranks = retrieval_ranks(image, gene, np.arange(len(image)))
         self.log("val_pearson", float(np.nanmean(pearson)) if np.isfinite(pearson).any() else float("nan"))
         self.log("val_recall@10", float(recall_at_k(ranks, (10,), len(gene))["R@10"]))

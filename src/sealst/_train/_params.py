@@ -33,7 +33,7 @@ class TrainParams:
     views: int | None = None
     #: ``"none"``; ``"soft"`` (flips, rotations, mild colour jitter); ``"stain"`` (flips, rotations, haematoxylin and
     #: eosin varied separately, after Tellez et al. 2018, for sections of several laboratories or scanners); ``"hard"``
-    #: (all of these and erasing)
+    #: (all of these, Gaussian blur and erasing)
     augmentation: str = "soft"
     #: ``"trunk"`` caches the frozen blocks' output below ``settings.cache_dir``, where later runs find it (see
     #: `sealst.tl.clear_cache`); ``"none"`` runs the whole encoder each step; ``"auto"`` chooses by disk, epochs and
@@ -62,7 +62,8 @@ class TrainParams:
     #: whether the gene decoder is told each spot's organ by a learned vector added to the code; encoders never are, so
     #: that no embedding needs to know the organ. Spots of unknown organ have the zero vector
     organ_embedding: bool = False
-    #: 0 draws every spot once per epoch, 1 gives every section the same share; between, a compromise
+    #: 0 draws every spot once per epoch; 1 gives every organ the same share of the draws, and every section the same
+    #: share of its organ's; between, a compromise
     balance: float = 0.0
     #: weight of a discriminator that must not tell `domain` from image embeddings (gradient reversal); 0 is none
     weight_domain: float = 0.0

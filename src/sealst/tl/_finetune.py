@@ -165,9 +165,9 @@ def finetune(
     options = dict(trainer_kwargs or {})
     _check_options(params, warmup, held, options, resume and run_dir is None)
     spec = _shared_crop_spec(train, held, crop_um, table_key)
-    where = resolve_device(device)
+    where = resolve_device(device, options.get("devices", 1))
     seed = settings.seed if seed is None else int(seed)
-    rank = processes(options.get("devices", 1), options.get("num_nodes", 1))[1]
+    rank = processes(options.get("devices", 1), options.get("num_nodes", 1), where.type)[1]
     folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
 
     base = _base_encoder(encoder, pretrained, pool, seed)
@@ -316,7 +316,7 @@ def _train(
     held_out, baseline = None, {}
     if held is not None:
         held_out = PairDataset(seen[0], held.expression, measured=held.measured)
-        baseline = frozen_baseline(model, train, held_out, groups=section, seed=run.seed)
+        baseline = frozen_baseline(model, train, held_out, groups=section, seed=run.seed, precision=params.precision)
     warmup = None if extra is None else joined_expression(train, extra)
     weights = None
     if params.balance:
