@@ -2,9 +2,9 @@
 
 Trains on C2, C3 and C4 (one patient). C5 is a fourth section of the same patient, so an in-sample check; B4 and A1
 are other patients. Prints one table: frozen encoder, adapted encoder, direct head, floors (colour statistics, the same
-architecture with random weights); gene-wise Pearson over the
-50 most variable (hvg50) and most expressed (heg50) genes of the training sections, and image-to-expression recall with
-its pool and chance. Three patients do not support a claim of generalisation.
+architecture with random weights); gene-wise Pearson over the 50 most variable (hvg50) and most expressed (heg50) genes
+of the training sections, and image-to-expression recall with its pool and chance. Three patients do not support a claim
+of generalisation.
 
     python benchmarks/her2st.py [--weights DIR] [--seed 0] [--out results.csv]
 
