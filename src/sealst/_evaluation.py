@@ -88,6 +88,6 @@ class Evaluation:
             check_key(known, metric, where="the table's `metric`", hint="`metrics='all'` shows every one.")
         single = single[single["metric"].isin(wanted)]
         # A fold counts once, however many sections it tests on.
-        keys = ["method", "metric", "genes", "fold", "seed"]
+        keys = [c for c in ("method", "metric", "genes", "fold", "seed") if c in single]
         single = single.groupby(keys, sort=False, observed=True)["value"].mean().reset_index()
         return single.pivot_table(index="method", columns=["metric", "genes"], values="value", sort=False)

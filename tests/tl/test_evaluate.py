@@ -112,7 +112,10 @@ def test_default_gene_sets_say_how_many_genes_they_have(sections, model):
 def test_gene_sets_as_queries_are_scored_like_retrieval(sections, model):
     train, test = sections
     net = {"epithelium": ["EPCAM", "KRT8", "ERBB2", "ACTB", "VIM"], "small": ["CD3E", "MS4A1"]}
-    rows = sl.tl.evaluate(model, train, test, net=net).pathways
+    everything = sl.tl.evaluate(model, train, test, net=net)
+    rows = everything.pathways
+    metrics = everything.summary().columns.get_level_values("metric")
+    assert set(metrics) == {"pearson", "R@10", "gene→image R@10"}
     assert set(rows["pathway"]) == {"epithelium"}
     assert {"seal query", "seal head", "frozen + ridge"} <= set(rows["method"])
     row = rows.set_index("method").loc["seal query"]

@@ -176,8 +176,7 @@ def finetune(
         work = _scratch(stack, folder, rank)
         pairs, others = _all_pairs(train, held, panel, spec=spec, table_key=table_key, work=work)
         params, adapter = _recipe(params, adapter, len(pairs), base)
-        provenance = _provenance(train, held, pairs, params, seed, table_key)
-        provenance["warmup_patients"] = sorted(warmup_patients(warmup) or [])
+        provenance = _provenance(train, held, warmup, pairs, params, seed=seed, table_key=table_key)
         stack.enter_context(seeded(seed))
         model = SealModel(base, panel, crop=spec, adapter=adapter, organs=organs_of(pairs, params), **parts).to(where)
         extra = more_expression(warmup, panel, params)
@@ -330,8 +329,10 @@ def _train(
 def _provenance(
     train: Sequence[SpatialData],
     held: Sequence[SpatialData],
+    warmup: AnnData | Sequence[AnnData] | None,
     pairs: Pairs,
     params: TrainParams,
+    *,
     seed: int,
     table_key: str,
 ) -> dict[str, Any]:
@@ -346,6 +347,7 @@ def _provenance(
         "sections": list(chain.from_iterable(map(names, train))),
         "validation": list(chain.from_iterable(map(names, held))),
         "patients": sorted(set(chain.from_iterable(map(patients, train)))),
+        "warmup_patients": sorted(warmup_patients(warmup) or ()),
         # Early stopping picks the weights by these.
         "stopping_patients": sorted(set(chain.from_iterable(map(patients, held)))) if params.patience else [],
         "n_spots": len(pairs),
