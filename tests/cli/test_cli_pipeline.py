@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -63,6 +64,14 @@ def test_prepared_sections_have_crops_names_and_layers(folder):
     assert json.loads(table.uns["sealst"]["prepare"]["options"])["crop_px"] == 32
     raw = sl.io.read(folder / "data" / "P1_S1.zarr").tables["table"]
     assert not list(raw.layers), "the input stays as it is"
+
+
+def test_drawn_sections_come_with_a_next_step_that_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    size = ("--size-um", 300, "--mpp", 3, "--pitch-um", 75, "--n-genes", 150)
+    said = run("synthetic", "--out", "sections", "--n-sections", 1, *size).stdout
+    command = re.search(r"next: `sealst (.+)`", said).group(1).split()
+    run(*command, *CROPS)
 
 
 def test_flags_win_over_the_config_file(folder):

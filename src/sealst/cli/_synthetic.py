@@ -53,4 +53,5 @@ def synthetic(out: Path, *, overwrite: bool, n_sections: int, **options: Any) ->
         datasets.synthetic_net().to_csv(work / "programs.csv", index=False)
     facts: dict[str, Any] = {"manifest": str(out / _MANIFEST), "net": str(out / "programs.csv")}
     facts["sections"] = [row | {"path": str(out / str(row["path"]))} for row in rows]
-    return Answer(facts, f"{len(rows)} section(s) in {out}; next: `sealst prepare {out / _MANIFEST} --out sections`")
+    then = f"sealst prepare {out / _MANIFEST} --out {out.name}_prepared"
+    return Answer(facts, f"{len(rows)} section(s) in {out}; next: `{then}`")
