@@ -68,7 +68,7 @@ def test_prepared_sections_have_crops_names_and_layers(folder):
 
 def test_drawn_sections_come_with_a_next_step_that_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    size = ("--size-um", 300, "--mpp", 3, "--pitch-um", 75, "--n-genes", 150)
+    size = ("--size-um", 450, "--mpp", 3, "--pitch-um", 75, "--n-genes", 150)
     said = run("synthetic", "--out", "sections", "--n-sections", 1, *size).stdout
     command = re.search(r"next: `sealst (.+)`", said).group(1).split()
     run(*command, *CROPS)
