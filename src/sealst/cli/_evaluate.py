@@ -113,7 +113,7 @@ def evaluate(
         found = _run(subject, sections, crops=_Crops(crop_um, crop_px), **options)
     _write(found, out, overwrite)
     summary = found.summary("all").round(4)
-    text = f"{summary['pearson'].to_string()}\n\nReport: {out / 'report.html'}"
+    text = f"{summary['pearson'].dropna(how='all').to_string()}\n\nReport: {out / 'report.html'}"
     return Answer({"facts": dict(found.facts), "summary": _rows(summary)}, text)
 
 
