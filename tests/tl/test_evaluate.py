@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import sealst as sl
+from sealst._core.queries import direction
 
 
 @pytest.fixture
@@ -129,3 +130,14 @@ def test_gene_sets_as_queries_are_scored_like_retrieval(sections, model):
     assert row["auroc"] == pytest.approx(roc_auc_score(top, found), abs=1e-6)
     assert row["average_precision"] == pytest.approx(average_precision_score(top, found), abs=1e-6)
     assert ((rows["auroc"] >= 0) & (rows["auroc"] <= 1)).all()
+
+
+def test_gene_sets_that_cannot_be_asked_stop_no_evaluation(sections, model, monkeypatch, caplog):
+    train, test = sections
+    net = {"epithelium": ["EPCAM", "KRT8", "ERBB2", "ACTB", "VIM"]}
+    deaf = np.zeros((2, model.dim), dtype=np.float32) + 1
+    monkeypatch.setattr("sealst.tl._questions.direction", lambda _: direction(deaf))
+    rows = sl.tl.evaluate(model, train, test, net=net).pathways
+    assert "seal head" in set(rows["method"])
+    assert "seal query" not in set(rows["method"])
+    assert "epithelium is not asked as a query" in caplog.text

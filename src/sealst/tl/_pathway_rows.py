@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from sealst._parts import Part
 from sealst.models import SealModel
 from sealst.tl._methods import MEAN, ST_NET, Predictions
 from sealst.tl._pathways import Net, gene_set_edges, score_sets
-from sealst.tl._signature_rows import finds, query_similarities
+from sealst.tl._signature_rows import finds, query_similarities, set_vectors
 from sealst.tl._views import View
 
 
@@ -55,6 +55,9 @@ class Activities:
         if self.net is None:
             return []
         out = []
+        # Vectors are the same for every section. What was trained on images alone has no side to ask from.
+        asking = {name: model for name, model in (models or {}).items() if name != ST_NET}
+        asked = {name: set_vectors(model, self.net, tmin=self.tmin) for name, model in asking.items()}
         for i, view in enumerate(held):
             able = np.all([np.isfinite(parts[i]).all(axis=0) for parts in predicted.values()], axis=0) & view.known
             measured = self._scores(view.measured, view, able, genes)
@@ -65,19 +68,12 @@ class Activities:
                 # A constant profile has one activity everywhere: nothing to agree with.
                 if method != MEAN and (found := self._scores(parts[i], view, able, genes)) is not None:
                     out.append(_agreement(measured, found[0]).assign(**facts, method=method))
-            out += [_agreement(measured, s).assign(**facts, method=m) for m, s in self._asked(view, measured, models)]
+            for name, vectors in asked.items():
+                chosen = {s: vector for s, vector in vectors.items() if s in measured[0]}
+                if chosen:
+                    similar = query_similarities(view, name, chosen)
+                    out.append(_agreement(measured, similar).assign(**facts, method=f"{name} query"))
         return out
-
-    def _asked(
-        self, view: View, measured: tuple[pd.DataFrame, pd.Series], models: Mapping[str, SealModel] | None
-    ) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Similarities of the spots to the sets, by model that compares images with expression."""
-        for name, model in (models or {}).items():
-            if name == ST_NET or self.net is None:
-                continue
-            similar = query_similarities(view, name, model, self.net, sets=list(measured[0].columns), tmin=self.tmin)
-            if len(similar.columns):
-                yield f"{name} query", similar
 
     def _scores(
         self, values: np.ndarray, view: View, able: np.ndarray, genes: GenePanel

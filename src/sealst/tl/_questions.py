@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sealst._core.gene_sets import SOURCE, TARGET, WEIGHT, restrict
-from sealst._core.queries import direction, gene_weights, shifted_profiles
+from sealst._core.queries import QUERY_STD, direction, gene_weights, shifted_profiles
 from sealst._errors import DataError, MissingKeyError, PanelError
 from sealst._logging import logger
 from sealst._validate import check_choice, listed
@@ -102,8 +102,7 @@ def _ask_signature(query: Any, context: Context) -> Question:
     panel.require_names()
     weights = gene_weights(given, panel.genes)
     start, origin = context.reference or (panel.mean, "")
-    profiles = model.embed_genes(shifted_profiles(start, panel.std, weights, n_std=n_std))
-    vector = direction(model.shared_genes(profiles))
+    vector = signature_vector(model, weights, start=start, n_std=n_std)
     used = np.flatnonzero(weights)
     genes = [panel.genes[i] for i in used]
     facts = {"genes": np.array(genes, dtype=str), "weights": weights[used], "n_std": n_std}
@@ -111,6 +110,15 @@ def _ask_signature(query: Any, context: Context) -> Question:
     signed = [g if w > 0 else f"-{g}" for g, w in zip(genes, weights[used], strict=True)]
     label = ", ".join(signed[:6]) + (f", … ({len(signed)} genes)" if len(signed) > 6 else "")
     return Question(label, vector, expression=True, shift=True, facts=facts)
+
+
+def signature_vector(
+    model: SealModel, weights: np.ndarray, *, start: np.ndarray | None = None, n_std: float = QUERY_STD
+) -> np.ndarray:
+    """Direction (dim,) in which a profile (default the mean) moves when a signature (genes,) of length 1 is raised."""
+    start = model.panel.mean if start is None else start
+    profiles = model.embed_genes(shifted_profiles(start, model.panel.std, weights, n_std=n_std))
+    return direction(model.shared_genes(profiles))
 
 
 def _ask_pathway(query: Any, context: Context) -> Question:

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from sealst._core.gene_sets import SOURCE, TARGET, WEIGHT, restrict
 from sealst._core.metrics import signature_auroc, signature_average_precision
-from sealst._core.queries import QUERY_STD, centred, cosine, direction, gene_weights, shifted_profiles
+from sealst._core.queries import centred, cosine, gene_weights
+from sealst._errors import DataError
+from sealst._logging import logger
 from sealst.models import SealModel
+from sealst.tl._questions import signature_vector
 from sealst.tl._views import View
 
 
-def query_similarities(
-    view: View, name: str, model: SealModel, net: pd.DataFrame, *, sets: Sequence[str], tmin: int
-) -> pd.DataFrame:
-    """Similarity of every spot's image embedding to each gene set, (spots, sets), asked as `sealst.tl.retrieve` does.
+def set_vectors(model: SealModel, net: pd.DataFrame, *, tmin: int) -> dict[str, np.ndarray]:
+    """Vector of every gene set, asked as `sealst.tl.retrieve` does.
 
-    Sets with fewer than `tmin` genes in the model's panel are left out.
+    Sets with fewer than `tmin` genes in the model's panel are left out, and those that its gene encoder ignores.
     """
-    images = centred(view.shared[name], np.zeros(len(view), dtype=int))
-    panel = model.panel
-    known = restrict(net[net[SOURCE].isin(list(sets))], panel.genes)
     found: dict[str, np.ndarray] = {}
-    for source, edges in known.groupby(SOURCE, sort=False):
+    for source, edges in restrict(net, model.panel.genes).groupby(SOURCE, sort=False):
         weights = dict(zip(edges[TARGET], edges[WEIGHT], strict=True))
         if len(weights) < tmin or not any(weights.values()):
             continue
-        profiles = shifted_profiles(panel.mean, panel.std, gene_weights(weights, panel.genes), n_std=QUERY_STD)
-        vector = direction(model.shared_genes(model.embed_genes(profiles)))
-        found[str(source)] = cosine(vector, images)
+        try:
+            found[str(source)] = signature_vector(model, gene_weights(weights, model.panel.genes))
+        except DataError as error:
+            # After hours of training, one set that cannot be asked must not take the others along.
+            logger.info("%s is not asked as a query. %s", source, error)
+    return found
+
+
+def query_similarities(view: View, name: str, vectors: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Similarity of every spot's image embedding to each gene set, (spots, sets)."""
+    images = centred(view.shared[name], np.zeros(len(view), dtype=int))
+    found = {source: cosine(vector, images) for source, vector in vectors.items()}
     return pd.DataFrame(found, index=pd.Index(view.spots.astype(str)))
 
 
