@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sealst._errors import DataError, OrderError
 from sealst._html import text_as_html
 from sealst._validate import check_positive
+from sealst.models._class_token import class_token, gives_class_token
 from sealst.models._spec import TRUNK_FEEDING, EncoderSpec
 
 if TYPE_CHECKING:
@@ -94,7 +95,11 @@ class Encoder(nn.Module):
         """Embeddings (B, dim) from tokens that went through the first `n_blocks` blocks."""
         self._check_blocks()
         vit = self.vit
-        tokens = vit.norm(vit.blocks[n_blocks:](tokens))
+        blocks = list(vit.blocks[n_blocks:])
+        last = blocks.pop() if self.spec.pool == "cls" and blocks and gives_class_token(blocks[-1]) else None
+        for block in blocks:
+            tokens = block(tokens)
+        tokens = vit.norm(tokens if last is None else class_token(last, tokens))
         pooled = [vit.fc_norm(self._pooled(tokens, name)) for name in self.spec.pool.split("+")]
         return self._behind(torch.cat(pooled, dim=1))
 
@@ -102,7 +107,9 @@ class Encoder(nn.Module):
         """Embeddings (B, dim) of crops (B, 3, H, W), float in [0, 1]."""
         if not self.supports_trunk:
             return self._behind(self.backbone((images - self.mean) / self.std))
-        return self.tail(self.trunk(images, self.spec.n_blocks), self.spec.n_blocks)
+        # The last block belongs to the tail, which may need little of it.
+        n_blocks = max(1, self.spec.n_blocks - 1)
+        return self.tail(self.trunk(images, n_blocks), n_blocks)
 
     def image_model(self, *, crop_px: int | None = None) -> ImageModel:
         """Return the encoder in the form that other tools take; see `sealst.models.ImageModel`.
