@@ -46,6 +46,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "image loss x3": {"params": {"weight_image": 3.0}},
     "kl": {"params": {"kl": True}},
     "gene loss mse": {"params": {"reconstruction": "mse"}},
+    "class token": {"pool": "cls"},
+    "class token, blocks1": {"pool": "cls", "adapter": {"kind": "lora", "n_blocks": 1}},
+    "class token, blocks4": {"pool": "cls", "adapter": {"kind": "lora", "n_blocks": 4}},
+    "class token, blocks4, twice the steps": {
+        "pool": "cls",
+        "adapter": {"kind": "lora", "n_blocks": 4},
+        "params": {"epochs": 32},
+    },
+    "single spots": {"params": {"layer": "lognorm"}},
+    "decay 0.2": {"params": {"weight_decay": 0.2}},
+    "contrast x0.3": {"params": {"weight_contrast": 0.3}},
 }
 
 
@@ -85,7 +96,7 @@ def main() -> None:
             model = sl.tl.finetune(
                 train,
                 encoder=f"local-dir:{args.weights}",
-                pool="cls+mean",
+                pool=setting.get("pool", "cls+mean"),
                 seed=seed,
                 params=setting.get("params"),
                 adapter=setting.get("adapter", "lora"),

@@ -173,6 +173,9 @@ CHOICES = {
     "tokens already there": (1, plan(missing=0, size=0), True, "cache = trunk"),
     "hardly a frozen block": (10, plan(n_trunk=1), False, "too little gain"),
     "nothing adapted": (10, plan(n_trunk=12), True, "cache = trunk"),
+    # 11 blocks in every epoch, or once per view.
+    "the class token alone": (5, plan(n_light=1), True, r"cache = trunk \(80% of the plain loop's work in 5 epochs\)"),
+    "nothing adapted, the class token alone": (10, plan(n_trunk=12, n_light=1), True, "cache = trunk"),
     "no room": (
         10,
         plan(free=GIB),

@@ -56,6 +56,8 @@ class CachePlan(NamedTuple):
     size: int
     #: bytes free where they would go
     free: int
+    #: blocks at the end that cost next to nothing: the last, where the class token alone is pooled
+    n_light: int = 0
 
 
 def _bytes(size: float) -> str:
@@ -90,7 +92,8 @@ def use_trunk_cache(params: TrainParams, plan: CachePlan) -> bool:
     """Whether to train on cached tokens: on request, or when that is estimated to be less work and there is room.
 
     Work is counted in blocks per crop: a forward pass is 1, a backward pass 2. An epoch of the plain loop costs L + 2k
-    (k of L blocks are adapted), on cached tokens 3k, and making one view L - k.
+    (k of L blocks are adapted), on cached tokens 3k, and making one view L - k. A last block that runs for the class
+    token alone counts in neither L nor k.
     """
     room = plan.size <= _DISK_SHARE * plan.free
     if params.cache == "trunk":
@@ -100,8 +103,9 @@ def use_trunk_cache(params: TrainParams, plan: CachePlan) -> bool:
                 f"{_bytes(plan.free)} free, of which a tenth is left alone. {no_room_advice()}"
             )
         return True
-    adapted, epochs = plan.n_blocks - plan.n_trunk, int(params.epochs or 1)
-    plain = epochs * (plan.n_train * (plan.n_blocks + 2 * adapted) + plan.n_held * plan.n_blocks)
+    blocks, epochs = plan.n_blocks - plan.n_light, int(params.epochs or 1)
+    adapted = max(0, blocks - plan.n_trunk)
+    plain = epochs * (plan.n_train * (blocks + 2 * adapted) + plan.n_held * blocks)
     cached = epochs * (3 * plan.n_train + plan.n_held) * adapted + plan.missing * plan.n_trunk
     cheaper = cached < (1 - _WORTH) * plain
     verdict = f"{cached / plain:.0%} of the plain loop's work in {epochs} epochs"
@@ -190,7 +194,8 @@ def _plan(model: Any, wanted: Sequence[Wanted], absent: Sequence[Entry]) -> Cach
     missing = sum(entry.n * entry.views for entry in absent)
     size = token_bytes(missing, 1, (px // spec.patch_px) ** 2 + spec.n_prefix, spec.width)
     n_train, n_held = (sum(len(w) for w in wanted if w.train == train) for train in (True, False))
-    return CachePlan(spec.n_blocks, model.n_trunk, n_train, n_held, missing, size, _free())
+    light = model.encoder.n_light
+    return CachePlan(spec.n_blocks, model.n_trunk, n_train, n_held, missing, size, _free(), n_light=light)
 
 
 def _free() -> int:

@@ -60,6 +60,11 @@ class Encoder(nn.Module):
         """Whether tokens pass from block to block, so that `trunk` and `tail` exist."""
         return self.spec.family == "vit"
 
+    @property
+    def n_light(self) -> int:
+        """How many of the last blocks run for the class token alone, which costs next to nothing: 0 or 1."""
+        return int(self.supports_trunk and self.spec.pool == "cls" and gives_class_token(self.vit.blocks[-1]))
+
     def trunk(self, images: torch.Tensor, n_blocks: int) -> torch.Tensor:
         """Tokens (B, tokens, width) after the first `n_blocks` blocks, before the final norm.
 
@@ -96,7 +101,7 @@ class Encoder(nn.Module):
         self._check_blocks()
         vit = self.vit
         blocks = list(vit.blocks[n_blocks:])
-        last = blocks.pop() if self.spec.pool == "cls" and blocks and gives_class_token(blocks[-1]) else None
+        last = blocks.pop() if blocks and self.n_light else None
         for block in blocks:
             tokens = block(tokens)
         tokens = vit.norm(tokens if last is None else class_token(last, tokens))
