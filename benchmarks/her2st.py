@@ -8,8 +8,8 @@ of generalisation.
 
     python benchmarks/her2st.py [--weights DIR] [--pool cls] [--blocks 4] [--seed 0] [--out results.csv]
 
-What differs from what `tl.finetune` chooses by itself was chosen on C5 alone, by `recipe_search.py`: the class token, and
-LoRA in 4 blocks.
+Where it differs from what `tl.finetune` chooses by itself (the class token, LoRA in 4 blocks), it was chosen on C5
+alone, by `recipe_search.py`.
 
 Data and weights are looked for in the folder that SEALST_SHARED names (default ../shared).
 """
