@@ -67,7 +67,8 @@ def evaluate(
 
         - a SEAL model; refused on patients that it was trained on
         - a mapping with the arguments of `sealst.tl.finetune` (``{"encoder": "uni2-h", "params": {...}}``): every fold
-          trains its own model on its training sections
+          trains its own model on its training sections. With ``params["patience"]`` it holds out about a fifth of their
+          spots to stop by: whole patients, or whole sections where one patient is left to train on
         - an encoder (`sealst.models.build_encoder`) or its name: the frozen encoder alone
     sections
         With `test`, the sections to fit on. Alone, all sections, of which `folds` makes folds. SpatialData after
@@ -170,10 +171,14 @@ def evaluate(
     )
     if not allow_shared_patients:
         _check_leaks(contenders, material, made)
+    # Before the first fold is trained: the last one may leave nothing to stop by.
+    stopped = {} if contenders.stopping is None else {f.name: contenders.stopping(f).test_sections for f in made}
     job = _Job(material, contenders, protocol, genes, Activities.of(net), table_key, progress, seed, near_um, control)
     results = job.run(made, [int(s) for s in seeds] if contenders.trains else [0])
     facts: dict[str, Any] = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
     facts |= {"seeds": list(map(int, seeds)) if contenders.trains else [], "encoder": contenders.label}
+    if stopped:
+        facts["stopped_by"] = stopped
     facts["versions"] = dict(session_info())
     return Evaluation(
         table=pd.DataFrame(results.table),
