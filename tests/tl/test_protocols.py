@@ -15,6 +15,7 @@ import scanpy as sc
 import scipy.stats
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
 from sklearn.neighbors import kneighbors_graph
 from sklearn.preprocessing import StandardScaler
 
@@ -398,6 +399,35 @@ def test_differences_between_sections_need_three_in_one_fold(tissue, encoder):
         by_hand.append(np.corrcoef(np.array(pairs).T)[0, 1])
     assert rows["colour + ridge"] == pytest.approx(np.mean(by_hand), abs=1e-4)
     assert rows["mean"] == 0
+
+
+def test_scores_of_spots_sections_and_pools_equal_scipy_and_scikit_learn(tissue, encoder):
+    test = [tissue[1], tissue[2], renamed(tissue[1], "third", "p9")]
+    genes = programs()["tumour"][:3] + programs()["stroma"][:3]
+    found = sl.tl.evaluate(encoder, tissue[0], test, genes={"six": genes})
+    rows = found.table.query("method == 'colour + ridge'").set_index(["section", "metric"])["value"]
+    table = tissue[0].tables["table"]
+    seen = table[table.obs["crop_ok"], genes].layers["lognorm"].toarray().astype(float)
+    maps = [found.spots[name][:, genes] for name in found.spots]
+    pairs = [(m.layers["colour + ridge"].astype(float), m.X.astype(float)) for m in maps]
+    one = list(found.spots)[1]
+    scores = {
+        "pearson": lambda p, t: scipy.stats.pearsonr(p, t)[0],
+        "spearman": lambda p, t: scipy.stats.spearmanr(p, t)[0],
+        "r2": lambda p, t: r2_score(t, p),
+    }
+    pooled = tuple(map(np.concatenate, zip(*pairs, strict=True)))
+    means = tuple(np.stack([x.mean(axis=0) for x in side]) for side in zip(*pairs, strict=True))
+    within = [(x - seen.mean(axis=0)) / seen.std(axis=0) for x in pairs[1]]
+    for name, score in scores.items():
+        for (section, metric), (p, t) in {
+            ("", name): pooled,
+            ("", f"section_{name}"): means,
+            (one, name): pairs[1],
+            (one, f"spot_{name}"): [x.T for x in within],
+        }.items():
+            by_hand = np.mean([score(p[:, i], t[:, i]) for i in range(p.shape[1])])
+            assert rows[section, metric] == pytest.approx(by_hand, abs=1e-4), (section, metric)
 
 
 def test_penalties_are_chosen_on_scored_genes_alone(cohort, encoder):

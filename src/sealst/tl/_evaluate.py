@@ -120,15 +120,17 @@ def evaluate(
     spots whose expression is nearest to the image), the baselines, and the floors ``"colour + ridge"`` (mean and
     deviation of the crop's colour) and ``"mean"``. Metrics, per section and gene set:
 
-    - ``"pearson"``, ``"spearman"``, ``"r2"``: mean over genes; Pearson also over all test spots of a fold together
-      (rows with section ``""``)
-    - ``"spot_pearson"``: mean over spots of the correlation over genes, of deviations from the training mean
+    - ``"pearson"``, ``"spearman"``, ``"r2"``: mean over genes; also over all test spots of a fold together (rows with
+      section ``""``)
+    - ``"spot_pearson"``, ``"spot_spearman"``, ``"spot_r2"``: mean over spots of the same over genes, of deviations from
+      the training mean in training deviations
     - ``"calibration_slope"``: median over genes of the slope of measured on predicted; 1 is calibrated
     - ``"moran_agreement"``: correlation over genes of Moran's I of predicted and measured maps; ``"residual_moran"``:
       mean Moran's I of what is left over
     - ``"pearson_difference"``: difference to ``"frozen + ridge"``, paired by gene and section, with interval; with fold
       ``""`` over all folds
-    - ``"section_pearson"``: correlation over the test sections of a fold of their mean expression, from three on
+    - ``"section_pearson"``, ``"section_spearman"``, ``"section_r2"``: the same over the test sections of a fold, of
+      their mean expression, from three on
     - ``"R@1"``, ``"R@5"``, ``"R@10"``, ``"R@50"``, ``"median_rank"``: image → expression among the spots of the section
       (with section ``""``: of all test sections), and ``"gene→image R@1"``, …; ``"adapted"`` and ``"frozen"`` by cosine
       with the gene embedding, ``"frozen + ridge"`` by cosine of the predicted with the measured profile
