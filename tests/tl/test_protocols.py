@@ -15,6 +15,7 @@ import scanpy as sc
 import scipy.stats
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
 from sklearn.neighbors import kneighbors_graph
 from sklearn.preprocessing import StandardScaler
 
@@ -153,6 +154,72 @@ def test_folds_train_their_own_models_and_baselines(cohort, recipe):
     assert (near["value"].to_numpy() >= plain["value"].to_numpy()).all()
     assert (near["chance"].to_numpy() > plain["chance"].to_numpy()).all()
     assert found.spots["s2"].layers["st-net"].shape == (36, 8)
+
+
+@pytest.fixture
+def patient_recipe(recipe, monkeypatch):
+    """A recipe that stops early, and the models that it trains."""
+    from sealst.tl import _contenders
+
+    models = []
+    plain = _contenders.finetune
+    monkeypatch.setattr(_contenders, "finetune", lambda *a, **k: models.append(plain(*a, **k)) or models[-1])
+    return recipe | {"params": recipe["params"] | {"epochs": 2, "patience": 1}}, models
+
+
+@pytest.mark.filterwarnings("ignore::sealst.SealstWarning")
+def test_early_stopping_looks_at_training_patients_alone(cohort, patient_recipe, ready):
+    """The held-out fold reaches neither the weights nor the epoch at which training stops."""
+    recipe, models = patient_recipe
+    found = sl.tl.evaluate(recipe, cohort, n_genes=4)
+    assert found.facts["stopped_by"] == {"patient-p0": ["s2"], "patient-p1": ["s2"], "patient-p2": ["s1"]}
+    for model, (fold, stopped) in zip(models, found.facts["stopped_by"].items(), strict=True):
+        assert "val_pearson" in model.history
+        assert model.provenance["validation"] == stopped
+        assert model.provenance["stopping_patients"] == [stopped[0].replace("s", "p")]
+        everyone = {*model.provenance["patients"], *model.provenance["stopping_patients"]}
+        assert everyone == {"p0", "p1", "p2"} - {fold.removeprefix("patient-")}
+    models.clear()
+    for seed in (2, 9):
+        sl.tl.evaluate(recipe, cohort[:2], test=ready(section="s2", patient="p2", seed=seed), n_genes=4)
+    assert models[0].fingerprint == models[1].fingerprint
+    pd.testing.assert_frame_equal(models[0].history, models[1].history)
+
+
+@pytest.mark.filterwarnings("ignore::sealst.SealstWarning")
+def test_leaks_are_caught_with_early_stopping_too(cohort, tissue, patient_recipe, monkeypatch):
+    from sealst.tl._material import Sections
+
+    recipe, models = patient_recipe
+    with pytest.raises(sl.LeakError, match="exactly the counts of training spots"):
+        sl.tl.evaluate(recipe, [*tissue, renamed(tissue[0], "copy", "p9")], n_genes=4)
+    assert not models
+    # Planted: stopping by the held-out section itself.
+    monkeypatch.setattr(Sections, "stopping", lambda _, fold: sl.pp.Split(fold.train, fold.test, "patient-leak"))
+    with pytest.raises(sl.LeakError, match=r"'seal' was trained or stopped on test section\(s\) 's2'"):
+        sl.tl.evaluate(recipe, cohort[:2], test=cohort[2], n_genes=4)
+
+
+@pytest.mark.filterwarnings("ignore::sealst.SealstWarning")
+def test_early_stopping_divides_what_is_left_to_train_on(ready, patient_recipe, cohort):
+    recipe, models = patient_recipe
+    with pytest.raises(sl.DataError, match="fold 'patient-p0' has one training section only \\('s1'\\). Add sections"):
+        sl.tl.evaluate(recipe, cohort[:2])
+    assert not models
+    # One patient is left: then by section.
+    serial = [ready(section=f"t{i}", patient="p7", seed=20 + i) for i in range(2)]
+    found = sl.tl.evaluate(recipe, serial, test=cohort[0], baselines=["bleep"], n_genes=4)
+    assert found.facts["stopped_by"] == {"test": ["t1"]}
+    assert [m.provenance["params"]["monitor"] for m in models] == ["pearson", "recall@10"]
+    assert all(m.provenance["validation"] == ["t1"] for m in models)
+
+
+def test_early_stopping_keeps_patients_that_share_a_spatialdata_together(ready, patient_recipe, cohort):
+    both = ready(section="s8", patient="p8", seed=8)
+    table = both.tables["table"]
+    table.obs["patient"] = np.where(np.arange(table.n_obs) % 2, "p8", "p9")
+    with pytest.raises(sl.DataError, match="but 's8' of fold 'test' cannot be divided"):
+        sl.tl.evaluate(patient_recipe[0], [both, ready(section="s7", patient="p8", seed=7)], test=cohort[0])
 
 
 def test_a_column_and_blocks_make_folds(cohort, encoder, recipe):
@@ -332,6 +399,35 @@ def test_differences_between_sections_need_three_in_one_fold(tissue, encoder):
         by_hand.append(np.corrcoef(np.array(pairs).T)[0, 1])
     assert rows["colour + ridge"] == pytest.approx(np.mean(by_hand), abs=1e-4)
     assert rows["mean"] == 0
+
+
+def test_scores_of_spots_sections_and_pools_equal_scipy_and_scikit_learn(tissue, encoder):
+    test = [tissue[1], tissue[2], renamed(tissue[1], "third", "p9")]
+    genes = programs()["tumour"][:3] + programs()["stroma"][:3]
+    found = sl.tl.evaluate(encoder, tissue[0], test, genes={"six": genes})
+    rows = found.table.query("method == 'colour + ridge'").set_index(["section", "metric"])["value"]
+    table = tissue[0].tables["table"]
+    seen = table[table.obs["crop_ok"], genes].layers["lognorm"].toarray().astype(float)
+    maps = [found.spots[name][:, genes] for name in found.spots]
+    pairs = [(m.layers["colour + ridge"].astype(float), m.X.astype(float)) for m in maps]
+    one = list(found.spots)[1]
+    scores = {
+        "pearson": lambda p, t: scipy.stats.pearsonr(p, t)[0],
+        "spearman": lambda p, t: scipy.stats.spearmanr(p, t)[0],
+        "r2": lambda p, t: r2_score(t, p),
+    }
+    pooled = tuple(map(np.concatenate, zip(*pairs, strict=True)))
+    means = tuple(np.stack([x.mean(axis=0) for x in side]) for side in zip(*pairs, strict=True))
+    within = [(x - seen.mean(axis=0)) / seen.std(axis=0) for x in pairs[1]]
+    for name, score in scores.items():
+        for (section, metric), (p, t) in {
+            ("", name): pooled,
+            ("", f"section_{name}"): means,
+            (one, name): pairs[1],
+            (one, f"spot_{name}"): [x.T for x in within],
+        }.items():
+            by_hand = np.mean([score(p[:, i], t[:, i]) for i in range(p.shape[1])])
+            assert rows[section, metric] == pytest.approx(by_hand, abs=1e-4), (section, metric)
 
 
 def test_penalties_are_chosen_on_scored_genes_alone(cohort, encoder):

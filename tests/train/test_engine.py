@@ -113,18 +113,34 @@ def _free_port():
         return s.getsockname()[1]
 
 
-def test_two_processes_train_as_one_with_the_joint_batch(tmp_path):
-    """Losses and outputs are those of one process: gathering has a gradient, statistics are of the joint batch."""
-    options = {"params": {"epochs": 3, "lr": 0.02, "contrastive": "soft_clip", "warmup_epochs": 1, "chunk_size": 3}}
-    alone = _result(_python(options | {"out": str(tmp_path / "one.pt")}))
+def _of_two_processes(options):
     network = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    both = options | {"trainer_kwargs": {"devices": 2, "strategy": "ddp"}, "out": str(tmp_path / "two.pt")}
+    both = options | {"trainer_kwargs": {"devices": 2, "strategy": "ddp"}}
     ranks = [
         _python(both, RANK=str(r), LOCAL_RANK=str(r), GROUP_RANK="0", LOCAL_WORLD_SIZE="2", **network) for r in (0, 1)
     ]
     found = _result(ranks[0])
     _, err = ranks[1].communicate(timeout=240)
     assert ranks[1].returncode == 0, err[-3000:]
+    return found
+
+
+def test_two_processes_score_held_out_spots_as_one():
+    """Each takes its share; a last batch that does not divide counts no spot twice."""
+    # Steps too small to move a score: sums in another order must not either.
+    options = {"params": {"epochs": 2, "lr": 1e-12, "patience": 2}, "held_out": 37, "init_values": 1.0}
+    alone, both = _result(_python(options)), _of_two_processes(options)
+    for name in ("val_pearson", "val_recall@10"):
+        assert len(alone[name]) == 2
+        assert np.isfinite(alone[name]).all()
+        np.testing.assert_allclose(both[name], alone[name], rtol=0, atol=1e-6)
+
+
+def test_two_processes_train_as_one_with_the_joint_batch(tmp_path):
+    """Losses and outputs are those of one process: gathering has a gradient, statistics are of the joint batch."""
+    options = {"params": {"epochs": 3, "lr": 0.02, "contrastive": "soft_clip", "warmup_epochs": 1, "chunk_size": 3}}
+    alone = _result(_python(options | {"out": str(tmp_path / "one.pt")}))
+    found = _of_two_processes(options | {"out": str(tmp_path / "two.pt")})
     np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-4)
     data, outputs = toy.make_data(), []
     for name in ("one.pt", "two.pt"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def test_projections_learn_and_decide_recall(kind):
     assert history["val_recall@10"].iloc[-1] == pytest.approx(found, abs=0.05)
     plain = retrieval_ranks(model.embed_images(data.images), model.embed_genes(data.expression), np.arange(64))
     assert np.median(ranks) < 0.8 * np.median(plain), "what was trained is the space behind the projections"
+
+
+def test_the_progress_bar_shows_the_line_to_beat(capsys):
+    data = toy.make_data(20)
+    run_stages(
+        toy.make_model(), toy.make_params(epochs=1), train=data, held_out=data, baseline={"pearson": 0.1234},
+        run=Run(show=True),
+    )  # fmt: skip
+    shown = capsys.readouterr().err
+    assert re.search(r"val_pearson=-?\d\.\d{3} \(frozen 0\.123\)", shown), shown
+    # The frozen encoder has no recall to beat: it does not search by expression.
+    assert re.search(r"val_recall@10=\d\.\d{3}[,\]]", shown), shown
 
 
 def test_recall_among_very_many_spots_is_that_among_a_sample(monkeypatch):

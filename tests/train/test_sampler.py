@@ -65,3 +65,16 @@ def test_weights_decide_how_often_a_spot_is_drawn():
     sampler = SegmentSampler(100, batch_size=10, views=1, seed=0, weights=weights)
     rows = np.concatenate([d.rows for epoch in range(20) for d in epoch_of(sampler, epoch)])
     assert (rows < 50).mean() == pytest.approx(0.9, abs=0.03)
+
+
+@given(n=st.integers(2, 60), batch=st.integers(1, 6), world=st.integers(1, 5))
+def test_processes_share_spots_in_order(n, batch, world):
+    size = min(batch * world, n)
+    alone = list(InOrder(n, size))
+    parts = [list(InOrder(n, size, rank=r, world=world)) for r in range(world)]
+    joined = []
+    for whole, *shares in zip(alone, *parts, strict=True):
+        assert {len(s.rows) for s in shares} == {-(-len(whole.rows) // world)}
+        joined += [row for share in shares for row in share.rows]
+    assert joined[:n] == list(range(n))
+    assert len(joined) < n + world

@@ -14,7 +14,7 @@ import torch
 
 import sealst as sl
 from sealst._core.device import seeded
-from sealst._data.dataset import PairDataset
+from sealst._data.dataset import Measured, PairDataset
 from sealst._train._engine import Run, run_stages
 from sealst._train._params import TrainParams
 from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel
@@ -28,9 +28,11 @@ PLAIN = {
 }  # fmt: skip
 
 
-def make_model(dropout: float = 0.0, **options) -> SealModel:
+def make_model(dropout: float = 0.0, *, init_values: float = 1e-5, **options) -> SealModel:
+    """With larger `init_values` (of layer scale) random blocks tell crops apart before training."""
     spec = REGISTRY["uni"]
-    args = dict(spec.model_args) | {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": PX}
+    args = {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": PX, "init_values": init_values}
+    args = dict(spec.model_args) | args
     spec = replace(spec, model_args=args, width=48, n_blocks=2, input_px=PX, dim=48)
     panel = sl.GenePanel(tuple(f"G{i}" for i in range(N_GENES)), np.zeros(N_GENES), np.ones(N_GENES))
     with seeded(3):
@@ -55,11 +57,23 @@ def make_params(**changes) -> TrainParams:
     return TrainParams(**(PLAIN | changes))
 
 
-def fit(params: TrainParams, run: Run, *, n: int = 64, dropout: float = 0.0, **options) -> tuple[SealModel, list]:
-    model = make_model(dropout)
+def train(params: TrainParams, run: Run, *, n: int = 64, dropout: float = 0.0, init_values: float = 1e-5, held_out=None,
+          **options):  # fmt: skip
+    model = make_model(dropout, init_values=init_values)
     with seeded(run.seed):
-        history = run_stages(model, params, train=make_data(n), held_out=None, run=run, **options)
+        return model, run_stages(model, params, train=make_data(n), held_out=held_out, run=run, **options)
+
+
+def fit(params: TrainParams, run: Run, **options) -> tuple[SealModel, list]:
+    model, history = train(params, run, **options)
     return model, history["train_loss"].tolist()
+
+
+def make_held_out(n: int) -> PairDataset:
+    """Spots of two sections, one of which does not measure the first genes."""
+    table = np.ones((2, N_GENES), bool)
+    table[1, :4] = False
+    return make_data(n, measured=Measured(table, np.arange(n) % 2))
 
 
 def main() -> None:
@@ -80,9 +94,13 @@ def main() -> None:
         seed=1, folder=Path(folder) if folder else None, state=state, max_steps=options.get("max_steps", 500),
         seconds=0.0, trainer_kwargs=options.get("trainer_kwargs", {}), show=False,
     )  # fmt: skip
-    model, losses = fit(make_params(**options["params"]), run, dropout=options.get("dropout", 0.0))
+    held_out = make_held_out(options["held_out"]) if options.get("held_out") else None
+    chosen = {name: options[name] for name in ("dropout", "init_values") if name in options}
+    model, history = train(make_params(**options["params"]), run, held_out=held_out, **chosen)
     if int(os.environ.get("RANK", 0)) == 0:
-        print(json.dumps({"losses": losses, "fingerprint": model.fingerprint}), flush=True)
+        found = {"losses": history["train_loss"].tolist(), "fingerprint": model.fingerprint}
+        found |= {name: history[name].tolist() for name in history if name.startswith("val_")}
+        print(json.dumps(found), flush=True)
         if options.get("out"):
             torch.save(model.trained_state(), options["out"])
 

@@ -79,15 +79,34 @@ def morans_i(graph: Any, values: np.ndarray) -> np.ndarray:
     return out
 
 
-def spot_pearson(predicted: np.ndarray, measured: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Correlation over genes of every spot, of the deviations from the training mean in training deviations.
+#: scores of a prediction that a gene, or with rows and columns interchanged a spot, may be reported by
+CORE_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "pearson": gene_pearson,
+    "spearman": gene_spearman,
+    "r2": gene_r2,
+}
+
+
+def pooled_scores(predicted: np.ndarray, measured: np.ndarray) -> dict[str, np.ndarray]:
+    """By metric, the score (G,) of every gene over all rows given; one NaN where there is no gene."""
+    if not predicted.shape[1]:
+        return {metric: np.array([np.nan]) for metric in CORE_METRICS}
+    return {metric: score(predicted, measured) for metric, score in CORE_METRICS.items()}
+
+
+def spot_scores(
+    predicted: np.ndarray, measured: np.ndarray, mean: np.ndarray, std: np.ndarray
+) -> dict[str, np.ndarray]:
+    """By metric, the score (n,) over genes of every spot, of deviations from the training mean in training deviations.
 
     Without that, all spots correlate with any profile of tissue: some genes are high everywhere.
     """
     p, t = ((np.asarray(x, np.float64) - mean) / std for x in (predicted, measured))
     # A prediction of the mean differs from it by rounding only, and correlates with nothing.
     p = np.where(np.abs(p) < _ROUNDING, 0.0, p)
-    return gene_pearson(p.T, t.T) if p.shape[1] >= 2 else np.full(len(p), np.nan)
+    if p.shape[1] < 2:
+        return {metric: np.full(len(p), np.nan) for metric in CORE_METRICS}
+    return pooled_scores(p.T, t.T)
 
 
 Reduced = tuple[float, float, float]

@@ -99,13 +99,18 @@ class Recorder(L.Callback):
         if any(name.startswith("val_") for name in metrics):
             row |= {f"baseline_{name}": value for name, value in self.baseline.items()}
         self.rows.append(row)
-        self.bar.set_postfix({k.removeprefix("train_"): f"{v:.3f}" for k, v in metrics.items()})
+        self.bar.set_postfix({k.removeprefix("train_"): self._beside_baseline(k, v) for k, v in metrics.items()})
         self.bar.update()
         if self.bar.disable and time.monotonic() - self.said > _SILENCE_S:
             self.said = time.monotonic()
             logger.info("%s: %d of %d done, loss %.3f", pl_module.name, done, self.total, metrics["train_loss"])
         if self.path is not None and trainer.is_global_zero:
             write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False))
+
+    def _beside_baseline(self, name: str, value: float) -> str:
+        """A score as the bar shows it, with the line to beat where there is one."""
+        baseline = self.baseline.get(name.removeprefix("val_")) if name.startswith("val_") else None
+        return f"{value:.3f}" if baseline is None else f"{value:.3f} (frozen {baseline:.3f})"
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.bar.close()

@@ -154,8 +154,10 @@ def _fit(
         )  # fmt: skip
         validation = None
         if held_out is not None:
-            size = min(int(params.batch_size or 1), len(held_out))
-            validation = _loader(held_out, InOrder(len(held_out), size), params, device)
+            # Of several batches, all but the last divide among the processes.
+            size = min(int(params.batch_size or 1) // sampler.world * sampler.world, len(held_out))
+            shares = InOrder(len(held_out), size, rank=sampler.rank, world=sampler.world)
+            validation = _loader(held_out, shares, params, device)
         with interruptible(), _plain_errors(run):
             trainer.fit(stage, _loader(train, sampler, params, device), validation)
     keeper.restore(model)

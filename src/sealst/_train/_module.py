@@ -209,7 +209,7 @@ class AlignStage(Stage):
         self.augment = AUGMENTATIONS[params.augmentation]
         self.discriminator = Discriminator(model.dim, n_domains) if params.weight_domain else None
         self._tail: Any = torch.compile(self._embed) if params.compile else self._embed
-        self._held_out: list[tuple[np.ndarray, ...]] = []
+        self._held_out: list[dict[str, np.ndarray]] = []
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Everything that is not frozen."""
@@ -255,32 +255,45 @@ class AlignStage(Stage):
         return self.model.image_projection(image), self.model.gene_projection(gene)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """Collect embeddings and predictions of held-out spots."""
+        """Collect embeddings and predictions of held-out spots, of which each process computes its share."""
         image = self.embed(batch)
         target = self.model.standardise(batch["expression"])
         compared = self._compared(image, self.model.gene_encoder(target).z)
         predicted = self.model.image_head(image)
-        parts = [part.float().cpu().numpy() for part in (*compared, predicted, target)]
-        mask = batch.get("mask")
-        self._held_out.append((*parts, np.ones(target.shape, bool) if mask is None else mask.cpu().numpy()))
+        parts = dict(zip(("image", "gene", "predicted", "target"), (*compared, predicted, target), strict=True))
+        found = {name: part.float() for name, part in parts.items()}
+        found = self.joined(found | {name: batch[name] for name in ("mask",) if name in batch})
+        # One process scores: the spots need not lie in the memory of every one.
+        if self.trainer.is_global_zero:
+            self._held_out.append({name: part.cpu().numpy() for name, part in found.items()})
 
     def on_validation_epoch_end(self) -> None:
         """Held-out gene Pearson of the direct prediction, and recall of the own spot among all, or among `MAX_POOL`."""
-        image, gene, predicted, target, mask = (np.concatenate(p) for p in zip(*self._held_out, strict=True))
+        scores: Any = self._scores() if self.trainer.is_global_zero else None
+        # All processes stop at the same epoch, and keep the weights of the same one.
+        self.log_dict(self.trainer.strategy.broadcast(scores))
+
+    def _scores(self) -> dict[str, float]:
+        # The last batch may repeat a spot (see the sampler).
+        loader: Any = self.trainer.val_dataloaders
+        n = len(loader.dataset)
+        parts = {name: np.concatenate([part[name] for part in self._held_out])[:n] for name in self._held_out[0]}
         self._held_out.clear()
+        image, gene, predicted = (parts[name] for name in ("image", "gene", "predicted"))
         if not all(np.isfinite(part).all() for part in (image, gene, predicted)):
             # Weights that are broken stop the run at the end of the epoch (see the recorder). Else it was the precision
             # that overflowed: these scores are none, and the former ones must not stand for them.
-            self.log_dict({"val_pearson": float("nan"), "val_recall@10": float("nan")})
-            return
-        pearson = gene_pearson(predicted, target, mask=mask)
+            return {"val_pearson": float("nan"), "val_recall@10": float("nan")}
+        pearson = gene_pearson(predicted, parts["target"], mask=parts.get("mask"))
         # The same spots after every epoch, so that scores can be compared.
         rng = np.random.default_rng(mixed_seed(self.seed, "pool"))
         pool = np.sort(rng.choice(len(image), MAX_POOL, replace=False)) if len(image) > MAX_POOL else slice(None)
         image, gene = image[pool], gene[pool]
         ranks = retrieval_ranks(image, gene, np.arange(len(image)))
-        self.log("val_pearson", float(np.nanmean(pearson)) if np.isfinite(pearson).any() else float("nan"))
-        self.log("val_recall@10", float(recall_at_k(ranks, (10,), len(gene))["R@10"]))
+        return {
+            "val_pearson": float(np.nanmean(pearson)) if np.isfinite(pearson).any() else float("nan"),
+            "val_recall@10": float(recall_at_k(ranks, (10,), len(gene))["R@10"]),
+        }
 
 
 class Discriminator(nn.Sequential):

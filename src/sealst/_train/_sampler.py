@@ -76,10 +76,14 @@ class SegmentSampler(Sampler[Draw]):
 
 
 class InOrder(Sampler[Draw]):
-    """All spots, their first view, in order."""
+    """All spots, their first view, in order; of every batch each process takes one stretch.
 
-    def __init__(self, n: int, batch_size: int) -> None:
-        self.n, self.batch_size = n, batch_size
+    Stretches of a batch are equally long, as what processes exchange must be: the last ones repeat its last spot, where
+    the batch does not divide. Put together they are the batch in order, and then the repetitions.
+    """
+
+    def __init__(self, n: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        self.n, self.batch_size, self.rank, self.world = n, batch_size, rank, world
 
     def __len__(self) -> int:
         return -(-self.n // self.batch_size)
@@ -87,4 +91,6 @@ class InOrder(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         for start in range(0, self.n, self.batch_size):
             rows = np.arange(start, min(start + self.batch_size, self.n))
-            yield Draw(rows, np.zeros(len(rows), dtype=int))
+            share = -(-len(rows) // self.world)
+            own = rows.take(np.arange(self.rank * share, (self.rank + 1) * share), mode="clip")
+            yield Draw(own, np.zeros(len(own), dtype=int))

@@ -10,10 +10,12 @@ import torch
 
 from sealst._errors import DataError
 from sealst._logging import logger
+from sealst._train._params import train_params
 from sealst._validate import check_choice, listed
 from sealst.models import CropSpec, Encoder, SealModel, build_encoder
 from sealst.pp import Split
 from sealst.tl._finetune import finetune
+from sealst.tl._folds import check_held_out
 from sealst.tl._material import Material, Sections
 from sealst.tl._methods import BLEEP, ST_NET
 from sealst.tl._pairs import warmup_patients
@@ -22,9 +24,11 @@ from sealst.tl._views import SEAL, EncoderFeatures, Extractor, ModelFeatures
 #: what differs from SEAL when a baseline is trained, by name: parameters of training
 BASELINES: dict[str, dict[str, Any]] = {
     # Regression of standardised expression from the image alone (He et al. 2020), with the same encoder and adapter.
-    ST_NET: {"weight_contrast": 0.0, "weight_gene": 0.0, "reconstruction": "mse", "reconstruction_scale": 1.0},
+    ST_NET: {"weight_contrast": 0.0, "weight_gene": 0.0, "reconstruction": "mse", "reconstruction_scale": 1.0}
+    # Where it stops early: by what it trains.
+    | {"monitor": "pearson"},
     # Contrastive learning alone, targets softened by similarities within each side (Xie et al. 2023).
-    BLEEP: {"weight_gene": 0.0, "weight_image": 0.0, "contrastive": "soft_clip"},
+    BLEEP: {"weight_gene": 0.0, "weight_image": 0.0, "contrastive": "soft_clip", "monitor": "recall@10"},
 }
 #: arguments of `finetune` that the evaluation sets itself
 _TAKEN = ("sections", "seed", "validation", "run_dir", "resume", "allow_shared_patients", "progress", "table_key")
@@ -44,6 +48,8 @@ class Contenders:
     train: Callable[[Split, int], dict[str, SealModel]] | None = None
     #: patients whose expression the training of every fold warms up on; None where tables do not name them
     warmed_up_on: frozenset[str] | None = frozenset()
+    #: with early stopping, divides the training side of a fold into what is learned from and what it stops by
+    stopping: Callable[[Split], Split] | None = None
 
     @property
     def trains(self) -> bool:
@@ -108,20 +114,33 @@ def _trained_in_folds(
     if taken := sorted(set(recipe) & set(_TAKEN)):
         raise DataError(f"The mapping must not hold {listed(taken)}, which the evaluation sets for every fold.")
 
+    stopping = material.stopping if train_params(recipe.get("params")).patience is not None else None
+
     def train(fold: Split, seed: int) -> dict[str, SealModel]:
-        sections = material.whole(fold)
         common: dict[str, Any] = {"seed": seed, "table_key": table_key, "progress": show}
+        if stopping is None:
+            sections = material.whole(fold)
+        else:
+            inner = stopping(fold)
+            sections = material.whole(inner)
+            common["validation"] = material.whole(Split(inner.test, {}, inner.name))
+            # Sections of the only patient left to train on.
+            common["allow_shared_patients"] = inner.name.startswith("section-")
+            logger.info("fold %s stops by section(s) %s", fold.name, listed(inner.test))
         models = {SEAL: finetune(sections, **recipe, **common)}
         for name in baselines:
             logger.info("baseline %s", name)
             given = _with_params(recipe, BASELINES[name]) | {"panel": models[SEAL].panel}
             models[name] = finetune(sections, **given, **common)
+        check_held_out(fold, models)
         return models
 
     crop = material.crop() if recipe.get("crop_um") is None else CropSpec(recipe["crop_um"], material.crop().crop_px)
     known = warmup_patients(recipe.get("warmup"))
     warm = None if known is None else frozenset(known)
-    return Contenders(f"{recipe['encoder']}, trained in every fold", crop, train=train, warmed_up_on=warm)
+    return Contenders(
+        f"{recipe['encoder']}, trained in every fold", crop, train=train, warmed_up_on=warm, stopping=stopping
+    )
 
 
 def _with_params(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def evaluate(
 
         - a SEAL model; refused on patients that it was trained on
         - a mapping with the arguments of `sealst.tl.finetune` (``{"encoder": "uni2-h", "params": {...}}``): every fold
-          trains its own model on its training sections
+          trains its own model on its training sections. With ``params["patience"]`` it holds out about a fifth of their
+          spots to stop by: whole patients, or whole sections where one patient is left to train on
         - an encoder (`sealst.models.build_encoder`) or its name: the frozen encoder alone
     sections
         With `test`, the sections to fit on. Alone, all sections, of which `folds` makes folds. SpatialData after
@@ -119,15 +120,17 @@ def evaluate(
     spots whose expression is nearest to the image), the baselines, and the floors ``"colour + ridge"`` (mean and
     deviation of the crop's colour) and ``"mean"``. Metrics, per section and gene set:
 
-    - ``"pearson"``, ``"spearman"``, ``"r2"``: mean over genes; Pearson also over all test spots of a fold together
-      (rows with section ``""``)
-    - ``"spot_pearson"``: mean over spots of the correlation over genes, of deviations from the training mean
+    - ``"pearson"``, ``"spearman"``, ``"r2"``: mean over genes; also over all test spots of a fold together (rows with
+      section ``""``)
+    - ``"spot_pearson"``, ``"spot_spearman"``, ``"spot_r2"``: mean over spots of the same over genes, of deviations from
+      the training mean in training deviations
     - ``"calibration_slope"``: median over genes of the slope of measured on predicted; 1 is calibrated
     - ``"moran_agreement"``: correlation over genes of Moran's I of predicted and measured maps; ``"residual_moran"``:
       mean Moran's I of what is left over
     - ``"pearson_difference"``: difference to ``"frozen + ridge"``, paired by gene and section, with interval; with fold
       ``""`` over all folds
-    - ``"section_pearson"``: correlation over the test sections of a fold of their mean expression, from three on
+    - ``"section_pearson"``, ``"section_spearman"``, ``"section_r2"``: the same over the test sections of a fold, of
+      their mean expression, from three on
     - ``"R@1"``, ``"R@5"``, ``"R@10"``, ``"R@50"``, ``"median_rank"``: image → expression among the spots of the section
       (with section ``""``: of all test sections), and ``"gene→image R@1"``, …; ``"adapted"`` and ``"frozen"`` by cosine
       with the gene embedding, ``"frozen + ridge"`` by cosine of the predicted with the measured profile
@@ -170,10 +173,14 @@ def evaluate(
     )
     if not allow_shared_patients:
         _check_leaks(contenders, material, made)
+    # Before the first fold is trained: the last one may leave nothing to stop by.
+    stopped = {} if contenders.stopping is None else {f.name: contenders.stopping(f).test_sections for f in made}
     job = _Job(material, contenders, protocol, genes, Activities.of(net), table_key, progress, seed, near_um, control)
     results = job.run(made, [int(s) for s in seeds] if contenders.trains else [0])
     facts: dict[str, Any] = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
     facts |= {"seeds": list(map(int, seeds)) if contenders.trains else [], "encoder": contenders.label}
+    if stopped:
+        facts["stopped_by"] = stopped
     facts["versions"] = dict(session_info())
     return Evaluation(
         table=pd.DataFrame(results.table),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain
 
@@ -22,6 +22,8 @@ from sealst.pp import Split, check_split, split
 
 #: a test section with more copies of training spots than this share is refused
 _MAX_COPIES = 0.02
+#: early stopping holds out about one in so many training spots
+_STOPPING_FOLDS = 5
 
 
 def given_fold(train: Sequence[SpatialData], test: Sequence[SpatialData], table_key: str) -> list[Split]:
@@ -59,6 +61,29 @@ def made_folds(
     return list(folds)
 
 
+def stopping_split(sections: Sequence[SpatialData], fold: str, table_key: str) -> Split:
+    """Training sections of a fold divided once more: to learn from, and (its test side) to stop by.
+
+    Patients stay together; where one patient is left to train on, sections do.
+    """
+    parts = parts_of(sections, table_key)
+    patients = _patients(parts)
+    if len(parts) < 2:
+        raise DataError(
+            f"`params.patience` stops by sections that the fold does not train on, but fold {fold!r} has one training "
+            f"section only ({listed(p.name for p in parts)}). Add sections, or say with `params.epochs` how long to "
+            "train and leave `patience` out."
+        )
+    by, n_groups = ("patient", len(patients)) if len(patients) > 1 else ("section", len(parts))
+    found = split(
+        sections, by=by, n_folds=min(_STOPPING_FOLDS, n_groups), allow_shared_patients=by == "section",
+        table_key=table_key,
+    )  # fmt: skip
+    wanted = sum(len(part.obs_names) for part in parts) / _STOPPING_FOLDS
+    # Of few patients one may have most of the spots; those are to be learned from.
+    return min(found, key=lambda one: abs(sum(map(len, one.test.values())) - wanted))
+
+
 def check_unseen(model: SealModel, tested: Iterable[Part]) -> None:
     """Refuse sections of patients that the model was trained on, warm-up and early stopping included."""
     roles = ("patients", "warmup_patients", "stopping_patients")
@@ -69,6 +94,17 @@ def check_unseen(model: SealModel, tested: Iterable[Part]) -> None:
             "patients, let every fold train its own model (pass the arguments of `sl.tl.finetune` instead of a model), "
             "or pass `allow_shared_patients=True` for an in-sample check."
         )
+
+
+def check_held_out(fold: Split, models: Mapping[str, SealModel]) -> None:
+    """Refuse models of a fold that, by their own record, learned from its test sections or stopped by them."""
+    for name, model in models.items():
+        seen = set(model.provenance["sections"]) | set(model.provenance["validation"])
+        if leaked := sorted(seen & set(fold.test)):
+            raise LeakError(
+                f"Fold {fold.name!r}: {name!r} was trained or stopped on test section(s) {listed(leaked)}, so its "
+                "scores there mean nothing. Please report this with the call that led to it."
+            )
 
 
 def check_warmup(parts: Sequence[Part], folds: Sequence[Split], patients: AbstractSet[str] | None) -> None:

@@ -17,7 +17,7 @@ from sealst._validate import listed
 from sealst.io import HestBench
 from sealst.models import CropSpec
 from sealst.pp import Split, normalize
-from sealst.tl._folds import picked, side_tables
+from sealst.tl._folds import picked, side_tables, stopping_split
 from sealst.tl._inputs import crop_spec
 from sealst.tl._views import Looker, View
 
@@ -77,6 +77,17 @@ class Sections:
                 f"{listed(cut)}. Use `folds='patient'` or `folds='section'`."
             )
         return self._chosen(fold)
+
+    def stopping(self, fold: Split) -> Split:
+        """The training side of a fold divided once more, for early stopping; its test side is what it stops by."""
+        inner = stopping_split(self.whole(fold), fold.name, self.table_key)
+        if cut := self._cut(inner):
+            raise DataError(
+                f"`params.patience` holds out training sections to stop by, but {listed(cut)} of fold {fold.name!r} "
+                "cannot be divided: spots of several patients or sections share a SpatialData. Keep one section of one "
+                "patient in each, or leave `patience` out."
+            )
+        return inner
 
     def crop(self) -> CropSpec:
         """Size of the crops, which all sections share."""

@@ -11,8 +11,15 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sealst._core.gene_scores import SET_METRICS, gene_scores, mean_with_interval, spatial_graph, spot_pearson
-from sealst._core.metrics import gene_pearson, recall_at_k, retrieval_ranks
+from sealst._core.gene_scores import (
+    SET_METRICS,
+    gene_scores,
+    mean_with_interval,
+    pooled_scores,
+    spatial_graph,
+    spot_scores,
+)
+from sealst._core.metrics import recall_at_k, retrieval_ranks
 from sealst._core.near_hits import near_ranks, near_recall
 from sealst._core.panel import GenePanel
 from sealst._keys import Keys
@@ -123,9 +130,8 @@ class FoldScorer:
     ) -> None:
         # A gene that does not vary in training has no unit to measure deviations in.
         columns = columns[self.scale[columns] > _CONSTANT]
-        r = spot_pearson(values[:, columns], view.measured[:, columns], self.centre[columns], self.scale[columns])
-        value, low, high = mean_with_interval(r, self.bootstrap_seed)
-        out.table.append(self._row(view, method, "spot_pearson", value, genes=name, low=low, high=high))
+        found = spot_scores(values[:, columns], view.measured[:, columns], self.centre[columns], self.scale[columns])
+        self._means(view, method, "spot_", name, found, out)
 
     def _gene_rows(self, view: View, method: str, by_gene: pd.DataFrame) -> pd.DataFrame:
         facts = {"fold": self.fold, "seed": self.seed, "section": view.name, "patient": view.patient}
@@ -153,21 +159,20 @@ class FoldScorer:
         out.spots.setdefault(view.name, []).append(maps)
 
     def _pooled(self, held: Sequence[View], predicted: Predictions, scored: Sequence[np.ndarray], out: Results) -> None:
-        """Correlation over all held-out spots of the fold together: differences between sections count too."""
+        """Scores over all held-out spots of the fold together: differences between sections count too."""
         everywhere = np.all(scored, axis=0)
         measured = np.concatenate([v.measured for v in held])
         for method, parts in predicted.items():
             values = np.concatenate(parts)
             for name, members in self.sets.items():
                 columns = members[everywhere[members]]
-                r = gene_pearson(values[:, columns], measured[:, columns]) if len(columns) else np.array([np.nan])
-                value, low, high = mean_with_interval(r, self.bootstrap_seed)
-                out.table.append(self._row(None, method, "pearson", value, genes=name, low=low, high=high))
+                found = pooled_scores(values[:, columns], measured[:, columns])
+                self._means(None, method, "", name, found, out)
 
     def _between_sections(
         self, held: Sequence[View], predicted: Predictions, scored: Sequence[np.ndarray], out: Results
     ) -> None:
-        """Correlation over the held-out sections of a fold of their mean expression.
+        """Scores over the held-out sections of a fold of their mean expression.
 
         Not over folds: the mean of the training sections falls where that of the one left out rises.
         """
@@ -179,9 +184,16 @@ class FoldScorer:
             values = np.stack([part.mean(axis=0, dtype=np.float64) for part in parts])
             for name, members in self.sets.items():
                 columns = members[everywhere[members]]
-                r = gene_pearson(values[:, columns], measured[:, columns]) if len(columns) else np.array([np.nan])
-                value, low, high = mean_with_interval(r, self.bootstrap_seed)
-                out.table.append(self._row(None, method, "section_pearson", value, genes=name, low=low, high=high))
+                found = pooled_scores(values[:, columns], measured[:, columns])
+                self._means(None, method, "section_", name, found, out)
+
+    def _means(
+        self, view: View | None, method: str, prefix: str, genes: str, found: Mapping[str, np.ndarray], out: Results
+    ) -> None:
+        """Mean and interval of every metric, over genes or over spots."""
+        for metric, values in found.items():
+            value, low, high = mean_with_interval(values, self.bootstrap_seed)
+            out.table.append(self._row(view, method, prefix + metric, value, genes=genes, low=low, high=high))
 
     def _differences(self, out: Results) -> None:
         """Gain over the frozen encoder's probe, paired by gene and section."""
