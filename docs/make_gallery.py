@@ -47,7 +47,7 @@ FIGURES: dict[str, Draw] = {
     "pathway_agreement": lambda **o: sl.pl.pathway_agreement(data.evaluation().pathways, **o),
     "training": lambda **o: sl.pl.training(data.history(), **o),
 }
-#: the same with one panel, of functions that draw into an Axes
+#: the same with one panel, to draw into an Axes
 SINGLE: dict[str, Draw] = {
     "slide": lambda **o: sl.pl.slide(data.tiled(), "tissue_class", **o),
     "roc": FIGURES["roc"],
@@ -61,6 +61,11 @@ SINGLE: dict[str, Draw] = {
     "gene_scatter": lambda **o: sl.pl.gene_scatter(data.evaluation(), sections=data.SECTIONS[0], **o),
     "calibration": FIGURES["calibration"],
     "pathway_agreement": lambda **o: sl.pl.pathway_agreement(data.evaluation().pathways, methods="seal head", **o),
+    "attention": lambda **o: sl.pl.attention(data.tiled(), n=0, **o),
+    "retrieval": lambda **o: sl.pl.retrieval(data.section(), n=0, **o),
+    "crops": lambda **o: sl.pl.crops(data.section(), n=1, **o),
+    "residual_maps": lambda **o: sl.pl.residual_maps(data.evaluation(), "ERBB2", maps="residual", **o),
+    "training": lambda **o: sl.pl.training(data.history(), stages="align", metrics=[], **o),
 }
 BASELINE_DPI = 40
 _DPI, _COLOURS = 80, 256

@@ -57,7 +57,8 @@ def test_demo_makes_a_self_contained_report(tmp_path):
     assert not (tmp_path / "cache" / "tokens").exists(), "nobody trains on the demo's sections again"
     out = tmp_path / "out"
     html = (out / "report.html").read_text(encoding="utf-8")
-    assert html.count("data:image/png;base64,") == 6
+    assert html.count("data:image/webp;base64,") == 6
+    assert len(html) < 2_500_000, "small enough for a mail"
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", html)
     rows = pd.read_csv(out / "evaluation.csv").dropna(subset="section")
     table = rows.set_index(["method", "genes", "metric"])["value"]

@@ -68,12 +68,17 @@ def test_scale_bar_stands_in_the_first_crop_only(filled):
 
 def test_titles_from_a_column_or_a_list(filled):
     filled.tables["table"].obs["label"] = [f"t{i}" for i in range(36)]
-    assert _titles(sl.pl.crops(filled, spots=["toy_1x0"], titles="label")) == ["t1"]
-    assert _titles(sl.pl.crops(filled, n=2, titles=["tumour", "stroma"])) == ["tumour", "stroma"]
+    assert _titles(sl.pl.crops(filled, spots=["toy_1x0"], title_by="label")) == ["t1"]
+    assert _titles(sl.pl.crops(filled, n=2, title=["tumour", "stroma"])) == ["tumour", "stroma"]
+    assert _titles(sl.pl.crops(filled, n=1, title="tumour")) == ["tumour"]
     with pytest.raises(sl.DataError, match=r"one text per crop \(2\), found 1"):
-        sl.pl.crops(filled, n=2, titles=["tumour"])
-    with pytest.raises(sl.MissingKeyError, match="'cluster' is no column of `.obs`"):
-        sl.pl.crops(filled, titles="cluster")
+        sl.pl.crops(filled, n=2, title=["tumour"])
+    with pytest.raises(sl.DataError, match=r"one text per crop \(2\), found 'label'"):
+        sl.pl.crops(filled, n=2, title="label")
+    with pytest.raises(sl.MissingKeyError, match="`title_by` 'cluster' is no column of `.obs`"):
+        sl.pl.crops(filled, title_by="cluster")
+    with pytest.raises(sl.DataError, match="pass one of them"):
+        sl.pl.crops(filled, n=1, title="tumour", title_by="label")
 
 
 def test_long_names_are_shortened_and_stay_apart(filled):

@@ -40,6 +40,18 @@ def test_residual_is_measured_minus_predicted_in_z_scores(evaluation, spots_of):
     assert shown[2].cmap.name == "PuOr_r"
 
 
+def test_single_map_goes_into_given_axes_as_it_is_drawn_beside_others(evaluation, spots_of):
+    beside = spots_of(maps_of(sl.pl.residual_maps(evaluation, "VIM", section="B4"))[2])
+    _, ax = plt.subplots()
+    assert sl.pl.residual_maps(evaluation, "VIM", section="B4", maps="residual", title="missed", ax=ax) is ax
+    np.testing.assert_array_equal(spots_of(ax).get_array(), beside.get_array())
+    assert ax.get_title() == "missed"
+    figure = sl.pl.residual_maps(evaluation, "VIM", section="B4", maps=["residual", "measured"], title=["a", "b"])
+    assert [ax.get_title() for ax in maps_of(figure)] == ["a", "b"]
+    with pytest.raises(sl.DataError, match="`maps` must be one of"):
+        sl.pl.residual_maps(evaluation, "VIM", section="B4", maps="rest")
+
+
 def test_amounts_are_compared_in_log1p_units(evaluation, spots_of):
     figure = sl.pl.residual_maps(evaluation, "VIM", section="B4", scale="log1p")
     measured, predicted = columns(evaluation, "B4", "VIM")

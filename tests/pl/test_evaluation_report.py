@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import sealst as sl
 from sealst._core.report import Block, Picture, Table, render
@@ -93,7 +97,7 @@ def test_every_part_is_there_and_linked(html):
 def test_nothing_is_fetched_from_outside(html):
     sources = re.findall(r"""(?:src|href|action|poster|data)\s*=\s*["']?([^"'\s>]+)""", html)
     assert sources
-    assert not [s[:60] for s in sources if not s.startswith(("#", "data:image/png;base64,"))]
+    assert not [s[:60] for s in sources if not s.startswith(("#", "data:image/webp;base64,"))]
     assert not re.search(r"url\(|@import|<script|<link|<iframe", html)
     assert "default-src 'none'" in html
 
@@ -104,7 +108,7 @@ def test_pictures_say_what_they_show(html):
     assert len(pictures) == 9
     assert all(len(a["alt"]) > 25 for a in pictures)
     assert len({a["alt"] for a in pictures}) == 9
-    assert len(html) < 5_000_000
+    assert len(html) < 1_500_000
 
 
 def test_summary_holds_means_and_deviations_over_folds(evaluation, html):
@@ -118,7 +122,7 @@ def test_summary_holds_means_and_deviations_over_folds(evaluation, html):
     ]
     # What is not defined for a method is a dash, not "nan".
     assert frame.loc["mean", "Calibration slope, hvg10"] == "–"
-    assert "nan" not in html.split("<section", 1)[1].replace("image/png", "").lower().split("base64")[0]
+    assert "nan" not in html.split("<section", 1)[1].replace("image/webp", "").lower().split("base64")[0]
 
 
 def test_numbers_stand_right_and_words_left(html):
@@ -204,11 +208,42 @@ def test_what_is_no_report_is_refused(evaluation, tmp_path):
 
 def test_text_from_the_data_cannot_become_markup():
     frame = pd.DataFrame({"<b>a": ["<script>"], "n": ["−1.0 ± 0.2"]})
-    block = Block("<i>", ["<u>"], tables=[Table(frame, '"x"')], figures=[Picture(b"\x89PNG", '" onload="x')])
+    block = Block("<i>", ["<u>"], tables=[Table(frame, '"x"')], figures=[Picture(png_of(4, 4), '" onload="x')])
     html = render("<title>", [], [block], "&")
     for wrong in ("<b>a", "<script>", "<i>", "<u>", 'onload="x"'):
         assert wrong not in html
     assert "<td class=n>−1.0 ± 0.2</td>" in html
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+def png_of(width: int, height: int, *, noise: bool = False, dpi: int = 100) -> bytes:
+    rng, out = np.random.default_rng(0), io.BytesIO()
+    pixels = rng.integers(0, 256, (height, width, 3)) if noise else np.tile([[[200, 30, 90]]], (height, width, 1))
+    Image.fromarray(pixels.astype(np.uint8)).save(out, "png", dpi=(dpi, dpi))
+    return out.getvalue()
+
+
+def shown(picture: Picture) -> Image.Image:
+    kind, content = picture.data.removeprefix("data:image/").split(";base64,")
+    assert kind == "webp"
+    return Image.open(io.BytesIO(base64.b64decode(content)))
+
+
+def test_charts_stay_exact_and_tissue_gets_small():
+    chart = png_of(3000, 40)
+    assert shown(Picture(chart, "")).size == (3000, 40)
+    assert np.array_equal(shown(Picture(chart, "")).convert("RGB"), Image.open(io.BytesIO(chart)).convert("RGB"))
+    tissue = Picture(png_of(2400, 300, noise=True), "")
+    # No wider than a sharp screen shows; half of what a PNG takes even for noise.
+    assert shown(tissue).size == (1984, 248)
+    assert len(tissue.data) < 0.75 * len(tissue.content)
+
+
+def test_text_of_a_wide_picture_stays_readable_on_a_phone():
+    assert Picture(png_of(1000, 10, dpi=150), "").least_width == round(0.62 * 640)
+    assert Picture(png_of(4000, 10, dpi=150), "").least_width == 960
+    html = render("t", [], [Block("h", figures=[Picture(png_of(1000, 10), "c")])], "")
+    assert '<img style="min-width:595px" src="data:image/webp' in html
 
 
 # -- in a browser -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ After a change that is meant: `python docs/make_gallery.py && python docs/make_g
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -34,8 +35,12 @@ sys.path.remove(str(ROOT / "docs"))
 
 REPORTS = ("report", "slide_report")
 FUNCTIONS = [name for name in sl.pl.__all__ if name not in REPORTS]
-#: figures that are always several panels
-COMPOSED = {"attention", "crops", "residual_maps", "retrieval", "training"}
+#: what makes several panels of functions of which the gallery shows one
+SEVERAL = {
+    "roc": {"classes": ["proficient", "deficient"]},
+    "precision_recall": {"classes": ["proficient", "deficient"]},
+    "slide_calibration": {"classes": ["proficient", "deficient"]},
+}
 #: maps of spots take seconds each, and what they show is tested on a toy section in files of their own
 SLOW = {"crops", "expression", "pathways", "residual_maps", "retrieval"}
 #: the gallery's second figure of a function
@@ -70,14 +75,16 @@ def test_signature_and_returns(name):
         # One wording everywhere.
         assert parameter_text(function.__doc__, option) == parameter_text(sl.pl.expression.__doc__, option)
     returns, annotation = section(function.__doc__, "Returns"), inspect.signature(function).return_annotation
-    if name in COMPOSED:
-        assert "ax" not in parameters
-        assert annotation == "Figure"
-        assert returns.startswith("The Figure")
-    else:
-        assert parameters["ax"].default is None
-        assert annotation == "Figure | Axes"
-        assert returns == "The Figure, or `ax` where it was given."
+    assert parameters["ax"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert parameters["ax"].default is None
+    assert parameters["ax"].annotation == "Axes | None"
+    assert re.match(r"Axes to draw into, for (a single|one|the map alone)", parameter_text(function.__doc__, "ax"))
+    assert annotation == "Figure | Axes"
+    assert returns == "The Figure, or `ax` where it was given."
+    # `title` is a text per panel, whatever a figure shows.
+    assert "titles" not in parameters
+    if "title" in parameters:
+        assert parameters["title"].annotation in ("str | None", "str | Sequence[str] | None")
     for shared in ("image_alpha", "coordinate_system", "n_bootstrap"):
         texts = {parameter_text(getattr(sl.pl, other).__doc__, shared) for other in FUNCTIONS} - {""}
         assert len({text.replace("tiles", "spots").replace(" of `sdata`", "") for text in texts}) <= 1, shared
@@ -95,7 +102,7 @@ def test_reports_take_a_path_and_return_it(name):
 def test_every_figure_is_in_the_gallery():
     page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
     assert {ALSO.get(name, name) for name in gallery.FIGURES} == set(FUNCTIONS)
-    assert {ALSO.get(name, name) for name in gallery.SINGLE} == set(FUNCTIONS) - COMPOSED
+    assert {ALSO.get(name, name) for name in gallery.SINGLE} == set(FUNCTIONS)
     shown = re.findall(r"_static/gallery/(\w+)\.png", page)
     assert sorted(shown) == sorted(gallery.FIGURES)
     stored = {path.stem: path for path in (ROOT / "docs" / "_static" / "gallery").glob("*.png")}
@@ -145,6 +152,30 @@ def test_axes_that_are_given_are_drawn_into_and_returned(name, small, tmp_path):
     assert len(ax.get_children()) > 12
     with pytest.raises(sl.DataError, match="`save` must end in a picture format"):
         gallery.SINGLE[name](save=tmp_path / "a.docx")
+
+
+def draw_several(name: str, **options) -> Figure:
+    if name == "evaluation":
+        return sl.pl.evaluation(gallery.data.evaluation(), metrics=["pearson", "spearman"], **options)
+    if name == "calibration":
+        found = gallery.data.evaluation()
+        two = dict.fromkeys(("P1_S1", "P2_S1"), next(iter(found.spots.values())))
+        return sl.pl.calibration(dataclasses.replace(found, spots=two), **options)
+    return gallery.FIGURES[name](**SEVERAL.get(name, {}), **options)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_axes_are_refused_for_several_panels_and_the_error_says_how_to_ask_for_one(name):
+    ax = plt.figure().add_subplot()
+    with pytest.raises(
+        sl.DataError, match=r"`ax` takes one panel, found \d+\. .* ask for one panel with .*`"
+    ) as caught:
+        draw_several(name, ax=ax)
+    # What the error names are arguments of the function.
+    named = re.findall(r"`(\w+)[=`]", str(caught.value).rpartition(" with ")[2])
+    assert named
+    assert set(named) <= set(inspect.signature(getattr(sl.pl, name)).parameters)
+    assert not ax.has_data()
 
 
 def test_a_changed_figure_is_noticed(small, tmp_path):

@@ -56,6 +56,7 @@ def test_single_pathway_goes_into_given_axes(filled):
     _, ax = plt.subplots()
     assert sl.pl.pathways(filled, "Hypoxia", ax=ax) is ax
     assert ax.get_title() == "Hypoxia"
+    assert sl.pl.pathways(filled, "Hypoxia", title="no air", ax=ax).get_title() == "no air"
     with pytest.raises(sl.DataError, match="`ax` takes one panel, found 3"):
         sl.pl.pathways(filled, ax=ax)
 

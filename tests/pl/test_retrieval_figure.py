@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -23,6 +24,20 @@ def test_map_on_the_left_best_and_worst_crops_on_the_right(filled, spots_of):
     assert min(ax.get_position().y0 for ax in crops[:4]) > max(ax.get_position().y1 for ax in crops[4:])
     texts = [t.get_text() for t in figure.texts]
     assert texts == ["Query: EPCAM, KRT8", "Most similar", "Least similar"]
+
+
+def test_map_alone_goes_into_given_axes(filled, spots_of):
+    _, ax = plt.subplots()
+    assert sl.pl.retrieval(filled, n=0, ax=ax) is ax
+    assert ax.get_title() == "Query: EPCAM, KRT8"
+    expected = filled.tables["table"].obs["seal_similarity"]
+    np.testing.assert_allclose(spots_of(ax).get_array().filled(np.nan), expected, rtol=1e-6)
+    alone = sl.pl.retrieval(filled, n=0, title="tumour").axes
+    assert [one.get_title() for one in alone] == ["tumour"]
+    with pytest.raises(sl.DataError, match="`ax` takes one panel, found 9.*`n=0`"):
+        sl.pl.retrieval(filled, n=4, ax=ax)
+    with pytest.raises(sl.DataError, match="`n` must be a whole number, 0 or more, found -1"):
+        sl.pl.retrieval(filled, n=-1)
 
 
 def test_titles_stay_inside_and_apart(filled):

@@ -79,7 +79,7 @@ def test_several_maps_titles_and_the_picture_alone(labelled):
     assert not plain.collections
     beside = sl.pl.slide(labelled, [None, "EPCAM"]).axes
     assert [len(ax.collections) for ax in beside[:2]] == [0, 1]
-    with pytest.raises(sl.DataError, match="`title` must hold one text per panel \\(2\\), found 1"):
+    with pytest.raises(sl.DataError, match="`title` must hold one text per panel \\(2\\), found 'A'"):
         sl.pl.slide(labelled, ["class", "EPCAM"], title="A")
 
 
@@ -153,6 +153,14 @@ def test_most_attended_crops_stand_beside_and_are_circled(attended):
         .get_text()
         .endswith(f"half of the attention lies on {half} of 35 tiles ({100 * half / 35:.2g} %)")
     )
+
+
+def test_attention_map_alone_goes_into_given_axes(attended, spots_of):
+    beside = spots_of(sl.pl.attention(attended, n=3).axes[0]).get_array()
+    _, ax = plt.subplots()
+    assert sl.pl.attention(attended, n=0, ax=ax) is ax
+    np.testing.assert_array_equal(spots_of(ax).get_array(), beside)
+    assert "half of the attention" in ax.get_title().replace("\n", " ")
 
 
 def test_what_is_no_attention_is_refused(attended):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,6 +48,18 @@ def test_a_panel_per_stage_and_per_metric(history):
     assert set(lines) == {"total", "contrast", "image", "gene"}
     np.testing.assert_array_equal(lines["contrast"], [6.0, 5.0, 4.5])
     np.testing.assert_array_equal(axes[1].lines[0].get_xdata(), [1, 2, 3])
+
+
+def test_one_stage_or_metric_goes_into_given_axes(history):
+    _, (left, right) = plt.subplots(1, 2)
+    assert sl.pl.training(history, stages="align", metrics=[], ax=left) is left
+    assert left.get_title() == "Losses, alignment"
+    assert sl.pl.training(history, stages=[], metrics="pearson", ax=right) is right
+    assert right.get_title() == "Pearson r, validation"
+    with pytest.raises(sl.MissingKeyError, match=r"stage\(s\) 'finish' not in the history; found: 'warmup', 'align'"):
+        sl.pl.training(history, stages="finish")
+    with pytest.raises(sl.DataError, match="leave nothing to show"):
+        sl.pl.training(history, stages=[], metrics=[])
 
 
 def test_baseline_is_drawn_where_recorded(history):

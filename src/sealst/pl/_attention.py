@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,10 @@ from spatialdata import SpatialData
 from sealst import _section
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._validate import check_choice, check_fraction, check_positive
+from sealst._validate import check_choice, check_fraction, whole
 from sealst.pl import _base
 from sealst.pl._crops import Gallery, draw_beside, load_crops, spot_title
-from sealst.pl._tissue import MapStyle, Panel, read_tissue
+from sealst.pl._tissue import MapStyle, Panel, read_tissue, show_maps
 
 
 def attention(
@@ -37,9 +38,10 @@ def attention(
     region: str | None = None,
     coordinate_system: str = "global",
     table_key: str = Keys.TABLE,
+    ax: Axes | None = None,
     save: str | Path | None = None,
     show: bool | None = None,
-) -> Figure:
+) -> Figure | Axes:
     """Show where a slide-level model looked: attention on the H&E, and the most attended crops.
 
     Few tiles usually hold most of the attention, so colours show its percentile within the slide: they tell which
@@ -54,11 +56,11 @@ def attention(
     key
         ``.obs`` column with the attention: weights that are not negative and sum to 1 over the slide.
     n
-        Most attended crops to show.
+        Most attended crops to show, beside the map; 0 for the map alone.
     scale
         ``"percentile"``: rank within the slide, 0 to 100; ``"linear"``: multiple of the mean.
     title
-        Title of the figure; by default the slide, and how many tiles hold half of the attention.
+        Title above the map and its crops; by default the slide, and how many tiles hold half of the attention.
     percentiles
         Percentiles of the attention at which colours saturate, with ``scale="linear"``.
     cmap
@@ -75,6 +77,8 @@ def attention(
         System in which tiles and image meet.
     table_key
         Table whose rows are the tiles.
+    ax
+        Axes to draw into, for the map alone (``n=0``).
     save
         File to write, at 150 dpi; its ending picks the format (``.png``, ``.pdf``, …).
     show
@@ -83,7 +87,7 @@ def attention(
 
     Returns
     -------
-    The Figure: the map on the left, crops on the right.
+    The Figure, or `ax` where it was given.
 
     Raises
     ------
@@ -101,7 +105,7 @@ def attention(
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_fraction("alpha", alpha)
-    check_positive("n", n)
+    n = whole("n", n, least=0)
     check_choice("scale", scale, ["percentile", "linear"])
     table = _section.get_table(sdata, table_key)
     one = _base.one_region(table, region)
@@ -109,19 +113,21 @@ def attention(
     usable = _section.crop_boxes(sdata, table, one)[0]
     folds = _folds_of_mean(weights, one.rows, key)
     rows = usable[np.isfinite(folds[usable])]
-    rows = rows[np.argsort(-folds[rows], kind="stable")][:n]
     if not rows.size:
         raise DataError(f"No tile of region {one.name!r} has both attention and a crop; pair crops with the tiles.")
-    shown = load_crops(sdata, table, rows, [one], _crop_um(table))
+    rows = rows[np.argsort(-folds[rows], kind="stable")][:n]
+    _base.check_single(ax, 1 + len(rows), how="`n=0`, which is the map alone")
     tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
+    heading = f"{one.section}: {_concentration(folds[one.rows])}" if title is None else title
+    panel = _panel(folds[one.rows], scale, cmap, percentiles)
+    style = MapStyle(image_alpha, spot_size, alpha=alpha)
+    if not n:
+        panel = replace(panel, title=heading)
+        return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
     texts = [f"{spot_title(table, row)}\n{_times(folds[row])} the mean" for row in rows]
-    figure = draw_beside(
-        tissue,
-        _panel(folds[one.rows], scale, cmap, percentiles),
-        MapStyle(image_alpha, spot_size, alpha=alpha),
-        galleries=[Gallery("Most attended (circled on the map)", shown, texts)],
-        heading=f"{one.section}: {_concentration(folds[one.rows])}" if title is None else title,
-    )
+    shown = load_crops(sdata, table, rows, [one], _crop_um(table))
+    galleries = [Gallery("Most attended (circled on the map)", shown, texts)]
+    figure = draw_beside(tissue, panel, style, galleries=galleries, heading=heading)
     _circle(figure.axes[0], tissue.centres[np.isin(one.rows, rows)])
     _base.finish(figure, save, show)
     return figure

@@ -83,10 +83,10 @@ def axes_at(figure: Figure, x: float, y: float, *, size: tuple[float, float]) ->
     return figure.add_axes((x / width, 1 - (y + size[1]) / height, size[0] / width, size[1] / height))
 
 
-def check_single(ax: Axes | None, n_panels: int) -> None:
-    """Raise when one Axes is given for several panels."""
+def check_single(ax: Axes | None, n_panels: int, *, how: str) -> None:
+    """Raise when one Axes is given for several panels; `how` is the option that leaves one of them."""
     if ax is not None and n_panels != 1:
-        raise DataError(f"`ax` takes one panel, found {n_panels}. Leave `ax` out, or ask for one panel.")
+        raise DataError(f"`ax` takes one panel, found {n_panels}. Leave `ax` out, or ask for one panel with {how}.")
 
 
 def require_spatialdata(data: object) -> None:
@@ -144,14 +144,21 @@ def as_list(names: str | Iterable[Any], *, name: str) -> list[Any]:
     return found
 
 
-def retitled(panels: list[P], title: str | Sequence[str] | None) -> list[P]:
-    """Panels (dataclasses with a `title`) under the titles asked for."""
+def retitled(groups: list[list[P]], title: str | Sequence[str] | None) -> list[list[P]]:
+    """Groups of panels (dataclasses with a `title`) under the titles asked for, one per panel."""
     if title is None:
-        return panels
+        return groups
+    titles = iter(given_titles(title, sum(len(group) for group in groups), what="panel"))
+    return [[replace(panel, title=next(titles)) for panel in group] for group in groups]
+
+
+def given_titles(title: str | Sequence[str], n: int, *, what: str) -> list[str]:
+    """`title` as a list of `n` texts: one text alone is the title of the only panel."""
     titles = [title] if isinstance(title, str) else [str(one) for one in title]
-    if len(titles) != len(panels):
-        raise DataError(f"`title` must hold one text per panel ({len(panels)}), found {len(titles)}.")
-    return [replace(panel, title=text) for panel, text in zip(panels, titles, strict=True)]
+    if len(titles) != n:
+        found = f"{title!r}" if isinstance(title, str) else f"{len(titles)}"
+        raise DataError(f"`title` must hold one text per {what} ({n}), found {found}. Pass a list of {n} texts.")
+    return titles
 
 
 def find_gene(gene: str, names: pd.Index) -> str | None:

@@ -82,7 +82,7 @@ def calibration(
     names = pick("sections", sections, list(require_spots(result).spots))
     known = list(dict.fromkeys(m for name in names for m in result.spots[name].layers))
     chosen = pick("methods", methods, known)
-    _base.check_single(ax, len(names))
+    _base.check_single(ax, len(names), how="`sections=`")
     lines = {
         name: {m: _binned(result.spots[name], m, genes, n_bins) for m in chosen if m in result.spots[name].layers}
         for name in names

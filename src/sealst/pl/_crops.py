@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from anndata import AnnData
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
@@ -59,16 +60,20 @@ def crops(
     spots: str | Sequence[str] | None = None,
     order_by: str | None = None,
     ascending: bool = False,
-    titles: str | Sequence[str] | None = None,
+    title: str | Sequence[str] | None = None,
     n_cols: int = 8,
     seed: int = 0,
     crop_um: float | None = None,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
+    title_by: str | None = None,
+    ax: Axes | None = None,
     save: str | Path | None = None,
     show: bool | None = None,
-) -> Figure:
+) -> Figure | Axes:
     """Show crops exactly as the model sees them: same square, same number of pixels.
+
+    The first crop carries a scale bar.
 
     Parameters
     ----------
@@ -84,8 +89,8 @@ def crops(
         `n` spots are drawn at random.
     ascending
         Show the lowest values of `order_by` instead.
-    titles
-        An ``.obs`` column, or one text per crop; by default the spot's name, with its value of `order_by`.
+    title
+        One title per crop; by default the spot's name, with its value of `order_by`.
     n_cols
         Crops in a row.
     seed
@@ -96,6 +101,10 @@ def crops(
         Region or regions to draw from; by default all.
     table_key
         Table whose rows are the spots.
+    title_by
+        ``.obs`` column whose values are the crops' titles, in place of `title`.
+    ax
+        Axes to draw into, for a single crop.
     save
         File to write, at 150 dpi; its ending picks the format (``.png``, ``.pdf``, …).
     show
@@ -104,16 +113,16 @@ def crops(
 
     Returns
     -------
-    The Figure, with one Axes per crop; the first crop carries a scale bar in µm.
+    The Figure, or `ax` where it was given.
 
     Raises
     ------
     OrderError
         When spots were not paired with crops yet.
     MissingKeyError
-        When a spot or `order_by` is unknown.
+        When a spot, `order_by` or `title_by` is unknown.
     DataError
-        When a spot has no usable crop.
+        When a spot has no usable crop, or there are other titles than crops.
 
     Examples
     --------
@@ -134,9 +143,14 @@ def crops(
         rows = _named_rows(table, _base.as_list(spots, name="spots"), usable)
     else:
         rows = _pick_rows(usable, values, n=n, ascending=ascending, seed=seed)
-    texts = _titles(table, rows, titles, values, order_by)
+    texts = _titles(table, rows, title, title_by, _order_labels(values, rows, order_by))
+    _base.check_single(ax, len(rows), how="`n=1` or one of `spots`")
     shown = load_crops(sdata, table, rows, regions, crop_um)
 
+    if ax is not None:
+        _draw_crop(ax, shown[0], texts[0], scale_bar=True)
+        _base.finish(_base.figure_of(ax), save, show, own=False)
+        return ax
     width, height = gallery_size(texts, n_cols)
     figure = plt.figure(figsize=(width, height))
     draw_gallery(figure, 0.0, 0.0, crops=shown, texts=texts, n_cols=n_cols)
@@ -182,12 +196,16 @@ def draw_gallery(
     for i, (crop, text) in enumerate(zip(crops, texts, strict=True)):
         left, top = x + _GAP_IN + (i % n_cols) * width, y + (i // n_cols) * height + title
         ax = _base.axes_at(figure, left, top, size=(SIDE_IN, SIDE_IN))
-        ax.set_axis_off()
-        ax.grid(visible=False)
-        ax.imshow(crop.pixels, extent=(0, crop.um, crop.um, 0), interpolation="antialiased")
-        ax.set_title(text, fontsize=_base.SMALL_SIZE, pad=3)
-        if i == 0 or crop.um != crops[0].um:
-            add_scale_bar(ax, crop.um * 1.3, per_unit=1.0, colour="white")
+        _draw_crop(ax, crop, text, scale_bar=i == 0 or crop.um != crops[0].um)
+
+
+def _draw_crop(ax: Axes, crop: Crop, text: str, *, scale_bar: bool) -> None:
+    ax.set_axis_off()
+    ax.grid(visible=False)
+    ax.imshow(crop.pixels, extent=(0, crop.um, crop.um, 0), interpolation="antialiased")
+    ax.set_title(text, fontsize=_base.SMALL_SIZE, pad=3)
+    if scale_bar:
+        add_scale_bar(ax, crop.um * 1.3, per_unit=1.0, colour="white")
 
 
 def draw_beside(tissue: Tissue, panel: Panel, style: MapStyle, *, galleries: Sequence[Gallery], heading: str) -> Figure:
@@ -241,25 +259,30 @@ def _pick_rows(usable: np.ndarray, values: np.ndarray | None, *, n: int, ascendi
     return known[order[:n]]
 
 
+def _order_labels(values: np.ndarray | None, rows: np.ndarray, order_by: str | None) -> list[str] | None:
+    """What stands below the names of crops that have an order."""
+    if values is None:
+        return None
+    what = _base.shorten(str(order_by).removeprefix("seal_"), _NAME_WIDTH - 6)
+    return [f"{what} {_base.number(value, '.3g')}" for value in values[rows]]
+
+
 def _titles(
     table: AnnData,
     rows: np.ndarray,
-    titles: str | Sequence[str] | None,
-    values: np.ndarray | None,
-    order_by: str | None,
+    title: str | Sequence[str] | None,
+    title_by: str | None,
+    labels: list[str] | None,
 ) -> list[str]:
-    if isinstance(titles, str):
-        if titles not in table.obs:
+    if title is not None and title_by is not None:
+        raise DataError("`title` and `title_by` both say what stands above the crops; pass one of them.")
+    if title_by is not None:
+        if title_by not in table.obs:
             raise MissingKeyError(
-                f"`titles` {titles!r} is no column of `.obs`; found: {listed(table.obs.columns, 20)}."
+                f"`title_by` {title_by!r} is no column of `.obs`; found: {listed(table.obs.columns, 20)}."
             )
-        return [_base.shorten(str(value), _NAME_WIDTH) for value in table.obs[titles].iloc[rows]]
-    if titles is not None:
-        if len(titles) != len(rows):
-            raise DataError(f"`titles` must have one text per crop ({len(rows)}), found {len(titles)}.")
-        return [str(title) for title in titles]
+        return [_base.shorten(str(value), _NAME_WIDTH) for value in table.obs[title_by].iloc[rows]]
+    if title is not None:
+        return _base.given_titles(title, len(rows), what="crop")
     names = [spot_title(table, row) for row in rows]
-    if values is None:
-        return names
-    what = _base.shorten(str(order_by).removeprefix("seal_"), _NAME_WIDTH - 6)
-    return [f"{name}\n{what} {_base.number(v, '.3g')}" for name, v in zip(names, values[rows], strict=True)]
+    return names if labels is None else [f"{name}\n{label}" for name, label in zip(names, labels, strict=True)]

@@ -97,7 +97,7 @@ def evaluation(
     _check_repeats(table)
     table = _select(table, methods, sections, pooled=pooled and by == "section")
     panels = _panels(table, metrics, by)
-    _base.check_single(ax, len(panels))
+    _base.check_single(ax, len(panels), how="`metrics=`")
     colours = colours_of(pd.unique(table["method"]))
     if ax is not None:
         _draw(ax, panels[0], colours)

@@ -19,7 +19,7 @@ from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._validate import check_choice, listed
 from sealst.pl import _base
-from sealst.pl._tissue import MapStyle, Panel, draw_group, draw_maps, read_tissue
+from sealst.pl._tissue import MapStyle, Panel, read_tissue, show_maps
 
 _RESIDUAL_CMAP = "RdBu_r"
 #: layers in the unit of predictions
@@ -43,6 +43,7 @@ def expression(
     image_key: str | None = None,
     coordinate_system: str = "global",
     table_key: str = Keys.TABLE,
+    title: str | Sequence[str] | None = None,
     ax: Axes | None = None,
     save: str | Path | None = None,
     show: bool | None = None,
@@ -87,6 +88,8 @@ def expression(
         System in which spots and image meet.
     table_key
         Table whose rows are the spots.
+    title
+        One title per map; by default the gene, where its values come from, and how well they agree.
     ax
         Axes to draw into, for a single map (`layer=None` or `predicted_key=None`).
     save
@@ -126,21 +129,15 @@ def expression(
     layer, predicted_key = _find_sources(table, layer, predicted_key, both=residual)
     _check_comparable(layer, predicted_key, compared=scale == "shared" or residual)
     options = _Options(layer, predicted_key, residual, scale == "shared", percentiles, cmap)
-    groups = [options.panels(table, gene, one.rows) for gene in genes]
+    groups = _base.retitled([options.panels(table, gene, one.rows) for gene in genes], title)
     n_maps = sum(len(group) for group in groups)
-    _base.check_single(ax, n_maps)
+    _base.check_single(ax, n_maps, how="one gene and `layer=None` or `predicted_key=None`")
 
     tissue = read_tissue(sdata, table, one, image_key=image_key, coordinate_system=coordinate_system, n_maps=n_maps)
     style = MapStyle(image_alpha, spot_size)
-    if ax is not None:
-        draw_group([ax], tissue, groups[0], style)
-        _base.finish(_base.figure_of(ax), save, show, own=False)
-        return ax
     width = max(len(group) for group in groups)
     per_row = min(n_cols or _per_row(len(groups), width), len(groups))
-    figure = draw_maps(tissue, groups, per_row=per_row, style=style)
-    _base.finish(figure, save, show)
-    return figure
+    return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
 
 
 def _per_row(n_genes: int, n_maps: int) -> int:

@@ -91,7 +91,7 @@ def gene_scatter(
     check_columns(genes, [*_NEEDED, metric], what="the table of genes")
     pick("method", [x, y], [str(m) for m in pd.unique(genes["method"])])
     panels = _pairs(genes, x, y, metric=metric, sections=sections)
-    _base.check_single(ax, len(panels))
+    _base.check_single(ax, len(panels), how="`sections=`")
     limits = _limits(panels.values())
     if ax is not None:
         axes = [ax]

@@ -105,7 +105,7 @@ def kaplan_meier(
     shown, kept = targets_of(evaluation, targets), methods_of(evaluation, methods)
     pairs = [_patients(held_out(evaluation, t, m, _COLUMNS)) for t in shown for m in kept]
     groups = [_is_high(slides, split) for slides in pairs]
-    axes = panel_axes(ax, len(pairs), n_cols or min(len(pairs), max(len(kept), 2)))
+    axes = panel_axes(ax, len(pairs), n_cols or min(len(pairs), max(len(kept), 2)), how="`targets=` and `methods=`")
     latest = {t: max(s.frame["time"].max() for s in pairs if s.target == t) for t in shown}
     for one, slides, high in zip(axes, pairs, groups, strict=True):
         _frame(one, slides, evaluation, high, until=latest[slides.target])

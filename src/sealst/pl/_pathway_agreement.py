@@ -85,7 +85,7 @@ def pathway_agreement(
     check_choice("metric", metric, _METRICS)
     _check_table(table, metric)
     blocks = _blocks(table, metric, pathways, methods)
-    _base.check_single(ax, len(blocks))
+    _base.check_single(ax, len(blocks), how="`methods=`")
     if ax is not None:
         image = _draw(ax, blocks[0], first=True, inches=ax.get_window_extent().width / _base.figure_of(ax).dpi)
         _base.figure_of(ax).colorbar(image, ax=ax, label=_base.metric_label(metric), fraction=0.05)

@@ -16,7 +16,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst.pl import _base
-from sealst.pl._tissue import MapStyle, Panel, draw_group, draw_maps, read_tissue
+from sealst.pl._tissue import MapStyle, Panel, read_tissue, show_maps
 
 _MOST_SHOWN = 12
 
@@ -35,6 +35,7 @@ def pathways(
     image_key: str | None = None,
     coordinate_system: str = "global",
     table_key: str = Keys.TABLE,
+    title: str | Sequence[str] | None = None,
     ax: Axes | None = None,
     save: str | Path | None = None,
     show: bool | None = None,
@@ -70,6 +71,8 @@ def pathways(
         System in which spots and image meet.
     table_key
         Table whose rows are the spots.
+    title
+        One title per map; by default the pathway.
     ax
         Axes to draw into, for a single pathway.
     save
@@ -103,20 +106,15 @@ def pathways(
     one = _base.one_region(table, region)
     frame = _base.stored_frame(table, key, "sl.tl.pathways(sdata, net)").iloc[one.rows]
     names = _most_variable(frame) if pathways is None else _base.as_list(pathways, name="pathways")
-    groups = [[_panel(frame, name, key, percentiles, cmap)] for name in names]
-    _base.check_single(ax, len(groups))
+    groups = _base.retitled([[_panel(frame, name, key, percentiles, cmap)] for name in names], title)
+    _base.check_single(ax, len(groups), how="`pathways=`")
 
     tissue = read_tissue(
         sdata, table, one, image_key=image_key, coordinate_system=coordinate_system, n_maps=len(groups)
     )
     style = MapStyle(image_alpha, spot_size)
-    if ax is not None:
-        draw_group([ax], tissue, groups[0], style)
-        _base.finish(_base.figure_of(ax), save, show, own=False)
-        return ax
-    figure = draw_maps(tissue, groups, per_row=min(n_cols, len(groups)), style=style)
-    _base.finish(figure, save, show)
-    return figure
+    per_row = min(n_cols, len(groups))
+    return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
 
 
 def _most_variable(frame: pd.DataFrame) -> list[str]:

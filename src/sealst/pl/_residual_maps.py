@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 from anndata import AnnData
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
@@ -21,8 +22,9 @@ from sealst._logging import logger
 from sealst._validate import check_choice, listed
 from sealst.pl import _base
 from sealst.pl._methods import ADAPTED, dense, pick, require_spots
-from sealst.pl._tissue import MapStyle, Panel, Tissue, draw_maps, read_tissue
+from sealst.pl._tissue import MapStyle, Panel, Tissue, read_tissue, show_maps
 
+_MAPS = ("measured", "predicted", "residual")
 _RESIDUAL_CMAP = "PuOr_r"
 #: radius of a spot in pitches where its true size is unknown: neighbours nearly touch; outline that shows pale spots
 _RADIUS, _EDGE = 0.46, "#9A9A9A"
@@ -43,9 +45,12 @@ def residual_maps(
     n_cols: int | None = None,
     coordinate_system: str = "global",
     table_key: str = Keys.TABLE,
+    maps: str | Sequence[str] = _MAPS,
+    title: str | Sequence[str] | None = None,
+    ax: Axes | None = None,
     save: str | Path | None = None,
     show: bool | None = None,
-) -> Figure:
+) -> Figure | Axes:
     """Map measured, predicted and residual expression of held-out spots, three maps per gene.
 
     The residual is measured minus predicted: orange where the tissue expresses more than was predicted, purple where
@@ -81,6 +86,12 @@ def residual_maps(
         System in which spots and image of `sdata` meet.
     table_key
         Table of `sdata` whose rows are the spots.
+    maps
+        Which of ``"measured"``, ``"predicted"`` and ``"residual"`` to show of every gene, in this order.
+    title
+        One title per map; by default the gene and what is shown of it.
+    ax
+        Axes to draw into, for a single map.
     save
         File to write, at 150 dpi; its ending picks the format (``.png``, ``.pdf``, …).
     show
@@ -89,7 +100,7 @@ def residual_maps(
 
     Returns
     -------
-    The Figure.
+    The Figure, or `ax` where it was given.
 
     Raises
     ------
@@ -109,19 +120,22 @@ def residual_maps(
     name = _one_section(require_spots(result), section)
     spots = result.spots[name]
     pick("method", [method], list(spots.layers))
-    genes = _base.as_list(genes, name="genes")
+    genes, maps = _base.as_list(genes, name="genes"), _base.as_list(maps, name="maps")
+    for kind in maps:
+        check_choice("maps", kind, _MAPS)
+    n_maps = len(maps) * len(genes)
+    _base.check_single(ax, n_maps, how='one gene and `maps="residual"`')
     options = _Options(method, scale, percentiles, cmap)
     if sdata is None:
         rows, tissue = np.arange(spots.n_obs), _on_white(spots, name)
         style = MapStyle(1.0, spot_size, edge=_EDGE)
     else:
-        rows, tissue = _on_image(sdata, spots, name, system=coordinate_system, table_key=table_key, n=3 * len(genes))
+        rows, tissue = _on_image(sdata, spots, name, system=coordinate_system, table_key=table_key, n=n_maps)
         style = MapStyle(image_alpha, spot_size, edge=_EDGE)
-    groups = [options.panels(spots, gene, rows) for gene in genes]
-    per_row = n_cols or (1 if len(genes) <= 3 else 2)
-    figure = draw_maps(tissue, groups, per_row=min(per_row, len(genes)), style=style)
-    _base.finish(figure, save, show)
-    return figure
+    found = [options.panels(spots, gene, rows) for gene in genes]
+    groups = _base.retitled([[drawn[kind] for kind in maps] for drawn in found], title)
+    per_row = min(n_cols or (1 if len(genes) <= 3 else 2), len(genes))
+    return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
 
 
 def _one_section(result: Evaluation, section: str | None) -> str:
@@ -176,7 +190,7 @@ class _Options:
     percentiles: tuple[float, float]
     cmap: str
 
-    def panels(self, spots: AnnData, gene: str, rows: np.ndarray) -> list[Panel]:
+    def panels(self, spots: AnnData, gene: str, rows: np.ndarray) -> dict[str, Panel]:
         """Return measured, predicted and residual; what does not vary has no z-score and stays empty."""
         name = _base.find_gene(gene, spots.var_names)
         if name is None:
@@ -192,11 +206,12 @@ class _Options:
             for title, v in zip(titles, (measured, predicted), strict=True)
         ]
         if measured is None or predicted is None:
-            return [*shown, Panel(f"{name}, residual", None, "undefined")]
+            return dict(zip(_MAPS, [*shown, Panel(f"{name}, residual", None, "undefined")], strict=True))
         residual = measured - predicted
         edge = max(abs(limit) for limit in _base.robust_limits([residual], self.percentiles))
         label = f"measured − predicted ({unit})"
-        return [*shown, Panel(f"{name}, residual", residual[rows], label, _RESIDUAL_CMAP, (-edge, edge))]
+        shown.append(Panel(f"{name}, residual", residual[rows], label, _RESIDUAL_CMAP, (-edge, edge)))
+        return dict(zip(_MAPS, shown, strict=True))
 
     def _scaled(self, values: np.ndarray) -> np.ndarray | None:
         if self.scale == "log1p":

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._validate import check_positive
+from sealst._validate import whole
 from sealst.pl import _base
 from sealst.pl._crops import Crop, Gallery, draw_beside, load_crops, spot_title
-from sealst.pl._tissue import MapStyle, Panel, read_tissue
+from sealst.pl._tissue import MapStyle, Panel, read_tissue, show_maps
 
 
 def retrieval(
@@ -34,10 +35,13 @@ def retrieval(
     region: str | None = None,
     coordinate_system: str = "global",
     table_key: str = Keys.TABLE,
+    ax: Axes | None = None,
     save: str | Path | None = None,
     show: bool | None = None,
-) -> Figure:
+) -> Figure | Axes:
     """Show what a query found: similarity on the H&E, and the most and least similar crops.
+
+    The map stands on the left, the crops on the right.
 
     Parameters
     ----------
@@ -50,9 +54,9 @@ def retrieval(
         takes the one that `tl.retrieve` wrote beside `key`: ``"plasma_rank"`` beside ``"plasma_similarity"``; beside
         ``"seal_similarity"``, and a column with another ending, titles do without where there is none.
     n
-        Most similar, and least similar, crops to show.
+        Most similar, and least similar, crops to show; 0 for the map alone.
     title
-        Title of the figure; by default the query that `tl.retrieve` recorded.
+        Title above the map and its crops; by default the query that `tl.retrieve` recorded.
     percentiles
         Percentiles of the similarity at which colours saturate.
     cmap
@@ -67,6 +71,8 @@ def retrieval(
         System in which spots and image meet.
     table_key
         Table whose rows are the spots.
+    ax
+        Axes to draw into, for the map alone (``n=0``).
     save
         File to write, at 150 dpi; its ending picks the format (``.png``, ``.pdf``, …).
     show
@@ -75,7 +81,7 @@ def retrieval(
 
     Returns
     -------
-    The Figure: the map on the left, crops on the right.
+    The Figure, or `ax` where it was given.
 
     Raises
     ------
@@ -92,23 +98,26 @@ def retrieval(
     _base.require_spatialdata(sdata)
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
-    check_positive("n", n)
+    n = whole("n", n, least=0)
     table = _section.get_table(sdata, table_key)
     one = _base.one_region(table, region)
     similarity = _base.stored_column(table, key, "sl.tl.retrieve(sdata, model, query)")
     rank = _ranks(table, key, rank_key)
     usable = _section.crop_boxes(sdata, table, one)[0]
     best, worst = _ends(similarity, usable, n, one.name)
-    hits = load_crops(sdata, table, np.concatenate([best, worst]), [one], _crop_um(table, key))
+    _base.check_single(ax, 1 + len(best) + len(worst), how="`n=0`, which is the map alone")
     tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
     values = similarity[one.rows]
-    panel = Panel("", values, "similarity", cmap, _base.robust_limits([values], percentiles))
-
-    texts = _titles(table, hits, similarity, rank)
     heading = _query(table, key) if title is None else title
+    panel = Panel("" if n else heading, values, "similarity", cmap, _base.robust_limits([values], percentiles))
+    style = MapStyle(image_alpha, spot_size)
+    if not n:
+        return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
+    hits = load_crops(sdata, table, np.concatenate([best, worst]), [one], _crop_um(table, key))
+    texts = _titles(table, hits, similarity, rank)
     galleries = [Gallery("Most similar", hits[: len(best)], texts[: len(best)])]
     galleries += [Gallery("Least similar", hits[len(best) :], texts[len(best) :])]
-    figure = draw_beside(tissue, panel, MapStyle(image_alpha, spot_size), galleries=galleries, heading=heading)
+    figure = draw_beside(tissue, panel, style, galleries=galleries, heading=heading)
     _base.finish(figure, save, show)
     return figure
 

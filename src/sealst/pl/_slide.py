@@ -14,7 +14,7 @@ from sealst._keys import Keys
 from sealst._validate import check_fraction, check_positive
 from sealst.pl import _base
 from sealst.pl._colour_by import shade_of
-from sealst.pl._tissue import MapStyle, Panel, draw_group, draw_maps, read_tissue
+from sealst.pl._tissue import MapStyle, Panel, read_tissue, show_maps
 
 
 def slide(
@@ -109,16 +109,9 @@ def slide(
     shades = [None if name is None else shade_of(table, name) for name in names]
     picture = Panel(one.section, None, "")
     panels = [shade.panel(one.rows, cmap=cmap, percentiles=percentiles) if shade else picture for shade in shades]
-    panels = _base.retitled(panels, title)
-    _base.check_single(ax, len(panels))
+    groups, n_maps = _base.retitled([[panel] for panel in panels], title), len(panels)
+    _base.check_single(ax, n_maps, how="one name in `color`")
 
-    n_maps = len(panels)
     tissue = read_tissue(sdata, table, one, image_key=image_key, coordinate_system=coordinate_system, n_maps=n_maps)
     style = MapStyle(image_alpha, spot_size, alpha=alpha)
-    if ax is not None:
-        draw_group([ax], tissue, panels, style)
-        _base.finish(_base.figure_of(ax), save, show, own=False)
-        return ax
-    figure = draw_maps(tissue, [[panel] for panel in panels], per_row=min(n_cols, n_maps), style=style)
-    _base.finish(figure, save, show)
-    return figure
+    return show_maps(tissue, groups, per_row=min(n_cols, n_maps), style=style, ax=ax, save=save, show=show)

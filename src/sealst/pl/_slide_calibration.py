@@ -96,14 +96,14 @@ def slide_calibration(
     shown, kept = targets_of(evaluation, targets), methods_of(evaluation, methods)
     if evaluation.task == "regression":
         pairs = [held_out(evaluation, t, m, ["truth", "prediction"]) for t in shown for m in kept]
-        axes = panel_axes(ax, len(pairs), n_cols or min(len(pairs), max(len(kept), 2)))
+        axes = panel_axes(ax, len(pairs), n_cols or min(len(pairs), max(len(kept), 2)), how="`targets=` and `methods=`")
         for one, slides in zip(axes, pairs, strict=True):
             same = [other for other in pairs if other.target == slides.target]
             _draw_pairs(one, slides, evaluation, limits=_limits(same))
         return end(axes, ax, save, show)
     panels = [(target, name) for target in shown for name in classes_of(evaluation, target, classes)]
     groups = [[held_out(evaluation, t, m, ["truth", f"p_{name}"]) for m in kept] for t, name in panels]
-    axes = panel_axes(ax, len(panels), n_cols, below=1.2)
+    axes = panel_axes(ax, len(panels), n_cols, how="`targets=` and `classes=`", below=1.2)
     for one, (target, name), own in zip(axes, panels, groups, strict=True):
         _draw_bins(one, own, name, n_bins, title=f"{target}: {name}")
         legend_below(one, -0.36)

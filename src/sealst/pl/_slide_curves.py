@@ -204,7 +204,7 @@ def _curves(
     evaluation = require_slides(evaluation, ["classification"], ["truth"])
     methods = methods_of(evaluation, chosen.methods)
     panels = _panels(evaluation, chosen, methods)
-    axes = panel_axes(ax, len(panels), chosen.n_cols)
+    axes = panel_axes(ax, len(panels), chosen.n_cols, how="`targets=` and `classes=`")
     for one, ((target, name), own) in zip(axes, panels.items(), strict=True):
         _frame(one, kind, own[0], title=(target, name))
         binary = len(evaluation.facts["classes"][target]) == 2

@@ -168,9 +168,9 @@ def interval_text(value: float, low: pd.Series | None, high: pd.Series | None) -
     return f"{text} ({_base.number(bounds[0], '.2f')} to {_base.number(bounds[1], '.2f')})"
 
 
-def panel_axes(ax: Axes | None, n: int, n_cols: int | None, *, below: float = 0.55) -> list[Axes]:
+def panel_axes(ax: Axes | None, n: int, n_cols: int | None, *, how: str, below: float = 0.55) -> list[Axes]:
     """Axes for some panels: the one given, or those of a new figure, with some inches for what stands below each."""
-    _base.check_single(ax, n)
+    _base.check_single(ax, n, how=how)
     if ax is not None:
         return [ax]
     n_cols = min(n_cols or min(n, 4), n)

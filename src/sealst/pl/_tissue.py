@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -25,7 +26,7 @@ from sealst._core.geometry import apply_affine
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._section import Region
-from sealst.pl._base import SMALL_SIZE, TITLE_SIZE, axes_at, figure_of, text_width, wrap
+from sealst.pl._base import SMALL_SIZE, TITLE_SIZE, axes_at, figure_of, finish, text_width, wrap
 
 #: longest side, in pixels, of the H&E behind one of few, or of many, maps
 _LARGE_PX, _SMALL_PX = 1000, 500
@@ -313,6 +314,26 @@ def draw_maps(tissue: Tissue, groups: Sequence[Sequence[Panel]], *, per_row: int
             axes = [axes_at(figure, left + sum(steps[:j]), y, size=(side, height)) for j in range(len(group))]
             draw_group(axes, tissue, group, style)
         y += height + _GAP_IN
+    return figure
+
+
+def show_maps(
+    tissue: Tissue,
+    groups: Sequence[Sequence[Panel]],
+    *,
+    per_row: int,
+    style: MapStyle,
+    ax: Axes | None,
+    save: str | Path | None,
+    show: bool | None,
+) -> Figure | Axes:
+    """Draw maps into a new figure, or the only one into `ax`; save and show it; return the figure or `ax`."""
+    if ax is not None:
+        draw_group([ax], tissue, groups[0], style)
+        finish(figure_of(ax), save, show, own=False)
+        return ax
+    figure = draw_maps(tissue, groups, per_row=per_row, style=style)
+    finish(figure, save, show)
     return figure
 
 

@@ -29,9 +29,11 @@ def training(
     history: Any,
     *,
     metrics: str | Sequence[str] | None = None,
+    stages: str | Sequence[str] | None = None,
+    ax: Axes | None = None,
     save: str | Path | None = None,
     show: bool | None = None,
-) -> Figure:
+) -> Figure | Axes:
     """Draw the losses by part and the validation metrics over epochs.
 
     One panel per stage shows its losses (solid: training, dashed: validation), one panel per metric shows how well the
@@ -44,7 +46,11 @@ def training(
         A model, its ``.history`` (columns ``stage``, ``epoch``, ``train_<loss>``, ``val_<loss or metric>``,
         ``baseline_<metric>``), the folder of a run (``metrics.csv``) or of a model (``history.csv``), or such a file.
     metrics
-        Validation metrics to show, without ``val_`` (``"pearson"``, ``"recall@10"``); by default all.
+        Validation metrics to show, without ``val_`` (``"pearson"``, ``"recall@10"``); by default all, ``[]`` for none.
+    stages
+        Stages whose losses to show (``"warmup"``, ``"align"``); by default all, ``[]`` for none.
+    ax
+        Axes to draw into, for a single stage or metric.
     save
         File to write, at 150 dpi; its ending picks the format (``.png``, ``.pdf``, …).
     show
@@ -53,14 +59,14 @@ def training(
 
     Returns
     -------
-    The Figure, with one Axes per stage and per metric.
+    The Figure, or `ax` where it was given.
 
     Raises
     ------
     DataError
-        When the file is absent, or the history holds neither a loss nor a metric.
+        When the file is absent, or there is neither a loss nor a metric to show.
     MissingKeyError
-        When a metric or the epoch is not recorded.
+        When a metric, a stage or the epoch is not recorded.
     OrderError
         When the model has no history.
 
@@ -75,26 +81,43 @@ def training(
     frame = _per_epoch(_read(history))
     losses = _loss_names(frame)
     known = _metric_names(frame, losses)
-    wanted = known if metrics is None else [m.removeprefix("val_") for m in _base.as_list(metrics, name="metrics")]
-    if unknown := [m for m in wanted if m not in known]:
-        raise MissingKeyError(f"Metric(s) {listed(unknown)} not in the history; found: {listed(known)}.")
-    stages = [s for s in frame["stage"].unique() if _recorded(frame[frame["stage"] == s], losses)]
-    n_panels = len(stages) + len(wanted)
+    wanted = _chosen(metrics, known, what="Metric(s)")
+    recorded = [str(s) for s in frame["stage"].unique() if _recorded(frame[frame["stage"] == s], losses)]
+    shown = _chosen(stages, recorded, what="Losses of stage(s)")
+    n_panels = len(shown) + len(wanted)
+    if not n_panels and (known or recorded):
+        raise DataError("`metrics` and `stages` leave nothing to show; name one of them, or leave one out.")
     if not n_panels:
         raise DataError(f"Expected columns `train_<loss>` or `val_<metric>`, found {listed(frame.columns, 20)}.")
+    _base.check_single(ax, n_panels, how="`stages=` and `metrics=`, of which one is `[]`")
 
+    axes = [ax] if ax is not None else _new_axes(n_panels)
+    colours = dict(zip(losses, _base.COLOURS * len(losses), strict=False))
+    for one, stage in zip(axes, shown, strict=False):
+        _draw_losses(one, frame[frame["stage"] == stage], stage, colours)
+    for one, metric in zip(axes[len(shown) :], wanted, strict=True):
+        _draw_metric(one, frame, metric)
+    figure = _base.figure_of(axes[0])
+    _base.finish(figure, save, show, own=ax is None)
+    return figure if ax is None else ax
+
+
+def _chosen(given: str | Sequence[str] | None, known: list[str], *, what: str) -> list[str]:
+    """Metrics or stages to show: all, or the named ones in their order; an empty list means none."""
+    if given is None:
+        return known
+    names = [name.removeprefix("val_") for name in ([given] if isinstance(given, str) else given)]
+    if unknown := [name for name in names if name not in known]:
+        raise MissingKeyError(f"{what} {listed(unknown)} not in the history; found: {listed(known)}.")
+    return names
+
+
+def _new_axes(n_panels: int) -> list[Axes]:
     n_columns = min(n_panels, _COLUMNS)
     n_rows = -(-n_panels // n_columns)
     figure = plt.figure(figsize=(n_columns * _WIDTH_IN, n_rows * _HEIGHT_IN), layout="constrained")
     grid = figure.add_gridspec(n_rows, n_columns)
-    axes = [figure.add_subplot(grid[i // n_columns, i % n_columns]) for i in range(n_panels)]
-    colours = dict(zip(losses, _base.COLOURS * len(losses), strict=False))
-    for ax, stage in zip(axes, stages, strict=False):
-        _draw_losses(ax, frame[frame["stage"] == stage], str(stage), colours)
-    for ax, metric in zip(axes[len(stages) :], wanted, strict=True):
-        _draw_metric(ax, frame, metric)
-    _base.finish(figure, save, show)
-    return figure
+    return [figure.add_subplot(grid[i // n_columns, i % n_columns]) for i in range(n_panels)]
 
 
 def _read(history: Any) -> pd.DataFrame:
