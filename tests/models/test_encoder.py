@@ -74,6 +74,7 @@ def test_hash_ignores_the_adapter_and_sees_one_changed_weight():
     [
         ("vit_tny_patch16", "No encoder is named 'vit_tny_patch16'; near names"),
         ("local-dir:/nowhere", "Folder '/nowhere' lacks 'config.json', 'model.safetensors'"),
+        ("/no/weights", "No folder at '/no/weights'. Weights on disk are named 'local-dir:<folder>'"),
         ("UNI", "No encoder is named 'UNI'; near names: .*'uni'"),
         ("musk", "MUSK is not listed: .* sealst runs no remote code"),
     ],

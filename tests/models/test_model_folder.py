@@ -181,6 +181,14 @@ def test_damaged_folders_are_refused(model, tmp_path, damage, text):
         sl.models.load(folder, device="cpu")
 
 
+def test_a_folder_that_is_not_there_and_a_model_in_place_of_an_encoder(model, tmp_path):
+    with pytest.raises(sl.CheckpointError, match=r"No model at .*nowhere'"):
+        sl.models.load(tmp_path / "nowhere")
+    folder = model.save(tmp_path / "m")
+    with pytest.raises(sl.WeightsError, match=r"is a saved SEAL model, no encoder: use `sl.models.load"):
+        sl.models.build_encoder(str(folder))
+
+
 def test_wrong_shapes_are_refused(model, crops):
     with pytest.raises(sl.DataError, match=r"Crops must be uint8 \(n, height, width, 3\), found float32"):
         model.embed_images(crops.astype(np.float32))

@@ -258,7 +258,14 @@ def _check_name(encoder: str, needs_weights: bool) -> None:
                 "model.safetensors."
             )
     elif Path(encoder).is_dir():
+        if (Path(encoder) / "panel.tsv").is_file():
+            raise WeightsError(f"{encoder!r} is a saved SEAL model, no encoder: use `sl.models.load({encoder!r})`.")
         raise WeightsError(f"{encoder!r} is a folder: pass '{_LOCAL}{encoder}'.")
+    elif encoder.startswith(("/", ".", "~")):
+        raise WeightsError(
+            f"No folder at {encoder!r}. Weights on disk are named '{_LOCAL}<folder>', a folder with config.json and "
+            "model.safetensors."
+        )
     elif not encoder.startswith(_HUB) and not timm.is_model(encoder.split(".")[0]):
         near = difflib.get_close_matches(encoder.lower(), [*REGISTRY, *timm.list_models()], n=4, cutoff=0.4)
         raise WeightsError(

@@ -208,6 +208,8 @@ def _base(spec: EncoderSpec, stored: Path | None, encoder: str | None, weights: 
 
 
 def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    if not folder.exists():
+        raise CheckpointError(f"No model at {str(folder)!r} (looked for {str(folder.absolute())!r}).")
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         inside = folder / "model"
         run = f" It is the folder of a run; its model is {str(inside)!r}." if (inside / FILES[0]).is_file() else ""
