@@ -357,3 +357,17 @@ def test_bootstrap_checks_its_input(values, kw, message):
 def test_metrics_and_probes_need_no_torch():
     code = "import sys, sealst._core.metrics, sealst._core.probes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@given(st.integers(3, 12), st.integers(0, 9))
+def test_ranks_among_others_leave_the_query_out(n, seed):
+    rng = np.random.default_rng(seed)
+    z = rng.integers(-1, 2, (n, 3)).astype(float)
+    own, target = np.arange(n), (np.arange(n) + 1 + rng.integers(0, n - 1, n)) % n
+    expected = [retrieval_ranks(z[[i]], np.delete(z, i, axis=0), [target[i] - (target[i] > i)])[0] for i in range(n)]
+    np.testing.assert_array_equal(retrieval_ranks(z, z, target, left_out=own), expected)
+
+
+def test_a_target_is_not_left_out():
+    with pytest.raises(DataError, match="`left_out` must hold one row of `pool` per query, none of them its target"):
+        retrieval_ranks(np.eye(3), np.eye(3), [0, 1, 2], left_out=[1, 1, 0])

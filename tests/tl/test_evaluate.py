@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics.pairwise import cosine_similarity
 
 import sealst as sl
 from sealst._core.queries import direction
@@ -62,6 +63,27 @@ def test_retrieval_reports_pool_and_chance(sections, model):
     assert set(rows.index) == {"adapted", "frozen", "frozen + ridge"}
     assert (rows["pool"] == 36).all()
     np.testing.assert_allclose(rows["chance"], 10 / 36)
+
+
+def test_search_from_image_to_image_wants_the_most_similar_profile(sections, model):
+    train, test = sections
+    genes = list(model.panel.genes)
+    table = sl.tl.evaluate(model, train, test, genes={"all": genes}).table
+    rows = table[table["metric"] == "image→image R@10"].set_index("method")
+    assert set(rows.index) == {"adapted", "frozen", "frozen + ridge"}
+    assert (rows["pool"] == 35).all()
+    np.testing.assert_allclose(rows["chance"], 10 / 35)
+    assert set(table.loc[table["metric"] == "image→image R@50", "value"]) == {1.0}
+    # Once more, a spot at a time.
+    *training, own = [s.tables["table"][:, genes].layers["lognorm"].toarray() for s in (*train, test)]
+    profile = (own - np.concatenate(training).mean(0)) / np.concatenate(training).std(0)
+    image = sl.tl.embed(test, model, copy=True).obsm["X_seal"]
+    expected = cosine_similarity(profile) - 2 * np.eye(36)
+    found = cosine_similarity(image) - 2 * np.eye(36)
+    ranks = [(found[i] > found[i, expected[i].argmax()]).sum() + 1 for i in range(36)]
+    assert rows.loc["adapted", "value"] == pytest.approx(np.mean(np.array(ranks) <= 10))
+    median = table[(table["metric"] == "image→image median_rank") & (table["method"] == "adapted")]["value"]
+    assert list(median) == [np.median(ranks)]
 
 
 def test_leaks_and_foreign_genes_are_refused(sections, model, ready):

@@ -167,7 +167,12 @@ def _r2(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def retrieval_ranks(
-    query: ArrayLike, pool: ArrayLike, target_index: ArrayLike, *, chunk: int | None = None
+    query: ArrayLike,
+    pool: ArrayLike,
+    target_index: ArrayLike,
+    *,
+    chunk: int | None = None,
+    left_out: ArrayLike | None = None,
 ) -> np.ndarray:
     """Rank of every query's target among the pool, by cosine similarity.
 
@@ -181,6 +186,8 @@ def retrieval_ranks(
         Row in `pool` of each query's target, (n,) int.
     chunk
         Queries per block; default as many as keep the similarities of a block at 32 MB.
+    left_out
+        Row in `pool` that a query is not ranked against, (n,) int: itself, where queries and pool are the same.
 
     Returns
     -------
@@ -208,12 +215,16 @@ def retrieval_ranks(
         )
     if chunk is not None:
         check_positive("chunk", chunk)
-    unit = normalize(_finite(p, "pool")).T
+    unit, own = normalize(_finite(p, "pool")).T, None if left_out is None else np.asarray(left_out)
+    if own is not None and (own.shape != target.shape or np.any(own == target)):
+        raise DataError("`left_out` must hold one row of `pool` per query, none of them its target.")
     ranks, step = np.empty(len(q)), chunk or max(1, _BLOCK // len(p))
     for start in range(0, len(q), step):
         part = slice(start, start + step)
         similarity = normalize(_finite(q[part], "query")) @ unit
         similarity -= np.take_along_axis(similarity, target[part, None], axis=1)
+        if own is not None:
+            np.put_along_axis(similarity, own[part, None], -np.inf, axis=1)
         better = (similarity > _TIE).sum(axis=1)
         tied = (similarity >= -_TIE).sum(axis=1) - better
         ranks[part] = better + (tied + 1) / 2

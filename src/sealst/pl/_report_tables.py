@@ -14,7 +14,8 @@ from sealst.pl._methods import POOLED
 
 #: longest text of a fact
 _FACT_CHARS = 240
-_REVERSE = "gene→image "
+#: ways to search by the beginning of a metric's name
+_DIRECTIONS = {"gene→image ": "expression → image", "image→image ": "image → image", "": "image → expression"}
 
 
 def is_difference(table: pd.DataFrame) -> pd.Series:
@@ -93,10 +94,9 @@ def difference_tables(table: pd.DataFrame) -> list[Table]:
 def retrieval_tables(table: pd.DataFrame) -> list[Table]:
     """Search among the spots of a section, and of all test sections of a fold, with what guessing reaches."""
     rows = table[is_retrieval(table)]
-    rows = rows.assign(
-        direction=np.where(rows["metric"].str.startswith(_REVERSE), "expression → image", "image → expression"),
-        measure=rows["metric"].str.removeprefix(_REVERSE),
-    )
+    prefix = rows["metric"].map(lambda metric: next(p for p in _DIRECTIONS if str(metric).startswith(p)))
+    measure = [str(metric).removeprefix(p) for metric, p in zip(rows["metric"], prefix, strict=True)]
+    rows = rows.assign(direction=prefix.map(_DIRECTIONS), measure=measure)
     parts = {
         "Among the spots of one section": rows[rows["section"] != ""],
         "Among the spots of all test sections of a fold": rows[rows["section"] == ""],

@@ -133,7 +133,8 @@ def evaluate(
       their mean expression, from three on
     - ``"R@1"``, ``"R@5"``, ``"R@10"``, ``"R@50"``, ``"median_rank"``: image → expression among the spots of the section
       (with section ``""``: of all test sections), and ``"gene→image R@1"``, …; ``"adapted"`` and ``"frozen"`` by cosine
-      with the gene embedding, ``"frozen + ridge"`` by cosine of the predicted with the measured profile
+      with the gene embedding, ``"frozen + ridge"`` by cosine of the predicted with the measured profile.
+      ``"image→image R@1"``, …: by the same image side, of the other spot whose measured profile is most similar
 
     Raises
     ------

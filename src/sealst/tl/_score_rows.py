@@ -10,6 +10,7 @@ import anndata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from sklearn.preprocessing import normalize
 
 from sealst._core.gene_scores import (
     SET_METRICS,
@@ -22,6 +23,7 @@ from sealst._core.gene_scores import (
 from sealst._core.metrics import recall_at_k, retrieval_ranks
 from sealst._core.near_hits import near_ranks, near_recall
 from sealst._core.panel import GenePanel
+from sealst._core.search import top_k
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst.models import SealModel
@@ -37,7 +39,10 @@ _MIN_SECTIONS = 3
 _CONSTANT = 1e-6
 #: one pool for all held-out sections only up to so many spots
 _MAX_POOL = 20_000
+#: fewer spots leave a crop nothing to choose from
+_MIN_CROPS = 3
 REVERSE = "gene→image "
+CROPS = "image→image "
 NEAR = "near "
 
 
@@ -218,10 +223,34 @@ class FoldScorer:
         if SEAL not in models or SEAL not in held[0].codes:
             return
         pairs = [_Pairs.of(view, predicted[FROZEN_PROBE][i], models, self.genes) for i, view in enumerate(held)]
-        for view, one in zip(held, pairs, strict=True):
+        profiles = [self._profile(view) for view in held]
+        for view, one, profile in zip(held, pairs, profiles, strict=True):
             self._recalls(view, one, view.xy, out)
+            self._among_crops(view, one, profile, out)
         if len(held) > 1 and sum(map(len, held)) <= _MAX_POOL:
             self._recalls(None, _Pairs.joined(pairs), None, out)
+            self._among_crops(None, _Pairs.joined(pairs), np.concatenate(profiles), out)
+
+    def _profile(self, view: View) -> np.ndarray:
+        """Measured expression (n, G) of single spots as deviations from the training mean; 0 where none is known."""
+        told = view.known & (self.scale > _CONSTANT)
+        return np.where(told, (view.measured - self.centre) / np.where(told, self.scale, 1), 0)
+
+    def _among_crops(self, view: View | None, pairs: _Pairs, profile: np.ndarray, out: Results) -> None:
+        """Recall of the other spot whose measured expression is most similar, by similarity of the images."""
+        own = np.arange(len(profile))
+        if len(own) < _MIN_CROPS:
+            return
+        # The query itself is among the two most similar, unless more than one is equal to it.
+        near = top_k(profile, normalize(profile).astype(np.float32), 2)[0]
+        wanted = np.where(near[:, 0] == own, near[:, 1], near[:, 0])
+        for method, (image, _) in pairs.sides.items():
+            found = recall_at_k(retrieval_ranks(image, image, wanted, left_out=own), RECALL_AT, len(own) - 1)
+            for k in RECALL_AT:
+                row = {"pool": len(own) - 1, "chance": found[f"chance@{k}"]}
+                out.table.append(self._row(view, method, f"{CROPS}R@{k}", found[f"R@{k}"], **row))
+            row = {"pool": len(own) - 1, "chance": len(own) / 2}
+            out.table.append(self._row(view, method, f"{CROPS}median_rank", found["median_rank"], **row))
 
     def _recalls(self, view: View | None, pairs: _Pairs, xy: np.ndarray | None, out: Results) -> None:
         for method, (image, gene) in pairs.sides.items():
