@@ -70,6 +70,12 @@ def test_included_genes_come_first_and_count() -> None:
         sl.pp.select_genes(sections, criterion=GENES[:3], include=GENES[4:5])
 
 
+def test_a_protein_in_place_of_its_gene_is_told_so() -> None:
+    table = section(genes=["ERBB2", "KRT5", "VIM"])
+    with pytest.raises(sl.PanelError, match="near names: 'ERBB2'"):
+        sl.pp.select_genes([table], 3, include=["HER2"])
+
+
 def test_heg_are_ranked_by_mean() -> None:
     sections = [section("a", seed=1), section("b", seed=2)]
     panel = sl.pp.select_genes(sections, 7, criterion="heg")

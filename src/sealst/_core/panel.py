@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import html
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from sealst._core.near_names import near_names
 from sealst._core.panel_io import read_panel, write_panel
 from sealst._errors import PanelError
 from sealst._logging import warn
@@ -75,12 +75,6 @@ class Alignment(NamedTuple):
     columns: np.ndarray
     #: panel genes that are absent, in panel order
     missing: tuple[str, ...]
-
-
-def near_names(unknown: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Known upper-cased names that look like one of the first unknown ones, sorted."""
-    names = list(known)
-    return sorted({m for u in unknown[:5] for m in difflib.get_close_matches(str(u).upper(), names, n=3, cutoff=0.6)})
 
 
 @dataclass(frozen=True, eq=False, repr=False)

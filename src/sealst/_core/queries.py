@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import rankdata
 from sklearn.preprocessing import normalize
 
-from sealst._core.panel import near_names
+from sealst._core.near_names import near_names
 from sealst._errors import DataError, PanelError
 from sealst._validate import listed
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -22,6 +21,7 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._core.metrics import gene_pearson
+from sealst._core.near_names import near_names
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
@@ -171,7 +171,7 @@ def find_gene(gene: str, names: pd.Index) -> str | None:
 
 def missing_name(name: str, known: Collection[str], *, where: str) -> MissingKeyError:
     """Error for a gene or pathway that is nowhere, with the closest names."""
-    close = difflib.get_close_matches(name.upper(), [str(k).upper() for k in known], n=3, cutoff=0.6)
+    close = near_names([name], known)
     hint = f"closest: {listed(close)}" if close else f"found: {listed(known, 5)}"
     return MissingKeyError(f"{name!r} not found in {where}; {hint}.")
 

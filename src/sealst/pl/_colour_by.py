@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.colors import Colormap, ListedColormap
 
+from sealst._core.near_names import near_names
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._validate import check_key, listed
@@ -112,7 +112,7 @@ def _from_obsm(table: AnnData, key: str, column: str) -> Shade:
 def _unknown(table: AnnData, name: str, argument: str) -> MissingKeyError:
     frames = [(key, table.obsm[key].columns) for key, *_ in _FRAMES if isinstance(table.obsm.get(key), pd.DataFrame)]
     known = [*table.obs.columns, *table.var_names, *(column for _, columns in frames for column in columns)]
-    close = difflib.get_close_matches(name.upper(), {str(k).upper() for k in known}, n=3, cutoff=0.6)
+    close = near_names([name], known)
     hint = f" Closest: {listed(close)}." if close else ""
     return MissingKeyError(
         f"`{argument}` {name!r} is neither a column of `.obs` ({listed(table.obs.columns, 20)}) nor a gene of layer "

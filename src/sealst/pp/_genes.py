@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from sealst._core.near_names import near_names
 from sealst._core.panel import MIN_STD, GenePanel, is_control
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
@@ -266,9 +267,11 @@ def _listed_genes(
     if unknown := {g: where for g, where in absent.items() if len(found) - len(where) < least}:
         cases = "; ".join(f"{g!r} (not in {listed(where, 3)})" for g, where in list(unknown.items())[:10])
         every = "every section" if least == len(found) else f"{least} of {len(found)} sections"
+        near = near_names(list(unknown), (gene for one in found for gene in one.columns))
         raise PanelError(
             f"{len(unknown)} of {len(wanted)} listed genes are not in {every}: {cases}"
-            f"{' …' if len(unknown) > 10 else ''}. Leave them out, leave out these sections, or lower `min_sections`."
+            f"{' …' if len(unknown) > 10 else ''}; near names: {listed(near)}. Leave them out, leave out these "
+            "sections, or lower `min_sections`."
         )
     return wanted
 
