@@ -19,6 +19,7 @@ from sealst.tl._folds import check_held_out
 from sealst.tl._material import Material, Sections
 from sealst.tl._methods import BLEEP, ST_NET
 from sealst.tl._pairs import warmup_patients
+from sealst.tl._trunk_memory import TrunkMemory
 from sealst.tl._views import SEAL, EncoderFeatures, Extractor, ModelFeatures
 
 #: what differs from SEAL when a baseline is trained, by name: parameters of training
@@ -62,10 +63,10 @@ class Contenders:
             raise RuntimeError("nothing to train")
         return self.train(fold, seed)
 
-    def features(self, models: Mapping[str, SealModel]) -> Extractor:
+    def features(self, models: Mapping[str, SealModel], memory: TrunkMemory) -> Extractor:
         """How crops become features."""
         if models:
-            return ModelFeatures(models)
+            return ModelFeatures(models, memory)
         if self.encoder is None:
             raise RuntimeError("neither a model nor an encoder")
         return self.encoder

@@ -32,6 +32,7 @@ from sealst.tl._methods import predictions
 from sealst.tl._pathway_rows import Activities
 from sealst.tl._pathways import Net
 from sealst.tl._score_rows import FoldScorer, Results
+from sealst.tl._trunk_memory import TrunkMemory
 from sealst.tl._views import Looker, View
 
 
@@ -245,29 +246,31 @@ class _Job:
         results = Results()
         shared: dict[str, View] = {}
         # Models that are trained choose their own panel; otherwise one set of genes serves all folds.
-        common = None if self.contenders.trains else self._fixed(folds)
+        # Then sections are seen in several folds, and by several models; else once.
+        memory = TrunkMemory() if self.contenders.trains else TrunkMemory(room=0)
+        common = None if self.contenders.trains else self._fixed(folds, memory)
         for fold in folds:
             for seed in seeds:
                 logger.info("fold %s%s", fold.name, f", seed {seed}" if self.contenders.trains else "")
                 if common is None:
-                    ready = self._prepared([fold], self.contenders.trained(fold, seed))
+                    ready = self._prepared([fold], self.contenders.trained(fold, seed), memory)
                     self._score(fold, seed, ready, {}, results)
                 else:
                     self._score(fold, seed, common, shared, results)
         results.add_overall(self.seed)
         return results
 
-    def _fixed(self, folds: Sequence[Split]) -> _Ready:
+    def _fixed(self, folds: Sequence[Split], memory: TrunkMemory) -> _Ready:
         models = {} if self.contenders.model is None else {"seal": self.contenders.model}
-        return self._prepared(folds, models)
+        return self._prepared(folds, models, memory)
 
-    def _prepared(self, folds: Sequence[Split], models: Mapping[str, SealModel]) -> _Ready:
+    def _prepared(self, folds: Sequence[Split], models: Mapping[str, SealModel], memory: TrunkMemory) -> _Ready:
         panel = models["seal"].panel if models else None
         sets = {fold.name: self._sets(fold, panel) for fold in folds}
         extra = [] if panel is not None else self.activities.genes(self.material.parts())
         genes = scored.universe(list(sets.values()), panel, self.protocol, extra)
         looker = Looker(
-            extract=self.contenders.features(models),
+            extract=self.contenders.features(models, memory),
             models=models,
             genes=genes,
             target=self.protocol.target,

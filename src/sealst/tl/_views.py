@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from sealst._parts import section_regions
 from sealst._section import Region
 from sealst.models import CropSpec, Encoder, SealModel
 from sealst.tl._inputs import check_crops_fit, map_crops
+from sealst.tl._trunk_memory import TrunkMemory, trunk_key, trunk_tokens
 
 #: features of the base encoder, and of its crops' colours
 FROZEN, COLOUR = "frozen", "colour"
@@ -85,19 +87,26 @@ class Extractor(Protocol):
 
 
 class ModelFeatures:
-    """Features of one or more models on one base encoder; the first is shown frozen too."""
+    """Features of one or more models on one base encoder; the first is shown frozen too.
 
-    def __init__(self, models: Mapping[str, SealModel]) -> None:
-        self.models = dict(models)
+    A trunk that several models have in common, or that `memory` knows these crops of, runs once.
+    """
+
+    def __init__(self, models: Mapping[str, SealModel], memory: TrunkMemory | None = None) -> None:
+        self.models, self.memory = dict(models), memory or TrunkMemory(room=0)
         first = next(iter(self.models.values()))
         self.widths = {FROZEN: first.dim} | {name: m.dim for name, m in self.models.items()} | {COLOUR: 6}
+        self._trunks = {name: trunk_key(model) for name, model in self.models.items()}
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
         """Features (n, sum of widths) of crops, side by side."""
         parts: list[torch.Tensor] = []
-        for model in self.models.values():
-            found = embedded(model, crops, frozen=not parts)
-            parts += found
+        behind: dict[str, torch.Tensor] = {}
+        for name, model in self.models.items():
+            trunk = self._trunks[name]
+            if trunk and trunk not in behind:
+                behind[trunk] = self.memory.tokens(trunk, crops, partial(trunk_tokens, model, crops))
+            parts += embedded(model, crops, frozen=not parts, tokens=behind.get(trunk))
         parts.append(_colour(crops))
         return torch.cat([p.float().cpu() for p in parts], dim=1).numpy()
 
@@ -116,16 +125,18 @@ class EncoderFeatures:
         return torch.cat([z.float().cpu(), _colour(crops)], dim=1).numpy()
 
 
-def embedded(model: SealModel, crops: np.ndarray, *, frozen: bool) -> list[torch.Tensor]:
-    """Embedding by the base encoder (if wanted) and by the adapted one; the shared trunk runs once."""
+def embedded(
+    model: SealModel, crops: np.ndarray, *, frozen: bool, tokens: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """Embedding by the base encoder (if wanted) and by the adapted one; the shared trunk runs once, or is given."""
     model.eval()
-    images = to_images(crops, model.device)
+    if tokens is None and model.n_trunk:
+        tokens = trunk_tokens(model, crops)
+    given = to_images(crops, model.device) if tokens is None else tokens.to(model.device)
     with torch.inference_mode(), autocast(model.device, model.encoder.spec.precision):
-        n = model.n_trunk
-        tokens = model.encoder.trunk(images, n) if n else None
 
         def embed() -> torch.Tensor:
-            return model.encoder(images) if tokens is None else model.encoder.tail(tokens, n)
+            return model.encoder(given) if tokens is None else model.encoder.tail(given, model.n_trunk)
 
         adapted = embed()
         if not frozen:
