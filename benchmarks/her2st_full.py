@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import pandas as pd
 
 import sealst as sl
@@ -85,17 +86,20 @@ def main() -> None:
 def kept_run(
     folder: Path, subject: Any, sections: list[Any], *, seed: int, args: argparse.Namespace, options: dict[str, Any]
 ) -> sl.tl.Evaluation:
-    """Evaluation with one seed, from the disk where it was run before (then without maps)."""
+    """Evaluation with one seed, from the disk where it was run before."""
     names = ("table", "genes", "pathways")
     if (folder / "facts.json").exists():
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in names}
-        return sl.tl.Evaluation(**tables, facts=json.loads((folder / "facts.json").read_text()))
+        spots = {path.stem: ad.read_h5ad(path) for path in sorted(folder.glob("*.h5ad"))}
+        return sl.tl.Evaluation(**tables, spots=spots, facts=json.loads((folder / "facts.json").read_text()))
     started = time.perf_counter()
     trained = {} if args.frozen else {"baselines": args.baselines, "seeds": [seed]}
     found = sl.tl.evaluate(subject, sections, preset=args.preset, near_um=250, **options, **trained)
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         getattr(found, name).to_parquet(folder / f"{name}.parquet")
+    for name, maps in found.spots.items():
+        maps.write_h5ad(folder / f"{name}.h5ad")
     # Last: what tells that the run is complete.
     facts = found.facts | {"seconds": round(time.perf_counter() - started)}
     (folder / "facts.json").write_text(json.dumps(facts, indent=2, default=str))
