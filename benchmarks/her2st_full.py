@@ -108,9 +108,11 @@ def kept_run(
 
 def joined(runs: list[sl.tl.Evaluation]) -> sl.tl.Evaluation:
     """Seeds of one comparison, with the maps of the last that has some."""
+    seeds = [seed for run in runs for seed in run.facts["seeds"]]
+    facts = runs[-1].facts | {"seeds": seeds, "encoder": runs[-1].facts["encoder"].replace(str(SHARED), "shared")}
     tables = {name: pd.concat([getattr(run, name) for run in runs]) for name in ("table", "genes", "pathways")}
     spots = next((run.spots for run in reversed(runs) if run.spots), {})
-    return sl.tl.Evaluation(**tables, spots=spots, facts=runs[-1].facts)
+    return sl.tl.Evaluation(**tables, spots=spots, facts=facts)
 
 
 def means(found: sl.tl.Evaluation) -> pd.DataFrame:

@@ -49,6 +49,11 @@ class Evaluation:
     spots: dict[str, AnnData] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Frames of several runs, one below the other, would repeat the labels of rows.
+        for name in ("table", "genes", "pathways"):
+            object.__setattr__(self, name, getattr(self, name).reset_index(drop=True))
+
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(repr(self))}</p>{self.summary().round(3).to_html()}"
 

@@ -118,6 +118,18 @@ def test_several_folds_and_seeds_become_a_mean_with_a_dot_per_value(results):
     assert (own[:, 0] < bar[0].get_x() + bar[0].get_width()).all()
 
 
+def test_runs_put_below_one_another_may_repeat_the_labels_of_rows(evaluation):
+    frames = {name: pd.concat([getattr(evaluation, name)] * 2) for name in ("table", "genes", "pathways")}
+    frames["table"] = pd.concat([evaluation.table.assign(seed=evaluation.table["seed"] + k) for k in (0, 10)])
+    joined = sl.tl.Evaluation(**frames)
+    assert joined.table.index.is_unique
+    assert joined.genes.index.is_unique
+    section = evaluation.table.loc[evaluation.table["section"] != "", "section"].iloc[0]
+    for table in (joined, frames["table"]):
+        ax = sl.pl.evaluation(table, metrics="pearson", sections=[section], methods=["adapted + ridge"]).axes[0]
+        assert len(bar_of(ax, "adapted + ridge").patches) == 1
+
+
 def test_pooled_sections_are_shown_where_wanted(evaluation):
     def names(**options):
         ax = sl.pl.evaluation(evaluation, metrics="pearson", **options).axes[0]

@@ -148,6 +148,7 @@ def _select(
     table: pd.DataFrame, methods: str | Sequence[str] | None, sections: str | Sequence[str] | None, *, pooled: bool
 ) -> pd.DataFrame:
     """Rows of the methods and sections asked for, in that order."""
+    table = table.reset_index(drop=True)
     names = [str(s) for s in pd.unique(table["section"]) if s != ""]
     chosen = {s: s for s in pick("sections", sections, names)}
     only_pooled = table.groupby("metric", observed=True)["section"].transform(lambda s: (s == "").all())
