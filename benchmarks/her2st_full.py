@@ -10,7 +10,7 @@ Three patients, one of them with four sections: enough to see that the path work
         [--frozen] [--preset cv] [--ways patients sections] [--pool cls] [--blocks 1] [--params '{"epochs": 16}']
 
 With `--frozen` nothing is trained: the encoders as they are. LoRA in the last block, pooled by the class token, is what
-42 trainings (two encoders, seven folds, three seeds) can afford on two cores; `her2st.py` has the recipe with four
+42 trainings (two encoders, seven folds, three seeds) can afford on two cores; `her2st.py` has the recipe with two
 blocks. Baselines take as long again, each. Every encoder, way and seed is kept under `--out` when it is done and is not
 run again; the tables and reports join what is there.
 """

@@ -50,7 +50,7 @@ _PROTEINS = {
 }
 
 
-def near_names(unknown: Sequence[str], known: Iterable[str], *, n: int = 3) -> list[str]:
+def near_names(unknown: Sequence[str], known: Iterable[str]) -> list[str]:
     """Upper-cased known names that the first unknown ones may stand for: the sure ones first, then by spelling.
 
     Parameters
@@ -59,8 +59,6 @@ def near_names(unknown: Sequence[str], known: Iterable[str], *, n: int = 3) -> l
         Names that were not found; the first five are looked at.
     known
         Names that exist, of any case.
-    n
-        Most names by spelling for one unknown name.
 
     Examples
     --------
@@ -70,7 +68,7 @@ def near_names(unknown: Sequence[str], known: Iterable[str], *, n: int = 3) -> l
     names = dict.fromkeys(str(name).upper() for name in known)
     asked = [str(name).strip().upper() for name in unknown[:5]]
     meant = dict.fromkeys(symbol for name in asked for symbol in _symbols(name) if symbol in names)
-    alike = {close for name in asked for close in difflib.get_close_matches(name, list(names), n=n, cutoff=0.6)}
+    alike = {close for name in asked for close in difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)}
     return [*meant, *sorted(alike - set(meant))]
 
 

@@ -63,7 +63,7 @@ class Contenders:
             raise RuntimeError("nothing to train")
         return self.train(fold, seed)
 
-    def features(self, models: Mapping[str, SealModel], memory: TrunkMemory) -> Extractor:
+    def features(self, models: Mapping[str, SealModel], memory: TrunkMemory | None) -> Extractor:
         """How crops become features."""
         if models:
             return ModelFeatures(models, memory)

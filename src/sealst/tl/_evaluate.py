@@ -247,7 +247,7 @@ class _Job:
         shared: dict[str, View] = {}
         # Models that are trained choose their own panel; otherwise one set of genes serves all folds.
         # Then sections are seen in several folds, and by several models; else once.
-        memory = TrunkMemory() if self.contenders.trains else TrunkMemory(room=0)
+        memory = TrunkMemory() if self.contenders.trains else None
         common = None if self.contenders.trains else self._fixed(folds, memory)
         for fold in folds:
             for seed in seeds:
@@ -260,11 +260,11 @@ class _Job:
         results.add_overall(self.seed)
         return results
 
-    def _fixed(self, folds: Sequence[Split], memory: TrunkMemory) -> _Ready:
+    def _fixed(self, folds: Sequence[Split], memory: TrunkMemory | None) -> _Ready:
         models = {} if self.contenders.model is None else {"seal": self.contenders.model}
         return self._prepared(folds, models, memory)
 
-    def _prepared(self, folds: Sequence[Split], models: Mapping[str, SealModel], memory: TrunkMemory) -> _Ready:
+    def _prepared(self, folds: Sequence[Split], models: Mapping[str, SealModel], memory: TrunkMemory | None) -> _Ready:
         panel = models["seal"].panel if models else None
         sets = {fold.name: self._sets(fold, panel) for fold in folds}
         extra = [] if panel is not None else self.activities.genes(self.material.parts())

@@ -96,7 +96,9 @@ class ModelFeatures:
         self.models, self.memory = dict(models), memory or TrunkMemory(room=0)
         first = next(iter(self.models.values()))
         self.widths = {FROZEN: first.dim} | {name: m.dim for name, m in self.models.items()} | {COLOUR: 6}
-        self._trunks = {name: trunk_key(model) for name, model in self.models.items()}
+        # One model that sees its crops once has nothing to share, and its weights need no digest.
+        shares = memory is not None or len(self.models) > 1
+        self._trunks = {name: trunk_key(model) if shares else "" for name, model in self.models.items()}
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
         """Features (n, sum of widths) of crops, side by side."""
