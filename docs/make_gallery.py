@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -96,7 +97,11 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in given.names or FIGURES:
         pixels = picture(draw(name), BASELINE_DPI if given.baseline else _DPI)
-        pixels.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE).save(folder / f"{name}.png", optimize=True)
+        # Older versions set text otherwise, and are not compared.
+        facts = PngInfo()
+        facts.add_text("Software", f"matplotlib {mpl.__version__}")
+        small = pixels.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE)
+        small.save(folder / f"{name}.png", optimize=True, pnginfo=facts)
 
 
 if __name__ == "__main__":

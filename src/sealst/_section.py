@@ -288,11 +288,16 @@ def crop_source(
     return rows, CropSource(image_levels(image), boxes, caches.get(f"{definition['crop_um']:g}"))
 
 
+def layer_names(table: AnnData) -> list[str]:
+    """Names of the layers; from 0.13 on, anndata lists ``.X`` among them, as None."""
+    return [name for name in table.layers if name is not None]
+
+
 def lognorm(table: AnnData, layer: str = Keys.LOGNORM) -> Any:
     """Return an expression layer that `pp.normalize` wrote."""
     if layer not in table.layers:
         raise OrderError(
-            f"Layer {layer!r} not found in `.layers`; found: {listed(table.layers)}. "
+            f"Layer {layer!r} not found in `.layers`; found: {listed(layer_names(table))}. "
             "Run `sl.pp.normalize(sdata)` first (with `context=True, overwrite=True` if it ran without context)."
         )
     return table.layers[layer]

@@ -14,7 +14,7 @@ import torch
 
 from sealst._errors import DataError
 from sealst._settings import settings
-from sealst._validate import check_choice
+from sealst._validate import check_choice, listed
 
 #: ``"auto"`` is bf16 where the device is fast at it, else full precision
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
@@ -108,6 +108,9 @@ def resolve_device(name: str | None = None, devices: Any = 1) -> torch.device:
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DataError(f"`device` is {name!r}, but torch finds no CUDA device; use 'cpu' or 'auto'.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = listed(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+        raise DataError(f"`device` is {name!r}, but torch finds {found}; use one of them, 'cpu' or 'auto'.")
     return _own_gpu(devices) if device == torch.device("cuda") else device
 
 

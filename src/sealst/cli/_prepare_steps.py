@@ -97,5 +97,5 @@ def summary(sdata: Any, table_key: str) -> dict[str, Any]:
         "mpp": round(float(crops["mpp"]), 6),
         "crop_um": [float(um) for um in crops["sizes"]],
         "crop_px": int(crops["crop_px"]),
-        "layers": sorted(map(str, table.layers)),
+        "layers": sorted(_section.layer_names(table)),
     } | facts

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sealst import _section
 from sealst._core.gene_names import human_table, resolve
 from sealst._core.panel import is_control
 from sealst._errors import DataError, SealstError
@@ -105,7 +106,7 @@ def counts(subject: Subject) -> Iterator[Fact | Problem]:
     refusal = _refusal(table.X[rows] if table.X is not None else np.zeros(0), where="`table.X`")
     where = "X"
     if refusal is not None:
-        fitting = [n for n in table.layers if _refusal(table.layers[n][rows], where=n) is None]
+        fitting = [n for n in _section.layer_names(table) if _refusal(table.layers[n][rows], where=n) is None]
         if not fitting:
             yield Fact("counts", "raw counts", "none found")
             yield Problem("error", f"`sl.pp.normalize` will refuse: {refusal}")

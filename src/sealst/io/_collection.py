@@ -11,9 +11,11 @@ from typing import Any, overload
 from weakref import WeakKeyDictionary
 
 import pandas as pd
+from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
+from sealst import _section
 from sealst._errors import DataError, MissingKeyError
 from sealst._html import SHOWN, as_html
 from sealst._keys import Keys
@@ -259,10 +261,12 @@ def _same(path: Path, source: Path | SpatialData) -> bool:
 
 def _held(sdata: SpatialData) -> Any:
     """Names of what calls add to a section: cheap to compare, and enough to notice an unsaved call."""
-    tables = {
-        key: [list(part) for part in (t.obs.columns, t.var.columns, t.layers, t.obsm, t.uns.get(Keys.UNS, {}))]
-        for key, t in sdata.tables.items()
-    }
+
+    def parts(table: AnnData) -> list[list[Any]]:
+        frames, layers = (table.obs.columns, table.var.columns), _section.layer_names(table)
+        return [list(part) for part in (*frames, layers, table.obsm, table.uns.get(Keys.UNS, {}))]
+
+    tables = {key: parts(table) for key, table in sdata.tables.items()}
     return sorted([*sdata.images, *sdata.labels, *sdata.shapes]), tables
 
 

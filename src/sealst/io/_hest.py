@@ -19,7 +19,7 @@ from sealst._core.scale import TOLERANCE, agreed
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import record
+from sealst._section import layer_names, record
 from sealst._validate import check_counts, check_key, check_positive, listed, section_name
 from sealst.io._arrays import from_arrays
 from sealst.io._hest_files import Sample, find_sample, in_patches, read_facts, read_table
@@ -168,7 +168,8 @@ def read_hest(
 
 def _counts(table: AnnData, layer: str | None, sample: Sample) -> tuple[Any, pd.DataFrame, dict[str, int]]:
     if layer is not None:
-        check_key(table.layers, layer, where=f"the layers of {sample.table.name}", hint="Leave out `layer` for `.X`.")
+        where = f"the layers of {sample.table.name}"
+        check_key(layer_names(table), layer, where=where, hint="Leave out `layer` for `.X`.")
     x = table.X if layer is None else table.layers[layer]
     if x is None:
         raise DataError(f"{sample.table.name} has no `.X`; name the layer with the raw counts with `layer=`.")

@@ -10,6 +10,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sealst import _section
 from sealst._evaluation import Evaluation
 from sealst._validate import check_positive
 from sealst.pl import _base
@@ -80,7 +81,7 @@ def calibration(
     _base.check_save(save)
     check_positive("n_bins", n_bins)
     names = pick("sections", sections, list(require_spots(result).spots))
-    known = list(dict.fromkeys(m for name in names for m in result.spots[name].layers))
+    known = list(dict.fromkeys(m for name in names for m in _section.layer_names(result.spots[name])))
     chosen = pick("methods", methods, known)
     _base.check_single(ax, len(names), how="`sections=`")
     lines = {

@@ -161,8 +161,9 @@ def _find_sources(
     }
     n_found = sum(key is not None for key in found.values())
     if n_found < 1 + both:
+        layers = listed(_section.layer_names(table))
         raise OrderError(
-            f"Expected {'both' if both else 'one'} of layer {layer!r} (found in `.layers`: {listed(table.layers)}) and "
+            f"Expected {'both' if both else 'one'} of layer {layer!r} (found in `.layers`: {layers}) and "
             f"predictions {predicted_key!r} (found in `.obsm`: {listed(table.obsm)}). Run `{runs['layer']}` for "
             f"measured and `{runs['predicted_key']}` for predicted expression first."
         )

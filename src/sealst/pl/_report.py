@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.report import Block, Picture, render
 from sealst._errors import DataError
 from sealst._evaluation import Evaluation
@@ -227,7 +228,7 @@ def _maps(result: Evaluation, images: dict[str, SpatialData], genes: str | Seque
 
 
 def _mapped_method(result: Evaluation) -> str:
-    known = list(dict.fromkeys(m for spots in result.spots.values() for m in spots.layers))
+    known = list(dict.fromkeys(m for spots in result.spots.values() for m in _section.layer_names(spots)))
     return ADAPTED if ADAPTED in known else next((m for m in known if m != MEAN), known[0] if known else ADAPTED)
 
 

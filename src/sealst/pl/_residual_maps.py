@@ -119,7 +119,7 @@ def residual_maps(
     check_choice("scale", scale, ["z", "log1p"])
     name = _one_section(require_spots(result), section)
     spots = result.spots[name]
-    pick("method", [method], list(spots.layers))
+    pick("method", [method], _section.layer_names(spots))
     genes, maps = _base.as_list(genes, name="genes"), _base.as_list(maps, name="maps")
     for kind in maps:
         check_choice("maps", kind, _MAPS)

@@ -236,7 +236,9 @@ def _write(
     sdata: SpatialData, table: Any, paired: list[tuple[Region, list[np.ndarray], np.ndarray, dict[str, Any]]]
 ) -> None:
     before = table.obs.get(Keys.CROP_REASON)
-    reason = np.full(table.n_obs, NOT_PAIRED, dtype=object) if before is None else before.astype(object).to_numpy()
+    reason = np.full(table.n_obs, NOT_PAIRED, dtype=object)
+    if before is not None:
+        reason[:] = before.to_numpy(dtype=object)
     crops = dict(table.uns.get(Keys.UNS, {}).get("crops", {}))
     caches = dict(table.uns.get(Keys.UNS, {}).get("crop_caches", {}))
     shapes = {}

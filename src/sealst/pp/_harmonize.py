@@ -268,7 +268,7 @@ def _unique_ids(symbols: Sequence[str], ids: Sequence[str]) -> list[str]:
 
 def _matrices(table: AnnData, plan: _Plan) -> dict[str | None, Any]:
     """X (under None) and every layer, with the columns of a gene summed."""
-    sources: dict[str | None, Any] = {key: table.layers[key] for key in table.layers}
+    sources: dict[str | None, Any] = {key: table.layers[key] for key in _section.layer_names(table)}
     if table.X is not None:
         sources[None] = table.X
     return {key: _summed(values, plan, "`.X`" if key is None else f"layer {key!r}") for key, values in sources.items()}

@@ -102,8 +102,8 @@ def normalize(
     >>> import sealst as sl
     >>> sdata = sl.datasets.synthetic(size_um=600, n_genes=144)
     >>> sl.pp.normalize(sdata)
-    >>> sorted(sdata.tables["table"].layers)
-    ['context', 'counts', 'lognorm']
+    >>> sdata.tables["table"].layers["context"].shape == sdata.tables["table"].shape
+    True
     """
     check_choice("grid", grid, ("auto", *lattice.GRIDS))
     check_positive("target_sum", target_sum)
@@ -165,7 +165,7 @@ def recorded(table: AnnData) -> dict[str, Any] | None:
 def _raw_counts(table: AnnData, layer: str | None) -> sp.csr_matrix:
     check_gene_names(list(table.var_names), where="`table.var_names`")
     if layer is not None:
-        check_key(table.layers, layer, where="`table.layers`", hint="Leave `layer` out to use `.X`.")
+        check_key(_section.layer_names(table), layer, where="`table.layers`", hint="Leave `layer` out to use `.X`.")
     source = table.X if layer is None else table.layers[layer]
     where = "`table.X`" if layer is None else f"`table.layers[{layer!r}]`"
     if source is None:

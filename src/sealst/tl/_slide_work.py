@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import write_elem
+from anndata.io import read_elem, write_elem
 from filelock import FileLock
 
 from sealst import _section
@@ -158,7 +158,7 @@ def _restate(path: Path, slide: Slide) -> None:
     """Bring patient and organ of a finished slide in line with the manifest, where they were corrected there."""
     facts = {Keys.PATIENT: slide.patient, Keys.ORGAN: slide.organ}
     with h5py.File(path, "r") as file:
-        held = {key: file["obs"][key]["categories"].asstr()[:].tolist() for key in facts}
+        held = {key: list(map(str, read_elem(file["obs"][key]["categories"]))) for key in facts}
         n_tiles = int(file["uns"][Keys.UNS][ENTRY]["n_tiles"][()])
     if held == {key: [value] for key, value in facts.items()}:
         return
@@ -178,7 +178,7 @@ def _assemble(parts: Parts, job: Job, partial: Path, digest: str) -> None:
         keys = [Keys.EMBEDDING, *([Keys.FROZEN] if job.frozen else [])]
         for key in keys:
             append_array(file["obsm"], key, parts, n_tiles)
-        names = np.asarray(file["obs"][file["obs"].attrs["_index"]].asstr()[:])
+        names = np.asarray(read_elem(file["obs"][file["obs"].attrs["_index"]]), dtype=object)
         uns = file["uns"][Keys.UNS]
         if job.genes:
             append_frame(file["obsm"], Keys.EXPRESSION, parts, names=names, columns=job.genes)
