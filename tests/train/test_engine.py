@@ -215,6 +215,20 @@ def test_chunks_keep_fewer_activations():
     assert saved(4) <= pictures
 
 
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_chunks_run_each_crop_through_the_frozen_blocks_once(chunk_size):
+    model = toy.make_model()
+    model.train()
+    frozen, adapted, before = [], [], model.n_trunk
+    blocks = model.encoder.vit.blocks
+    blocks[before - 1].register_forward_hook(lambda m, given, out: frozen.append(len(out)))
+    blocks[before].register_forward_hook(lambda m, given, out: adapted.append(len(out)))
+    stage = AlignStage(model, toy.make_params(chunk_size=chunk_size), 1e-3, 10)
+    stage.embed(toy.make_data(20)[next(iter(toy_draw(20)))]).sum().backward()
+    assert sum(frozen) == 20
+    assert sum(adapted) == (20 if chunk_size is None else 40)
+
+
 def test_training_stops_when_held_out_scores_do_not_rise_and_keeps_the_best(tmp_path):
     params = toy.make_params(epochs=30, patience=2, lr=0.05)
     model = toy.make_model()

@@ -209,6 +209,7 @@ class AlignStage(Stage):
         self.augment = AUGMENTATIONS[params.augmentation]
         self.discriminator = Discriminator(model.dim, n_domains) if params.weight_domain else None
         self._tail: Any = torch.compile(self._embed) if params.compile else self._embed
+        self._trunk: Any = torch.compile(self._tokens) if params.compile else self._tokens
         self._held_out: list[dict[str, np.ndarray]] = []
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -226,15 +227,25 @@ class AlignStage(Stage):
         if len(inputs) <= size or not torch.is_grad_enabled():
             return self._tail(inputs)
         # Activations of one chunk at a time: they are thrown away, and computed again on the way back.
-        parts = [checkpoint(self._tail, part, use_reentrant=False) for part in inputs.split(size)]
+        parts = [checkpoint(self._tail, self._in_front(part), use_reentrant=False) for part in inputs.split(size)]
         return torch.cat(parts)
+
+    def _in_front(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Tokens of crops behind the frozen blocks, which need not be computed again; else what was given."""
+        if not _are_images(inputs) or not self.model.n_trunk:
+            return inputs
+        with torch.no_grad():
+            return self._trunk(inputs)
 
     def _embed(self, inputs: torch.Tensor) -> torch.Tensor:
         encoder = self.model.encoder
-        if inputs.shape[1] == 3 and inputs.ndim == 4:
+        if _are_images(inputs):
             return encoder(inputs)
         half = torch.is_autocast_enabled(inputs.device.type)
         return encoder.tail(inputs if half else inputs.float(), self.model.n_trunk)
+
+    def _tokens(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model.encoder.trunk(images, self.model.n_trunk)
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
         """Contrastive alignment plus reconstruction of expression from both sides."""
@@ -294,6 +305,11 @@ class AlignStage(Stage):
             "val_pearson": float(np.nanmean(pearson)) if np.isfinite(pearson).any() else float("nan"),
             "val_recall@10": float(recall_at_k(ranks, (10,), len(gene))["R@10"]),
         }
+
+
+def _are_images(inputs: torch.Tensor) -> bool:
+    """Images (b, 3, px, px), or tokens (b, t, w)."""
+    return inputs.ndim == 4
 
 
 class Discriminator(nn.Sequential):
