@@ -167,6 +167,14 @@ def test_every_process_has_a_gpu_of_its_own(environment, name, devices, expected
     assert resolve_device(name, devices) == torch.device(expected)
 
 
+@pytest.mark.parametrize("name", ["cuda:4", "cuda:77"])
+def test_a_gpu_that_is_not_there_is_refused(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(sl.DataError, match=rf"`device` is '{name}', but torch finds 'cuda:0', .*'cuda:3'; use one"):
+        resolve_device(name)
+
+
 @pytest.mark.parametrize(
     ("precision", "cpu", "cuda"),
     [
