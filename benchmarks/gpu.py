@@ -1,8 +1,8 @@
 """Embedding and training on a CUDA device: crops per second and memory, side by side in one run.
 
-A drawn section of 4,900 spots (its pixels are noise, its counts are drawn: speed depends on neither) is written to
-zarr at 0.4 µm per pixel, so that crops of 112 µm are cut from the chunks on disk and resized to 224 px. Weights are
-random, so that no download is needed.
+A drawn section of 4,900 spots is written to zarr at 0.4 µm per pixel, so that crops of 112 µm are cut from the chunks
+on disk and resized to 224 px. Its pixels are noise, which hardly compresses: chunks are not decoded at the speed of
+real ones. Weights are random, so that no download is needed.
 
 - encoder alone: forward passes over one batch of crops that lies in the device's memory. This is the limit.
 - tl.embed: from the section on disk to the table.
