@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -137,7 +139,13 @@ class TestEventFiles:
                 assert list(steps) == rows["step"].tolist()
                 np.testing.assert_allclose(values, rows[name], rtol=1e-6)
 
-    def test_a_run_that_goes_on_continues_its_curves(self, tmp_path):
+    @pytest.mark.parametrize("counter", [0, 9])
+    def test_a_run_that_goes_on_continues_its_curves(self, tmp_path, counter, monkeypatch):
+        # The counter ends the names of event files: within one second, the tenth sorts before the ninth.
+        from tensorboard.summary.writer import event_file_writer
+
+        uids = itertools.count(counter)
+        monkeypatch.setattr(event_file_writer, "_global_uid", SimpleNamespace(get=lambda: next(uids)))
         for epochs in (2, 4):
             run = Run(seed=1, folder=tmp_path, state=read_checkpoint(tmp_path), show=False, seconds=0.0)
             if run.state is not None:

@@ -120,6 +120,16 @@ class Recorder(L.Callback):
             self.bar.close()
 
 
+def _wait_to_be_named_last(folder: Path) -> None:
+    """Wait, a second at most, until the name of a new event file sorts after those there.
+
+    TensorBoard reads files in the order of their names, which hold the second and then the process and a counter as
+    plain numbers ("10" before "9"): a run that goes on within the second it was stopped in would be read first.
+    """
+    if any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(1.0)
+
+
 class Curves(L.Callback):
     """The same rows as event files for TensorBoard, one folder per stage; what a resumed run repeats is replaced."""
 
@@ -130,6 +140,7 @@ class Curves(L.Callback):
         from torch.utils.tensorboard import SummaryWriter
 
         purged = pl_module.done + 1 if pl_module.done else None
+        _wait_to_be_named_last(self.folder / pl_module.name)
         self.writer = SummaryWriter(self.folder / pl_module.name, purge_step=purged)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
