@@ -48,7 +48,7 @@ napoleon_use_rtype = False
 
 # -- markdown and notebooks: stored outputs are shown, nothing runs ---------------------------------------------------
 nb_execution_mode = "off"
-myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 # -- references: ours must resolve, those to other packages only where their inventories can be had -------------------

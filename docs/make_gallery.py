@@ -69,7 +69,7 @@ SINGLE: dict[str, Draw] = {
     "training": lambda **o: sl.pl.training(data.history(), stages="align", metrics=[], **o),
 }
 BASELINE_DPI = 40
-_DPI, _COLOURS = 80, 256
+_DPI, _COLOURS = 160, 256
 
 
 def draw(name: str, **options: Any) -> Figure:

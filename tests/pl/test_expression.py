@@ -227,6 +227,12 @@ def test_saved_file_is_complete_and_nothing_else_is_left(filled, tmp_path):
     assert (tmp_path / "maps.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_the_resolution_of_the_settings_holds(filled, tmp_path):
+    with plt.rc_context({"savefig.dpi": 60}):
+        sl.pl.expression(filled, "EPCAM", save=tmp_path / "maps.png")
+    assert Image.open(tmp_path / "maps.png").info["dpi"] == pytest.approx((60, 60), abs=0.1)
+
+
 def test_a_failed_save_keeps_the_old_file(filled, tmp_path, monkeypatch):
     path = tmp_path / "maps.png"
     path.write_text("old")

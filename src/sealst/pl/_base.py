@@ -62,8 +62,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure so that the file is complete or not there at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
+    asked = plt.rcParams["savefig.dpi"]
     try:
-        figure.savefig(part, dpi=SAVE_DPI, bbox_inches="tight", facecolor="white")
+        figure.savefig(part, dpi=SAVE_DPI if asked == "figure" else asked, bbox_inches="tight", facecolor="white")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

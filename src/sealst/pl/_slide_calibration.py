@@ -69,7 +69,8 @@ def slide_calibration(
     ax
         Axes to draw into, for a single panel.
     save
-        File to write, at 150 dpi; its ending picks the format (``.png``, ``.pdf``, …).
+        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
+        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
     show
         True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
         ends); False closes the figure in pyplot, so that only what is returned shows it.
