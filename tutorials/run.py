@@ -1,10 +1,13 @@
 """Run notebooks from top to bottom and store their outputs: `python tutorials/run.py 02 03`, or all without a name.
 
-A notebook is written only when every cell ran. Folders of this machine are replaced in what is stored.
+A notebook is written only when every cell ran. Folders of this machine are replaced in what is stored, and pictures are
+stored in the smaller of PNG and JPEG.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import re
 import sys
@@ -14,10 +17,12 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TIMEOUT_S = 3600
+JPEG_QUALITY = 70
 
 
 def folders() -> dict[str, str]:
@@ -52,6 +57,27 @@ def merged(outputs: list) -> list:
     return out
 
 
+def smaller(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """An output whose picture is stored in the smaller format, shown as wide as before.
+
+    The height is left to the browser: a stated one distorts pictures that are narrowed to a small screen.
+    """
+    stored = output.get("data", {}).pop("image/png", None)
+    if stored is None:
+        return output
+    picture = Image.open(io.BytesIO(base64.b64decode(stored))).convert("RGB")
+    encoded = {}
+    for mime, options in (("image/png", {"optimize": True}), ("image/jpeg", {"quality": JPEG_QUALITY})):
+        buffer = io.BytesIO()
+        picture.save(buffer, mime.removeprefix("image/"), **options)
+        encoded[mime] = base64.b64encode(buffer.getvalue()).decode()
+    mime = min(encoded, key=lambda key: len(encoded[key]))
+    shown = output["metadata"].pop("image/png", {})
+    output["data"][mime] = encoded[mime]
+    output["metadata"][mime] = {"width": shown.get("width", picture.width)}
+    return output
+
+
 def run(path: Path) -> float:
     """Run one notebook in an empty folder and store it; returns the seconds that it took."""
     # Another backend would leave the notebook without pictures.
@@ -64,7 +90,7 @@ def run(path: Path) -> float:
         cell["metadata"] = {"tags": cell["metadata"]["tags"]} if cell["metadata"].get("tags") else {}
         if cell["cell_type"] == "code":
             outputs = [nbformat.from_dict(cleaned(output)) for output in merged(cell["outputs"])]
-            cell["outputs"] = outputs
+            cell["outputs"] = [smaller(output) for output in outputs]
     nbformat.write(notebook, path)
     return time.perf_counter() - started
 

@@ -25,7 +25,7 @@ from sealst._core.panel import GenePanel
 from sealst._data.store import CropSource
 from sealst._errors import DataError, MissingKeyError, OrderError, PanelError, ScaleError
 from sealst._keys import Keys
-from sealst._validate import check_key, listed
+from sealst._validate import check_key, listed, patient_text
 from sealst._version import __version__
 
 #: what calls that need no pixels accept
@@ -241,9 +241,10 @@ def same_crops(table: AnnData, region: Region, made_from: dict[str, Any] | None)
     now = crop_definition(table, region)
     if f"{made_from['crop_um']:g}" not in now["sizes"]:
         return False
-    # Sizes that were paired beside the one in use do not matter.
+    # Sizes that were paired beside the one in use do not matter, nor do distances between spots.
     now = crop_definition(table, region, float(made_from["crop_um"]))
-    return all(now.get(key) == value for key, value in made_from.items() if key not in ("sizes", "shapes_key"))
+    ignored = ("sizes", "shapes_key", "um_per_unit")
+    return all(now.get(key) == value for key, value in made_from.items() if key not in ignored)
 
 
 def crop_boxes(
@@ -336,8 +337,8 @@ def record(table: AnnData, name: str, entry: dict[str, Any]) -> None:
     table.uns[Keys.UNS] = uns
 
 
-def patients_of(table: AnnData, rows: np.ndarray | None = None) -> list[str]:
-    """Patients of a table's rows; without the column, the section stands for the patient."""
+def patients(table: AnnData, rows: np.ndarray | None = None) -> np.ndarray:
+    """Patient of each of a table's rows, as `patient_text` names it; without the column, the section stands for it."""
     column = Keys.PATIENT if Keys.PATIENT in table.obs else Keys.SECTION
     check_key(
         table.obs.columns,
@@ -346,4 +347,10 @@ def patients_of(table: AnnData, rows: np.ndarray | None = None) -> list[str]:
         hint="Splits are by patient: add `table.obs['patient']`.",
     )
     values = table.obs[column] if rows is None else table.obs[column].iloc[rows]
-    return sorted(values.astype(str).unique())
+    codes, found = pd.factorize(values, use_na_sentinel=False)
+    return np.array([patient_text(value) or str(value) for value in found], dtype=str)[codes]
+
+
+def patients_of(table: AnnData, rows: np.ndarray | None = None) -> list[str]:
+    """Names of the patients of a table's rows."""
+    return sorted(set(patients(table, rows).tolist()))

@@ -108,6 +108,13 @@ def as_text(value: Any) -> str:
     return str(int(value)) if is_whole else str(value)
 
 
+def patient_text(value: Any) -> str | None:
+    """Name of a patient, without spaces at its ends; None where missing."""
+    import pandas as pd
+
+    return None if pd.isna(value) else as_text(value).strip() or None
+
+
 def check_file_name(name: str, *, what: str) -> None:
     """Raise unless a file may be called so on every system, with some room for an ending; `what` says what it names."""
     reserved = name.split(".")[0].casefold() in _RESERVED

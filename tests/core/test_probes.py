@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 from scipy.stats import pearsonr
 from sklearn.decomposition import PCA
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -45,7 +45,40 @@ def sklearn_scores(x, y, alphas, splits, n_components=None):
     return scores.mean(axis=0)
 
 
+def sklearn_stretch(x, y, alpha, splits, n_components=None):
+    """Slope of held-out targets over their predictions through the origin, both centred and in held-out deviations."""
+    found, wanted = [], []
+    for train, held in splits:
+        pred = sklearn_ridge(alpha, n_components).fit(x[train], y[train]).predict(x[held])
+        found.append(((pred - pred.mean(0)) / y[held].std(0)).ravel())
+        wanted.append(((y[held] - y[held].mean(0)) / y[held].std(0)).ravel())
+    return LinearRegression(fit_intercept=False).fit(np.concatenate(found)[:, None], np.concatenate(wanted)).coef_[0]
+
+
 # --- ridge ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_penalty_chosen_by_correlation_does_not_flatten_predictions():
+    x, y = toy(400, 20, genes=30, noise=2.0)
+    new_x, new_y = x[200:], y[200:]
+    # Under either of these nothing is left of the predictions' spread.
+    probe = ridge_probe(x[:200], y[:200], new_x, alphas=[1e6, 1e7], groups=np.arange(200) % 4)
+    flat = ridge_probe(x[:200], y[:200], new_x, alphas=[probe.alpha])
+    assert flat.stretch == 1
+    assert probe.stretch > 1000
+    # The same predictions but for one factor.
+    expected = flat.intercept + probe.stretch * (flat.predictions.astype(float) - flat.intercept)
+    np.testing.assert_allclose(probe.predictions, expected, atol=2e-3)
+    for prediction, low, high in ((probe.predictions, 0.8, 1.25), (flat.predictions, 1000, np.inf)):
+        slopes = [np.polyfit(p, t, 1)[0] for p, t in zip(prediction.T.astype(float), new_y.T, strict=True)]
+        assert low < np.median(slopes) < high
+
+
+def test_predictions_that_run_against_the_targets_are_not_stretched():
+    rng = np.random.default_rng(0)
+    x, group = rng.normal(size=(80, 3)), np.repeat([0, 1], 40)
+    y = x[:, :2] * np.where(group == 0, 1.0, -1.0)[:, None]
+    assert ridge_probe(x, y, groups=group).stretch == 1
 
 
 @pytest.mark.parametrize("n_components", [None, 1, 6])
@@ -74,7 +107,10 @@ def test_penalty_is_chosen_as_sklearn_would_leaving_one_group_out(shape, n_compo
     assert probe.alpha == pytest.approx(ALPHAS[int(np.argmax(expected))])
     np.testing.assert_allclose(probe.alphas, ALPHAS)
     refitted = sklearn_ridge(probe.alpha, n_components).fit(x, y).predict(x)
-    np.testing.assert_allclose(probe.predict(x), refitted, rtol=1e-5, atol=1e-5)
+    stretch = sklearn_stretch(x, y, probe.alpha, splits, n_components)
+    assert probe.stretch == pytest.approx(stretch, rel=1e-4)
+    expected = y.mean(axis=0) + stretch * (refitted - y.mean(axis=0))
+    np.testing.assert_allclose(probe.predict(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("groups", [None, ["one"] * 60])

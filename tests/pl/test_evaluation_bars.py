@@ -101,6 +101,20 @@ def bar_of(ax, method):
     return next(c for c in ax.containers if hasattr(c, "patches") and c.get_label() == method)
 
 
+@pytest.mark.parametrize("by", ["section", "method"])
+def test_the_row_of_all_folds_is_the_bar_and_its_folds_are_dots(by):
+    common = {"section": "", "method": "adapted + ridge", "genes": "hvg50", "metric": "pearson_difference"}
+    values = {"A": (0.1, 0.0, 0.2), "B": (0.4, 0.3, 0.5), "": (0.16, 0.1, 0.3)}
+    rows = [common | {"fold": f, "value": v, "low": low, "high": high} for f, (v, low, high) in values.items()]
+    ax = sl.pl.evaluation(pd.DataFrame(rows), by=by).axes[0]
+    bar = bar_of(ax, "adapted + ridge")
+    assert [b.get_height() for b in bar] == [0.16]
+    (lines,) = bar.errorbar.lines[2]
+    np.testing.assert_allclose(lines.get_segments()[0][:, 1], [0.1, 0.3])
+    dots = [c.get_offsets()[:, 1] for c in ax.collections if c.get_gid() == "values"]
+    assert [sorted(found) for found in dots] == ([[0.1, 0.4]] if by == "section" else [])
+
+
 def test_several_folds_and_seeds_become_a_mean_with_a_dot_per_value(results):
     twice = pd.concat([results.assign(seed=s, fold="0", value=results["value"] + s / 10) for s in (0, 1)])
     ax = sl.pl.evaluation(twice, metrics="pearson").axes[0]

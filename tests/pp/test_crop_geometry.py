@@ -247,3 +247,39 @@ def test_aligned_width_alone_is_resampled():
     level = da.random.randint(0, 255, (3, 129, 1024), chunks=(3, 64, 64)).astype(np.uint8)
     coarse = level[:, :128:2, ::2]
     assert read_crops([level, coarse], np.array([[0, -129.0, 256, 127]]), 128).shape == (1, 128, 128, 3)
+
+
+# -- distances between spots ------------------------------------------------------------------------------------------
+GRID = np.stack(np.meshgrid([100.0, 160, 220, 280], [100.0, 160, 220, 280]), -1).reshape(-1, 2)
+
+
+def um_per_unit(sdata) -> float:
+    return sdata.tables["table"].uns["sealst"]["crops"]["s_spots"]["um_per_unit"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(image=similarities, positions=similarities)
+def test_distances_are_in_um_whatever_the_positions_are_given_in(image, positions):
+    sdata = section(GRID)
+    for element in (sdata.images["s_he"], sdata.shapes["s_spots"]):
+        set_transformation(element, as_affine(image), "placed")
+    xy = GRID @ positions[:2, :2].T + positions[:2, 2]
+    sdata.tables["table"].obsm["spatial"] = xy
+    sl.pp.pair_crops(sdata, crop_um=10, crop_px=8, coordinate_system="placed")
+    step = np.linalg.norm(xy[1] - xy[0]) * um_per_unit(sdata)
+    assert step == pytest.approx(60 * MPP, rel=1e-6)
+
+
+def test_positions_elsewhere_give_no_distances_and_say_so():
+    sdata = section(GRID)
+    sdata.tables["table"].obsm["spatial"] = GRID * [1.0, 3.0]
+    with pytest.warns(sl.SealstWarning, match=r"`.obsm\['spatial'\]` is not where the spots of 's_spots' lie"):
+        sl.pp.pair_crops(sdata, crop_um=10, crop_px=8)
+    assert np.isnan(um_per_unit(sdata))
+
+
+def test_a_missing_position_is_left_out_of_the_scale():
+    sdata = section(GRID)
+    sdata.tables["table"].obsm["spatial"][0] = np.nan
+    sl.pp.pair_crops(sdata, crop_um=10, crop_px=8)
+    assert um_per_unit(sdata) == pytest.approx(MPP)

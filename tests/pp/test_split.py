@@ -108,6 +108,15 @@ def test_unknown_patients_are_refused(cohort) -> None:
         sl.pp.split(cohort)
 
 
+def test_one_patient_in_two_spellings_is_one(cohort) -> None:
+    for sdata, name in zip(cohort, (1, 1.0, " 1 "), strict=False):
+        sdata.tables["table"].obs["patient"] = name
+    with pytest.raises(sl.LeakError, match="'1'"):
+        sl.pp.check_split(cohort[:1], cohort[1:2])
+    with pytest.raises(sl.LeakError, match="'1'"):
+        sl.pp.check_split(cohort[:1], cohort[2:3])
+
+
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 

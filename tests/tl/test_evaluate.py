@@ -105,6 +105,28 @@ def test_patients_the_model_was_trained_on_are_refused(model, ready):
         sl.tl.evaluate(model, other, seen)
 
 
+@pytest.mark.parametrize("name", [" p2", "p2 "])
+def test_a_patient_is_known_by_another_spelling(model, ready, name):
+    other, seen = ready(section="x", patient="p8", seed=7), ready(section="y", patient=name, seed=8)
+    with pytest.raises(sl.LeakError, match=r"trained on patient\(s\) 'p2', who are in the test sections"):
+        sl.tl.evaluate(model, other, seen)
+
+
+def test_sections_in_different_units_are_refused(sections):
+    encoder = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False)
+    (first, second), test = sections
+    sl.pp.normalize(test, target_sum=1e6, overwrite=True)
+    with pytest.raises(sl.DataError, match=r"different `target_sum` \('a': 10000, 'b': 10000, 'c': 1e\+06\)"):
+        sl.tl.evaluate(encoder, [first, second], test, n_genes=4)
+    # Of one among the training sections, given genes do not hide it either.
+    sl.pp.normalize(test, overwrite=True)
+    sl.pp.normalize(second, target_sum=1e6, overwrite=True)
+    with pytest.raises(sl.DataError, match="different `target_sum`"):
+        sl.tl.evaluate(encoder, [first, second], test, genes={"mine": ["EPCAM", "VIM"]})
+    # Targets of HEST-bench's protocol are raw counts.
+    assert len(sl.tl.evaluate(encoder, [first, second], test, preset="hest").table)
+
+
 @pytest.mark.parametrize("role", ["warmup_patients", "stopping_patients"])
 def test_patients_of_warm_up_and_early_stopping_were_seen_too(model, sections, ready, monkeypatch, role):
     monkeypatch.setitem(model.provenance, role, ["p3"])

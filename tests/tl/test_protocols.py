@@ -201,6 +201,18 @@ def test_leaks_are_caught_with_early_stopping_too(cohort, tissue, patient_recipe
 
 
 @pytest.mark.filterwarnings("ignore::sealst.SealstWarning")
+def test_baselines_take_no_further_loss_from_the_recipe(cohort, patient_recipe):
+    recipe, models = patient_recipe
+    more = {"kl": True, "mask_genes": 0.2, "weight_masked": 1.0, "weight_domain": 0.1, "patience": None}
+    recipe["params"] |= more
+    sl.tl.evaluate(recipe, cohort[:2], test=cohort[2], baselines=["st-net", "bleep"], n_genes=4)
+    seal, st_net, bleep = (m.history.query("stage == 'align'") for m in models)
+    assert not np.allclose(seal["train_loss"], seal["train_contrast"] + seal["train_gene"] + seal["train_image"])
+    np.testing.assert_allclose(bleep["train_loss"], bleep["train_contrast"], rtol=1e-5)
+    np.testing.assert_allclose(st_net["train_loss"], st_net["train_image"], rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::sealst.SealstWarning")
 def test_early_stopping_divides_what_is_left_to_train_on(ready, patient_recipe, cohort):
     recipe, models = patient_recipe
     with pytest.raises(sl.DataError, match="fold 'patient-p0' has one training section only \\('s1'\\). Add sections"):

@@ -248,6 +248,17 @@ def test_scale_of_each_section_counts(model: SealModel, table: ad.AnnData) -> No
     assert found["s1"] < PER_SECTION / 2
 
 
+def test_unknown_positions_are_named_where_they_are_needed(model: SealModel, table: ad.AnnData) -> None:
+    for entry in (table.uns["sealst"]["crops"], table.uns["sealst"]["embed"]["X_seal"]["crops"]):
+        entry["s2_spots"]["um_per_unit"] = float("nan")
+    with pytest.raises(
+        sl.DataError, match=r"`suppress_um` needs the positions of spots, but those in `.obsm\['spatial'\]`"
+    ):
+        retrieve(table, model, "VIM", suppress_um=150)
+    assert "retrieve" not in table.uns["sealst"]
+    retrieve(table, model, "VIM")
+
+
 def test_a_spot_keeps_its_neighbours_from_the_hits(model: SealModel, table: ad.AnnData) -> None:
     retrieve(table, model, "s1_12", kind="spot", n_hits=60, suppress_um=101)
     assert not {"s1_12", "s1_11", "s1_13", "s1_7", "s1_17"} & set(stored(table)["hits"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import orthogonal_procrustes
 
 
 def apply_affine(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
@@ -16,6 +17,21 @@ def similarity_scale(matrix: np.ndarray, tolerance: float = 0.01) -> float | Non
     if scales[-1] <= 0 or scales[0] / scales[-1] > 1 + tolerance:
         return None
     return float(scales.mean())
+
+
+def scale_between(source: np.ndarray, target: np.ndarray, tolerance: float = 0.01) -> float | None:
+    """Factor between the distances of the same points (n, 2) in two systems.
+
+    NaN where no two of the points differ, None where a turned, mirrored and scaled copy of `source` misses `target` by
+    more than `tolerance` of the points' spread.
+    """
+    known = np.isfinite(source).all(1) & np.isfinite(target).all(1)
+    a, b = (points[known] - points[known].mean(0) if known.any() else np.zeros((1, 2)) for points in (source, target))
+    spread, wanted = np.linalg.norm(a), np.linalg.norm(b)
+    if spread == 0 or wanted == 0:
+        return float("nan")
+    turned = a @ orthogonal_procrustes(a, b)[0] * (wanted / spread)
+    return float(wanted / spread) if np.linalg.norm(turned - b) <= tolerance * wanted else None
 
 
 def square_boxes(centres: np.ndarray, side: float | np.ndarray) -> np.ndarray:

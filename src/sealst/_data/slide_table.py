@@ -10,7 +10,7 @@ import pandas as pd
 
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._validate import as_text, listed
+from sealst._validate import as_text, listed, patient_text
 
 SLIDE = "slide"
 #: columns that hold names
@@ -69,10 +69,3 @@ def check_some_agree(slides: pd.Index, labels: pd.Index) -> None:
 def patients_of(column: pd.Series) -> pd.Series:
     """Patients as text, None where missing; before rows are joined, since that may turn 1 into 1.0."""
     return pd.Series([patient_text(value) for value in column], index=column.index, dtype=object)
-
-
-def patient_text(value: Any) -> str | None:
-    """Name of a patient, without spaces at its ends; None where missing."""
-    if pd.isna(value):
-        return None
-    return as_text(value).strip() or None

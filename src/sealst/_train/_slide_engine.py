@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from sealst._core.device import seeded
 from sealst._core.survival import cox_loss
@@ -167,17 +167,18 @@ def fit_net(net: Any, job: Job, params: SlideParams, *, arrange: Callable[..., n
     arrange
         See `SlideStage`.
     """
-    size = _step_size(job, params)
+    steps = _n_steps(job, params)
     labels = _prepare(net, job)
     make = partial(BagDataset, job.store, seed=mixed_seed(job.seed, "tiles"))
     learn = make(job.learn, labels[job.learn], max_tiles=params.max_tiles)
     generator = torch.Generator().manual_seed(mixed_seed(job.seed, "order") % 2**63)
     collate: Any = as_is
-    loader = DataLoader(learn, batch_size=size, shuffle=True, collate_fn=collate, generator=generator)
+    order = EvenSteps(len(learn), steps, generator)
+    loader = DataLoader(learn, batch_sampler=order, collate_fn=collate, generator=generator)
     watched = None
     if len(job.watch) and params.patience is not None:
         watch = make(job.watch, labels[job.watch], max_tiles=None)
-        watched = DataLoader(watch, batch_size=size, collate_fn=collate)
+        watched = DataLoader(watch, batch_size=math.ceil(len(learn) / steps), collate_fn=collate)
     stage = SlideStage(net, _LOSSES[job.task](job, params), params, arrange=arrange, classes=job.task == CLASSIFICATION)
     log, best = _Log(learn), Keeper("score", params.patience)
     device = net.device
@@ -192,16 +193,35 @@ def fit_net(net: Any, job: Job, params: SlideParams, *, arrange: Callable[..., n
     return log.epochs
 
 
-def _step_size(job: Job, params: SlideParams) -> int:
-    """Slides per step, the same in all steps: a last one of two slides would count as much as a full one."""
-    n = len(job.learn)
-    size = math.ceil(n / math.ceil(n / (params.batch_size or _BATCH[job.task])))
-    if job.task == SURVIVAL and size < 2:
+class EvenSteps(Sampler[list[int]]):
+    """Rows in a new order every epoch, cut into steps whose sizes differ by one row at most.
+
+    A last step of what is left over may have a single row, which would count as much as all rows of a full one.
+    """
+
+    def __init__(self, n: int, steps: int, generator: torch.Generator) -> None:
+        self.n, self.steps, self.generator = n, steps, generator
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(self.n, generator=self.generator).numpy()
+        return (part.tolist() for part in np.array_split(order, self.steps))
+
+    def __len__(self) -> int:
+        return self.steps
+
+
+def _n_steps(job: Job, params: SlideParams) -> int:
+    """Steps per epoch."""
+    n, size = len(job.learn), params.batch_size or _BATCH[job.task]
+    if job.task != SURVIVAL:
+        return math.ceil(n / size)
+    if min(n, size) < 2:
         raise DataError(
-            f"Survival compares the slides of a step with each other, but a step would have {size} of {n} training "
-            f"slides. Set `params.batch_size` to 2 or more (found {params.batch_size!r}), or ask for fewer `folds`."
+            f"Survival compares the slides of a step with each other, but a step would have {min(n, size)} of {n} "
+            f"training slides. Set `params.batch_size` to 2 or more (found {params.batch_size!r}), or ask for fewer "
+            "`folds`."
         )
-    return size
+    return min(math.ceil(n / size), n // 2)
 
 
 def _prepare(net: Any, job: Job) -> np.ndarray:

@@ -14,11 +14,10 @@ from anndata import AnnData
 from anndata.io import read_elem
 
 from sealst._data.bags import Bag, BlankSlideError, made_by
-from sealst._data.slide_table import patient_text
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._validate import check_key, listed
+from sealst._validate import check_key, listed, patient_text
 
 #: name of the embedding in files and arrays that do not name theirs
 FEATURES = "features"

@@ -12,13 +12,13 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst._data.bags import Bags
-from sealst._data.slide_table import SLIDE, check_some_agree, labels_by_slide, patient_text, read_slide_table
+from sealst._data.slide_table import SLIDE, check_some_agree, labels_by_slide, read_slide_table
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._parts import section_regions
 from sealst._section import get_table
-from sealst._validate import check_key, listed
+from sealst._validate import check_key, listed, patient_text
 from sealst.io._bag_sources import ArrayReader, BagReader, FeatureTableReader, FileReader, H5adReader, TableReader
 from sealst.io._manifest import SEPARATORS
 

@@ -172,21 +172,32 @@ def _panels(table: pd.DataFrame, metrics: str | Sequence[str] | None, by: str) -
 def _bars(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     """One row per bar; `points` holds the values behind it."""
     if by == "method":
+        rows = rows[~_in_parts(rows)]
         single = rows.groupby(_BAR, sort=False, observed=True, dropna=False, as_index=False).mean(numeric_only=True)
         n = single["section"].nunique()
         rows = single.assign(section=f"mean of {n} sections" if n > 1 else single["section"])
     bars = []
     for _, own in rows.groupby(_BAR, sort=False, observed=True, dropna=False):
-        bar = own.iloc[0].copy()
-        points = own["value"].to_numpy(dtype=float)
-        if len(points) > 1:
+        parts = _in_parts(own)
+        whole = own[~parts]
+        bar = whole.iloc[0].copy()
+        values, points = (rows["value"].to_numpy(dtype=float) for rows in (whole, own[parts] if parts.any() else own))
+        if len(values) > 1:
             bar[[c for c in ("low", "high") if c in own]] = np.nan
-        bar["value"] = np.nanmean(points) if np.isfinite(points).any() else np.nan
+        bar["value"] = np.nanmean(values) if np.isfinite(values).any() else np.nan
         bar["points"] = points if len(points) > 1 else points[:0]
         if "chance" in own:
             bar["chance"] = own["chance"].mean()
         bars.append(bar)
     return pd.DataFrame(bars)
+
+
+def _in_parts(rows: pd.DataFrame) -> pd.Series:
+    """Which rows are of one fold, where another row is of all folds together."""
+    if "fold" not in rows:
+        return pd.Series(False, index=rows.index)
+    everywhere = rows["fold"].astype(object).fillna("").astype(str) == ""
+    return everywhere.groupby([rows[c] for c in _BAR], observed=True, dropna=False).transform("any") & ~everywhere
 
 
 #: what lines across the bars are called in the legend

@@ -9,13 +9,14 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from shapely import box
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
 from sealst import _section
-from sealst._core.geometry import apply_affine, inside_fraction, similarity_scale, square_boxes
+from sealst._core.geometry import apply_affine, inside_fraction, scale_between, similarity_scale, square_boxes
 from sealst._core.scale import agreed
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
@@ -141,8 +142,7 @@ def pair_crops(
         entry["sizes"] = named
         entry |= {"mpp_source": source.strip("`"), "min_inside": float(min_inside), "shapes_key": Keys.crops(one.name)}
         entry |= {"coordinate_system": coordinate_system, "boxes": _digest(one, boxes[0])}
-        # What a unit of the shared system, in which `.obsm["spatial"]` is given, measures.
-        entry["um_per_unit"] = scale / (similarity_scale(_section.affine(sdata.images[image], coordinate_system)) or 1)
+        entry["um_per_unit"] = _um_per_unit(table, one, centres, scale)
         paired.append((one, boxes, _usable(sdata, image, boxes, min_inside), entry))
         _warn_if_enlarged(one, scale, min(sizes) / crop_px)
     _write(sdata, table, paired)
@@ -209,6 +209,22 @@ def _centres(sdata: SpatialData, region: Region, image: str, system: str, max_ou
             "`max_outside` if these spots are truly off the image."
         )
     return centres
+
+
+def _um_per_unit(table: AnnData, region: Region, centres: np.ndarray, mpp: float) -> float:
+    """What a unit of `.obsm["spatial"]` measures, whatever system it is in; NaN where that is not known."""
+    if Keys.SPATIAL not in table.obsm:
+        return float("nan")
+    positions = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[region.rows, :2]
+    factor = scale_between(positions, centres)
+    if factor is None:
+        warn(
+            f"`.obsm[{Keys.SPATIAL!r}]` is not where the spots of {region.name!r} lie on the image, at any scale and "
+            "turn, so that there are no distances in µm between them (`suppress_um`, `near_um`). Are these positions "
+            "on the array? Store the spots' centres there and pair again."
+        )
+        return float("nan")
+    return factor * mpp
 
 
 def _digest(region: Region, boxes: np.ndarray) -> str:

@@ -18,7 +18,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._parts import Part, parts_of
 from sealst._section import Data
-from sealst._validate import check_key, check_positive, listed
+from sealst._validate import check_key, check_positive, listed, patient_text
 
 _BLOCK_FOLDS = 5
 
@@ -327,8 +327,8 @@ def _patients(part: Part) -> np.ndarray:
         hint="Name the patient of every spot, e.g. `table.obs['patient'] = 'A'`.",
     )
     values = part.table.obs[Keys.PATIENT].iloc[part.region.rows]
-    text = values.astype(str).str.strip()
-    unknown = values.isna().to_numpy() | text.isin(["", "nan", "None"]).to_numpy()
+    text = values.astype(object).map(patient_text)
+    unknown = text.isna() | text.isin(["nan", "None"])
     if unknown.any():
         raise DataError(f"`.obs['patient']` is empty for {unknown.sum()} spots of section {part.name!r}; fill it in.")
     return text.to_numpy(dtype=str)

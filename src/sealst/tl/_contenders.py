@@ -22,14 +22,18 @@ from sealst.tl._pairs import warmup_patients
 from sealst.tl._trunk_memory import TrunkMemory
 from sealst.tl._views import SEAL, EncoderFeatures, Extractor, ModelFeatures
 
+#: further losses of a recipe, which no baseline has
+_NOTHING_ELSE = {"weight_masked": 0.0, "mask_genes": 0.0, "kl": False, "weight_domain": 0.0}
 #: what differs from SEAL when a baseline is trained, by name: parameters of training
 BASELINES: dict[str, dict[str, Any]] = {
     # Regression of standardised expression from the image alone (He et al. 2020), with the same encoder and adapter.
     ST_NET: {"weight_contrast": 0.0, "weight_gene": 0.0, "reconstruction": "mse", "reconstruction_scale": 1.0}
     # Where it stops early: by what it trains.
-    | {"monitor": "pearson"},
+    | {"monitor": "pearson"}
+    | _NOTHING_ELSE,
     # Contrastive learning alone, targets softened by similarities within each side (Xie et al. 2023).
-    BLEEP: {"weight_gene": 0.0, "weight_image": 0.0, "contrastive": "soft_clip", "monitor": "recall@10"},
+    BLEEP: {"weight_gene": 0.0, "weight_image": 0.0, "contrastive": "soft_clip", "monitor": "recall@10"}
+    | _NOTHING_ELSE,
 }
 #: arguments of `finetune` that the evaluation sets itself
 _TAKEN = ("sections", "seed", "validation", "run_dir", "resume", "allow_shared_patients", "progress", "table_key")

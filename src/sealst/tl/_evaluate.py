@@ -25,7 +25,7 @@ from sealst.models import Encoder, SealModel
 from sealst.pp import Split, check_split
 from sealst.tl import _scored_genes as scored
 from sealst.tl._contenders import Contenders, contenders_of
-from sealst.tl._folds import check_copies, check_unseen, check_warmup, given_fold, made_folds
+from sealst.tl._folds import check_copies, check_units, check_unseen, check_warmup, given_fold, made_folds
 from sealst.tl._inputs import as_sections
 from sealst.tl._material import Bench, Material, Sections
 from sealst.tl._methods import predictions
@@ -144,6 +144,8 @@ def evaluate(
         copies of training spots.
     PanelError
         When a gene is not in the model's panel, or the panel's genes have no names.
+    DataError
+        When sections were normalised with different `target_sum`.
 
     Notes
     -----
@@ -170,6 +172,8 @@ def evaluate(
     if isinstance(seeds, int) or not len(seeds):
         raise DataError(f"`seeds` must be a list of one or more whole numbers, found {seeds!r}.")
     material, made = _material(sections, test, folds, allow_shared_patients, table_key)
+    if protocol.target == "lognorm":
+        check_units(material.parts(), made)
     contenders = contenders_of(
         model, material, baselines=baselines, device=resolve_device(device), table_key=table_key, show=progress
     )

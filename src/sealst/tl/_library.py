@@ -150,7 +150,7 @@ def _facts(table: AnnData, region: Region, columns: Sequence[str]) -> pd.DataFra
             f"`columns`: {listed(missing)} not found in `.obs` of section {region.section!r}; found: {listed(obs)}."
         )
     texts = {name: obs[name].astype(str) if name in obs else "" for name in (Keys.ORGAN, Keys.TECHNOLOGY)}
-    patient = obs[Keys.PATIENT].astype(str) if Keys.PATIENT in obs else region.section
+    patient = _section.patients(table, region.rows) if Keys.PATIENT in obs else region.section
     located = Keys.SPATIAL in table.obsm and region.name in table.uns.get(Keys.UNS, {}).get("crops", {})
     xy = positions_um(table, region) if located else np.full((len(obs), 2), np.nan)
     found = pd.DataFrame(

@@ -25,7 +25,7 @@ from sealst._core.near_hits import near_ranks, near_recall
 from sealst._core.panel import GenePanel
 from sealst._core.search import top_k
 from sealst._keys import Keys
-from sealst._logging import logger
+from sealst._logging import logger, warn
 from sealst.models import SealModel
 from sealst.tl._methods import FROZEN_PROBE, MEAN, Predictions
 from sealst.tl._views import FROZEN, SEAL, View
@@ -158,7 +158,7 @@ class FoldScorer:
             obs=pd.DataFrame(index=pd.Index(view.spots.astype(str))),
             var=pd.DataFrame(index=pd.Index([self.genes.genes[i] for i in columns])),
             layers={method: values[:, columns].astype(np.float32) for method, values in own.items()},
-            obsm={Keys.SPATIAL: view.xy},
+            obsm={Keys.SPATIAL: view.xy} if np.isfinite(view.xy).all() else {},
             uns={"fold": self.fold},
         )
         out.spots.setdefault(view.name, []).append(maps)
@@ -225,7 +225,7 @@ class FoldScorer:
         pairs = [_Pairs.of(view, predicted[FROZEN_PROBE][i], models, self.genes) for i, view in enumerate(held)]
         profiles = [self._profile(view) for view in held]
         for view, one, profile in zip(held, pairs, profiles, strict=True):
-            self._recalls(view, one, view.xy, out)
+            self._recalls(view, one, self._near(view), out)
             self._among_crops(view, one, profile, out)
         if len(held) > 1 and sum(map(len, held)) <= _MAX_POOL:
             self._recalls(None, _Pairs.joined(pairs), None, out)
@@ -252,6 +252,17 @@ class FoldScorer:
             row = {"pool": len(own) - 1, "chance": len(own) / 2}
             out.table.append(self._row(view, method, f"{CROPS}median_rank", found["median_rank"], **row))
 
+    def _near(self, view: View) -> np.ndarray | None:
+        """Positions for hits nearby, where they are asked for and known."""
+        if self.near_um is None:
+            return None
+        if np.isfinite(view.xy).all():
+            return view.xy
+        warn(
+            f"Positions of the spots of {view.name!r} in µm are not known; it has no scores of hits nearby (`near_um`)."
+        )
+        return None
+
     def _recalls(self, view: View | None, pairs: _Pairs, xy: np.ndarray | None, out: Results) -> None:
         for method, (image, gene) in pairs.sides.items():
             own = np.arange(len(image))
@@ -262,7 +273,7 @@ class FoldScorer:
                     out.table.append(self._row(view, method, f"{prefix}R@{k}", found[f"R@{k}"], **row))
                 row = {"pool": len(own), "chance": (len(own) + 1) / 2}
                 out.table.append(self._row(view, method, f"{prefix}median_rank", found["median_rank"], **row))
-                if xy is not None and self.near_um is not None and np.isfinite(xy).all():
+                if xy is not None and self.near_um:
                     near = near_recall(*near_ranks(query, pool, xy, self.near_um), RECALL_AT)
                     for k, (value, chance) in near.items():
                         row = {"pool": len(own), "chance": chance}

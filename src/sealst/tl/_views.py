@@ -235,10 +235,9 @@ def _facts(table: AnnData, region: Region, rows: np.ndarray) -> dict[str, Any]:
     if Keys.SPATIAL in table.obsm:
         um = float(_section.crop_definition(table, region)["um_per_unit"])
         xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[rows] * um
-    column = Keys.PATIENT if Keys.PATIENT in table.obs else Keys.SECTION
     return {
         "name": region.section,
-        "patients": table.obs[column].astype(str).to_numpy()[rows],
+        "patients": _section.patients(table, rows),
         "organ": label(Keys.ORGAN),
         "technology": label(Keys.TECHNOLOGY),
         "xy": xy,
