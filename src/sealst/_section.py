@@ -304,6 +304,12 @@ def lognorm(table: AnnData, layer: str = Keys.LOGNORM) -> Any:
     return table.layers[layer]
 
 
+def target_sum(table: AnnData) -> float | None:
+    """Counts per spot that `pp.normalize` scaled to; None where it has not run."""
+    used = table.uns.get(Keys.UNS, {}).get("normalize", {}).get("target_sum")
+    return None if used is None else float(used)
+
+
 def expression(
     table: AnnData, panel: GenePanel, rows: np.ndarray, layer: str | None = None, *, masked: bool = False
 ) -> np.ndarray:
@@ -313,10 +319,10 @@ def expression(
     there is no warning, and of a panel joined from sections that measure different genes a single one suffices.
     """
     values = lognorm(table, layer or panel.layer)
-    used = table.uns.get(Keys.UNS, {}).get("normalize", {}).get("target_sum")
-    if used is not None and not np.isclose(float(used), panel.target_sum):
+    used = target_sum(table)
+    if used is not None and not np.isclose(used, panel.target_sum):
         raise PanelError(
-            f"Expression was normalised to {float(used):g} counts per spot, the panel's is {panel.target_sum:g}. Run "
+            f"Expression was normalised to {used:g} counts per spot, the panel's is {panel.target_sum:g}. Run "
             f"`sl.pp.normalize(sdata, target_sum={panel.target_sum:g}, overwrite=True)`."
         )
     joined = masked and panel.availability is not None

@@ -19,7 +19,6 @@ from sealst._validate import listed
 from sealst.io import Collection
 from sealst.models import SealModel
 from sealst.pp import Split, check_split, split
-from sealst.pp._normalize import recorded
 
 #: a test section with more copies of training spots than this share is refused
 _MAX_COPIES = 0.02
@@ -160,9 +159,9 @@ def picked(sections: Sequence[SpatialData], chosen: Sequence[int]) -> Sequence[S
 def check_units(parts: Sequence[Part], folds: Sequence[Split]) -> None:
     """Refuse sections whose expression was scaled to different totals: one cannot be predicted from the other."""
     used = {name for fold in folds for side in (fold.train, fold.test) for name in side}
-    stored = {part.name: recorded(part.table) for part in parts if part.name in used}
+    stored = {part.name: _section.target_sum(part.table) for part in parts if part.name in used}
     # A section without expression is refused by name where its expression is needed.
-    totals = {name: float(entry["target_sum"]) for name, entry in stored.items() if entry is not None}
+    totals = {name: total for name, total in stored.items() if total is not None}
     if len(set(totals.values())) > 1:
         cases = ", ".join(f"{name!r}: {total:g}" for name, total in list(totals.items())[:8])
         raise DataError(
