@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 import sealst as sl
 
@@ -47,6 +48,22 @@ def test_predictions_alone_are_found_by_the_genes_name(filled, spots_of):
     figure = sl.pl.slide(filled, "xist")
     assert figure.axes[0].get_title() == "XIST, predicted"
     np.testing.assert_array_equal(spots_of(figure.axes[0]).get_array(), np.arange(36))
+
+
+@pytest.mark.parametrize(("value", "limits"), [(1.0, (0, 1)), (-2.0, (-2, 0)), (0.0, (0, 1))])
+def test_a_constant_is_coloured_between_0_and_it(filled, spots_of, value, limits):
+    filled.tables["table"].obs["const"] = value
+    assert spots_of(sl.pl.slide(filled, "const").axes[0]).get_clim() == limits
+
+
+@pytest.mark.parametrize(("grey", "colour"), [(0, "white"), (255, "black")])
+def test_the_scale_bar_is_seen_on_any_background(grey, colour):
+    picture = np.full((100, 120, 3), grey, dtype=np.uint8)
+    xy = np.array([[30.0, 30], [60, 30], [30, 60], [60, 60]])
+    sdata = sl.io.from_arrays(picture, np.ones((4, 1)), xy, genes=["A"], mpp=1.0, spot_um=10, section="s")
+    sdata.tables["table"].obs["n"] = range(4)
+    (bar,) = (a for a in sl.pl.slide(sdata, "n").axes[0].artists if isinstance(a, AnchoredSizeBar))
+    assert bar.txt_label.get_children()[0].get_color() == colour
 
 
 def test_categories_have_a_legend_and_the_tables_own_colours(labelled, spots_of):

@@ -178,7 +178,7 @@ def missing_name(name: str, known: Collection[str], *, where: str) -> MissingKey
 
 
 def robust_limits(arrays: Sequence[np.ndarray], percentiles: tuple[float, float]) -> tuple[float, float]:
-    """Colour limits: percentiles of the finite values, never empty."""
+    """Colour limits: percentiles of the finite values, never empty; of a constant, from 0 to it."""
     finite = np.concatenate([a[np.isfinite(a)] for a in arrays])
     if not finite.size:
         return 0.0, 1.0
@@ -186,7 +186,7 @@ def robust_limits(arrays: Sequence[np.ndarray], percentiles: tuple[float, float]
     if high <= low:
         # A gene seen in very few spots: percentiles hide it, the range does not.
         low, high = float(finite.min()), float(finite.max())
-    return (low, high) if high > low else (low, low + 1.0)
+    return (low, high) if high > low else (min(low, 0.0), max(low, 0.0) or float(low == 0))
 
 
 def check_map_options(percentiles: tuple[float, float], image_alpha: float, spot_size: float) -> None:

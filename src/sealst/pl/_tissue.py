@@ -37,6 +37,8 @@ _VECTOR_SPOTS = 5000
 _GAP_IN, _BAR_IN, _LINE_IN = 0.1, 0.8, 0.16
 #: a map higher than this times the usual width is drawn smaller
 _TALLEST = 1.5
+#: height and width of the corner that a scale bar takes, as shares of the picture
+_CORNER = (0.1, 0.25)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +192,15 @@ def draw_tissue(ax: Axes, tissue: Tissue, *, alpha: float) -> None:
     ax.set_xlim(tissue.extent[:2])
     ax.set_ylim(tissue.extent[2:])
     if tissue.mpp is not None:
-        add_scale_bar(ax, tissue.mpp * (tissue.extent[1] - tissue.extent[0]), per_unit=tissue.mpp, colour="black")
+        width_um = tissue.mpp * (tissue.extent[1] - tissue.extent[0])
+        add_scale_bar(ax, width_um, per_unit=tissue.mpp, colour=_on_corner(tissue.picture, alpha))
+
+
+def _on_corner(picture: np.ndarray, alpha: float) -> str:
+    """Black or white, whichever is seen on the lower right corner of a picture."""
+    height, width = (max(1, int(n * share)) for n, share in zip(picture.shape[:2], _CORNER, strict=True))
+    corner = picture[-height:, -width:].mean() / 255
+    return "white" if corner * alpha + (1 - alpha) < 0.5 else "black"
 
 
 def draw_spots(
@@ -226,7 +236,8 @@ def draw_panel(ax: Axes, tissue: Tissue, panel: Panel, style: MapStyle) -> Colle
     draw_tissue(ax, tissue, alpha=style.image_alpha)
     ax.set_title(wrap(panel.title, _inches(ax)[0], size=TITLE_SIZE), fontsize=TITLE_SIZE)
     if panel.values is None:
-        ax.text(0.5, 0.5, panel.label, transform=ax.transAxes, ha="center", va="center", fontsize=TITLE_SIZE)
+        text = {"ha": "center", "va": "center", "fontsize": TITLE_SIZE, "path_effects": [_outline("black", 3)]}
+        ax.text(0.5, 0.5, panel.label, transform=ax.transAxes, **text)
         return None
     norm = Normalize(*panel.limits)
     return draw_spots(ax, tissue, panel.values, cmap=panel.cmap, norm=norm, style=style)
@@ -337,6 +348,10 @@ def show_maps(
     return figure
 
 
+def _outline(colour: str, width: float) -> withStroke:
+    return withStroke(linewidth=width, foreground="white" if colour == "black" else "black")
+
+
 def add_scale_bar(ax: Axes, width_um: float, *, per_unit: float, colour: str) -> None:
     """Add a bar of a round length, about a fifth of the panel.
 
@@ -350,13 +365,14 @@ def add_scale_bar(ax: Axes, width_um: float, *, per_unit: float, colour: str) ->
         Colour of bar and text, outlined in its opposite.
     """
     length = round_length(width_um / 5)
-    outline = [withStroke(linewidth=1.5, foreground="white" if colour == "black" else "black")]
+    outline = [_outline(colour, 1.5)]
     bar = AnchoredSizeBar(
         ax.transData,
         length / per_unit,
         f"{length:g} µm" if length < 1000 else f"{length / 1000:g} mm",
         loc="lower right",
         pad=0.3,
+        borderpad=0.5,
         sep=2,
         color=colour,
         frameon=False,
