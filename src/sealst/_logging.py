@@ -57,6 +57,14 @@ def quiet_import() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def quiet_writing() -> Iterator[None]:
+    """Inside a ``with`` block, stores are written without what anndata says of its next version at every element."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding|Writing zarr v2 data", category=UserWarning)
+        yield
+
+
 def progress(
     iterable: Iterable[Any] | None, desc: str, total: int | None = None, show: bool | None = None, **kw: Any
 ) -> Any:

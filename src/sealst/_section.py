@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import geopandas as gpd
@@ -136,6 +137,20 @@ def he_image(sdata: SpatialData, name: str) -> Any:
             "anew with the channels in that order (`image.sel(c=['r', 'g', 'b'])`)."
         )
     return element
+
+
+def check_pixels(sdata: SpatialData, name: str) -> None:
+    """Raise when the store that an image is read from is gone: zarr would read it as black, without an error."""
+    if sdata.path is None or Path(sdata.path).exists():
+        return
+    alone = SpatialData(images={"image": sdata.images[name]})
+    # An image in memory needs no files, wherever it is said to be stored.
+    alone.path = Path(sdata.path).with_name("elsewhere")
+    if not alone.elements_are_self_contained()["image"]:
+        raise DataError(
+            f"Image {name!r} is read from {str(sdata.path)!r}, which is not there any more. Read the section again "
+            "from where it is now (`spatialdata.read_zarr`)."
+        )
 
 
 def image_levels(element: Any) -> list[xr.DataArray]:
@@ -285,8 +300,10 @@ def crop_source(
     definition = crop_definition(table, region, crop_um)
     rows, boxes = crop_boxes(sdata, table, region, crop_um)
     caches = table.uns[Keys.UNS].get("crop_caches", {}).get(region.name, {})
-    image = he_image(sdata, definition["image_key"])
-    return rows, CropSource(image_levels(image), boxes, caches.get(f"{definition['crop_um']:g}"))
+    image, cache = he_image(sdata, definition["image_key"]), caches.get(f"{definition['crop_um']:g}")
+    if cache is None:
+        check_pixels(sdata, definition["image_key"])
+    return rows, CropSource(image_levels(image), boxes, cache)
 
 
 def layer_names(table: AnnData) -> list[str]:
@@ -354,7 +371,12 @@ def patients(table: AnnData, rows: np.ndarray | None = None) -> np.ndarray:
     )
     values = table.obs[column] if rows is None else table.obs[column].iloc[rows]
     codes, found = pd.factorize(values, use_na_sentinel=False)
-    return np.array([patient_text(value) or str(value) for value in found], dtype=str)[codes]
+    names = [patient_text(value) for value in found]
+    if unknown := np.isin(codes, [i for i, name in enumerate(names) if name in (None, "nan", "None")]).sum():
+        first = 0 if rows is None else rows[0]
+        where = f"section {table.obs[Keys.SECTION].iloc[first]!r}" if Keys.SECTION in table.obs else "the table"
+        raise DataError(f"`.obs[{column!r}]` is empty for {unknown} spots of {where}; fill it in.")
+    return np.array(names, dtype=str)[codes]
 
 
 def patients_of(table: AnnData, rows: np.ndarray | None = None) -> list[str]:

@@ -423,3 +423,8 @@ def test_check_leaves_a_save_that_was_cut_off_as_it_is(store, monkeypatch):
     assert sorted(str(p) for p in store.parent.rglob("*")) == before
     assert sl.io.read(store).tables["table"].obs["run"].eq(1).all()
     assert not any("cut off" in p.text for p in sl.io.check(store).problems)
+
+
+def test_writing_repeats_no_news_of_a_dependency(tmp_path, recwarn):
+    sl.io.Collection([section("toy")]).write(tmp_path / "stores")
+    assert not [w for w in recwarn if "zarr v" in str(w.message)]

@@ -285,3 +285,10 @@ def test_no_gene_in_enough_spots_is_refused() -> None:
         sl.PanelError, match=r"None of the 60 shared genes has counts in 5% of the spots \(highest .*1\.6%"
     ):
         sl.pp.select_genes([table])
+
+
+def test_expression_that_is_no_number_is_named() -> None:
+    table = section("odd")
+    table.layers["lognorm"].data[5] = np.nan
+    with pytest.raises(sl.DataError, match=r"`.layers\['lognorm'\]` of section 'odd' holds NaN or infinite values"):
+        sl.pp.select_genes([table], n=10)

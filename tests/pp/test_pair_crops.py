@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
+import spatialdata as sd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spatialdata import SpatialData
@@ -293,3 +296,30 @@ def test_levels_of_an_image_with_odd_sides_agree_up_to_the_far_corner():
     boxes = np.array([[10, 10, 110, 110], [280, 280, 380, 380.0]])
     fine, coarse = (read_crops(levels, boxes, 25, level=i).astype(float) for i in (0, 1))
     np.testing.assert_allclose(fine.mean((1, 2)), coarse.mean((1, 2)), atol=0.6)
+
+
+def test_crops_that_all_lie_outside_are_refused():
+    sdata = section()
+    with pytest.raises(sl.DataError, match=r"No spot of 's_spots' has 50 % of its crop of 5000 µm inside image 's_he'"):
+        sl.pp.pair_crops(sdata, crop_um=5000)
+    assert "s_crops" not in sdata.shapes
+
+
+def test_a_store_that_is_gone_is_named_and_not_read_as_black(tmp_path):
+    """Zarr reads the missing chunks of an image as zeros."""
+    written = section()
+    written.write(tmp_path / "s.zarr")
+    read = sd.read_zarr(tmp_path / "s.zarr")
+    sl.pp.pair_crops(read, crop_um=20)
+    shutil.rmtree(tmp_path / "s.zarr")
+    encoder = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False)
+    for call in (
+        lambda: sl.pp.pair_crops(read, crop_um=20, overwrite=True),
+        lambda: sl.tl.embed(read, encoder, device="cpu"),
+        lambda: sl.pl.slide(read),
+        lambda: sl.pl.crops(read, n=1),
+    ):
+        with pytest.raises(sl.DataError, match=r"is read from '.*s.zarr', which is not there any more"):
+            call()
+    # What is in memory needs no store.
+    sl.pp.pair_crops(written, crop_um=20)

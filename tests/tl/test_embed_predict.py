@@ -109,6 +109,20 @@ def test_gene_embedding_and_encoder_by_name(ready, model):
     assert set(table.uns["sealst"]["embed"]) == {"X_seal_gene", "X_plain"}
 
 
+def test_an_encoder_itself_is_as_good_as_its_name(ready):
+    sdata, name = ready(section="n"), "vit_tiny_patch16_224"
+    encoder = sl.models.build_encoder(name, pretrained=False)
+    sl.tl.embed(sdata, name, pretrained=False, key_added="named")
+    sl.tl.embed(sdata, encoder, key_added="given")
+    table = sdata.tables["table"]
+    np.testing.assert_array_equal(table.obsm["named"], table.obsm["given"])
+    assert table.uns["sealst"]["embed"]["given"] == table.uns["sealst"]["embed"]["named"]
+    with pytest.raises(sl.DataError, match="`pool` is for an encoder given by name"):
+        sl.tl.embed(sdata, encoder, pool="mean")
+    with pytest.raises(TypeError, match="`model` must be a SealModel, an encoder or its name, found int"):
+        sl.tl.embed(sdata, 3)
+
+
 def test_convolutional_encoder_by_name(ready):
     sdata = ready(section="t")
     sl.tl.embed(sdata, "resnet18", pretrained=False, key_added="X_cnn", device="cpu")

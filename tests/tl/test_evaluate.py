@@ -112,6 +112,17 @@ def test_a_patient_is_known_by_another_spelling(model, ready, name):
         sl.tl.evaluate(model, other, seen)
 
 
+@pytest.mark.parametrize("missing", [np.nan, None, "", "nan"])
+def test_a_patient_must_be_named(ready, finetune, missing):
+    """A model that does not know its patients could be evaluated on them."""
+    sdata = ready(section="x", patient="p8", seed=7)
+    obs = sdata.tables["table"].obs
+    obs["patient"] = obs["patient"].astype(object)
+    obs.loc[obs.index[:3], "patient"] = missing
+    with pytest.raises(sl.DataError, match=r"`.obs\['patient'\]` is empty for 3 spots of section 'x'; fill it in"):
+        finetune([sdata])
+
+
 def test_sections_in_different_units_are_refused(sections):
     encoder = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False)
     (first, second), test = sections

@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 
 import sealst as sl
 from sealst._errors import DataError
-from sealst._logging import logger
+from sealst._logging import logger, quiet_writing
 from sealst.cli._demo_report import demo_report
 
 #: shown in the figures: tumour, connective tissue, and a gene whose program leaves no trace in the picture
@@ -83,7 +83,8 @@ def _run(work: Path, seed: int) -> _Result:
     sl.tl.retrieve(test, model, GENES[0])
     found = sl.tl.evaluate(model, train, test, seed=seed)
     found.table.to_csv(work / "evaluation.csv", index=False)
-    test.write(work / "held_out.zarr")
+    with quiet_writing():
+        test.write(work / "held_out.zarr")
     single = found.table[found.table["section"] != ""]
     return _Result(model, test, single, time.perf_counter() - started)
 

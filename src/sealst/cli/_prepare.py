@@ -10,7 +10,7 @@ import click
 
 from sealst._errors import DataError, SealstError
 from sealst._keys import Keys
-from sealst._logging import logger
+from sealst._logging import logger, quiet_writing
 from sealst._validate import listed
 from sealst.cli._common import EXIT_CODES, EXIT_DATA, Answer, SealstCommand, as_json
 from sealst.cli._options import ANY_PATH, EXISTING, EXISTING_FILE, overwrite_option, stacked, stated, table_key_option
@@ -196,5 +196,6 @@ def _write(sdata: Any, path: Path, overwrite: bool) -> None:
     with new_folder(path, overwrite=overwrite, marker="zarr.json") as work:
         # The store makes its own folder.
         work.rmdir()
-        sdata.write(work, update_sdata_path=False)
+        with quiet_writing():
+            sdata.write(work, update_sdata_path=False)
     logger.info("Wrote %s", path)

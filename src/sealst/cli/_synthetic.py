@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from sealst._logging import quiet_writing
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
 from sealst.cli._options import ANY_PATH, overwrite_option, seed_option, stated
 from sealst.cli._sections import check_new
@@ -46,7 +47,8 @@ def synthetic(out: Path, *, overwrite: bool, n_sections: int, **options: Any) ->
         for sdata in sections:
             obs = sdata.tables["table"].obs
             name, patient = str(obs["section"].iloc[0]), str(obs["patient"].iloc[0])
-            sdata.write(work / f"{name}.zarr", update_sdata_path=False)
+            with quiet_writing():
+                sdata.write(work / f"{name}.zarr", update_sdata_path=False)
             rows.append({"path": f"{name}.zarr", "section": name, "patient": patient, "n_obs": len(obs)})
         lines = [f"{row['path']},{row['section']},{row['patient']}" for row in rows]
         write_text(work / _MANIFEST, "\n".join(["path,section,patient", *lines]) + "\n")

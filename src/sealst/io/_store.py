@@ -18,7 +18,7 @@ from filelock import FileLock
 from spatialdata import SpatialData, read_zarr
 
 from sealst._errors import DataError
-from sealst._logging import logger
+from sealst._logging import logger, quiet_writing
 from sealst.io._linked import attach, is_linked
 
 _KINDS = ("images", "labels", "shapes", "tables")
@@ -77,7 +77,7 @@ def _write_back(sdata: SpatialData, path: Path, replaced: Collection[str], gone:
     part = SpatialData(**rasters, shapes=dict(sdata.shapes), tables=dict(sdata.tables))
     try:
         stage.mkdir()
-        with warnings.catch_warnings():
+        with quiet_writing():
             # Regions that are labels or points stay where they are.
             warnings.filterwarnings("ignore", message=".*annotates.*")
             warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
@@ -107,7 +107,8 @@ def write_whole(sdata: SpatialData, path: Path) -> None:
     part = _stage(path)
     shutil.rmtree(part, ignore_errors=True)
     try:
-        sdata.write(part, update_sdata_path=False)
+        with quiet_writing():
+            sdata.write(part, update_sdata_path=False)
         os.replace(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

@@ -170,6 +170,7 @@ def load_crops(
         wanted = np.isin(usable, rows)
         if not wanted.any():
             continue
+        _section.check_pixels(sdata, definition["image_key"])
         levels = _section.image_levels(sdata.images[definition["image_key"]])
         pixels = read_crops(levels, boxes[wanted], int(definition["crop_px"]))
         for row, one in zip(usable[wanted], pixels, strict=True):

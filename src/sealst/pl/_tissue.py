@@ -113,6 +113,7 @@ def read_tissue(
     """Read a thumbnail of the tissue under the spots, and the spots' shapes."""
     crops = table.uns.get(Keys.UNS, {}).get("crops", {}).get(region.name, {})
     key = _section.find_image(sdata, region, image_key or crops.get("image_key"))
+    _section.check_pixels(sdata, key)
     image = sdata.images[key]
     centres, radii, outlines = _shapes(sdata, region, image, coordinate_system)
     levels = _section.image_levels(image)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import geopandas as gpd
 import numpy as np
@@ -24,6 +25,9 @@ from sealst._logging import logger, quiet_import, warn
 from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
 from sealst.pp._verdict import NOT_PAIRED, OK, OUTSIDE, judged, write_reasons
+
+#: region, boxes of every size, which spots have usable ones, and what is kept of the choices
+_Paired: TypeAlias = tuple[Region, list[np.ndarray], np.ndarray, dict[str, Any]]
 
 
 def pair_crops(
@@ -120,32 +124,59 @@ def pair_crops(
         if value is not None:
             check_positive(name, value)
 
+    wanted = _Wanted(sizes, int(crop_px), stated, image_key, coordinate_system, min_inside, max_outside)
     paired = []
     for one in _section.regions_of(table, region):
         if Keys.crops(one.name) in sdata.shapes and not overwrite:
             raise DataError(
                 f"`sdata.shapes[{Keys.crops(one.name)!r}]` exists already; replace it with `overwrite=True`."
             )
-        image = _section.find_image(sdata, one, image_key)
-        _section.he_image(sdata, image)
-        scale, source = _resolve_mpp(sdata, one, image, coordinate_system, stated)
-        if min(sizes) < scale:
-            raise DataError(
-                f"`crop_um` {min(sizes):g} is less than one pixel of image {image!r} ({scale:.4g} µm). It is the side "
-                "of a crop in µm, e.g. 112."
-            )
-        centres = _centres(sdata, one, image, coordinate_system, max_outside)
-        boxes = [square_boxes(centres, um / scale) for um in sizes]
-        named = {f"{um:g}": Keys.crop_size(one.name, f"{um:g}") for um in sizes}
-        named[f"{sizes[0]:g}"] = Keys.crops(one.name)
-        entry: dict[str, Any] = {"image_key": image, "crop_um": sizes[0], "crop_px": int(crop_px), "mpp": scale}
-        entry["sizes"] = named
-        entry |= {"mpp_source": source.strip("`"), "min_inside": float(min_inside), "shapes_key": Keys.crops(one.name)}
-        entry |= {"coordinate_system": coordinate_system, "boxes": _digest(one, boxes[0])}
-        entry["um_per_unit"] = _um_per_unit(table, one, centres, scale)
-        paired.append((one, boxes, _usable(sdata, image, boxes, min_inside), entry))
-        _warn_if_enlarged(one, scale, min(sizes) / crop_px)
+        paired.append(_pair(sdata, table, one, wanted))
     _write(sdata, table, paired)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What `pair_crops` was asked for."""
+
+    sizes: Sequence[float]
+    crop_px: int
+    #: what is known of the scale, by argument
+    stated: Mapping[str, float | None]
+    image_key: str | None
+    coordinate_system: str
+    min_inside: float
+    max_outside: float
+
+
+def _pair(sdata: SpatialData, table: AnnData, region: Region, wanted: _Wanted) -> _Paired:
+    """Boxes of every size, which spots have usable ones, and what is kept of the choices."""
+    image = _section.find_image(sdata, region, wanted.image_key)
+    _section.he_image(sdata, image)
+    _section.check_pixels(sdata, image)
+    system, sizes = wanted.coordinate_system, wanted.sizes
+    scale, source = _resolve_mpp(sdata, region, image, system, wanted.stated)
+    if min(sizes) < scale:
+        raise DataError(
+            f"`crop_um` {min(sizes):g} is less than one pixel of image {image!r} ({scale:.4g} µm). It is the side "
+            "of a crop in µm, e.g. 112."
+        )
+    centres = _centres(sdata, region, image, system, wanted.max_outside)
+    boxes = [square_boxes(centres, um / scale) for um in sizes]
+    usable = _usable(sdata, image, boxes, wanted.min_inside)
+    if not usable.any():
+        raise DataError(
+            f"No spot of {region.name!r} has {100 * wanted.min_inside:g} % of its crop of {max(sizes):g} µm inside "
+            f"image {image!r}. Pair smaller crops (`crop_um`), or lower `min_inside`."
+        )
+    _warn_if_enlarged(region, scale, min(sizes) / wanted.crop_px)
+    named = {f"{um:g}": Keys.crop_size(region.name, f"{um:g}") for um in sizes}
+    named[f"{sizes[0]:g}"] = shapes = Keys.crops(region.name)
+    entry: dict[str, Any] = {"image_key": image, "crop_um": sizes[0], "crop_px": wanted.crop_px, "mpp": scale}
+    entry |= {"sizes": named, "mpp_source": source.strip("`"), "min_inside": float(wanted.min_inside)}
+    entry |= {"shapes_key": shapes, "coordinate_system": system, "boxes": _digest(region, boxes[0])}
+    entry["um_per_unit"] = _um_per_unit(table, region, centres, scale)
+    return region, boxes, usable, entry
 
 
 def _sizes(crop_um: float | Sequence[float]) -> list[float]:
@@ -160,7 +191,7 @@ def _sizes(crop_um: float | Sequence[float]) -> list[float]:
 
 
 def _resolve_mpp(
-    sdata: SpatialData, region: Region, image: str, system: str, stated: dict[str, float | None]
+    sdata: SpatialData, region: Region, image: str, system: str, stated: Mapping[str, float | None]
 ) -> tuple[float, str]:
     element = sdata.images[image]
     sources: dict[str, float] = {}
@@ -248,9 +279,7 @@ def _warn_if_enlarged(region: Region, mpp: float, wanted: float) -> None:
         )
 
 
-def _write(
-    sdata: SpatialData, table: Any, paired: list[tuple[Region, list[np.ndarray], np.ndarray, dict[str, Any]]]
-) -> None:
+def _write(sdata: SpatialData, table: Any, paired: list[_Paired]) -> None:
     before = table.obs.get(Keys.CROP_REASON)
     reason = np.full(table.n_obs, NOT_PAIRED, dtype=object)
     if before is not None:

@@ -75,6 +75,11 @@ def _survey(part: Part, layer: str) -> Survey:
     # Two columns that differ only in case cannot be told apart across sections.
     usable = ~upper.duplicated(keep=False) & ~upper.map(is_control)
     rows = sp.csr_matrix(table.layers[Keys.LOGNORM][part.region.rows])
+    if not np.isfinite(rows.data).all():
+        raise DataError(
+            f"`.layers[{Keys.LOGNORM!r}]` of section {part.name!r} holds NaN or infinite values. Run `sl.pp.normalize` "
+            "again, with `overwrite=True`."
+        )
     return Survey(
         name=part.name,
         columns={name: i for i, name in enumerate(upper) if usable[i]},

@@ -18,7 +18,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._parts import Part, parts_of
 from sealst._section import Data
-from sealst._validate import check_key, check_positive, listed, patient_text
+from sealst._validate import check_key, check_positive, listed
 
 _BLOCK_FOLDS = 5
 
@@ -326,12 +326,7 @@ def _patients(part: Part) -> np.ndarray:
         where=f"`.obs` of section {part.name!r}",
         hint="Name the patient of every spot, e.g. `table.obs['patient'] = 'A'`.",
     )
-    values = part.table.obs[Keys.PATIENT].iloc[part.region.rows]
-    text = values.astype(object).map(patient_text)
-    unknown = text.isna() | text.isin(["nan", "None"])
-    if unknown.any():
-        raise DataError(f"`.obs['patient']` is empty for {unknown.sum()} spots of section {part.name!r}; fill it in.")
-    return text.to_numpy(dtype=str)
+    return _section.patients(part.table, part.region.rows)
 
 
 def _refuse_shared(train: Mapping[str, Sequence[str]], test: Mapping[str, Sequence[str]], hint: str) -> None:

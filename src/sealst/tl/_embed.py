@@ -26,7 +26,7 @@ from sealst.tl._inputs import check_crops_fit, crop_spec, crops_record, map_crop
 
 def embed(
     sdata: SpatialData | Collection,
-    model: SealModel | str,
+    model: SealModel | Encoder | str,
     *,
     modality: str = "image",
     pool: str | None = None,
@@ -47,7 +47,7 @@ def embed(
         Section(s) with crops, see `sealst.pp.pair_crops`. Of a `sealst.io.Collection` one section after the other is
         opened, embedded and saved.
     model
-        A SEAL model, or the name of an encoder to use as it is: a key of `sealst.models.list_encoders`, a timm model
+        A SEAL model, or an encoder to use as it is, or its name: a key of `sealst.models.list_encoders`, a timm model
         (also convolutional) or ``"local-dir:<folder>"``, see `sealst.models.build_encoder`.
     modality
         ``"image"``, or ``"gene"`` for the embedding of the measured expression (needs `sealst.pp.normalize`).
@@ -55,8 +55,8 @@ def embed(
         For an encoder given by name: how tokens become one vector (default: the encoder's own way, see
         `sealst.models.build_encoder`), and whether to load weights.
     crop_um
-        For an encoder given by name: which of the paired crop sizes to embed, in µm; default the first. A SEAL model
-        takes the size that it was trained on.
+        For an encoder: which of the paired crop sizes to embed, in µm; default the first. A SEAL model takes the size
+        that it was trained on.
     key_added
         Slot in ``.obsm``; default ``"X_seal"`` for images, ``"X_seal_gene"`` for expression.
     region
@@ -104,7 +104,7 @@ def embed(
     key = key_added or (Keys.EMBEDDING if modality == "image" else Keys.GENE_EMBEDDING)
     if modality == "gene":
         if not isinstance(model, SealModel):
-            raise DataError("Embeddings of expression need a SEAL model; an encoder by name only sees images.")
+            raise DataError("Embeddings of expression need a SEAL model; an encoder only sees images.")
         if device is not None:
             model.to(resolve_device(device))
         embedding, entry = _embed_genes(table, regions, model), _gene_record(model)
@@ -129,7 +129,7 @@ def embed_crops(
     sdata: SpatialData,
     table: AnnData,
     regions: Sequence[Region],
-    model: SealModel | str,
+    model: SealModel | Encoder | str,
     *,
     pool: str | None = None,
     pretrained: bool = True,
@@ -149,9 +149,10 @@ def embed_crops(
     if not table.obs[Keys.CROP_OK].to_numpy(dtype=bool)[np.concatenate([r.rows for r in regions])].any():
         raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
     if not isinstance(model, SealModel):
-        encoder = build_encoder(model, pool=pool, pretrained=pretrained)
-        entry = {"model": model, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
-    if device is not None or not isinstance(model, SealModel):
+        encoder = _frozen(model, pool=pool, pretrained=pretrained)
+        name = model if isinstance(model, str) else encoder.spec.key
+        entry = {"model": name, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
+    if device is not None or isinstance(model, str):
         (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
     out = np.full((table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
     for rows, values in map_crops(
@@ -213,6 +214,16 @@ def _unchanged(table: AnnData, entry: dict[str, Any]) -> list[Region]:
     """Regions whose present crops are those that a stored embedding was made from."""
     made_from = entry.get("crops", {})
     return [r for r in _section.regions_of(table) if _section.same_crops(table, r, made_from.get(r.name))]
+
+
+def _frozen(model: Encoder | str, *, pool: str | None, pretrained: bool) -> Encoder:
+    if isinstance(model, str):
+        return build_encoder(model, pool=pool, pretrained=pretrained)
+    if not isinstance(model, Encoder):
+        raise TypeError(f"`model` must be a SealModel, an encoder or its name, found {type(model).__name__}.")
+    if pool is not None:
+        raise DataError("`pool` is for an encoder given by name; this one has its own. Leave it out.")
+    return model.eval()
 
 
 def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:

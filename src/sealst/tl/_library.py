@@ -19,7 +19,7 @@ from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._keys import Keys
 from sealst._parts import section_regions
 from sealst._section import Data, Region
-from sealst._validate import listed
+from sealst._validate import listed, patient_text
 from sealst.io import Collection
 from sealst.models import SealModel
 
@@ -150,7 +150,7 @@ def _facts(table: AnnData, region: Region, columns: Sequence[str]) -> pd.DataFra
             f"`columns`: {listed(missing)} not found in `.obs` of section {region.section!r}; found: {listed(obs)}."
         )
     texts = {name: obs[name].astype(str) if name in obs else "" for name in (Keys.ORGAN, Keys.TECHNOLOGY)}
-    patient = _section.patients(table, region.rows) if Keys.PATIENT in obs else region.section
+    patient = [patient_text(v) or "" for v in obs[Keys.PATIENT]] if Keys.PATIENT in obs else region.section
     located = Keys.SPATIAL in table.obsm and region.name in table.uns.get(Keys.UNS, {}).get("crops", {})
     xy = positions_um(table, region) if located else np.full((len(obs), 2), np.nan)
     found = pd.DataFrame(
