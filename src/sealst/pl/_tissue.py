@@ -237,7 +237,8 @@ def draw_panel(ax: Axes, tissue: Tissue, panel: Panel, style: MapStyle) -> Colle
     draw_tissue(ax, tissue, alpha=style.image_alpha)
     ax.set_title(wrap(panel.title, _inches(ax)[0], size=TITLE_SIZE), fontsize=TITLE_SIZE)
     if panel.values is None:
-        text = {"ha": "center", "va": "center", "fontsize": TITLE_SIZE, "path_effects": [_outline("black", 3)]}
+        text: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": TITLE_SIZE}
+        text["path_effects"] = [_outline("black", 3)]
         ax.text(0.5, 0.5, panel.label, transform=ax.transAxes, **text)
         return None
     norm = Normalize(*panel.limits)
