@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 
 import sealst as sl
 
@@ -99,6 +100,15 @@ def test_bad_tables_are_refused(results):
 
 def bar_of(ax, method):
     return next(c for c in ax.containers if hasattr(c, "patches") and c.get_label() == method)
+
+
+def test_a_bar_of_height_0_is_seen(results):
+    ax = sl.pl.evaluation(results, metrics="pearson").axes[0]
+    lines = [c for c in ax.collections if isinstance(c, LineCollection) and c.get_zorder() == 3]
+    (line,) = [one for one in lines if len(one.get_segments())]
+    bar = bar_of(ax, "mean")
+    assert [s[:, 0].mean() for s in line.get_segments()] == pytest.approx([b.get_x() + b.get_width() / 2 for b in bar])
+    np.testing.assert_array_equal(line.get_colors()[0][:3], bar[0].get_facecolor()[:3])
 
 
 @pytest.mark.parametrize("by", ["section", "method"])

@@ -213,10 +213,12 @@ def _draw(ax: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
         own = rows[rows["method"] == method].set_index("section").reindex(sections)
         value = own["value"].to_numpy(dtype=float)
         x = places + (i - (len(methods) - 1) / 2) * width
-        # The edge keeps a bar of height 0 in sight.
-        bars: dict[str, Any] = {"color": colours[method], "edgecolor": colours[method], "linewidth": 0.8}
-        bars |= {"label": method, "error_kw": {"elinewidth": 0.9}}
+        bars: dict[str, Any] = {"color": colours[method], "label": method, "error_kw": {"elinewidth": 0.9}}
         ax.bar(x, value, width * 0.92, yerr=_errors(own, value), **bars)
+        # A bar of height 0 would look like one that is missing.
+        flat = x[value == 0]
+        ends = np.zeros(len(flat)), flat - 0.46 * width, flat + 0.46 * width
+        ax.hlines(*ends, color=colours[method], linewidth=3, zorder=3, clip_on=False)
         _draw_points(ax, x, own["points"], width)
     if "chance" in rows and rows["chance"].notna().any():
         level = rows.groupby("section", observed=True)["chance"].first().reindex(sections).to_numpy(dtype=float)
