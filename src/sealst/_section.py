@@ -81,14 +81,16 @@ def regions_of(table: AnnData, region: str | Sequence[str] | None = None) -> lis
         # A bare AnnData: its rows are one region.
         section = str(table.obs[Keys.SECTION].iloc[0]) if Keys.SECTION in table.obs else "section"
         return [Region(Keys.spots(section), section, np.arange(table.n_obs), table.obs_names.to_numpy())]
-    known = [attrs["region"]] if isinstance(attrs["region"], str) else list(attrs["region"])
+    # `anndata.concat` keeps what its tables share, which the name of the region is not; the rows say it as well.
+    column = table.obs[attrs["region_key"]].astype(str)
+    named = attrs.get("region", list(column.unique()))
+    known = [named] if isinstance(named, str) else list(named)
     wanted = known if region is None else [region] if isinstance(region, str) else list(region)
     for name in wanted:
         check_key(known, name, where="the table's regions", hint="Name one of them with `region=`.")
-    column, ids = table.obs[attrs["region_key"]].astype(str).to_numpy(), table.obs[attrs["instance_key"]].to_numpy()
-    found = []
+    ids, found = table.obs[attrs["instance_key"]].to_numpy(), []
     for name in wanted:
-        rows = np.flatnonzero(column == name)
+        rows = np.flatnonzero(column.to_numpy() == name)
         if rows.size:
             found.append(Region(name, _section_name(table, rows, name), rows, ids[rows]))
     if not found:

@@ -24,7 +24,7 @@ from sealst.cli._types import Genes, KeyValue, Limits, YamlMapping, merged
 
 @click.command(cls=SealstCommand)
 @click.argument("sections", nargs=-1, required=True)
-@click.option("--n-genes", type=int, default=1)
+@click.option("--n-genes", type=click.IntRange(min=1), default=1)
 @click.option("--crop-um", type=float, multiple=True, default=(112.0,))
 @click.option("--params", type=YamlMapping(), default=None)
 @click.option("--pretrained/--no-pretrained", default=True)
@@ -97,9 +97,13 @@ def test_a_config_file_sets_options_and_the_command_line_wins(tmp_path):
     ("text", "message"),
     [
         ("n_gens: 5", "sets 'n_gens', which 'toy' does not have; known: 'sections', 'n_genes'"),
+        ("n_gene: 5", "Did you mean 'n_genes'?"),
         ("- a", "must hold names and values"),
         ("{", "could not be read"),
-        ("n_genes: many", "not a valid integer"),
+        ("n_genes: many", "c.yaml' sets 'n_genes' to 'many': expected a whole number, 1 or more."),
+        ("crop-um: [56, wide]", "sets 'crop_um' to [56, 'wide']: expected a number, or a list of such values."),
+        ("pretrained: perhaps", "sets 'pretrained' to 'perhaps': expected true or false."),
+        ("params: fast", "sets 'params' to 'fast': expected names and values such as '{epochs: 5}'"),
         ("config: other.yaml", "sets 'config'"),
     ],
 )
@@ -110,6 +114,13 @@ def test_a_wrong_config_file_is_wrong_usage(tmp_path, text, message):
     assert done.exit_code == 2
     assert message in " ".join(done.stderr.split())
     assert done.stdout == ""
+
+
+def test_a_wrong_value_on_the_command_line_is_named_as_there(tmp_path):
+    (tmp_path / "c.yaml").write_text("crop_um: 56")
+    done = run("a", "--config", tmp_path / "c.yaml", "--n-genes", "many")
+    assert done.exit_code == 2
+    assert "Invalid value for '--n-genes'" in done.stderr
 
 
 def test_refused_input_and_unforeseen_failures_have_codes_of_their_own():
@@ -159,6 +170,7 @@ def test_genes_and_mappings_from_files(tmp_path):
         (YamlMapping(), "lora", "expected names and values"),
         (YamlMapping(word=True), "[1, 2]", "expected a name or names and values"),
         (Genes(), " , ", "names no gene"),
+        (Genes(), [], "names no gene"),
     ],
 )
 def test_wrong_values_of_options(kind, text, message):

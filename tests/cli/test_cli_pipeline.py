@@ -42,6 +42,7 @@ def folder(tmp_path_factory):
     assert [one["status"] for one in made["sections"]] == ["done", "done"]
     (root / "finetune.yaml").write_text(
         "encoder: vit_tiny_patch16_224\npretrained: false\nn_genes: 200\ngene_encoder: {hidden: [16]}\n"
+        "include: [krt7, MUC1]\n"
         "params: {epochs: 9, views: 1, batch_size: 16, cache: none}\nseed: 3\n"
     )
     told = ("--config", root / "finetune.yaml", "--epochs", 1, "--n-genes", 100)
@@ -64,6 +65,32 @@ def test_prepared_sections_have_crops_names_and_layers(folder):
     assert json.loads(table.uns["sealst"]["prepare"]["options"])["crop_px"] == 32
     raw = sl.io.read(folder / "data" / "P1_S1.zarr").tables["table"]
     assert not set(raw.layers) - {None}, "the input stays as it is"
+
+
+def test_markers_of_a_config_file_are_in_the_panel(folder):
+    panel = (folder / "run" / "model" / "panel.tsv").read_text()
+    assert panel.index("KRT7") < panel.index("MUC1") < panel.index("KRT8")
+    run_again = ("finetune", folder / "sections/P1_S1.zarr", "--encoder", "vit_tiny_patch16_224", "--no-pretrained")
+    both = ("--panel", folder / "run" / "model" / "panel.tsv", "--include", "KRT7,MUC1")
+    assert "`include` adds genes" in run(*run_again, *both, "--out", folder / "no", code=3).stderr
+
+
+def test_a_folder_with_a_model_in_a_subfolder_says_where_it_is(folder):
+    store = folder / "sections/P2_S1.zarr"
+    said = run("embed", store, "--model", folder, "--out", folder / "no.h5ad", code=3).stderr
+    assert f"A model lies in {str(folder / 'run' / 'model')!r}." in said
+
+
+def test_files_of_gene_sets_that_are_not_there(tables):
+    said = run("pathways", tables, "--net", "nothere.gmt", code=3).stderr
+    assert "No file 'nothere.gmt' with gene sets (looked for '/" in said
+    assert "DataFrame" not in said
+
+
+def test_a_table_is_checked_as_one(tables):
+    (checked,) = answer("check", tables)["sections"]
+    assert (checked["ok"], checked["format"]) == (True, "AnnData (anndata.read_h5ad)")
+    assert "a table without a picture" in checked["problems"][-1]["text"]
 
 
 def test_drawn_sections_come_with_a_next_step_that_runs(tmp_path, monkeypatch):

@@ -144,6 +144,10 @@ def test_damaged_and_absent_files(tmp_path: Path) -> None:
             as_net(tmp_path / name)
     with pytest.raises(DataError, match=r"No file '.*absent.gmt' with gene sets"):
         as_net(tmp_path / "absent.gmt")
+    with pytest.raises(
+        DataError, match=r"No file 'absent.txt' with gene sets \(looked for '.*a .gmt, .csv or .tsv file"
+    ):
+        as_net("absent.txt")
 
 
 def test_wrong_types() -> None:

@@ -226,6 +226,18 @@ def test_what_is_no_section_is_reported_with_what_was_found(tmp_path):
         sl.io.read(tmp_path)
 
 
+def test_a_table_without_a_picture_says_what_can_be_done_with_it(toy_section, tmp_path):
+    table = toy_section().tables["table"].copy()
+    table.write_h5ad(tmp_path / "t.h5ad")
+    report = sl.io.check(tmp_path / "t.h5ad")
+    assert report.ok
+    assert value(report, "spots") == table.n_obs
+    assert "spatial" in value(report, "slots in .obsm")
+    assert "`sl.tl.pathways`, `sl.tl.build_index` and `sl.tl.retrieve` take it" in texts(report, "warning")[-1]
+    (tmp_path / "broken.h5ad").write_bytes(b"no table")
+    assert not sl.io.check(tmp_path / "broken.h5ad").ok
+
+
 def test_a_damaged_store_is_reported(toy_section, tmp_path):
     toy_section().write(tmp_path / "s.zarr")
     assert sl.io.check(tmp_path / "s.zarr").ok

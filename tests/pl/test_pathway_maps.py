@@ -63,7 +63,7 @@ def test_single_pathway_goes_into_given_axes(filled):
 
 def test_what_is_missing_is_named(filled, paired):
     with pytest.raises(
-        sl.MissingKeyError, match=r"'HYPOXIC' not found in `\.obsm\['seal_pathways'\]`; closest: 'HYPOXIA'"
+        sl.MissingKeyError, match=r"'HYPOXIC' not found in `\.obsm\['seal_pathways'\]`; closest: 'Hypoxia'"
     ):
         sl.pl.pathways(filled, "HYPOXIC")
     table = filled.tables["table"]

@@ -112,6 +112,9 @@ def test_tiles_without_genes(labelled, spots_of):
 def test_what_cannot_be_shown_is_refused(labelled):
     with pytest.raises(sl.MissingKeyError, match=r"`color` 'VIN' is neither .*Closest: 'VIM'.*'key:column'"):
         sl.pl.slide(labelled, "VIN")
+    labelled.tables["table"].obs["in_tissue"] = 1
+    with pytest.raises(sl.MissingKeyError, match=r"Closest: 'in_tissue'"):
+        sl.pl.slide(labelled, "in_tissu")
     with pytest.raises(
         sl.MissingKeyError, match=r"'9' not found in the columns of `.obsm\['X_seal'\]`; found: '0', '1'"
     ):

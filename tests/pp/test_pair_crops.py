@@ -138,6 +138,11 @@ def test_spots_at_the_edge_are_padded_with_white_or_dropped():
     assert obs["crop_ok"].iloc[:25].all()
 
 
+def test_a_size_as_text_is_named_whole():
+    with pytest.raises(sl.DataError, match="`crop_um` must be a positive number, found '112'"):
+        sl.pp.pair_crops(section(), crop_um="112")
+
+
 def test_join_is_by_id_not_by_order():
     sdata = section()
     shuffled = sdata.shapes["s_spots"].sample(frac=1.0, random_state=0)

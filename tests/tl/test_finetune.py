@@ -30,6 +30,18 @@ def test_training_lowers_the_loss_and_changes_only_what_it_should(ready, finetun
     assert not model.training
 
 
+def test_markers_can_be_put_into_the_panel(ready, finetune):
+    sections = two(ready)
+    plain = finetune(sections, n_genes=3).panel
+    marker = next(str(g) for g in sections[0].tables["table"].var_names if g not in plain.genes)
+    panel = finetune(sections, n_genes=3, include=[marker]).panel
+    assert (panel.genes[0], len(panel)) == (marker, 3)
+    with pytest.raises(TypeError, match=r"`sections` must be SpatialData.*`sl.io.read_collection\('sections'\)`"):
+        finetune("sections")
+    with pytest.raises(sl.DataError, match=r"`include` adds genes to the default panel, but `panel=` is given, too"):
+        finetune(sections, panel=plain, include=[marker])
+
+
 def test_same_seed_same_model_other_seed_another(ready, finetune):
     sections = two(ready)
     a, b, c = (finetune(sections, seed=s).fingerprint for s in (3, 3, 4))
@@ -253,7 +265,7 @@ def test_bad_input_is_refused_before_training(ready, finetune, monkeypatch, dama
 def test_no_sections_and_leaks_are_refused(ready, finetune):
     with pytest.raises(sl.DataError, match="`sections` is empty"):
         finetune([])
-    with pytest.raises(TypeError, match=r"`sections\[0\]` must be a SpatialData, found str"):
+    with pytest.raises(TypeError, match=r"`sections\[0\]` must be a SpatialData, found str.*sl.io.read\('C2'\)"):
         finetune(["C2"])
     with pytest.raises(sl.LeakError, match="p1"):
         finetune(two(ready), validation=ready(section="c", patient="p1", seed=3))

@@ -98,7 +98,7 @@ def test_spots_without_score_or_group_are_left_out(table: ad.AnnData) -> None:
 
 def test_groups_need_not_be_text_nor_spots_be_unique(table: ad.AnnData) -> None:
     named = rank_pathways(table, "label")
-    table.obs["number"] = table.obs["label"].map({"fat": 0, "stroma": 1, "tumour": 2})
+    table.obs["number"] = table.obs["label"].map({"fat": 0, "stroma": 1, "tumour": 2}).astype("category")
     table.obs_names = ["s"] * 60
     table.obsm["seal_pathways"].index = table.obs_names
     found = rank_pathways(table, "number", key_added="again")
@@ -150,6 +150,16 @@ def test_single_spots(table: ad.AnnData) -> None:
         rank_pathways(table, "label", groups=["vessel"])
     with pytest.raises(DataError, match="The reference 'vessel' has a single scored spot"):
         rank_pathways(table, "label", reference="vessel", groups="fat")
+
+
+def test_numbers_are_no_groups_until_they_are_categories(table: ad.AnnData) -> None:
+    table.obs["array_row"] = np.arange(60) // 20
+    with pytest.raises(DataError, match=r"`.obs\['array_row'\]` holds numbers \(int64\).*\.astype\(\"category\"\)"):
+        rank_pathways(table, "array_row")
+    table.obs["array_row"] = table.obs["array_row"].astype("category")
+    assert set(rank_pathways(table, "array_row")["group"]) == {"0", "1", "2"}
+    table.obs["on_tissue"] = np.arange(60) < 20
+    assert set(rank_pathways(table, "on_tissue")["group"]) == {"False", "True"}
 
 
 def test_bad_input(table: ad.AnnData) -> None:

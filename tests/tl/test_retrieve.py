@@ -324,6 +324,7 @@ def image_of(shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray:
 
 BAD = [
     ("KRT81", {}, PanelError, r"1 gene\(s\).*'KRT81'; near names: .*'KRT18', 'KRT8'.*`model.panel.genes`"),
+    ("HALLMARK_HYPOXIA", {}, PanelError, r"not in the model's panel.*A gene set is asked by its name with `net=`"),
     (["ERBB2", "FOO"], {}, PanelError, r"not in the model's panel of 12: 'FOO'"),
     ("s1_3", {}, PanelError, r"'s1_3' is no gene of the panel but the name of a spot; ask with `kind='spot'`"),
     ([], {}, DataError, "names no gene"),
@@ -376,14 +377,35 @@ def test_embeddings_of_this_model_are_needed(model: SealModel, table: ad.AnnData
     with pytest.raises(OrderError, match=rf"'0123456789abcdef', this model is '{model.fingerprint}'. Run `sl.tl.embed"):
         retrieve(table, model, "VIM")
     del table.uns["sealst"]["embed"]
-    with pytest.raises(OrderError, match="made by an unknown model"):
+    with pytest.raises(OrderError, match=r'made by an unknown model.*anndata.concat\(..., uns_merge="unique"\)'):
         retrieve(table, model, "VIM")
     with pytest.raises(
         OrderError, match=r"'X_other' not found in `.obsm`; found: 'spatial', 'X_seal'.*key_added='X_other'"
     ):
         retrieve(table, model, "VIM", key="X_other")
-    with pytest.raises(TypeError, match="`model` must be a SealModel, found str. See `sl.models.load`"):
-        retrieve(table, "vit_tiny_patch16_224", "VIM")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"`model` must be a SealModel, found str.*`sl.models.load\('runs/model'\)`"):
+        retrieve(table, "runs/model", "VIM")  # type: ignore[arg-type]
+
+
+def test_joined_tables_are_searched_as_one(model: SealModel, table: ad.AnnData) -> None:
+    parts = []
+    for name in ("s1", "s2"):
+        one = table[table.obs["section"] == name].copy()
+        one.uns["spatialdata_attrs"]["region"] = f"{name}_spots"
+        for crops in (one.uns["sealst"]["crops"], one.uns["sealst"]["embed"]["X_seal"]["crops"]):
+            for other in set(crops) - {f"{name}_spots"}:
+                del crops[other]
+        parts.append(one)
+    joined = ad.concat(parts, uns_merge="unique")
+    for one in (table, joined):
+        retrieve(one, model, "VIM", suppress_um=150)
+    np.testing.assert_allclose(joined.obs["seal_similarity"], table.obs["seal_similarity"])
+    assert joined.uns["sealst"]["retrieve"]["hits"].tolist() == table.uns["sealst"]["retrieve"]["hits"].tolist()
+    with pytest.raises(OrderError, match=r"by an unknown model, or by several.*uns_merge"):
+        retrieve(ad.concat(parts), model, "VIM")
+    parts[1].uns["sealst"]["embed"]["X_seal"]["model"] = "0123456789abcdef"
+    with pytest.raises(OrderError, match=r"by an unknown model, or by several"):
+        retrieve(ad.concat(parts, uns_merge="unique"), model, "VIM")
 
 
 def test_embeddings_must_fit(model: SealModel, table: ad.AnnData) -> None:

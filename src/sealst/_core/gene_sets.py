@@ -62,10 +62,13 @@ def read_gene_sets(path: Path) -> pd.DataFrame:
     """Read the edges of a GMT, CSV or TSV file as they are; see `as_net` for the checks."""
     packed = path.suffix.lower() == ".gz"
     suffix = (path.with_suffix("") if packed else path).suffix.lower()
+    if path.suffix and not path.exists():
+        raise DataError(
+            f"No file {str(path)!r} with gene sets (looked for {str(path.absolute())!r}). Check the path; a .gmt, .csv "
+            "or .tsv file is needed."
+        )
     if suffix != ".gmt" and suffix not in _TABLES:
         raise DataError(f"`net` is {str(path)!r}, neither a known resource nor a file of gene sets. {_HOW}")
-    if not path.is_file():
-        raise DataError(f"No file {str(path)!r} with gene sets. {_HOW}")
     try:
         with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as stream:
             if suffix == ".gmt":

@@ -51,25 +51,27 @@ _PROTEINS = {
 
 
 def near_names(unknown: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Upper-cased known names that the first unknown ones may stand for: the sure ones first, then by spelling.
+    """Known names, spelled as they are, that the first unknown ones may stand for: the sure first, then by spelling.
 
     Parameters
     ----------
     unknown
         Names that were not found; the first five are looked at.
     known
-        Names that exist, of any case.
+        Names that exist; case does not matter, and of names that differ only in case the first one counts.
 
     Examples
     --------
     >>> near_names(["HER2", "Ki-67", "EPCAN"], ["ERBB2", "MKI67", "EPCAM", "VIM"])
     ['ERBB2', 'MKI67', 'EPCAM']
     """
-    names = dict.fromkeys(str(name).upper() for name in known)
+    names: dict[str, str] = {}
+    for name in known:
+        names.setdefault(str(name).upper(), str(name))
     asked = [str(name).strip().upper() for name in unknown[:5]]
     meant = dict.fromkeys(symbol for name in asked for symbol in _symbols(name) if symbol in names)
     alike = {close for name in asked for close in difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)}
-    return [*meant, *sorted(alike - set(meant))]
+    return [names[name] for name in (*meant, *sorted(alike - set(meant)))]
 
 
 def _symbols(name: str) -> tuple[str, ...]:

@@ -189,7 +189,7 @@ class GenePanel:
         if unknown := [g for g in wanted if g.upper() not in position]:
             raise PanelError(
                 f"{len(unknown)} gene(s) are not in the panel of {len(self)}: {listed(unknown)}; near names: "
-                f"{listed(near_names(unknown, position))}. A gene of the sections gets into a model by "
+                f"{listed(near_names(unknown, self.genes))}. A gene of the sections gets into a model by "
                 "`sl.pp.select_genes(sections, include=[...])` and training."
             )
         keep = [position[g.upper()] for g in wanted]

@@ -46,7 +46,7 @@ def gene_weights(weights: Mapping[str, float], genes: Sequence[str]) -> np.ndarr
     position = {g.upper(): i for i, g in enumerate(genes)}
     names = [str(g).strip().upper() for g in weights]
     if unknown := [g for g, name in zip(weights, names, strict=True) if name not in position]:
-        raise PanelError(_unknown(unknown, position))
+        raise PanelError(_unknown(unknown, genes))
     if len(set(names)) < len(names):
         raise PanelError(f"A gene of `query` occurs twice: {listed(sorted({g for g in names if names.count(g) > 1}))}.")
     values = _numbers(weights)
@@ -55,10 +55,10 @@ def gene_weights(weights: Mapping[str, float], genes: Sequence[str]) -> np.ndarr
     return out / np.linalg.norm(out)
 
 
-def _unknown(unknown: Sequence[str], position: Mapping[str, int]) -> str:
+def _unknown(unknown: Sequence[str], genes: Sequence[str]) -> str:
     return (
-        f"{len(unknown)} gene(s) of `query` are not in the model's panel of {len(position)}: {listed(unknown)}; near "
-        f"names: {listed(near_names(unknown, position))}. `model.panel.genes` lists the panel. A gene of the "
+        f"{len(unknown)} gene(s) of `query` are not in the model's panel of {len(genes)}: {listed(unknown)}; near "
+        f"names: {listed(near_names(unknown, genes))}. `model.panel.genes` lists the panel. A gene of the "
         "sections gets into a model by `sl.pp.select_genes(sections, include=[...])` and training."
     )
 

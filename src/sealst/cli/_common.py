@@ -19,20 +19,23 @@ import click
 from sealst._errors import SealstError, SealstWarning
 from sealst._logging import logger
 from sealst._settings import settings
-from sealst._validate import from_yaml, listed
+from sealst._validate import from_yaml, listed, near
+from sealst.cli._types import expected
 
 #: what a pipeline may rely on
 EXIT_FAILED, EXIT_USAGE, EXIT_DATA = 1, 2, 3
 EXIT_CODES = "Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 input refused."
 
 _QUIET, _VERBOSE, _JSON = "sealst.quiet", "sealst.verbose", "sealst.json"
+#: path of the config file and the values it gives
+_CONFIG = "sealst.config"
 #: loggers of libraries whose warnings say nothing to a user of commands
 _CHATTY = ("ome_zarr",)
 #: what does on the command line what a call does in Python
 _COMMANDS = {
     "pp.pair_crops": "prepare",
     "pp.normalize": "prepare",
-    "pp.select_genes": "finetune --n-genes",
+    "pp.select_genes": "finetune --include",
     "pp.harmonize_genes": "prepare",
     "pp.tile": "prepare",
     "tl.finetune": "finetune",
@@ -84,6 +87,13 @@ class SealstCommand(click.Command):
         kwargs.setdefault("epilog", EXIT_CODES)
         kwargs["params"] = [*(kwargs.get("params") or []), *_shared_options()]
         super().__init__(*args, **kwargs)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options; a wrong value of a config file is named by file and key, not by an option nobody typed."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            raise _of_config(error, ctx) or error from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the function and show its answer."""
@@ -224,11 +234,24 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     if unknown := [name for name in given if name not in known]:
         raise click.UsageError(
             f"{str(value)!r} sets {listed(unknown)}, which {ctx.info_name!r} does not have; known: "
-            f"{listed(known, 60)}.",
+            f"{listed(known, 60)}.{near(unknown, known)}",
             ctx,
         )
+    ctx.meta[_CONFIG] = (value, given)
     shaped = {str(known[name].name): _shaped(known[name], v) for name, v in given.items()}
     ctx.default_map = {**(ctx.default_map or {}), **shaped}
+
+
+def _of_config(error: click.BadParameter, ctx: click.Context) -> click.UsageError | None:
+    """The error in words of the config file, where the value came from there."""
+    param = error.param
+    if param is None or ctx.get_parameter_source(str(param.name)) is not click.core.ParameterSource.DEFAULT_MAP:
+        return None
+    path, given = ctx.meta[_CONFIG]
+    name = name_in_config(param)
+    wanted = expected(param)
+    why = f"expected {wanted}." if wanted else error.message
+    return click.UsageError(f"{str(path)!r} sets {name!r} to {given[name]!r}: {why}", ctx)
 
 
 def name_in_config(param: click.Parameter) -> str:

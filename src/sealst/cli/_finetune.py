@@ -23,7 +23,7 @@ from sealst.cli._options import (
     table_key_option,
 )
 from sealst.cli._sections import check_new, open_sections
-from sealst.cli._types import YamlMapping
+from sealst.cli._types import Genes, YamlMapping
 
 #: file that tells the folder of a run
 _MARKER = "run.json"
@@ -38,6 +38,8 @@ _model = stacked(
     click.option("--panel", type=EXISTING_FILE, default=None, help="Genes of the model (GenePanel TSV)."),
     click.option("--n-genes", type=click.IntRange(min=1), default=2000, show_default=True,
                  help="Size of the panel, where none is given."),
+    click.option("--include", type=Genes(), default=None,
+                 help="Genes that are in that panel whatever their rank: separated by commas, or a text file."),
     click.option("--crop-um", type=float, default=None, help="Paired crop size to train on; default the first."),
     click.option("--adapter", type=YamlMapping(word=True), default="lora", show_default=True,
                  help="lora, blocks, full, bottleneck, none; or settings such as '{kind: lora, r: 16}'."),

@@ -10,7 +10,7 @@ import click
 import yaml
 
 from sealst._errors import DataError
-from sealst._validate import from_yaml, parse_yaml
+from sealst._validate import from_yaml, listed, parse_yaml
 
 
 class YamlMapping(click.ParamType):
@@ -90,7 +90,8 @@ class Genes(click.ParamType):
                 value = path.read_text(encoding="utf-8").splitlines() if path.is_file() else value.split(",")
             except (OSError, UnicodeDecodeError) as error:
                 self.fail(f"{str(path)!r} could not be read as a list of genes: {error}.", param, ctx)
-        names = list(dict.fromkeys(str(name).strip() for name in value))
+        items = value if isinstance(value, list | tuple) else [value]
+        names = list(dict.fromkeys(str(name).strip() for name in items))
         if not (names := [name for name in names if name]):
             self.fail("names no gene.", param, ctx)
         return names
@@ -109,6 +110,28 @@ class Several(click.ParamType):
         items = given if isinstance(given, list | tuple) else [given]
         parts = [one.strip() if isinstance(one, str) else one for one in items]
         return list(dict.fromkeys(self.item.convert(part, param, ctx) for part in parts))
+
+
+def expected(param: click.Parameter) -> str:
+    """What a value of an option must be, in words; empty for types whose own message says it."""
+    kind = param.type
+    if isinstance(kind, click.Choice):
+        words = f"one of {listed(kind.choices, 20)}"
+    elif isinstance(kind, click.types.BoolParamType):
+        words = "true or false"
+    elif isinstance(kind, click.types.IntParamType | click.types.FloatParamType):
+        words = "a whole number" if isinstance(kind, click.types.IntParamType) else "a number"
+        words += _bounds(kind)
+    else:
+        return ""
+    return f"{words}, or a list of such values" if getattr(param, "multiple", False) else words
+
+
+def _bounds(kind: click.ParamType) -> str:
+    least, most = getattr(kind, "min", None), getattr(kind, "max", None)
+    above, below = getattr(kind, "min_open", False), getattr(kind, "max_open", False)
+    low = "" if least is None else f", above {least:g}" if above else f", {least:g} or more"
+    return low + ("" if most is None else f", below {most:g}" if below else f", {most:g} at most")
 
 
 def merged(mappings: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import pandas as pd
 from spatialdata import SpatialData, read_zarr
 
 from sealst import _section
 from sealst._errors import SealstError
 from sealst._keys import Keys
+from sealst._validate import listed
 from sealst.io import _check_rules, _check_table
 from sealst.io._check_subject import Fact, Options, Problem, Subject, told, tried
-from sealst.io._formats import format_of
+from sealst.io._formats import FORMATS, format_of
 from sealst.io._store import is_unfinished
 
 _COLUMNS = ("region", "topic", "name", "value")
@@ -148,8 +151,8 @@ def check(
         note(found)
     if sdata is not None:
         note(_guarded(_check_rules.elements, sdata))
-        subjects, found = _subjects(sdata, region, options, table_key)
-        note(found)
+        subjects, refused = _subjects(sdata, region, options, table_key)
+        note(refused)
         for subject in subjects:
             for rule in (*_check_rules.RULES, *_check_table.RULES):
                 note(_guarded(rule, subject), subject.region.name)
@@ -158,11 +161,13 @@ def check(
     return CheckReport(target, kind, frame, tuple(problems))
 
 
-def _opened(path: Path, options: dict[str, Any]) -> tuple[str, SpatialData | None, list[Problem]]:
+def _opened(path: Path, options: dict[str, Any]) -> tuple[str, SpatialData | None, list[Fact | Problem]]:
     kind, sdata, problems = "not recognised", None, []
     with tried() as caught:
         try:
             path = path.expanduser()
+            if path.suffix == ".h5ad" and path.is_file() and not FORMATS["hest"].recognises(path):
+                return "AnnData (anndata.read_h5ad)", None, list(_bare_table(path))
             found = format_of(path)
             kind = f"{found.name} ({found.reader})"
             if found.name == "zarr":
@@ -175,6 +180,22 @@ def _opened(path: Path, options: dict[str, Any]) -> tuple[str, SpatialData | Non
         except Exception as error:  # noqa: BLE001 - the report is where any failure belongs
             problems.append(Problem("error", _text(error)))
     return kind, sdata, [*problems, *told(caught)]
+
+
+def _bare_table(path: Path) -> Iterator[Fact | Problem]:
+    """Findings about a table in a file of its own, as `--out` of the commands writes it."""
+    table = ad.read_h5ad(path, backed="r")
+    with closing(table.file):
+        slots = listed(table.obsm).replace("'", "")
+        yield Fact("table", "spots", table.n_obs)
+        yield Fact("table", "slots in .obsm", slots)
+        yield from _guarded(_check_table.genes, Subject(SpatialData(), table, _section.regions_of(table)[0]))
+    yield Problem(
+        "warning",
+        "This is a table without a picture. It goes on with what it holds: `sl.tl.pathways`, `sl.tl.build_index` and "
+        "`sl.tl.retrieve` take it, as do `sealst pathways`, `index` and `retrieve`. Crops, training, embedding and "
+        "prediction need the section itself, such as a SpatialData zarr store.",
+    )
 
 
 def _subjects(

@@ -211,9 +211,9 @@ def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not folder.exists():
         raise CheckpointError(f"No model at {str(folder)!r} (looked for {str(folder.absolute())!r}).")
     if missing := [name for name in FILES if not (folder / name).is_file()]:
-        inside = folder / "model"
-        run = f" It is the folder of a run; its model is {str(inside)!r}." if (inside / FILES[0]).is_file() else ""
-        raise CheckpointError(f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.{run}")
+        raise CheckpointError(
+            f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.{_model_near(folder)}"
+        )
     try:
         config, base = _read(folder / "config.json"), _read(folder / "base.json")
     except ValueError as error:
@@ -226,6 +226,20 @@ def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"not the one that this version reads ({_FORMAT})."
         )
     return config, base
+
+
+def _model_near(folder: Path) -> str:
+    """Where a model lies in a folder that is none: in the folder of its run, or one folder further down."""
+    inside = folder / "model"
+    if _is_complete(inside):
+        return f" It is the folder of a run; its model is {str(inside)!r}."
+    below = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    found = [str(p) for one in below for p in (one, one / "model") if _is_complete(p)]
+    return f" {'A model lies' if len(found) == 1 else 'Models lie'} in {listed(found, 4)}." if found else ""
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in FILES)
 
 
 def _load_trained(model: SealModel, folder: Path) -> None:

@@ -180,7 +180,10 @@ def _pair(sdata: SpatialData, table: AnnData, region: Region, wanted: _Wanted) -
 
 
 def _sizes(crop_um: float | Sequence[float]) -> list[float]:
-    sizes = list(crop_um) if isinstance(crop_um, Sequence | np.ndarray) else [crop_um]
+    # A text is a sequence, too, of characters.
+    given: Any = crop_um
+    several = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
+    sizes = list(given) if several else [given]
     if not sizes:
         raise DataError("`crop_um` is empty; give at least one side in µm, e.g. 112.")
     for size in sizes:

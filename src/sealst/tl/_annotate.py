@@ -18,6 +18,7 @@ from sealst._logging import logger, warn
 from sealst._section import Data
 from sealst._validate import check_key, listed
 from sealst.models import SealModel
+from sealst.tl._inputs import check_model
 from sealst.tl._retrieve import image_embedding
 
 # Profiles that are made dense at a time.
@@ -131,8 +132,7 @@ def annotate(
     >>> sl.tl.annotate(sdata, model, [labelled_1, labelled_2], labels="region", balance=True)  # doctest: +SKIP
     >>> sdata.tables["table"].obs["seal_annotation"].value_counts()  # doctest: +SKIP
     """
-    if not isinstance(model, SealModel):
-        raise TypeError(f"`model` must be a SealModel, found {type(model).__name__}. See `sl.models.load`.")
+    check_model(model)
     table = _section.get_table(data, table_key)
     regions = _section.regions_of(table, region)
     embedding = image_embedding(table, regions, model, key)

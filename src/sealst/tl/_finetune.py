@@ -51,6 +51,7 @@ def finetune(
     pool: str | None = None,
     panel: GenePanel | None = None,
     n_genes: int = 2000,
+    include: Sequence[str] = (),
     crop_um: float | None = None,
     validation: SpatialData | Sequence[SpatialData] | None = None,
     allow_shared_patients: bool = False,
@@ -91,6 +92,9 @@ def finetune(
         do not count in the reconstruction of genes that their section does not measure.
     n_genes
         Size of the default panel.
+    include
+        Genes that are in the default panel whatever their rank, such as ``["ERBB2", "ESR1"]``; they count among the
+        `n_genes`.
     crop_um
         Which of the paired crop sizes to train on, in µm; default the first.
     validation
@@ -163,7 +167,7 @@ def finetune(
     parts: Any = {"gene_encoder": resolve_gene_encoder(gene_encoder), "projection": resolve_projection(projection)}
     params = _for_genes(train_params(params), parts["gene_encoder"])
     options = dict(trainer_kwargs or {})
-    _check_options(params, warmup, held, options, resume and run_dir is None)
+    _check_options(params, warmup, held, options, nowhere=resume and run_dir is None, panel=panel, include=include)
     spec = _shared_crop_spec(train, held, crop_um, table_key)
     where = resolve_device(device, options.get("devices", 1))
     seed = settings.seed if seed is None else int(seed)
@@ -171,7 +175,7 @@ def finetune(
     folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
 
     base = _base_encoder(encoder, pretrained, pool, seed)
-    panel = _panel(train, panel, n_genes, params.layer, table_key)
+    panel = _panel(train, panel, n_genes, include, params.layer, table_key=table_key)
     with ExitStack() as stack:
         work = _scratch(stack, folder, rank)
         pairs, others = _all_pairs(train, held, panel, spec=spec, table_key=table_key, work=work)
@@ -234,8 +238,16 @@ def _scratch(stack: ExitStack, run_folder: Path | None, rank: int) -> Path:
 
 
 def _check_options(
-    params: TrainParams, warmup: Any, held: Sequence[SpatialData], options: Mapping[str, Any], nowhere: bool
+    params: TrainParams,
+    warmup: Any,
+    held: Sequence[SpatialData],
+    options: Mapping[str, Any],
+    *,
+    nowhere: bool,
+    panel: GenePanel | None,
+    include: Sequence[str],
 ) -> None:
+    _check_panel(panel, include, params.layer)
     if refused := sorted(set(options) & RESERVED):
         raise DataError(
             f"`trainer_kwargs` must not hold {listed(refused)}: epochs, precision, clipping and accumulation are "
@@ -275,15 +287,25 @@ def _shared_crop_spec(
     return specs[0]
 
 
-def _panel(train: Sequence[SpatialData], panel: GenePanel | None, n: int, layer: str, table_key: str) -> GenePanel:
+def _panel(
+    train: Sequence[SpatialData], panel: GenePanel | None, n: int, include: Sequence[str], layer: str, *, table_key: str
+) -> GenePanel:
+    return select_genes(train, n, include=include, layer=layer, table_key=table_key) if panel is None else panel
+
+
+def _check_panel(panel: GenePanel | None, include: Sequence[str], layer: str) -> None:
     if panel is None:
-        return select_genes(train, n, layer=layer, table_key=table_key)
+        return
+    if len(include):
+        raise DataError(
+            f"`include` adds genes to the default panel, but `panel=` is given, too; found {include!r}. Leave one of "
+            "them out, or select the panel with `sl.pp.select_genes(sections, include=[...])`."
+        )
     if panel.layer != layer:
         raise PanelError(
             f"The panel's mean and std are of layer {panel.layer!r}, but `params.layer` is {layer!r}. Select the panel "
             f"with `sl.pp.select_genes(sections, layer={layer!r})`."
         )
-    return panel
 
 
 def _recipe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from sealst._logging import progress
 from sealst._section import Region
 from sealst._settings import settings
 from sealst.io import Collection
-from sealst.models import CropSpec
+from sealst.models import CropSpec, SealModel
 
 
 def as_sections(sections: SpatialData | Sequence[SpatialData], name: str) -> Sequence[SpatialData]:
@@ -27,13 +28,28 @@ def as_sections(sections: SpatialData | Sequence[SpatialData], name: str) -> Seq
     """
     if isinstance(sections, Collection):
         return sections
+    if isinstance(sections, str | Path):
+        call = "read" if Path(sections).suffix == ".zarr" else "read_collection"
+        how = f"Open it: `sl.io.{call}({str(sections)!r})`."
+        raise TypeError(f"`{name}` must be SpatialData, found the path {str(sections)!r}. {how}")
     items = [sections] if isinstance(sections, SpatialData) else list(sections)
     if not items:
         raise DataError(f"`{name}` is empty; pass at least one SpatialData.")
     for i, item in enumerate(items):
         if not isinstance(item, SpatialData):
-            raise TypeError(f"`{name}[{i}]` must be a SpatialData, found {type(item).__name__}.")
+            hint = f" Open it: `sl.io.read({str(item)!r})`." if isinstance(item, str | Path) else ""
+            raise TypeError(f"`{name}[{i}]` must be a SpatialData, found {type(item).__name__}.{hint}")
     return items
+
+
+def check_model(model: Any) -> None:
+    """Raise unless the argument is a model in memory."""
+    if isinstance(model, SealModel):
+        return
+    hint = "See `sl.models.load`."
+    if isinstance(model, str | Path):
+        hint = f"Load the folder of a model first: `sl.models.load({str(model)!r})`."
+    raise TypeError(f"`model` must be a SealModel, found {type(model).__name__}. {hint}")
 
 
 def crop_spec(table: AnnData, regions: Sequence[Region], crop_um: float | None = None) -> CropSpec:

@@ -53,8 +53,11 @@ def provenance(table: AnnData, regions: Sequence[Region], key: str) -> dict[str,
     if key not in table.obsm:
         raise OrderError(f"No embeddings: {key!r} not found in `.obsm`; found: {listed(table.obsm)}. {hint}")
     entry = table.uns.get(Keys.UNS, {}).get("embed", {}).get(key)
-    if entry is None:
-        raise OrderError(f"`.obsm[{key!r}]` was made by an unknown model. {hint}")
+    if entry is None or "model" not in entry:
+        raise OrderError(
+            f"`.obsm[{key!r}]` was made by an unknown model, or by several. {hint} `anndata.concat` drops what is "
+            'known of its tables; tables of one model are joined with `anndata.concat(..., uns_merge="unique")`.'
+        )
     for one in regions:
         if "crops" in entry and not _section.same_crops(table, one, entry["crops"].get(one.name)):
             raise OrderError(

@@ -17,6 +17,7 @@ from sealst._keys import Keys
 from sealst._logging import logger
 from sealst.models import SealModel
 from sealst.tl._embed import embed_crops, merged, stored_embedding, write_embedding
+from sealst.tl._inputs import check_model
 from sealst.tl._pathways import PathwayResult, score_sets, write_pathways
 
 
@@ -87,8 +88,7 @@ def predict(
     --------
     >>> sl.tl.predict(sdata, model, genes=["ERBB2", "COL1A1"])  # doctest: +SKIP
     """
-    if not isinstance(model, SealModel):
-        raise TypeError(f"`model` must be a SealModel, found {type(model).__name__}. See `sl.models.load`.")
+    check_model(model)
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table, region)
     if net is not None:

@@ -91,7 +91,12 @@ def _ask_genes(query: Any, context: Context) -> Question:
         raise PanelError(f"{query!r} is no gene of the panel but the name of a spot; ask with `kind='spot'`.")
     # A gene listed twice is meant once.
     weights = dict.fromkeys({str(n).strip().upper(): n for n in names}.values(), 1.0)
-    return _ask_signature(weights, context)
+    try:
+        return _ask_signature(weights, context)
+    except PanelError as error:
+        # With `net` a name is that of a gene set, unless told otherwise.
+        hint = " A gene set is asked by its name with `net=`." if isinstance(query, str) and context.net is None else ""
+        raise PanelError(f"{error}{hint}") from error
 
 
 def _ask_signature(query: Any, context: Context) -> Question:

@@ -93,7 +93,7 @@ def rank_pathways(
     MissingKeyError
         When a column is absent.
     DataError
-        When a group is unknown or too small, or there are too few replicates.
+        When `groupby` holds numbers, a group is unknown or too small, or there are too few replicates.
 
     Examples
     --------
@@ -130,6 +130,7 @@ def _scored(
         raise DataError(f"`.obsm[{key!r}]` must be a DataFrame with named pathways, found {type(frame).__name__}.")
     for name in filter(None, (groupby, replicate)):
         check_key(table.obs.columns, name, where="`.obs`", hint="Name a column of `.obs`.")
+    _check_groups(table.obs[groupby], groupby)
     used = np.isfinite(frame.to_numpy(dtype=float)).all(axis=1) & table.obs[groupby].notna().to_numpy()
     if replicate is not None:
         used &= table.obs[replicate].notna().to_numpy()
@@ -140,6 +141,16 @@ def _scored(
     column = obs[groupby].astype("category").cat.remove_unused_categories().cat.rename_categories(str)
     replicates = None if replicate is None else obs[replicate].astype(str).to_numpy()
     return frame.iloc[kept].astype(float), column, replicates
+
+
+def _check_groups(column: pd.Series, groupby: str) -> None:
+    """Raise where groups would be the single values of a measurement, such as a position."""
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        name = f".obs[{groupby!r}]"
+        raise DataError(
+            f"`groupby` must name a column of groups; `{name}` holds numbers ({column.dtype}). If they are labels, "
+            f'make them categories: `adata{name} = adata{name}.astype("category")`.'
+        )
 
 
 def _groups(column: pd.Series, groups: str | Sequence[str], reference: str, groupby: str) -> list[str]:

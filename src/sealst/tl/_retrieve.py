@@ -21,6 +21,7 @@ from sealst._validate import check_key, check_positive, listed
 from sealst.models import SealModel
 from sealst.tl._index import SealIndex, check_suppress
 from sealst.tl._index_search import Where
+from sealst.tl._inputs import check_model
 from sealst.tl._library import embed_hint, positions_um, provenance
 from sealst.tl._pathways import Net
 from sealst.tl._questions import Context, Query, Question, ask, kind_of
@@ -152,8 +153,7 @@ def retrieve(
     >>> sl.tl.retrieve(sdata, model, "s1_10x14", kind="spot", key_added="like_10x14")  # doctest: +SKIP
     >>> hits = sl.tl.retrieve(index, model, "CD3E", where={"organ": "breast"}, suppress_um=200)  # doctest: +SKIP
     """
-    if not isinstance(model, SealModel):
-        raise TypeError(f"`model` must be a SealModel, found {type(model).__name__}. See `sl.models.load`.")
+    check_model(model)
     check_positive("n_std", n_std)
     check_positive("n_hits", n_hits)
     check_suppress(suppress_um)
