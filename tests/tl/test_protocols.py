@@ -205,7 +205,9 @@ def test_baselines_take_no_further_loss_from_the_recipe(cohort, patient_recipe):
     recipe, models = patient_recipe
     more = {"kl": True, "mask_genes": 0.2, "weight_masked": 1.0, "weight_domain": 0.1, "patience": None}
     recipe["params"] |= more
+    recipe["include"] = ["ACTB"]
     sl.tl.evaluate(recipe, cohort[:2], test=cohort[2], baselines=["st-net", "bleep"], n_genes=4)
+    assert all(m.panel.genes == models[0].panel.genes and "ACTB" in m.panel.genes for m in models)
     seal, st_net, bleep = (m.history.query("stage == 'align'") for m in models)
     assert not np.allclose(seal["train_loss"], seal["train_contrast"] + seal["train_gene"] + seal["train_image"])
     np.testing.assert_allclose(bleep["train_loss"], bleep["train_contrast"], rtol=1e-5)

@@ -135,7 +135,7 @@ def _trained_in_folds(
         models = {SEAL: finetune(sections, **recipe, **common)}
         for name in baselines:
             logger.info("baseline %s", name)
-            given = _with_params(recipe, BASELINES[name]) | {"panel": models[SEAL].panel}
+            given = _with_params(recipe, BASELINES[name]) | {"panel": models[SEAL].panel, "include": ()}
             models[name] = finetune(sections, **given, **common)
         check_held_out(fold, models)
         return models
