@@ -143,14 +143,16 @@ def he_image(sdata: SpatialData, name: str) -> Any:
 
 def check_pixels(sdata: SpatialData, name: str) -> None:
     """Raise when the store that an image is read from is gone: zarr would read it as black, without an error."""
-    if sdata.path is None or Path(sdata.path).exists():
+    path: Any = sdata.path
+    path = Path(path) if isinstance(path, str) else path
+    if path is None or path.exists():
         return
     alone = SpatialData(images={"image": sdata.images[name]})
     # An image in memory needs no files, wherever it is said to be stored.
-    alone.path = Path(sdata.path).with_name("elsewhere")
+    alone.path = path.with_name("elsewhere")
     if not alone.elements_are_self_contained()["image"]:
         raise DataError(
-            f"Image {name!r} is read from {str(sdata.path)!r}, which is not there any more. Read the section again "
+            f"Image {name!r} is read from {str(path)!r}, which is not there any more. Read the section again "
             "from where it is now (`spatialdata.read_zarr`)."
         )
 
