@@ -326,5 +326,13 @@ def test_a_store_that_is_gone_is_named_and_not_read_as_black(tmp_path):
     ):
         with pytest.raises(sl.DataError, match=r"is read from '.*s.zarr', which is not there any more"):
             call()
+    # Of a store that lost chunks, zarr reads the others.
+    written.write(tmp_path / "part.zarr")
+    for chunks in (tmp_path / "part.zarr" / "images" / "s_he").glob("*/c"):
+        shutil.rmtree(chunks)
+    part = sd.read_zarr(tmp_path / "part.zarr")
+    sl.pp.pair_crops(part, crop_um=20)
+    with pytest.warns(sl.SealstWarning, match="25 of 25 crops are of a single colour. Are parts of the"):
+        sl.tl.embed(part, encoder, device="cpu")
     # What is in memory needs no store.
     sl.pp.pair_crops(written, crop_um=20)

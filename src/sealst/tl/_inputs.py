@@ -14,11 +14,14 @@ from sealst import _section
 from sealst._data.prefetch import prefetch
 from sealst._data.store import iter_source
 from sealst._errors import DataError
-from sealst._logging import progress
+from sealst._logging import progress, warn
 from sealst._section import Region
 from sealst._settings import settings
 from sealst.io import Collection
 from sealst.models import CropSpec, SealModel
+
+#: share of crops without any picture above which something is wrong; a masked picture may have a few
+_MAX_PLAIN = 0.05
 
 
 def as_sections(sections: SpatialData | Sequence[SpatialData], name: str) -> Sequence[SpatialData]:
@@ -88,12 +91,19 @@ def map_crops(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Apply a function to the crops of regions, in batches; yields table rows and results."""
     sources = [_section.crop_source(sdata, table, region, spec.crop_um) for region in regions]
-    with progress(None, desc=desc, total=sum(len(rows) for rows, _ in sources), show=show) as bar:
+    n, plain = sum(len(rows) for rows, _ in sources), 0
+    with progress(None, desc=desc, total=n, show=show) as bar:
         for rows, source in sources:
             batches = iter_source(source, spec.crop_px, batch_size=settings.batch_size)
             for positions, crops in prefetch(batches):
+                plain += int((crops == crops[:, :1, :1]).all(axis=(1, 2, 3)).sum())
                 yield rows[positions], function(crops)
                 bar.update(len(positions))
+    if plain > _MAX_PLAIN * n:
+        warn(
+            f"{plain} of {n} crops are of a single colour. Are parts of the picture missing from its store? Zarr reads "
+            "them as black, without an error; `sl.pl.crops` shows crops."
+        )
 
 
 def crops_record(table: AnnData, regions: Sequence[Region], crop_um: float) -> dict[str, Any]:
