@@ -308,6 +308,9 @@ class _Job:
         columns = np.unique(np.concatenate(list(sets.values())))
         models = ready.looker.models
         control = self.seed if self.control else None
+        logger.info(
+            "fold %s: fitting probes on %d spots, predicting %d", fold.name, sum(map(len, seen)), sum(map(len, held))
+        )
         predicted = predictions(
             seen, held, self.protocol, models=models, genes=ready.genes, scored=columns, control=control
         )
@@ -322,6 +325,7 @@ class _Job:
             bootstrap_seed=self.seed,
             near_um=self.near_um,
         )
+        logger.info("fold %s: scoring %d genes in %d section(s)", fold.name, len(ready.genes), len(held))
         scorer.add(held, predicted, results)
         scorer.add_retrieval(held, predicted, models, results)
         results.pathways += self.activities.rows(held, predicted, ready.genes, fold=fold.name, seed=seed, models=models)
