@@ -23,6 +23,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TIMEOUT_S = 3600
 JPEG_QUALITY = 70
+#: most pixels across; pages show a figure about half as wide
+MOST_PX = 2000
 
 
 def folders() -> dict[str, str]:
@@ -66,15 +68,18 @@ def smaller(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     if stored is None:
         return output
     picture = Image.open(io.BytesIO(base64.b64decode(stored))).convert("RGB")
+    shown = output["metadata"].pop("image/png", {}).get("width", picture.width)
+    if picture.width > MOST_PX:
+        size = MOST_PX, round(picture.height * MOST_PX / picture.width)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
     encoded = {}
     for mime, options in (("image/png", {"optimize": True}), ("image/jpeg", {"quality": JPEG_QUALITY})):
         buffer = io.BytesIO()
         picture.save(buffer, mime.removeprefix("image/"), **options)
         encoded[mime] = base64.b64encode(buffer.getvalue()).decode()
     mime = min(encoded, key=lambda key: len(encoded[key]))
-    shown = output["metadata"].pop("image/png", {})
     output["data"][mime] = encoded[mime]
-    output["metadata"][mime] = {"width": shown.get("width", picture.width)}
+    output["metadata"][mime] = {"width": shown}
     return output
 
 
