@@ -70,6 +70,8 @@ SINGLE: dict[str, Draw] = {
 }
 BASELINE_DPI = 40
 _DPI, _COLOURS = 160, 256
+#: most pixels across; a page shows a picture half as wide
+_MOST_PX = 1500
 
 
 def draw(name: str, **options: Any) -> Figure:
@@ -97,6 +99,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in given.names or FIGURES:
         pixels = picture(draw(name), BASELINE_DPI if given.baseline else _DPI)
+        if not given.baseline:
+            pixels.thumbnail((_MOST_PX, 2 * _MOST_PX), Image.Resampling.LANCZOS)
         # Older versions set text otherwise, and are not compared.
         facts = PngInfo()
         facts.add_text("Software", f"matplotlib {mpl.__version__}")

@@ -22,7 +22,7 @@ from sealst._validate import check_key, listed
 class Part:
     """The spots of one section, wherever they are stored; its data is looked up anew at every use.
 
-    A collection opens sections when they are asked for: what a part holds itself are names and row numbers.
+    A collection opens sections when they are asked for: what a part holds itself are names, row numbers and its unit.
     """
 
     open: Callable[[], Data]
@@ -30,6 +30,8 @@ class Part:
     region: Region
     #: names of the spots
     obs_names: np.ndarray
+    #: counts per spot that `pp.normalize` scaled to; None where it has not run
+    target_sum: float | None
 
     @property
     def name(self) -> str:
@@ -82,7 +84,8 @@ def parts_at(sections: Sequence[Data], position: int, table_key: str) -> list[Pa
     """Parts of one of the sections."""
     table = _section.get_table(sections[position], table_key)
     names, opener = table.obs_names.to_numpy(), partial(sections.__getitem__, position)
-    parts = [Part(opener, table_key, region, names[region.rows]) for region in section_regions(table)]
+    total = _section.target_sum(table)
+    parts = [Part(opener, table_key, region, names[region.rows], total) for region in section_regions(table)]
     for part in parts:
         if len(part.obs_names) < 2:
             raise DataError(f"Section {part.name!r} has {len(part.obs_names)} spot(s); at least 2 are needed.")

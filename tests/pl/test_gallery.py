@@ -109,7 +109,7 @@ def test_every_figure_is_in_the_gallery():
     assert sorted(shown) == sorted(gallery.FIGURES)
     stored = {path.stem: path for path in (ROOT / "docs" / "_static" / "gallery").glob("*.png")}
     assert sorted(stored) == sorted(gallery.FIGURES)
-    assert all(path.stat().st_size < 400_000 for path in stored.values())
+    assert all(path.stat().st_size < 200_000 for path in stored.values())
     # Shown at half their width, so that they are sharp on screens of high resolution.
     assert {name: Image.open(path).width // 2 for name, path in stored.items()} == {k: int(v) for k, v in shown.items()}
     for name in FUNCTIONS:

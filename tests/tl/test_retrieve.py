@@ -259,6 +259,16 @@ def test_unknown_positions_are_named_where_they_are_needed(model: SealModel, tab
     retrieve(table, model, "VIM")
 
 
+def test_a_spot_without_embedding_needs_no_position(model: SealModel, table: ad.AnnData) -> None:
+    left_out = np.flatnonzero(~np.isfinite(table.obsm["X_seal"]).all(axis=1))
+    assert len(left_out)
+    retrieve(table, model, "VIM", suppress_um=150)
+    hits = list(stored(table)["hits"])
+    table.obsm["spatial"][left_out] = np.nan
+    retrieve(table, model, "VIM", suppress_um=150)
+    assert list(stored(table)["hits"]) == hits
+
+
 def test_a_spot_keeps_its_neighbours_from_the_hits(model: SealModel, table: ad.AnnData) -> None:
     retrieve(table, model, "s1_12", kind="spot", n_hits=60, suppress_um=101)
     assert not {"s1_12", "s1_11", "s1_13", "s1_7", "s1_17"} & set(stored(table)["hits"])

@@ -62,7 +62,7 @@ def read_gene_sets(path: Path) -> pd.DataFrame:
     """Read the edges of a GMT, CSV or TSV file as they are; see `as_net` for the checks."""
     packed = path.suffix.lower() == ".gz"
     suffix = (path.with_suffix("") if packed else path).suffix.lower()
-    if path.suffix and not path.exists():
+    if path.suffix and not path.is_file():
         raise DataError(
             f"No file {str(path)!r} with gene sets (looked for {str(path.absolute())!r}). Check the path; a .gmt, .csv "
             "or .tsv file is needed."

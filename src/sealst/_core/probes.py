@@ -52,7 +52,8 @@ class RidgeProbe:
     #: mean and standard deviation of the training features, float64 (d,)
     mean: np.ndarray
     scale: np.ndarray
-    #: what the ridge's coefficients were multiplied by, for every gene alike; 1 where only one penalty was given
+    #: what the ridge's coefficients were multiplied by, for every gene alike; 1 where only one penalty was given,
+    #: or where predictions ran against the targets
     stretch: float
     #: coefficients on standardised features, PCA and `stretch` folded in, float64 (d, G)
     coef: np.ndarray

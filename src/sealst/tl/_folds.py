@@ -159,9 +159,8 @@ def picked(sections: Sequence[SpatialData], chosen: Sequence[int]) -> Sequence[S
 def check_units(parts: Sequence[Part], folds: Sequence[Split]) -> None:
     """Refuse sections whose expression was scaled to different totals: one cannot be predicted from the other."""
     used = {name for fold in folds for side in (fold.train, fold.test) for name in side}
-    stored = {part.name: _section.target_sum(part.table) for part in parts if part.name in used}
     # A section without expression is refused by name where its expression is needed.
-    totals = {name: total for name, total in stored.items() if total is not None}
+    totals = {part.name: part.target_sum for part in parts if part.name in used and part.target_sum is not None}
     if len(set(totals.values())) > 1:
         cases = ", ".join(f"{name!r}: {total:g}" for name, total in list(totals.items())[:8])
         raise DataError(

@@ -256,8 +256,8 @@ def image_embedding(table: AnnData, regions: Sequence[Region], model: SealModel,
     return embedding
 
 
-def _located(table: AnnData, regions: Sequence[Region]) -> np.ndarray:
-    xy = np.concatenate([positions_um(table, one) for one in regions])
+def _located(table: AnnData, regions: Sequence[Region], known: np.ndarray) -> np.ndarray:
+    xy = np.concatenate([positions_um(table, one) for one in regions])[known]
     if not np.isfinite(xy).all():
         raise DataError(
             f"`suppress_um` needs the positions of spots, but those in `.obsm[{Keys.SPATIAL!r}]` have gaps or are not "
@@ -284,7 +284,7 @@ def _answer(
     rows, groups = rows[known], groups[known]
     z = embedding[rows]
     similarity = cosine(question.vector, centred(z, groups) if question.shift else z)
-    xy = _located(table, regions)[known] if suppress_um else None
+    xy = _located(table, regions, known) if suppress_um else None
     # A spot that asks is the best hit: it keeps near copies of itself away, and is then left out.
     best = spaced_hits(similarity, xy, groups, n=n_hits + (question.row in rows), min_um=suppress_um)
     best = best[rows[best] != question.row][:n_hits]
