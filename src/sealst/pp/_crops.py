@@ -99,8 +99,8 @@ def pair_crops(
     ScaleError
         When the physical scale is unknown or contradictory, or pixels are not square.
     DataError
-        When spots lie outside the image (wrong coordinate system or wrong image), no spot has a usable crop, crops exist
-        already, or the store that the image is read from is gone.
+        When spots lie outside the image (wrong coordinate system or wrong image), no spot has a usable crop, crops
+        exist already, or the store that the image is read from is gone.
     MissingKeyError
         When table, image, spots or coordinate system are absent.
 
