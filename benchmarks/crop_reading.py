@@ -101,7 +101,7 @@ def start() -> None:
 def opened(store: Path) -> tuple[object, object]:
     import spatialdata
 
-    from sealst import _section
+    from sealst._section import tables as _section
 
     sdata = spatialdata.read_zarr(store)
     table = sdata.tables["table"]
@@ -113,7 +113,7 @@ def level_of(source: object) -> tuple[object, np.ndarray]:
     """zarr array of the level to read and the boxes in its pixels."""
     import zarr
 
-    from sealst._core.geometry import pick_level
+    from sealst._core.space.geometry import pick_level
 
     levels = source.levels  # type: ignore[attr-defined]
     boxes = source.boxes  # type: ignore[attr-defined]
@@ -124,7 +124,7 @@ def level_of(source: object) -> tuple[object, np.ndarray]:
 
 
 def sealst_reader(store: Path) -> int:
-    from sealst._data.store import iter_source
+    from sealst._data.crops.source import iter_source
 
     _, source = opened(store)
     start()
@@ -132,13 +132,13 @@ def sealst_reader(store: Path) -> int:
 
 
 def cache_of(store: Path) -> object:
-    from sealst._data.crop_cache import CropCache
+    from sealst._data.crops.cache import CropCache
 
     return CropCache(next(store.parent.glob(f"{store.stem}-cache/*.zarr")))
 
 
 def sealst_cache(store: Path) -> int:
-    from sealst._data.crop_cache import iter_cached
+    from sealst._data.crops.cache import iter_cached
 
     cache = cache_of(store)
     start()
@@ -146,7 +146,7 @@ def sealst_cache(store: Path) -> int:
 
 
 def sealst_cache_shuffled(store: Path) -> int:
-    from sealst._data.crop_cache import CachedCrops
+    from sealst._data.crops.cache import CachedCrops
 
     cache = cache_of(store)
     crops = CachedCrops([(cache, np.arange(len(cache.boxes)))])  # type: ignore[arg-type, attr-defined]
@@ -170,7 +170,7 @@ def plain_slice(store: Path) -> int:
 def image_tiles(store: Path, rasterize: bool) -> int:
     from spatialdata.dataloader import ImageTilesDataset
 
-    from sealst import _section
+    from sealst._section import tables as _section
 
     sdata, _ = opened(store)
     table = sdata.tables["table"]  # type: ignore[attr-defined]
@@ -220,7 +220,7 @@ def child() -> None:
     import PIL.Image  # noqa: F401
     import spatialdata.dataloader  # noqa: F401
 
-    import sealst._data.store  # noqa: F401
+    import sealst._data.crops.source  # noqa: F401
 
     ARGS.plain_names = (ARGS.store / "images" / "s_he" / "0").exists()
     n = CONTENDERS[ARGS.contender](ARGS.store)

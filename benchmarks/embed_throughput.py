@@ -52,7 +52,7 @@ def section(folder: Path) -> object:
 
 def squares(sdata: object) -> tuple[object, np.ndarray]:
     """Levels of the picture and the squares to embed, in its pixels."""
-    from sealst import _section
+    from sealst._section import tables as _section
 
     table = sdata.tables["table"]  # type: ignore[attr-defined]
     (region,) = _section.regions_of(table)
@@ -154,7 +154,7 @@ def main() -> None:
     import torch
 
     import sealst as sl
-    from sealst._data.crops import read_crops
+    from sealst._data.crops.reader import read_crops
 
     torch.set_num_threads(ARGS.threads)
     sl.settings.batch_size = ARGS.batch_size

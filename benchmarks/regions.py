@@ -40,7 +40,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 from spatialdata import SpatialData
 
 import sealst as sl
-from sealst._core.metrics import signature_auroc, signature_average_precision
+from sealst._core.scores.metrics import signature_auroc, signature_average_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN, LABELLED, OTHERS, REFERENCES = ("C2", "C3", "C4"), "A1", ("A1", "B4"), ("D1", "E1", "F1", "G2", "H1")

@@ -187,7 +187,7 @@ def contend(name: str, folder: Path) -> dict[str, float]:
         return measured(sealst, folder)
     from distributed import Client, LocalCluster
 
-    from sealst.tl._slide_workers import local_cluster
+    from sealst.tl._slides.workers import local_cluster
 
     n = int(name.split()[1])
     with local_cluster(LocalCluster, n) as cluster, Client(cluster) as client:

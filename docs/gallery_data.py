@@ -17,7 +17,7 @@ from sksurv.metrics import concordance_index_censored
 from spatialdata import SpatialData
 
 import sealst as sl
-from sealst._core.slide_evaluation import SlideEvaluation
+from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._evaluation import Evaluation
 
 GENES = ("ERBB2", "EPCAM", "COL1A1", "VIM", "MS4A1", "CD3E")

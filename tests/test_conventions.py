@@ -269,7 +269,7 @@ NASTY = "<script>&"
 
 def shown() -> dict[str, Any]:
     """One object of every class that users meet, with a name that must be escaped where it may hold one."""
-    from sealst._data.bags import Bag, Bags
+    from sealst._data.bags.bags import Bag, Bags
 
     encoder = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False)
     panel = sl.GenePanel(genes=[NASTY, "B"], mean=[0.0, 1.0], std=[1.0, 1.0])

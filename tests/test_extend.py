@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import sealst as sl
-from sealst._core import losses
-from sealst.io import _formats
-from sealst.models import _build, _registry
+from sealst._core.losses import registry as losses
+from sealst.io._stores import formats as _formats
+from sealst.models._encoders import build as _build
+from sealst.models._encoders import registry as _registry
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "contributing" / "extend.md"
 

@@ -13,10 +13,10 @@ import torch
 
 import sealst as sl
 from sealst._core.device import seeded
-from sealst._train import _module
+from sealst._train import module as _module
 from sealst._train._checkpoint import read_checkpoint
-from sealst._train._engine import Run, run_stages
-from sealst._train._module import AlignStage
+from sealst._train.engine import Run, run_stages
+from sealst._train.module import AlignStage
 from sealst.models import build_encoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")

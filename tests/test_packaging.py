@@ -30,7 +30,7 @@ MODULES = {
     "wsi": ("openslide", "wsidata"),
 }
 #: files that ask whether a module of an extra is there and go on without it, so that they need not name the extra
-QUIET = {"_train/_engine.py", "_train/_callbacks.py"}
+QUIET = {"_train/engine.py", "_train/callbacks.py"}
 
 
 def declared(*extras: str, base: bool = True) -> dict[str, str]:
@@ -59,7 +59,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives):
     own = {p.relative_to(SRC.parent).as_posix() for p in SRC.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert {n for n in names if ".dist-info/" not in n} == own
     assert "sealst/py.typed" in own
-    assert any(n.startswith("sealst/_core/tables/") for n in own)
+    assert any(n.startswith("sealst/_core/genes/tables/") for n in own)
     assert f"sealst-{sl.__version__}.dist-info/licenses/LICENSE" in names
     assert {f"Provides-Extra: {extra}" for extra in EXTRAS} <= set(metadata.splitlines())
 

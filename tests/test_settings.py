@@ -13,7 +13,7 @@ import torch
 
 import sealst as sl
 from sealst._core.device import autocast, cuda_dtype
-from sealst._data.chunks import n_threads
+from sealst._data.crops.chunks import n_threads
 from sealst._settings import _CHECKS, _VARIABLES, PRECISIONS, VERBOSITIES, Settings
 
 
@@ -130,7 +130,7 @@ def test_precision_counts_before_that_of_the_encoder():
 
 
 def test_training_takes_the_precision_unless_it_states_one():
-    from sealst._train._params import train_params
+    from sealst._train.params import train_params
 
     with sl.settings.override(precision="bf16-mixed"):
         assert train_params(None).precision == "bf16-mixed"

@@ -24,7 +24,7 @@ from sealst._version import __version__
 
 if TYPE_CHECKING:
     from sealst import datasets, io, models, pl, pp, tl
-    from sealst._core.panel import GenePanel
+    from sealst._core.genes.panel import GenePanel
 
 _SUBMODULES = ("datasets", "io", "models", "pl", "pp", "tl")
 
@@ -58,7 +58,7 @@ def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"sealst.{name}")
     if name == "GenePanel":
-        from sealst._core.panel import GenePanel
+        from sealst._core.genes.panel import GenePanel
 
         return GenePanel
     raise AttributeError(f"module 'sealst' has no attribute {name!r}")

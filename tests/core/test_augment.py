@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sealst._core.augment import (
+from sealst._data.augment import (
     AUGMENTATION_VERSIONS,
     AUGMENTATIONS,
     blur,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from sealst._core.losses import mmd, pls
+from sealst._core.losses.registry import mmd, pls
 from sealst._errors import DataError
 
 check = settings(max_examples=20, deadline=None)

@@ -9,7 +9,7 @@ from scipy.special import gammaln
 from scipy.stats import nbinom, poisson
 from torch.distributions import NegativeBinomial
 
-from sealst._core.losses import negative_binomial
+from sealst._core.losses.registry import negative_binomial
 from sealst._errors import DataError
 
 check = settings(max_examples=20, deadline=None)

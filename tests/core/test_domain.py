@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from sealst._core.domain import balanced_weights, reverse_gradient
+from sealst._core.losses.domain import balanced_weights, reverse_gradient
 from sealst._errors import DataError
 
 check = settings(max_examples=30, deadline=None)

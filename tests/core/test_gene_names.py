@@ -5,7 +5,7 @@ import gzip
 import pandas as pd
 import pytest
 
-from sealst._core.gene_names import dated, ensembl_id, human_table, is_mangled, load_table, parse_table, resolve
+from sealst._core.genes.names import dated, ensembl_id, human_table, is_mangled, load_table, parse_table, resolve
 from sealst._errors import DataError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sealst._core.gene_sets import as_net, overlap, restrict
+from sealst._core.genes.sets import as_net, overlap, restrict
 from sealst._errors import DataError
 
 SETS = {"LUMINAL": ["ESR1", "GATA3", "FOXA1"], "IMMUNE RESPONSE": ["CD3E", "CD8A"]}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from sealst._core import lattice
+from sealst._core.space import lattice
 from sealst._errors import DataError
 
 SHARED = Path(os.environ.get("SEALST_SHARED", Path(__file__).parents[3] / "shared"))

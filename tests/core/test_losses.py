@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from scipy.special import log_softmax, logsumexp, softmax
 from torch.distributions import Normal, kl_divergence
 
-from sealst._core import losses
-from sealst._core.losses import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION, kl_with_flows
+from sealst._core.losses import registry as losses
+from sealst._core.losses.registry import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION, kl_with_flows
 from sealst._errors import DataError
 
 BATCH_STATISTICS = ("barlow_std_mse", "barlow", "pearson_genes", "mmd", "pls")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sealst._core.masking import add_noise, mask_genes
+from sealst._core.losses.masking import add_noise, mask_genes
 from sealst._errors import DataError
 
 

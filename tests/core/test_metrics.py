@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from scipy import stats
 from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
 
-from sealst._core import metrics
-from sealst._core.metrics import (
+from sealst._core.scores import metrics
+from sealst._core.scores.metrics import (
     bootstrap_interval,
     gene_pearson,
     gene_r2,

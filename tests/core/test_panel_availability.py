@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealst._core.panel import GenePanel
+from sealst._core.genes.panel import GenePanel
 from sealst._errors import PanelError
 
 GENES = ("EPCAM", "VIM", "CD3E", "ACTB")

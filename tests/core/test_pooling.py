@@ -7,9 +7,9 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealst._core import pooling
-from sealst._core.geometry import apply_affine
-from sealst._core.pooling import PointCounter, SquareGrid, pool_rows, sum_columns
+from sealst._core.space import pooling
+from sealst._core.space.geometry import apply_affine
+from sealst._core.space.pooling import PointCounter, SquareGrid, pool_rows, sum_columns
 
 
 def similarity(scale: float, turn: float, mirrored: bool, shift: tuple[float, float]) -> np.ndarray:

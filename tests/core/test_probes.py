@@ -12,7 +12,7 @@ from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sealst._core.probes import ALPHAS, knn_impute, mean_baseline, ridge_probe
+from sealst._core.scores.probes import ALPHAS, knn_impute, mean_baseline, ridge_probe
 from sealst._errors import DataError
 
 #: more rows than features, and fewer

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import pdist
 
-from sealst._core.queries import centred, cosine, direction, gene_weights, mean_ranks, shifted_profiles, spaced_hits
+from sealst._core.search.queries import (
+    centred,
+    cosine,
+    direction,
+    gene_weights,
+    mean_ranks,
+    shifted_profiles,
+    spaced_hits,
+)
 from sealst._errors import DataError, PanelError
 
 GENES = ("ERBB2", "EPCAM", "KRT8", "KRT18", "CD3E")

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import normalize
 
-from sealst._core import search
-from sealst._core.queries import centred, cosine
-from sealst._core.search import Centring, best_of, top_k
+from sealst._core.search import exact as search
+from sealst._core.search.exact import Centring, best_of, top_k
+from sealst._core.search.queries import centred, cosine
 
 
 def unit(rng: np.random.Generator, n: int, d: int, *, copies: int = 0) -> np.ndarray:

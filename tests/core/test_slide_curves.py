@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from sealst._core import slide_curves
+from sealst._core.scores import slide_curves
 
 
 @pytest.fixture

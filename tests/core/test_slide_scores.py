@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from sealst._core.slide_scores import (
+from sealst._core.scores.slides import (
     Held,
     bootstrap_scores,
     calibration_error,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealst._core.tissue import box_fractions, solid, texture, tightened, unusable
+from sealst._core.space.tissue import box_fractions, solid, texture, tightened, unusable
 
 coordinate = st.floats(-4, 14, allow_nan=False, width=32)
 

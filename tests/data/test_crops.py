@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealst._data import chunks as chunks_module
-from sealst._data.crops import iter_crops, read_crops
+from sealst._data.crops import chunks as chunks_module
+from sealst._data.crops.reader import iter_crops, read_crops
 
 
 def _ramp(height: int, width: int) -> np.ndarray:

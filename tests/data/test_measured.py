@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from sealst._core.losses import RECONSTRUCTION
-from sealst._core.metrics import gene_pearson
+from sealst._core.losses.registry import RECONSTRUCTION
+from sealst._core.scores.metrics import gene_pearson
 from sealst._data.dataset import Draw, Measured, PairDataset
-from sealst._train._module import AlignStage, WarmupStage
-from sealst._train._params import TrainParams
-from sealst.models._gene_vae import GeneVAE, GeneVAEParams
+from sealst._train.module import AlignStage, WarmupStage
+from sealst._train.params import TrainParams
+from sealst.models._genes.vae import GeneVAE, GeneVAEParams
 
 TABLE = np.array([[True, True, True], [False, True, False]])
 SECTION = np.array([0, 0, 1, 1, 0, 1])

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import sealst as sl
-from sealst._data.slide_parts import Parts, append_array, append_frame, file_digest, run_folder
+from sealst._data.bags.parts import Parts, append_array, append_frame, file_digest, run_folder
 from sealst._files import complete_file
 
 

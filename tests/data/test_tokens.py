@@ -13,13 +13,13 @@ import torch
 from torch.utils.data import DataLoader
 
 import sealst as sl
-from sealst._core.augment import AUGMENTATION_VERSIONS
-from sealst._data import token_store
+from sealst._data.augment import AUGMENTATION_VERSIONS
+from sealst._data.crops.source import CropSource
 from sealst._data.dataset import PairDataset, as_is
-from sealst._data.store import CropSource
-from sealst._data.token_store import BLOCK, Tokens, is_complete, touch
-from sealst._data.tokens import Trunk, crops_digest, source_digest, token_bytes
-from sealst._train._sampler import InOrder
+from sealst._data.tokens import store as token_store
+from sealst._data.tokens.store import BLOCK, Tokens, is_complete, touch
+from sealst._data.tokens.trunk import Trunk, crops_digest, source_digest, token_bytes
+from sealst._train.sampler import InOrder
 
 N, PX = 2 * BLOCK + 3, 4
 CROPS = np.random.default_rng(0).integers(0, 255, (N, PX, PX, 3), dtype=np.uint8)

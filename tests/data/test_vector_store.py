@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sealst._data.vector_store import Snapshot, Stacked, changing, check_target, open_store
+from sealst._data.index.vectors import Snapshot, Stacked, changing, check_target, open_store
 from sealst._errors import CheckpointError, DataError
 
 EMPTY = {"dim": 4, "kept": None, "faiss": None, "segments": []}

@@ -10,7 +10,7 @@ import spatialdata as sd
 from spatialdata.transformations import Identity, Scale, set_transformation
 
 import sealst as sl
-from sealst.io import _formats
+from sealst.io._stores import formats as _formats
 
 
 def value(report, name):

@@ -15,7 +15,7 @@ from spatialdata.models import Labels2DModel
 from spatialdata.transformations import Identity
 
 import sealst as sl
-from sealst.io import _store
+from sealst.io._stores import store as _store
 
 
 @pytest.fixture(scope="module")

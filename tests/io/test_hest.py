@@ -17,8 +17,8 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 import sealst as sl
-from sealst._section import image_levels, mpp_of
-from sealst.io import _hest
+from sealst._section.tables import image_levels, mpp_of
+from sealst.io._hest import samples as _hest
 
 GENES = ["EPCAM", "VIM", "CD3E", "KRT8"]
 EXTRA = ["NegControlProbe_00042", "VIM"]

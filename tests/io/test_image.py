@@ -17,7 +17,7 @@ import tifffile
 from PIL import Image
 
 import sealst as sl
-from sealst.io import _tiff
+from sealst.io._images import tiff as _tiff
 
 #: 0.5 µm per pixel
 CM = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
@@ -259,8 +259,8 @@ def test_section_from_a_slide_on_disk(tmp_path: Path) -> None:
     xy = np.array([[400.0, 400.0], [700.0, 900.0]])
     sdata = sl.io.from_arrays(slide, np.ones((2, 1)), xy, genes=["VIM"], mpp=slide.mpp, spot_um=55, section="s")
     sl.pp.pair_crops(sdata, crop_um=112)
-    from sealst import _section
-    from sealst._data.crops import read_crops
+    from sealst._data.crops.reader import read_crops
+    from sealst._section import tables as _section
 
     table = sdata.tables["table"]
     (region,) = _section.regions_of(table)
@@ -443,8 +443,8 @@ def test_pictures_that_are_no_he(image: np.ndarray, options: dict[str, Any], fou
 
 
 def test_levels_that_are_computed_are_told_from_stored_ones(tmp_path: Path) -> None:
-    from sealst._section import image_levels
-    from sealst.io._pyramid import is_computed
+    from sealst._section.pyramid import is_computed
+    from sealst._section.tables import image_levels
 
     flat = write_pyramid(tmp_path / "flat.tif", [np.tile(IMAGE, (2, 2, 1))], compression="zlib")
     sdata = sl.io.read_wsi(flat, section="s")

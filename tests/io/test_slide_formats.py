@@ -11,8 +11,8 @@ import tifffile
 from PIL import Image
 
 import sealst as sl
-from sealst._data.crops import read_crops
-from sealst._section import image_levels
+from sealst._data.crops.reader import read_crops
+from sealst._section.tables import image_levels
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("openslide")

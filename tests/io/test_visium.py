@@ -18,10 +18,10 @@ from PIL import Image
 from spatialdata import read_zarr
 
 import sealst as sl
-from sealst._data.crops import read_crops
+from sealst._data.crops.reader import read_crops
 from sealst._errors import DataError, ScaleError, SealstWarning
-from sealst._section import crop_boxes, image_levels, regions_of
-from sealst.io._visium import recognise
+from sealst._section.tables import crop_boxes, image_levels, regions_of
+from sealst.io._spaceranger.visium import recognise
 
 COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from spatialdata import SpatialData
 
 import sealst as sl
-from sealst._core.geometry import apply_affine
-from sealst._section import image_levels, mpp_of
-from sealst.io import _xenium, _xenium_tables
+from sealst._core.space.geometry import apply_affine
+from sealst._section.tables import image_levels, mpp_of
+from sealst.io._xenium import pooling as _xenium_tables
+from sealst.io._xenium import runs as _xenium
 
 PIXEL_UM, SCALE = 0.2125, 1.29
 MPP = PIXEL_UM * SCALE

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 import sealst as sl
 from sealst._core.device import seeded
-from sealst.models._build import build_from_spec
-from sealst.models._convert import convert
-from sealst.models._registry import REGISTRY
+from sealst.models._encoders.build import build_from_spec
+from sealst.models._encoders.convert import convert
+from sealst.models._encoders.registry import REGISTRY
 
 TOLERANCE = 1e-5
 #: where classes of transformers name their weights as files of version 5 do

@@ -11,8 +11,8 @@ import torch
 import sealst as sl
 from sealst._core.device import seeded
 from sealst.models import CropSpec, GeneTransformerParams, HeadParams, LoraParams, SealModel, build_encoder
-from sealst.models._gene_encoder import GENE_ENCODERS, resolve_gene_encoder
-from sealst.models._gene_transformer import GeneAttention
+from sealst.models._genes.registry import GENE_ENCODERS, resolve_gene_encoder
+from sealst.models._genes.transformer import GeneAttention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

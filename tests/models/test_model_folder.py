@@ -49,7 +49,7 @@ def test_adapter_can_be_switched_off(model, crops):
     with model.frozen_encoder():
         frozen = model.embed_images(crops)
     plain = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False, pool="cls+mean")
-    from sealst.tl._embed import crop_function
+    from sealst.tl._embed.embed import crop_function
 
     np.testing.assert_allclose(frozen, crop_function(plain)(crops), atol=1e-5)
     assert np.abs(adapted - frozen).max() > 1e-3
@@ -93,7 +93,7 @@ def test_failed_save_leaves_the_old_model(model, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("sealst.models._store.save_file", full)
+    monkeypatch.setattr("sealst.models._seal.store.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         model.save(tmp_path / "m", overwrite=True)
     assert (folder / "heads.safetensors").read_bytes() == kept
@@ -255,8 +255,8 @@ def test_fingerprint_counts_only_what_changes_embeddings(model, changes, same):
 
 def test_base_weights_can_be_named_when_they_have_moved(panel, crops, small, tmp_path, monkeypatch):
     from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel
-    from sealst.models._build import build_from_spec
-    from sealst.models._registry import REGISTRY
+    from sealst.models._encoders.build import build_from_spec
+    from sealst.models._encoders.registry import REGISTRY
 
     spec = small(REGISTRY["conch"])
     save_file(build_from_spec(spec, pretrained=False).vit.state_dict(), tmp_path / "conch.safetensors")

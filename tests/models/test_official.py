@@ -18,11 +18,11 @@ from torch import nn
 import sealst as sl
 from sealst._core.device import seeded
 from sealst.models import CropSpec, GeneVAE, GeneVAEParams, HeadParams, LoraParams, SealModel
-from sealst.models._build import build_from_spec
-from sealst.models._encoder import weights_hash
+from sealst.models._encoders.build import build_from_spec
+from sealst.models._encoders.encoder import weights_hash
 from sealst.models._head import image_head
-from sealst.models._official import RELEASES, Release, load_release
-from sealst.models._official_layout import OMICS, VISION_HEAD, file_names
+from sealst.models._seal.official import RELEASES, Release, load_release
+from sealst.models._seal.official_layout import OMICS, VISION_HEAD, file_names
 
 KEYS = ("conch", "uni2-h")
 N_GENES, HIDDEN, HEAD = 12, (20, 10), 8
@@ -442,7 +442,7 @@ def test_files_are_found(place, published, small, offline, monkeypatch):
 def test_load_official(name, key, small, tmp_path, monkeypatch):
     published = Published(key)
     _put(published, tmp_path / "files")
-    monkeypatch.setattr("sealst.models._official.RELEASES", {k: shrunk(k, small) for k in KEYS})
+    monkeypatch.setattr("sealst.models._seal.official.RELEASES", {k: shrunk(k, small) for k in KEYS})
     stem = RELEASES[key].name.replace("-", "_")
     model = sl.models.load_official(
         name, vision=tmp_path / "files" / f"{stem}_vision.pth", omics=str(tmp_path / "files"), genes=NAMES, device="cpu"

@@ -12,13 +12,13 @@ from timm.layers import SwiGLUPacked
 
 import sealst as sl
 from sealst.models import CropSpec, EncoderSpec, GeneVAEParams, HeadParams, LoraParams, SealModel, build_encoder
-from sealst.models._adapter import add_adapter
-from sealst.models._build import add_pooler, build_from_spec
-from sealst.models._convert import CONVERTERS
-from sealst.models._encoder import weights_hash
-from sealst.models._records import RECORDS
-from sealst.models._registry import REGISTRY
-from sealst.models._spec import POOLS
+from sealst.models._adapters.adapters import add_adapter
+from sealst.models._encoders.build import add_pooler, build_from_spec
+from sealst.models._encoders.convert import CONVERTERS
+from sealst.models._encoders.encoder import weights_hash
+from sealst.models._encoders.records import RECORDS
+from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.spec import POOLS
 
 every = pytest.mark.parametrize("spec", REGISTRY.values(), ids=REGISTRY.keys())
 published = pytest.mark.parametrize("spec", RECORDS, ids=[r.key for r in RECORDS])

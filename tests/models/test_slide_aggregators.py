@@ -8,11 +8,11 @@ import torch
 
 import sealst as sl
 from sealst._core.device import seeded
-from sealst._core.slide_evaluation import SlideEvaluation
+from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._errors import CheckpointError, DataError
-from sealst.models._slide_aggregators import AGGREGATORS, build_aggregator
-from sealst.models._slide_model import SlideModel, SlideSpec
-from sealst.models._slide_net import SlideNet
+from sealst.models._slides.aggregators import AGGREGATORS, build_aggregator
+from sealst.models._slides.model import SlideModel, SlideSpec
+from sealst.models._slides.net import SlideNet
 
 pytest.importorskip("torchmil")
 DIM, N = 6, 11

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 import sealst as sl
 from sealst.models import EncoderSpec, build_encoder
-from sealst.models._build import build_from_spec
-from sealst.models._encoder import weights_hash
-from sealst.models._registry import REGISTRY
+from sealst.models._encoders.build import build_from_spec
+from sealst.models._encoders.encoder import weights_hash
+from sealst.models._encoders.registry import REGISTRY
 
 SECRET = "hf_doNotShowThisToken"
 
@@ -262,7 +262,7 @@ def _raising(kind):
 )
 def test_refused_download(kind, text, monkeypatch, caplog):
     fetch, calls = _raising(kind)
-    monkeypatch.setattr("sealst.models._weights.hf_hub_download", fetch)
+    monkeypatch.setattr("sealst.models._encoders.weights.hf_hub_download", fetch)
     with pytest.raises(sl.WeightsError, match=text) as caught:
         build_encoder("uni2-h")
     assert "Visit the model page of MahmoodLab/UNI2-h: ask for access there and set HF_TOKEN" in str(caught.value)
@@ -273,7 +273,7 @@ def test_refused_download(kind, text, monkeypatch, caplog):
 
 def test_no_stored_login_is_used_without_a_token(monkeypatch):
     fetch, calls = _raising(GatedRepoError)
-    monkeypatch.setattr("sealst.models._weights.hf_hub_download", fetch)
+    monkeypatch.setattr("sealst.models._encoders.weights.hf_hub_download", fetch)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(sl.WeightsError, match="gated"):
         build_encoder("uni2-h")

@@ -13,7 +13,7 @@ from matplotlib.collections import EllipseCollection
 from spatialdata import SpatialData
 
 import sealst as sl
-from sealst._core.slide_evaluation import SlideEvaluation
+from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._evaluation import Evaluation
 
 NO_CROP = "toy_2x1"

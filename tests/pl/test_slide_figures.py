@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from sklearn.metrics import roc_auc_score
 
 import sealst as sl
-from sealst._core.slide_evaluation import SlideEvaluation
+from sealst._core.scores.slide_evaluation import SlideEvaluation
 
 
 def lines(ax) -> dict[str, plt.Line2D]:

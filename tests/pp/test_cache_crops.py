@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import sealst as sl
-from sealst import _section
-from sealst._data import crop_cache
-from sealst._data.crop_cache import CachedCrops, CropCache, write_cache
-from sealst._data.crops import read_crops
-from sealst._data.store import CropSource, gather_crops, iter_source
+from sealst._data.crops import cache as crop_cache
+from sealst._data.crops.cache import CachedCrops, CropCache, write_cache
+from sealst._data.crops.reader import read_crops
+from sealst._data.crops.source import CropSource, gather_crops, iter_source
 from sealst._errors import SealstWarning
+from sealst._section import tables as _section
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_cached_crops_index_like_an_array(tmp_path, small_shards):
 
 
 def test_large_cached_collections_are_not_copied(tmp_path, small_shards, monkeypatch):
-    monkeypatch.setattr("sealst._data.store.MAX_RAM_BYTES", 1000)
+    monkeypatch.setattr("sealst._data.crops.source.MAX_RAM_BYTES", 1000)
     level, squares = image(), boxes()
     write_cache(tmp_path / "c.zarr", [level], squares, 20)
     crops = gather_crops([CropSource([level], squares, str(tmp_path / "c.zarr"))], 20, tmp_path)
@@ -231,7 +231,7 @@ def test_embeddings_are_the_same_from_the_store(toy_section, tmp_path):
     cut = []
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("error", SealstWarning)
-        patch.setattr("sealst._data.store.iter_crops", lambda *a, **k: cut.append(1))
+        patch.setattr("sealst._data.crops.source.iter_crops", lambda *a, **k: cut.append(1))
         cached = sl.tl.embed(sdata, "vit_tiny_patch16_224", **options).obsm["X_seal"]
     assert not cut
     # The batches are others, so the last bits may differ.

@@ -13,8 +13,8 @@ from spatialdata.models import ShapesModel
 from spatialdata.transformations import Affine, set_transformation
 
 import sealst as sl
-from sealst import _section
-from sealst._data.crops import read_crops
+from sealst._data.crops.reader import read_crops
+from sealst._section import tables as _section
 
 SIZE, MPP = 400, 0.5
 
@@ -109,7 +109,7 @@ def smooth(seed: int, size: int = 256) -> np.ndarray:
 @given(seed=st.integers(0, 50), side=st.floats(60, 120), x=st.floats(0, 130), y=st.floats(0, 130), odd=st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_another_level_changes_the_crop_by_resampling_error_only(seed, side, x, y, odd):
-    from sealst.io import _pyramid
+    from sealst._section import pyramid as _pyramid
 
     size = 255 if odd else 256
     with pytest.MonkeyPatch.context() as patch:

@@ -12,8 +12,8 @@ from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Affine, Identity, Scale, set_transformation
 
 import sealst as sl
-from sealst import _section
-from sealst._data.crops import read_crops
+from sealst._data.crops.reader import read_crops
+from sealst._section import tables as _section
 
 SIZE = 400
 

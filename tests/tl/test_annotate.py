@@ -12,12 +12,12 @@ import scipy.sparse as sp
 
 import sealst as sl
 from sealst._core.device import seeded
-from sealst._core.panel import GenePanel
-from sealst._core.votes import nearest_votes
+from sealst._core.genes.panel import GenePanel
+from sealst._core.search.votes import nearest_votes
 from sealst._errors import DataError, MissingKeyError, OrderError, PanelError, SealstWarning
 from sealst.models import CropSpec, GeneVAEParams, LoraParams, SealModel, build_encoder
-from sealst.tl import _annotate
-from sealst.tl._annotate import annotate
+from sealst.tl._retrieve import annotate as _annotate
+from sealst.tl._retrieve.annotate import annotate
 
 GENES = ("ERBB2", "EPCAM", "KRT8", "KRT18", "CD3E", "CD8A", "COL1A1", "COL3A1", "VIM", "MKI67", "ACTB", "GAPDH")
 LABELS = ("tumour", "T/NK", "stroma")

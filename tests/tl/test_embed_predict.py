@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 import sealst as sl
-from sealst import _section
-from sealst._data.crops import read_crops
+from sealst._data.crops.reader import read_crops
+from sealst._section import tables as _section
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def small_uni(monkeypatch, tmp_path):
     """A small encoder in the registry, with its weights in the folder that the environment names."""
     from dataclasses import replace
 
-    from sealst.models import _build
+    from sealst.models._encoders import build as _build
 
     args = {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 32}
     spec = replace(
@@ -82,7 +82,7 @@ def test_stored_embedding_is_used_only_when_it_is_this_models(ready, model, fine
     sdata = ready(section="t")
     sl.tl.embed(sdata, model)
     with monkeypatch.context() as patch:
-        patch.setattr("sealst.tl._predict.embed_crops", lambda *a, **k: pytest.fail("embedded again"))
+        patch.setattr("sealst.tl._embed.predict.embed_crops", lambda *a, **k: pytest.fail("embedded again"))
         sl.tl.predict(sdata, model)
     before = sdata.tables["table"].obsm["X_seal"].copy()
     other = finetune([ready(section="a"), ready(section="b", patient="p2")], seed=8)
@@ -90,10 +90,10 @@ def test_stored_embedding_is_used_only_when_it_is_this_models(ready, model, fine
     assert np.abs(sdata.tables["table"].obsm["X_seal"] - before).max() > 0
     sl.pp.pair_crops(sdata, crop_um=64, crop_px=32, min_inside=0.9, overwrite=True)
     calls = []
-    from sealst.tl import _predict
+    from sealst.tl._embed import predict as _predict
 
     real = _predict.embed_crops
-    monkeypatch.setattr("sealst.tl._predict.embed_crops", lambda *a, **k: calls.append(1) or real(*a, **k))
+    monkeypatch.setattr("sealst.tl._embed.predict.embed_crops", lambda *a, **k: calls.append(1) or real(*a, **k))
     sl.tl.predict(sdata, other)
     assert calls, "crops changed, so the stored embedding is stale"
 

@@ -13,12 +13,13 @@ import pytest
 import tifffile
 
 import sealst as sl
-from sealst._data.crops import read_crops
-from sealst._data.slide_parts import run_folder
-from sealst._section import affine, image_levels
-from sealst.models._image_model import base_name
-from sealst.tl import _slide_work, _slides
-from sealst.tl._slide_job import opened
+from sealst._data.bags.parts import run_folder
+from sealst._data.crops.reader import read_crops
+from sealst._section.tables import affine, image_levels
+from sealst.models._encoders.image_model import base_name
+from sealst.tl._slides import slides as _slides
+from sealst.tl._slides import work as _slide_work
+from sealst.tl._slides.job import opened
 
 ENCODER = "vit_tiny_patch16_224"
 SMALL = {"tile_um": 64, "tile_px": 32, "pretrained": False, "device": "cpu"}
@@ -185,7 +186,7 @@ def test_what_is_finished_is_not_done_again(folder: Path, tmp_path: Path, monkey
 
 def test_a_run_that_was_cut_off_is_continued(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped before every single write, once each: no range is done twice, none is lost, and results are the same."""
-    from sealst._data import slide_parts
+    from sealst._data.bags import parts as slide_parts
 
     sl.tl.embed_slides(folder / "manifest.csv", tmp_path / "whole", ENCODER, **SMALL, tiles_per_task=50)
     done: list[tuple[str, int]] = []

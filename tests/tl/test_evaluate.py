@@ -6,7 +6,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 import sealst as sl
-from sealst._core.queries import direction
+from sealst._core.search.queries import direction
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_gene_sets_that_cannot_be_asked_stop_no_evaluation(sections, model, monk
     train, test = sections
     net = {"epithelium": ["EPCAM", "KRT8", "ERBB2", "ACTB", "VIM"]}
     deaf = np.zeros((2, model.dim), dtype=np.float32) + 1
-    monkeypatch.setattr("sealst.tl._questions.direction", lambda _: direction(deaf))
+    monkeypatch.setattr("sealst.tl._retrieve.questions.direction", lambda _: direction(deaf))
     rows = sl.tl.evaluate(model, train, test, net=net).pathways
     assert "seal head" in set(rows["method"])
     assert "seal query" not in set(rows["method"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sealst as sl
-from sealst._train._recipe import choose
+from sealst._train.recipe import choose
 
 
 def two(ready):
@@ -113,7 +113,7 @@ def test_run_folder(ready, finetune, tmp_path):
 def test_a_finished_run_is_returned_and_another_refused(ready, finetune, tmp_path, fast, monkeypatch):
     sections = two(ready)
     model = finetune(sections, run_dir=tmp_path / "run", resume=True)
-    monkeypatch.setattr("sealst.tl._finetune.run_stages", lambda *a, **k: pytest.fail("training started"))
+    monkeypatch.setattr("sealst.tl._finetune.finetune.run_stages", lambda *a, **k: pytest.fail("training started"))
     again = finetune(sections, run_dir=tmp_path / "run", resume=True)
     assert again.fingerprint == model.fingerprint
     assert again.history.equals(pd.read_csv(tmp_path / "run" / "model" / "history.csv"))
@@ -128,7 +128,7 @@ def test_a_finished_run_is_returned_and_another_refused(ready, finetune, tmp_pat
 
 
 def test_an_interrupted_run_goes_on(ready, finetune, tmp_path, fast, monkeypatch):
-    from sealst._train._module import AlignStage
+    from sealst._train.module import AlignStage
 
     sections, params = two(ready), fast | {"epochs": 3}
     whole = finetune(sections, params=params)
@@ -141,7 +141,7 @@ def test_an_interrupted_run_goes_on(ready, finetune, tmp_path, fast, monkeypatch
             raise KeyboardInterrupt
         return plain(self, batch, i)
 
-    monkeypatch.setattr("sealst._train._engine.Run.seconds", 0.0, raising=False)
+    monkeypatch.setattr("sealst._train.engine.Run.seconds", 0.0, raising=False)
     with monkeypatch.context() as patch:
         patch.setattr(AlignStage, "training_step", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -257,7 +257,7 @@ def test_bad_input_is_refused_before_training(ready, finetune, monkeypatch, dama
     if damage is not None:
         damage(sections)
     # Refused before the first stage starts, so that no time is lost.
-    monkeypatch.setattr("sealst.tl._finetune.run_stages", lambda *a, **k: pytest.fail("training started"))
+    monkeypatch.setattr("sealst.tl._finetune.finetune.run_stages", lambda *a, **k: pytest.fail("training started"))
     with pytest.raises(error, match=text):
         finetune(sections, **options)
 
@@ -327,7 +327,7 @@ def test_own_callbacks_and_numpy_numbers_are_welcome(ready, finetune, fast, tmp_
 
 
 def test_no_room_for_the_cache_is_said_before_it_is_written(ready, finetune, monkeypatch, tmp_path):
-    from sealst._data import store
+    from sealst._data.crops import source as store
 
     monkeypatch.setattr(store, "MAX_RAM_BYTES", 0)
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())

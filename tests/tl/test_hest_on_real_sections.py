@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 import sealst as sl
-from sealst import _section
-from sealst._data.store import gather_crops
-from sealst.tl._scored_genes import hest_genes
+from sealst._data.crops.source import gather_crops
+from sealst._section import tables as _section
+from sealst.tl._evaluate.scored_genes import hest_genes
 
 SPOTS = 48
 
@@ -51,7 +51,7 @@ def test_a_task_made_of_real_sections(sections, shared_dir, tmp_path):
     for k, held in enumerate(names):
         for side, members in (("train", [n for n in names if n != held]), ("test", [held])):
             pd.DataFrame({"sample_id": members}).to_csv(tmp_path / "splits" / f"{side}_{k}.csv")
-    from sealst._parts import parts_of
+    from sealst._section.parts import parts_of
 
     genes = hest_genes(parts_of(sections), 50)
     (tmp_path / "var_50genes.json").write_text(json.dumps({"genes": genes}))

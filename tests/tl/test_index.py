@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sealst._core.queries import cosine
+from sealst._core.search.queries import cosine
 from sealst._errors import CheckpointError, DataError, MissingKeyError, OrderError, SealstWarning
 from sealst.tl import SealIndex, build_index
 
@@ -108,7 +108,7 @@ def test_filters(index: SealIndex, tables: list[ad.AnnData], filters: dict[str, 
 
 def test_filters_of_an_approximate_index(tables: list[ad.AnnData], tmp_path: Path, monkeypatch: Any) -> None:
     # As with many vectors: a filtered search goes through faiss, and what it misses is looked for.
-    monkeypatch.setattr("sealst.tl._index_search._FEW", 0)
+    monkeypatch.setattr("sealst.tl._retrieve.index_search._FEW", 0)
     query = np.random.default_rng(6).standard_normal((3, 12))
     for kind, params in (("flat", {}), ("ivf", {"n_probe": 1}), ("hnsw", {"ef_search": 1})):
         index = build_index(tables, tmp_path / kind, kind=kind, params=params)
@@ -214,7 +214,7 @@ def test_overwrite(index: SealIndex, tables: list[ad.AnnData]) -> None:
 
 def test_auto_takes_faiss_for_many(tables: list[ad.AnnData], tmp_path: Path, monkeypatch: Any) -> None:
     assert build_index(tables, tmp_path / "few").kind == "exact"
-    monkeypatch.setattr("sealst.tl._index_write.AUTO_VECTORS", 100)
+    monkeypatch.setattr("sealst.tl._retrieve.index_write.AUTO_VECTORS", 100)
     assert build_index(tables, tmp_path / "many").kind == "ivf"
     index = SealIndex.load(tmp_path / "few")
     index.add(section("d"))

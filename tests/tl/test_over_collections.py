@@ -10,7 +10,7 @@ import pytest
 import spatialdata as sd
 
 import sealst as sl
-from sealst.io import _store
+from sealst.io._stores import store as _store
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from scipy.stats import linregress
 
 import sealst as sl
 from sealst._errors import DataError, OrderError, PanelError, SealstWarning
-from sealst.tl import _pathways
-from sealst.tl._pathways import pathways, score_sets
+from sealst.tl._pathways import pathways as _pathways
+from sealst.tl._pathways.pathways import pathways, score_sets
 
 GENES = [f"GENE{i}" for i in range(40)]
 NO_CROP = [2, 7]

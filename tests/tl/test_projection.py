@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import sealst as sl
-from sealst import _section
-from sealst._core.metrics import recall_at_k, retrieval_ranks
-from sealst._core.probes import knn_impute
-from sealst._data.store import iter_source
+from sealst._core.scores.metrics import recall_at_k, retrieval_ranks
+from sealst._core.scores.probes import knn_impute
+from sealst._data.crops.source import iter_source
+from sealst._section import tables as _section
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_evaluation_compares_behind_the_projections(trained):
         y.append(x[used])
     imputed = knn_impute(model.shared_images(z[ok]), np.concatenate(reference), np.concatenate(y), k=50)
     measured = test.tables["table"].to_df("lognorm")[list(model.panel.genes)].to_numpy()[ok]
-    from sealst._core.metrics import gene_pearson
+    from sealst._core.scores.metrics import gene_pearson
 
     expected = np.nanmean(gene_pearson(imputed, measured))
     assert table["seal retrieval", "pearson"] == pytest.approx(expected, abs=1e-4)

@@ -119,8 +119,8 @@ def test_a_task_in_the_layout_of_hest_bench(tmp_path, cohort, encoder):
 
 
 def crops_of(sdata):
-    from sealst import _section
-    from sealst._data.store import gather_crops
+    from sealst._data.crops.source import gather_crops
+    from sealst._section import tables as _section
 
     table = sdata.tables["table"]
     _, source = _section.crop_source(sdata, table, _section.regions_of(table)[0])
@@ -159,7 +159,7 @@ def test_folds_train_their_own_models_and_baselines(cohort, recipe):
 @pytest.fixture
 def patient_recipe(recipe, monkeypatch):
     """A recipe that stops early, and the models that it trains."""
-    from sealst.tl import _contenders
+    from sealst.tl._evaluate import contenders as _contenders
 
     models = []
     plain = _contenders.finetune
@@ -188,7 +188,7 @@ def test_early_stopping_looks_at_training_patients_alone(cohort, patient_recipe,
 
 @pytest.mark.filterwarnings("ignore::sealst.SealstWarning")
 def test_leaks_are_caught_with_early_stopping_too(cohort, tissue, patient_recipe, monkeypatch):
-    from sealst.tl._material import Sections
+    from sealst.tl._evaluate.material import Sections
 
     recipe, models = patient_recipe
     with pytest.raises(sl.LeakError, match="exactly the counts of training spots"):

@@ -13,7 +13,7 @@ import scanpy as sc
 from scipy import stats
 
 from sealst._errors import DataError, MissingKeyError, OrderError, SealstWarning
-from sealst.tl._rank_pathways import rank_pathways
+from sealst.tl._pathways.rank import rank_pathways
 
 PATHWAYS = ["HYPOXIA", "TGFB", "EMT", "P53"]
 KEY = "seal_rank_pathways"

@@ -12,12 +12,12 @@ import pytest
 
 import sealst as sl
 from sealst._core.device import seeded
-from sealst._core.metrics import signature_auroc
-from sealst._core.panel import GenePanel
+from sealst._core.genes.panel import GenePanel
+from sealst._core.scores.metrics import signature_auroc
 from sealst._errors import DataError, MissingKeyError, OrderError, PanelError, SealstWarning
 from sealst.models import CropSpec, GeneVAEParams, LoraParams, SealModel, build_encoder
-from sealst.tl._embed import embed
-from sealst.tl._retrieve import retrieve
+from sealst.tl._embed.embed import embed
+from sealst.tl._retrieve.retrieve import retrieve
 
 GENES = ("ERBB2", "EPCAM", "KRT8", "KRT18", "CD3E", "CD8A", "COL1A1", "COL3A1", "VIM", "MKI67", "ACTB", "GAPDH")
 PX, PER_SECTION, PITCH_PX, MPP = 32, 30, 200.0, 0.5

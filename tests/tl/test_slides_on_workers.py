@@ -97,7 +97,7 @@ class Watch(threading.Thread):
 
 @pytest.mark.slow  # starts worker processes, and new ones for those that it kills
 def test_workers_that_are_killed(folder: Path) -> None:
-    from sealst.tl._slide_workers import local_cluster
+    from sealst.tl._slides.workers import local_cluster
 
     rng = np.random.default_rng(1)
     with local_cluster(distributed.LocalCluster, 2) as cluster, distributed.Client(cluster) as client:

@@ -16,10 +16,10 @@ import torch
 from timm.models import save_for_hf
 
 import sealst as sl
-from sealst._data import store
-from sealst._train._inputs import CachePlan, may_cache, use_trunk_cache
+from sealst._data.crops import source as store
+from sealst._train.inputs import CachePlan, may_cache, use_trunk_cache
 from sealst.models import build_encoder
-from sealst.models._encoder import Encoder
+from sealst.models._encoders.encoder import Encoder
 
 GIB = 2**30
 
@@ -71,7 +71,7 @@ def test_runs_share_the_tokens_of_each_section(ready, finetune, fast, cache, tru
 
 
 def test_tokens_and_the_line_to_beat_are_in_the_precision_of_the_training(ready, finetune, fast, cache, monkeypatch):
-    from sealst._train import _baseline
+    from sealst._train import baseline as _baseline
 
     seen = []
     probe = _baseline.ridge_probe
@@ -105,7 +105,7 @@ def test_large_collections_are_read_section_by_section_with_the_same_result(read
 
 
 def test_killed_run_goes_on(ready, finetune, fast, cache, monkeypatch, trunk_images):
-    from sealst._data import token_store
+    from sealst._data.tokens import store as token_store
 
     monkeypatch.setattr(token_store, "BLOCK", 16)
     a = ready(section="a", patient="a")
@@ -211,7 +211,7 @@ def test_one_plain_view_is_never_cached_when_augmentation_is_wanted():
 
 def test_without_room_the_plain_loop_trains(ready, finetune, fast, cache, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "sealst")
-    monkeypatch.setattr("sealst._train._inputs._free", lambda: 1000)
+    monkeypatch.setattr("sealst._train.inputs._free", lambda: 1000)
     model = finetune(sections(ready), params=fast | {"epochs": 3})
     assert np.isfinite(model.history["train_loss"]).all()
     assert not entries(cache)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import sealst as sl
-from sealst.tl._trunk_memory import TrunkMemory, trunk_key, trunk_tokens
-from sealst.tl._views import ModelFeatures
+from sealst.tl._embed.trunk_memory import TrunkMemory, trunk_key, trunk_tokens
+from sealst.tl._evaluate.views import ModelFeatures
 
 RECIPE = {
     "encoder": "vit_tiny_patch16_224",
@@ -43,14 +43,16 @@ def crops(n: int = 4, seed: int = 0) -> np.ndarray:
 
 def test_an_evaluation_runs_the_trunk_once_per_section_and_finds_the_same(cohort, monkeypatch):
     seen: list[int] = []
-    monkeypatch.setattr("sealst.tl._views.trunk_tokens", lambda m, c: seen.append(len(c)) or trunk_tokens(m, c))
+    monkeypatch.setattr(
+        "sealst.tl._evaluate.views.trunk_tokens", lambda m, c: seen.append(len(c)) or trunk_tokens(m, c)
+    )
     found = evaluated(cohort, seeds=[0, 1], baselines=["st-net"])
     # The toy sections have one picture, and each seed its own random weights.
     n = cohort[0].tables["table"].n_obs
     assert sum(seen) == 2 * n
 
     seen.clear()
-    monkeypatch.setattr("sealst.tl._evaluate.TrunkMemory", lambda room=0: TrunkMemory(room=0))
+    monkeypatch.setattr("sealst.tl._evaluate.evaluate.TrunkMemory", lambda room=0: TrunkMemory(room=0))
     without = evaluated(cohort, seeds=[0, 1], baselines=["st-net"])
     assert sum(seen) == 3 * 2 * 3 * n
     pd.testing.assert_frame_equal(found.table, without.table)

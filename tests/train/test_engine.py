@@ -24,8 +24,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 import sealst as sl
 from sealst._data.dataset import PairDataset
 from sealst._train._checkpoint import FILE, read_checkpoint, write_checkpoint
-from sealst._train._engine import Run, run_stages
-from sealst._train._module import AlignStage
+from sealst._train.engine import Run, run_stages
+from sealst._train.module import AlignStage
 
 SCRIPT = str(Path(__file__).with_name("toy.py"))
 _spec = importlib.util.spec_from_file_location("toy", SCRIPT)
@@ -174,7 +174,7 @@ def _gradients(chunk_size):
 
 
 def toy_draw(n):
-    from sealst._train._sampler import InOrder
+    from sealst._train.sampler import InOrder
 
     return InOrder(n, n)
 
@@ -273,7 +273,7 @@ def make_noise(rng):
 
 
 def run_stages_score(model, data):
-    from sealst._core.metrics import gene_pearson
+    from sealst._core.scores.metrics import gene_pearson
 
     z = model.embed_images(data.images)
     with torch.inference_mode():
@@ -403,7 +403,7 @@ def test_the_scale_of_the_loss_goes_on_too(tmp_path, monkeypatch):
 
 def test_all_stages_train_on_the_device_that_was_asked_for(monkeypatch):
     """Lightning leaves a trained model on the CPU, so the device of the model after a stage says nothing."""
-    from sealst._train import _engine
+    from sealst._train import engine as _engine
 
     class Model(type(toy.make_model())):
         moved: ClassVar[list] = []

@@ -17,14 +17,14 @@ import pytest
 import torch
 
 import sealst as sl
-from sealst._core.metrics import recall_at_k, retrieval_ranks
+from sealst._core.scores.metrics import recall_at_k, retrieval_ranks
 from sealst._data.dataset import joined_expression
-from sealst._train import _module
+from sealst._train import module as _module
 from sealst._train._checkpoint import read_checkpoint
-from sealst._train._engine import Run, run_stages
-from sealst._train._module import AlignStage
+from sealst._train.engine import Run, run_stages
+from sealst._train.module import AlignStage
 from sealst.models import ProjectionParams
-from sealst.models._gene_encoder import resolve_gene_encoder
+from sealst.models._genes.registry import resolve_gene_encoder
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
 toy = importlib.util.module_from_spec(_spec)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealst._train._sampler import InOrder, SegmentSampler
+from sealst._train.sampler import InOrder, SegmentSampler
 
 
 def epoch_of(sampler, epoch):

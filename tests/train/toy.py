@@ -15,11 +15,11 @@ import torch
 import sealst as sl
 from sealst._core.device import seeded
 from sealst._data.dataset import Measured, PairDataset
-from sealst._train._engine import Run, run_stages
-from sealst._train._params import TrainParams
+from sealst._train.engine import Run, run_stages
+from sealst._train.params import TrainParams
 from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel
-from sealst.models._build import build_from_spec
-from sealst.models._registry import REGISTRY
+from sealst.models._encoders.build import build_from_spec
+from sealst.models._encoders.registry import REGISTRY
 
 N_GENES, PX = 12, 32
 PLAIN = {
@@ -107,7 +107,7 @@ def main() -> None:
 
 def _slow_steps(seconds: float) -> None:
     """Leave a killer time to hit."""
-    from sealst._train._module import AlignStage
+    from sealst._train.module import AlignStage
 
     plain = AlignStage.training_step
 

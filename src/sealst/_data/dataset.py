@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sealst._data.crop_cache import CachedCrops
-from sealst._data.token_store import Tokens
+from sealst._data.crops.cache import CachedCrops
+from sealst._data.tokens.store import Tokens
 
 
 class Measured(NamedTuple):

@@ -159,7 +159,7 @@ def _completed(sdata: Any, crops: _Crops, table_key: str) -> Any:
     """The section with crops paired and counts normalised; None where it needed neither."""
     from sealst import pp
     from sealst._keys import Keys
-    from sealst._section import get_table
+    from sealst._section.tables import get_table
 
     table = get_table(sdata, table_key)
     bare, raw = "crops" not in table.uns.get(Keys.UNS, {}), Keys.LOGNORM not in table.layers

@@ -1,24 +1,24 @@
 """Bring sections in."""
 
-from sealst._data.bags import Bag, Bags
-from sealst.io._arrays import from_arrays
-from sealst.io._bags import read_bags
-from sealst.io._check import CheckReport, check
-from sealst.io._check_subject import Problem
-from sealst.io._collection import Collection, read_collection
+from sealst._data.bags.bags import Bag, Bags
+from sealst._section.arrays import from_arrays
+from sealst.io._bags.readers import read_bags
+from sealst.io._bags.slide import read_slide
+from sealst.io._bags.trident import write_trident
+from sealst.io._check.check import CheckReport, check
+from sealst.io._check.subject import Problem
 from sealst.io._foreign import from_spatialdata
-from sealst.io._formats import read
-from sealst.io._hest import read_hest
-from sealst.io._hest_bench import HestBench, read_hest_bench
-from sealst.io._image import SlideImage, open_image
-from sealst.io._read_slide import read_slide
+from sealst.io._hest.bench import HestBench, read_hest_bench
+from sealst.io._hest.samples import read_hest
+from sealst.io._images.files import SlideImage, open_image
+from sealst.io._images.wsi import read_wsi
+from sealst.io._spaceranger.visium import read_visium
+from sealst.io._spaceranger.visium_hd import read_visium_hd
 from sealst.io._st import read_st
-from sealst.io._trident import write_trident
-from sealst.io._visium import read_visium
-from sealst.io._visium_hd import read_visium_hd
-from sealst.io._write_wsi import write_wsi
-from sealst.io._wsi import read_wsi
-from sealst.io._xenium import read_xenium
+from sealst.io._stores.collection import Collection, read_collection
+from sealst.io._stores.formats import read
+from sealst.io._stores.write_wsi import write_wsi
+from sealst.io._xenium.runs import read_xenium
 
 __all__ = [
     "Bag",

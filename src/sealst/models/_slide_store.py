@@ -12,14 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sealst._core.device import seeded
-from sealst._core.slide_evaluation import SlideEvaluation
+from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._errors import CheckpointError, SealstError
 from sealst._files import new_folder, write_json, write_text
 from sealst._validate import listed
 from sealst._version import __version__
-from sealst.models._adapter_files import check_tensors
-from sealst.models._slide_model import SlideModel, SlideSpec
-from sealst.models._slide_net import SlideNet
+from sealst.models._adapters.files import check_tensors
+from sealst.models._slides.model import SlideModel, SlideSpec
+from sealst.models._slides.net import SlideNet
 
 _FORMAT = 1
 _CONFIG, _MEMBERS = "config.json", "members.safetensors"

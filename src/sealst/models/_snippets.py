@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sealst.models._encoder import Encoder
+    from sealst.models._encoders.encoder import Encoder
 
 SEAL_SNIPPET = """
 import sealst as sl

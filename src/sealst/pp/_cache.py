@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from spatialdata import SpatialData
 
-from sealst import _section
-from sealst._data.crop_cache import write_cache
+from sealst._data.crops.cache import write_cache
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._section import tables as _section
 from sealst._settings import settings
 from sealst._validate import listed
 

@@ -16,13 +16,13 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
-from sealst import _section
-from sealst._core.geometry import apply_affine, inside_fraction, scale_between, similarity_scale, square_boxes
 from sealst._core.scale import agreed
+from sealst._core.space.geometry import apply_affine, inside_fraction, scale_between, similarity_scale, square_boxes
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, warn
-from sealst._section import Region
+from sealst._section import tables as _section
+from sealst._section.tables import Region
 from sealst._validate import check_fraction, check_positive, listed
 from sealst.pp._verdict import NOT_PAIRED, OK, OUTSIDE, judged, write_reasons
 

@@ -12,12 +12,12 @@ import scipy.sparse as sp
 from anndata import AnnData
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
-from sealst import _section
-from sealst._core.panel import is_control
+from sealst._core.genes.panel import is_control
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
-from sealst._parts import Part, walk
-from sealst._section import Data
+from sealst._section import tables as _section
+from sealst._section.parts import Part, walk
+from sealst._section.tables import Data
 from sealst._validate import check_gene_names, listed
 from sealst.pp._normalize import recorded
 

@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from sealst._core.near_names import near_names
-from sealst._core.panel import MIN_STD, GenePanel, is_control
+from sealst._core.genes.near_names import near_names
+from sealst._core.genes.panel import MIN_STD, GenePanel, is_control
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import Data
+from sealst._section.tables import Data
 from sealst._validate import check_choice, check_fraction, listed
 from sealst.pp._gene_stats import Survey, availability, moments, pooled, survey, variability
 

@@ -12,13 +12,13 @@ import scipy.sparse as sp
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from sealst import _section
-from sealst._core import lattice
+from sealst._core.space import lattice
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, warn
-from sealst._parts import section_regions
-from sealst._section import Data, Region
+from sealst._section import tables as _section
+from sealst._section.parts import section_regions
+from sealst._section.tables import Data, Region
 from sealst._validate import (
     check_choice,
     check_counts,

@@ -10,13 +10,13 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
-from sealst import _section
-from sealst._data.crops import iter_crops
+from sealst._data.crops.reader import iter_crops
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import
 from sealst._logging import progress as progress_bar
-from sealst._section import Region
+from sealst._section import tables as _section
+from sealst._section.tables import Region
 from sealst._validate import check_choice, listed
 from sealst.pp._tissue import quiet
 from sealst.pp._verdict import LOW_QUALITY, NOT_PAIRED, OUTSIDE, base_reasons, judged, of_present_crops, write_reasons

@@ -10,14 +10,15 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata.transformations import get_transformation
 
-from sealst import _section
-from sealst._core import lattice, splits
+from sealst._core.space import lattice
+from sealst._core.splits import spots as splits
 from sealst._errors import DataError, LeakError, ScaleError
 from sealst._html import as_html
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._parts import Part, parts_of
-from sealst._section import Data
+from sealst._section import tables as _section
+from sealst._section.parts import Part, parts_of
+from sealst._section.tables import Data
 from sealst._validate import check_key, check_positive, listed
 
 _BLOCK_FOLDS = 5

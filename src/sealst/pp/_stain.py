@@ -11,12 +11,12 @@ import xarray as xr
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
-from sealst import _section
-from sealst._core.stain import STAIN_VALUES, Stain
+from sealst._core.space.stain import STAIN_VALUES, Stain
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import
-from sealst._section import Region, multiscale
+from sealst._section import tables as _section
+from sealst._section.tables import Region, multiscale
 from sealst._validate import check_choice, listed
 from sealst.pp._tissue import quiet, section_labels, tissue_at
 

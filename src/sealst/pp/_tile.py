@@ -11,13 +11,13 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation, set_transformation
 
-from sealst import _section
-from sealst._core.geometry import apply_affine, similarity_scale, square_boxes
-from sealst._core.tissue import box_fractions
-from sealst._data.bags import BlankSlideError
+from sealst._core.space.geometry import apply_affine, similarity_scale, square_boxes
+from sealst._core.space.tissue import box_fractions
+from sealst._data.bags.bags import BlankSlideError
 from sealst._errors import DataError, MissingKeyError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._section import tables as _section
 from sealst._validate import check_fraction, check_key, check_positive, listed
 from sealst.io import SlideImage, from_arrays
 from sealst.pp._tissue import tissue_mask

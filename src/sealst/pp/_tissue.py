@@ -16,13 +16,13 @@ from spatialdata.models import Image2DModel, Labels2DModel
 from spatialdata.transformations import Scale, get_transformation
 from spatialdata.transformations import Sequence as Chain
 
-from sealst import _section
-from sealst._core.geometry import pick_level
-from sealst._core.tissue import box_fractions, solid, texture, tightened, unusable
+from sealst._core.space.geometry import pick_level
+from sealst._core.space.tissue import box_fractions, solid, texture, tightened, unusable
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, warn
-from sealst._section import Region
+from sealst._section import tables as _section
+from sealst._section.tables import Region
 from sealst._validate import check_fraction, check_key
 from sealst.pp._verdict import LITTLE_TISSUE, OK, judged, write_reasons
 

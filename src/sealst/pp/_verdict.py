@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sealst import _section
 from sealst._errors import OrderError
 from sealst._keys import Keys
+from sealst._section import tables as _section
 
 OK, OUTSIDE, NOT_PAIRED = "ok", "outside image", "not paired"
 LITTLE_TISSUE, LOW_QUALITY = "little tissue", "low quality: "

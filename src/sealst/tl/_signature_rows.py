@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from sealst._core.gene_sets import SOURCE, TARGET, WEIGHT, restrict
-from sealst._core.metrics import signature_auroc, signature_average_precision
-from sealst._core.queries import centred, cosine, gene_weights
+from sealst._core.genes.sets import SOURCE, TARGET, WEIGHT, restrict
+from sealst._core.scores.metrics import signature_auroc, signature_average_precision
+from sealst._core.search.queries import centred, cosine, gene_weights
 from sealst._errors import DataError
 from sealst._logging import logger
 from sealst.models import SealModel
-from sealst.tl._questions import signature_vector
-from sealst.tl._views import View
+from sealst.tl._evaluate.views import View
+from sealst.tl._retrieve.questions import signature_vector
 
 
 def set_vectors(model: SealModel, net: pd.DataFrame, *, tmin: int) -> dict[str, np.ndarray]:

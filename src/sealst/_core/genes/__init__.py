@@ -1,0 +1,1 @@
+"""Genes: their names, panels and sets."""

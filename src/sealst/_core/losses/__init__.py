@@ -1,0 +1,1 @@
+"""Losses of training, and what they are computed on."""

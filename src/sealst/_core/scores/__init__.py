@@ -1,0 +1,1 @@
+"""Scores of predictions, of retrieval and of slides, and what they are compared with."""

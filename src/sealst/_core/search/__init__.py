@@ -1,0 +1,1 @@
+"""Query vectors and the search for their neighbours."""

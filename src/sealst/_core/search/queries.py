@@ -1,0 +1,161 @@
+"""Query vectors, similarities and hits of a retrieval, on plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import rankdata
+from sklearn.preprocessing import normalize
+
+from sealst._core.genes.near_names import near_names
+from sealst._errors import DataError, PanelError
+from sealst._validate import listed
+
+# Cosines of equal vectors differ by this many decimals at most, depending on how a matrix product is blocked.
+_TIE_DECIMALS = 10
+_MIN_SHIFT = 1e-9
+#: standard deviations by which a query raises its genes, unless told otherwise
+QUERY_STD = 10.0
+
+
+def gene_weights(weights: Mapping[str, float], genes: Sequence[str]) -> np.ndarray:
+    """Weight of every panel gene, float64 (G,), of unit length; genes match by upper-cased symbol.
+
+    Parameters
+    ----------
+    weights
+        Weight per gene of the query; finite, not all 0. Only their proportions matter.
+    genes
+        Genes of the panel.
+
+    Raises
+    ------
+    PanelError
+        When a gene is not in the panel, with near names; or occurs twice.
+    DataError
+        When there are no genes, or weights are not usable.
+
+    Examples
+    --------
+    >>> gene_weights({"Epcam": 3, "VIM": -4}, ["VIM", "EPCAM", "CD3E"])
+    array([-0.8,  0.6,  0. ])
+    """
+    if not weights:
+        raise DataError("`query` names no gene; pass at least one of `model.panel.genes`.")
+    position = {g.upper(): i for i, g in enumerate(genes)}
+    names = [str(g).strip().upper() for g in weights]
+    if unknown := [g for g, name in zip(weights, names, strict=True) if name not in position]:
+        raise PanelError(_unknown(unknown, genes))
+    if len(set(names)) < len(names):
+        raise PanelError(f"A gene of `query` occurs twice: {listed(sorted({g for g in names if names.count(g) > 1}))}.")
+    values = _numbers(weights)
+    out = np.zeros(len(genes))
+    out[[position[name] for name in names]] = values
+    return out / np.linalg.norm(out)
+
+
+def _unknown(unknown: Sequence[str], genes: Sequence[str]) -> str:
+    return (
+        f"{len(unknown)} gene(s) of `query` are not in the model's panel of {len(genes)}: {listed(unknown)}; near "
+        f"names: {listed(near_names(unknown, genes))}. `model.panel.genes` lists the panel. A gene of the "
+        "sections gets into a model by `sl.pp.select_genes(sections, include=[...])` and training."
+    )
+
+
+def _numbers(weights: Mapping[str, float]) -> np.ndarray:
+    try:
+        values = np.array([float(w) for w in weights.values()])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"The weights of `query` must be numbers, found {listed(weights.values(), 4)}.") from error
+    if not np.isfinite(values).all() or not values.any():
+        raise DataError(f"The weights of `query` must be finite and not all 0, found {listed(values.tolist(), 4)}.")
+    return values
+
+
+def shifted_profiles(mean: np.ndarray, std: np.ndarray, weights: np.ndarray, *, n_std: float) -> np.ndarray:
+    """Return the panel's mean profile and the same moved along a signature, float32 (2, G).
+
+    Parameters
+    ----------
+    mean, std
+        Statistics of the panel, (G,).
+    weights
+        Direction of the signature in standardised expression, (G,), of unit length.
+    n_std
+        Length of the shift, in standard deviations of a gene.
+    """
+    return np.stack([mean, mean + n_std * weights * std]).astype(np.float32)
+
+
+def direction(embeddings: np.ndarray) -> np.ndarray:
+    """Direction from the first to the second of two embeddings (2, d) after normalising both; float64 (d,).
+
+    Only the angle of an embedding matters to a cosine, so its change of length is no part of the query.
+    """
+    start, end = normalize(np.asarray(embeddings, dtype=np.float64))
+    shift = end - start
+    if np.linalg.norm(shift) < _MIN_SHIFT:
+        raise DataError("The model's gene encoder does not react to these genes; was it trained?")
+    return shift
+
+
+def centred(z: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Normalised embeddings minus the mean of their group, float64 (n, d)."""
+    unit = normalize(np.asarray(z, dtype=np.float64))
+    for group in np.unique(groups):
+        unit[groups == group] -= unit[groups == group].mean(axis=0)
+    return unit
+
+
+def cosine(query: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Cosine of a vector (d,) with rows (n, d), float64 (n,); a row of zeros has 0."""
+    rows = normalize(np.asarray(z, dtype=np.float64))
+    return np.clip(rows @ normalize(np.asarray(query, dtype=np.float64)[None])[0], -1, 1)
+
+
+def mean_ranks(similarity: np.ndarray) -> np.ndarray:
+    """Ranks, 1 = most similar; ties take the mean of the ranks they share.
+
+    Examples
+    --------
+    >>> mean_ranks(np.array([0.5, 0.9, 0.5]))
+    array([2.5, 1. , 2.5])
+    """
+    return rankdata(-np.round(similarity, _TIE_DECIMALS), method="average")
+
+
+def spaced_hits(
+    similarity: np.ndarray, xy: np.ndarray | None, groups: np.ndarray, *, n: int, min_um: float
+) -> np.ndarray:
+    """Positions of the most similar spots, best first, none closer than `min_um` to a better one of its group.
+
+    Parameters
+    ----------
+    similarity
+        (n_spots,), finite; spots with equal similarity come in their order.
+    xy
+        Positions in µm, (n_spots, 2); unused when `min_um` is 0.
+    groups
+        Section of every spot, (n_spots,); distances between sections do not exist.
+    n
+        Most hits to return; fewer when all other spots are too close.
+    min_um
+        Smallest distance between two hits in µm.
+
+    Examples
+    --------
+    >>> spaced_hits(np.array([3.0, 2.0, 1.0]), np.array([[0, 0], [50, 0], [200, 0]]), np.zeros(3), n=2, min_um=100)
+    array([0, 2])
+    """
+    order = np.argsort(-np.round(similarity, _TIE_DECIMALS), kind="stable")
+    if not min_um or xy is None:
+        return order[:n]
+    hits: list[int] = []
+    while len(order) and len(hits) < n:
+        best = order[0]
+        hits.append(int(best))
+        far = (groups[order] != groups[best]) | (np.linalg.norm(xy[order] - xy[best], axis=1) >= min_um)
+        far[0] = False
+        order = order[far]
+    return np.array(hits, dtype=np.int64)

@@ -1,0 +1,1 @@
+"""Squares, spots, lattices and tissue in the plane."""

@@ -1,0 +1,1 @@
+"""Folds of spots and of slides."""

@@ -1,0 +1,140 @@
+"""Slides as bags of tile embeddings, each read when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sealst._data.bags.slide_table import check_some_agree, labels_by_slide
+from sealst._errors import DataError
+from sealst._html import SHOWN, as_html
+from sealst._keys import Keys
+from sealst._validate import check_key, listed
+
+
+class BlankSlideError(DataError):
+    """A slide with too few tiles of tissue, or none of whose tiles has an embedding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bag:
+    """Tiles of one slide.
+
+    Attributes
+    ----------
+    name
+        Name of the slide.
+    features
+        Embeddings, float32 (n_tiles, dim), all finite.
+    xy
+        Centres of the tiles (x, y) in pixels of the full-resolution image, (n_tiles, 2); None where unknown.
+    tiles
+        Ids of the tiles, as in the table they come from, (n_tiles,).
+    """
+
+    name: str
+    features: np.ndarray
+    xy: np.ndarray | None
+    tiles: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True, eq=False)
+class Bags(Sequence[Bag]):
+    """Bags of several slides and what is known about each slide; see `sealst.io.read_bags`.
+
+    Attributes
+    ----------
+    obs
+        One row per slide, index = name of the slide: ``patient`` and every label.
+    keys
+        Names of the embeddings that every slide has, such as ``"X_seal"`` and ``"X_frozen"``.
+    key
+        The embedding that bags hold.
+    facts
+        Where the bags come from, and which model made each embedding (fingerprint or name), by key.
+    """
+
+    obs: pd.DataFrame
+    keys: tuple[str, ...]
+    key: str
+    #: reads one slide's embedding of a name; must be picklable, so that loader workers can call it
+    readers: Mapping[str, Callable[[str], Bag]] = field(repr=False)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        check_key(self.keys, self.key, where="the bags' embeddings", hint="Name one of them with `key=`.")
+        check_key(self.obs.columns, Keys.PATIENT, where="`bags.obs`", hint="Splits are by patient: add the column.")
+        if double := sorted(self.obs.index[self.obs.index.duplicated()].unique()):
+            raise DataError(f"Slide name(s) {listed(double)} occur twice; every slide needs a name of its own.")
+        if missing := [name for name in self.obs.index if name not in self.readers]:
+            raise DataError(f"Slide(s) {listed(missing)} have labels but no embeddings.")
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    def __iter__(self) -> Iterator[Bag]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, position: Any) -> Any:
+        """Bag at a position, or the bags of a slice."""
+        if isinstance(position, slice):
+            return self.take(np.arange(len(self))[position])
+        return self.readers[self.obs.index[position]](self.key)
+
+    def __repr__(self) -> str:
+        labels = [column for column in self.obs.columns if column != Keys.PATIENT]
+        patients = self.obs[Keys.PATIENT].nunique()
+        return f"Bags of {len(self)} slides, {patients} patients: {self.key!r} of {self.keys}; labels {listed(labels)}"
+
+    def _repr_html_(self) -> str:
+        rows = self.obs.iloc[:SHOWN].rename_axis("slide").reset_index().to_dict("records")
+        return as_html(f"Bags of {len(self)} slides", {"embedding": self.key, "others": listed(self.keys)}, rows=rows)
+
+    def take(self, rows: np.ndarray | Sequence[int]) -> Bags:
+        """Bags of some rows of `obs`, by position or boolean mask."""
+        obs = self.obs.iloc[np.asarray(rows)]
+        return replace(self, obs=obs, readers={name: self.readers[name] for name in obs.index})
+
+    def with_key(self, key: str) -> Bags:
+        """Return the same slides with another of their embeddings."""
+        return replace(self, key=key)
+
+    def with_labels(self, labels: pd.DataFrame) -> Bags:
+        """Bags with further columns of `obs`, joined by slide name; existing columns are replaced.
+
+        The name is in the column ``slide``, or in the index where there is none. Slides without a row get missing
+        values (and keep their patient); rows without a slide are left out. Raises `DataError` where no name agrees or
+        one occurs twice.
+        """
+        table = labels_by_slide(labels)
+        check_some_agree(self.obs.index, table.index)
+        joined = table.reindex(self.obs.index)
+        if Keys.PATIENT in joined:
+            joined[Keys.PATIENT] = joined[Keys.PATIENT].where(joined[Keys.PATIENT].notna(), self.obs[Keys.PATIENT])
+        kept = self.obs.drop(columns=[column for column in table.columns if column in self.obs.columns])
+        return replace(self, obs=kept.join(joined))
+
+
+def made_by(entry: Mapping[str, Any]) -> str | None:
+    """What made an embedding, from its entry in ``.uns["sealst"]["embed"]``; None where it does not say.
+
+    The fingerprint of a SEAL model, which fixes all else; of an encoder by name its fingerprint (failing that, name and
+    pooling) and the size of the crops, so that embeddings of one name that mean different things have different texts.
+    """
+    if "model" not in entry:
+        return None
+    name = str(entry["model"])
+    if "fingerprint" in entry:
+        name = str(entry["fingerprint"])
+    elif "pool" in entry:
+        name = f"{name} ({entry['pool']})"
+    else:
+        return name
+    return f"{name} at {float(entry['crop_um']):g} µm" if "crop_um" in entry else name

@@ -1,0 +1,1 @@
+"""Crops cut from pictures, and crops kept on disk."""

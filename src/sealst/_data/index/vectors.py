@@ -1,0 +1,354 @@
+"""Vectors with facts about each on disk, that always open as they were before or after a change.
+
+A folder holds ``config.json`` and the files that it names: per call that added vectors a segment of ``vectors-*.npy``
+(float32, unit length, memory-mapped), ``spots-*.parquet`` (a row for each) and ``means-*.npy`` (mean of the unit
+vectors of each section, float64); where rows were deleted ``kept-*.npy`` (bool); and maybe a faiss index. Files are
+never changed. A change writes new ones under new names and then renames a new ``config.json`` over the old one, the one
+step that counts. What a killed process leaves behind is named nowhere, and the next change removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from sealst._data.index import approximate
+from sealst._errors import CheckpointError, DataError
+
+FORMAT = "sealst-index-1"
+CONFIG = "config.json"
+_LOCK = ".lock"
+_OURS = re.compile(r"(vectors|spots|means|kept|faiss)-\d{6}-[0-9a-f]{8}\.(npy|parquet|index)|\.config-[0-9a-f]{8}\.tmp")
+#: attempts to open, when files vanish because another process replaces them
+_ATTEMPTS = 5
+
+
+class Stacked:
+    """Arrays one below the other, as one; only what is asked for is read."""
+
+    def __init__(self, parts: list[np.ndarray], dim: int) -> None:
+        self._parts = [part for part in parts if len(part)]
+        self._ends = np.cumsum([len(part) for part in self._parts])
+        self.shape: tuple[int, ...] = (int(self._ends[-1]) if len(self._ends) else 0, dim)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        if isinstance(key, slice):
+            start, stop, _ = key.indices(len(self))
+            begins = self._ends - [len(part) for part in self._parts]
+            found = [
+                part[max(0, start - begin) : max(0, stop - begin)]
+                for part, begin in zip(self._parts, begins, strict=True)
+            ]
+            found = [part for part in found if len(part)]
+            if len(found) == 1:
+                return found[0]
+            return np.concatenate(found) if found else np.empty((0, self.shape[1]), dtype=np.float32)
+        rows = np.asarray(key)
+        out = np.empty((len(rows), self.shape[1]), dtype=np.float32)
+        owner = np.searchsorted(self._ends, rows, side="right")
+        for i in np.unique(owner):
+            mine = owner == i
+            out[mine] = self._parts[i][rows[mine] - (self._ends[i] - len(self._parts[i]))]
+        return out
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state of the folder, as `config.json` told it."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    mmap: bool
+
+    @property
+    def segments(self) -> list[dict[str, Any]]:
+        """Files and sections of every segment."""
+        return list(self.config["segments"])
+
+    @cached_property
+    def vectors(self) -> Stacked:
+        """Unit vectors of all rows, also of deleted ones, float32 (n, d)."""
+        mode: Literal["r"] | None = "r" if self.mmap else None
+        # A plain array over the map: memmap's own indexing is slow.
+        parts = [np.asarray(np.load(self.folder / s["vectors"], mmap_mode=mode)) for s in self.segments]
+        return Stacked(parts, self.config["dim"])
+
+    @cached_property
+    def spots(self) -> pa.Table:
+        """Facts on every row."""
+        tables = [pq.read_table(self.folder / s["spots"], memory_map=self.mmap) for s in self.segments]
+        return pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """Mean unit vector of every section, float64 (n_sections, d), in the order of `sections`."""
+        return np.concatenate([np.load(self.folder / s["means"]) for s in self.segments])
+
+    @property
+    def sections(self) -> list[str]:
+        """Names of all sections, in the order in which they were added."""
+        return [name for s in self.segments for name in s["sections"]]
+
+    @cached_property
+    def kept(self) -> np.ndarray | None:
+        """Which rows are not deleted; None when none is."""
+        name = self.config["kept"]
+        return np.load(self.folder / name) if name else None
+
+    @property
+    def faiss(self) -> Path | None:
+        """File of the faiss index."""
+        return self.folder / self.config["faiss"] if self.config["faiss"] else None
+
+    @cached_property
+    def faiss_index(self) -> Any:
+        """The faiss index over all rows, also deleted ones; None where there is none."""
+        return None if self.faiss is None else approximate.read(self.faiss, mmap=self.mmap)
+
+    def files(self) -> dict[str, int]:
+        """Names of all files, and their bytes."""
+        return dict(self.config["files"])
+
+
+def open_store(folder: Path, *, mmap: bool = True) -> Snapshot:
+    """Open the present state of a folder.
+
+    Raises
+    ------
+    CheckpointError
+        When there is no index, it is of another format, or files are missing or cut short.
+    """
+    for attempt in range(_ATTEMPTS):
+        config = _read_config(folder)
+        snapshot = Snapshot(folder, config, mmap)
+        try:
+            for name, size in snapshot.files().items():
+                if (found := (folder / name).stat().st_size) != size:
+                    raise CheckpointError(
+                        f"The index {str(folder)!r} is damaged: {name} has {found:,} bytes, not {size:,}. Restore it "
+                        "from a copy, or build it again."
+                    )
+            # Opened now: a change by another process may remove the files later.
+            _ = snapshot.vectors, snapshot.spots, snapshot.means, snapshot.kept, snapshot.faiss_index
+        except FileNotFoundError as error:
+            if attempt + 1 == _ATTEMPTS or _read_config(folder) == config:
+                raise CheckpointError(
+                    f"The index {str(folder)!r} is damaged: {Path(error.filename or '').name or 'a file'} is missing. "
+                    "Restore it from a copy, or build it again."
+                ) from error
+            continue
+        return snapshot
+    raise CheckpointError(f"The index {str(folder)!r} changes faster than it can be opened.")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"{str(folder)!r} holds no index (no {CONFIG}). Build one: `sl.tl.build_index(sections, path)`."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read ({type(error).__name__}: {error}).") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise CheckpointError(
+            f"{str(folder)!r} holds no index of this version: expected {FORMAT!r}, found {found!r}. Build "
+            "a new one in another folder."
+        )
+    return config
+
+
+@contextmanager
+def changing(folder: Path, *, replace: bool = False, mmap: bool = True) -> Iterator[Change]:
+    """Inside a ``with`` block, a change of a folder, which no other process may change; if it fails nothing stays.
+
+    With `replace` the folder may be new. An index in it stays until the commit, and need not be sound.
+
+    Raises
+    ------
+    DataError
+        When another process writes to it.
+    """
+    if replace:
+        folder.mkdir(parents=True, exist_ok=True)
+    elif not (folder / CONFIG).exists():
+        _read_config(folder)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DataError(
+            f"Another process writes to the index {str(folder)!r}. Wait until it is done and call again; reading is "
+            "possible meanwhile."
+        ) from error
+    try:
+        if replace:
+            before = Snapshot(folder, _read_config(folder), mmap) if (folder / CONFIG).exists() else None
+        else:
+            before = open_store(folder, mmap=mmap)
+        change = Change(folder, before)
+        try:
+            yield change
+        except BaseException:
+            change.abandon()
+            raise
+    finally:
+        lock.release()
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Raise unless an index may be built in a folder."""
+    if (folder / CONFIG).exists():
+        if not overwrite:
+            raise CheckpointError(
+                f"{str(folder)!r} holds an index already; pass `overwrite=True` to replace it, or add sections with "
+                "`SealIndex.load(path).add(sections)`."
+            )
+        _read_config(folder)
+    elif folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{str(folder)!r} is a file; name a folder for the index.")
+    elif folder.exists() and any(path.name != _LOCK and not _OURS.fullmatch(path.name) for path in folder.iterdir()):
+        raise CheckpointError(f"{str(folder)!r} holds other files; name a new folder for the index.")
+
+
+@dataclass
+class Change:
+    """A change of a folder that is being written; call with its lock held."""
+
+    folder: Path
+    before: Snapshot | None
+    #: sizes of what this change wrote
+    _written: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._generation = (self.before.config["generation"] if self.before else 0) + 1
+        self._sweep(self.before.files() if self.before else {})
+
+    @property
+    def present(self) -> Snapshot:
+        """State before the change."""
+        if self.before is None:
+            raise CheckpointError(f"{str(self.folder)!r} holds no index.")
+        return self.before
+
+    def new_file(self, kind: str, ending: str) -> Path:
+        """Path of a file that nobody has."""
+        return self.folder / f"{kind}-{self._generation:06d}-{secrets.token_hex(4)}.{ending}"
+
+    def finished(self, path: Path) -> str:
+        """Make sure that a file is on the disk; returns its name."""
+        _sync(path)
+        self._written[path.name] = path.stat().st_size
+        return path.name
+
+    def save(self, kind: str, array: np.ndarray) -> str:
+        """Write an array; returns the name of its file."""
+        path = self.new_file(kind, "npy")
+        np.save(path, array, allow_pickle=False)
+        return self.finished(path)
+
+    def save_spots(self, spots: pa.Table) -> str:
+        """Write facts on rows; returns the name of their file."""
+        path = self.new_file("spots", "parquet")
+        pq.write_table(spots, path, compression="zstd")
+        return self.finished(path)
+
+    @contextmanager
+    def vectors(self, dim: int) -> Iterator[VectorFile]:
+        """Inside a ``with`` block, a file to which vectors are appended."""
+        path = self.new_file("vectors", "npy")
+        with open(path, "wb") as stream:
+            sink = VectorFile(stream, dim)
+            yield sink
+            sink.close()
+        sink.name = self.finished(path)
+
+    def commit(self, config: Mapping[str, Any]) -> Snapshot:
+        """Make the change the state of the folder."""
+        known = (self.before.files() if self.before else {}) | self._written
+        segments = config["segments"]
+        used = [s[kind] for s in segments for kind in ("vectors", "spots", "means")]
+        used += [config[kind] for kind in ("kept", "faiss") if config[kind]]
+        files = {name: known[name] for name in used}
+        content = dict(config) | {"format": FORMAT, "generation": self._generation, "files": files}
+        partial = self.folder / f".config-{secrets.token_hex(4)}.tmp"
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _sync(partial)
+        _sync(self.folder)
+        partial.replace(self.folder / CONFIG)
+        _sync(self.folder)
+        snapshot = open_store(self.folder, mmap=self.before.mmap if self.before else True)
+        self._sweep(files)
+        return snapshot
+
+    def abandon(self) -> None:
+        """Remove what this change wrote, unless it is the state of the folder by now."""
+        present = _read_config(self.folder)["files"] if (self.folder / CONFIG).exists() else {}
+        self._sweep(present)
+
+    def _sweep(self, files: Mapping[str, int]) -> None:
+        """Remove what a killed change, or an older state, left behind."""
+        for path in self.folder.iterdir():
+            if _OURS.fullmatch(path.name) and path.name not in files:
+                # Systems that lock mapped files keep it until the next change.
+                with contextlib.suppress(PermissionError):
+                    path.unlink(missing_ok=True)
+
+
+class VectorFile:
+    """A ``.npy`` file of unknown length that is written from front to back."""
+
+    def __init__(self, stream: Any, dim: int) -> None:
+        self._stream, self._dim = stream, dim
+        self.rows = 0
+        self.name = ""
+        self._header()
+
+    def append(self, vectors: np.ndarray) -> None:
+        """Add vectors (m, d)."""
+        self._stream.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
+        self.rows += len(vectors)
+
+    def close(self) -> None:
+        """Write the final number of rows into the header."""
+        self._stream.seek(0)
+        self._header()
+        self._stream.flush()
+
+    def _header(self) -> None:
+        # numpy leaves room in the header for a first dimension that grows.
+        facts = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self._dim)}
+        np.lib.format.write_array_header_1_0(self._stream, facts)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        # Folders cannot be opened on every system.
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""What frozen blocks make of crops, kept on disk."""

@@ -1,0 +1,1 @@
+"""The canonical section: how adapters find table, regions, image, scale and crops."""

@@ -1,0 +1,249 @@
+"""What happens at the end of a stretch of training: a row in the log, early stopping, a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+
+from sealst._errors import DataError
+from sealst._files import write_text
+from sealst._logging import logger, progress
+from sealst._train._checkpoint import write_checkpoint
+from sealst._train.sampler import SegmentSampler
+from sealst._validate import listed
+
+#: seconds after which a run without a progress bar says how far it is
+_SILENCE_S = 30.0
+
+
+class SameProcesses(L.Callback):
+    """Refuses to train where Lightning counts the processes otherwise than the sampler: they would share spots."""
+
+    def __init__(self, sampler: SegmentSampler) -> None:
+        self.sampler = sampler
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        expected, found = (self.sampler.world, self.sampler.rank), (trainer.world_size, trainer.global_rank)
+        # All of them stop, as one alone would leave the others waiting for it.
+        if trainer.strategy.reduce_boolean_decision(expected == found):
+            return
+        raise DataError(
+            f"By its environment this is process {expected[1]} of {expected[0]}, but Lightning takes it for {found[1]} "
+            f"of {found[0]}. Let `trainer_kwargs` (`devices`, `num_nodes`) say what the launcher (torchrun, srun) "
+            "started, and unset what is left of another one (WORLD_SIZE, RANK, LOCAL_RANK)."
+        )
+
+
+class EpochEnds(L.Callback):
+    """Scores held-out spots after the last stretch of every epoch; Lightning counts from the one a run goes on with."""
+
+    def __init__(self, sampler: SegmentSampler) -> None:
+        self.sampler = sampler
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        number = self.sampler.first + trainer.current_epoch + 1
+        last = number % self.sampler.segments_per_epoch == 0
+        trainer.check_val_every_n_epoch = 1 if last else trainer.current_epoch + 2
+
+
+def _broken(stage: Any, loss: float) -> str | None:
+    """What is no number any more: the loss, or the weights, which the last steps may break unseen by any loss."""
+    if not math.isfinite(loss):
+        return f"The loss became {loss}"
+    state = stage.model.trained_state() | stage.own()
+    bad = [name for name, values in state.items() if values.is_floating_point() and not values.isfinite().all()]
+    return f"Weights became NaN or infinite ({listed(bad, 3)})" if bad else None
+
+
+class Recorder(L.Callback):
+    """One row per stretch, in memory and, atomically, in the run folder; one progress bar over all of them."""
+
+    def __init__(
+        self, rows: list[dict[str, Any]], path: Path | None, *, sampler: SegmentSampler, total: int,
+        baseline: Mapping[str, float], show: bool | None,
+    ) -> None:  # fmt: skip
+        self.rows, self.path, self.sampler, self.total = rows, path, sampler, total
+        self.baseline, self.show = dict(baseline), show
+        self.validated = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.validated = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.said = time.monotonic()
+        self.bar = progress(
+            None, desc=pl_module.name, total=self.total, initial=self.sampler.first, show=self.show, unit="epoch"
+            if self.sampler.segments_per_epoch == 1 else "part",
+        )  # fmt: skip
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        # Lightning keeps held-out scores until the next ones.
+        found, self.validated = self.validated, False
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if found or not k.startswith("val_")}
+        done = self.sampler.segment + 1
+        epoch = done / self.sampler.segments_per_epoch
+        if broken := _broken(pl_module, metrics["train_loss"]):
+            raise DataError(
+                f"{broken} in epoch {math.ceil(epoch)} of stage {pl_module.name!r}. Lower `params.lr`, or check the "
+                "expression for extreme values. The last checkpoint is as it was."
+            )
+        step = pl_module.done + trainer.global_step
+        row = {"stage": pl_module.name, "epoch": int(epoch) if epoch.is_integer() else epoch, "step": step, **metrics}
+        if any(name.startswith("val_") for name in metrics):
+            row |= {f"baseline_{name}": value for name, value in self.baseline.items()}
+        self.rows.append(row)
+        self.bar.set_postfix({k.removeprefix("train_"): self._beside_baseline(k, v) for k, v in metrics.items()})
+        self.bar.update()
+        if self.bar.disable and time.monotonic() - self.said > _SILENCE_S:
+            self.said = time.monotonic()
+            logger.info("%s: %d of %d done, loss %.3f", pl_module.name, done, self.total, metrics["train_loss"])
+        if self.path is not None and trainer.is_global_zero:
+            write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False))
+
+    def _beside_baseline(self, name: str, value: float) -> str:
+        """A score as the bar shows it, with the line to beat where there is one."""
+        baseline = self.baseline.get(name.removeprefix("val_")) if name.startswith("val_") else None
+        return f"{value:.3f}" if baseline is None else f"{value:.3f} (frozen {baseline:.3f})"
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.bar.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+def _wait_to_be_named_last(folder: Path) -> None:
+    """Wait, a second at most, until the name of a new event file sorts after those there.
+
+    TensorBoard reads files in the order of their names, which hold the second and then the process and a counter as
+    plain numbers ("10" before "9"): a run that goes on within the second it was stopped in would be read first.
+    """
+    if any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(1.0)
+
+
+class Curves(L.Callback):
+    """The same rows as event files for TensorBoard, one folder per stage; what a resumed run repeats is replaced."""
+
+    def __init__(self, folder: Path, rows: list[dict[str, Any]]) -> None:
+        self.folder, self.rows = folder, rows
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purged = pl_module.done + 1 if pl_module.done else None
+        _wait_to_be_named_last(self.folder / pl_module.name)
+        self.writer = SummaryWriter(self.folder / pl_module.name, purge_step=purged)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        row = self.rows[-1]
+        for name, value in row.items():
+            if name not in ("stage", "step"):
+                self.writer.add_scalar(name, value, row["step"])
+        self.writer.flush()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.writer.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if hasattr(self, "writer"):
+            self.writer.close()
+
+
+class Keeper(L.Callback):
+    """Best weights by a held-out metric, and whether it is time to stop."""
+
+    def __init__(self, monitor: str, patience: int | None) -> None:
+        self.monitor, self.patience = f"val_{monitor}", patience
+        self.best, self.waited = -math.inf, 0
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        value = trainer.callback_metrics.get(self.monitor)
+        if self.patience is None or value is None:
+            return
+        if float(value) > self.best:
+            self.best, self.waited = float(value), 0
+            self.weights = {k: v.detach().cpu().clone() for k, v in pl_module.model.trained_state().items()}
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            trainer.should_stop = True
+
+    def restore(self, model: Any) -> None:
+        """Put the best weights back."""
+        if self.weights:
+            model.load_trained(self.weights)
+            logger.info("best %s: %.4f; its weights are kept", self.monitor, self.best)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"best": self.best, "waited": self.waited, "weights": self.weights}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+        self.best, self.waited, self.weights = state["best"], state["waited"], state["weights"]
+
+
+class Checkpointer(L.Callback):
+    """Everything that the next step depends on, after every stretch; at most one every `seconds` within a stage."""
+
+    def __init__(
+        self, folder: Path | None, *, sampler: SegmentSampler, keeper: Keeper, rows: list[dict[str, Any]],
+        total: int, seconds: float, cache: str,
+    ) -> None:  # fmt: skip
+        self.cache, self.folder, self.sampler, self.keeper, self.rows = cache, folder, sampler, keeper, rows
+        self.total, self.seconds, self._last = total, seconds, -math.inf
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        segment = self.sampler.segment + 1
+        over = segment >= self.total or trainer.should_stop
+        if self.folder is None or not trainer.is_global_zero:
+            return
+        if not over and time.monotonic() - self._last < self.seconds:
+            return
+        write_checkpoint(
+            self.folder,
+            {
+                "stage": pl_module.name,
+                "segment": self.total if over else segment,
+                # Cached tokens are rounded, so the way of reading belongs to the state.
+                "cache": self.cache,
+                "step": pl_module.done + trainer.global_step,
+                "model": {k: v.detach().cpu() for k, v in pl_module.model.trained_state().items()},
+                "stage_state": {k: v for k, v in pl_module.state_dict().items() if not k.startswith("model.")},
+                "optimizer": trainer.optimizers[0].state_dict(),
+                "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+                # In float16 the scale of the loss, which grows for thousands of steps.
+                "precision": trainer.precision_plugin.state_dict(),
+                "keeper": self.keeper.state(),
+                "rows": self.rows,
+            },
+        )
+        self._last = time.monotonic()
+
+
+class Restorer(L.Callback):
+    """Continue from a checkpoint."""
+
+    def __init__(self, state: Mapping[str, Any] | None) -> None:
+        self.state = state
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self.state is None:
+            return
+        trainer.optimizers[0].load_state_dict(self.state["optimizer"])
+        trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["scheduler"])
+        pl_module.load_state_dict(self.state["stage_state"], strict=False)
+        # Checkpoints of earlier versions have none.
+        if precision := self.state.get("precision"):
+            trainer.precision_plugin.load_state_dict(precision)
+        self.state = None

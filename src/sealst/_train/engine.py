@@ -1,0 +1,243 @@
+"""Run the stages with Lightning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from sealst._core.device import has_bf16, processes
+from sealst._data.dataset import PairDataset, as_is
+from sealst._errors import DataError
+from sealst._train._quiet import interruptible, quiet_lightning
+from sealst._train.callbacks import Checkpointer, Curves, EpochEnds, Keeper, Recorder, Restorer, SameProcesses
+from sealst._train.module import AlignStage, Stage, WarmupStage, mixed_seed
+from sealst._train.params import TrainParams
+from sealst._train.sampler import MAX_SEGMENT_STEPS, InOrder, SegmentSampler
+
+#: arguments of Lightning's Trainer that follow from `params`, from `device` and from how checkpoints are made
+RESERVED = frozenset(
+    {
+        *("max_epochs", "accelerator", "precision", "gradient_clip_val", "accumulate_grad_batches"),
+        *("check_val_every_n_epoch", "use_distributed_sampler", "enable_checkpointing", "enable_progress_bar"),
+        *("enable_model_summary", "num_sanity_val_steps"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how stages run, beside their parameters."""
+
+    seed: int = 0
+    #: folder of metrics.csv and checkpoints; None writes nothing
+    folder: Path | None = None
+    #: state of an earlier run to continue
+    state: Mapping[str, Any] | None = None
+    #: arguments of Lightning's Trainer
+    trainer_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    show: bool | None = None
+    #: longest stretch of steps between checkpoints, and least seconds between two of one stage
+    max_steps: int = MAX_SEGMENT_STEPS
+    seconds: float = 60.0
+
+
+def _loader(data: PairDataset, sampler: Any, params: TrainParams, device: torch.device) -> DataLoader[Any]:
+    return DataLoader(
+        data,
+        # The sampler gives whole batches, so that a fancy index fetches each at once.
+        batch_size=None,
+        sampler=sampler,
+        collate_fn=as_is,  # type: ignore[arg-type]
+        num_workers=params.num_workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=params.num_workers > 0,
+        # Workers must not move the random state of the training.
+        generator=torch.Generator(),
+    )
+
+
+def _precision(params: TrainParams, device: torch.device) -> str:
+    if params.precision != "auto":
+        return params.precision
+    return "bf16-mixed" if has_bf16(device) else "32-true"
+
+
+def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: int, callbacks: Any, world: int
+             ) -> L.Trainer:  # fmt: skip
+    given = dict(run.trainer_kwargs)
+    own = [device.index] if device.type == "cuda" and device.index is not None else 1
+    devices = given.pop("devices", own)
+    strategy = given.pop("strategy", "auto")
+    if world > 1 and strategy in ("auto", "ddp"):
+        # The warm-up leaves out the encoder, and without the KL term nothing asks for the variance of the code.
+        strategy = "ddp_find_unused_parameters_true"
+    options: dict[str, Any] = {
+        "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
+        "devices": devices,
+        "strategy": strategy,
+        "max_epochs": stretches,
+        "precision": _precision(params, device),
+        "gradient_clip_val": params.clip_norm,
+        "accumulate_grad_batches": params.accumulate,
+        # Whether a stretch ends an epoch is told by a callback.
+        "check_val_every_n_epoch": 1,
+        "callbacks": [*callbacks, *given.pop("callbacks", ())],
+        # The sampler knows the processes itself.
+        "use_distributed_sampler": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return L.Trainer(**({"logger": False, "log_every_n_steps": 1} | given | options))
+
+
+def _processes(run: Run, device: torch.device) -> tuple[int, int]:
+    given = run.trainer_kwargs
+    return processes(given.get("devices", 1), given.get("num_nodes", 1), device.type)
+
+
+def _logs(run: Run, rows: list[dict[str, Any]], rank: int, **options: Any) -> list[L.Callback]:
+    """The log as a table, and as event files where TensorBoard is installed and the user brings no logger."""
+    path = None if run.folder is None else run.folder / "metrics.csv"
+    logs: list[L.Callback] = [Recorder(rows, path, show=run.show, **options)]
+    if path is not None and rank == 0 and "logger" not in run.trainer_kwargs and find_spec("tensorboard"):
+        logs.append(Curves(path.with_name("tensorboard"), rows))
+    return logs
+
+
+def _fit(
+    stage: Stage,
+    params: TrainParams,
+    run: Run,
+    *,
+    device: torch.device,
+    sampler: SegmentSampler,
+    total: int,
+    train: PairDataset,
+    held_out: PairDataset | None,
+    rows: list[dict[str, Any]],
+    baseline: Mapping[str, float],
+    cache: str,
+) -> None:
+    """Run one stage from where it stands."""
+    model = stage.model
+    state = run.state if run.state is not None and run.state["stage"] == stage.name else None
+    keeper = Keeper(params.monitor, params.patience if held_out is not None else None)
+    if state is not None:
+        sampler.first, stage.done = state["segment"], state["step"]
+        keeper.load(state["keeper"])
+    common: dict[str, Any] = {"sampler": sampler, "total": total}
+    callbacks = [
+        SameProcesses(sampler),
+        EpochEnds(sampler),
+        Restorer(state),
+        keeper,
+        *_logs(run, rows, sampler.rank, baseline=baseline, **common),
+        Checkpointer(run.folder, keeper=keeper, rows=rows, seconds=run.seconds, cache=cache, **common),
+    ]
+    stage.first_batch = sampler.first * sampler.steps
+    if sampler.first < total:
+        trainer = _trainer(
+            run, params, device, stretches=total - sampler.first, callbacks=callbacks, world=sampler.world,
+        )  # fmt: skip
+        validation = None
+        if held_out is not None:
+            # Of several batches, all but the last divide among the processes.
+            size = min(int(params.batch_size or 1) // sampler.world * sampler.world, len(held_out))
+            shares = InOrder(len(held_out), size, rank=sampler.rank, world=sampler.world)
+            validation = _loader(held_out, shares, params, device)
+        with interruptible(), _plain_errors(run):
+            trainer.fit(stage, _loader(train, sampler, params, device), validation)
+    keeper.restore(model)
+
+
+@contextmanager
+def _plain_errors(run: Run) -> Iterator[None]:
+    """Say what a dead worker means."""
+    try:
+        yield
+    except RuntimeError as error:
+        # An error inside a living worker names "DataLoader worker process" and brings a traceback of its own.
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        mend = "Run the same call with `resume=True`" if run.folder is not None else "Run again"
+        raise DataError(
+            f"A worker process of the loader died ({str(error).partition(chr(10))[0]}); often memory ran out. {mend}, "
+            "with fewer `params.num_workers`."
+        ) from error
+
+
+def run_stages(
+    model: Any,
+    params: TrainParams,
+    *,
+    train: PairDataset,
+    held_out: PairDataset | None,
+    run: Run,
+    warmup: PairDataset | None = None,
+    weights: np.ndarray | None = None,
+    baseline: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """Warm up the gene autoencoder, then align; returns one row per epoch (or part of a long one).
+
+    `warmup` is expression for the first stage (default that of `train`), `weights` the probability of each training
+    spot to be drawn, `baseline` held-out scores of the frozen encoder for the log.
+    """
+    rows: list[dict[str, Any]] = list(run.state["rows"]) if run.state is not None else []
+    device = model.device
+    world, rank = _processes(run, device)
+    if run.state is not None:
+        model.load_trained(run.state["model"])
+
+    cache = "trunk" if train.caches_tokens else "none"
+
+    def sampler(data: PairDataset, name: str, probability: np.ndarray | None) -> SegmentSampler:
+        size = _batch_size(params, len(data), world)
+        return SegmentSampler(
+            len(data), batch_size=size, views=data.views, seed=mixed_seed(run.seed, name), weights=probability,
+            max_steps=run.max_steps, rank=rank, world=world,
+        )  # fmt: skip
+
+    def fit(make: Callable[..., Stage], data: PairDataset, lr: float, epochs: int, **options: Any) -> None:
+        # Lightning leaves a model that it has trained on the CPU.
+        model.to(device)
+        drawn = sampler(data, make.__name__, options.pop("weights", None))
+        total = epochs * drawn.segments_per_epoch
+        steps = max(1, total * math.ceil(drawn.steps / params.accumulate))
+        stage = make(model, params, lr, steps, run.seed, **options.pop("stage", {}))
+        _fit(
+            stage, params, run, device=device, sampler=drawn, total=total, train=data, rows=rows, cache=cache, **options
+        )
+
+    with quiet_lightning():
+        model.train()
+        if params.warmup_epochs and (run.state is None or run.state["stage"] == WarmupStage.name):
+            alone = warmup or PairDataset(None, train.expression, measured=train.measured, extra=train.extra)
+            fit(WarmupStage, alone, params.warmup_lr, params.warmup_epochs, held_out=None, baseline={})
+        domains = {"n_domains": int(train.extra["domain"].max()) + 1} if "domain" in train.extra else {}
+        fit(
+            AlignStage, train, float(params.lr or 0), int(params.epochs or 0), weights=weights, held_out=held_out,
+            baseline=baseline or {}, stage=domains,
+        )  # fmt: skip
+    model.to(device).eval()
+    return pd.DataFrame(rows)
+
+
+def _batch_size(params: TrainParams, n: int, world: int) -> int:
+    """Spots per step over all processes, the same number in each."""
+    size = min(int(params.batch_size or 1), n)
+    if size // world < 1:
+        raise DataError(f"`params.batch_size` is {size}, fewer than the {world} processes that share it.")
+    return size // world * world

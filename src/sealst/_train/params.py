@@ -1,0 +1,113 @@
+"""How to train: parameters, each None chosen from the amount of data by `_recipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sealst._core.losses.registry import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION
+from sealst._data.augment import AUGMENTATIONS
+from sealst._keys import Keys
+from sealst._settings import settings
+from sealst._validate import check_choice, check_fraction, check_positive, from_yaml, resolve_params
+
+
+@dataclass(frozen=True)
+class TrainParams:
+    """Training of the SEAL model; a field left at None is chosen from the number of spots (see the recipe page)."""
+
+    #: passes over the spots in the alignment stage
+    epochs: int | None = None
+    #: passes of the gene autoencoder alone, before alignment
+    warmup_epochs: int | None = None
+    #: spots per step, over all devices; also the pool of the contrastive loss
+    batch_size: int | None = None
+    #: peak learning rate of the alignment stage (AdamW, cosine schedule)
+    lr: float | None = None
+    #: learning rate of the warm-up stage
+    warmup_lr: float = 5e-4
+    weight_decay: float | None = None
+    #: augmented versions of each crop in the trunk cache, the crop itself included
+    views: int | None = None
+    #: ``"none"``; ``"soft"`` (flips, rotations, mild colour jitter); ``"stain"`` (flips, rotations, haematoxylin and
+    #: eosin varied separately, after Tellez et al. 2018, for sections of several laboratories or scanners); ``"hard"``
+    #: (all of these, Gaussian blur and erasing)
+    augmentation: str = "soft"
+    #: ``"trunk"`` caches the frozen blocks' output below ``settings.cache_dir``, where later runs find it (see
+    #: `sealst.tl.clear_cache`); ``"none"`` runs the whole encoder each step; ``"auto"`` chooses by disk, epochs and
+    #: the number of adapted blocks
+    cache: str = "auto"
+    #: ``"clip"``, ``"soft_clip"`` or ``"siglip"``
+    contrastive: str = "clip"
+    temperature: float = 0.05
+    #: name of a reconstruction loss; ``"nb"`` is the likelihood of the counts
+    reconstruction: str = "barlow_std_mse"
+    #: scale of both reconstruction losses
+    reconstruction_scale: float = 0.1
+    weight_contrast: float = 1.0
+    weight_gene: float = 1.0
+    weight_image: float = 1.0
+    #: whether to sample the code and add the KL term, weighted 1 / dim
+    kl: bool = False
+    #: layer the gene encoder sees and both decoders reconstruct
+    layer: str = Keys.CONTEXT
+    #: share of genes hidden from the gene encoder in training; None is 0, and what a masked autoencoder states
+    mask_genes: float | None = None
+    #: deviation of the noise added to the gene encoder's input, in units of each gene's own
+    noise: float = 0.0
+    #: weight of the loss on hidden genes alone
+    weight_masked: float = 1.0
+    #: whether the gene decoder is told each spot's organ by a learned vector added to the code; encoders never are, so
+    #: that no embedding needs to know the organ. Spots of unknown organ have the zero vector
+    organ_embedding: bool = False
+    #: 0 draws every spot once per epoch; 1 gives every organ the same share of the draws, and every section the same
+    #: share of its organ's; between, a compromise
+    balance: float = 0.0
+    #: weight of a discriminator that must not tell `domain` from image embeddings (gradient reversal); 0 is none
+    weight_domain: float = 0.0
+    #: ``"section"``, ``"patient"`` or ``"organ"``
+    domain: str = "section"
+    #: epochs without a better held-out `monitor` after which training stops, with the best weights; None trains on
+    patience: int | None = None
+    #: ``"pearson"`` or ``"recall@10"``
+    monitor: str = "pearson"
+    #: crops per forward pass where a batch does not fit into memory; same gradients, adapted blocks run once more
+    chunk_size: int | None = None
+    #: whether to compile the trained part of the encoder with `torch.compile`
+    compile: bool = False
+    #: largest norm of the gradient
+    clip_norm: float = 1.0
+    #: Lightning's precision, e.g. ``"bf16-mixed"``; ``"auto"`` is ``settings.precision``, or bf16 on GPUs that have it
+    precision: str = "auto"
+    #: batches whose gradients are summed before a step
+    accumulate: int = 1
+    #: worker processes of the loader
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr", "views", "patience", "chunk_size"):
+            if getattr(self, name) is not None:
+                check_positive(f"params.{name}", getattr(self, name))
+        for name in ("temperature", "reconstruction_scale", "warmup_lr", "clip_norm", "accumulate"):
+            check_positive(f"params.{name}", getattr(self, name))
+        for name in ("mask_genes", "balance"):
+            check_fraction(f"params.{name}", getattr(self, name) or 0.0)
+        check_choice("params.domain", self.domain, ("section", "patient", "organ"))
+        check_choice("params.monitor", self.monitor, ("pearson", "recall@10"))
+        check_choice("params.augmentation", self.augmentation, sorted(AUGMENTATIONS))
+        check_choice("params.cache", self.cache, ("auto", "trunk", "none"))
+        check_choice("params.contrastive", self.contrastive, sorted(CONTRASTIVE))
+        check_choice("params.reconstruction", self.reconstruction, sorted(RECONSTRUCTION | COUNT_RECONSTRUCTION))
+        check_choice("params.layer", self.layer, (Keys.CONTEXT, Keys.LOGNORM))
+
+    def filled(self, **values: Any) -> TrainParams:
+        """Copy with the fields that are None taken from `values`."""
+        return replace(self, **{k: v for k, v in values.items() if getattr(self, k) is None})
+
+
+def train_params(given: TrainParams | Mapping[str, Any] | str | Path | None) -> TrainParams:
+    """Parameters from themselves, from their fields, or from a YAML file; an open precision is that of the settings."""
+    params = resolve_params(TrainParams, from_yaml(given), name="params")
+    return replace(params, precision=settings.precision) if params.precision == "auto" else params

@@ -1,0 +1,1 @@
+"""Procedural sections with known truth."""

@@ -1,0 +1,295 @@
+"""Procedural H&E sections with known truth."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from spatialdata import SpatialData
+
+from sealst._errors import DataError
+from sealst._validate import check_choice, check_positive
+from sealst.datasets._synthetic.drawing import Stain, render
+from sealst.datasets._synthetic.histology import CLASSES, KINDS, Tissue, make_tissue, smooth_field
+from sealst.datasets._synthetic.programs import (
+    HIDDEN,
+    N_NAMED,
+    PROGRAM_GENES,
+    PROGRAMS,
+    VISIBLE,
+    batch_shift,
+    draw_counts,
+    gene_programs,
+    hidden_activity,
+    visible_activity,
+)
+from sealst.datasets._synthetic.spots import cells_in_spots, classes_in_spots, lattice
+from sealst.io import from_arrays
+
+_MIN_SIZE_UM, _MPP_RANGE = 400.0, (0.1, 4.0)
+_MIN_TISSUE = 0.5
+_HIDDEN_SCALE_UM = 220.0
+#: distance of the outermost spot centres from the picture's edge, so that a crop of 112 µm fits
+_MARGIN_UM = 60.0
+# Streams of random numbers: a change in one part of the section leaves the others as they were.
+_PATIENT, _LAYOUT, _DRAWING, _HIDDEN, _COUNTS = range(1, 6)
+
+
+@dataclass(frozen=True)
+class _Options:
+    size_um: float
+    mpp: float
+    array: str
+    pitch_um: float
+    spot_um: float
+    n_genes: int
+    depth: float
+    batch_effect: float
+    stain_variation: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("size_um", "mpp", "pitch_um", "spot_um", "depth"):
+            check_positive(name, getattr(self, name))
+        for name in ("batch_effect", "stain_variation"):
+            if (value := getattr(self, name)) != 0:
+                check_positive(name, value)
+        check_choice("array", self.array, ("hex", "square"))
+        _check_whole("seed", self.seed, 0)
+        _check_whole("n_genes", self.n_genes, N_NAMED, why="the marker, hidden and housekeeping genes are always there")
+        if self.size_um < _MIN_SIZE_UM:
+            raise DataError(f"`size_um` must be at least {_MIN_SIZE_UM:g}, found {self.size_um:g}.")
+        if not _MPP_RANGE[0] <= self.mpp <= _MPP_RANGE[1]:
+            raise DataError(f"`mpp` must lie between {_MPP_RANGE[0]:g} and {_MPP_RANGE[1]:g}, found {self.mpp:g}.")
+        if self.spot_um > self.pitch_um:
+            raise DataError(
+                f"`spot_um` ({self.spot_um:g}) must not exceed `pitch_um` ({self.pitch_um:g}): spots do not overlap."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Patient:
+    number: int
+    stain: Stain
+    shift: np.ndarray
+
+
+def synthetic(
+    n_sections: int = 1,
+    *,
+    n_patients: int | None = None,
+    size_um: float = 2000.0,
+    mpp: float = 0.5,
+    array: str = "hex",
+    pitch_um: float = 100.0,
+    spot_um: float = 55.0,
+    n_genes: int = 600,
+    depth: float = 4000.0,
+    batch_effect: float = 0.3,
+    stain_variation: float = 1.0,
+    seed: int = 0,
+) -> SpatialData | list[SpatialData]:
+    """Draw H&E sections with spots whose expression follows from the drawn tissue, with the truth kept.
+
+    The picture shows tumour nests, ducts, collagen, lymphoid aggregates, plasma cells, fat and vessels, stained in
+    optical density (Beer-Lambert) with the patient's own hematoxylin and eosin. The counts come from gene programs:
+    *visible* ones are smooth functions of what lies in the spot (tissue classes, nuclei), *hidden* ones are smooth
+    random fields that the picture knows nothing about, so no image model can predict them.
+
+    Parameters
+    ----------
+    n_sections
+        Number of sections.
+    n_patients
+        Number of patients, over whom the sections are spread evenly. Default: one patient per section.
+    size_um
+        Side of the square picture in µm, at least 400.
+    mpp
+        µm per pixel of the picture, 0.1 to 4.
+    array
+        Layout of the spots: ``"hex"`` (Visium) or ``"square"`` (legacy Spatial Transcriptomics).
+    pitch_um, spot_um
+        Distance between neighbouring spot centres and diameter of a spot, in µm.
+    n_genes
+        Number of genes. Markers, hidden and housekeeping genes come first and are always there; background genes
+        without a program (``GENE0001``, …) fill up.
+    depth
+        Mean total count of a spot.
+    batch_effect
+        Standard deviation of the log factor by which each patient changes each gene; 0 for none.
+    stain_variation
+        How much patients differ in hue and strength of the stain; 0 for none, 1 as between laboratories.
+    seed
+        Same seed, same sections. Genes and programs are the same for every seed.
+
+    Returns
+    -------
+    SpatialData for one section, else a list of `n_sections`. Sections are named ``"P1_S1"``, …; see `io.from_arrays`
+    for the elements. Only spots of which at least half lies on tissue are kept. The table also has
+
+    - ``.obs["in_tissue"]``: bool, True
+    - ``.obs["truth_nuclei"]``: nuclei per mm² in the spot, float64
+    - ``.obsm["truth_composition"]``: DataFrame, share of the spot's area by tissue class, rows sum to 1
+    - ``.obsm["truth_programs"]``: DataFrame, activity of every program, 0 to 1
+    - ``.uns["synthetic"]``: ``visible_programs``, ``hidden_programs``, ``program_genes``, ``batch_shift`` (log factor
+      by gene), ``stain``, and the arguments
+
+    Raises
+    ------
+    DataError
+        When an argument is out of range, or fewer than two spots lie on tissue.
+
+    See Also
+    --------
+    synthetic_net : the programs as a gene-set network.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sdata = sl.datasets.synthetic(size_um=800, mpp=1.0)
+    >>> sdata.tables["table"].obsm["truth_programs"].columns[0]
+    'epithelium'
+    """
+    options = _Options(
+        size_um=size_um,
+        mpp=mpp,
+        array=array,
+        pitch_um=pitch_um,
+        spot_um=spot_um,
+        n_genes=n_genes,
+        depth=depth,
+        batch_effect=batch_effect,
+        stain_variation=stain_variation,
+        seed=seed,
+    )
+    _check_whole("n_sections", n_sections, 1)
+    people = n_sections if n_patients is None else n_patients
+    _check_whole("n_patients", people, 1)
+    if people > n_sections:
+        raise DataError(f"`n_patients` ({people}) must not exceed `n_sections` ({n_sections}).")
+    owners = np.arange(n_sections) * people // n_sections
+    patients = [_patient(options, number) for number in range(people)]
+    index = np.arange(n_sections) - np.searchsorted(owners, owners)
+    sections = [_section(options, patients[owner], int(i)) for owner, i in zip(owners, index, strict=True)]
+    return sections[0] if n_sections == 1 else sections
+
+
+def synthetic_net() -> pd.DataFrame:
+    """Gene programs of `synthetic` as a network for `tl.pathways` and decoupler.
+
+    Returns
+    -------
+    DataFrame with columns ``source`` (program, visible and hidden), ``target`` (gene) and ``weight`` (0 to 1, relative
+    to the strongest effect of any program on a gene).
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> net = sl.datasets.synthetic_net()
+    >>> net.loc[net["source"] == "b_cell", "target"].iloc[0]
+    'MS4A1'
+    """
+    definition = gene_programs(N_NAMED)
+    program, gene = np.nonzero(definition.fold)
+    return pd.DataFrame(
+        {
+            "source": np.array(PROGRAMS, dtype=object)[program],
+            "target": np.array(definition.genes, dtype=object)[gene],
+            "weight": definition.fold[program, gene] / definition.fold.max(),
+        }
+    )
+
+
+def _check_whole(name: str, value: Any, low: int, *, why: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise DataError(
+            f"`{name}` must be a whole number of at least {low}, found {value!r}" + (f": {why}." if why else ".")
+        )
+
+
+def _patient(options: _Options, number: int) -> _Patient:
+    rng = np.random.default_rng([options.seed, _PATIENT, number])
+    stain = Stain.vary(rng, options.stain_variation)
+    return _Patient(number, stain, batch_shift(rng, options.n_genes, options.batch_effect))
+
+
+def _section(options: _Options, patient: _Patient, index: int) -> SpatialData:
+    name = f"P{patient.number + 1}_S{index + 1}"
+
+    def stream(part: int) -> np.random.Generator:
+        return np.random.default_rng([options.seed, part, patient.number, index])
+
+    tissue = make_tissue(stream(_LAYOUT), options.size_um)
+    xy, array = _spots(options, tissue)
+    composition = pd.DataFrame(classes_in_spots(tissue, xy, options.spot_um), columns=list(CLASSES))
+    cells = pd.DataFrame(cells_in_spots(tissue, xy, options.spot_um), columns=list(KINDS)).drop(columns="erythrocyte")
+    programs = _activity(tissue, stream(_HIDDEN), xy, composition=composition, cells=cells)
+    nuclei = cells.sum(axis=1).to_numpy()
+    definition = gene_programs(options.n_genes)
+    counts = draw_counts(
+        stream(_COUNTS),
+        definition,
+        programs.to_numpy(),
+        cellularity=nuclei,
+        shift=patient.shift,
+        depth=options.depth,
+    )
+    sdata = from_arrays(
+        render(tissue, stream(_DRAWING), patient.stain, mpp=options.mpp),
+        counts,
+        xy / options.mpp,
+        genes=definition.genes,
+        mpp=options.mpp,
+        spot_um=options.spot_um,
+        section=name,
+        spot_ids=[f"{row}x{col}" for row, col in array],
+        patient=f"P{patient.number + 1}",
+        organ="synthetic breast",
+        technology="synthetic",
+        array=array,
+        obs=pd.DataFrame({"in_tissue": np.ones(len(xy), dtype=bool), "truth_nuclei": nuclei}),
+    )
+    table = sdata.tables["table"]
+    table.obsm["truth_composition"] = composition.set_index(table.obs_names)
+    table.obsm["truth_programs"] = programs.set_index(table.obs_names)
+    table.uns["synthetic"] = _truth(options, patient)
+    return sdata
+
+
+def _spots(options: _Options, tissue: Tissue) -> tuple[np.ndarray, np.ndarray]:
+    margin = max(_MARGIN_UM, options.spot_um / 2)
+    xy, array = lattice(options.size_um, options.pitch_um, margin, hexagonal=options.array == "hex")
+    glass = classes_in_spots(tissue, xy, options.spot_um)[:, CLASSES.index("background")]
+    kept = glass <= 1 - _MIN_TISSUE
+    if kept.sum() < 2:
+        raise DataError(
+            f"Only {kept.sum()} of {len(xy)} spots lie on tissue; at least 2 are needed. Raise `size_um` "
+            f"({options.size_um:g}) or lower `pitch_um` ({options.pitch_um:g})."
+        )
+    return xy[kept], array[kept]
+
+
+def _activity(
+    tissue: Tissue, rng: np.random.Generator, xy: np.ndarray, *, composition: pd.DataFrame, cells: pd.DataFrame
+) -> pd.DataFrame:
+    def arrays(frame: pd.DataFrame) -> dict[str, np.ndarray]:
+        return {str(name): frame[name].to_numpy() for name in frame}
+
+    frame = pd.DataFrame(visible_activity(arrays(composition), arrays(cells)), columns=list(VISIBLE))
+    for name in HIDDEN:
+        field = smooth_field(rng, len(tissue.labels), _HIDDEN_SCALE_UM / tissue.step)
+        frame[name] = hidden_activity(tissue.at(field, xy))
+    return frame
+
+
+def _truth(options: _Options, patient: _Patient) -> dict[str, Any]:
+    return {
+        "visible_programs": list(VISIBLE),
+        "hidden_programs": list(HIDDEN),
+        "program_genes": {program: list(genes) for program, genes in PROGRAM_GENES.items()},
+        "batch_shift": patient.shift.copy(),
+        "stain": {name: list(values) for name, values in asdict(patient.stain).items()},
+        **asdict(options),
+    }

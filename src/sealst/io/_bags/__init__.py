@@ -1,0 +1,1 @@
+"""Bags of tile embeddings, from files and back."""

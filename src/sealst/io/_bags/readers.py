@@ -1,0 +1,314 @@
+"""Bags of tile embeddings with the labels of their slides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from sealst._data.bags.bags import Bags
+from sealst._data.bags.slide_table import SLIDE, check_some_agree, labels_by_slide, read_slide_table
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger, warn
+from sealst._section.parts import section_regions
+from sealst._section.tables import get_table
+from sealst._validate import check_key, listed, patient_text
+from sealst.io._bags.sources import ArrayReader, BagReader, FeatureTableReader, FileReader, H5adReader, TableReader
+from sealst.io._stores.manifest import SEPARATORS
+
+Source: TypeAlias = str | Path | Sequence[AnnData | SpatialData] | Mapping[str, "AnnData | SpatialData | np.ndarray"]
+#: columns of the manifest of `tl.embed_slides` that describe the run, not the slide
+_RUN_COLUMNS = ("slide", "path", "file", "n_tiles", "status", "seconds", "digest")
+_DONE = "done"
+
+
+def read_bags(
+    source: Source,
+    *,
+    labels: pd.DataFrame | str | Path | None = None,
+    key: str | None = None,
+    patient: str = Keys.PATIENT,
+    slide: str = SLIDE,
+    table_key: str = Keys.TABLE,
+) -> Bags:
+    """Slides as bags of tile embeddings, joined with their labels by name.
+
+    Nothing but names is read now; a slide's embeddings are read when they are asked for. Tiles without a finite
+    embedding are left out, and their number is logged.
+
+    Parameters
+    ----------
+    source
+        - folder of ``tl.embed_slides``
+        - folder of TRIDENT or CLAM: ``.h5`` files with ``features`` (and ``coords``), or the job's folder with one
+          ``features_<name>`` per encoder, of which every one is an embedding
+        - sections with embeddings (AnnData or SpatialData, also LazySlide's with its feature tables): a list, in which
+          every section of a table is a slide, or by name
+        - arrays (n_tiles, dim) by name
+    labels
+        Table with one row per slide, or its CSV or TSV file (UTF-8). Names of slides and patients are text as they
+        stand in the file; among other columns, empty cells and ``NA`` are missing labels.
+    key
+        Embedding that the bags hold; default ``"X_seal"`` where it is there, else the only one.
+    patient
+        Column of `labels` with the patient; without `labels`, column of the manifest of ``tl.embed_slides``. Where
+        there is no column ``"patient"`` the source says who it is; failing that, every slide is a patient of its own,
+        with a warning.
+    slide
+        Column of `labels` with the name of the slide; where there is no column ``"slide"`` the index is the name.
+    table_key
+        Table of each SpatialData.
+
+    Returns
+    -------
+    `Bags`, in the order of the source. Slides without a row of `labels` are kept with missing labels, rows without a
+    slide are left out; both are reported.
+
+    Raises
+    ------
+    MissingKeyError
+        When no embedding is common to all slides, or `key` is not; or there is no column `patient` or `slide` of
+        another name than the default.
+    DataError
+        When names occur twice or none agrees with `labels`, or slides were embedded by different models or on crops of
+        different size.
+
+    Examples
+    --------
+    >>> import numpy as np, sealst as sl
+    >>> arrays = {name: np.zeros((10, 4)) for name in ("s1", "s2")}
+    >>> table = pd.DataFrame({"slide": ["s1", "s2"], "patient": ["p1", "p2"], "grade": [1, 3]})
+    >>> sl.io.read_bags(arrays, labels=table)
+    Bags of 2 slides, 2 patients: 'features' of ('features',); labels 'grade'
+    """
+    if labels is None and slide != SLIDE:
+        raise DataError(
+            f"`slide={slide!r}` names a column of `labels`, and there are none. Pass `labels=`, or leave it out: a "
+            "source names its own slides."
+        )
+    readers, known = _opened(source, table_key, patient)
+    models = _common_models(readers)
+    chosen = _chosen(key, models)
+    obs = pd.DataFrame(index=pd.Index(list(readers), name="slide")).join(known)
+    if labels is not None:
+        obs = _joined(obs, _label_table(labels, slide, patient))
+    elif patient != Keys.PATIENT:
+        obs = _renamed(obs, patient, where="the manifest of the source")
+    obs[Keys.PATIENT] = _patients(obs, readers)
+    facts = {"models": models, "tiles": {name: reader.facts() for name, reader in readers.items()}}
+    if isinstance(source, str | Path):
+        facts["source"] = str(source)
+    return Bags(obs=obs, keys=tuple(models), key=chosen, readers=readers, facts=facts)
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------
+def _opened(source: Any, table_key: str, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
+    """Readers by slide, and what the source itself knows about the slides."""
+    nothing = pd.DataFrame(index=pd.Index([], dtype=object))
+    if isinstance(source, str | Path):
+        return _folder(Path(source).expanduser(), patient)
+    if isinstance(source, AnnData | SpatialData):
+        source = [source]
+    if isinstance(source, Mapping):
+        found = {str(name): _named(str(name), value, table_key) for name, value in source.items()}
+    elif isinstance(source, Sequence):
+        found = {}
+        for i in range(len(source)):
+            for reader in _sections(source[i], i, table_key):
+                if reader.name in found:
+                    raise DataError(
+                        f"Slide name {reader.name!r} occurs twice; name slides with `read_bags({{'name': section}})`."
+                    )
+                found[reader.name] = reader
+    else:
+        raise TypeError(
+            "`source` must be a folder, sections (AnnData, SpatialData) or arrays by name, found "
+            f"{type(source).__name__}."
+        )
+    if not found:
+        raise DataError("`source` is empty; at least one slide is needed.")
+    return found, nothing
+
+
+def _named(name: str, value: Any, table_key: str) -> BagReader:
+    if isinstance(value, np.ndarray):
+        return ArrayReader(name, features=value)
+    if isinstance(value, SpatialData) and (tables := _feature_tables(value)):
+        return _lazyslide(name, value, tables)
+    if isinstance(value, AnnData | SpatialData):
+        return TableReader(name, table=get_table(value, table_key))
+    raise TypeError(f"Slide {name!r} must be AnnData, SpatialData or an array, found {type(value).__name__}.")
+
+
+def _sections(value: Any, position: int, table_key: str) -> list[BagReader]:
+    if not isinstance(value, AnnData | SpatialData):
+        raise TypeError(f"`source[{position}]` must be AnnData or SpatialData, found {type(value).__name__}.")
+    if isinstance(value, SpatialData) and (tables := _feature_tables(value)):
+        path: Any = getattr(value, "reader", None)
+        name = Path(str(path.file)).stem if hasattr(path, "file") else f"slide{position}"
+        return [_lazyslide(name, value, tables)]
+    table = get_table(value, table_key)
+    return [TableReader(part.section, table=table, rows=part.rows) for part in section_regions(table)]
+
+
+def _feature_tables(sdata: SpatialData) -> dict[str, AnnData]:
+    """Tables that LazySlide writes: embeddings in ``.X``, named ``<model>_<tiles>``, annotating the tiles."""
+    found = {}
+    for name, table in sdata.tables.items():
+        region = table.uns.get("spatialdata_attrs", {}).get("region")
+        if isinstance(region, str) and name.endswith(f"_{region}") and "tile_id" in table.obs and table.n_vars:
+            found[name] = table
+    return found
+
+
+def _lazyslide(name: str, sdata: SpatialData, tables: dict[str, AnnData]) -> FeatureTableReader:
+    centres = {}
+    for key, table in tables.items():
+        region = table.uns["spatialdata_attrs"]["region"]
+        if region in sdata.shapes:
+            tiles = sdata.shapes[region]
+            middle = tiles.geometry.centroid
+            ids = tiles.get("tile_id", tiles.index)
+            centres[key] = pd.DataFrame({"x": middle.x.to_numpy(), "y": middle.y.to_numpy()}, index=pd.Index(ids))
+    return FeatureTableReader(name, tables=tables, centres=centres)
+
+
+def _folder(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
+    if not folder.is_dir():
+        raise DataError(f"{str(folder)!r} is no folder. Expected one of `tl.embed_slides`, or of h5 files.")
+    if (folder / "manifest.csv").is_file():
+        return _embedded_slides(folder, patient)
+    groups = {path.name.removeprefix("features_"): path for path in sorted(folder.glob("features_*")) if path.is_dir()}
+    if not groups:
+        groups = {"features": folder / "h5_files" if (folder / "h5_files").is_dir() else folder}
+        if folder.name.startswith("features_"):
+            groups = {folder.name.removeprefix("features_"): folder}
+    paths: dict[str, dict[str, Path]] = {}
+    for key, group in groups.items():
+        for path in sorted(group.glob("*.h5")):
+            paths.setdefault(path.stem, {})[key] = path
+    if not paths:
+        raise DataError(
+            f"{str(folder)!r} holds neither manifest.csv (of `tl.embed_slides`) nor .h5 files of features, itself or "
+            "in `features_<name>` folders."
+        )
+    nothing = pd.DataFrame(index=pd.Index([], dtype=object))
+    return {name: FileReader(name, paths=files) for name, files in paths.items()}, nothing
+
+
+def _embedded_slides(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
+    """Finished slides of `tl.embed_slides`, and the labels that its manifest came with."""
+    manifest = read_slide_table(folder / "manifest.csv", names=(patient,))
+    for column in ("slide", "status"):
+        check_key(manifest.columns, column, where=f"`{folder.name}/manifest.csv`", hint="Run `tl.embed_slides` again.")
+    failed = manifest.loc[manifest["status"] != _DONE, "slide"]
+    if len(failed):
+        warn(f"{len(failed)} slide(s) are not embedded and left out: {listed(failed)}. failures.csv says why.")
+    done = manifest[manifest["status"] == _DONE].set_index("slide")
+    if not len(done):
+        raise DataError(f"{str(folder)!r} holds no finished slide; see failures.csv.")
+    if double := sorted(done.index[done.index.duplicated()].unique()):
+        raise DataError(f"Slide name(s) {listed(double)} occur twice in manifest.csv.")
+    paths = {name: folder / "slides" / f"{name}.h5ad" for name in done.index}
+    if lost := [name for name, path in paths.items() if not path.is_file()]:
+        raise DataError(
+            f"Slide(s) {listed(lost)} of manifest.csv have no file in slides/; run `tl.embed_slides` again."
+        )
+    if "digest" in done and (same := done["digest"].dropna()).duplicated().any():
+        twice = same.index[same.duplicated(keep=False)]
+        warn(
+            f"Slides {listed(twice)} were made from the same file(s), as after a slide was renamed. Remove the "
+            "old ones: `tl.embed_slides(..., prune=True)` with the present manifest does it."
+        )
+    facts = done.drop(columns=[c for c in _RUN_COLUMNS if c in done.columns])
+    return {name: H5adReader(name, path=path) for name, path in paths.items()}, facts
+
+
+# -- embeddings -------------------------------------------------------------------------------------------------------
+def _common_models(readers: Mapping[str, BagReader]) -> dict[str, str | None]:
+    """Embeddings that every slide has, and the one model behind each."""
+    made = {name: reader.models() for name, reader in readers.items()}
+    first = next(iter(made))
+    common = [key for key in made[first] if all(key in models for models in made.values())]
+    if not common:
+        lacking = next((name for name, models in made.items() if not models), first)
+        raise DataError(
+            f"No embedding is common to all slides; {lacking!r} has {listed(made[lacking])}. Run `sl.tl.embed` on all."
+        )
+    found = {}
+    for key in common:
+        models = {name: each[key] for name, each in made.items()}
+        if len(distinct := dict.fromkeys(models.values())) > 1:
+            raise DataError(
+                f"Embeddings {key!r} were made by {len(distinct)} models ({listed(distinct)}), so that their columns "
+                "mean different things. Embed all slides with one."
+            )
+        found[key] = models[first]
+    return found
+
+
+def _chosen(key: str | None, models: Mapping[str, str | None]) -> str:
+    if key is not None:
+        check_key(models, key, where="the embeddings that all slides have", hint="Name one of them with `key=`.")
+        return key
+    if Keys.EMBEDDING in models or len(models) == 1:
+        return Keys.EMBEDDING if Keys.EMBEDDING in models else next(iter(models))
+    raise DataError(f"The slides have several embeddings, {listed(models)}; name one with `key=`.")
+
+
+# -- labels -----------------------------------------------------------------------------------------------------------
+def _label_table(labels: Any, slide: str, patient: str) -> pd.DataFrame:
+    """Labels with slide names as index."""
+    if isinstance(labels, str | Path):
+        path = Path(labels).expanduser()
+        if path.suffix.lower() not in SEPARATORS:
+            raise DataError(f"`labels` must be a file of {listed(SEPARATORS)}, found {path.name!r}.")
+        if not path.is_file():
+            raise DataError(f"`labels`: no file {str(path)!r}.")
+        labels = read_slide_table(path, separator=SEPARATORS[path.suffix.lower()], names=(slide, patient))
+        check_key(labels.columns, slide, where=f"the columns of {path.name!r}", hint="Name the column with `slide=`.")
+    if not isinstance(labels, pd.DataFrame):
+        raise TypeError(f"`labels` must be a DataFrame or a path, found {type(labels).__name__}.")
+    if slide not in (SLIDE, labels.index.name):
+        check_key(labels.columns, slide, where="the columns of `labels`", hint="Name the column with `slide=`.")
+    if patient != Keys.PATIENT:
+        labels = _renamed(labels, patient, where="the columns of `labels`")
+    return labels_by_slide(labels, slide)
+
+
+def _renamed(table: pd.DataFrame, patient: str, *, where: str) -> pd.DataFrame:
+    """Table whose column `patient` says who the patient is, in place of one that is called so."""
+    check_key(table.columns, patient, where=where, hint="Name the column with `patient=`, in a table with `labels=`.")
+    return table.drop(columns=[Keys.PATIENT], errors="ignore").rename(columns={patient: Keys.PATIENT})
+
+
+def _joined(obs: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    """Join by name; what only one side has is reported."""
+    check_some_agree(obs.index, labels.index)
+    if len(unlabelled := obs.index.difference(labels.index, sort=False)):
+        warn(f"{len(unlabelled)} of {len(obs)} slides have no row in `labels`: {listed(unlabelled)}.")
+    if len(spare := labels.index.difference(obs.index, sort=False)):
+        warn(f"{len(spare)} row(s) of `labels` have no embeddings and are left out: {listed(spare)}.")
+    logger.info("%d of %d slides have labels", len(obs) - len(unlabelled), len(obs))
+    before, found = obs.copy(), labels.reindex(obs.index)
+    if Keys.PATIENT in found and Keys.PATIENT in before:
+        found[Keys.PATIENT] = found[Keys.PATIENT].where(found[Keys.PATIENT].notna(), before[Keys.PATIENT])
+    return before.drop(columns=[c for c in labels.columns if c in before.columns]).join(found)
+
+
+def _patients(obs: pd.DataFrame, readers: Mapping[str, BagReader]) -> pd.Series:
+    """Patient of every slide: as labels or manifest say, else the table, else the slide itself."""
+    given = obs[Keys.PATIENT] if Keys.PATIENT in obs else pd.Series(None, index=obs.index, dtype=object)
+    found = {name: patient_text(value) or readers[str(name)].patient() for name, value in given.items()}
+    if unknown := [name for name, value in found.items() if value is None]:
+        warn(
+            f"The patient of {len(unknown)} slide(s) is unknown ({listed(unknown)}); each counts as a patient of its "
+            "own. If patients have several slides, add a column 'patient' to `labels`: splits are by patient."
+        )
+    return pd.Series({name: str(name) if value is None else value for name, value in found.items()}, dtype=object)

@@ -1,0 +1,243 @@
+"""Where bags come from: tables in memory or on disk, files of features, arrays; one reader per slide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from anndata.io import read_elem
+
+from sealst._data.bags.bags import Bag, BlankSlideError, made_by
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._validate import check_key, listed, patient_text
+
+#: name of the embedding in files and arrays that do not name theirs
+FEATURES = "features"
+
+
+@dataclass(eq=False)
+class BagReader:
+    """Reads one slide; leaves out tiles whose embedding is not finite, and says so once.
+
+    Attributes
+    ----------
+    name
+        Name of the slide.
+    """
+
+    name: str
+    _told: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def __call__(self, key: str) -> Bag:
+        """Read one embedding."""
+        features, xy, tiles = self.read(key)
+        features = np.asarray(features, dtype=np.float32)
+        if features.ndim != 2:
+            raise DataError(f"Slide {self.name!r}: {key!r} must be (n_tiles, dim), found shape {features.shape}.")
+        kept = np.isfinite(features).all(axis=1)
+        if not kept.any():
+            raise BlankSlideError(f"Slide {self.name!r}: no tile has a finite embedding {key!r}; leave the slide out.")
+        if not kept.all():
+            if key not in self._told:
+                self._told.add(key)
+                logger.info("%s: %d of %d tiles have no %r", self.name, (~kept).sum(), len(kept), key)
+            features, tiles = features[kept], np.asarray(tiles)[kept]
+            xy = None if xy is None else xy[kept]
+        return Bag(self.name, features, xy, np.asarray(tiles))
+
+    def read(self, key: str) -> tuple[Any, np.ndarray | None, Any]:
+        """Embeddings, centres and ids of all tiles."""
+        raise NotImplementedError
+
+    def models(self) -> dict[str, str | None]:
+        """What made every embedding that is there, see `made_by`."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What is known about the tiles: side in px of the full-resolution image and as fed, overlap, µm per pixel."""
+        return {}
+
+    def patient(self) -> str | None:
+        """Patient, where known."""
+        return None
+
+
+@dataclass(eq=False)
+class ArrayReader(BagReader):
+    """An array in memory."""
+
+    features: np.ndarray = field(kw_only=True, repr=False)
+
+    def read(self, key: str) -> tuple[Any, None, Any]:
+        return self.features, None, np.arange(len(self.features)).astype(str)
+
+    def models(self) -> dict[str, str | None]:
+        return {FEATURES: None}
+
+
+@dataclass(eq=False)
+class TableReader(BagReader):
+    """Rows of a table in memory."""
+
+    table: AnnData = field(kw_only=True, repr=False)
+    rows: np.ndarray | None = field(default=None, kw_only=True, repr=False)
+
+    def _rows(self) -> np.ndarray:
+        return np.arange(self.table.n_obs) if self.rows is None else self.rows
+
+    def read(self, key: str) -> tuple[Any, np.ndarray | None, Any]:
+        check_key(list(self.table.obsm), key, where=f"`.obsm` of slide {self.name!r}", hint="Run `sl.tl.embed`.")
+        rows, place = self._rows(), self.table.obsm.get(Keys.SPATIAL)
+        xy = None if place is None else np.asarray(place, dtype=np.float64)[rows]
+        return np.asarray(self.table.obsm[key])[rows], xy, self.table.obs_names.to_numpy()[rows]
+
+    def models(self) -> dict[str, str | None]:
+        return _embedded(self.table.obsm, self.table.uns.get(Keys.UNS, {}))
+
+    def facts(self) -> dict[str, Any]:
+        return tile_facts(self.table.uns.get(Keys.UNS, {}))
+
+    def patient(self) -> str | None:
+        if Keys.PATIENT not in self.table.obs:
+            return None
+        return _one(self.name, self.table.obs[Keys.PATIENT].iloc[self._rows()].unique())
+
+
+@dataclass(eq=False)
+class FeatureTableReader(BagReader):
+    """Feature tables of LazySlide: embeddings in ``.X``, one table per encoder."""
+
+    tables: dict[str, AnnData] = field(kw_only=True, repr=False)
+    #: centres by tile id, where the tiles' shapes are there
+    centres: dict[str, Any] = field(kw_only=True, repr=False)
+
+    def read(self, key: str) -> tuple[Any, np.ndarray | None, Any]:
+        check_key(self.tables, key, where=f"the feature tables of slide {self.name!r}", hint="Name one with `key=`.")
+        table, centres = self.tables[key], self.centres.get(key)
+        x = table.X.toarray() if hasattr(table.X, "toarray") else np.asarray(table.X)
+        ids = table.obs.get("tile_id", table.obs_names)
+        return x, None if centres is None else centres.loc[ids].to_numpy(dtype=float), np.asarray(ids).astype(str)
+
+    def models(self) -> dict[str, str | None]:
+        return {key: key for key in self.tables}
+
+
+@dataclass(eq=False)
+class H5adReader(BagReader):
+    """A table on disk, of which only what is asked for is read."""
+
+    path: Path = field(kw_only=True)
+
+    def read(self, key: str) -> tuple[Any, np.ndarray | None, Any]:
+        with h5py.File(self.path) as file:
+            check_key(list(file["obsm"]), key, where=f"`.obsm` of {self.path.name!r}", hint="Name one with `key=`.")
+            xy = np.asarray(file["obsm"][Keys.SPATIAL][:], dtype=float) if Keys.SPATIAL in file["obsm"] else None
+            names = read_elem(file["obs"][file["obs"].attrs["_index"]])
+            return file["obsm"][key][:], xy, np.asarray(names)
+
+    def models(self) -> dict[str, str | None]:
+        return _embedded(*self._head())
+
+    def facts(self) -> dict[str, Any]:
+        return tile_facts(self._head()[1])
+
+    def _head(self) -> tuple[list[str], dict[str, Any]]:
+        try:
+            with h5py.File(self.path) as file:
+                uns = read_elem(file["uns"][Keys.UNS]) if Keys.UNS in file.get("uns", ()) else {}
+                return [k for k, v in file["obsm"].items() if isinstance(v, h5py.Dataset)], uns
+        except (OSError, KeyError) as error:
+            raise DataError(f"{str(self.path)!r} is not a table of tiles, or damaged: {error}.") from error
+
+    def patient(self) -> str | None:
+        with h5py.File(self.path) as file:
+            if Keys.PATIENT not in file["obs"]:
+                return None
+            column = pd.Series(read_elem(file["obs"][Keys.PATIENT]))
+        return _one(self.name, column.unique())
+
+
+@dataclass(eq=False)
+class FileReader(BagReader):
+    """Files of features as TRIDENT and CLAM write them, one per embedding."""
+
+    paths: dict[str, Path] = field(kw_only=True)
+
+    def read(self, key: str) -> tuple[Any, np.ndarray | None, Any]:
+        check_key(self.paths, key, where=f"the files of slide {self.name!r}", hint="Name one with `key=`.")
+        with _features(self.paths[key]) as file:
+            features = file["features"][:]
+            features = features[0] if features.ndim == 3 and len(features) == 1 else features
+            xy = _centres(file["coords"]) if "coords" in file else None
+            if xy is not None and len(xy) != len(features):
+                raise DataError(f"{str(self.paths[key])!r} has {len(features)} features and {len(xy)} coordinates.")
+            ids = file["tiles"].asstr()[:] if "tiles" in file else np.arange(len(features)).astype(str)
+        return features, xy, ids
+
+    def models(self) -> dict[str, str | None]:
+        found: dict[str, str | None] = {}
+        for key, path in self.paths.items():
+            with _features(path) as file:
+                named = file["features"].attrs.get("sealst_model")
+            found[key] = named if named is not None else None if key == FEATURES else key
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        with _features(next(iter(self.paths.values()))) as file:
+            attrs = dict(file["coords"].attrs) if "coords" in file else {}
+        names = {"patch_size_level0": "level0_px", "patch_size": "tile_px", "overlap": "overlap_px", "mpp": "mpp"}
+        return {ours: float(attrs[theirs]) for theirs, ours in names.items() if theirs in attrs}
+
+
+def _features(path: Path) -> h5py.File:
+    try:
+        file = h5py.File(path)
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be opened as HDF5: {error}.") from error
+    if "features" not in file:
+        found = listed(file)
+        file.close()
+        raise DataError(
+            f"{str(path)!r} holds no dataset 'features' (found: {found}); expected TRIDENT's or CLAM's files."
+        )
+    return file
+
+
+def _centres(coords: h5py.Dataset) -> np.ndarray:
+    """Centres of tiles whose top left corners are stored; the corners where their size is not known."""
+    corner = np.asarray(coords[:], dtype=np.float64)
+    corner = corner[0] if corner.ndim == 3 and len(corner) == 1 else corner
+    return corner[:, :2] + float(coords.attrs.get("patch_size_level0", 0)) / 2
+
+
+def _embedded(obsm: Iterable[str], uns: Any) -> dict[str, str | None]:
+    """Embeddings among the slots, and what made them."""
+    made = dict(uns.get("embed", {})) if hasattr(uns, "get") else {}
+    keys = [key for key in obsm if key in made or key.startswith("X_")]
+    return {key: made_by(made.get(key, {})) for key in keys}
+
+
+def tile_facts(uns: Any) -> dict[str, Any]:
+    """Size of the tiles from the records of `pp.tile` and `pp.pair_crops`; empty where they do not say."""
+    crops, tile = list(dict(uns.get("crops", {})).values()), dict(uns.get("tile", {}))
+    if not crops:
+        return {"level0_px": float(tile["tile_um"]) / float(tile["mpp"]), "mpp": float(tile["mpp"])} if tile else {}
+    um, px, mpp = (float(crops[0][name]) for name in ("crop_um", "crop_px", "mpp"))
+    step = float(tile.get("step_um", um))
+    return {"level0_px": um / mpp, "tile_px": px, "overlap_px": max(0.0, um - step) / um * px, "mpp": mpp}
+
+
+def _one(slide: str, patients: Iterable[Any]) -> str | None:
+    """The one patient of a slide; None where no tile states it."""
+    names = dict.fromkeys(name for name in map(patient_text, patients) if name is not None)
+    if len(names) > 1:
+        raise DataError(f"Slide {slide!r} has tiles of {len(names)} patients, {listed(names)}; a slide is of one.")
+    return next(iter(names), None)

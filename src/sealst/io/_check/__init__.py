@@ -1,0 +1,1 @@
+"""What a section is, and what will go wrong with it."""

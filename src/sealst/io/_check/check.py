@@ -1,0 +1,226 @@
+"""Say what a section is, and what will go wrong with it, before anything is computed."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import pandas as pd
+from spatialdata import SpatialData, read_zarr
+
+from sealst._errors import SealstError
+from sealst._keys import Keys
+from sealst._section import tables as _section
+from sealst._validate import listed
+from sealst.io._check import section_rules as _check_rules
+from sealst.io._check import table_rules as _check_table
+from sealst.io._check.subject import Fact, Options, Problem, Subject, told, tried
+from sealst.io._stores.formats import FORMATS, format_of
+from sealst.io._stores.store import is_unfinished
+
+_COLUMNS = ("region", "topic", "name", "value")
+_MARKS = {"error": "✗ error", "warning": "! warning"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CheckReport:
+    """What `sealst.io.check` found.
+
+    Parameters
+    ----------
+    target
+        What was checked.
+    format
+        Format that was recognised, ``"SpatialData"`` for an object.
+    facts
+        DataFrame with columns `region` (empty for the whole section), `topic`, `name` and `value`.
+    problems
+        Pairs of level and text: an ``"error"`` makes a call refuse, a ``"warning"`` should be known; the text says
+        what to do.
+    """
+
+    target: str
+    format: str
+    facts: pd.DataFrame
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error; warnings may be left."""
+        return not any(problem.level == "error" for problem in self.problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {
+            "target": self.target,
+            "format": self.format,
+            "ok": self.ok,
+            "facts": self.facts.to_dict("records"),
+            "problems": [problem._asdict() for problem in self.problems],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.target}: {self.format}"]
+        for (region, topic), facts in self.facts.groupby(["region", "topic"], sort=False):
+            lines.append(f"\n{topic}" + (f" of {region}" if region else ""))
+            width = max(map(len, facts["name"]))
+            lines += [f"  {name:<{width}}  {value}" for name, value in zip(facts["name"], facts["value"], strict=True)]
+        lines.append("\nNo problems found." if not self.problems else "")
+        lines += [f"{_MARKS[problem.level]}: {problem.text}" for problem in self.problems]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for (region, topic), facts in self.facts.groupby(["region", "topic"], sort=False):
+            title = html.escape(f"{topic} of {region}" if region else topic)
+            rows.append(f"<tr><th colspan='2' style='text-align:left'>{title}</th></tr>")
+            for name, value in zip(facts["name"], facts["value"], strict=True):
+                cells = (f"<td style='text-align:left'>{html.escape(str(cell))}</td>" for cell in (name, value))
+                rows.append(f"<tr>{''.join(cells)}</tr>")
+        items = "".join(f"<li><b>{p.level}</b>: {html.escape(p.text)}</li>" for p in self.problems)
+        problems = f"<ul>{items}</ul>" if items else "<p>No problems found.</p>"
+        head = f"<p><b>{html.escape(self.target)}</b>: {html.escape(self.format)}</p>"
+        return f"<div>{head}{problems}<table>{''.join(rows)}</table></div>"
+
+
+def check(
+    data: SpatialData | str | PathLike[str],
+    *,
+    region: str | None = None,
+    image_key: str | None = None,
+    coordinate_system: str = "global",
+    mpp: float | None = None,
+    pitch_um: float | None = None,
+    spot_um: float | None = None,
+    table_key: str = Keys.TABLE,
+    image: str | PathLike[str] | None = None,
+) -> CheckReport:
+    """Report what a section holds and which calls will refuse it, with what to do.
+
+    It says what was recognised, where the physical scale comes from, how the spots lie on the image and on its tissue,
+    what the genes are called and whether raw counts are there. Bad data does not raise, it is reported. Of the image
+    a coarse level is read (all of it, once, where the file of a folder has none); nothing is written.
+
+    Parameters
+    ----------
+    data
+        SpatialData, or a folder or file that `sealst.io.read` reads.
+    region
+        Region of the table; by default all.
+    image_key, coordinate_system, mpp, pitch_um, spot_um
+        As they would be passed to `sealst.pp.pair_crops`.
+    table_key
+        Table whose rows are the spots.
+    image
+        Full-resolution image, passed on to the reader of a folder where it lies elsewhere.
+
+    Returns
+    -------
+    `CheckReport` with ``ok``, ``facts`` and ``problems``; printed, it is readable as it is.
+
+    Examples
+    --------
+    >>> report = sl.io.check(sl.datasets.synthetic())
+    >>> report.ok
+    True
+    """
+    options = Options(image_key, coordinate_system, mpp, pitch_um, spot_um)
+    facts: list[tuple[str, Fact]] = []
+    problems: list[Problem] = []
+
+    def note(findings: Iterable[Fact | Problem], about: str = "") -> None:
+        for one in findings:
+            if isinstance(one, Fact):
+                facts.append((about, one))
+            elif one not in problems:
+                problems.append(one)
+
+    target, kind = "SpatialData", "SpatialData"
+    sdata = data if isinstance(data, SpatialData) else None
+    if sdata is None:
+        target = str(data)
+        stated = {"mpp": mpp, "image": image}
+        kind, sdata, found = _opened(Path(data), {k: v for k, v in stated.items() if v is not None})
+        note(found)
+    if sdata is not None:
+        note(_guarded(_check_rules.elements, sdata))
+        subjects, refused = _subjects(sdata, region, options, table_key)
+        note(refused)
+        for subject in subjects:
+            for rule in (*_check_rules.RULES, *_check_table.RULES):
+                note(_guarded(rule, subject), subject.region.name)
+    frame = pd.DataFrame([(about, *fact) for about, fact in facts], columns=list(_COLUMNS))
+    problems.sort(key=lambda problem: problem.level)
+    return CheckReport(target, kind, frame, tuple(problems))
+
+
+def _opened(path: Path, options: dict[str, Any]) -> tuple[str, SpatialData | None, list[Fact | Problem]]:
+    kind, sdata, problems = "not recognised", None, []
+    with tried() as caught:
+        try:
+            path = path.expanduser()
+            if path.suffix == ".h5ad" and path.is_file() and not FORMATS["hest"].recognises(path):
+                return "AnnData (anndata.read_h5ad)", None, list(_bare_table(path))
+            found = format_of(path)
+            kind = f"{found.name} ({found.reader})"
+            if found.name == "zarr":
+                # As it is: `sl.io.read` would finish a save that was cut off. Its scale is compared with `mpp` later.
+                sdata = read_zarr(path)
+                if is_unfinished(path):
+                    problems.append(Problem("warning", "A save was cut off; `sl.io.read(path)` finishes it."))
+            else:
+                sdata = found.read(path, **options)
+        except Exception as error:  # noqa: BLE001 - the report is where any failure belongs
+            problems.append(Problem("error", _text(error)))
+    return kind, sdata, [*problems, *told(caught)]
+
+
+def _bare_table(path: Path) -> Iterator[Fact | Problem]:
+    """Findings about a table in a file of its own, as `--out` of the commands writes it."""
+    table = ad.read_h5ad(path, backed="r")
+    with closing(table.file):
+        slots = listed(table.obsm).replace("'", "")
+        yield Fact("table", "spots", table.n_obs)
+        yield Fact("table", "slots in .obsm", slots)
+        yield from _guarded(_check_table.genes, Subject(SpatialData(), table, _section.regions_of(table)[0]))
+    yield Problem(
+        "warning",
+        "This is a table without a picture. It goes on with what it holds: `sl.tl.pathways`, `sl.tl.build_index` and "
+        "`sl.tl.retrieve` take it, as do `sealst pathways`, `index` and `retrieve`. Crops, training, embedding and "
+        "prediction need the section itself, such as a SpatialData zarr store.",
+    )
+
+
+def _subjects(
+    sdata: SpatialData, region: str | None, options: Options, table_key: str
+) -> tuple[list[Subject], list[Problem]]:
+    if not sdata.tables:
+        text = "There is no table, as with a slide without spots. Cut it into tiles: `sl.pp.tile(sdata)`."
+        return [], [Problem("warning", text)]
+    try:
+        table = _section.get_table(sdata, table_key)
+        return [Subject(sdata, table, one, options) for one in _section.regions_of(table, region)], []
+    except Exception as error:  # noqa: BLE001
+        return [], [Problem("error", _text(error))]
+
+
+def _guarded(rule: Callable[[Any], Iterator[Fact | Problem]], about: Any) -> Iterator[Fact | Problem]:
+    """Findings of a rule; what it raises is a finding, too."""
+    try:
+        yield from rule(about)
+    except SealstError as error:
+        yield Problem("error", str(error))
+    except Exception as error:  # noqa: BLE001
+        yield Problem("error", f"{rule.__name__} could not be checked: {_text(error)}")
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, SealstError) else f"{type(error).__name__}: {error}"

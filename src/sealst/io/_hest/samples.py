@@ -1,0 +1,269 @@
+"""Read samples of HEST-1k from their folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from sealst._core.genes.panel import is_control
+from sealst._core.scale import TOLERANCE, agreed
+from sealst._core.space.lattice import pitch
+from sealst._core.space.pooling import sum_columns
+from sealst._errors import DataError, ScaleError
+from sealst._keys import Keys
+from sealst._logging import logger, warn
+from sealst._section.arrays import from_arrays
+from sealst._section.tables import layer_names, record
+from sealst._validate import check_counts, check_key, check_positive, listed, section_name
+from sealst.io._hest.files import Sample, find_sample, in_patches, read_facts, read_table
+from sealst.io._images.files import SlideImage, open_image
+
+#: what of the metadata goes into the provenance
+_KEPT = ("dataset_title", "species", "disease_state", "oncotree_code", "preservation_method", "pixel_size_um_embedded")
+
+
+@dataclass(frozen=True)
+class _Array:
+    """What one technology's spots look like in HEST-1k, in µm."""
+
+    pitch: float
+    spot: float
+    shape: Literal["circle", "square"]
+    #: whether the metadata's `inter_spot_dist` and `spot_diameter` describe the spots of the table; for Visium HD they
+    #: describe the bins of the instrument, before pooling
+    stated: bool = True
+
+
+_ARRAYS = {
+    "visium": _Array(100.0, 55.0, "circle"),
+    "spatial transcriptomics": _Array(200.0, 100.0, "circle"),
+    "visium hd": _Array(128.0, 128.0, "square", stated=False),
+    "xenium": _Array(100.0, 100.0, "square"),
+}
+
+
+def recognise(path: Path) -> bool:
+    """Whether a path is the folder of HEST-1k or one of its tables, by the names of its files."""
+    if path.suffix == ".h5ad":
+        return path.absolute().parent.name == "st"
+    return path.is_dir() and any((path / "st").glob("*.h5ad"))
+
+
+def read_hest(
+    path: str | PathLike[str],
+    sample_id: str | None = None,
+    *,
+    section: str | None = None,
+    patient: str | None = None,
+    organ: str | None = None,
+    mpp: float | None = None,
+    pitch_um: float | None = None,
+    spot_um: float | None = None,
+    layer: str | None = None,
+    patches: bool = True,
+) -> SpatialData:
+    """Read a sample of HEST-1k: counts, slide, metadata.
+
+    Spots come from the table, crops later from the slide (`sealst.pp.pair_crops`); the ready-made patches are compared
+    but not used. The physical scale is that of the metadata (``pixel_size_um_estimated``), and the pitch of the spots
+    must confirm it: Visium 100 µm, legacy Spatial Transcriptomics 200 µm or as stated, squares of Xenium 100 µm and of
+    Visium HD 128 µm.
+
+    Parameters
+    ----------
+    path
+        Folder of the data set, with ``st``, ``wsis`` and ``metadata``; or one table in ``st``.
+    sample_id
+        Id of the sample, such as ``"TENX99"``; may be left out where the folder holds one sample.
+    section, patient, organ
+        Written to ``.obs``. `section` defaults to the id, `organ` to the metadata in lower case, and `patient` to
+        ``"<title of the study>: <patient>"``: patients are numbered within a study, and where the metadata name none
+        the whole study counts as one patient, so that splits stay leak-proof.
+    mpp
+        µm per pixel of the slide, instead of the metadata's; the pitch of the spots must confirm it.
+    pitch_um
+        Distance of neighbouring spots in µm, instead of the technology's. For pooled squares also their side.
+    spot_um
+        Diameter of a spot, or side of a square, in µm, instead of the technology's.
+    layer
+        Layer with the raw counts; by default ``.X``.
+    patches
+        Whether to compare ``patches/<id>.h5``, where it exists, with the spots.
+
+    Returns
+    -------
+    SpatialData as from `sealst.io.from_arrays`; spots are circles for Visium and legacy arrays and squares for Xenium
+    and Visium HD. In ``tables["table"]``
+
+    - ``.obs["in_patches"]``: bool, whether HEST-1k has a patch of the spot (those under tissue), where the file exists
+    - ``.obs["array_row"]``, ``.obs["array_col"]``: numbers, where the table has them
+    - ``.uns["sealst"]["read_hest"]``: scale, pitch, metadata and what was left out. Control probes are left out, genes
+      that occur twice are summed.
+
+    Raises
+    ------
+    DataError
+        When the sample or its slide is absent, a file is damaged, the values are not raw counts, or patches and spots
+        belong to different samples.
+    ScaleError
+        When the scale is unknown, or the pitch of the spots contradicts it by more than 5 %.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sdata = sl.io.read_hest("hest_data", "TENX99")  # doctest: +SKIP
+
+    References
+    ----------
+    Jaume et al., HEST-1k: a dataset for spatial transcriptomics and histology image analysis, NeurIPS 2024.
+    """
+    for name, value in (("mpp", mpp), ("pitch_um", pitch_um), ("spot_um", spot_um)):
+        if value is not None:
+            check_positive(name, value)
+    sample = find_sample(path, sample_id)
+    facts = read_facts(sample)
+    table = read_table(sample)
+    counts, var, tally = _counts(table, layer, sample)
+    xy = np.asarray(table.obsm["spatial"], dtype=float)
+    array = _array(facts, pitch_um, spot_um)
+    picture = open_image(sample.slide)
+    _check_size(facts, picture, sample)
+    scale, entry = _resolve_mpp(facts, array, xy, picture, mpp)
+    ids = [str(i) for i in table.obs_names]
+    obs = pd.DataFrame(index=pd.Index(ids))
+    if patches and sample.patches.is_file():
+        obs["in_patches"], compared = in_patches(sample.patches, ids, xy, scale)
+        tally |= compared
+    study = _patient(facts)
+    sdata = from_arrays(
+        picture,
+        counts,
+        xy,
+        genes=list(var.index),
+        mpp=scale,
+        spot_um=array.spot,
+        section=section_name(sample.id) if section is None else section,
+        spot_ids=ids,
+        patient=study if patient is None else patient,
+        organ=str(facts.get("organ", "unknown")).lower() if organ is None else organ,
+        technology=str(facts.get("st_technology", "unknown")),
+        array=_positions(table),
+        obs=obs,
+        spot_shape=array.shape,
+    )
+    out = sdata.tables[Keys.TABLE]
+    for column in var:
+        out.var[column] = var[column].to_numpy()
+    record(out, "read_hest", {"sample_id": sample.id} | entry | tally | {k: facts[k] for k in _KEPT if k in facts})
+    logger.info(f"{sample.id}: {len(ids)} spots, {len(var)} genes, {scale:.4g} µm per pixel; {tally}")
+    return sdata
+
+
+def _counts(table: AnnData, layer: str | None, sample: Sample) -> tuple[Any, pd.DataFrame, dict[str, int]]:
+    if layer is not None:
+        where = f"the layers of {sample.table.name}"
+        check_key(layer_names(table), layer, where=where, hint="Leave out `layer` for `.X`.")
+    x = table.X if layer is None else table.layers[layer]
+    if x is None:
+        raise DataError(f"{sample.table.name} has no `.X`; name the layer with the raw counts with `layer=`.")
+    check_counts(x, where=sample.table.name)
+    names = [str(n) for n in table.var_names]
+    gene = np.array([not is_control(n) for n in names], dtype=bool)
+    genes = [n for n, g in zip(names, gene, strict=True) if g]
+    if not genes:
+        raise DataError(f"{sample.table.name} holds no genes; its {len(names)} features begin {listed(names[:3])}.")
+    counts, first = sum_columns(x[:, gene], genes)
+    var = table.var.loc[gene].iloc[first]
+    tally = {"control_features": int((~gene).sum()), "genes_summed": len(genes) - len(first)}
+    ids = {"gene_ids": var["gene_ids"].astype(str).to_numpy()} if "gene_ids" in var else {}
+    return counts, pd.DataFrame(ids, index=pd.Index([genes[i] for i in first])), tally
+
+
+def _array(facts: dict[str, Any], pitch_um: float | None, spot_um: float | None) -> _Array:
+    """Spots of the technology, corrected by the metadata and the caller."""
+    technology = str(facts.get("st_technology", "")).lower()
+    known = _ARRAYS.get(technology)
+    if known is None:
+        if pitch_um is None and spot_um is None:
+            raise ScaleError(
+                f"The technology of the sample is {technology or 'not stated'!r}, so the size of a spot is unknown "
+                f"(known: {listed(_ARRAYS)}). Pass `spot_um=` (Visium 55, legacy ST 100) and `pitch_um=` (100, 200)."
+            )
+        # The pitch is not compared where it is not known.
+        return _Array(pitch_um or np.nan, float(spot_um or pitch_um or 0), "circle")
+    size = [facts.get(k) for k in ("inter_spot_dist", "spot_diameter")] if known.stated else [None, None]
+    stated = [float(v) for v in size if isinstance(v, int | float) and v > 0]
+    # Spots do not overlap: where the diameter is larger than the pitch, the two were exchanged.
+    between, across = (max(stated), min(stated)) if len(stated) == 2 else (known.pitch, known.spot)
+    if pitch_um is not None:
+        between, across = pitch_um, pitch_um if known.shape == "square" else across
+    return _Array(between, across if spot_um is None else spot_um, known.shape)
+
+
+def _resolve_mpp(
+    facts: dict[str, Any], array: _Array, xy: np.ndarray, picture: SlideImage, mpp: float | None
+) -> tuple[float, dict[str, Any]]:
+    """µm per pixel and where it comes from; refuses a scale that the pitch of the spots contradicts."""
+    sources = {"`mpp`": mpp, "the metadata": facts.get("pixel_size_um_estimated")}
+    named = {k: float(v) for k, v in sources.items() if isinstance(v, int | float) and v > 0}
+    lattice = pitch(xy) if len(xy) > 1 and np.isfinite(array.pitch) else None
+    by_pitch = (
+        {} if lattice is None else {f"the pitch of {lattice:.4g} px for {array.pitch:g} µm": array.pitch / lattice}
+    )
+    by_file = {} if picture.mpp is None else {"the image file": picture.mpp}
+    what, hint = "the slide", "Pass `mpp=`, in µm per pixel, or `pitch_um=`, the distance of neighbouring spots in µm."
+    if lattice is None:
+        value, source = agreed(named | by_file, what=what, hint=hint)
+    else:
+        first = dict(list(named.items())[:1])
+        try:
+            value, source = agreed(first | by_pitch, what=what, hint=hint)
+        except ScaleError as error:
+            used = next(iter(first.values()))
+            raise ScaleError(
+                f"{error} At {used:.4g} µm per pixel the spots are {used * lattice:.4g} µm apart, not {array.pitch:g}: "
+                f"pass `pitch_um={used * lattice:.4g}` if that is how they lie (were pooled), or "
+                f"`mpp={array.pitch / lattice:.4g}` if the scale is wrong."
+            ) from error
+        for name, other in (named | by_file).items():
+            if abs(other - value) > TOLERANCE * value:
+                warn(f"{name} states {other:.4g} µm per pixel; {source} and the pitch of the spots say {value:.4g}.")
+    entry = {"mpp": value, "mpp_source": source.strip("`").removeprefix("the "), "spot_um": float(array.spot)}
+    return value, entry | ({"pitch_px": lattice, "pitch_um": float(array.pitch)} if lattice is not None else {})
+
+
+def _check_size(facts: dict[str, Any], picture: SlideImage, sample: Sample) -> None:
+    stated = [facts.get(k) for k in ("fullres_px_height", "fullres_px_width")]
+    height, width = (float(v) if isinstance(v, int | float) and v > 0 else None for v in stated)
+    if height is None or width is None:
+        return
+    if abs(picture.shape[0] - height) > 0.01 * height or abs(picture.shape[1] - width) > 0.01 * width:
+        raise ScaleError(
+            f"{sample.slide.name} has {picture.shape[1]} x {picture.shape[0]} px, the metadata say {width:.0f} x "
+            f"{height:.0f}: it is a resized copy or the slide of another sample. Download it again."
+        )
+
+
+def _positions(table: AnnData) -> np.ndarray | None:
+    columns = [Keys.ARRAY_ROW, Keys.ARRAY_COL]
+    if not set(columns) <= set(table.obs.columns):
+        return None
+    values = table.obs[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    if not np.isfinite(values).all():
+        return None
+    return values.astype(int) if (values == values.astype(int)).all() else values
+
+
+def _patient(facts: dict[str, Any]) -> str | None:
+    """Patient of a study; None where neither is known."""
+    if (title := facts.get("dataset_title")) is None:
+        return None
+    # The metadata write "Patient 1", "patient 1" and "patient1".
+    return f"{title}: {''.join(str(facts.get('patient', 'unknown patient')).casefold().split())}"

@@ -1,0 +1,1 @@
+"""Pictures and slides of every kind."""

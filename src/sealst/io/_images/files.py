@@ -1,0 +1,190 @@
+"""Open image files of every kind lazily, with the physical scale that they state."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import IO, cast
+
+import dask.array as da
+import numpy as np
+
+from sealst._errors import DataError
+from sealst._section.pyramid import levels_of
+from sealst._validate import check_positive
+from sealst.io._images.stated_scale import scale_of
+from sealst.io._images.tiff import Opened, UnsuitedColour, open_tiff
+from sealst.io._images.vendor import SUFFIXES as VENDOR_SUFFIXES
+from sealst.io._images.vendor import dicom_file, is_installed, open_vendor
+
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".qptiff")
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_pillow_limit = threading.Lock()
+#: what Pillow and gzip raise for damaged or empty files
+_UNREADABLE = (OSError, EOFError, SyntaxError, ValueError)
+
+
+@dataclass(frozen=True, eq=False)
+class SlideImage:
+    """An H&E image that is read chunk by chunk.
+
+    Parameters
+    ----------
+    levels
+        Pyramid, finest first; each a dask array (3, height, width), uint8, red, green and blue. All levels span the
+        same picture.
+    mpp
+        µm per pixel of the finest level, as the file states it; None where it does not.
+    mpp_source
+        Where in the file `mpp` stands.
+    path
+        File the image was opened from.
+    """
+
+    levels: tuple[da.Array, ...]
+    mpp: float | None = None
+    mpp_source: str = ""
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))
+        if not self.levels:
+            raise DataError("A slide image needs at least one level.")
+        for level in self.levels:
+            if level.ndim != 3 or level.shape[0] != 3 or level.dtype != np.uint8 or 0 in level.shape:
+                raise DataError(f"Levels must be uint8 (3, height, width), found {level.dtype} {level.shape}.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the finest level in pixels."""
+        return self.levels[0].shape[1], self.levels[0].shape[2]
+
+
+def open_image(path: str | PathLike[str], *, mpp: float | None = None) -> SlideImage:
+    """Open an H&E image file without reading its pixels.
+
+    TIFF files (tiled or striped, with or without a pyramid, OME-TIFF, BigTIFF, QPTIFF) and slides in the formats of
+    scanner vendors are read chunk by chunk, when pixels are asked for. Other pictures (jpg, png) are read into memory.
+    Label, macro and thumbnail pictures of a slide are left out; of several pictures in a file the largest is taken.
+
+    Parameters
+    ----------
+    path
+        Image file; for a DICOM slide one of its files or their folder. Formats of scanner vendors (svs, ndpi, mrxs,
+        scn, vms, vmu, bif, dcm) need the extra: ``pip install "sealst[wsi]"``; svs is read without it as well.
+    mpp
+        µm per pixel at full resolution, where the file does not state it. Where it does, the two must agree within 5 %.
+
+    Returns
+    -------
+    SlideImage with the file's levels, finest first, and its scale: `mpp` is None where neither the file nor the
+    argument gives one. Resolution tags are believed between 0.05 and 20 µm per pixel only, as 72 or 300 dpi is a
+    default of programs.
+
+    Raises
+    ------
+    DataError
+        When the file is absent, empty, cut off, no image, or not 8-bit red, green and blue. Tiles that turn out damaged
+        when they are read raise it then, with the file, the level and the place.
+    ScaleError
+        When the file's pixels are not square, or statements of the scale differ by more than 5 %.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> slide = sl.io.open_image("slide.svs")  # doctest: +SKIP
+    >>> slide.shape, slide.mpp  # doctest: +SKIP
+    ((52080, 71712), 0.2525)
+    """
+    if mpp is not None:
+        check_positive("mpp", mpp)
+    found = _existing(Path(path).expanduser().absolute())
+    opened = _open(found)
+    scale, source = scale_of(found.name, opened.stated, mpp)
+    return SlideImage(tuple(opened.levels), scale, source, str(found))
+
+
+def _existing(path: Path) -> Path:
+    if path.is_dir():
+        return dicom_file(path)
+    if not path.is_file():
+        raise DataError(f"No image file at {str(path)!r} (looked for {str(path.absolute())!r}).")
+    if not path.stat().st_size:
+        raise DataError(f"{path.name} is empty (0 bytes); copy or export it again.")
+    return path
+
+
+def _open(path: Path) -> Opened:
+    suffix = path.suffix.lower()
+    with open(path, "rb") as file:
+        start = file.read(16)
+    is_tiff = start.startswith(_TIFF_STARTS)
+    if suffix in VENDOR_SUFFIXES and (is_installed() or not (is_tiff and suffix == ".svs")):
+        return open_vendor(path)
+    if is_tiff:
+        # Palettes and CMYK are left to Pillow, which knows their colours.
+        with contextlib.suppress(UnsuitedColour):
+            return open_tiff(path)
+    elif suffix in TIFF_SUFFIXES and not _is_picture(path):
+        raise DataError(f"{path.name} is no TIFF file, whatever its name says: it starts with {start!r}.")
+    return Opened(levels_of(read_picture(path)), {})
+
+
+def _is_picture(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path):
+            return True
+    except (OSError, SyntaxError):
+        return False
+
+
+@contextlib.contextmanager
+def any_size() -> Iterator[None]:
+    """Let Pillow open pictures of any size."""
+    # Pillow refuses images above 180 megapixels, which sections often exceed; the limit is its only switch, and global.
+    from PIL import Image
+
+    with _pillow_limit:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _stream(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else open(path, "rb")
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a file that Pillow reads, also gzipped; its pixels are not read."""
+    from PIL import Image
+
+    try:
+        with any_size(), _stream(path) as stream, Image.open(stream) as picture:
+            return picture.size
+    except _UNREADABLE as error:
+        raise DataError(f"{path.name} could not be read as an image: {error}") from error
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Pixels (y, x, 3) of a file that Pillow reads, also gzipped, in memory; of several pages the first."""
+    from PIL import Image
+
+    try:
+        with any_size(), _stream(path) as stream, Image.open(stream) as picture:
+            if picture.mode not in {"RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr"}:
+                raise DataError(
+                    f"{path.name} is not a colour image (Pillow mode {picture.mode!r}); an RGB H&E is needed."
+                )
+            return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    except _UNREADABLE as error:
+        raise DataError(f"{path.name} could not be read as an image: {error}") from error

@@ -1,0 +1,306 @@
+"""Read TIFF files of every layout chunk by chunk; each of the file's tiles is decoded once per chunk."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from sealst._errors import DataError
+from sealst._logging import logger
+from sealst._section.pyramid import CHUNK_PX
+from sealst.io._images.stated_scale import Stated, of_tiff
+
+#: compressions (JPEG, JPEG 2000) whose data end with a marker
+_END_MARKED, _END = (7, 33003, 33005, 34712), b"\xff\xd9"
+_APERIO_JPEG2000_YCBCR = 33003
+#: general-purpose compressions, which know nothing of colour
+_COLOURLESS = (1, 5, 8, 32773, 32946, 34925, 50000, _APERIO_JPEG2000_YCBCR)
+_GREY, _RGB, _YCBCR = 1, 2, 6
+#: pictures of the glass around the section; they stand beside the pyramid in slide files
+_BESIDE = re.compile(r"\b(label|macro|thumbnail|overview)\b", re.IGNORECASE)
+#: pixels of a chunk of strips, which always span the image's width
+_STRIP_CHUNK = 4 * CHUNK_PX**2
+_MIN_STRIP_ROWS = 128
+_DIRECTORIES = 16
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Levels of an image file (finest first), and what the file states about its scale."""
+
+    levels: list[da.Array]
+    stated: Stated
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One level: a page that holds all channels, or one page per channel."""
+
+    pages: tuple[Any, ...]
+    height: int
+    width: int
+    #: whether a tile that is not stored is background, as on Philips slides, and not a loss
+    sparse: bool
+
+    @property
+    def chunks(self) -> tuple[int, int]:
+        """Rows and columns of a chunk: whole tiles of the file, about 1024 px."""
+        page = self.pages[0].keyframe
+        if page.is_final:
+            return CHUNK_PX, CHUNK_PX
+        if page.is_tiled:
+            sides = page.tilelength, page.tilewidth
+            rows, columns = (side * max(1, CHUNK_PX // side) for side in sides)
+            return rows, columns
+        wanted = min(CHUNK_PX, max(_MIN_STRIP_ROWS, _STRIP_CHUNK // self.width))
+        return page.rowsperstrip * max(1, wanted // page.rowsperstrip), self.width
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file as it was when it was opened. Holds no handle, so that it goes to other processes as it is."""
+
+    path: str
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> _File:
+        status = path.stat()
+        return cls(str(path), status.st_size, status.st_mtime_ns)
+
+
+def open_tiff(path: Path) -> Opened:
+    """Open a TIFF file; no pixel is read."""
+    file = _File.of(path)
+    levels, stated = _directory(file)
+    for level in levels:
+        _check_complete(file, level)
+    arrays = [
+        da.map_blocks(
+            _read_chunk,
+            file,
+            i,
+            chunks=da.core.normalize_chunks((3, *level.chunks), (3, level.height, level.width)),
+            dtype=np.uint8,
+            meta=np.empty((0, 0, 0), dtype=np.uint8),
+        )
+        for i, level in enumerate(levels)
+    ]
+    return Opened(arrays, dict(stated))
+
+
+def spanning(shapes: Sequence[tuple[int, int]], first: int = 0) -> list[int]:
+    """Which of these (height, width) can be levels of picture `first`: its proportions, each smaller than the last.
+
+    A level of half the size may be rounded up or down along each axis.
+    """
+    height, width = shapes[first]
+    kept = [first]
+    for i in sorted(range(len(shapes)), key=lambda i: -shapes[i][0] * shapes[i][1]):
+        h, w = shapes[i]
+        finer = shapes[kept[-1]]
+        if h < finer[0] and w < finer[1] and abs(w * height - h * width) <= height + width:
+            kept.append(i)
+    return kept
+
+
+# Parsed directories, not open files: unpickled arrays and worker processes parse the file once each.
+@functools.lru_cache(maxsize=_DIRECTORIES)
+def _directory(file: _File) -> tuple[tuple[_Level, ...], Stated]:
+    import tifffile
+
+    name = Path(file.path).name
+    try:
+        with tifffile.TiffFile(file.path) as tif:
+            levels = tuple(
+                _level(Path(tif.filehandle.path), one, sparse=bool(tif.is_philips)) for one in _pyramid(tif, name)
+            )
+            return levels, of_tiff(tif, levels[0].pages[0].keyframe)
+    except DataError:
+        raise
+    except Exception as error:  # a damaged directory can fail in any way
+        raise DataError(
+            f"{name} could not be read as a TIFF file: {error}. Is it complete? Copy or export it again."
+        ) from error
+
+
+def _pyramid(tif: Any, name: str) -> list[Any]:
+    """Levels (series of tifffile) of the largest picture in a file, finest first."""
+    found = [(series.name, one) for series in tif.series for one in series.levels if 0 not in one.shape]
+    area = [one.keyframe.imagelength * one.keyframe.imagewidth for _, one in found]
+    main = int(np.argmax(area))
+    largest = found[main][1]
+    own = next(series.levels for series in tif.series if any(one is largest for one in series.levels))
+    picture = [
+        one for title, one in found if any(one is level for level in own) or _may_be_level(tif, title, one, largest)
+    ]
+    sizes = [(one.keyframe.imagelength, one.keyframe.imagewidth) for one in picture]
+    kept = spanning(sizes, next(i for i, one in enumerate(picture) if one is largest))
+    if len(kept) < len(found):
+        logger.info("%s: %d picture(s) that are no levels of the largest are left out", name, len(found) - len(kept))
+    return [picture[i] for i in kept]
+
+
+def _may_be_level(tif: Any, title: str, series: Any, largest: Any) -> bool:
+    page, finest = series.keyframe, largest.keyframe
+    # Another picture may have the same proportions, so a level must be said to be one.
+    if tif.is_ome or not (tif.is_svs or page.is_reduced):
+        return False
+    # Masks have fewer channels than the picture that they belong to.
+    if (page.dtype, page.samplesperpixel) != (finest.dtype, finest.samplesperpixel):
+        return False
+    # Every page of an Aperio slide repeats the description of the slide.
+    text = "" if tif.is_svs else page.description[:80]
+    return _BESIDE.search(f"{title} {series.name} {text}") is None
+
+
+def _level(path: Path, series: Any, *, sparse: bool) -> _Level:
+    name = path.name
+    page = series.keyframe
+    if page.photometric not in (_GREY, _RGB, _YCBCR):
+        raise UnsuitedColour(name, page.photometric)
+    pages = [series.pages[0]]
+    depth, channels = page.bitspersample, page.samplesperpixel
+    axes = {axis: n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YX" and n > 1}
+    if channels == 1 and axes in ({"C": 3}, {"C": 4}):
+        pages, channels = list(series.pages)[:3], axes["C"]
+    if depth != 8 or page.dtype != np.uint8 or channels not in (3, 4) or len(pages) not in (1, 3) or None in pages:
+        raise DataError(
+            f"{name} holds {'x'.join(map(str, series.shape))} {page.dtype} (axes {series.axes}), {channels} channel(s) "
+            f"of {depth} bit; an H&E image is 8-bit red, green and blue. Convert it, e.g. scale 16-bit values by "
+            "`(image / 256).astype('uint8')` and stack the channels last, then save with "
+            "`tifffile.imwrite(path, image, photometric='rgb', tile=(256, 256))`. A fluorescence image is no H&E."
+        )
+    if any(Path(one.parent.filehandle.path) != path for one in pages):
+        raise DataError(f"{name} keeps its pixels in other files of an OME data set; save the picture as one file.")
+    if page.imagedepth > 1:
+        raise DataError(f"{name} is a volume of {page.imagedepth} planes; save one plane as a picture.")
+    _load(pages)
+    return _Level(tuple(pages), page.imagelength, page.imagewidth, sparse)
+
+
+class UnsuitedColour(DataError):
+    """Colours that are not stored as red, green and blue (palette, CMYK)."""
+
+    def __init__(self, name: str, photometric: Any) -> None:
+        super().__init__(f"{name} stores its colours as {getattr(photometric, 'name', photometric)}; save it as RGB.")
+
+
+def _load(pages: Sequence[Any]) -> None:
+    """Have tifffile read what it reads on demand, as the file is closed afterwards."""
+    for page in pages:
+        _ = page.dataoffsets, page.databytecounts, page.keyframe.jpegtables, page.keyframe.decode
+        _ = page.keyframe.is_final
+
+
+def _check_complete(file: _File, level: _Level) -> None:
+    for page in level.pages:
+        ends = np.asarray(page.dataoffsets, dtype=np.int64) + np.asarray(page.databytecounts, dtype=np.int64)
+        whole = page.keyframe.is_final
+        expected = 1 if whole else _segments(level, page.keyframe)
+        end = page.dataoffsets[0] + page.keyframe.nbytes if whole and len(ends) else ends.max(initial=0)
+        if len(ends) < expected or end > file.size:
+            raise DataError(
+                f"{Path(file.path).name} is cut off: its level of {level.width} x {level.height} px needs {expected} "
+                f"tile(s) up to byte {end}, the file has {len(ends)} and {file.size} bytes. Copy or export it again."
+            )
+
+
+def _segments(level: _Level, page: Any) -> int:
+    planes = 1 if page.planarconfig == 1 else page.samplesperpixel
+    down = math.ceil(level.height / (page.tilelength if page.is_tiled else page.rowsperstrip))
+    return planes * down * (math.ceil(level.width / page.tilewidth) if page.is_tiled else 1)
+
+
+def _read_chunk(file: _File, number: int, block_info: Any = None) -> np.ndarray:
+    _, (top, bottom), (left, right) = block_info[None]["array-location"]
+    name, place = Path(file.path).name, f"level {number}, rows {top} to {bottom}, columns {left} to {right}"
+    try:
+        if _File.of(Path(file.path)) != file:
+            raise DataError(f"{name} has changed since it was opened; open it again.")
+        level = _directory(file)[0][number]
+        parts = [_window(file, level, page, (top, bottom, left, right)) for page in level.pages]
+        pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+        return np.moveaxis(pixels[..., :3], 2, 0)
+    except DataError:
+        raise
+    except Exception as error:  # decoders fail in many ways; a patch of one colour would look like glass
+        raise DataError(
+            f"{name} could not be decoded at {place}: {error}. The file is damaged there; copy or export it again."
+        ) from error
+
+
+def _window(file: _File, level: _Level, page: Any, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Pixels (y, x, channels) of a page."""
+    top, bottom, left, right = window
+    frame = page.keyframe
+    if frame.is_final:
+        return _as_rgb(frame, _mapped(file, page, window))
+    planes = 1 if frame.planarconfig == 1 else frame.samplesperpixel
+    rows, columns = (frame.tilelength, frame.tilewidth) if frame.is_tiled else (frame.rowsperstrip, level.width)
+    down, across = math.ceil(level.height / rows), math.ceil(level.width / columns)
+    out = np.empty((bottom - top, right - left, frame.samplesperpixel), dtype=np.uint8)
+    with open(file.path, "rb") as handle:
+        for plane in range(planes):
+            channels = slice(None) if planes == 1 else slice(plane, plane + 1)
+            for row in range(top // rows, math.ceil(bottom / rows)):
+                for column in range(left // columns, math.ceil(right / columns)):
+                    tile = _tile(handle, level, page, (plane * down + row) * across + column)
+                    y0, x0 = max(top, row * rows), max(left, column * columns)
+                    y1, x1 = min(bottom, (row + 1) * rows), min(right, (column + 1) * columns)
+                    # A tile that does not reach as far as the picture leaves a shape that does not fit: an error.
+                    part = tile[y0 - row * rows : y1 - row * rows, x0 - column * columns : x1 - column * columns]
+                    if part.shape[:2] != (y1 - y0, x1 - x0):
+                        raise ValueError(f"the tile in row {row}, column {column} is too small")
+                    out[y0 - top : y1 - top, x0 - left : x1 - left, channels] = part
+    return out
+
+
+def _tile(handle: Any, level: _Level, page: Any, index: int) -> np.ndarray:
+    frame = page.keyframe
+    offset, size = page.dataoffsets[index], page.databytecounts[index]
+    if not size or not offset:
+        if level.sparse:
+            return np.full((frame.tilelength, frame.tilewidth, frame.samplesperpixel), 255, dtype=np.uint8)
+        raise ValueError(f"tile {index} is not stored in the file")
+    handle.seek(offset)
+    data = handle.read(size)
+    # Decoders of JPEG and JPEG 2000 fill what is missing with one colour and call that a success.
+    if frame.compression in _END_MARKED and not data.rstrip(b"\0").endswith(_END):
+        raise ValueError(f"tile {index} is cut off")
+    decoded, _, _ = frame.decode(data, index, jpegtables=frame.jpegtables)
+    return _as_rgb(frame, decoded[0])
+
+
+def _as_rgb(page: Any, pixels: np.ndarray) -> np.ndarray:
+    """Convert what decoders leave as luminance and chroma (YCbCr)."""
+    ycbcr = page.compression == _APERIO_JPEG2000_YCBCR or (
+        page.photometric == _YCBCR and page.compression in _COLOURLESS
+    )
+    if not ycbcr:
+        return pixels
+    from PIL import Image
+
+    height, width = pixels.shape[:2]
+    picture = Image.frombytes("YCbCr", (width, height), np.ascontiguousarray(pixels[..., :3]).tobytes())
+    return np.asarray(picture.convert("RGB"))
+
+
+def _mapped(file: _File, page: Any, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Window of an uncompressed page in one piece; only its own bytes are read."""
+    top, bottom, left, right = window
+    planes, _, height, width, samples = page.keyframe.shaped
+    data = np.memmap(
+        file.path, dtype=np.uint8, mode="r", offset=page.dataoffsets[0], shape=(planes, height, width, samples)
+    )
+    part = np.array(data[:, top:bottom, left:right])
+    return part[0] if planes == 1 else np.moveaxis(part[..., 0], 0, 2)

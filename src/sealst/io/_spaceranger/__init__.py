@@ -1,0 +1,1 @@
+"""Visium and Visium HD, as Space Ranger writes them."""

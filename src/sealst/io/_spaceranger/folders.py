@@ -1,0 +1,237 @@
+"""Folders that 10x Genomics' Space Ranger writes, whichever its version: where files lie and what they hold.
+
+The files are read directly and not through `spatialdata_io`, for three reasons. That reader loads every picture of the
+folder and takes whatever is passed for the full-resolution one, while here the slide stays on disk until a crop is cut,
+and its size is checked. It needs the exact names of one version of the layout, while downloads come with prefixes,
+compressed, flattened into one folder or with a header added. And it joins what it finds, while a section is only of use
+when counts, positions and picture surely belong together. The tests compare what is read here with what it reads.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import warnings
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from sealst._core.space.pooling import sum_columns
+from sealst._errors import DataError
+from sealst._logging import logger
+from sealst._validate import listed
+
+KINDS = ("filtered", "raw")
+_MATRIX = re.compile(r"^(?P<prefix>.*?)(?P<kind>filtered|raw)_feature_bc_matrix(?P<suffix>\.h5)?$")
+_MTX = re.compile(r"^(?P<prefix>.*?)matrix\.mtx(\.gz)?$")
+BINS = re.compile(r"^square_(\d{3})um$")
+_GENES = "Gene Expression"
+#: what reading a damaged, truncated or empty file raises
+READ_ERRORS = (ValueError, OSError, EOFError, KeyError, zlib.error)
+
+
+@dataclass(frozen=True)
+class Outs:
+    """A folder with counts, and the prefix of its files (``""`` as Space Ranger writes them)."""
+
+    folder: Path
+    prefix: str = ""
+    #: further folders with a `spatial` folder, asked when the first has not got the file
+    others: tuple[Path, ...] = ()
+
+    @property
+    def sample(self) -> str:
+        """Prefix without its separator, or the name of the folder."""
+        folder = self.folder.absolute()
+        named = folder.parent if folder.name == "outs" else folder
+        return self.prefix.rstrip("_.-") or named.name
+
+    def find(self, *names: str) -> Path | None:
+        """First of the files `names`, plain or gzipped, in the `spatial` folder or beside the counts."""
+        for folder in (self.folder, *self.others):
+            for place in (folder / "spatial", folder / f"{self.prefix}spatial", folder):
+                held = visible(place)
+                for name in names:
+                    wanted = {f"{p}{name}{z}" for p in ("", self.prefix) for z in ("", ".gz")}
+                    if found := sorted(wanted & held.keys(), key=len):
+                        return held[found[0]]
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Counts of genes as Space Ranger's matrix holds them."""
+
+    x: sp.csr_matrix
+    barcodes: np.ndarray
+    var: pd.DataFrame
+    path: Path
+
+
+def visible(folder: Path) -> dict[str, Path]:
+    """Entries of a folder by name, without hidden ones; none where there is no such folder."""
+    return {p.name: p for p in sorted(folder.iterdir()) if not p.name.startswith(".")} if folder.is_dir() else {}
+
+
+def bin_folders(folder: Path) -> dict[int, Path]:
+    """Folders of square bins by the side of a bin in µm."""
+    for place in (folder / "binned_outputs", folder):
+        found = {int(m[1]): path for name, path in visible(place).items() if (m := BINS.match(name)) and path.is_dir()}
+        if found:
+            return found
+    return {}
+
+
+def prefixes(folder: Path, kinds: Iterable[str] = KINDS) -> list[str]:
+    """Prefixes of the count matrices that lie in a folder."""
+    names = visible(folder)
+    found = {m["prefix"] for name in names if (m := _MATRIX.match(name)) and m["kind"] in kinds}
+    return sorted(found or {m["prefix"] for name in names if (m := _MTX.match(name))})
+
+
+def starting_folder(path: str | PathLike[str]) -> Path:
+    """Folder to look in: `path`, the folder of the file at `path`, or the parent of a `spatial` folder."""
+    given = Path(path).expanduser()
+    if not given.exists():
+        raise DataError(f"`path`: nothing at {str(given)!r} (looked for {str(given.absolute())!r}).")
+    folder = given if given.is_dir() else given.parent
+    return folder.absolute().parent if folder.absolute().name == "spatial" and not prefixes(folder) else folder
+
+
+def locate(path: str | PathLike[str], *, kind: str, sample: str | None) -> Outs:
+    """Find the folder with the count matrix, from the folder itself, its parent or one of its parts."""
+    start = starting_folder(path)
+    # A folder of `matrix.mtx` is a part of the one that has the positions.
+    first = [start.parent] if _MATRIX.match(start.name) else []
+    for folder in (*first, start, start / "outs"):
+        if found := prefixes(folder, [kind]):
+            return Outs(folder, _one_prefix(folder, found, sample))
+    below = [n for n, p in visible(start).items() if p.is_dir() and (prefixes(p) or prefixes(p / "outs"))]
+    other = prefixes(start) or prefixes(start / "outs")
+    hint = f"Name the folder of one sample: {listed(below)}." if below else "Give the `outs` folder of Space Ranger."
+    if other:
+        hint = f"It has another matrix: pass `counts={next(k for k in KINDS if k != kind)!r}`."
+    raise DataError(
+        f"No '{kind}_feature_bc_matrix.h5' (or folder '{kind}_feature_bc_matrix') in {str(start)!r}; it holds "
+        f"{listed(visible(start))}. {hint}"
+    )
+
+
+def _one_prefix(folder: Path, found: list[str], sample: str | None) -> str:
+    named = [p for p in found if sample is None or p.rstrip("_.-") == sample.rstrip("_.-")]
+    if len(named) == 1:
+        return named[0]
+    if sample is not None and not named and found == [""]:
+        raise DataError(f"{str(folder)!r} holds one sample without a prefix; leave out `sample={sample!r}`.")
+    raise DataError(
+        f"{str(folder)!r} holds several samples, or none of the name asked for: {listed(found)}. Name one with "
+        f"`sample=` (now {sample!r})."
+    )
+
+
+def read_counts(outs: Outs, kind: str) -> Counts:
+    """Counts of genes by barcode; other features are left out, genes of one symbol are summed."""
+    stem = f"{outs.prefix}{kind}_feature_bc_matrix"
+    path = outs.folder / f"{stem}.h5"
+    if path.is_file():
+        x, barcodes, features = _read_h5(path)
+    else:
+        path = outs.folder / stem
+        x, barcodes, features = _read_mtx(path, "") if path.is_dir() else _read_mtx(outs.folder, outs.prefix)
+    genes = (
+        (features["feature_types"] == _GENES).to_numpy() if "feature_types" in features else np.ones(x.shape[1], bool)
+    )
+    if not genes.any() or not len(barcodes):
+        raise DataError(
+            f"{path.name} holds no counts of genes: {len(barcodes)} barcode(s), features of type "
+            f"{listed(features.get('feature_types', pd.Series(dtype=str)).unique())}; expected {_GENES!r}."
+        )
+    if (twice := pd.Index(barcodes).duplicated()).any():
+        raise DataError(f"{path.name}: barcode(s) {listed(np.unique(barcodes[twice]))} occur more than once.")
+    x, var = _sum_symbols(x if genes.all() else x[:, genes], features[genes], path.name)
+    return Counts(x, barcodes, var, path)
+
+
+def _read_h5(path: Path) -> tuple[sp.csr_matrix, np.ndarray, pd.DataFrame]:
+    import scanpy as sc
+
+    try:
+        with warnings.catch_warnings():
+            # Symbols that occur twice are summed, barcodes refused.
+            warnings.filterwarnings("ignore", message="(Variable|Observation) names are not unique")
+            data = sc.read_10x_h5(path, gex_only=False)
+    except Exception as error:  # scanpy raises a bare Exception for absent datasets
+        raise DataError(f"{path} could not be read as a 10x feature-barcode matrix (truncated?): {error}") from error
+    return sp.csr_matrix(data.X), data.obs_names.to_numpy(), data.var.assign(symbol=data.var_names)
+
+
+def _read_mtx(folder: Path, prefix: str) -> tuple[sp.csr_matrix, np.ndarray, pd.DataFrame]:
+    # scanpy reads either gzipped files of version 3 or plain ones of version 2; unpacked version 3 is as common.
+    from scipy.io import mmread
+
+    held = visible(folder)
+    paths = {}
+    for name in ("matrix.mtx", "barcodes.tsv", "features.tsv"):
+        wanted = [f"{prefix}{name}", f"{prefix}{name}.gz"]
+        wanted += [w.replace("features", "genes") for w in wanted]
+        paths[name] = next((held[w] for w in wanted if w in held), None)
+        if paths[name] is None:
+            raise DataError(f"{str(folder)!r} lacks {prefix}{name} (or {name}.gz); it holds {listed(held)}.")
+    try:
+        matrix = sp.csr_matrix(mmread(paths["matrix.mtx"]).T, dtype=np.float32)
+        lines = {
+            n: pd.read_csv(p, sep="\t", header=None, dtype=str, keep_default_na=False)
+            for n, p in paths.items()
+            if n != "matrix.mtx"
+        }
+    except READ_ERRORS as error:
+        raise DataError(f"{str(folder)!r} could not be read as a 10x feature-barcode matrix: {error}") from error
+    barcodes, features = lines["barcodes.tsv"][0].to_numpy(), lines["features.tsv"]
+    if matrix.shape != (len(barcodes), len(features)):
+        raise DataError(
+            f"{str(folder)!r}: the matrix is {matrix.shape[0]} x {matrix.shape[1]} (barcodes x features), but there "
+            f"are {len(barcodes)} barcodes and {len(features)} features. The files are of different matrices."
+        )
+    names = dict(enumerate(("gene_ids", "symbol", "feature_types")))
+    features = features.rename(columns=names)
+    return matrix, barcodes, features.assign(symbol=features.get("symbol", features["gene_ids"]))
+
+
+def _sum_symbols(x: Any, features: pd.DataFrame, name: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
+    """Counts by gene symbol, in the order of the first gene of each; a gene without a symbol is called by its id."""
+    features = features.astype(str)
+    ids = features["gene_ids" if "gene_ids" in features else "symbol"]
+    symbols = features["symbol"].str.strip()
+    symbols = symbols.where(~symbols.isin(["", "nan"]), ids)
+    twice = symbols[symbols.duplicated()].unique()
+    counts, first = sum_columns(x, list(symbols)) if len(twice) else (x, np.arange(len(symbols)))
+    var = pd.DataFrame({"gene_ids": ids.to_numpy()[first]}, index=pd.Index(symbols.to_numpy()[first]))
+    if "genome" in features:
+        var["genome"] = features["genome"].to_numpy()[first]
+    if len(twice):
+        logger.info(
+            f"{name}: {len(symbols)} genes have {len(var)} symbols; counts of one symbol were summed "
+            f"({listed(twice, 4)}), `.var['gene_ids']` names the first gene of each"
+        )
+    return sp.csr_matrix(counts, dtype=np.float32), var
+
+
+def read_factors(outs: Outs) -> dict[str, float]:
+    """Positive numbers of ``scalefactors_json.json``; empty where there is no such file."""
+    path = outs.find("scalefactors_json.json")
+    if path is None:
+        return {}
+    try:
+        raw = path.read_bytes()
+        held = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+        return {k: float(v) for k, v in held.items() if isinstance(v, int | float) and np.isfinite(v) and v > 0}
+    except (*READ_ERRORS, AttributeError) as error:
+        raise DataError(f"{path} is not a JSON file of scale factors: {error}") from error

@@ -1,0 +1,250 @@
+"""Read Visium HD sections from the folder that Space Ranger writes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from spatialdata import SpatialData
+
+from sealst._core.space.array_fit import ArrayFit
+from sealst._core.space.binning import block_centres, mean_by_bin, merge_bins, sum_rows
+from sealst._errors import DataError, ScaleError
+from sealst._keys import Keys
+from sealst._section.arrays import from_arrays
+from sealst._section.tables import record
+from sealst._validate import check_choice, listed, section_name
+from sealst.io._images.files import SlideImage
+from sealst.io._spaceranger.folders import BINS, KINDS, Outs, bin_folders, prefixes, starting_folder, visible
+from sealst.io._spaceranger.picture import (
+    Picture,
+    check_inside,
+    choose_picture,
+    fit_positions,
+    resolve_scale,
+    warn_if_small,
+)
+from sealst.io._spaceranger.positions import Run, pixels, read_run
+
+#: side of the smallest bins in µm
+_FINEST = 2
+# Registration to the microscope's picture bends the array by a few µm; a wrong position is farther off.
+_TOLERANCE_UM = 50.0
+_BARCODE = re.compile(r"^s_(\d{3})um_(\d{5})_(\d{5})")
+_CHECKED = 2000
+
+
+def recognise(path: Path) -> bool:
+    """Whether a folder looks like a Visium HD section of Space Ranger, by names of files alone."""
+    return path.is_dir() and any(bin_folders(p) for p in (path, path / "outs"))
+
+
+def read_visium_hd(
+    path: str | PathLike[str],
+    image: str | PathLike[str] | np.ndarray | SlideImage | None = None,
+    *,
+    bin_um: int = 16,
+    section: str | None = None,
+    patient: str | None = None,
+    organ: str = "unknown",
+    mpp: float | None = None,
+    counts: Literal["filtered", "raw"] = "filtered",
+    in_tissue: bool = True,
+    coordinate_scale: float = 1.0,
+) -> SpatialData:
+    """Read a Visium HD section as square bins of any even size.
+
+    The largest bins that Space Ranger wrote and that divide `bin_um` are read; where they are smaller than `bin_um`,
+    blocks of them are summed, starting at row 0 and column 0 as Space Ranger's own larger bins do. The centre of a
+    merged bin is the centre of the whole block, also where only some of its bins are in tissue.
+
+    The physical scale comes from the lattice of the bins; it must agree within 5 % with `mpp`, with what the image file
+    states, and with ``microns_per_pixel`` and ``spot_diameter_fullres`` of Space Ranger.
+
+    Parameters
+    ----------
+    path
+        Folder ``outs``, its parent, ``binned_outputs``, or one folder of bins (``square_008um``).
+    image
+        The H&E given to Space Ranger (its ``--image``): a file, a `SlideImage`, or uint8 (height, width, 3). A picture
+        of another size than the coordinates belong to is refused. Without it, ``tissue_hires_image.png`` (else
+        ``tissue_lowres_image.png``) is used with a warning, as its pixels are large. The picture of CytAssist is never
+        used.
+    bin_um
+        Side of the bins in µm, a multiple of 2.
+    section
+        Name of the section; default the name of the folder.
+    patient, organ
+        Written to ``.obs``. `patient` defaults to the name of the section.
+    mpp
+        µm per pixel of the image that is used. By default from the lattice of the bins.
+    counts
+        ``"filtered"``, bins under tissue, or ``"raw"``, all bins.
+    in_tissue
+        Whether to leave out bins that are not ``in_tissue`` by the table of positions, before merging.
+    coordinate_scale
+        For an image that was resized after Space Ranger: its width divided by the width of the original.
+
+    Returns
+    -------
+    SpatialData as from `sealst.io.from_arrays`, with image ``"<section>_he"``, squares of `bin_um`
+    ``"<section>_spots"`` (index = barcodes as Space Ranger forms them, ``s_016um_00012_00034-1``), and in
+    ``tables["table"]``
+
+    - ``.X``: counts of genes; other features are left out, genes with one symbol are summed
+    - ``.var["gene_ids"]``: str, Ensembl id (of the first gene with the symbol)
+    - ``.obs["array_row"]``, ``.obs["array_col"]``: int, in bins of `bin_um`
+    - ``.obs["n_bins"]``: int, bins of Space Ranger that were summed; ``.obs["in_tissue"]``: bool, whether any is
+    - ``.uns["sealst"]["read_visium_hd"]``: sizes of bins, the scale, which picture, where they came from, and how many
+      rows were dropped
+
+    Raises
+    ------
+    DataError
+        When files are missing, damaged or of different runs, no bins divide `bin_um`, or barcodes occur twice.
+    ScaleError
+        When the scale is unknown or contradictory, or the image is not the one the coordinates belong to.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sdata = sl.io.read_visium_hd("run/outs", "slide.btf", bin_um=32, section="P1_hd")  # doctest: +SKIP
+
+    References
+    ----------
+    10x Genomics, Space Ranger documentation, "Visium HD outputs".
+    """
+    check_choice("counts", counts, KINDS)
+    outs, source_um = _find_bins(path, bin_um, counts)
+    section = section or section_name(Outs(outs.others[0]).sample)
+    run = read_run(outs, kind=counts, in_tissue=in_tissue, section=section)
+    _check_barcodes(run.joined.places, source_um, section)
+    picture = choose_picture(outs, image, factors=run.factors, coordinate_scale=coordinate_scale, section=section)
+    fit, scale, source = _scale(run, picture, mpp, source_um, section)
+    merged = _merge(run, fit, picture.scale, source_um, bin_um)
+    check_inside(merged.xy, picture, section)
+    warn_if_small(picture, scale, section)
+    sdata = from_arrays(
+        picture.image,
+        merged.x,
+        merged.xy,
+        genes=list(run.counts.var.index),
+        mpp=scale,
+        spot_um=bin_um,
+        section=section,
+        spot_ids=list(merged.obs.index),
+        patient=patient,
+        organ=organ,
+        technology="Visium HD",
+        array=merged.array,
+        obs=merged.obs,
+        var=run.counts.var,
+        spot_shape="square",
+    )
+    entry = run.provenance | picture.provenance | {"mpp": scale, "mpp_source": source}
+    record(sdata.tables[Keys.TABLE], "read_visium_hd", entry | {"bin_um": int(bin_um), "source_bin_um": source_um})
+    return sdata
+
+
+def _find_bins(path: str | PathLike[str], bin_um: int, kind: str) -> tuple[Outs, int]:
+    """Folder of the largest bins that divide `bin_um`, and their side in µm."""
+    if not isinstance(bin_um, int | np.integer) or bin_um < _FINEST or bin_um % _FINEST:
+        raise DataError(f"`bin_um` must be a positive multiple of {_FINEST} (µm), found {bin_um!r}.")
+    start = starting_folder(path).absolute()
+    if BINS.match(start.name):
+        root, found = _root(start.parent), {int(start.name[7:10]): start}
+    else:
+        root, found = next(((_root(p), b) for p in (start, start / "outs") if (b := bin_folders(p))), (start, {}))
+    if not found:
+        hint = "It holds Visium spots: use `sl.io.read_visium`." if prefixes(start) or prefixes(start / "outs") else ""
+        raise DataError(
+            f"No folder of bins ('binned_outputs/square_008um') in {str(start)!r}; it holds {listed(visible(start))}. "
+            f"Give the `outs` folder of Space Ranger. {hint}".rstrip()
+        )
+    usable = {um: folder for um, folder in found.items() if prefixes(folder, [kind])}
+    if not (dividing := [um for um in usable if bin_um % um == 0]):
+        raise DataError(
+            f"No bins with '{kind}_feature_bc_matrix.h5' divide `bin_um` {bin_um}: there are {listed(sorted(usable))} "
+            f"µm (folders: {listed(sorted(found))}). Choose a multiple of one of them, or copy 'square_002um' too."
+        )
+    folder = usable[max(dividing)]
+    return Outs(folder, prefixes(folder, [kind])[0], (root,)), max(dividing)
+
+
+def _root(folder: Path) -> Path:
+    return folder.parent if folder.name == "binned_outputs" else folder
+
+
+def _check_barcodes(places: pd.DataFrame, source_um: int, section: str) -> None:
+    """Refuse positions whose rows and columns are not those that the barcodes spell out."""
+    some = places.iloc[:: max(1, len(places) // _CHECKED)]
+    spelt = [_BARCODE.match(b) for b in some.index]
+    array = some[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy()
+    wrong = [
+        f"{m.string} at row {row}, column {col}"
+        for m, (row, col) in zip(spelt, array, strict=True)
+        if m and (int(m[1]), int(m[2]), int(m[3])) != (source_um, row, col)
+    ]
+    if wrong:
+        raise DataError(
+            f"{section}: barcodes of {source_um} µm bins contradict the table of positions, e.g. {wrong[0]}. Take all "
+            "files from one folder of bins, as Space Ranger wrote them."
+        )
+
+
+def _scale(
+    run: Run, picture: Picture, mpp: float | None, source_um: int, section: str
+) -> tuple[ArrayFit | None, float, str]:
+    stated = run.factors.get("bin_size_um", source_um)
+    if stated != source_um:
+        raise DataError(f"{section}: scale factors for bins of {stated:g} µm in a folder of {source_um} µm.")
+    known = run.places[np.isfinite(pixels(run.places)).all(axis=1)]
+    fit = fit_positions(
+        known[[Keys.ARRAY_COL, Keys.ARRAY_ROW]].to_numpy() * float(source_um),
+        pixels(known) * picture.scale,
+        known.index,
+        tolerance_um=_TOLERANCE_UM,
+        section=section,
+    )
+    nominal = {}
+    if "microns_per_pixel" in run.factors:
+        nominal["microns_per_pixel"] = run.factors["microns_per_pixel"] / picture.scale
+    if "spot_diameter_fullres" in run.factors:
+        nominal["spot_diameter_fullres"] = source_um / run.factors["spot_diameter_fullres"] / picture.scale
+    return fit, *resolve_scale(fit, picture, mpp=mpp, nominal=nominal, section=section)
+
+
+@dataclass(frozen=True, eq=False)
+class _Merged:
+    x: sp.csr_matrix
+    xy: np.ndarray
+    array: np.ndarray
+    obs: pd.DataFrame
+
+
+def _merge(run: Run, fit: ArrayFit | None, scale: float, source_um: int, bin_um: int) -> _Merged:
+    places, factor = run.joined.places, bin_um // source_um
+    xy, array = pixels(places) * scale, places[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy()
+    tissue = places["in_tissue"].to_numpy() == 1
+    if factor == 1:
+        obs = pd.DataFrame({"n_bins": np.ones(len(places), np.int32), "in_tissue": tissue}, index=places.index)
+        return _Merged(run.x, xy, array, obs)
+    if fit is None:
+        raise ScaleError(
+            f"The bins lie in one line, so the centres of bins of {bin_um} µm are unknown; read smaller ones."
+        )
+    bins = merge_bins(array[:, 0], array[:, 1], factor)
+    # What registration bent is the same for all bins of a block; the fit puts it at the block's own centre.
+    bent = mean_by_bin(xy - fit(array[:, ::-1] * float(source_um)), bins)
+    centres = fit(block_centres(bins, factor) * source_um) + bent
+    names = [f"s_{bin_um:03d}um_{r:05d}_{c:05d}-1" for r, c in zip(bins.row, bins.col, strict=True)]
+    obs = pd.DataFrame(
+        {"n_bins": bins.n.astype(np.int32), "in_tissue": np.bincount(bins.member, weights=tissue) > 0}, index=names
+    )
+    return _Merged(sum_rows(run.x, bins.member, len(bins.n)), centres, np.column_stack([bins.row, bins.col]), obs)

@@ -1,0 +1,1 @@
+"""Stores of sections, one or many."""

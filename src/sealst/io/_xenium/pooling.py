@@ -1,0 +1,269 @@
+"""Transcripts and cells of a Xenium output folder, pooled into squares of the H&E image."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+import scipy.sparse as sp
+from anndata import AnnData
+
+from sealst._core.genes.panel import is_control
+from sealst._core.space.geometry import apply_affine
+from sealst._core.space.pooling import PointCounter, SquareGrid, pool_rows, sum_columns
+from sealst._errors import DataError, ScaleError
+from sealst._logging import warn
+from sealst._validate import check_counts, listed
+
+_TRANSCRIPTS = ("transcripts.parquet", "transcripts.csv.gz", "transcripts.csv")
+_CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
+_MATRIX = "cell_feature_matrix.h5"
+#: share of transcripts outside the image that is said, and by which an inverted alignment must fit better
+_NOTABLE = 0.05
+DIRECTION = "It must map pixels of the H&E to pixels of the morphology image, as Xenium Explorer writes it."
+#: transcripts read at a time, and bytes of a csv file
+_BATCH, _BLOCK = 1 << 18, 1 << 24
+# What arrow, pandas and h5py raise for damaged, empty or binary files.
+_READ_ERRORS = (pa.ArrowException, ValueError, OSError, EOFError, KeyError)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the positions of a run, in µm, lie in its H&E image."""
+
+    grid: SquareGrid
+    #: 3 x 3 affine from µm to pixels of the H&E
+    to_image: np.ndarray
+    #: the same, had the alignment been given in the opposite direction
+    opposite: np.ndarray
+
+
+class Pooled(NamedTuple):
+    """Counts of the squares that hold something."""
+
+    squares: np.ndarray
+    counts: sp.csr_matrix
+    #: indexed by gene symbol, with `gene_ids` where they are known
+    var: pd.DataFrame
+    #: what was read and what was left out
+    tally: dict[str, int]
+
+
+@dataclass
+class _Placed:
+    """Counts what lies in the image, and what would if the alignment were turned round."""
+
+    frame: Frame
+    total: int = 0
+    inside: int = 0
+    inside_opposite: int = 0
+    without_position: int = 0
+
+    def locate(self, um: np.ndarray) -> np.ndarray:
+        finite = np.isfinite(um).all(axis=1)
+        squares = self.frame.grid.locate(apply_affine(self.frame.to_image, um))
+        self.without_position += int((~finite).sum())
+        self.total += int(finite.sum())
+        self.inside += int((squares >= 0).sum())
+        self.inside_opposite += int(self.frame.grid.inside(apply_affine(self.frame.opposite, um)).sum())
+        return squares
+
+    def check(self, what: str, max_outside: float) -> dict[str, int]:
+        """Refuse an alignment that puts too much outside the image; otherwise what was left out."""
+        outside = self.total - self.inside
+        size = f"{self.frame.grid.width:.0f} x {self.frame.grid.height:.0f} px"
+        text = f"{outside} of {self.total} {what} lie outside the H&E image ({size})"
+        if self.inside_opposite > max(self.inside + _NOTABLE * self.total, self.total / 2):
+            raise ScaleError(
+                f"{text}, but {self.inside_opposite} lie inside when the alignment is inverted: it is given in the "
+                f"wrong direction. {DIRECTION} Pass `alignment=np.linalg.inv(matrix)`."
+            )
+        if outside > max_outside * self.total:
+            raise ScaleError(
+                f"{text}. Does the alignment belong to this image, and is the image the one it was made for (not a "
+                "downsampled copy)? Raise `max_outside` if the picture truly shows only a part of the section."
+            )
+        if outside > _NOTABLE * self.total:
+            warn(f"{text} and are left out. If it shows the whole section, the alignment is not its own.")
+        return {"outside_image": outside, "without_position": self.without_position}
+
+
+def pool_transcripts(folder: Path, frame: Frame, *, min_qv: float, max_outside: float) -> Pooled:
+    """Count the transcripts of genes by square and gene, batch by batch."""
+    path = _first(folder, _TRANSCRIPTS)
+    if path is None:
+        raise DataError(
+            f"No transcripts in {str(folder)!r}: expected {listed(_TRANSCRIPTS)}. With {_MATRIX} and cells.parquet, "
+            "`source='cells'` pools the cells instead."
+        )
+    counter, placed = PointCounter(), _Placed(frame)
+    columns: dict[str, int] = {}
+    tally = {"transcripts": 0, "controls": 0, "low_quality": 0}
+    for batch in _batches(path):
+        gene = batch.gene & (batch.codes >= 0)
+        seen = np.bincount(batch.codes[gene], minlength=len(batch.names)) > 0
+        lookup = np.full(len(batch.names) + 1, -1)
+        for code in np.flatnonzero(seen):
+            if not is_control(name := batch.names[code]):
+                lookup[code] = columns.setdefault(name, len(columns))
+        feature = np.where(gene, lookup[batch.codes], -1)
+        # A quality that is missing is no quality.
+        good = batch.qv >= min_qv
+        used = (feature >= 0) & good
+        squares = placed.locate(batch.um[used])
+        counter.add(squares[squares >= 0], feature[used][squares >= 0])
+        tally["transcripts"] += len(feature)
+        tally["controls"] += int((feature < 0).sum())
+        tally["low_quality"] += int(((feature >= 0) & ~good).sum())
+    tally |= placed.check("transcripts", max_outside)
+    if not placed.inside:
+        raise DataError(f"{path.name} leaves no transcript of a gene ({told(tally)}). Is `min_qv` too high?")
+    squares, counts = counter.total(len(columns))
+    genes = np.array(list(columns), dtype=object)
+    order = np.argsort(genes)
+    return Pooled(squares, counts[:, order], pd.DataFrame(index=pd.Index(genes[order])), tally)
+
+
+def pool_cells(folder: Path, frame: Frame, *, max_outside: float) -> Pooled:
+    """Sum the counts of the cells whose centroid lies in a square."""
+    cells, matrix = read_cells(folder), folder / _MATRIX
+    if cells is None or not matrix.is_file():
+        raise DataError(f"`source='cells'` needs {_MATRIX} and one of {listed(_CELLS)} in {str(folder)!r}.")
+    table = _read_matrix(matrix)
+    rows = table.obs_names.get_indexer(cells.index)
+    if not (rows >= 0).any():
+        raise DataError(
+            f"No cell of the cells file is in {_MATRIX}: its ids begin {listed(cells.index[:3])}, those of the matrix "
+            f"{listed(table.obs_names[:3])}. The two files belong to different runs."
+        )
+    check_counts(table.X, where=_MATRIX, kept="take the matrix as the instrument wrote it.")
+    placed = _Placed(frame)
+    squares = placed.locate(cells.to_numpy(dtype=float)[rows >= 0])
+    tally = {"cells": len(cells), "cells_without_counts": int((rows < 0).sum())}
+    tally |= placed.check("cells", max_outside)
+    if not placed.inside:
+        raise DataError(f"The cells file leaves no cell in the image ({told(tally)}).")
+    gene = np.array([not is_control(n) for n in table.var_names], dtype=bool)
+    counts, first = sum_columns(table.X[:, gene], table.var_names[gene])
+    return Pooled(*pool_rows(counts[rows[rows >= 0]], squares), table.var.loc[gene, ["gene_ids"]].iloc[first], tally)
+
+
+def read_cells(folder: Path) -> pd.DataFrame | None:
+    """Centroids of the cells in µm, columns x and y, indexed by cell id; None where the file is absent."""
+    path = _first(folder, _CELLS)
+    if path is None:
+        return None
+    needed = ["cell_id", "x_centroid", "y_centroid"]
+    try:
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        _check_columns(path, needed, table.columns)
+        frame = table[needed[1:]].astype(float)
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+    ids = [i.decode() if isinstance(i, bytes) else str(i) for i in table["cell_id"]]
+    frame.index = pd.Index(ids)
+    if frame.index.has_duplicates:
+        raise DataError(f"{path.name}: cell id(s) {listed(frame.index[frame.index.duplicated()][:3])} occur twice.")
+    return frame
+
+
+def cells_per_square(folder: Path, frame: Frame, squares: np.ndarray) -> np.ndarray | None:
+    """Number of cells with their centroid in each square, int64; None without a cells file."""
+    cells = read_cells(folder)
+    if cells is None:
+        return None
+    located = frame.grid.locate(apply_affine(frame.to_image, cells.to_numpy(dtype=float)))
+    n_rows, n_cols = frame.grid.shape
+    return np.bincount(located[located >= 0], minlength=n_rows * n_cols)[squares]
+
+
+class _Batch(NamedTuple):
+    um: np.ndarray
+    qv: np.ndarray
+    #: index into `names`, -1 where the feature has no name
+    codes: np.ndarray
+    names: list[str]
+    gene: np.ndarray
+
+
+def _batches(path: Path) -> Iterator[_Batch]:
+    needed, optional = ["x_location", "y_location", "feature_name", "qv"], "is_gene"
+    try:
+        is_parquet = path.suffix == ".parquet"
+        file = pa.parquet.ParquetFile(path, pre_buffer=False) if is_parquet else None
+        found = file.schema_arrow.names if file else pd.read_csv(path, nrows=0).columns
+        _check_columns(path, needed, found)
+        columns = [*needed, *([optional] if optional in found else [])]
+        for batch in file.iter_batches(batch_size=_BATCH, columns=columns) if file else _csv(path, columns):
+            yield _decoded(batch)
+    except DataError:
+        raise
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def _csv(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    types: dict[str, pa.DataType] = {"feature_name": pa.string(), "is_gene": pa.bool_()}
+    options = pa.csv.ConvertOptions(
+        include_columns=list(columns), column_types={c: types.get(c, pa.float64()) for c in columns}
+    )
+    yield from pa.csv.open_csv(path, read_options=pa.csv.ReadOptions(block_size=_BLOCK), convert_options=options)
+
+
+def _decoded(batch: pa.RecordBatch) -> _Batch:
+    def numbers(name: str) -> np.ndarray:
+        return batch.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+    names = batch.column("feature_name")
+    if pa.types.is_dictionary(names.type):
+        names = names.dictionary_decode()
+    # Early versions store the names as bytes.
+    encoded = pc.dictionary_encode(names.cast(pa.string()))
+    gene = np.ones(len(names), dtype=bool)
+    if "is_gene" in batch.schema.names:
+        gene = batch.column("is_gene").cast(pa.bool_()).fill_null(False).to_numpy(zero_copy_only=False)
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    um = np.column_stack([numbers("x_location"), numbers("y_location")])
+    return _Batch(um, numbers("qv"), codes, encoded.dictionary.to_pylist(), gene)
+
+
+def _read_matrix(path: Path) -> AnnData:
+    """Cells by genes; features of other kinds than genes are left out."""
+    import scanpy as sc
+
+    try:
+        with warnings.catch_warnings():
+            # Names that occur twice are summed.
+            warnings.filterwarnings("ignore", message="Variable names are not unique")
+            return sc.read_10x_h5(path, gex_only=True)
+    except Exception as error:  # scanpy raises a bare Exception for absent datasets
+        raise _unreadable(path, error) from error
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / n for n in names if (folder / n).is_file()), None)
+
+
+def _check_columns(path: Path, needed: Sequence[str], found: Sequence[str]) -> None:
+    if missing := [c for c in needed if c not in found]:
+        raise DataError(f"{path.name} lacks the column(s) {listed(missing)}; found: {listed(found, 20)}.")
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    return DataError(f"{path.name} could not be read, it is damaged or incomplete: {error}. Copy it again.")
+
+
+def told(tally: dict[str, int]) -> str:
+    """Numbers of a tally as text."""
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in tally.items())

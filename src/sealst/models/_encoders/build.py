@@ -1,0 +1,295 @@
+"""Build encoders: pathology encoders by key, timm models by name, timm folders."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from sealst._core.device import seeded
+from sealst._errors import DataError, WeightsError
+from sealst._validate import check_choice, listed
+from sealst.models._encoders.blocks import block_layers
+from sealst.models._encoders.convert import State
+from sealst.models._encoders.encoder import Encoder
+from sealst.models._encoders.pooler import AttentionPooler
+from sealst.models._encoders.records import REFUSED
+from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.spec import POOLS, EncoderSpec
+from sealst.models._encoders.weights import fill, find_weights, load_weights, local_weights
+
+_LOCAL, _HUB = "local-dir:", "hf-hub:"
+#: least side of the empty image that shows what a network without tokens returns
+_PROBE_PX = 64
+
+
+def build_encoder(
+    encoder: str,
+    *,
+    pretrained: bool = True,
+    pool: str | None = None,
+    weights: str | Path | None = None,
+    seed: int = 0,
+) -> Encoder:
+    """Build an image encoder with its pretrained weights.
+
+    Parameters
+    ----------
+    encoder
+        Key of a pathology encoder (``"uni2-h"``, see `list_encoders`); name of a timm vision transformer or
+        convolutional network (``"vit_small_patch16_224"``, ``"resnet50"``, ``"hf-hub:owner/name"``); or
+        ``"local-dir:<folder>"`` with timm's ``config.json`` and ``model.safetensors``.
+    pretrained
+        False builds random weights from `seed`; never done silently.
+    pool
+        ``"cls"``, ``"mean"`` (of the patch tokens), ``"cls+mean"`` (concatenated, twice as long), or where the encoder
+        has an attention pooler ``"attn"`` and ``"attn-proj"``. Default: what the key stands for; for other models
+        ``"cls"``, or ``"mean"`` where there is no class token.
+    weights
+        File (.safetensors, .pth, .bin) or folder with the weights, in their published layout or in timm's. By default
+        they are looked for in the folder that the environment variable ``SEALST_WEIGHTS`` names (``<key>/`` or
+        ``<key>.<ending>`` inside), in the hub's cache, and on the hub.
+    seed
+        Seed of random weights.
+
+    Returns
+    -------
+    The encoder, in evaluation mode, on the CPU.
+
+    Raises
+    ------
+    WeightsError
+        When the name is unknown, weights cannot be had, or a file holds other weights.
+    DataError
+        When the encoder has no such pooling.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False).spec.dim
+    192
+    >>> uni = sl.models.build_encoder("uni", weights="uni/pytorch_model.bin")  # doctest: +SKIP
+    """
+    if pool is not None:
+        check_choice("pool", pool, POOLS)
+    if encoder in REFUSED:
+        raise WeightsError(REFUSED[encoder])
+    if weights is not None and not pretrained:
+        raise DataError("`weights` names pretrained weights, but `pretrained` is False; pass one of them.")
+    if encoder in REGISTRY:
+        return build_from_spec(REGISTRY[encoder], pretrained=pretrained, pool=pool, weights=weights, seed=seed)
+    return _build_timm(encoder, pretrained=pretrained, pool=pool, weights=weights, seed=seed)
+
+
+def build_from_spec(
+    spec: EncoderSpec,
+    *,
+    pretrained: bool = True,
+    pool: str | None = None,
+    weights: str | Path | None = None,
+    seed: int = 0,
+) -> Encoder:
+    """Build the encoder that a record describes; see `build_encoder`."""
+    _check_pool(spec, pool or spec.pool, has_class_token=spec.n_prefix > 0)
+    path = find_weights(spec, weights) if pretrained else None
+    vit = _module(spec, seed)
+    if path is not None:
+        load_weights(vit, spec, path)
+    return _built(vit, spec, pool=pool or spec.pool, pretrained=pretrained, seed=seed)
+
+
+def build_from_tensors(spec: EncoderSpec, tensors: State, path: Path) -> Encoder:
+    """Build the encoder that a record describes, with weights that were read from a file `path` holding more."""
+    vit = _module(spec, 0)
+    fill(vit, spec, tensors, path)
+    return _built(vit, spec, pool=spec.pool, pretrained=True, seed=0)
+
+
+def _module(spec: EncoderSpec, seed: int) -> Any:
+    """The timm module of a record, with random weights."""
+    with seeded(seed):
+        vit: Any = timm.create_model(spec.arch, num_classes=0, dynamic_img_size=True, **spec.model_args)
+        if spec.pooler_args:
+            add_pooler(vit, spec)
+    return vit
+
+
+def _built(vit: Any, spec: EncoderSpec, *, pool: str, pretrained: bool, seed: int) -> Encoder:
+    # The grid may be that of the file.
+    side = vit.patch_embed.img_size[0]
+    built = replace(
+        spec,
+        pool=pool,
+        dim=spec.dim_of(pool),
+        model_args=dict(spec.model_args) | {"img_size": side},
+        pretrained=pretrained,
+        seed=seed,
+    )
+    return Encoder(vit, built).eval()
+
+
+def add_pooler(vit: Any, spec: EncoderSpec) -> None:
+    """Give a timm vision transformer the attention pooler of a record, where timm has its own kind of pooler."""
+    vit.attn_pool = AttentionPooler(spec.width, **spec.pooler_args)
+    # All tokens are pooled, the class token too.
+    vit.pool_include_prefix = True
+
+
+def _check_pool(spec: EncoderSpec, pool: str, *, has_class_token: bool) -> None:
+    if spec.family != "vit" and pool != "mean":
+        raise DataError(f"{spec.key!r} is a convolutional network and has no tokens to pool; use `pool='mean'`.")
+    if "cls" in pool and not has_class_token:
+        raise DataError(f"{spec.key!r} has no class token; use `pool='mean'`.")
+    offered = [p for p in POOLS if p in spec.pools or not p.startswith("attn")]
+    if pool not in offered:
+        raise DataError(f"{spec.key!r} has no attention pooler for `pool={pool!r}`; it offers {listed(offered)}.")
+
+
+def _build_timm(encoder: str, *, pretrained: bool, pool: str | None, weights: str | Path | None, seed: int) -> Encoder:
+    known = EncoderSpec(
+        key=encoder, arch=encoder, pool="cls", dim=0, n_blocks=0, n_prefix=0, patch_px=1, mean=(), std=()
+    )
+    path = None
+    if pretrained and not encoder.startswith((_LOCAL, _HUB)):
+        path = find_weights(known, weights) if weights is not None else local_weights(known)
+    elif weights is not None:
+        path = find_weights(known, weights)
+    _check_name(encoder, pretrained and path is None)
+    with seeded(seed):
+        module = _create(encoder, pretrained and path is None)
+    spec = _describe(encoder, module, pool, pretrained=pretrained, seed=seed)
+    if path is not None:
+        load_weights(module, spec, path)
+    return Encoder(module, spec).eval()
+
+
+def _describe(encoder: str, module: Any, pool: str | None, *, pretrained: bool, seed: int) -> EncoderSpec:
+    """Record of a timm model, from its own configuration."""
+    config = timm.data.resolve_model_data_config(module)
+    facts: dict[str, Any] = {
+        "key": encoder,
+        "arch": str(module.pretrained_cfg.get("architecture", encoder)),
+        "model_args": _model_args(encoder),
+        "input_px": int(config["input_size"][-1]),
+        "interpolation": str(config["interpolation"]),
+        "mean": tuple(float(v) for v in config["mean"]),
+        "std": tuple(float(v) for v in config["std"]),
+        "licence": str(module.pretrained_cfg.get("license") or "unknown"),
+        "n_params": sum(p.numel() for p in module.parameters()),
+        "pretrained": pretrained,
+        "seed": seed,
+    }
+    described = _vit_facts(module) if isinstance(module, VisionTransformer) else _cnn_facts(module, encoder)
+    pool = pool or described["pools"][0]
+    dim = described["width"] * len(pool.split("+"))
+    spec = EncoderSpec(pool=pool, dim=dim, **described, **facts)
+    _check_pool(spec, pool, has_class_token="cls" in spec.pools)
+    return spec
+
+
+def _vit_facts(vit: Any) -> dict[str, Any]:
+    return {
+        "pools": ("cls", "mean", "cls+mean") if vit.has_class_token else ("mean",),
+        "width": vit.num_features,
+        "n_blocks": len(vit.blocks),
+        "n_prefix": vit.num_prefix_tokens,
+        "patch_px": int(vit.patch_embed.patch_size[0]),
+    }
+
+
+def _cnn_facts(module: Any, name: str) -> dict[str, Any]:
+    return {
+        "family": "cnn",
+        "pools": ("mean",),
+        "width": _pooled_width(module, name),
+        "n_blocks": len(block_layers(module)),
+        "n_prefix": 0,
+        "patch_px": 1,
+    }
+
+
+def _pooled_width(module: Any, name: str) -> int:
+    """Length of what a network without tokens returns, found on an empty image; raises for other kinds of models."""
+    side = max(_PROBE_PX, int(module.pretrained_cfg.get("input_size", (3, 0, 0))[-1]))
+    training, images = module.training, torch.zeros(1, 3, side, side)
+    try:
+        with torch.inference_mode():
+            module.eval()
+            maps, pooled = module.forward_features(images), module(images)
+    except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise _other_kind(module, name) from error
+    finally:
+        module.train(training)
+    # Windowed transformers give maps too, but channels last.
+    if maps.ndim != 4 or maps.shape[1] != module.num_features or pooled.ndim != 2:
+        raise _other_kind(module, name)
+    return int(pooled.shape[1])
+
+
+def _other_kind(module: Any, name: str) -> WeightsError:
+    return WeightsError(
+        f"{name!r} is a {type(module).__name__}: neither a timm VisionTransformer nor a convolutional network that "
+        "takes crops of any size. Pass a key of `sl.models.list_encoders()` or another timm model."
+    )
+
+
+def _model_args(encoder: str) -> dict[str, Any]:
+    if not encoder.startswith(_LOCAL):
+        return {}
+    config = json.loads((Path(encoder.removeprefix(_LOCAL)) / "config.json").read_text(encoding="utf-8"))
+    return dict(config.get("model_args", {}))
+
+
+def _check_name(encoder: str, needs_weights: bool) -> None:
+    if encoder.startswith(_LOCAL):
+        folder = Path(encoder.removeprefix(_LOCAL))
+        needed = ["config.json"] + (["model.safetensors"] if needs_weights else [])
+        if missing := [name for name in needed if not (folder / name).is_file()]:
+            raise WeightsError(
+                f"Folder {str(folder)!r} lacks {listed(missing)}. A local encoder is a timm folder: config.json and "
+                "model.safetensors."
+            )
+    elif Path(encoder).is_dir():
+        if (Path(encoder) / "panel.tsv").is_file():
+            raise WeightsError(f"{encoder!r} is a saved SEAL model, no encoder: use `sl.models.load({encoder!r})`.")
+        raise WeightsError(f"{encoder!r} is a folder: pass '{_LOCAL}{encoder}'.")
+    elif encoder.startswith(("/", ".", "~")):
+        raise WeightsError(
+            f"No folder at {encoder!r}. Weights on disk are named '{_LOCAL}<folder>', a folder with config.json and "
+            "model.safetensors."
+        )
+    elif not encoder.startswith(_HUB) and not timm.is_model(encoder.split(".")[0]):
+        near = difflib.get_close_matches(encoder.lower(), [*REGISTRY, *timm.list_models()], n=4, cutoff=0.4)
+        raise WeightsError(
+            f"No encoder is named {encoder!r}; near names: {listed(near)}. Pass a key of `sl.models.list_encoders()`, "
+            "a timm model or 'local-dir:<folder>'."
+        )
+
+
+def _create(encoder: str, pretrained: bool) -> nn.Module:
+    # Asked for no classifier, timm would load whatever fits, and leave the rest random.
+    options: dict[str, Any] = {"pretrained": True} if pretrained else {"pretrained": False, "num_classes": 0}
+    try:
+        try:
+            module: Any = timm.create_model(encoder, dynamic_img_size=True, **options)
+        except TypeError:
+            # Convolutional networks take crops of any size and do not know the option.
+            module = timm.create_model(encoder, **options)
+        if pretrained:
+            module.reset_classifier(0)
+        return module
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise WeightsError(
+            f"Weights of {encoder!r} could not be loaded ({problem}). Put "
+            "config.json and model.safetensors into a folder and pass 'local-dir:<folder>'; gated weights need access "
+            "to be granted on the model's page and a token in HF_TOKEN. `pretrained=False` builds random weights."
+        ) from error

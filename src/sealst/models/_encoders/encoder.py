@@ -1,0 +1,267 @@
+"""Image encoders: crops in, embeddings out."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sealst._errors import DataError, OrderError
+from sealst._html import text_as_html
+from sealst._validate import check_positive
+from sealst.models._encoders.class_token import class_token, gives_class_token
+from sealst.models._encoders.spec import TRUNK_FEEDING, EncoderSpec
+
+if TYPE_CHECKING:
+    from sealst.models._encoders.image_model import ImageModel
+
+
+class Encoder(nn.Module):
+    """A vision model that turns crops into embeddings; a transformer can be split where cached tokens enter.
+
+    Parameters
+    ----------
+    vit
+        timm vision transformer without classifier, or (`spec.family` ``"cnn"``) a timm model that pools by itself.
+    spec
+        Its facts.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, vit: nn.Module, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.backbone: Any = vit
+        self.spec = spec
+        #: names of the parameters that an adapter trains, set by `add_adapter`
+        self.adapted: tuple[str, ...] = ()
+        #: pretrained weights of the module that an adapter trains itself, on the CPU
+        self.originals: dict[str, torch.Tensor] = {}
+        self.bottleneck: nn.Module | None = None
+        self._adapter_off = False
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def vit(self) -> Any:
+        """The timm module, with LoRA layers in place where an adapter was added."""
+        return self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone
+
+    @property
+    def supports_trunk(self) -> bool:
+        """Whether tokens pass from block to block, so that `trunk` and `tail` exist."""
+        return self.spec.family == "vit"
+
+    @property
+    def n_light(self) -> int:
+        """How many of the last blocks run for the class token alone, which costs next to nothing: 0 or 1."""
+        return int(self.supports_trunk and self.spec.pool == "cls" and gives_class_token(self.vit.blocks[-1]))
+
+    def trunk(self, images: torch.Tensor, n_blocks: int) -> torch.Tensor:
+        """Tokens (B, tokens, width) after the first `n_blocks` blocks, before the final norm.
+
+        Parameters
+        ----------
+        images
+            Crops (B, 3, H, W), float in [0, 1].
+        n_blocks
+            How many blocks to run, at least 1.
+        """
+        self._check_blocks()
+        if n_blocks < 1:
+            raise DataError(f"`n_blocks` must be at least 1, found {n_blocks}.")
+        side = images.shape[-1]
+        if side % self.spec.patch_px or images.shape[-2] % self.spec.patch_px:
+            raise DataError(
+                f"Crops of {side} px do not divide into the encoder's patches of {self.spec.patch_px} px. Pair crops "
+                f"again with `crop_px={max(side // self.spec.patch_px, 1) * self.spec.patch_px}`."
+            )
+        found = self.vit.forward_intermediates(
+            (images - self.mean) / self.std,
+            indices=[n_blocks - 1],
+            return_prefix_tokens=True,
+            norm=False,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        # timm gives prefix tokens apart, and none where there are none.
+        return found[0] if self.spec.n_prefix == 0 else torch.cat([found[0][1], found[0][0]], dim=1)
+
+    def tail(self, tokens: torch.Tensor, n_blocks: int) -> torch.Tensor:
+        """Embeddings (B, dim) from tokens that went through the first `n_blocks` blocks."""
+        self._check_blocks()
+        vit = self.vit
+        blocks = list(vit.blocks[n_blocks:])
+        last = blocks.pop() if blocks and self.n_light else None
+        for block in blocks:
+            tokens = block(tokens)
+        tokens = vit.norm(tokens if last is None else class_token(last, tokens))
+        pooled = [vit.fc_norm(self._pooled(tokens, name)) for name in self.spec.pool.split("+")]
+        return self._behind(torch.cat(pooled, dim=1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, dim) of crops (B, 3, H, W), float in [0, 1]."""
+        if not self.supports_trunk:
+            return self._behind(self.backbone((images - self.mean) / self.std))
+        # The last block belongs to the tail, which may need little of it.
+        n_blocks = max(1, self.spec.n_blocks - 1)
+        return self.tail(self.trunk(images, n_blocks), n_blocks)
+
+    def image_model(self, *, crop_px: int | None = None) -> ImageModel:
+        """Return the encoder in the form that other tools take; see `sealst.models.ImageModel`.
+
+        Parameters
+        ----------
+        crop_px
+            Side of the images in pixels; by default that of the published users (`spec.input_px`).
+        """
+        from sealst.models._encoders.image_model import ImageModel, encoder_name
+
+        px = self.spec.input_px if crop_px is None else crop_px
+        check_positive("crop_px", px)
+        return ImageModel(self, name=encoder_name(self, px), crop_px=px, mpp=self.spec.native_mpp)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Training mode; batch normalisation keeps the statistics of pretraining."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+    def __repr__(self) -> str:
+        # The layers are in `repr(encoder.vit)`.
+        trained = sum(p.numel() for name, p in self.named_parameters() if name in set(self.adapted))
+        adapted = f"{trained / 1e6:.2f} M parameters" if self.adapted else "none"
+        own = f"  adapted: {adapted}\n  device:  {self.mean.device}"
+        return f"{repr(self.spec).replace('EncoderSpec', 'Encoder', 1)}\n{own}"
+
+    def _repr_html_(self) -> str:
+        return text_as_html(repr(self))
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Inside a ``with`` block, the encoder is the pretrained one."""
+        with ExitStack() as stack:
+            if hasattr(self.backbone, "disable_adapter"):
+                stack.enter_context(self.backbone.disable_adapter())
+            if not self._adapter_off:
+                stack.enter_context(self._original_weights())
+            before, self._adapter_off = self._adapter_off, True
+            try:
+                yield
+            finally:
+                self._adapter_off = before
+
+    @contextmanager
+    def _original_weights(self) -> Iterator[None]:
+        own = {name: p for name, p in self.vit.named_parameters() if name in self.originals}
+        trained = {name: p.data for name, p in own.items()}
+        # All copies first: there may be no room for them.
+        originals = {name: self.originals[name].to(p.device, p.dtype) for name, p in own.items()}
+        try:
+            for name, p in own.items():
+                p.data = originals[name]
+            torch.clear_autocast_cache()
+            yield
+        finally:
+            for name, p in own.items():
+                p.data = trained[name]
+            torch.clear_autocast_cache()
+
+    def _need_adapter(self) -> None:
+        if self._adapter_off:
+            raise OrderError("The adapter is switched off here; leave the `with model.frozen_encoder()` block first.")
+
+    def adapted_state(self) -> dict[str, torch.Tensor]:
+        """Everything that the adapter trains, by name."""
+        self._need_adapter()
+        parameters = dict(self.named_parameters())
+        return {name: parameters[name].detach() for name in self.adapted}
+
+    def base_state(self) -> dict[str, torch.Tensor]:
+        """Pretrained weights under the module's own names, whatever the adapter made of them."""
+        own = {k.replace(".base_layer", ""): v for k, v in self.vit.state_dict().items() if "lora_" not in k}
+        return own | self.originals
+
+    def trunk_facts(self, n_blocks: int) -> dict[str, Any]:
+        """What decides the tokens after the first `n_blocks` blocks, as JSON values; the rest may differ.
+
+        A digest of the weights up to there, and the facts that change what they make of an image.
+        """
+        used = {k: v for k, v in self.vit.state_dict().items() if not _is_above(k, n_blocks)}
+        spec = self.spec.to_dict()
+        return {"weights": weights_hash(used), "n_trunk": n_blocks} | {name: spec[name] for name in TRUNK_FEEDING}
+
+    def plain(self) -> Any:
+        """A copy of the timm module without adapter, on the CPU; holds trained weights where they have no copy."""
+        copied = copy.deepcopy(self.backbone).cpu()
+        return copied.unload() if hasattr(copied, "unload") else copied
+
+    def merged(self) -> Any:
+        """A copy of the timm module with the adapter merged into its weights, on the CPU."""
+        self._need_adapter()
+        if self.bottleneck is not None:
+            raise DataError(
+                "A bottleneck behind the encoder is not linear and cannot be merged into its weights. Save the model "
+                "with `model.save`, or train another adapter."
+            )
+        copied = copy.deepcopy(self.backbone).cpu()
+        return copied.merge_and_unload(safe_merge=True) if hasattr(copied, "merge_and_unload") else copied
+
+    def _behind(self, z: torch.Tensor) -> torch.Tensor:
+        return z if self.bottleneck is None or self._adapter_off else self.bottleneck(z)
+
+    def _pooled(self, tokens: torch.Tensor, name: str) -> torch.Tensor:
+        if name == "cls":
+            return tokens[:, 0]
+        if name == "mean":
+            return tokens[:, self.spec.n_prefix :].mean(1)
+        pooled = self.vit.attn_pool(tokens)
+        return self.vit.attn_pool.project(pooled) if name == "attn-proj" else pooled
+
+    def _check_blocks(self) -> None:
+        if not self.supports_trunk:
+            raise DataError(
+                f"{self.spec.key!r} is a convolutional network without blocks: it has no trunk and tail. Call the "
+                "encoder on the crops as a whole."
+            )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside a ``with`` block, a module and all in it are in evaluation mode; afterwards as they were."""
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def _is_above(name: str, n_blocks: int) -> bool:
+    """Whether a parameter of a vision transformer comes after its first blocks."""
+    first, _, rest = name.partition(".")
+    if first == "blocks":
+        return int(rest.partition(".")[0]) >= n_blocks
+    return first in ("norm", "fc_norm", "head", "attn_pool")
+
+
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, shapes and values of a state, hex."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(json.dumps([name, list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The SEAL model, on disk and on the hub."""

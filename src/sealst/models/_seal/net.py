@@ -1,0 +1,288 @@
+"""The SEAL model: image encoder with adapter, gene autoencoder, expression head and the gene panel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from sealst._core.device import autocast
+from sealst._core.genes.panel import GenePanel
+from sealst._errors import DataError, PanelError
+from sealst._html import text_as_html
+from sealst._settings import settings
+from sealst.models._adapters.adapters import Adapter, add_adapter
+from sealst.models._encoders.encoder import Encoder, evaluating
+from sealst.models._encoders.image_model import ImageModel, plain_key
+from sealst.models._genes.base import GeneEncoderParams
+from sealst.models._head import HeadParams, image_head
+from sealst.models._seal.heads import ProjectionParams
+from sealst.models._seal.seal import Sharing
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """The crops a model was trained on."""
+
+    #: side in µm
+    crop_um: float
+    #: side in pixels
+    crop_px: int
+
+
+class SealModel(Sharing, nn.Module):
+    """Image encoder and gene autoencoder in one embedding space (SEAL; Hemker et al. 2026, arXiv 2602.14177).
+
+    Made by `sealst.tl.finetune` or `sealst.models.load`. Networks work on expression standardised per gene with the
+    panel's mean and standard deviation; the public methods take and return log1p-CP10k.
+
+    Attributes
+    ----------
+    panel
+        Genes in the order of every expression matrix.
+    dim
+        Length of an embedding; the base encoder's.
+    crop
+        Crop size in µm and pixels.
+    history
+        Training log, one row per epoch.
+    """
+
+    panel_mean: torch.Tensor
+    panel_std: torch.Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        panel: GenePanel,
+        *,
+        crop: CropSpec,
+        adapter: Adapter,
+        gene_encoder: GeneEncoderParams,
+        head: HeadParams | None = None,
+        projection: ProjectionParams | None = None,
+        organs: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.encoder = add_adapter(encoder, adapter)
+        self.panel, self.crop, self.adapter, self.gene_params = panel, crop, adapter, gene_encoder
+        self.head, self.projection = head or HeadParams(), projection or ProjectionParams()
+        self.dim = encoder.spec.dim
+        self.gene_encoder = gene_encoder.build(len(panel), self.dim)
+        self.image_head = image_head(self.dim, len(panel), self.head)
+        self.image_projection, self.gene_projection = (self.projection.build(self.dim) for _ in range(2))
+        #: organs that the gene decoder was told of in training, and a vector for each
+        self.organs, self.organ_embedding = tuple(organs), None
+        if self.organs:
+            self.organ_embedding = nn.Embedding(len(self.organs), self.dim)
+            nn.init.zeros_(self.organ_embedding.weight)
+        self.register_buffer("panel_mean", torch.tensor(panel.mean), persistent=False)
+        self.register_buffer("panel_std", torch.tensor(panel.std), persistent=False)
+        self.history = pd.DataFrame()
+        self.provenance: dict[str, Any] = {}
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's parameters."""
+        return self.panel_mean.device
+
+    @property
+    def n_trunk(self) -> int:
+        """How many of the encoder's first blocks no adapter touches."""
+        return self.adapter.n_trunk(self.encoder.spec.n_blocks) if self.encoder.supports_trunk else 0
+
+    @property
+    def shared_dim(self) -> int:
+        """Length of what is compared between images and expression."""
+        return self.projection.size(self.dim)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any trained weight, the panel, or how crops are fed.
+
+        File names, licences and other facts about the encoder do not count: they may be corrected.
+        """
+        panel = (self.panel.fingerprint, self.panel.layer, self.panel.target_sum)
+        parts = (
+            self.adapter.facts(),
+            asdict(self.head),
+            self.gene_params.facts(),
+            asdict(self.projection),
+            self.organs,
+        )
+        facts = (self.encoder.spec.feeding(), asdict(self.crop), *parts, panel)
+        digest = hashlib.sha256(repr(facts).encode())
+        for name, tensor in sorted(self.trained_state().items()):
+            digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """Gene autoencoder, head, projections and vectors of organs."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """The adapter and `own_state`: everything training changes."""
+        return self.own_state() | {f"encoder.{k}": v for k, v in self.encoder.adapted_state().items()}
+
+    def load_trained(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Fill what training changes, in place."""
+        own = self.trained_state()
+        with torch.no_grad():
+            for name, tensor in state.items():
+                own[name].copy_(tensor)
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates of parameters relative to that of the run, where they are not 1."""
+        return {f"encoder.{k}": v for k, v in self.adapter.rates(self.encoder).items()}
+
+    def standardise(self, x: torch.Tensor) -> torch.Tensor:
+        """log1p-CP10k → z-scores of the panel."""
+        return (x - self.panel_mean) / self.panel_std
+
+    def unstandardise(self, x: torch.Tensor) -> torch.Tensor:
+        """Inverse of `standardise`, clipped at 0, since log1p expression has no negative values."""
+        return (x * self.panel_std + self.panel_mean).clamp_min(0)
+
+    @contextmanager
+    def frozen_encoder(self) -> Iterator[SealModel]:
+        """Inside a ``with`` block, images are embedded by the base encoder, without the adapter."""
+        with self.encoder.without_adapter():
+            yield self
+
+    def embed_images(self, crops: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
+        """Embeddings of crops.
+
+        Parameters
+        ----------
+        crops
+            uint8, (n, crop_px, crop_px, 3).
+        batch_size
+            Crops per forward pass; default ``settings.batch_size``.
+
+        Returns
+        -------
+        float32 (n, dim), deterministic.
+
+        Examples
+        --------
+        >>> z = model.embed_images(crops)  # doctest: +SKIP
+        """
+        crops = np.asarray(crops)
+        if crops.ndim != 4 or crops.shape[3] != 3 or crops.dtype != np.uint8:
+            raise DataError(f"Crops must be uint8 (n, height, width, 3), found {crops.dtype} {crops.shape}.")
+        return self._batched(self._embed_batch, crops, self.dim, batch_size)
+
+    def embed_genes(self, x: np.ndarray, *, batch_size: int = 4096) -> np.ndarray:
+        """Embeddings of expression profiles; of a variational encoder the posterior mean through the flows.
+
+        Parameters
+        ----------
+        x
+            log1p-CP10k in panel order, (n, genes); see `GenePanel.extract`.
+
+        Returns
+        -------
+        float32 (n, dim), deterministic.
+        """
+        x = np.asarray(x, dtype=np.float32)
+        if x.ndim != 2 or x.shape[1] != len(self.panel):
+            raise PanelError(f"Expression must be (n, {len(self.panel)}) in panel order, found {x.shape}.")
+        return self._batched(lambda b: self.gene_encoder(self.standardise(b)).z, x, self.dim, batch_size)
+
+    def predict_expression(self, z: np.ndarray, *, batch_size: int = 4096) -> np.ndarray:
+        """Expression predicted from image embeddings.
+
+        Parameters
+        ----------
+        z
+            Image embeddings, (n, dim).
+
+        Returns
+        -------
+        float32 (n, genes), log1p-CP10k, not negative, in panel order.
+        """
+        z = self._embeddings(z)
+        return self._batched(lambda b: self.unstandardise(self.image_head(b)), z, len(self.panel), batch_size)
+
+    def shared_images(self, z: np.ndarray, *, batch_size: int = 4096) -> np.ndarray:
+        """Image embeddings in the space in which images and expression are compared, by cosine.
+
+        Parameters
+        ----------
+        z
+            Image embeddings, (n, dim).
+
+        Returns
+        -------
+        float32 (n, shared_dim); without projection heads `z` itself.
+
+        Examples
+        --------
+        >>> shared = model.shared_images(model.embed_images(crops))  # doctest: +SKIP
+        """
+        return self._batched(self.image_projection, self._embeddings(z), self.shared_dim, batch_size)
+
+    def shared_genes(self, z: np.ndarray, *, batch_size: int = 4096) -> np.ndarray:
+        """Embeddings of expression in the space in which they are compared with images; see `shared_images`.
+
+        Parameters
+        ----------
+        z
+            Embeddings of expression, (n, dim).
+
+        Returns
+        -------
+        float32 (n, shared_dim); without projection heads `z` itself.
+        """
+        return self._batched(self.gene_projection, self._embeddings(z), self.shared_dim, batch_size)
+
+    def image_model(self, *, frozen: bool = False) -> ImageModel:
+        """Return the adapted encoder (or with `frozen` the base) as other tools take it; see `ImageModel`."""
+        name = f"seal-{plain_key(self.encoder.spec.key)}-{self.fingerprint[:8]}{'-frozen' if frozen else ''}"
+        mpp = self.crop.crop_um / self.crop.crop_px
+        return ImageModel(self, name=name, crop_px=self.crop.crop_px, mpp=mpp, frozen=frozen)
+
+    def __repr__(self) -> str:
+        # Without the fingerprint, for which every trained weight is read.
+        spec = self.encoder.spec
+        trained = sum(t.numel() for t in self.trained_state().values())
+        return (
+            f"SealModel of {self.dim} dimensions\n"
+            f"  encoder: {spec.key} ({spec.pool}, {self.dim})\n"
+            f"  adapter: {self.adapter.describe(spec.n_blocks)}\n"
+            f"  genes:   {self.gene_params.describe()}\n"
+            f"  panel:   {len(self.panel)} genes ({', '.join(self.panel.genes[:4])}, …)\n"
+            f"  crops:   {self.crop.crop_um:g} µm at {self.crop.crop_px} px\n"
+            f"  trained: {trained / 1e6:.2f} M parameters\n"
+            f"  device:  {self.device}"
+        )
+
+    def _repr_html_(self) -> str:
+        return text_as_html(repr(self))
+
+    def _embeddings(self, z: np.ndarray) -> np.ndarray:
+        z = np.asarray(z, dtype=np.float32)
+        if z.ndim != 2 or z.shape[1] != self.dim:
+            raise DataError(f"Embeddings must be (n, {self.dim}), found {z.shape}.")
+        return z
+
+    def _embed_batch(self, crops: torch.Tensor) -> torch.Tensor:
+        with autocast(self.device, self.encoder.spec.precision):
+            return self.encoder(crops.permute(0, 3, 1, 2).float() / 255)
+
+    def _batched(self, function: Any, data: np.ndarray, width: int, batch_size: int | None) -> np.ndarray:
+        size = batch_size or settings.batch_size
+        out = np.empty((len(data), width), dtype=np.float32)
+        with evaluating(self), torch.inference_mode(), autocast(self.device):
+            for start in range(0, len(data), size):
+                batch = torch.from_numpy(np.ascontiguousarray(data[start : start + size])).to(self.device)
+                out[start : start + size] = function(batch).float().cpu().numpy()
+        return out

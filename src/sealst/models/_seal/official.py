@@ -1,0 +1,220 @@
+"""The SEAL models that their authors published, as models of ours."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import nn
+
+from sealst._core.device import resolve_device, seeded
+from sealst._core.genes.panel import GenePanel, placeholder_names
+from sealst._errors import DataError, WeightsError
+from sealst._logging import warn
+from sealst._validate import check_choice, check_positive
+from sealst.models._encoders.build import build_from_tensors
+from sealst.models._encoders.convert import State
+from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.spec import EncoderSpec
+from sealst.models._encoders.weights import Sought, find_file, mismatch, read_tensors
+from sealst.models._genes.vae import GeneVAEParams
+from sealst.models._head import HeadParams
+from sealst.models._seal.net import CropSpec, SealModel
+from sealst.models._seal.official_layout import (
+    OMICS,
+    VISION_HEAD,
+    count_flows,
+    file_names,
+    flat_flows,
+    published_adapter,
+    split_vision,
+    unwrapped,
+)
+
+HF_ID = "MahmoodLab/SEAL"
+#: per file, a tensor that shows the length of an embedding, and the axis that does
+_PROBES = {"vision": ("decoder.decoder.0.weight", 1), "omics": ("fc_mu.weight", 0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A published model: its encoder and its sizes."""
+
+    #: ``"seal-<encoder>"``; the names of the files follow from it
+    name: str
+    spec: EncoderSpec
+    n_genes: int = 2000
+    #: hidden widths of the gene autoencoder and of the expression head
+    hidden: tuple[int, ...] = (1024, 512)
+    head: int = 512
+
+    def filename(self, kind: str) -> str:
+        """Name of the ``"vision"`` or ``"omics"`` file."""
+        return f"{self.name.replace('-', '_')}_{kind}.pth"
+
+
+RELEASES: Mapping[str, Release] = MappingProxyType(
+    {
+        "conch": Release(name="seal-conch", spec=REGISTRY["conch"]),
+        "uni2-h": Release(name="seal-univ2", spec=REGISTRY["uni2-h"]),
+    }
+)
+_ALIASES: Mapping[str, str] = MappingProxyType({"univ2": "uni2-h", "uni2": "uni2-h"})
+
+
+def load_official(
+    name: str,
+    *,
+    vision: str | Path | None = None,
+    omics: str | Path | None = None,
+    genes: Sequence[str] | None = None,
+    crop_um: float = 112.0,
+    crop_px: int = 224,
+    device: str | None = None,
+) -> SealModel:
+    """Load a SEAL model that its authors published (MahmoodLab/SEAL; Hemker et al. 2026, arXiv 2602.14177).
+
+    The files are gated and licensed CC-BY-NC-ND-4.0. The vision file holds the base encoder too, so no other weights
+    are needed. The published files do not name the 2,000 genes: without `genes`, expression has placeholder names
+    (``"unnamed_0001"``), and calls that match genes by name raise an error. Expression is in the units of the authors'
+    training data and passes the networks as it is: the panel's mean is 0 and its deviation 1. Sections and patients of
+    the training are not published either, so `sealst.tl.evaluate` cannot tell whether the model has seen a patient.
+
+    Parameters
+    ----------
+    name
+        ``"conch"`` or ``"uni2-h"`` (also ``"uni2"``, ``"univ2"``).
+    vision, omics
+        The two files, or folders with them: ``seal_<encoder>_vision.pth`` and ``seal_<encoder>_omics.pth``. By default
+        they are looked for in the folder ``seal-conch`` or ``seal-univ2`` inside the one that the environment variable
+        ``SEALST_WEIGHTS`` names, in the hub's cache, and on the hub.
+    genes
+        Symbols of the 2,000 genes, in the order of the model's inputs and outputs. The order cannot be checked.
+    crop_um, crop_px
+        Crops the model takes, side in µm and in pixels; the defaults are those of the paper.
+    device
+        Device; default ``settings.device``.
+
+    Returns
+    -------
+    The model, in evaluation mode.
+
+    Raises
+    ------
+    WeightsError
+        When a file cannot be had or is damaged, or is that of another model; names the first tensors that differ.
+    DataError
+        When `name` is unknown, or the number of `genes` is another one.
+
+    Warns
+    -----
+    When `genes` is not given.
+
+    Examples
+    --------
+    >>> model = sl.models.load_official("uni2-h", genes=names)  # doctest: +SKIP
+    """
+    check_choice("name", name, [*RELEASES, *_ALIASES])
+    check_positive("crop_um", crop_um)
+    check_positive("crop_px", crop_px)
+    release = RELEASES[_ALIASES.get(name, name)]
+    crop = CropSpec(float(crop_um), int(crop_px))
+    return load_release(release, {"vision": vision, "omics": omics}, genes=genes, crop=crop, device=device)
+
+
+def load_release(
+    release: Release,
+    given: Mapping[str, str | Path | None],
+    *,
+    genes: Sequence[str] | None,
+    crop: CropSpec,
+    device: str | None,
+) -> SealModel:
+    """Load a published model from the files given, or from where they usually are; see `load_official`."""
+    panel = _panel(release, genes)
+    paths = {kind: find_file(_sought(release, kind), given[kind]) for kind in _PROBES}
+    states = {kind: unwrapped(read_tensors(path, release.name)) for kind, path in paths.items()}
+    for kind in _PROBES:
+        _check_kind(release, kind, states[kind], paths[kind])
+    parts = split_vision(states["vision"])
+    encoder = build_from_tensors(release.spec, parts.tower, paths["vision"])
+    adapter = published_adapter(parts, encoder, str(paths["vision"]))
+    gene_encoder = GeneVAEParams(hidden=release.hidden, n_flows=count_flows(states["omics"]), invertible=False)
+    head = HeadParams(release.head, norm=False, relu=True)
+    with seeded(0):
+        model = SealModel(encoder, panel, crop=crop, adapter=adapter, gene_encoder=gene_encoder, head=head)
+    lora = {name: tensor for name, tensor in encoder.vit.state_dict().items() if "lora_" in name}
+    _fill(lora, dict(zip(lora, lora, strict=True)), parts.lora, paths["vision"], release)
+    _fill_module(model.image_head, VISION_HEAD, parts.head, paths["vision"], release)
+    _fill_module(model.gene_encoder, OMICS, flat_flows(states["omics"]), paths["omics"], release)
+    model.provenance = {
+        "source": HF_ID,
+        "files": {kind: {"name": path.name, "sha256": _sha256(path)} for kind, path in paths.items()},
+        "note": "training sections and patients are not published",
+    }
+    return model.to(resolve_device(device)).eval()
+
+
+def _panel(release: Release, genes: Sequence[str] | None) -> GenePanel:
+    n = release.n_genes
+    if genes is None:
+        warn(
+            f"The published files do not name the {n} genes of {release.name!r}: expression has placeholder names, and "
+            "nothing can be matched by gene. Pass `genes=`, the names in the order of the model's outputs."
+        )
+    names = placeholder_names(n) if genes is None else tuple(genes)
+    if isinstance(genes, str) or len(names) != n:
+        raise DataError(f"`genes` must be the {n} names in the order of the model's outputs, found {len(names)}.")
+    return GenePanel(names, np.zeros(n), np.ones(n))
+
+
+def _sought(release: Release, kind: str) -> Sought:
+    return Sought(
+        what=f"{release.name} ({kind})",
+        folders=(release.name,),
+        names=(release.filename(kind),),
+        hf_id=HF_ID,
+        gated=True,
+        passing=f"`{kind}='<folder>/{{name}}'` to `sl.models.load_official`",
+    )
+
+
+def _check_kind(release: Release, kind: str, state: State, path: Path) -> None:
+    """Tell files of the other kind and of other models, which strict loading would report by many names."""
+    dim, expected = release.spec.dim, release.filename(kind)
+    other = next(k for k in _PROBES if k != kind)
+    probe, axis = _PROBES[kind]
+    if probe not in state and _PROBES[other][0] in state:
+        raise WeightsError(f"{str(path)!r} is the {other} file of a SEAL model; pass {expected!r} as `{kind}`.")
+    found = state.get(probe)
+    if found is not None and found.ndim == 2 and found.shape[axis] != dim:
+        raise WeightsError(
+            f"{str(path)!r} is not of {release.name!r}: {probe} has shape {tuple(found.shape)}, so embeddings have "
+            f"{found.shape[axis]} values, expected {dim}. Pass {expected!r}; both files must be of the same encoder."
+        )
+
+
+def _fill_module(module: nn.Module, modules: Mapping[str, str], state: State, path: Path, release: Release) -> None:
+    own = module.state_dict()
+    _fill(own, file_names(own, modules), state, path, release)
+
+
+def _fill(own: State, names: Mapping[str, str], state: State, path: Path, release: Release) -> None:
+    """Copy tensors of a file into ours, strictly; `names` are those of the file → ours."""
+    if problem := mismatch(state, {name: own[ours] for name, ours in names.items()}):
+        raise WeightsError(
+            f"{str(path)!r} does not hold the weights of {release.name!r}: {problem}. They are published as {HF_ID}."
+        )
+    with torch.no_grad():
+        for name, ours in names.items():
+            own[ours].copy_(state[name])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,190 @@
+"""Writing a model to disk, exporting it, and passing it on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from sealst.models._seal.net import SealModel
+
+
+class Sharing:
+    """What `SealModel` can do with folders and the model hub; apart from it because the descriptions are long."""
+
+    def save(self, path: str | Path, *, include_base: bool = False, overwrite: bool = False) -> Path:
+        """Write the model to a folder, atomically.
+
+        Parameters
+        ----------
+        path
+            New folder.
+        include_base
+            Whether to store the base encoder's weights too (mind their licence). Random base weights always are.
+        overwrite
+            Whether to replace an existing model folder.
+
+        Returns
+        -------
+        The folder.
+        """
+        from sealst.models._seal.store import save_model
+
+        return save_model(cast("SealModel", self), Path(path), include_base=include_base, overwrite=overwrite)
+
+    def export_timm(self, path: str | Path, *, evaluation: pd.DataFrame | None = None, overwrite: bool = False) -> Path:
+        """Write the image encoder as a plain timm folder, with the adapter merged into its weights.
+
+        ``timm.create_model("local-dir:<folder>", pretrained=True)`` loads it with nothing of ours installed, and it
+        takes the place of the encoder it came from. Where timm knows no such pooling (``"cls+mean"``, attention), it
+        returns all tokens, and the folder's card has the lines that pool them. What was written is loaded again and
+        compared; embeddings agree to 1e-5 of the largest value, or there is no folder.
+
+        Parameters
+        ----------
+        path
+            New folder.
+        evaluation
+            ``.table`` of what `sealst.tl.evaluate` returns, for the card.
+        overwrite
+            Whether to replace an earlier export.
+
+        Returns
+        -------
+        The folder: ``config.json``, ``model.safetensors``, ``README.md``.
+
+        Raises
+        ------
+        CheckpointError
+            When the folder exists, or timm's own architecture gives other embeddings.
+        DataError
+            When the adapter cannot be merged.
+
+        Warns
+        -----
+        When the licence of the base encoder does not allow merged weights to be passed on.
+
+        Examples
+        --------
+        >>> model.export_timm("my_encoder")  # doctest: +SKIP
+        """
+        from sealst.models._seal.export import export_timm
+
+        return export_timm(cast("SealModel", self), Path(path), evaluation=evaluation, overwrite=overwrite)
+
+    def export_adapter(
+        self, path: str | Path, *, evaluation: pd.DataFrame | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write the LoRA layers alone, in peft's format, with the hash of the weights that they belong to.
+
+        Parameters
+        ----------
+        path
+            New folder.
+        evaluation
+            ``.table`` of what `sealst.tl.evaluate` returns, for the card.
+        overwrite
+            Whether to replace an earlier export.
+
+        Returns
+        -------
+        The folder: ``adapter_config.json``, ``adapter_model.safetensors``, ``base.json``, ``README.md``.
+
+        Raises
+        ------
+        CheckpointError
+            When the folder exists.
+        DataError
+            When the adapter is not LoRA.
+
+        Examples
+        --------
+        >>> model.export_adapter("my_adapter")  # doctest: +SKIP
+        """
+        from sealst.models._seal.export import export_adapter
+
+        return export_adapter(cast("SealModel", self), Path(path), evaluation=evaluation, overwrite=overwrite)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = True, revision: str | None = None, message: str | None = None
+    ) -> str:
+        """Commit the model to a repository of the model hub, with the token in the environment variable ``HF_TOKEN``.
+
+        What is pushed is the folder that `save` writes, without the base encoder's weights (random ones are always
+        stored). An earlier model in the repository is replaced, other files in it are removed; its history keeps both.
+
+        Parameters
+        ----------
+        repo_id
+            ``"owner/name"``; made when it does not exist.
+        private
+            Whether a new repository is private. An existing one that is public needs ``private=False``.
+        revision
+            Branch; made when it does not exist. Default: the main branch.
+        message
+            Title of the commit; default: the model's fingerprint.
+
+        Returns
+        -------
+        Hash of the commit, to be passed to `from_pretrained` as `revision`.
+
+        Raises
+        ------
+        DataError
+            When `repo_id` is not ``"owner/name"``.
+        CheckpointError
+            When there is no token, the hub refuses it or cannot be reached, or the repository is public (with
+            ``private=True``) or holds something else than a model.
+
+        Examples
+        --------
+        >>> commit = model.push_to_hub("my-lab/seal-breast")  # doctest: +SKIP
+        """
+        from sealst.models._seal.hub import push_model
+
+        return push_model(cast("SealModel", self), repo_id, private=private, revision=revision, message=message)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        encoder: str | None = None,
+        weights: str | Path | None = None,
+        device: str | None = None,
+    ) -> SealModel:
+        """Load a model from a folder or from the model hub.
+
+        Parameters
+        ----------
+        name
+            Model folder, or ``"owner/name"`` on the hub. A folder of that name comes first; ``"hf-hub:owner/name"``
+            always means the hub. Private models need a token in the environment variable ``HF_TOKEN``.
+        revision
+            Branch, tag or full commit hash on the hub. A hash that is in the cache on disk needs no network.
+        encoder, weights, device
+            As for `sealst.models.load`.
+
+        Returns
+        -------
+        The model, in evaluation mode. When the hub cannot be reached, the copy in the cache is loaded, and a warning in
+        the log says which commit that is.
+
+        Raises
+        ------
+        CheckpointError
+            When the model cannot be fetched, or for the reasons that `sealst.models.load` has.
+        WeightsError
+            When the base weights cannot be had.
+
+        Examples
+        --------
+        >>> model = sl.models.SealModel.from_pretrained("my-lab/seal-breast")  # doctest: +SKIP
+        """
+        from sealst.models._seal.hub import fetch_model
+        from sealst.models._seal.store import load
+
+        return load(fetch_model(name, revision=revision), encoder=encoder, weights=weights, device=device)

@@ -1,0 +1,253 @@
+"""A model on disk: self-describing, strict, written atomically; see ``docs/model_format.md``."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sealst._core.device import resolve_device, seeded
+from sealst._core.genes.panel import GenePanel
+from sealst._errors import CheckpointError, DataError
+from sealst._files import new_folder, write_json
+from sealst._validate import listed
+from sealst._version import __version__
+from sealst.models._adapters.adapters import FrozenParams, resolve_adapter
+from sealst.models._adapters.files import ADAPTER_FILE, check_tensors, load_adapter, save_adapter
+from sealst.models._encoders.build import build_encoder, build_from_spec
+from sealst.models._encoders.encoder import Encoder, weights_hash
+from sealst.models._encoders.spec import EncoderSpec
+from sealst.models._genes.registry import resolve_gene_encoder
+from sealst.models._head import HeadParams
+from sealst.models._seal.card import model_card
+from sealst.models._seal.heads import resolve_projection
+from sealst.models._seal.net import CropSpec, SealModel
+
+_FORMAT = 3
+#: arguments of a timm model that do not change what it makes of a crop
+_FREE_ARGS = ("img_size", "in_chans", "dynamic_img_size", "global_pool", "fc_norm", "num_classes", "drop_path_rate")
+#: files without which a folder is no model
+FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors")
+
+
+def needed_files(folder: Path) -> list[str]:
+    """Files that a model's folder must have, by what its facts say."""
+    names = list(FILES)
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        if _read(folder / "config.json")["adapter"]["kind"] != FrozenParams.kind:
+            names.append(f"adapter/{ADAPTER_FILE}")
+        if _read(folder / "base.json")["included"]:
+            names += ["base/config.json", "base/model.safetensors"]
+    return names
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def save_model(model: SealModel, path: Path, *, include_base: bool, overwrite: bool) -> Path:
+    """Write to a temporary folder beside `path`, then rename; see `SealModel.save`."""
+    with new_folder(path, overwrite=overwrite, marker="config.json") as work:
+        _write(model, work, include_base or not model.encoder.spec.pretrained)
+    return path
+
+
+def _write(model: SealModel, folder: Path, include_base: bool) -> None:
+    spec = model.encoder.spec
+    config = {
+        "format": _FORMAT,
+        "sealst": __version__,
+        "encoder": spec.to_dict(),
+        "adapter": model.adapter.to_dict(),
+        "gene_encoder": model.gene_params.to_dict(),
+        "head": asdict(model.head),
+        "projection": asdict(model.projection),
+        "organs": list(model.organs),
+        "crop": asdict(model.crop),
+        "fingerprint": model.fingerprint,
+        "training": model.provenance,
+    }
+    write_json(folder / "config.json", config)
+    model.panel.to_tsv(folder / "panel.tsv")
+    write_json(folder / "base.json", {"sha256": weights_hash(model.encoder.base_state()), "included": include_base})
+    save_adapter(model.encoder, folder / "adapter")
+    heads = {k: v.detach().cpu().contiguous() for k, v in model.own_state().items()}
+    save_file(heads, folder / "heads.safetensors")
+    if include_base:
+        _write_base(model.encoder, folder / "base")
+    if len(model.history):
+        model.history.to_csv(folder / "history.csv", index=False)
+    (folder / "README.md").write_text(model_card(model), encoding="utf-8")
+
+
+def _write_base(encoder: Encoder, folder: Path) -> None:
+    """Store the pretrained encoder as a timm folder that ``timm.create_model("local-dir:…")`` loads."""
+    plain = encoder.plain()
+    plain.load_state_dict(encoder.base_state())
+    timm.models.save_for_hf(plain, str(folder), model_args=dict(encoder.spec.model_args), safe_serialization=True)
+
+
+def load(
+    path: str | Path,
+    *,
+    encoder: str | None = None,
+    weights: str | Path | None = None,
+    device: str | None = None,
+) -> SealModel:
+    """Load a model that `SealModel.save` wrote.
+
+    Parameters
+    ----------
+    path
+        Model folder.
+    encoder
+        Where the base weights are now, when they have moved since training: ``"local-dir:<folder>"`` or a timm name.
+    weights
+        File or folder with the base weights, for an encoder known by name; see `build_encoder`.
+    device
+        Device; default ``settings.device``.
+
+    Returns
+    -------
+    The model, in evaluation mode; predictions equal those before saving.
+
+    Raises
+    ------
+    CheckpointError
+        When a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the base weights are
+        not those the adapter was trained on.
+    WeightsError
+        When the base weights cannot be had.
+
+    Examples
+    --------
+    >>> model = sl.models.load("my_model")  # doctest: +SKIP
+    """
+    folder = Path(path)
+    config, base = _read_json(folder)
+    try:
+        with seeded(0):
+            model = _restored(folder, config, base, encoder=encoder, weights=weights)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"config.json or base.json in {str(folder)!r} is damaged: {error}.") from error
+    if model.fingerprint != config["fingerprint"]:
+        raise CheckpointError(
+            f"Weights in {str(folder)!r} do not match config.json's fingerprint; the folder is damaged."
+        )
+    if (log := folder / "history.csv").is_file():
+        import pandas as pd
+
+        model.history = pd.read_csv(log)
+    return model.to(resolve_device(device)).eval()
+
+
+def _restored(
+    folder: Path, config: dict[str, Any], base: dict[str, Any], *, encoder: str | None, weights: str | Path | None
+) -> SealModel:
+    spec = EncoderSpec.from_dict(config["encoder"])
+    built = _base(spec, folder / "base" if base["included"] else None, encoder, weights)
+    if (found := weights_hash(built.base_state())) != base["sha256"]:
+        raise CheckpointError(
+            f"The base weights of {built.spec.key!r} (sha256 {found[:12]}…) are not those the adapter was trained on "
+            f"({base['sha256'][:12]}…, {spec.key!r}). Pass the right ones with `encoder=`."
+        )
+    _check_architecture(built.spec, spec)
+    # The stored record decides how crops are fed; where the weights are now is all that may have changed.
+    moved = replace(spec, key=encoder or spec.key, model_args=built.spec.model_args)
+    model = SealModel(
+        Encoder(built.vit, moved),
+        GenePanel.from_tsv(folder / "panel.tsv"),
+        crop=CropSpec(**config["crop"]),
+        **_parts(config),
+    )
+    _load_trained(model, folder)
+    model.provenance = config["training"]
+    return model
+
+
+def _parts(config: dict[str, Any]) -> dict[str, Any]:
+    """Records of the trained parts."""
+    try:
+        return {
+            "adapter": resolve_adapter(config["adapter"]),
+            "gene_encoder": resolve_gene_encoder(config["gene_encoder"]),
+            "head": HeadParams(**config["head"]),
+            "projection": resolve_projection(config["projection"]),
+            "organs": list(config["organs"]),
+        }
+    except DataError as error:
+        raise CheckpointError(f"config.json is damaged or of another version: {error}") from error
+
+
+def _check_architecture(built: EncoderSpec, stored: EncoderSpec) -> None:
+    """Arguments without weights of their own, such as the number of heads, are not in the hash of the weights."""
+    a, b = ({k: v for k, v in spec.model_args.items() if k not in _FREE_ARGS} for spec in (built, stored))
+    if a != b or (built.n_prefix, built.patch_px) != (stored.n_prefix, stored.patch_px):
+        raise CheckpointError(
+            f"The base encoder {built.key!r} has the right weights, but is built with {a}; the adapter was trained on "
+            f"{b}. Pass the right one with `encoder=`."
+        )
+
+
+def _base(spec: EncoderSpec, stored: Path | None, encoder: str | None, weights: str | Path | None) -> Encoder:
+    """The base encoder, from where the user says it is, from the model's own folder, or from its usual place."""
+    if encoder is not None:
+        return build_encoder(encoder, pool=spec.pool, weights=weights)
+    if spec.hf_id:
+        # Of a pathology encoder the stored record says how it is built, also when the registry has changed since.
+        return build_from_spec(spec, weights=weights or stored)
+    if stored is not None and weights is None:
+        return build_encoder(f"local-dir:{stored}", pool=spec.pool)
+    return build_encoder(spec.key, pool=spec.pool, weights=weights)
+
+
+def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    if not folder.exists():
+        raise CheckpointError(f"No model at {str(folder)!r} (looked for {str(folder.absolute())!r}).")
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
+        raise CheckpointError(
+            f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.{_model_near(folder)}"
+        )
+    try:
+        config, base = _read(folder / "config.json"), _read(folder / "base.json")
+    except ValueError as error:
+        raise CheckpointError(f"A JSON file in {str(folder)!r} is damaged: {error}.") from error
+    if not isinstance(config, dict) or not isinstance(base, dict):
+        raise CheckpointError(f"A JSON file in {str(folder)!r} is damaged: it holds no mapping.")
+    if config.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"Model format {config.get('format')!r} in {str(folder)!r} (written by sealst {config.get('sealst')}) is "
+            f"not the one that this version reads ({_FORMAT})."
+        )
+    return config, base
+
+
+def _model_near(folder: Path) -> str:
+    """Where a model lies in a folder that is none: in the folder of its run, or one folder further down."""
+    inside = folder / "model"
+    if _is_complete(inside):
+        return f" It is the folder of a run; its model is {str(inside)!r}."
+    below = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    found = [str(p) for one in below for p in (one, one / "model") if _is_complete(p)]
+    return f" {'A model lies' if len(found) == 1 else 'Models lie'} in {listed(found, 4)}." if found else ""
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in FILES)
+
+
+def _load_trained(model: SealModel, folder: Path) -> None:
+    own = model.own_state()
+    try:
+        heads = load_file(folder / "heads.safetensors")
+        load_adapter(model.encoder, folder / "adapter")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"Weights in {str(folder)!r} cannot be read: {error}") from error
+    check_tensors("heads.safetensors", own, heads)
+    model.load_trained(heads)

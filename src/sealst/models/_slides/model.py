@@ -1,0 +1,161 @@
+"""A fitted slide model: what predicts labels of slides from bags of tile embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sealst._core.device import resolve_device
+from sealst._core.scores.slide_evaluation import SlideEvaluation
+from sealst._errors import DataError
+from sealst._html import as_html
+from sealst._validate import check_choice, listed
+from sealst.models._slides.net import SlideNet, SlideOutput
+
+
+@dataclass(frozen=True)
+class SlideSpec:
+    """What a slide model predicts, from what."""
+
+    #: ``"classification"``, ``"regression"`` or ``"survival"``
+    task: str
+    #: columns that are predicted; for survival the time
+    targets: tuple[str, ...]
+    #: per target its classes in the order of probabilities, for classification
+    classes: Mapping[str, tuple[str, ...]]
+    #: column that says whether the event was seen, for survival
+    event: str | None
+    aggregator: str
+    #: name of the embedding
+    key: str
+    #: fingerprint or name of the model that made the embedding; None where it is not known
+    embedding: str | None
+    #: length of an embedding
+    dim: int
+    hidden: int
+    attention: int
+    dropout: float
+
+    def n_out(self, target: str) -> int:
+        """Number of outputs of a network."""
+        return len(self.classes[target]) if self.classes else 1
+
+    def build(self, target: str) -> SlideNet:
+        """Build a network for one target, with weights drawn by torch's random state."""
+        widths: dict[str, Any] = {"hidden": self.hidden, "attention": self.attention, "dropout": self.dropout}
+        return SlideNet(self.aggregator, self.dim, self.n_out(target), **widths)
+
+
+@dataclass(frozen=True, eq=False)
+class SlideModel:
+    """Predicts labels of slides from their tiles' embeddings; made by `sealst.tl.fit_slide` or `load_slide`.
+
+    The networks of all folds are kept and their predictions averaged.
+
+    Attributes
+    ----------
+    spec
+        Task, targets, classes, aggregator and the embedding that is needed.
+    members
+        Per target the networks of the folds.
+    evaluation
+        What cross-validation found, `sealst.tl.SlideEvaluation`.
+    test_evaluation
+        What the slides that were kept out say about the averaged networks; None without any.
+    provenance
+        Parameters, patients, seed, folds and versions.
+    """
+
+    spec: SlideSpec
+    members: Mapping[str, Sequence[SlideNet]] = field(repr=False)
+    evaluation: SlideEvaluation
+    test_evaluation: SlideEvaluation | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any weight and with what is predicted."""
+        digest = hashlib.sha256(json.dumps(asdict(self.spec), sort_keys=True).encode())
+        for target in self.spec.targets:
+            for net in self.members[target]:
+                for name, tensor in sorted(net.trained_state().items()):
+                    digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def to(self, device: str | torch.device | None) -> SlideModel:
+        """Move all networks to a device; returns the model."""
+        where = device if isinstance(device, torch.device) else resolve_device(device)
+        for nets in self.members.values():
+            for net in nets:
+                net.to(where)
+        return self
+
+    def predict(self, features: np.ndarray, xy: np.ndarray | None = None, *, target: str | None = None) -> SlideOutput:
+        """Prediction of one slide, averaged over the networks of the folds.
+
+        Parameters
+        ----------
+        features
+            Embeddings of all tiles (n_tiles, dim), finite.
+        xy
+            Centres of the tiles (n_tiles, 2), which aggregators that look at the order of tiles need.
+        target
+            Which target; default the first.
+
+        Returns
+        -------
+        ``value``: probabilities (n_classes,) or one number (the prediction in its unit, or the log risk); ``attention``
+        (n_tiles,), sums to 1.
+        """
+        target = self.spec.targets[0] if target is None else target
+        check_choice("target", target, self.spec.targets)
+        if features.ndim != 2 or features.shape[1] != self.spec.dim or not len(features):
+            raise DataError(
+                f"Embeddings must be (n_tiles >= 1, {self.spec.dim}), found {features.shape}; the model was fitted on "
+                f"{self.spec.key!r}."
+            )
+        return averaged([net.predict(features, xy) for net in self.members[target]])
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model into a folder of JSON, safetensors and CSV files.
+
+        Parameters
+        ----------
+        path
+            Folder; appears complete or not at all.
+        overwrite
+            Whether to replace an existing slide model.
+
+        Returns
+        -------
+        The folder.
+        """
+        from sealst.models._slide_store import save_slide
+
+        return save_slide(self, Path(path), overwrite=overwrite)
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        n = len(self.members[spec.targets[0]])
+        return f"SlideModel: {spec.task} of {listed(spec.targets)} from {spec.key!r}, {spec.aggregator} x {n}"
+
+    def _repr_html_(self) -> str:
+        spec = self.spec
+        made_by = "" if spec.embedding is None else f" of {spec.embedding}"
+        facts = {"task": spec.task, "targets": listed(spec.targets), "embedding": f"{spec.key}{made_by}"}
+        facts |= {f"classes of {target}": ", ".join(classes) for target, classes in spec.classes.items()}
+        facts["aggregator"] = f"{spec.aggregator}, {len(self.members[spec.targets[0]])} networks per target"
+        held_out = self.evaluation.summary().round(3).reset_index().to_dict("records")
+        return as_html("SlideModel", facts, rows=[{str(k): v for k, v in row.items()} for row in held_out])
+
+
+def averaged(outputs: Sequence[SlideOutput]) -> SlideOutput:
+    """Mean of several networks' predictions and attention."""
+    return SlideOutput(*(np.mean([getattr(o, name) for o in outputs], axis=0) for name in SlideOutput._fields))

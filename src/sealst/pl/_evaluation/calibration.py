@@ -1,0 +1,151 @@
+"""Whether predictions mean what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sealst._evaluation import Evaluation
+from sealst._section import tables as _section
+from sealst._validate import check_positive
+from sealst.pl import _base
+from sealst.pl._evaluation.gene_scatter import columns_of, plain, square_axes
+from sealst.pl._evaluation.methods import colours_of, dense, pick, require_spots
+
+#: a bin with fewer values says little
+_MIN_IN_BIN = 5
+
+
+def calibration(
+    result: Evaluation,
+    *,
+    methods: str | Sequence[str] | None = None,
+    sections: str | Sequence[str] | None = None,
+    genes: Sequence[str] | None = None,
+    n_bins: int = 10,
+    n_cols: int | None = None,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+) -> Figure | Axes:
+    """Compare what was predicted with what was measured there, one line per method and one panel per section.
+
+    All pairs of spot and gene of a section are sorted by the prediction and cut into bins of equal size; a dot is the
+    mean of a bin. Each gene's measured mean is taken off both sides, because differences between genes would otherwise
+    put every method on the diagonal. On the diagonal, predictions are calibrated; a flatter line says that a method
+    promises larger differences between spots than there are, a steeper one that it is too cautious.
+
+    Parameters
+    ----------
+    result
+        What `tl.evaluate` returns, with held-out spots in ``.spots``.
+    methods
+        Methods to show; by default all.
+    sections
+        Sections to show, in this order; by default all.
+    genes
+        Genes to pool; by default all that were scored.
+    n_bins
+        Bins per method.
+    n_cols
+        Panels in a row; by default up to 3, then a shape near a square.
+    ax
+        Axes to draw into, for a single section.
+    save
+        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
+        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
+    show
+        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
+        ends); False closes the figure in pyplot, so that only what is returned shows it.
+
+    Returns
+    -------
+    The Figure, or `ax` where it was given.
+
+    Raises
+    ------
+    MissingKeyError
+        When a method, a section or a gene is absent.
+    DataError
+        When no spots were kept.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> figure = sl.pl.calibration(result, save="calibration.png")  # doctest: +SKIP
+    """
+    _base.check_save(save)
+    check_positive("n_bins", n_bins)
+    names = pick("sections", sections, list(require_spots(result).spots))
+    known = list(dict.fromkeys(m for name in names for m in _section.layer_names(result.spots[name])))
+    chosen = pick("methods", methods, known)
+    _base.check_single(ax, len(names), how="`sections=`")
+    lines = {
+        name: {m: _binned(result.spots[name], m, genes, n_bins) for m in chosen if m in result.spots[name].layers}
+        for name in names
+    }
+    n_cols = columns_of(len(names), n_cols)
+    axes = [ax] if ax is not None else square_axes(len(names), n_cols, right=_legend_width(chosen))
+    colours = colours_of(known)
+    limits = _limits([line for own in lines.values() for line in own.values()])
+    for one, (name, own) in zip(axes, lines.items(), strict=True):
+        _draw(one, own, name, colours=colours, limits=limits)
+    handles = {text: h for one in axes for h, text in zip(*one.get_legend_handles_labels(), strict=True)}
+    # Beside the panel at the end of the first row: inside it would hide lines.
+    last = axes[min(n_cols, len(axes)) - 1]
+    style = {"fontsize": _base.SMALL_SIZE, "frameon": False, "borderaxespad": 0}
+    last.legend(list(handles.values()), list(handles), loc="upper left", bbox_to_anchor=(1.03, 1), **style)
+    figure = _base.figure_of(axes[0])
+    _base.finish(figure, save, show, own=ax is None)
+    return figure if ax is None else ax
+
+
+def _legend_width(methods: Sequence[str]) -> float:
+    # Key and spaces are half an inch wide.
+    return 0.55 + max(_base.text_width(text, _base.SMALL_SIZE) for text in (*methods, "calibrated"))
+
+
+def _binned(spots: AnnData, method: str, genes: Sequence[str] | None, n_bins: int) -> np.ndarray:
+    """Mean predicted and measured deviation of every bin (bins, 2)."""
+    chosen = pick("genes", genes, [str(g) for g in spots.var_names])
+    columns = spots.var_names.get_indexer(chosen)
+    measured, predicted = dense(spots.X)[:, columns], dense(spots.layers[method])[:, columns]
+    known = np.isfinite(measured) & np.isfinite(predicted)
+    level = np.divide(
+        np.where(known, measured, 0).sum(0), known.sum(0), out=np.zeros(len(columns)), where=known.any(axis=0)
+    )
+    x, y = (predicted - level)[known], (measured - level)[known]
+    order = np.argsort(x, kind="stable")
+    parts = [part for part in np.array_split(order, n_bins) if len(part)]
+    parts = [part for part in parts if len(part) >= _MIN_IN_BIN] or [order]
+    means = np.array([[x[part].mean(), y[part].mean()] for part in parts if len(part)])
+    if len(means) and np.ptp(means[:, 0]) < 1e-4:
+        # A constant prediction is one point, whatever order its ties stand in.
+        means = np.array([[x.mean(), y.mean()]])
+    return means.reshape(-1, 2)
+
+
+def _limits(lines: Sequence[np.ndarray]) -> tuple[float, float]:
+    values = np.concatenate([line.ravel() for line in lines] or [np.zeros(1)])
+    edge = 1.08 * float(np.abs(values).max(initial=0.05))
+    return -edge, edge
+
+
+def _draw(
+    ax: Axes, lines: dict[str, np.ndarray], name: str, *, colours: dict[str, str], limits: tuple[float, float]
+) -> None:
+    ax.set_xlim(limits)
+    ax.set_ylim(limits)
+    ax.set_aspect("equal", adjustable="box")
+    plain(ax)
+    for method, line in lines.items():
+        ax.plot(*line.T, color=colours[method], marker="o", markersize=3, linewidth=1.2, label=method)
+    ax.plot(limits, limits, color="black", linewidth=0.8, linestyle="--", zorder=1, label="calibrated")
+    ax.set_title(_base.shorten(name, 40), fontsize=_base.TITLE_SIZE)
+    ax.set_xlabel(f"predicted ({_base.EXPRESSION_UNIT} less mean)", fontsize=_base.SMALL_SIZE + 1)
+    ax.set_ylabel(f"measured ({_base.EXPRESSION_UNIT} less mean)", fontsize=_base.SMALL_SIZE + 1)

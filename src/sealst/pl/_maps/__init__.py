@@ -1,0 +1,1 @@
+"""Maps on the tissue, and galleries of crops."""

@@ -1,0 +1,181 @@
+"""Where a slide-level model looked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from scipy.stats import rankdata
+from spatialdata import SpatialData
+
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._section import tables as _section
+from sealst._validate import check_choice, check_fraction, whole
+from sealst.pl import _base
+from sealst.pl._maps.crops import Gallery, draw_beside, load_crops, spot_title
+from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
+
+
+def attention(
+    sdata: SpatialData,
+    *,
+    key: str = Keys.ATTENTION,
+    n: int = 8,
+    scale: Literal["percentile", "linear"] = "percentile",
+    title: str | None = None,
+    percentiles: tuple[float, float] = (1.0, 99.0),
+    cmap: str = "viridis",
+    alpha: float = 0.6,
+    image_alpha: float = 1.0,
+    spot_size: float = 1.0,
+    region: str | None = None,
+    coordinate_system: str = "global",
+    table_key: str = Keys.TABLE,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+) -> Figure | Axes:
+    """Show where a slide-level model looked: attention on the H&E, and the most attended crops.
+
+    Few tiles usually hold most of the attention, so colours show its percentile within the slide: they tell which
+    tiles count more than others, not how much more. That stands in the crops' titles, as a multiple of the mean, and
+    in the figure's title, which says how many tiles hold half of the attention. Attention tells what a model used, not
+    what causes the label.
+
+    Parameters
+    ----------
+    sdata
+        Slide with attention (`tl.predict_slide`) and crops (`pp.pair_crops`).
+    key
+        ``.obs`` column with the attention: weights that are not negative and sum to 1 over the slide.
+    n
+        Most attended crops to show, beside the map; 0 for the map alone.
+    scale
+        ``"percentile"``: rank within the slide, 0 to 100; ``"linear"``: multiple of the mean.
+    title
+        Title above the map and its crops; by default the slide, and how many tiles hold half of the attention.
+    percentiles
+        Percentiles of the attention at which colours saturate, with ``scale="linear"``.
+    cmap
+        Colour map.
+    alpha
+        Opacity of the tiles, 0 to 1.
+    image_alpha
+        Opacity of the H&E, 0 to 1.
+    spot_size
+        Factor on the tiles' true size.
+    region
+        Region (slide) to show; needed where the table has several.
+    coordinate_system
+        System in which tiles and image meet.
+    table_key
+        Table whose rows are the tiles.
+    ax
+        Axes to draw into, for the map alone (``n=0``).
+    save
+        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
+        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
+    show
+        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
+        ends); False closes the figure in pyplot, so that only what is returned shows it.
+
+    Returns
+    -------
+    The Figure, or `ax` where it was given.
+
+    Raises
+    ------
+    OrderError
+        When there is no attention, or tiles were not paired with crops.
+    DataError
+        When the table has several regions and none is named, or the column cannot be attention.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> figure = sl.pl.attention(sdata, n=8, save="attention.png")  # doctest: +SKIP
+    """
+    _base.require_spatialdata(sdata)
+    _base.check_save(save)
+    _base.check_map_options(percentiles, image_alpha, spot_size)
+    check_fraction("alpha", alpha)
+    n = whole("n", n, least=0)
+    check_choice("scale", scale, ["percentile", "linear"])
+    table = _section.get_table(sdata, table_key)
+    one = _base.one_region(table, region)
+    weights = _base.stored_column(table, key, "sl.tl.predict_slide(sdata, model)")
+    usable = _section.crop_boxes(sdata, table, one)[0]
+    folds = _folds_of_mean(weights, one.rows, key)
+    rows = usable[np.isfinite(folds[usable])]
+    if not rows.size:
+        raise DataError(f"No tile of region {one.name!r} has both attention and a crop; pair crops with the tiles.")
+    rows = rows[np.argsort(-folds[rows], kind="stable")][:n]
+    _base.check_single(ax, 1 + len(rows), how="`n=0`, which is the map alone")
+    tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
+    heading = f"{one.section}: {_concentration(folds[one.rows])}" if title is None else title
+    panel = _panel(folds[one.rows], scale, cmap, percentiles)
+    style = MapStyle(image_alpha, spot_size, alpha=alpha)
+    if not n:
+        panel = replace(panel, title=heading)
+        return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
+    texts = [f"{spot_title(table, row)}\n{_times(folds[row])} the mean" for row in rows]
+    shown = load_crops(sdata, table, rows, [one], _crop_um(table))
+    galleries = [Gallery("Most attended (circled on the map)", shown, texts)]
+    figure = draw_beside(tissue, panel, style, galleries=galleries, heading=heading)
+    _circle(figure.axes[0], tissue.centres[np.isin(one.rows, rows)])
+    _base.finish(figure, save, show)
+    return figure
+
+
+def _folds_of_mean(weights: np.ndarray, rows: np.ndarray, key: str) -> np.ndarray:
+    """Attention as a multiple of its mean over the slide."""
+    own = weights[rows]
+    known = own[np.isfinite(own)]
+    if not known.size or known.min() < 0 or known.sum() <= 0:
+        found = "none" if not known.size else f"{known.min():.3g} to {known.max():.3g}"
+        raise DataError(
+            f"`.obs[{key!r}]` must hold weights that are not negative, and not all 0; found in this region: {found}. "
+            "Run `sl.tl.predict_slide(sdata, model)`, or show other values with `sl.pl.slide(sdata, color=...)`."
+        )
+    return weights / known.mean()
+
+
+def _panel(folds: np.ndarray, scale: str, cmap: str, percentiles: tuple[float, float]) -> Panel:
+    if scale == "linear":
+        return Panel("", folds, "attention (multiple of the mean)", cmap, _base.robust_limits([folds], percentiles))
+    known = np.isfinite(folds)
+    ranks = np.full(len(folds), np.nan)
+    # The middle of a tile's place, so that equal attention lies at 50 and the scale runs from 0 to 100.
+    ranks[known] = 100 * (rankdata(folds[known]) - 0.5) / known.sum()
+    return Panel("", ranks, "attention (percentile within the slide)", cmap, (0.0, 100.0))
+
+
+def _concentration(folds: np.ndarray) -> str:
+    """How many tiles hold half of the attention."""
+    ordered = np.sort(folds[np.isfinite(folds)])[::-1]
+    half = int(np.searchsorted(np.cumsum(ordered), ordered.sum() * (0.5 - 1e-9))) + 1
+    return f"half of the attention lies on {half} of {len(ordered)} tiles ({100 * half / len(ordered):.2g} %)"
+
+
+def _circle(ax: Axes, centres: np.ndarray) -> None:
+    """Mark places by circles that stay visible however small a tile is."""
+    halo = [withStroke(linewidth=2.4, foreground="white")]
+    style: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "zorder": 3}
+    ax.scatter(centres[:, 0], centres[:, 1], s=34, path_effects=halo, gid="attended", **style)
+
+
+def _times(value: float) -> str:
+    return f"{value:.0f} ×" if value >= 10 else f"{value:.1f} ×"
+
+
+def _crop_um(table: AnnData) -> float | None:
+    """Size of the crops that were embedded; None (the first that was paired) where it is not known."""
+    embedded: dict[str, Any] = table.uns.get(Keys.UNS, {}).get("embed", {}).get(Keys.EMBEDDING, {})
+    return None if "crop_um" not in embedded else float(embedded["crop_um"])

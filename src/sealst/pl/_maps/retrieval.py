@@ -1,0 +1,173 @@
+"""What a query found: where on the tissue, and what it looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from spatialdata import SpatialData
+
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._section import tables as _section
+from sealst._validate import whole
+from sealst.pl import _base
+from sealst.pl._maps.crops import Crop, Gallery, draw_beside, load_crops, spot_title
+from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
+
+
+def retrieval(
+    sdata: SpatialData,
+    *,
+    key: str = Keys.SIMILARITY,
+    rank_key: str | None = None,
+    n: int = 8,
+    title: str | None = None,
+    percentiles: tuple[float, float] = (1.0, 99.0),
+    cmap: str = "viridis",
+    image_alpha: float = 0.6,
+    spot_size: float = 1.0,
+    region: str | None = None,
+    coordinate_system: str = "global",
+    table_key: str = Keys.TABLE,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+) -> Figure | Axes:
+    """Show what a query found: similarity on the H&E, and the most and least similar crops.
+
+    The map stands on the left, the crops on the right.
+
+    Parameters
+    ----------
+    sdata
+        Section with the result of a query (`tl.retrieve`) and crops (`pp.pair_crops`).
+    key
+        ``.obs`` column with the similarity that `tl.retrieve` wrote.
+    rank_key
+        ``.obs`` column with the rank (1 = most similar), which stands before the similarity in the crops' titles. None
+        takes the one that `tl.retrieve` wrote beside `key`: ``"plasma_rank"`` beside ``"plasma_similarity"``; beside
+        ``"seal_similarity"``, and a column with another ending, titles do without where there is none.
+    n
+        Most similar, and least similar, crops to show; 0 for the map alone.
+    title
+        Title above the map and its crops; by default the query that `tl.retrieve` recorded.
+    percentiles
+        Percentiles of the similarity at which colours saturate.
+    cmap
+        Colour map of the similarity.
+    image_alpha
+        Opacity of the H&E, 0 to 1.
+    spot_size
+        Factor on the spots' true diameter.
+    region
+        Region to show; needed where the table has several.
+    coordinate_system
+        System in which spots and image meet.
+    table_key
+        Table whose rows are the spots.
+    ax
+        Axes to draw into, for the map alone (``n=0``).
+    save
+        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
+        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
+    show
+        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
+        ends); False closes the figure in pyplot, so that only what is returned shows it.
+
+    Returns
+    -------
+    The Figure, or `ax` where it was given.
+
+    Raises
+    ------
+    OrderError
+        When nothing was retrieved, ranks are missing, or spots were not paired with crops.
+    DataError
+        When the table has several regions and none is named, or none of its spots has a similarity.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> figure = sl.pl.retrieval(sdata, n=8, save="hits.png")  # doctest: +SKIP
+    """
+    _base.require_spatialdata(sdata)
+    _base.check_save(save)
+    _base.check_map_options(percentiles, image_alpha, spot_size)
+    n = whole("n", n, least=0)
+    table = _section.get_table(sdata, table_key)
+    one = _base.one_region(table, region)
+    similarity = _base.stored_column(table, key, "sl.tl.retrieve(sdata, model, query)")
+    rank = _ranks(table, key, rank_key)
+    usable = _section.crop_boxes(sdata, table, one)[0]
+    best, worst = _ends(similarity, usable, n, one.name)
+    _base.check_single(ax, 1 + len(best) + len(worst), how="`n=0`, which is the map alone")
+    tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
+    values = similarity[one.rows]
+    heading = _query(table, key) if title is None else title
+    panel = Panel("" if n else heading, values, "similarity", cmap, _base.robust_limits([values], percentiles))
+    style = MapStyle(image_alpha, spot_size)
+    if not n:
+        return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
+    hits = load_crops(sdata, table, np.concatenate([best, worst]), [one], _crop_um(table, key))
+    texts = _titles(table, hits, similarity, rank)
+    galleries = [Gallery("Most similar", hits[: len(best)], texts[: len(best)])]
+    galleries += [Gallery("Least similar", hits[len(best) :], texts[len(best) :])]
+    figure = draw_beside(tissue, panel, style, galleries=galleries, heading=heading)
+    _base.finish(figure, save, show)
+    return figure
+
+
+def _ends(similarity: np.ndarray, usable: np.ndarray, n: int, region: str) -> tuple[np.ndarray, np.ndarray]:
+    known = usable[np.isfinite(similarity[usable])]
+    if known.size < 2:
+        raise DataError(
+            f"{known.size} spot(s) of region {region!r} have a crop and a similarity; at least 2 are needed. "
+            "Run `sl.tl.retrieve(sdata, model, query)` on this region."
+        )
+    order = known[np.argsort(-similarity[known], kind="stable")]
+    # In a small section no spot may be both most and least similar.
+    n = min(n, len(order) // 2)
+    return order[:n], order[::-1][:n]
+
+
+def _ranks(table: AnnData, key: str, rank_key: str | None) -> np.ndarray | None:
+    """Ranks of the query that `key` answers; those of another query would look right and be wrong."""
+    prefix = key.removesuffix("_similarity")
+    found = rank_key
+    if rank_key is None:
+        found = f"{prefix}_rank"
+        if found not in table.obs and (prefix == key or key == Keys.SIMILARITY):
+            return None
+    call = f"sl.tl.retrieve(sdata, model, query, key_added={prefix!r})"
+    return _base.stored_column(table, str(found), call)
+
+
+def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank: np.ndarray | None) -> list[str]:
+    texts = []
+    for crop in hits:
+        place = f"#{rank[crop.row]:.0f}  " if rank is not None and np.isfinite(rank[crop.row]) else ""
+        texts.append(f"{spot_title(table, crop.row)}\n{place}{_base.number(similarity[crop.row], '.2f')}")
+    return texts
+
+
+def _recorded(table: AnnData, key: str) -> dict[str, Any]:
+    # `tl.retrieve` records a query with a prefix of its own beside the default one.
+    entry = "retrieve" if key == Keys.SIMILARITY else f"retrieve_{key.removesuffix('_similarity')}"
+    return dict(table.uns.get(Keys.UNS, {}).get(entry, {}))
+
+
+def _crop_um(table: AnnData, key: str) -> float | None:
+    """Size of the crops that were searched; None (the first that was paired) where it is not known."""
+    embedded = table.uns.get(Keys.UNS, {}).get("embed", {}).get(_recorded(table, key).get("key"), {})
+    return None if "crop_um" not in embedded else float(embedded["crop_um"])
+
+
+def _query(table: AnnData, key: str) -> str:
+    stored = _recorded(table, key).get("query")
+    return f"Query: {stored}" if isinstance(stored, str) and stored else "Similarity to the query"

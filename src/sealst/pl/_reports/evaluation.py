@@ -1,0 +1,284 @@
+"""One HTML file on an evaluation."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from spatialdata import SpatialData
+
+from sealst._errors import DataError
+from sealst._evaluation import Evaluation
+from sealst._files import write_text
+from sealst._section import tables as _section
+from sealst._validate import listed
+from sealst._version import __version__
+from sealst.pl import _base
+from sealst.pl._evaluation.bars import evaluation
+from sealst.pl._evaluation.calibration import calibration
+from sealst.pl._evaluation.gene_scatter import gene_scatter
+from sealst.pl._evaluation.methods import ADAPTED, FROZEN, MEAN, pick
+from sealst.pl._evaluation.pathway_agreement import pathway_agreement
+from sealst.pl._evaluation.residual_maps import residual_maps
+from sealst.pl._reports import evaluation_tables as tables
+from sealst.pl._reports import evaluation_text as text
+from sealst.pl._reports.html import Block, Picture, render
+
+_DPI = 110
+#: sections shown one by one: as groups of bars, as panels, as calibration panels, as maps
+_MOST_BARS, _MOST_PANELS, _MOST_LINES, _MOST_MAPS = 8, 20, 9, 3
+_GENE_COLUMNS = ("section", "method", "gene", "pearson", "moran_measured")
+
+
+def report(
+    result: Evaluation,
+    path: str | Path,
+    *,
+    title: str | None = None,
+    sections: Mapping[str, SpatialData] | None = None,
+    genes: str | Sequence[str] | None = None,
+) -> Path:
+    """Write one HTML file that says what was compared, what was found, and what that cannot say.
+
+    The file needs nothing beside it and fetches nothing, so it can be sent by mail. It holds the summary over folds,
+    bars, genes one by one, calibration, maps, search, pathways, limits and versions. What the evaluation does not hold
+    (search, pathways, spots) is left out.
+
+    Parameters
+    ----------
+    result
+        What `tl.evaluate` returns.
+    path
+        File to write, ending in ``.html``; an existing file is replaced once the new one is complete.
+    title
+        Title; by default it names the encoder.
+    sections
+        Sections by name, to draw maps on their H&E. Maps are drawn for three sections, these first.
+    genes
+        Genes to map; by default the best, the median and the worst predicted one (`pl.residual_maps`) of the half with
+        the most structured measured pattern (Moran's I).
+
+    Returns
+    -------
+    The path of the file.
+
+    Raises
+    ------
+    DataError
+        When `path` does not end in ``.html``, or there are no results.
+    MissingKeyError
+        When `sections` or `genes` names what was not evaluated.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sl.pl.report(result, "evaluation.html", sections={"B4": b4})  # doctest: +SKIP
+    """
+    path = Path(path)
+    _check(result, path)
+    maps = _maps(result, dict(sections or {}), genes)
+    blocks = [
+        Block(
+            "What was compared",
+            text.preset(result),
+            points=text.methods(result),
+            tables=[tables.facts_table(result.facts)] if result.facts else [],
+        ),
+        *_summary(result),
+        *_genes(result),
+        *_calibration(result),
+        *maps,
+        *_retrieval(result),
+        *_pathways(result),
+        Block("Limits", points=text.limits(result)),
+        Block("Versions", tables=[tables.versions_table(result.facts, __version__)]),
+    ]
+    encoder = tables.plain_text(result.facts.get("encoder", ""))
+    title = title or (f"Evaluation of {encoder}" if encoder else "Evaluation")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, render(title, text.lead(result), blocks, f"sealst {__version__}"))
+    return path
+
+
+def _check(result: object, path: Path) -> None:
+    if not isinstance(result, Evaluation):
+        raise TypeError(f"Expected an Evaluation, as `sl.tl.evaluate(...)` returns it, found {type(result).__name__}.")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise DataError(f"`path` must end in '.html', found {str(path)!r}.")
+    if result.table.empty:
+        raise DataError("The Evaluation has no results (`.table` has no rows).")
+
+
+def picture_of(draw: Callable[..., Figure | Axes], caption: str, *args: Any, alt: str, **options: Any) -> Picture:
+    """Draw a figure and keep it as a PNG."""
+    figure = draw(*args, **options)
+    figure = figure if isinstance(figure, Figure) else _base.figure_of(figure)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=_DPI, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+    return Picture(png.getvalue(), caption, alt)
+
+
+def _best(rows: pd.DataFrame) -> str:
+    means = rows.groupby("method", sort=False, observed=True)["value"].mean().dropna()
+    return f"Highest mean: {means.idxmax()}, {number(means.max())}." if len(means) else ""
+
+
+def number(value: float) -> str:
+    """A score with two digits."""
+    return _base.number(value, ".2f")
+
+
+def _summary(result: Evaluation) -> list[Block]:
+    rows = tables.expression_rows(result.table)
+    if rows.empty:
+        return []
+    known = [str(m) for m in pd.unique(rows["metric"])]
+    main, sections = ("pearson" if "pearson" in known else known[0]), text.named(rows, "section")
+    by = "section" if len(sections) <= _MOST_BARS else "method"
+    own = rows[rows["metric"] == main]
+    label = _base.metric_label(main)
+    caption = f"{label} of every method by section. Bars with several values are means, dots single folds and seeds."
+    if by == "method":
+        caption = f"{label} of every method, mean over sections; dots are single sections."
+    pictures = [
+        picture_of(evaluation, caption, rows, metrics=main, by=by, alt=f"Bars of {label}. {_best(own)}"),
+    ]
+    if others := [m for m in known if m != main]:
+        caption = "The other metrics, mean over sections; dots are single sections."
+        names = ", ".join(_base.metric_label(m) for m in others)
+        pictures.append(picture_of(evaluation, caption, rows, metrics=others, by="method", alt=f"Bars of {names}."))
+    found = [*tables.summary_tables(result.table), *tables.difference_tables(result.table)]
+    return [Block("Summary", tables=found, figures=pictures)]
+
+
+def _genes(result: Evaluation) -> list[Block]:
+    genes = result.genes
+    if genes.empty or not {FROZEN, ADAPTED} <= set(genes["method"]):
+        return []
+    pairs = genes.pivot_table(index=["section", "gene"], columns="method", values="pearson", sort=False, observed=True)
+    pairs = pairs.reindex(columns=[FROZEN, ADAPTED]).dropna()
+    there = list(pairs.index.unique("section"))
+    names = [name for name in there if name] or there
+    if not names:
+        return []
+    pairs = pairs[pairs.index.isin(names, level="section")]
+    share = f"{int((pairs[ADAPTED] > pairs[FROZEN]).sum())} of {len(pairs)}"
+    left = f" Shown are {_MOST_PANELS} of {len(names)} sections." if len(names) > _MOST_PANELS else ""
+    picture = picture_of(
+        gene_scatter,
+        f"One dot per gene; above the line the adapted encoder is better.{left}",
+        genes,
+        sections=names[:_MOST_PANELS],
+        alt=f"Scatter of Pearson r per gene, frozen against adapted: {share} dots above the line.",
+    )
+    lines = f"The adapted encoder predicts {share} pairs of gene and section better than the frozen one."
+    return [Block("Frozen against adapted, gene by gene", [lines], figures=[picture])]
+
+
+def _calibration(result: Evaluation) -> list[Block]:
+    names = list(result.spots)[:_MOST_LINES]
+    if not names:
+        return []
+    lines = (
+        "Predictions in bins of equal size against what was measured there, each gene less its measured mean. A line "
+        "flatter than the diagonal promises larger differences than there are, a steeper one is too cautious."
+    )
+    left = f" (the first {len(names)} of {len(result.spots)} sections)" if len(result.spots) > len(names) else ""
+    caption = f"Measured against predicted expression by method{left}."
+    alt = f"Calibration lines of every method in {listed(names, _MOST_LINES)}."
+    return [Block("Calibration", [lines], figures=[picture_of(calibration, caption, result, sections=names, alt=alt)])]
+
+
+def _maps(result: Evaluation, images: dict[str, SpatialData], genes: str | Sequence[str] | None) -> list[Block]:
+    spots = result.spots
+    if not spots:
+        return []
+    shown = [*pick("sections", list(images), list(spots))] if images else []
+    shown = [*shown, *(name for name in spots if name not in shown)][:_MOST_MAPS]
+    method = _mapped_method(result)
+    if genes is None:
+        chosen, why = _choose_genes(result.genes, method, sorted(set().union(*(spots[s].var_names for s in shown))))
+    else:
+        chosen, why = _base.as_list(genes, name="genes"), "Genes chosen by hand."
+    pictures = []
+    for name in shown:
+        here = [g for g in chosen if _base.find_gene(g, spots[name].var_names)]
+        if not here or method not in spots[name].layers:
+            continue
+        caption = f"Section {name}: measured, predicted by {method}, and measured minus predicted."
+        options = {"section": name, "method": method, "sdata": images.get(name)}
+        alt = f"Maps of {listed(here)} in section {name}: measured, predicted and residual."
+        pictures.append(picture_of(residual_maps, caption, result, here, alt=alt, **options))
+    if chosen and not pictures:
+        raise _base.missing_name(chosen[0], list(spots[shown[0]].var_names), where="the evaluated genes")
+    lines = (
+        "All values are z-scores over the spots of a section, so that the maps compare patterns, not amounts. Orange "
+        "spots express more than was predicted, purple ones less."
+    )
+    left = f" Maps of {len(shown)} of {len(spots)} sections are shown." if len(spots) > len(shown) else ""
+    return [Block("Maps", [why + left, lines], figures=pictures)] if pictures else []
+
+
+def _mapped_method(result: Evaluation) -> str:
+    known = list(dict.fromkeys(m for spots in result.spots.values() for m in _section.layer_names(spots)))
+    return ADAPTED if ADAPTED in known else next((m for m in known if m != MEAN), known[0] if known else ADAPTED)
+
+
+def _choose_genes(genes: pd.DataFrame, method: str, known: Sequence[str]) -> tuple[list[str], str]:
+    """Best, median and worst predicted gene among those with a pattern, and how they were chosen."""
+    if any(column not in genes for column in _GENE_COLUMNS):
+        return list(known[:3]), "The first genes of the evaluation."
+    own = genes[(genes["method"] == method) & genes["gene"].isin(known)]
+    means = own.groupby("gene", sort=False, observed=True)[["pearson", "moran_measured"]].mean()
+    means = means.dropna(subset="pearson").sort_values("pearson", ascending=False, kind="stable")
+    edge = means["moran_measured"].median()
+    structured = means[means["moran_measured"] >= edge] if np.isfinite(edge) else means
+    if structured.empty:
+        return list(known[:3]), "The first genes of the evaluation; no correlation is known."
+    places = dict.fromkeys([0, len(structured) // 2, len(structured) - 1])
+    chosen = [str(structured.index[i]) for i in places]
+    scores = ", ".join(f"{g} (r = {number(structured.loc[g, 'pearson'])})" for g in chosen)
+    among = f" among the {len(structured)} with a measured Moran's I of at least {number(edge)}" * bool(
+        np.isfinite(edge)
+    )
+    return chosen, f"Best, median and worst gene by the mean Pearson r of {method}{among}: {scores}."
+
+
+def _retrieval(result: Evaluation) -> list[Block]:
+    rows = result.table[tables.is_retrieval(result.table)]
+    if rows.empty:
+        return []
+    known = [str(m) for m in pd.unique(rows["metric"])]
+    shown = [m for m in known if m.endswith("R@10")] or [m for m in known if "R@" in m][:1] or known[:1]
+    by = "section" if len(text.named(rows, "section")) <= _MOST_BARS else "method"
+    own = rows[rows["metric"] == shown[0]]
+    alt = f"Bars of {_base.metric_label(shown[0])} with a line at chance. {_best(own)}"
+    picture = picture_of(
+        evaluation, "How often the right one is found; dotted: chance.", rows, metrics=shown, by=by, alt=alt
+    )
+    lines = (
+        "Each crop searches for its own expression profile among the profiles of the pool, and the other way round. "
+        "Recall at k says how often it is among the first k; the median rank is 1 at best."
+    )
+    return [Block("Search", [lines], tables=tables.retrieval_tables(result.table), figures=[picture])]
+
+
+def _pathways(result: Evaluation) -> list[Block]:
+    found = tables.pathway_tables(result.pathways)
+    if not found:
+        return []
+    caption = (
+        "Correlation with the measured activity over the spots of a section: of the activity in predicted expression, "
+        "and of the similarity of crops to the pathway's genes (query)."
+    )
+    alt = "Heat map of correlations by pathway, section and method; the table below has the numbers."
+    picture = picture_of(pathway_agreement, caption, result.pathways, alt=alt)
+    return [Block("Pathways", tables=found, figures=[picture])]

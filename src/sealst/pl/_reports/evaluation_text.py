@@ -1,0 +1,105 @@
+"""Sentences of a report on an evaluation."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from sealst._evaluation import Evaluation
+from sealst._validate import listed
+from sealst.pl._evaluation.methods import MEANINGS
+from sealst.pl._reports.evaluation_tables import expression_rows, is_difference
+
+#: with fewer, one patient more can change what a report says
+_FEW_PATIENTS = 10
+
+_PRESETS = {
+    "hest": 'Preset "hest" repeats the published HEST-bench protocol, so that numbers can be set beside the published '
+    "ones: 50 genes chosen on all sections including the test sections, log1p of raw counts, features standardised and "
+    "reduced to 256 principal components, and a ridge regression without intercept and with a fixed penalty.",
+    "cv": 'Preset "cv" fits everything on the training sections alone: genes are chosen there, counts are normalised '
+    "for depth (log1p of counts per 10,000), and the penalty of the ridge regression is found by cross-validation over "
+    "training patients.",
+}
+_NOISE = (
+    "Counts of single spots are noisy: a perfect prediction would not reach a correlation of 1 either. Compare methods "
+    "within a column, not columns with each other."
+)
+_INTERVALS = (
+    "Intervals come from resampling what was held out. They do not say how a further patient, scanner or laboratory "
+    "would come out."
+)
+
+
+def count(n: int, what: str) -> str:
+    """A number with its noun, in the plural where needed."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def named(table: pd.DataFrame, column: str) -> list[str]:
+    """Different entries of a column, without empty ones."""
+    if column not in table:
+        return []
+    return [str(v) for v in pd.unique(table[column].dropna()) if str(v)]
+
+
+def folds_of(result: Evaluation) -> list[str]:
+    """Folds, without rows over all of them."""
+    return named(result.table[~is_difference(result.table)], "fold")
+
+
+def lead(result: Evaluation) -> list[str]:
+    """What this is about, in one paragraph."""
+    table, methods = result.table, named(expression_rows(result.table), "method")
+    parts = [count(len(named(table, c)), c) for c in ("section", "patient") if named(table, c)]
+    n_genes = result.genes["gene"].nunique() if "gene" in result.genes else 0
+    of_genes = f" of {count(n_genes, 'gene')}" if n_genes else ""
+    return [
+        f"Expression{of_genes} was predicted from H&E in {' of '.join(parts)}, in "
+        f"{count(len(folds_of(result)), 'fold')}. Methods: {', '.join(methods)}."
+    ]
+
+
+def preset(result: Evaluation) -> list[str]:
+    """What the preset does, where it is known."""
+    name = str(result.facts.get("preset", ""))
+    return [_PRESETS[name]] if name in _PRESETS else [f'Preset "{name}".'] if name else []
+
+
+def methods(result: Evaluation) -> list[str]:
+    """One line per method."""
+    found = named(expression_rows(result.table), "method")
+    found += [m for m in named(result.table[~is_difference(result.table)], "method") if m not in found]
+    return [f"{m}: {MEANINGS[m]}." if m in MEANINGS else m for m in found]
+
+
+def limits(result: Evaluation) -> list[str]:
+    """What the numbers cannot say, counted from the data."""
+    table = result.table
+    patients, sections = named(table, "patient"), named(table, "section")
+    seeds, organs = table["seed"].nunique() if "seed" in table else 0, named(table, "organ")
+    points = [_patients(len(patients), len(sections))] if patients else ["The patients are not named in the table."]
+    if len(sections) > len(patients) > 0:
+        points.append(
+            f"{len(sections)} sections of {count(len(patients), 'patient')} are not {len(sections)} independent "
+            "observations: sections of one patient resemble each other."
+        )
+    if len(organs) == 1:
+        points.append(f"All sections are of one organ ({organs[0]}); others were not tested.")
+    if len(technologies := named(table, "technology")) == 1:
+        points.append(f"All sections were measured with one technology ({technologies[0]}).")
+    elif technologies:
+        points.append(f"Sections were measured with {len(technologies)} technologies ({listed(technologies)}).")
+    if seeds == 1:
+        points.append("One seed was run: how much results vary from training to training is not known.")
+    if not result.spots:
+        points.append("The evaluation kept no spots, so maps and calibration are missing.")
+    return [*points, _INTERVALS, _NOISE]
+
+
+def _patients(n: int, n_sections: int) -> str:
+    held = f"{count(n, 'patient')} ({count(n_sections, 'section')}) {'was' if n == 1 else 'were'} held out."
+    if n == 1:
+        return f"{held} Nothing can be said about differences between patients."
+    if n < _FEW_PATIENTS:
+        return f"{held} That is few: one patient more can change means and the order of methods."
+    return held

@@ -1,0 +1,164 @@
+"""One HTML file on a slide-level model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spatialdata import SpatialData
+
+from sealst._core.scores.slide_evaluation import SlideEvaluation
+from sealst._errors import DataError, SealstWarning
+from sealst._files import write_text
+from sealst._validate import listed
+from sealst._version import __version__
+from sealst.pl._maps.attention import attention
+from sealst.pl._reports import evaluation_tables as tables
+from sealst.pl._reports import slides_text as text
+from sealst.pl._reports.evaluation import picture_of
+from sealst.pl._reports.html import Block, Picture, render
+from sealst.pl._slides.calibration import slide_calibration
+from sealst.pl._slides.curves import precision_recall, roc
+from sealst.pl._slides.kaplan_meier import kaplan_meier
+from sealst.pl._slides.methods import classes_of, embeddings_of, held_out, no_curve, require_slides, targets_of
+
+_TASKS = ("classification", "regression", "survival")
+
+
+def slide_report(
+    evaluation: SlideEvaluation,
+    path: str | Path,
+    *,
+    title: str | None = None,
+    slides: Mapping[str, SpatialData] | None = None,
+    time_label: str = "time",
+) -> Path:
+    """Write one HTML file on a slide-level model: what was compared, what was found, and what that cannot say.
+
+    The file needs nothing beside it and fetches nothing, so it can be sent by mail. It holds the held-out numbers with
+    intervals, paired differences to the frozen encoder, folds one by one, curves, calibration, attention, limits and
+    versions.
+
+    Parameters
+    ----------
+    evaluation
+        A `tl.SlideEvaluation`.
+    path
+        File to write, ending in ``.html``; an existing file is replaced once the new one is complete.
+    title
+        Title; by default it names the targets.
+    slides
+        Slides by name with attention (`tl.predict_slide`) and crops, to show where the model looked.
+    time_label
+        Label of the time axis of survival curves, with its unit.
+
+    Returns
+    -------
+    The path of the file.
+
+    Raises
+    ------
+    DataError
+        When `path` does not end in ``.html``, or there are no results.
+    OrderError
+        When a slide of `slides` has no attention.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sl.pl.slide_report(model.evaluation, "slides.html", slides={"S1": sdata})  # doctest: +SKIP
+    """
+    path = Path(path)
+    require_slides(evaluation, _TASKS)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise DataError(f"`path` must end in '.html', found {str(path)!r}.")
+    if evaluation.table.empty:
+        raise DataError("The SlideEvaluation has no results (`.table` has no rows).")
+    blocks = [
+        Block("What was compared", points=text.methods(evaluation), tables=[tables.facts_table(_facts(evaluation))]),
+        Block("Summary", tables=text.summary_tables(evaluation)),
+        *_folds(evaluation),
+        *_figures(evaluation, time_label),
+        *_attention(dict(slides or {})),
+        Block("Limits", points=text.limits(evaluation)),
+        Block("Versions", tables=[tables.versions_table(_versions(evaluation), __version__)]),
+    ]
+    title = title or f"Slide-level prediction of {', '.join(map(str, evaluation.facts.get('targets', ['labels'])))}"
+    page = render(title, text.lead(evaluation), blocks, f"sealst {__version__}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page)
+    return path
+
+
+def _facts(evaluation: SlideEvaluation) -> dict[str, Any]:
+    return {key: value for key, value in evaluation.facts.items() if key not in ("version", "versions")}
+
+
+def _versions(evaluation: SlideEvaluation) -> dict[str, Any]:
+    known = evaluation.facts.get("versions", evaluation.facts.get("version", {}))
+    return {"versions": known if isinstance(known, Mapping) else {"sealst that made the numbers": known}}
+
+
+def _folds(evaluation: SlideEvaluation) -> list[Block]:
+    found = text.fold_tables(evaluation)
+    line = "Models of different folds saw different patients; the spread says how much that matters."
+    return [Block("Folds", [line], tables=found)] if found else []
+
+
+def _figures(evaluation: SlideEvaluation, time_label: str) -> list[Block]:
+    scores = text.summary_tables(evaluation)[0].frame
+    numbers = "; ".join(f"{row.target}, {row.method}: {row[2]}" for row in scores.iloc[:, :3].itertuples(index=False))
+    if evaluation.task == "survival":
+        caption = "Patients above and below the median held-out risk of their fold, with 95 % intervals."
+        shown = picture_of(kaplan_meier, caption, evaluation, time_label=time_label, alt=f"Survival curves. {numbers}.")
+        return [Block("Survival", figures=[shown])]
+    if evaluation.task == "regression":
+        caption = "Measured over predicted, a dot per held-out slide; on the dashed line predictions are right."
+        shown = picture_of(slide_calibration, caption, evaluation, alt=f"Scatter plots. {numbers}.")
+        return [Block("Predicted and measured", figures=[shown])]
+    caption = "Share of slides of the class by predicted probability, with Wilson's 95 % interval."
+    reliability = picture_of(slide_calibration, caption, evaluation, alt="Reliability diagram, with slides per bin.")
+    confusion = text.confusion_tables(evaluation)
+    return [_curves(evaluation, numbers), Block("Calibration", tables=confusion, figures=[reliability])]
+
+
+def _curves(evaluation: SlideEvaluation, numbers: str) -> Block:
+    """Curves of the classes that have some; of the others why not."""
+    method = embeddings_of(evaluation)[0]
+    reasons = [
+        no_curve(held_out(evaluation, target, method, ["truth", f"p_{name}"]), name)
+        for target in targets_of(evaluation, None)
+        for name in classes_of(evaluation, target, None)
+    ]
+    lacking = [reason for reason in reasons if reason]
+    if len(lacking) == len(reasons):
+        return Block("Curves", lacking)
+    band = "Shaded: pointwise 95 % bootstrap interval over patients."
+    shown = (
+        (roc, f"ROC curves. {band}", "ROC curves"),
+        (precision_recall, f"Precision over recall; dotted: the share of the class. {band}", "Precision-recall curves"),
+    )
+    with warnings.catch_warnings():
+        # The page says so.
+        warnings.filterwarnings("ignore", message="All held-out slides", category=SealstWarning)
+        curves = [
+            picture_of(draw, text, evaluation, alt=f"{name} of each embedding. {numbers}.")
+            for draw, text, name in shown
+        ]
+    return Block("Curves", lacking, figures=curves)
+
+
+def _attention(slides: dict[str, SpatialData]) -> list[Block]:
+    pictures: list[Picture] = []
+    for name, sdata in slides.items():
+        caption = f"Slide {name}: attention (percentile within the slide) and the most attended crops."
+        pictures.append(picture_of(attention, caption, sdata, alt=f"Attention map of slide {name}."))
+    if not pictures:
+        return []
+    line = (
+        f"Attention in {listed(slides)}. It says which tiles a model used, not why, and not what causes the label; "
+        "look for pen marks, folds and borders of the tissue among the most attended crops."
+    )
+    return [Block("Where the model looked", [line], figures=pictures)]

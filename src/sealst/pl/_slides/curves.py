@@ -1,0 +1,271 @@
+"""How well slides of a class are told from the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from sealst._core.scores import slide_curves
+from sealst._core.scores.slide_curves import Curve
+from sealst._core.scores.slide_evaluation import SlideEvaluation
+from sealst._errors import DataError
+from sealst._logging import warn
+from sealst.pl import _base
+from sealst.pl._evaluation.gene_scatter import plain
+from sealst.pl._slides.methods import (
+    Slides,
+    classes_of,
+    end,
+    held_out,
+    is_class,
+    legend_below,
+    methods_of,
+    no_curve,
+    panel_axes,
+    require_slides,
+    score_text,
+    targets_of,
+)
+
+
+def roc(
+    evaluation: SlideEvaluation,
+    *,
+    targets: str | Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
+    methods: str | Sequence[str] | None = None,
+    n_bootstrap: int = 200,
+    seed: int = 0,
+    n_cols: int | None = None,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+) -> Figure | Axes:
+    """Draw ROC curves of held-out slides: one panel per target and class, the adapted encoder beside the frozen one.
+
+    All held-out slides stand in one curve. The legend has the evaluation's AUROC with its interval where it has one (of
+    more than two classes: the area under the curve that is drawn). The shaded band is a pointwise 95 % bootstrap
+    interval over patients.
+
+    Parameters
+    ----------
+    evaluation
+        A `tl.SlideEvaluation` of a classification.
+    targets
+        Targets to show; by default all.
+    classes
+        Classes to show against the rest; by default the second of two, or all. By default those that no held-out slide
+        is of are left out, with a warning.
+    methods
+        Embeddings to show, such as ``"X_seal"``; by default all, the adapted one first.
+    n_bootstrap
+        Bootstrap draws behind the band; 0 leaves it out.
+    seed
+        Seed of these draws.
+    n_cols
+        Panels in a row; by default up to 4.
+    ax
+        Axes to draw into, for a single panel.
+    save
+        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
+        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
+    show
+        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
+        ends); False closes the figure in pyplot, so that only what is returned shows it.
+
+    Returns
+    -------
+    The Figure, or `ax` where it was given.
+
+    Raises
+    ------
+    MissingKeyError
+        When a target, a class, a method or a column is absent.
+    DataError
+        When the evaluation is no classification, or the held-out slides are all of one kind (for every class, or one
+        of `classes`).
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> figure = sl.pl.roc(model.evaluation, save="roc.png")  # doctest: +SKIP
+    """
+    kind = _Kind(slide_curves.roc, False, ("auroc", "roc_auc"), "AUROC", roc_auc_score)
+    chosen = _Choice(targets, classes, methods, n_cols, n_bootstrap, seed)
+    return _curves(evaluation, kind, chosen, ax=ax, save=save, show=show)
+
+
+def precision_recall(
+    evaluation: SlideEvaluation,
+    *,
+    targets: str | Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
+    methods: str | Sequence[str] | None = None,
+    n_bootstrap: int = 200,
+    seed: int = 0,
+    n_cols: int | None = None,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+) -> Figure | Axes:
+    """Draw precision over recall of held-out slides, one panel per target and class, adapted beside frozen.
+
+    The dotted line is the share of the class, which guessing reaches. The legend has the evaluation's average precision
+    (AP) with its interval where it has one (of more than two classes: that of the curve that is drawn). The shaded band
+    is a pointwise 95 % bootstrap interval over patients.
+
+    Parameters
+    ----------
+    evaluation
+        A `tl.SlideEvaluation` of a classification.
+    targets
+        Targets to show; by default all.
+    classes
+        Classes to show against the rest; by default the second of two, or all. By default those that no held-out slide
+        is of are left out, with a warning.
+    methods
+        Embeddings to show, such as ``"X_seal"``; by default all, the adapted one first.
+    n_bootstrap
+        Bootstrap draws behind the band; 0 leaves it out.
+    seed
+        Seed of these draws.
+    n_cols
+        Panels in a row; by default up to 4.
+    ax
+        Axes to draw into, for a single panel.
+    save
+        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
+        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
+    show
+        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
+        ends); False closes the figure in pyplot, so that only what is returned shows it.
+
+    Returns
+    -------
+    The Figure, or `ax` where it was given.
+
+    Raises
+    ------
+    MissingKeyError
+        When a target, a class, a method or a column is absent.
+    DataError
+        When the evaluation is no classification, or the held-out slides are all of one kind (for every class, or one
+        of `classes`).
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> figure = sl.pl.precision_recall(model.evaluation, save="precision.png")  # doctest: +SKIP
+    """
+    names = ("average_precision", "auprc")
+    kind = _Kind(slide_curves.precision_recall, True, names, "AP", average_precision_score)
+    chosen = _Choice(targets, classes, methods, n_cols, n_bootstrap, seed)
+    return _curves(evaluation, kind, chosen, ax=ax, save=save, show=show)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    curve: Callable[[np.ndarray, np.ndarray], Curve]
+    #: whether the curve goes in steps
+    steps: bool
+    #: the evaluation's metrics for it, and what it is called
+    metrics: tuple[str, ...]
+    name: str
+    score: Callable[[np.ndarray, np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    targets: str | Sequence[str] | None
+    classes: str | Sequence[str] | None
+    methods: str | Sequence[str] | None
+    n_cols: int | None
+    n_bootstrap: int
+    seed: int
+
+
+def _curves(
+    evaluation: SlideEvaluation,
+    kind: _Kind,
+    chosen: _Choice,
+    *,
+    ax: Axes | None,
+    save: str | Path | None,
+    show: bool | None,
+) -> Figure | Axes:
+    _base.check_save(save)
+    if chosen.n_bootstrap < 0:
+        raise DataError(f"`n_bootstrap` must not be negative, found {chosen.n_bootstrap}.")
+    evaluation = require_slides(evaluation, ["classification"], ["truth"])
+    methods = methods_of(evaluation, chosen.methods)
+    panels = _panels(evaluation, chosen, methods)
+    axes = panel_axes(ax, len(panels), chosen.n_cols, how="`targets=` and `classes=`")
+    for one, ((target, name), own) in zip(axes, panels.items(), strict=True):
+        _frame(one, kind, own[0], title=(target, name))
+        binary = len(evaluation.facts["classes"][target]) == 2
+        for method in own:
+            _draw(one, method, name, kind, chosen=chosen, evaluation=evaluation if binary else None)
+        legend_below(one)
+    return end(axes, ax, save, show)
+
+
+def _panels(
+    evaluation: SlideEvaluation, chosen: _Choice, methods: Sequence[str]
+) -> dict[tuple[str, str], list[Slides]]:
+    """Slides by target and class; what has no curve is left out with a warning, unless it was asked for by name."""
+    found, lacking = {}, []
+    for target in targets_of(evaluation, chosen.targets):
+        for name in classes_of(evaluation, target, chosen.classes):
+            own = [held_out(evaluation, target, m, ["truth", f"p_{name}"]) for m in methods]
+            if reason := no_curve(own[0], name):
+                lacking.append(reason)
+            else:
+                found[target, name] = own
+    if lacking and (chosen.classes is not None or not found):
+        raise DataError(lacking[0])
+    if lacking:
+        warn(f"{' '.join(lacking)} Left out.")
+    return found
+
+
+def _frame(ax: Axes, kind: _Kind, slides: Slides, *, title: tuple[str, str]) -> None:
+    """Limits, labels, and what guessing reaches."""
+    truth = is_class(slides.frame["truth"], title[1])
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_box_aspect(1)
+    plain(ax)
+    share = float(truth.mean())
+    guess = ([0, 1], [share, share]) if kind.steps else ([0, 1], [0, 1])
+    ax.plot(*guess, color="black", linestyle=":", linewidth=0.9, zorder=1)
+    counts = f"{truth.sum()} of {len(truth)} slides"
+    name = _base.wrap(f"{title[0]}: {title[1]} ({counts})", 3.0, size=_base.TITLE_SIZE)
+    ax.set_title(name, fontsize=_base.TITLE_SIZE)
+    labels = ("recall", "precision") if kind.steps else ("1 − specificity", "sensitivity")
+    ax.set_xlabel(labels[0], fontsize=_base.SMALL_SIZE + 1)
+    ax.set_ylabel(labels[1], fontsize=_base.SMALL_SIZE + 1)
+
+
+def _draw(
+    ax: Axes, slides: Slides, name: str, kind: _Kind, *, chosen: _Choice, evaluation: SlideEvaluation | None
+) -> None:
+    truth = is_class(slides.frame["truth"], name)
+    score = slides.frame[f"p_{name}"].to_numpy(dtype=float)
+    own = float(kind.score(truth, score))
+    text = _base.number(own, ".2f") if evaluation is None else score_text(evaluation, slides, kind.metrics, own)
+    curve = kind.curve(truth, score)
+    style = "steps-pre" if kind.steps else "default"
+    label = f"{slides.label}, {kind.name} {text}"
+    ax.plot(curve.x, curve.y, color=slides.colour, linewidth=1.6, drawstyle=style, label=label, zorder=3)
+    if chosen.n_bootstrap:
+        options: dict[str, Any] = {"steps": kind.steps, "n": chosen.n_bootstrap, "seed": chosen.seed}
+        band = slide_curves.band(kind.curve, truth, score, groups=slides.patients, **options)
+        low, high = np.asarray(band.low), np.asarray(band.high)
+        ax.fill_between(band.x, low, high, color=slides.colour, alpha=0.14, linewidth=0, zorder=2)

@@ -1,0 +1,197 @@
+"""Survival of patients whom a slide-level model calls at high and at low risk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sealst._core.scores.slide_curves import at_risk, log_rank, survival_curve
+from sealst._core.scores.slide_evaluation import SlideEvaluation
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._validate import check_choice, listed
+from sealst.pl import _base
+from sealst.pl._evaluation.gene_scatter import plain
+from sealst.pl._evaluation.methods import RISK_COLOURS
+from sealst.pl._slides.methods import (
+    Slides,
+    end,
+    held_out,
+    methods_of,
+    panel_axes,
+    require_slides,
+    score_text,
+    targets_of,
+)
+
+_GROUPS = ("high risk", "low risk")
+_COLUMNS = ("prediction", "time", "event")
+#: points below the axis: the table's heading, and each of its lines
+_TABLE_PT, _LINE_PT = 32.0, 10.5
+#: points beside the axis' start: where the names of the table's lines end
+_LEFT_PT = -12
+
+
+def kaplan_meier(
+    evaluation: SlideEvaluation,
+    *,
+    targets: str | Sequence[str] | None = None,
+    methods: str | Sequence[str] | None = None,
+    split: Literal["fold", "all"] = "fold",
+    time_label: str = "time",
+    n_cols: int | None = None,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+    show: bool | None = None,
+) -> Figure | Axes:
+    """Draw survival of patients above and below the median of their held-out risk, adapted beside frozen.
+
+    One panel per target and embedding, with pointwise 95 % intervals (log-log), ticks where patients were censored, the
+    log-rank test's two-sided p-value, the evaluation's c-index with its interval where it has one, and how many
+    patients are at risk. A patient with several slides counts once, with the mean of their risks. Two groups are a
+    picture of the risk, not a cut-off for use.
+
+    Parameters
+    ----------
+    evaluation
+        A `tl.SlideEvaluation` of survival.
+    targets
+        Targets to show; by default all.
+    methods
+        Embeddings to show, such as ``"X_seal"``; by default all, the adapted one first.
+    split
+        ``"fold"``: at the median within each fold, since every fold's model has a scale of its own; ``"all"``: at the
+        median of all held-out patients.
+    time_label
+        Label of the time axis, with its unit, such as ``"months"``.
+    n_cols
+        Panels in a row; by default the embeddings of one target.
+    ax
+        Axes to draw into, for a single panel; leave room below it for the patients at risk.
+    save
+        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
+        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
+    show
+        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
+        ends); False closes the figure in pyplot, so that only what is returned shows it.
+
+    Returns
+    -------
+    The Figure, or `ax` where it was given.
+
+    Raises
+    ------
+    MissingKeyError
+        When a target, a method or a column is absent.
+    DataError
+        When the evaluation is not one of survival, a patient's slides state different outcomes, all risks of a target
+        are equal, or scikit-survival is not installed.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> figure = sl.pl.kaplan_meier(model.evaluation, time_label="months", save="survival.png")  # doctest: +SKIP
+    """
+    _base.check_save(save)
+    check_choice("split", split, ["fold", "all"])
+    evaluation = require_slides(evaluation, ["survival"], _COLUMNS)
+    shown, kept = targets_of(evaluation, targets), methods_of(evaluation, methods)
+    pairs = [_patients(held_out(evaluation, t, m, _COLUMNS)) for t in shown for m in kept]
+    groups = [_is_high(slides, split) for slides in pairs]
+    axes = panel_axes(ax, len(pairs), n_cols or min(len(pairs), max(len(kept), 2)), how="`targets=` and `methods=`")
+    latest = {t: max(s.frame["time"].max() for s in pairs if s.target == t) for t in shown}
+    for one, slides, high in zip(axes, pairs, groups, strict=True):
+        _frame(one, slides, evaluation, high, until=latest[slides.target])
+        one.set_xlabel(time_label, fontsize=_base.SMALL_SIZE + 1)
+        for name, colour, rows in zip(_GROUPS, RISK_COLOURS, (high, ~high), strict=True):
+            _draw(one, slides.frame[rows], name, colour)
+        _add_table(one, slides.frame, high)
+        one.legend(fontsize=_base.SMALL_SIZE, frameon=False, loc="best")
+    return end(axes, ax, save, show)
+
+
+def _patients(slides: Slides) -> Slides:
+    """One row per fold and patient, with the mean of the slides' risks."""
+    frame = slides.frame.assign(event=slides.frame["event"].astype(bool), time=slides.frame["time"].astype(float))
+    outcomes = frame.groupby(Keys.PATIENT, observed=True)[["time", "event"]].nunique()
+    if (several := outcomes[(outcomes > 1).any(axis=1)]).size:
+        raise DataError(
+            f"Slides of patient(s) {listed(several.index, 3)} state different times or events; a patient has one "
+            "outcome. Correct the labels."
+        )
+    if (frame["time"] < 0).any():
+        raise DataError(f"Times of {slides.target!r} must not be negative, found {frame['time'].min():g}.")
+    rules = {"prediction": ("prediction", "mean"), "time": ("time", "first"), "event": ("event", "first")}
+    one = frame.groupby(["fold", Keys.PATIENT], observed=True, sort=False).agg(**rules).reset_index()
+    if one[Keys.PATIENT].duplicated().any():
+        # Repeated cross-validation: one patient is one observation.
+        rules |= {"fold": ("fold", "first")}
+        one = one.groupby(Keys.PATIENT, observed=True, sort=False).agg(**rules).reset_index()
+    return replace(slides, frame=one)
+
+
+def _is_high(slides: Slides, split: str) -> np.ndarray:
+    risk = slides.frame["prediction"].astype(float)
+    middle = risk.groupby(slides.frame["fold"], observed=True).transform("median") if split == "fold" else risk.median()
+    high = (risk > middle).to_numpy()
+    if high.all() or not high.any():
+        way = "Folds of one patient have no median: use `split='all'`." if split == "fold" else "All risks are equal."
+        raise DataError(f"No patients of {slides.target!r} lie above the median risk by {slides.method!r}. {way}")
+    return high
+
+
+def _frame(ax: Axes, slides: Slides, evaluation: SlideEvaluation, high: np.ndarray, *, until: float) -> None:
+    time, event = (slides.frame[c].to_numpy() for c in ("time", "event"))
+    index = score_text(evaluation, slides, ("c_index", "harrell_c", "concordance"))
+    p = log_rank(time.astype(float), event.astype(bool), high)
+    test = f"log-rank {_p_text(p) if np.isfinite(p) else 'undefined'}" if event.any() else "no event"
+    facts = [f"c-index {index}" if index else "", test]
+    title = f"{slides.target}, {slides.label}\n" + ", ".join(filter(None, facts))
+    ax.set_title(title, fontsize=_base.TITLE_SIZE)
+    ax.set_ylim(0, 1.03)
+    ax.set_xlim(0, 1.03 * until)
+    ax.set_box_aspect(0.85)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    plain(ax)
+    ax.set_ylabel("share of patients without event", fontsize=_base.SMALL_SIZE + 1)
+
+
+def _p_text(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.095 else f"p = {p:.2f}"
+
+
+def _draw(ax: Axes, frame: pd.DataFrame, name: str, colour: str) -> None:
+    time, event = frame["time"].to_numpy(dtype=float), frame["event"].to_numpy(dtype=bool)
+    curve = survival_curve(time, event)
+    label = f"{name} ({int(event.sum())} of {len(event)} with event)"
+    ax.step(curve.time, curve.share, where="post", color=colour, linewidth=1.6, label=label, zorder=3)
+    ax.fill_between(curve.time, curve.low, curve.high, step="post", color=colour, alpha=0.18, linewidth=0, zorder=2)
+    censored = time[~event]
+    height = curve.share[np.searchsorted(curve.time, censored, side="right") - 1]
+    ax.plot(censored, height, linestyle="none", marker="|", markersize=5, color=colour, zorder=4, gid="censored")
+
+
+def _add_table(ax: Axes, frame: pd.DataFrame, high: np.ndarray) -> None:
+    """Patients at risk below the axis, at its ticks."""
+    ticks = np.array([tick for tick in ax.get_xticks() if 0 <= tick <= ax.get_xlim()[1]])
+    style: dict[str, Any] = {
+        "fontsize": _base.SMALL_SIZE,
+        "annotation_clip": False,
+        "textcoords": "offset points",
+        "va": "top",
+    }
+    ax.annotate("at risk", (0, 0), (_LEFT_PT, -_TABLE_PT), xycoords="axes fraction", ha="right", **style)
+    for i, (name, colour, rows) in enumerate(zip(_GROUPS, RISK_COLOURS, (high, ~high), strict=True)):
+        y = -_TABLE_PT - (i + 1) * _LINE_PT
+        ax.annotate(name, (0, 0), (_LEFT_PT, y), xycoords="axes fraction", ha="right", color=colour, **style)
+        for tick, n in zip(ticks, at_risk(frame["time"].to_numpy(dtype=float)[rows], ticks), strict=True):
+            place = ("data", "axes fraction")
+            ax.annotate(str(n), (tick, 0), (0, y), xycoords=place, ha="center", gid="at risk", **style)

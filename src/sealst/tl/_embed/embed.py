@@ -1,0 +1,257 @@
+"""Embeddings of crops and of expression profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from sealst._core.device import autocast, resolve_device
+from sealst._data.tokens.trunk import to_images
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._section import tables as _section
+from sealst._section.tables import Region
+from sealst._validate import check_choice
+from sealst.io import Collection
+from sealst.models import Encoder, SealModel, build_encoder
+from sealst.models._encoders.image_model import base_name
+from sealst.tl._embed.inputs import check_crops_fit, crop_spec, crops_record, map_crops
+
+
+def embed(
+    sdata: SpatialData | Collection,
+    model: SealModel | Encoder | str,
+    *,
+    modality: str = "image",
+    pool: str | None = None,
+    pretrained: bool = True,
+    crop_um: float | None = None,
+    key_added: str | None = None,
+    region: str | Sequence[str] | None = None,
+    table_key: str = Keys.TABLE,
+    device: str | None = None,
+    progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Embed every spot's crop (or its expression) and write the embeddings into the table.
+
+    Parameters
+    ----------
+    sdata
+        Section(s) with crops, see `sealst.pp.pair_crops`. Of a `sealst.io.Collection` one section after the other is
+        opened, embedded and saved.
+    model
+        A SEAL model, or an encoder to use as it is, or its name: a key of `sealst.models.list_encoders`, a timm model
+        (also convolutional) or ``"local-dir:<folder>"``, see `sealst.models.build_encoder`.
+    modality
+        ``"image"``, or ``"gene"`` for the embedding of the measured expression (needs `sealst.pp.normalize`).
+    pool, pretrained
+        For an encoder given by name: how tokens become one vector (default: the encoder's own way, see
+        `sealst.models.build_encoder`), and whether to load weights.
+    crop_um
+        For an encoder: which of the paired crop sizes to embed, in µm; default the first. A SEAL model takes the size
+        that it was trained on.
+    key_added
+        Slot in ``.obsm``; default ``"X_seal"`` for images, ``"X_seal_gene"`` for expression.
+    region
+        Region(s) of the table; by default all.
+    table_key
+        Table to write to.
+    device
+        Device; default the model's own. On CUDA devices an encoder runs in the precision of its published users
+        (`spec.precision`), elsewhere in float32.
+    progress
+        Progress bar; default ``settings.progress``.
+    copy
+        Whether to return a copy of the table instead of writing to it.
+
+    Returns
+    -------
+    None, or with ``copy=True`` the table with
+
+    - ``.obsm["X_seal" | key_added]``: float32 (n_obs, dim), not normalised; NaN for spots without a crop. Rows of
+      other regions keep what the same model wrote
+    - ``.uns["sealst"]["embed"][key]``: model fingerprint or encoder record, modality, crops
+
+    Raises
+    ------
+    OrderError
+        When crops (or, for genes, layers) are missing.
+    DataError
+        When the crops are not those the model was trained on.
+
+    Examples
+    --------
+    >>> sl.tl.embed(sdata, model)  # doctest: +SKIP
+    >>> sc.pp.neighbors(sdata.tables["table"], use_rep="X_seal")  # doctest: +SKIP
+    """
+    check_choice("modality", modality, ("image", "gene"))
+    if isinstance(sdata, Collection):
+        if copy:
+            raise DataError("`copy=True` works on one section; embeddings of a collection are saved to its stores.")
+        options: dict[str, Any] = {"modality": modality, "pool": pool, "pretrained": pretrained, "crop_um": crop_um}
+        options |= {"key_added": key_added, "region": region, "table_key": table_key, "device": device}
+        sdata.apply(lambda one: embed(one, model, progress=progress, **options))
+        return None
+    table = _section.get_table(sdata, table_key)
+    regions = _section.regions_of(table, region)
+    key = key_added or (Keys.EMBEDDING if modality == "image" else Keys.GENE_EMBEDDING)
+    if modality == "gene":
+        if not isinstance(model, SealModel):
+            raise DataError("Embeddings of expression need a SEAL model; an encoder only sees images.")
+        if device is not None:
+            model.to(resolve_device(device))
+        embedding, entry = _embed_genes(table, regions, model), _gene_record(model)
+    else:
+        embedding, entry = embed_crops(
+            sdata,
+            table,
+            regions,
+            model,
+            pool=pool,
+            pretrained=pretrained,
+            crop_um=crop_um,
+            device=device,
+            show=progress,
+        )
+    target = table.copy() if copy else table
+    write_embedding(target, key, *merged(target, key, embedding, entry))
+    return target if copy else None
+
+
+def embed_crops(
+    sdata: SpatialData,
+    table: AnnData,
+    regions: Sequence[Region],
+    model: SealModel | Encoder | str,
+    *,
+    pool: str | None = None,
+    pretrained: bool = True,
+    crop_um: float | None = None,
+    device: str | None = None,
+    show: bool | None = None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Image embeddings (n_obs, dim), NaN where there is no crop, and their provenance."""
+    _section.needs_pixels(sdata)
+    if isinstance(model, SealModel):
+        if crop_um is not None and crop_um != model.crop.crop_um:
+            raise DataError(f"`crop_um` is {crop_um:g}, but the model was trained on {model.crop.crop_um:g} µm.")
+        check_crops_fit(table, regions, model.crop)
+        spec, encoder, entry = model.crop, model.encoder, {"model": model.fingerprint}
+    else:
+        spec = crop_spec(table, regions, crop_um)
+    if not table.obs[Keys.CROP_OK].to_numpy(dtype=bool)[np.concatenate([r.rows for r in regions])].any():
+        raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
+    if not isinstance(model, SealModel):
+        encoder = _frozen(model, pool=pool, pretrained=pretrained)
+        name = model if isinstance(model, str) else encoder.spec.key
+        entry = {"model": name, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
+    if device is not None or isinstance(model, str):
+        (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
+    out = np.full((table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
+    for rows, values in map_crops(
+        sdata, table, regions, crop_function(encoder), spec=spec, show=show, desc="embedding crops"
+    ):
+        out[rows] = values
+    return out, entry | {
+        "modality": "image",
+        "crop_um": spec.crop_um,
+        "crops": crops_record(table, regions, spec.crop_um),
+    }
+
+
+def crop_function(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 crops → float32 embeddings, deterministic, on the encoder's device."""
+    encoder.eval()
+    device = encoder.mean.device
+
+    def run(crops: np.ndarray) -> np.ndarray:
+        with torch.inference_mode(), autocast(device, encoder.spec.precision):
+            return encoder(to_images(crops, device)).float().cpu().numpy()
+
+    return run
+
+
+def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> None:
+    """Write an embedding and its provenance."""
+    stored = dict(table.uns.get(Keys.UNS, {}).get("embed", {}))
+    table.obsm[key] = embedding
+    _section.record(table, "embed", stored | {key: entry})
+    embedded = int(np.isfinite(embedding[:, 0]).sum())
+    logger.info("Wrote .obsm[%r]: %d spots, %d dimensions", key, embedded, embedding.shape[1])
+    if embedded < len(embedding):
+        logger.info(
+            "%d spots have no usable crop and are NaN; leave them out for scanpy: `table[table.obs['crop_ok']].copy()`",
+            len(embedding) - embedded,
+        )
+
+
+def merged(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Keep what the same model wrote for other regions, so that regions can be embedded one by one."""
+    before = table.uns.get(Keys.UNS, {}).get("embed", {}).get(key)
+    if before is None or key not in table.obsm or table.obsm[key].shape != embedding.shape:
+        return embedding, entry
+    if any(before.get(k) != v for k, v in entry.items() if k != "crops"):
+        return embedding, entry
+    if "crops" not in entry:
+        kept = np.isnan(embedding).all(axis=1)
+        return np.where(kept[:, None], np.asarray(table.obsm[key]), embedding), entry
+    crops = dict(entry["crops"])
+    for region in _unchanged(table, before):
+        if region.name not in entry["crops"]:
+            embedding[region.rows] = table.obsm[key][region.rows]
+            crops[region.name] = before["crops"][region.name]
+    return embedding, entry | {"crops": crops}
+
+
+def _unchanged(table: AnnData, entry: dict[str, Any]) -> list[Region]:
+    """Regions whose present crops are those that a stored embedding was made from."""
+    made_from = entry.get("crops", {})
+    return [r for r in _section.regions_of(table) if _section.same_crops(table, r, made_from.get(r.name))]
+
+
+def _frozen(model: Encoder | str, *, pool: str | None, pretrained: bool) -> Encoder:
+    if isinstance(model, str):
+        return build_encoder(model, pool=pool, pretrained=pretrained)
+    if not isinstance(model, Encoder):
+        raise TypeError(f"`model` must be a SealModel, an encoder or its name, found {type(model).__name__}.")
+    if pool is not None:
+        raise DataError("`pool` is for an encoder given by name; this one has its own. Leave it out.")
+    return model.eval()
+
+
+def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:
+    """``X_seal`` when this very model made it from the present crops of these regions, else None."""
+    entry = table.uns.get(Keys.UNS, {}).get("embed", {}).get(Keys.EMBEDDING)
+    if entry is None or Keys.EMBEDDING not in table.obsm:
+        return None
+    valid = _unchanged(table, entry)
+    if entry["model"] != model.fingerprint or not {r.name for r in regions} <= {r.name for r in valid}:
+        return None
+    stored = np.asarray(table.obsm[Keys.EMBEDDING], dtype=np.float32)
+    usable = table.obs[Keys.CROP_OK].to_numpy(dtype=bool)
+    if any(np.isnan(stored[region.rows[usable[region.rows]]]).any() for region in regions):
+        # Crops that were set aside when the embedding was made.
+        return None
+    out = np.full(stored.shape, np.nan, dtype=np.float32)
+    for region in valid:
+        rows = region.rows[usable[region.rows]]
+        out[rows] = stored[rows]
+    return out
+
+
+def _embed_genes(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray:
+    rows = np.concatenate([region.rows for region in regions])
+    out = np.full((table.n_obs, model.dim), np.nan, dtype=np.float32)
+    out[rows] = model.embed_genes(_section.expression(table, model.panel, rows))
+    return out
+
+
+def _gene_record(model: SealModel) -> dict[str, Any]:
+    return {"model": model.fingerprint, "modality": "gene", "layer": model.panel.layer}

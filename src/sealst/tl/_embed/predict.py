@@ -1,0 +1,132 @@
+"""Expression (and pathway activity) predicted from the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from sealst._core.device import resolve_device
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._section import tables as _section
+from sealst.models import SealModel
+from sealst.tl._embed.embed import embed_crops, merged, stored_embedding, write_embedding
+from sealst.tl._embed.inputs import check_model
+from sealst.tl._pathways.pathways import PathwayResult, score_sets, write_pathways
+
+
+def predict(
+    sdata: SpatialData,
+    model: SealModel,
+    *,
+    genes: Sequence[str] | None = None,
+    net: Any = None,
+    method: str = "ulm",
+    key_added: str = Keys.EXPRESSION,
+    region: str | Sequence[str] | None = None,
+    table_key: str = Keys.TABLE,
+    device: str | None = None,
+    progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Predict gene expression from H&E alone and write it into the table.
+
+    Embeds the crops first, or uses ``.obsm["X_seal"]`` when this model made it from the same crops.
+
+    Parameters
+    ----------
+    sdata
+        Section(s) with crops, see `sealst.pp.pair_crops`. Measured expression is not used.
+    model
+        A SEAL model.
+    genes
+        Genes to write; by default the whole panel.
+    net
+        Gene sets; when given, pathway activity is scored on the whole predicted panel too, see `sealst.tl.pathways`.
+    method
+        decoupler method for `net`.
+    key_added
+        Slot in ``.obsm``.
+    region, table_key
+        Region(s) to embed where that is still to be done, by default all; and the table to write to. Regions that this
+        model embedded before are predicted too.
+    device
+        Device; default the model's own.
+    progress
+        Progress bar; default ``settings.progress``.
+    copy
+        Whether to return a copy of the table instead of writing to it.
+
+    Returns
+    -------
+    None, or with ``copy=True`` the table with
+
+    - ``.obsm["seal_expression" | key_added]``: DataFrame (n_obs, genes), float32, log1p-CP10k, named genes; NaN for
+      spots without a crop
+    - ``.obsm["X_seal"]``: the embeddings
+    - ``.obsm["seal_pathways"]``: DataFrame (n_obs, pathways), with `net`
+    - ``.uns["sealst"]["predict"][key]``: model fingerprint, unit, layer
+
+    Raises
+    ------
+    PanelError
+        When a gene of `genes` is not in the model's panel; or `genes` or `net` is given and the panel's genes have no
+        names.
+
+    Notes
+    -----
+    The model was trained on the layer named in ``model.panel.layer``. With the spot-context layer (default) predictions
+    are smoother than the measured values of single spots.
+
+    Examples
+    --------
+    >>> sl.tl.predict(sdata, model, genes=["ERBB2", "COL1A1"])  # doctest: +SKIP
+    """
+    check_model(model)
+    table = _section.get_table(sdata, table_key)
+    regions = _section.regions_of(table, region)
+    if net is not None:
+        model.panel.require_names()
+    wanted = list((model.panel if genes is None else model.panel.subset(genes)).genes)
+    embedding, entry = stored_embedding(table, regions, model), None
+    if embedding is None:
+        embedding, entry = embed_crops(sdata, table, regions, model, device=device, show=progress)
+    elif device is not None:
+        model.to(resolve_device(device))
+    if entry is not None:
+        embedding, entry = merged(table, Keys.EMBEDDING, embedding, entry)
+    # All spots that this model has embedded, so that regions can be predicted one by one.
+    expression = _expression(table, model, embedding)
+    pathways = None if net is None else score_sets(expression, net, method=method)
+    target = table.copy() if copy else table
+    if entry is not None:
+        write_embedding(target, Keys.EMBEDDING, embedding, entry)
+    _write(target, model, expression[wanted], pathways, key_added)
+    return target if copy else None
+
+
+def _expression(table: AnnData, model: SealModel, embedding: np.ndarray) -> pd.DataFrame:
+    rows = np.flatnonzero(np.isfinite(embedding).all(1))
+    if not rows.size:
+        raise DataError("No spot has a usable crop; see `.obs['crop_reason']`.")
+    values = np.full((table.n_obs, len(model.panel)), np.nan, dtype=np.float32)
+    values[rows] = model.predict_expression(embedding[rows])
+    return pd.DataFrame(values, index=table.obs_names, columns=pd.Index(model.panel.genes))
+
+
+def _write(
+    table: AnnData, model: SealModel, expression: pd.DataFrame, pathways: PathwayResult | None, key: str
+) -> None:
+    stored = dict(table.uns.get(Keys.UNS, {}).get("predict", {}))
+    table.obsm[key] = expression
+    entry = {"model": model.fingerprint, "unit": "log1p-CP10k", "layer": model.panel.layer}
+    _section.record(table, "predict", stored | {key: entry})
+    logger.info("Wrote .obsm[%r]: %d genes", key, expression.shape[1])
+    if pathways is not None:
+        write_pathways(table, Keys.PATHWAYS, pathways, source="predicted", slot=key)

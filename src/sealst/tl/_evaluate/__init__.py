@@ -1,0 +1,1 @@
+"""The comparison with the frozen encoder and simple baselines."""

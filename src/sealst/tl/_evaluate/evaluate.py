@@ -1,0 +1,358 @@
+"""The comparison that is always printed: frozen encoder, adapted encoder, direct head, baselines, floors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from spatialdata import SpatialData
+
+from sealst._core.device import resolve_device
+from sealst._core.genes.panel import GenePanel
+from sealst._core.scores.protocols import Protocol, resolve_protocol
+from sealst._errors import DataError, LeakError
+from sealst._evaluation import Evaluation
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._session_info import session_info
+from sealst._validate import check_positive
+from sealst._version import __version__
+from sealst.io import HestBench
+from sealst.models import Encoder, SealModel
+from sealst.pp import Split, check_split
+from sealst.tl._embed.inputs import as_sections
+from sealst.tl._embed.trunk_memory import TrunkMemory
+from sealst.tl._evaluate import scored_genes as scored
+from sealst.tl._evaluate.contenders import Contenders, contenders_of
+from sealst.tl._evaluate.folds import check_copies, check_units, check_unseen, check_warmup, given_fold, made_folds
+from sealst.tl._evaluate.material import Bench, Material, Sections
+from sealst.tl._evaluate.methods import predictions
+from sealst.tl._evaluate.pathway_rows import Activities
+from sealst.tl._evaluate.score_rows import FoldScorer, Results
+from sealst.tl._evaluate.views import Looker, View
+from sealst.tl._pathways.pathways import Net
+
+
+def evaluate(
+    model: SealModel | Encoder | str | Mapping[str, Any],
+    sections: SpatialData | Sequence[SpatialData] | HestBench,
+    test: SpatialData | Sequence[SpatialData] | None = None,
+    *,
+    preset: str | Protocol = "cv",
+    folds: str | Sequence[Split] = "patient",
+    genes: Mapping[str, Sequence[str]] | None = None,
+    n_genes: int | None = None,
+    baselines: Sequence[str] = (),
+    net: Net | None = None,
+    seeds: Sequence[int] = (0,),
+    near_um: float | None = None,
+    control: bool = False,
+    allow_shared_patients: bool = False,
+    device: str | None = None,
+    table_key: str = Keys.TABLE,
+    progress: bool | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Compare encoders by what they tell about held-out tissue: adapted, frozen, baselines, floors.
+
+    Probes are fitted on training spots and scored on held-out ones. Nothing is chosen on test data, except in the
+    preset ``"hest"``, which repeats HEST-bench with its choices.
+
+    Parameters
+    ----------
+    model
+        What is evaluated:
+
+        - a SEAL model; refused on patients that it was trained on
+        - a mapping with the arguments of `sealst.tl.finetune` (``{"encoder": "uni2-h", "params": {...}}``): every fold
+          trains its own model on its training sections. With ``params["patience"]`` it holds out about a fifth of their
+          spots to stop by: whole patients, or whole sections where one patient is left to train on
+        - an encoder (`sealst.models.build_encoder`) or its name: the frozen encoder alone
+    sections
+        With `test`, the sections to fit on. Alone, all sections, of which `folds` makes folds. SpatialData after
+        `sealst.pp.pair_crops` and `sealst.pp.normalize`, a `sealst.io.Collection`, or a task of HEST-bench
+        (`sealst.io.read_hest_bench`).
+    test
+        Held-out sections.
+    preset
+        ``"cv"``: ridge regression on standardised features, its penalty by inner cross-validation over patients, genes
+        chosen on the training sections, targets log1p-CP10k. ``"hest"``: HEST-bench (256 principal components, ridge
+        without intercept of penalty 100 / features / genes, 50 variable genes of all sections, targets log1p of raw
+        counts). Or a `sealst.tl.Protocol` of your own.
+    folds
+        ``"patient"``, ``"section"``, ``"block"`` or a column of ``.obs`` (``"organ"``, ``"technology"``, …), see
+        `sealst.pp.split`; or what it returned. Not used with `test`.
+    genes
+        Named sets of genes to score. Default: the `n_genes` most variable (``"hvg50"``) and most expressed
+        (``"heg50"``) of the training sections, of the model's panel where there is one.
+    n_genes
+        Size of the default sets; default the preset's (50).
+    baselines
+        Trained beside SEAL in every fold, with the same encoder, adapter, crops and panel; need a mapping as `model`:
+        ``"st-net"`` (regression of expression by finetuning, after He et al. 2020) and ``"bleep"`` (contrastive
+        learning alone with soft targets, prediction by the 50 nearest profiles, after Xie et al. 2023).
+    net
+        Gene sets, as for `sealst.tl.pathways`: agreement of their activity in predicted and measured expression.
+    seeds
+        Seeds of the models that are trained; each gives rows of its own.
+    near_um
+        Distance in µm within which another spot counts as found too; adds metrics ``"near R@k"``.
+    control
+        Whether to fit one more probe, ``"permuted + ridge"``, to training spots that got each other's expression within
+        their section. It must score around 0 in every section; if it does not, the numbers beside it mean nothing.
+    allow_shared_patients
+        Whether a patient (or copied spots) may stand on both sides, for in-sample checks; refused otherwise.
+    device
+        Where an encoder runs that is not part of a model; default ``settings.device``.
+    table_key
+        Table of each section.
+    progress
+        Progress bar; default ``settings.progress``.
+    seed
+        Seed of the bootstrap intervals, and of the permutation.
+
+    Returns
+    -------
+    `Evaluation` with tidy frames ``.table``, ``.genes``, ``.pathways`` and maps in ``.spots``. Methods: ``"frozen +
+    ridge"``, ``"adapted + ridge"``, ``"seal head"`` (direct prediction), ``"seal retrieval"`` (mean of the 50 training
+    spots whose expression is nearest to the image), the baselines, and the floors ``"colour + ridge"`` (mean and
+    deviation of the crop's colour) and ``"mean"``. Metrics, per section and gene set:
+
+    - ``"pearson"``, ``"spearman"``, ``"r2"``: mean over genes; also over all test spots of a fold together (rows with
+      section ``""``)
+    - ``"spot_pearson"``, ``"spot_spearman"``, ``"spot_r2"``: mean over spots of the same over genes, of deviations from
+      the training mean in training deviations
+    - ``"calibration_slope"``: median over genes of the slope of measured on predicted; 1 is calibrated
+    - ``"moran_agreement"``: correlation over genes of Moran's I of predicted and measured maps; ``"residual_moran"``:
+      mean Moran's I of what is left over
+    - ``"pearson_difference"``: difference to ``"frozen + ridge"``, paired by gene and section, with interval; with fold
+      ``""`` over all folds
+    - ``"section_pearson"``, ``"section_spearman"``, ``"section_r2"``: the same over the test sections of a fold, of
+      their mean expression, from three on
+    - ``"R@1"``, ``"R@5"``, ``"R@10"``, ``"R@50"``, ``"median_rank"``: image → expression among the spots of the section
+      (with section ``""``: of all test sections), and ``"gene→image R@1"``, …; ``"adapted"`` and ``"frozen"`` by cosine
+      with the gene embedding, ``"frozen + ridge"`` by cosine of the predicted with the measured profile.
+      ``"image→image R@1"``, …: by the same image side, of the other spot whose measured profile is most similar
+
+    Raises
+    ------
+    LeakError
+        When a patient stands on both sides, the model was trained on a patient of the test sections, or test spots are
+        copies of training spots.
+    PanelError
+        When a gene is not in the model's panel, or the panel's genes have no names.
+    DataError
+        When sections were normalised with different `target_sum`.
+
+    Notes
+    -----
+    Intervals are over genes (for gains over genes and sections), not over patients: with few patients they say nothing
+    about the next one.
+
+    Examples
+    --------
+    >>> found = sl.tl.evaluate(model, [s1, s2], test=s3)  # doctest: +SKIP
+    >>> recipe = {"encoder": "uni2-h"}  # doctest: +SKIP
+    >>> found = sl.tl.evaluate(recipe, sections, baselines=["st-net", "bleep"])  # doctest: +SKIP
+    >>> found.table.query("metric == 'pearson' and section != ''")  # doctest: +SKIP
+    """
+    if isinstance(model, SealModel):
+        model.panel.require_names()
+    protocol = resolve_protocol(preset)
+    if n_genes is not None:
+        check_positive("n_genes", n_genes)
+        protocol = replace(protocol, n_genes=int(n_genes))
+    if near_um is not None:
+        check_positive("near_um", near_um)
+        if isinstance(sections, HestBench):
+            raise DataError("`near_um` needs positions in µm; the files of HEST-bench have pixels of unknown size.")
+    if isinstance(seeds, int) or not len(seeds):
+        raise DataError(f"`seeds` must be a list of one or more whole numbers, found {seeds!r}.")
+    material, made = _material(sections, test, folds, allow_shared_patients, table_key)
+    if protocol.target == "lognorm":
+        check_units(material.parts(), made)
+    contenders = contenders_of(
+        model, material, baselines=baselines, device=resolve_device(device), table_key=table_key, show=progress
+    )
+    if not allow_shared_patients:
+        _check_leaks(contenders, material, made)
+    # Before the first fold is trained: the last one may leave nothing to stop by.
+    stopped = {} if contenders.stopping is None else {f.name: contenders.stopping(f).test_sections for f in made}
+    job = _Job(material, contenders, protocol, genes, Activities.of(net), table_key, progress, seed, near_um, control)
+    results = job.run(made, [int(s) for s in seeds] if contenders.trains else [0])
+    facts: dict[str, Any] = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
+    facts |= {"seeds": list(map(int, seeds)) if contenders.trains else [], "encoder": contenders.label}
+    if stopped:
+        facts["stopped_by"] = stopped
+    facts["versions"] = dict(session_info())
+    return Evaluation(
+        table=pd.DataFrame(results.table),
+        genes=pd.concat(results.genes, ignore_index=True) if results.genes else pd.DataFrame(),
+        pathways=pd.concat(results.pathways, ignore_index=True) if results.pathways else pd.DataFrame(),
+        spots=results.maps(),
+        facts=facts,
+    )
+
+
+def _material(
+    sections: Any, test: Any, folds: str | Sequence[Split], allow_shared: bool, table_key: str
+) -> tuple[Material, list[Split]]:
+    if isinstance(sections, HestBench):
+        if test is not None:
+            raise DataError("A task of HEST-bench has its own test sides; leave `test` out.")
+        bench = Bench(sections)
+        return bench, bench.folds()
+    train = as_sections(sections, "sections")
+    if test is None:
+        made = made_folds(train, folds, allow_shared_patients=allow_shared, table_key=table_key)
+        return Sections([train], table_key), made
+    held = as_sections(test, "test")
+    if not allow_shared:
+        check_split(train, held, table_key=table_key)
+    return Sections([train, held], table_key), given_fold(train, held, table_key)
+
+
+def _check_leaks(contenders: Contenders, material: Material, folds: Sequence[Split]) -> None:
+    parts = material.parts()
+    if contenders.model is not None:
+        if isinstance(material, Bench):
+            raise LeakError(
+                "The files of HEST-bench do not name patients, so nothing tells whether the model was trained on them. "
+                "Pass the frozen encoder, or `allow_shared_patients=True` if you know that it was not."
+            )
+        tested = {name for fold in folds for name in fold.test}
+        check_unseen(contenders.model, [part for part in parts if part.name in tested])
+    if contenders.trains:
+        check_warmup(parts, folds, contenders.warmed_up_on)
+    check_copies(parts, folds)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All folds of an evaluation, and what is kept between them."""
+
+    material: Material
+    contenders: Contenders
+    protocol: Protocol
+    given: Mapping[str, Sequence[str]] | None
+    activities: Activities
+    table_key: str
+    show: bool | None
+    seed: int
+    near_um: float | None
+    control: bool
+
+    def run(self, folds: Sequence[Split], seeds: Sequence[int]) -> Results:
+        """Score every fold with every seed."""
+        results = Results()
+        shared: dict[str, View] = {}
+        # Models that are trained choose their own panel; otherwise one set of genes serves all folds.
+        # Then sections are seen in several folds, and by several models; else once.
+        memory = TrunkMemory() if self.contenders.trains else None
+        common = None if self.contenders.trains else self._fixed(folds, memory)
+        for fold in folds:
+            for seed in seeds:
+                logger.info("fold %s%s", fold.name, f", seed {seed}" if self.contenders.trains else "")
+                if common is None:
+                    ready = self._prepared([fold], self.contenders.trained(fold, seed), memory)
+                    self._score(fold, seed, ready, {}, results)
+                else:
+                    self._score(fold, seed, common, shared, results)
+        results.add_overall(self.seed)
+        return results
+
+    def _fixed(self, folds: Sequence[Split], memory: TrunkMemory | None) -> _Ready:
+        models = {} if self.contenders.model is None else {"seal": self.contenders.model}
+        return self._prepared(folds, models, memory)
+
+    def _prepared(self, folds: Sequence[Split], models: Mapping[str, SealModel], memory: TrunkMemory | None) -> _Ready:
+        panel = models["seal"].panel if models else None
+        sets = {fold.name: self._sets(fold, panel) for fold in folds}
+        extra = [] if panel is not None else self.activities.genes(self.material.parts())
+        genes = scored.universe(list(sets.values()), panel, self.protocol, extra)
+        looker = Looker(
+            extract=self.contenders.features(models, memory),
+            models=models,
+            genes=genes,
+            target=self.protocol.target,
+            crop=self.contenders.crop,
+            table_key=self.table_key,
+            show=self.show,
+        )
+        return _Ready(looker, genes, {name: scored.columns_of(part, genes) for name, part in sets.items()})
+
+    def _sets(self, fold: Split, panel: GenePanel | None) -> scored.Sets:
+        within = panel if self.protocol.target == "lognorm" else None
+        if self.given is not None:
+            return scored.given_sets(self.given, within)
+        if self.protocol.genes == "train":
+            return scored.ranked_sets(self.material.train_side(fold), self.protocol.n_genes, within, self.table_key)
+        if isinstance(self.material, Bench):
+            return {f"hest{len(self.material.bench.genes)}": list(self.material.bench.genes)}
+        found = scored.hest_genes(self.material.parts(), self.protocol.n_genes, within)
+        return {f"hest{len(found)}": found}
+
+    def _score(self, fold: Split, seed: int, ready: _Ready, shared: dict[str, View], results: Results) -> None:
+        wanted = {*fold.train, *fold.test}
+        views = dict(shared)
+        views.update((v.name, v) for v in self.material.views(ready.looker, wanted - set(shared)))
+        if not self.contenders.trains:
+            shared.update(views)
+        seen = [views[name].take(spots) for name, spots in fold.train.items()]
+        held = [views[name].take(spots) for name, spots in fold.test.items()]
+        _check_sides(fold, seen, held)
+        sets = ready.sets[fold.name]
+        columns = np.unique(np.concatenate(list(sets.values())))
+        models = ready.looker.models
+        control = self.seed if self.control else None
+        logger.info(
+            "fold %s: fitting probes on %d spots, predicting %d", fold.name, sum(map(len, seen)), sum(map(len, held))
+        )
+        predicted = predictions(
+            seen, held, self.protocol, models=models, genes=ready.genes, scored=columns, control=control
+        )
+        centre, scale = _training_moments(seen)
+        scorer = FoldScorer(
+            fold=fold.name,
+            seed=seed,
+            genes=ready.genes,
+            sets=sets,
+            centre=centre,
+            scale=scale,
+            bootstrap_seed=self.seed,
+            near_um=self.near_um,
+        )
+        logger.info("fold %s: scoring %d genes in %d section(s)", fold.name, len(ready.genes), len(held))
+        scorer.add(held, predicted, results)
+        scorer.add_retrieval(held, predicted, models, results)
+        results.pathways += self.activities.rows(held, predicted, ready.genes, fold=fold.name, seed=seed, models=models)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What a fold needs before its sections are looked at."""
+
+    looker: Looker
+    genes: GenePanel
+    sets: dict[str, dict[str, np.ndarray]]
+
+
+def _training_moments(seen: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of every gene over the training spots that measure it."""
+    n = np.sum([len(v) * v.known for v in seen], axis=0).clip(min=1)
+    mean = np.sum([v.measured.sum(axis=0, dtype=np.float64) * v.known for v in seen], axis=0) / n
+    squares = np.sum([((v.measured - mean) ** 2).sum(axis=0) * v.known for v in seen], axis=0)
+    return mean, np.sqrt(squares / n)
+
+
+def _check_sides(fold: Split, seen: Sequence[View], held: Sequence[View]) -> None:
+    for side, views in (("training", seen), ("test", held)):
+        for view in views:
+            if len(view) < 2:
+                raise DataError(
+                    f"Fold {fold.name!r}: section {view.name!r} has {len(view)} {side} spot(s) with a usable crop; at "
+                    "least 2 are needed. See `.obs['crop_reason']`."
+                )

@@ -1,0 +1,136 @@
+"""Expression of held-out sections, by every method that is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from sealst._core.genes.panel import GenePanel
+from sealst._core.scores.probes import knn_impute, mean_baseline
+from sealst._core.scores.protocols import Protocol
+from sealst.models import SealModel
+from sealst.tl._evaluate.views import COLOUR, FROZEN, SEAL, View
+
+FROZEN_PROBE, ADAPTED_PROBE, COLOUR_PROBE = "frozen + ridge", "adapted + ridge", "colour + ridge"
+HEAD, IMPUTED, MEAN = "seal head", "seal retrieval", "mean"
+ST_NET, BLEEP, PERMUTED = "st-net", "bleep", "permuted + ridge"
+
+#: by method, expression (n, genes) of every held-out section; NaN for genes it cannot predict
+Predictions: TypeAlias = dict[str, list[np.ndarray]]
+
+_NEIGHBOURS = 50
+#: features that a probe is fitted on, by method
+_PROBES = {FROZEN_PROBE: FROZEN, ADAPTED_PROBE: SEAL, COLOUR_PROBE: COLOUR}
+#: models whose gene embeddings are searched, by method
+_SEARCHED = {IMPUTED: SEAL, BLEEP: BLEEP}
+#: models whose head predicts, by method
+_HEADS = {HEAD: SEAL, ST_NET: ST_NET}
+
+
+def predictions(
+    seen: Sequence[View],
+    held: Sequence[View],
+    protocol: Protocol,
+    *,
+    models: Mapping[str, SealModel],
+    genes: GenePanel,
+    scored: np.ndarray,
+    control: int | None = None,
+) -> Predictions:
+    """Expression of every held-out section by every method that these views allow.
+
+    Genes in the columns `scored` are fitted by themselves, so that the others do not decide on their penalty. With
+    `control`, the seed of a permutation, a probe is fitted to spots that got each other's expression as well.
+    """
+    same_unit = protocol.target == "lognorm"
+    fitted = [m for m, feature in _PROBES.items() if feature in held[0].features]
+    searched = [m for m, model in _SEARCHED.items() if same_unit and model in held[0].codes]
+    heads = [m for m, model in _HEADS.items() if same_unit and model in models]
+    permuted = [] if control is None else [PERMUTED]
+    out = {m: _empty(held) for m in (*fitted, *searched, *permuted, MEAN)}
+    chosen = np.isin(np.arange(len(genes)), scored)
+    patterns, which = np.unique(np.array([chosen, *(v.known for v in seen)]), axis=1, return_inverse=True)
+    patterns = patterns[1:]
+    # Genes are fitted together where the same sections measure them.
+    for i in range(patterns.shape[1]):
+        columns = np.flatnonzero(which.ravel() == i)
+        having = [view for view, has in zip(seen, patterns[:, i], strict=True) if has]
+        if not having:
+            continue
+        learn = _Learner(having, columns, protocol)
+        for method in fitted:
+            _fill(out[method], columns, held, learn.probe(_PROBES[method]))
+        for method in searched:
+            _fill(out[method], columns, held, learn.imputer(_SEARCHED[method]))
+        for method in permuted:
+            feature = SEAL if SEAL in held[0].features else FROZEN
+            _fill(out[method], columns, held, learn.permuted(feature, control or 0))
+        _fill(out[MEAN], columns, held, learn.mean)
+    for method in heads:
+        out[method] = [_head(models[_HEADS[method]], view.features[_HEADS[method]], genes) for view in held]
+    return _ordered(out)
+
+
+class _Learner:
+    """What is learned about some genes from the sections that measure them."""
+
+    def __init__(self, seen: Sequence[View], columns: np.ndarray, protocol: Protocol) -> None:
+        self.seen, self.protocol = seen, protocol
+        self.y = np.concatenate([v.measured[:, columns] for v in seen])
+        # Serial sections of one patient are no independent folds; they must do where there is only one patient.
+        patients = np.concatenate([v.patients for v in seen])
+        several = len(np.unique(patients)) > 1
+        self.groups = patients if several else np.repeat([v.name for v in seen], [len(v) for v in seen])
+
+    def probe(self, feature: str, y: np.ndarray | None = None) -> Callable[[View], np.ndarray]:
+        x = np.concatenate([v.features[feature] for v in self.seen])
+        predict = self.protocol.probe(x, self.y if y is None else y, self.groups)
+        return lambda view: predict(view.features[feature])
+
+    def permuted(self, feature: str, seed: int) -> Callable[[View], np.ndarray]:
+        """A probe of spots that got the expression of another spot of their section."""
+        rng = np.random.default_rng(seed)
+        ends = np.cumsum([len(v) for v in self.seen])
+        order = np.concatenate(
+            [rng.permutation(np.arange(e - len(v), e)) for e, v in zip(ends, self.seen, strict=True)]
+        )
+        return self.probe(feature, self.y[order])
+
+    def imputer(self, model: str) -> Callable[[View], np.ndarray]:
+        reference = np.concatenate([v.codes[model] for v in self.seen])
+        k = min(_NEIGHBOURS, len(reference))
+        return lambda view: knn_impute(view.shared[model], reference, self.y, k=k)
+
+    def mean(self, view: View) -> np.ndarray:
+        return mean_baseline(self.y, len(view))
+
+
+def _empty(held: Sequence[View]) -> list[np.ndarray]:
+    return [np.full(v.measured.shape, np.nan, dtype=np.float32) for v in held]
+
+
+def _fill(
+    parts: list[np.ndarray], columns: np.ndarray, held: Sequence[View], predict: Callable[[View], np.ndarray]
+) -> None:
+    for part, view in zip(parts, held, strict=True):
+        part[:, columns] = predict(view)
+
+
+def _head(model: SealModel, z: np.ndarray, genes: GenePanel) -> np.ndarray:
+    """Direct prediction, in the order of the scored genes."""
+    predicted = model.predict_expression(z)
+    if genes.genes == model.panel.genes:
+        return predicted
+    column = {g.upper(): i for i, g in enumerate(model.panel.genes)}
+    out = np.full((len(z), len(genes)), np.nan, dtype=np.float32)
+    for i, gene in enumerate(genes.genes):
+        if gene.upper() in column:
+            out[:, i] = predicted[:, column[gene.upper()]]
+    return out
+
+
+def _ordered(found: Predictions) -> Predictions:
+    order = (FROZEN_PROBE, ADAPTED_PROBE, HEAD, IMPUTED, ST_NET, BLEEP, COLOUR_PROBE, PERMUTED, MEAN)
+    return {method: found[method] for method in order if method in found}

@@ -1,0 +1,94 @@
+"""Agreement of pathway activity in predicted and in measured expression."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sealst._core.genes.panel import GenePanel
+from sealst._core.scores.agreement import agreement
+from sealst._errors import PanelError
+from sealst._logging import logger
+from sealst._section.parts import Part
+from sealst.models import SealModel
+from sealst.tl._evaluate.methods import MEAN, ST_NET, Predictions
+from sealst.tl._evaluate.views import View
+from sealst.tl._pathways.pathways import Net, gene_set_edges, score_sets
+from sealst.tl._signature_rows import finds, query_similarities, set_vectors
+
+
+@dataclass(frozen=True)
+class Activities:
+    """Gene sets whose activity is compared; none without a net."""
+
+    net: pd.DataFrame | None = None
+    tmin: int = 5
+
+    @classmethod
+    def of(cls, net: Net | None) -> Activities:
+        """From a net as `sealst.tl.pathways` takes it; a resource is fetched once."""
+        return cls(None if net is None else gene_set_edges(net))
+
+    def genes(self, parts: Sequence[Part]) -> list[str]:
+        """Genes of the sets that every section measures."""
+        if self.net is None:
+            return []
+        wanted = {str(g).upper() for g in self.net["target"]}
+        for part in parts:
+            wanted &= {str(g).upper() for g in part.table.var_names}
+        return sorted(wanted)
+
+    def rows(
+        self,
+        held: Sequence[View],
+        predicted: Predictions,
+        genes: GenePanel,
+        *,
+        fold: str,
+        seed: int,
+        models: Mapping[str, SealModel] | None = None,
+    ) -> list[pd.DataFrame]:
+        """One frame per section and method: predictions, and the sets as queries of the models' embeddings."""
+        if self.net is None:
+            return []
+        out = []
+        # Vectors are the same for every section. What was trained on images alone has no side to ask from.
+        asking = {name: model for name, model in (models or {}).items() if name != ST_NET}
+        asked = {name: set_vectors(model, self.net, tmin=self.tmin) for name, model in asking.items()}
+        for i, view in enumerate(held):
+            able = np.all([np.isfinite(parts[i]).all(axis=0) for parts in predicted.values()], axis=0) & view.known
+            measured = self._scores(view.measured, view, able, genes)
+            if measured is None:
+                continue
+            facts = {"fold": fold, "seed": seed, "section": view.name, "patient": view.patient}
+            for method, parts in predicted.items():
+                # A constant profile has one activity everywhere: nothing to agree with.
+                if method != MEAN and (found := self._scores(parts[i], view, able, genes)) is not None:
+                    out.append(_agreement(measured, found[0]).assign(**facts, method=method))
+            for name, vectors in asked.items():
+                chosen = {s: vector for s, vector in vectors.items() if s in measured[0]}
+                if chosen:
+                    similar = query_similarities(view, name, chosen)
+                    out.append(_agreement(measured, similar).assign(**facts, method=f"{name} query"))
+        return out
+
+    def _scores(
+        self, values: np.ndarray, view: View, able: np.ndarray, genes: GenePanel
+    ) -> tuple[pd.DataFrame, pd.Series] | None:
+        names = pd.Index([g for g, a in zip(genes.genes, able, strict=True) if a])
+        try:
+            frame = pd.DataFrame(values[:, able], index=pd.Index(view.spots.astype(str)), columns=names)
+            result = score_sets(frame, self.net, tmin=self.tmin)
+        except PanelError as error:
+            logger.info("%s: no pathway is compared. %s", view.name, error)
+            return None
+        return result.scores, result.overlap["found"]
+
+
+def _agreement(measured: tuple[pd.DataFrame, pd.Series], scores: pd.DataFrame) -> pd.DataFrame:
+    found = agreement(measured[0], scores)[["pearson", "spearman"]]
+    found = found.join(finds(measured[0], scores))
+    return found.assign(n_genes=measured[1].reindex(found.index)).rename_axis("pathway").reset_index()

@@ -1,0 +1,323 @@
+"""From predictions to the rows of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.preprocessing import normalize
+
+from sealst._core.genes.panel import GenePanel
+from sealst._core.scores.genes import (
+    SET_METRICS,
+    gene_scores,
+    mean_with_interval,
+    pooled_scores,
+    spatial_graph,
+    spot_scores,
+)
+from sealst._core.scores.metrics import recall_at_k, retrieval_ranks
+from sealst._core.scores.near_hits import near_ranks, near_recall
+from sealst._core.search.exact import top_k
+from sealst._keys import Keys
+from sealst._logging import logger, warn
+from sealst.models import SealModel
+from sealst.tl._evaluate.methods import FROZEN_PROBE, MEAN, Predictions
+from sealst.tl._evaluate.views import FROZEN, SEAL, View
+
+RECALL_AT = (1, 5, 10, 50)
+#: larger results keep no maps
+_MAX_SPOT_VALUES = 2**27
+#: fewer sections say nothing about differences between them
+_MIN_SECTIONS = 3
+#: deviations below this are those of a gene that does not vary
+_CONSTANT = 1e-6
+#: one pool for all held-out sections only up to so many spots
+_MAX_POOL = 20_000
+#: fewer spots leave a crop nothing to choose from
+_MIN_CROPS = 3
+REVERSE = "gene→image "
+CROPS = "image→image "
+NEAR = "near "
+
+
+@dataclass
+class Results:
+    """Rows of all folds."""
+
+    table: list[dict[str, Any]] = field(default_factory=list)
+    genes: list[pd.DataFrame] = field(default_factory=list)
+    pathways: list[pd.DataFrame] = field(default_factory=list)
+    spots: dict[str, list[AnnData]] = field(default_factory=dict)
+    kept: int = 0
+
+    #: gains over the frozen encoder's probe, (sections, genes), of every fold
+    gains: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_overall(self, seed: int) -> None:
+        """Append gains over all folds, where there are several."""
+        if len({row["fold"] for row in self.table}) < 2 or not self.gains:
+            return
+        for (run, method, genes), rows in pd.DataFrame(self.gains).groupby(["seed", "method", "genes"], sort=False):
+            value, low, high = mean_with_interval(pd.concat(list(rows["gain"])).to_numpy(), seed)
+            self.table.append(_overall(run, method, "pearson_difference", (value, low, high), genes))
+
+    def maps(self) -> dict[str, AnnData]:
+        """Held-out spots by section, over all folds."""
+        return {name: anndata.concat(parts, join="inner") for name, parts in self.spots.items()}
+
+
+def _overall(seed: int, method: str, metric: str, found: tuple[float, float, float], genes: str) -> dict[str, Any]:
+    """Row of all folds together."""
+    value, low, high = found
+    row: dict[str, Any] = {"fold": "", "seed": seed} | dict.fromkeys(("section", "patient", "organ", "technology"), "")
+    row |= {"method": method, "metric": metric, "genes": genes, "value": value, "low": low, "high": high}
+    return row | {"pool": np.nan, "chance": np.nan}
+
+
+@dataclass(frozen=True)
+class FoldScorer:
+    """Scores one fold."""
+
+    fold: str
+    seed: int
+    genes: GenePanel
+    #: columns of the scored genes by set
+    sets: Mapping[str, np.ndarray]
+    #: mean and deviation (G,) of the training spots' expression
+    centre: np.ndarray
+    scale: np.ndarray
+    bootstrap_seed: int
+    near_um: float | None
+
+    def add(self, held: Sequence[View], predicted: Predictions, out: Results) -> None:
+        """Append scores of every section, and of all together."""
+        scored = [self._scored(view, predicted, i) for i, view in enumerate(held)]
+        for i, view in enumerate(held):
+            own = {method: parts[i] for method, parts in predicted.items()}
+            self._section(view, own, scored[i], out)
+        self._pooled(held, predicted, scored, out)
+        self._between_sections(held, predicted, scored, out)
+        self._differences(out)
+
+    def _scored(self, view: View, predicted: Predictions, i: int) -> np.ndarray:
+        """The same genes for every method: those that all can predict and the section measures."""
+        able = np.all([np.isfinite(parts[i]).all(axis=0) for parts in predicted.values()], axis=0)
+        if lost := int((view.known & ~able).sum()):
+            logger.info("%s: %d genes that not every method can predict are not scored", view.name, lost)
+        return view.known & able
+
+    def _section(self, view: View, own: Mapping[str, np.ndarray], scored: np.ndarray, out: Results) -> None:
+        columns = np.unique(np.concatenate(list(self.sets.values())))
+        columns = columns[scored[columns]]
+        graph = spatial_graph(view.xy)
+        for method, values in own.items():
+            if not len(columns):
+                continue
+            by_gene = gene_scores(values[:, columns], view.measured[:, columns], graph)
+            by_gene.index = pd.Index(columns)
+            for name, members in self.sets.items():
+                kept = by_gene.loc[members[scored[members]]]
+                for metric, reduce in SET_METRICS.items():
+                    value, low, high = reduce(kept, self.bootstrap_seed)
+                    out.table.append(self._row(view, method, metric, value, genes=name, low=low, high=high))
+                self._spotwise(view, method, name, members[scored[members]], values, out)
+            out.genes.append(self._gene_rows(view, method, by_gene))
+        self._keep_maps(view, own, columns, out)
+
+    def _spotwise(
+        self, view: View, method: str, name: str, columns: np.ndarray, values: np.ndarray, out: Results
+    ) -> None:
+        # A gene that does not vary in training has no unit to measure deviations in.
+        columns = columns[self.scale[columns] > _CONSTANT]
+        found = spot_scores(values[:, columns], view.measured[:, columns], self.centre[columns], self.scale[columns])
+        self._means(view, method, "spot_", name, found, out)
+
+    def _gene_rows(self, view: View, method: str, by_gene: pd.DataFrame) -> pd.DataFrame:
+        facts = {"fold": self.fold, "seed": self.seed, "section": view.name, "patient": view.patient}
+        names = [self.genes.genes[i] for i in by_gene.index]
+        return by_gene.reset_index(drop=True).assign(**facts, method=method, gene=names)
+
+    def _keep_maps(self, view: View, own: Mapping[str, np.ndarray], columns: np.ndarray, out: Results) -> None:
+        size = len(view) * len(columns) * (len(own) + 1)
+        # Of several seeds the first is shown.
+        again = any(self.fold == part.uns["fold"] for part in out.spots.get(view.name, []))
+        if again or not len(columns):
+            return
+        if out.kept + size > _MAX_SPOT_VALUES:
+            logger.info("%s: too many spots to keep maps of", view.name)
+            return
+        out.kept += size
+        maps = AnnData(
+            np.ascontiguousarray(view.measured[:, columns], dtype=np.float32),
+            obs=pd.DataFrame(index=pd.Index(view.spots.astype(str))),
+            var=pd.DataFrame(index=pd.Index([self.genes.genes[i] for i in columns])),
+            layers={method: values[:, columns].astype(np.float32) for method, values in own.items()},
+            obsm={Keys.SPATIAL: view.xy} if np.isfinite(view.xy).all() else {},
+            uns={"fold": self.fold},
+        )
+        out.spots.setdefault(view.name, []).append(maps)
+
+    def _pooled(self, held: Sequence[View], predicted: Predictions, scored: Sequence[np.ndarray], out: Results) -> None:
+        """Scores over all held-out spots of the fold together: differences between sections count too."""
+        everywhere = np.all(scored, axis=0)
+        measured = np.concatenate([v.measured for v in held])
+        for method, parts in predicted.items():
+            values = np.concatenate(parts)
+            for name, members in self.sets.items():
+                columns = members[everywhere[members]]
+                found = pooled_scores(values[:, columns], measured[:, columns])
+                self._means(None, method, "", name, found, out)
+
+    def _between_sections(
+        self, held: Sequence[View], predicted: Predictions, scored: Sequence[np.ndarray], out: Results
+    ) -> None:
+        """Scores over the held-out sections of a fold of their mean expression.
+
+        Not over folds: the mean of the training sections falls where that of the one left out rises.
+        """
+        if len(held) < _MIN_SECTIONS:
+            return
+        everywhere = np.all(scored, axis=0)
+        measured = np.stack([v.measured.mean(axis=0, dtype=np.float64) for v in held])
+        for method, parts in predicted.items():
+            values = np.stack([part.mean(axis=0, dtype=np.float64) for part in parts])
+            for name, members in self.sets.items():
+                columns = members[everywhere[members]]
+                found = pooled_scores(values[:, columns], measured[:, columns])
+                self._means(None, method, "section_", name, found, out)
+
+    def _means(
+        self, view: View | None, method: str, prefix: str, genes: str, found: Mapping[str, np.ndarray], out: Results
+    ) -> None:
+        """Mean and interval of every metric, over genes or over spots."""
+        for metric, values in found.items():
+            value, low, high = mean_with_interval(values, self.bootstrap_seed)
+            out.table.append(self._row(view, method, prefix + metric, value, genes=genes, low=low, high=high))
+
+    def _differences(self, out: Results) -> None:
+        """Gain over the frozen encoder's probe, paired by gene and section."""
+        mine = [f for f in out.genes if f["fold"].iloc[0] == self.fold and f["seed"].iloc[0] == self.seed]
+        if not mine:
+            return
+        wide = pd.concat(mine).pivot_table(index="section", columns=["method", "gene"], values="pearson")
+        names = {name: [self.genes.genes[i] for i in members] for name, members in self.sets.items()}
+        methods = [m for m in wide.columns.get_level_values(0).unique() if m not in (FROZEN_PROBE, MEAN)]
+        for method in methods:
+            gain = wide[method] - wide[FROZEN_PROBE]
+            for name, members in names.items():
+                table = gain.reindex(columns=members)
+                out.gains.append({"seed": self.seed, "method": method, "genes": name, "gain": table})
+                value, low, high = mean_with_interval(table.to_numpy(), self.bootstrap_seed)
+                out.table.append(self._row(None, method, "pearson_difference", value, genes=name, low=low, high=high))
+
+    def add_retrieval(
+        self, held: Sequence[View], predicted: Predictions, models: Mapping[str, SealModel], out: Results
+    ) -> None:
+        """Append recall of every section, and of all in one pool."""
+        if SEAL not in models or SEAL not in held[0].codes:
+            return
+        pairs = [_Pairs.of(view, predicted[FROZEN_PROBE][i], models, self.genes) for i, view in enumerate(held)]
+        profiles = [self._profile(view) for view in held]
+        for view, one, profile in zip(held, pairs, profiles, strict=True):
+            self._recalls(view, one, self._near(view), out)
+            self._among_crops(view, one, profile, out)
+        if len(held) > 1 and sum(map(len, held)) <= _MAX_POOL:
+            self._recalls(None, _Pairs.joined(pairs), None, out)
+            self._among_crops(None, _Pairs.joined(pairs), np.concatenate(profiles), out)
+
+    def _profile(self, view: View) -> np.ndarray:
+        """Measured expression (n, G) of single spots as deviations from the training mean; 0 where none is known."""
+        told = view.known & (self.scale > _CONSTANT)
+        return np.where(told, (view.measured - self.centre) / np.where(told, self.scale, 1), 0)
+
+    def _among_crops(self, view: View | None, pairs: _Pairs, profile: np.ndarray, out: Results) -> None:
+        """Recall of the other spot whose measured expression is most similar, by similarity of the images."""
+        own = np.arange(len(profile))
+        if len(own) < _MIN_CROPS:
+            return
+        # The query itself is among the two most similar, unless more than one is equal to it.
+        near = top_k(profile, normalize(profile).astype(np.float32), 2)[0]
+        wanted = np.where(near[:, 0] == own, near[:, 1], near[:, 0])
+        for method, (image, _) in pairs.sides.items():
+            found = recall_at_k(retrieval_ranks(image, image, wanted, left_out=own), RECALL_AT, len(own) - 1)
+            for k in RECALL_AT:
+                row = {"pool": len(own) - 1, "chance": found[f"chance@{k}"]}
+                out.table.append(self._row(view, method, f"{CROPS}R@{k}", found[f"R@{k}"], **row))
+            row = {"pool": len(own) - 1, "chance": len(own) / 2}
+            out.table.append(self._row(view, method, f"{CROPS}median_rank", found["median_rank"], **row))
+
+    def _near(self, view: View) -> np.ndarray | None:
+        """Positions for hits nearby, where they are asked for and known."""
+        if self.near_um is None:
+            return None
+        if np.isfinite(view.xy).all():
+            return view.xy
+        warn(
+            f"Positions of the spots of {view.name!r} in µm are not known; it has no scores of hits nearby (`near_um`)."
+        )
+        return None
+
+    def _recalls(self, view: View | None, pairs: _Pairs, xy: np.ndarray | None, out: Results) -> None:
+        for method, (image, gene) in pairs.sides.items():
+            own = np.arange(len(image))
+            for prefix, query, pool in (("", image, gene), (REVERSE, gene, image)):
+                found = recall_at_k(retrieval_ranks(query, pool, own), RECALL_AT, len(own))
+                for k in RECALL_AT:
+                    row = {"pool": len(own), "chance": found[f"chance@{k}"]}
+                    out.table.append(self._row(view, method, f"{prefix}R@{k}", found[f"R@{k}"], **row))
+                row = {"pool": len(own), "chance": (len(own) + 1) / 2}
+                out.table.append(self._row(view, method, f"{prefix}median_rank", found["median_rank"], **row))
+                if xy is not None and self.near_um:
+                    near = near_recall(*near_ranks(query, pool, xy, self.near_um), RECALL_AT)
+                    for k, (value, chance) in near.items():
+                        row = {"pool": len(own), "chance": chance}
+                        out.table.append(self._row(view, method, f"{NEAR}{prefix}R@{k}", value, **row))
+
+    def _row(self, view: View | None, method: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
+        where = ("section", "patient", "organ", "technology")
+        facts = ("name", "patient", "organ", "technology")
+        labels = {w: "" if view is None else getattr(view, f) for w, f in zip(where, facts, strict=True)}
+        empty = {"genes": "", "low": np.nan, "high": np.nan, "pool": np.nan, "chance": np.nan}
+        head = {"fold": self.fold, "seed": self.seed} | labels
+        return head | {"method": method, "metric": metric, "genes": "", "value": float(value)} | (empty | more)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """What is compared, image side and gene side, by method."""
+
+    sides: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    @staticmethod
+    def of(view: View, frozen_prediction: np.ndarray, models: Mapping[str, SealModel], genes: GenePanel) -> _Pairs:
+        panel = models[SEAL].panel
+        sides = {
+            "adapted": (view.shared[SEAL], view.codes[SEAL]),
+            "frozen": (view.shared[FROZEN], view.codes[SEAL]),
+        }
+        for name in models:
+            if name not in (SEAL, "st-net"):
+                sides[name] = (view.shared[name], view.codes[name])
+        if genes.genes == panel.genes:
+            known = view.known & np.isfinite(frozen_prediction).all(axis=0)
+
+            def z(x: np.ndarray) -> np.ndarray:
+                # As the gene encoder sees it: the mean where a gene was not measured.
+                return np.where(known, (x - panel.mean) / panel.std, 0)
+
+            sides[FROZEN_PROBE] = (z(frozen_prediction), z(view.context))
+        return _Pairs(sides)
+
+    @staticmethod
+    def joined(parts: Sequence[_Pairs]) -> _Pairs:
+        """All sections in one pool."""
+        first, *_ = parts
+        return _Pairs(
+            {m: tuple(np.concatenate([p.sides[m][i] for p in parts]) for i in (0, 1)) for m in first.sides}  # type: ignore[misc]
+        )

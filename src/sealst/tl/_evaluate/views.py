@@ -1,0 +1,244 @@
+"""One section as every method of an evaluation sees it: features of its crops, expression of its spots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from sealst._core.device import autocast
+from sealst._core.genes.panel import GenePanel
+from sealst._data.tokens.trunk import to_images
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._section import tables as _section
+from sealst._section.parts import section_regions
+from sealst._section.tables import Region
+from sealst.models import CropSpec, Encoder, SealModel
+from sealst.tl._embed.inputs import check_crops_fit, map_crops
+from sealst.tl._embed.trunk_memory import TrunkMemory, trunk_key, trunk_tokens
+
+#: features of the base encoder, and of its crops' colours
+FROZEN, COLOUR = "frozen", "colour"
+#: the model under test
+SEAL = "seal"
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Spots of one section that have a crop, in the order of the table."""
+
+    name: str
+    organ: str
+    technology: str
+    #: names of the spots, and their patients, (n,)
+    spots: np.ndarray
+    patients: np.ndarray
+    #: positions in µm (of HEST-bench in pixels), (n, 2); NaN where unknown
+    xy: np.ndarray
+    #: by name: ``"frozen"``, ``"colour"``, and a model's own
+    features: dict[str, np.ndarray]
+    #: by model, image and gene embeddings where the two are compared; the base encoder's under ``"frozen"``
+    shared: dict[str, np.ndarray]
+    codes: dict[str, np.ndarray]
+    #: expression of the scored genes in the protocol's unit, (n, genes)
+    measured: np.ndarray
+    #: bool (genes,): which of them the section measures
+    known: np.ndarray
+    #: expression of the model's panel as its gene encoder sees it, (n, panel); empty without a model
+    context: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+
+    def __len__(self) -> int:
+        return len(self.spots)
+
+    @property
+    def patient(self) -> str:
+        """Its patient, or several in one text."""
+        return ", ".join(np.unique(self.patients))
+
+    def take(self, names: Sequence[str] | np.ndarray) -> View:
+        """View of some of its spots."""
+        kept = np.flatnonzero(np.isin(self.spots, np.asarray(names)))
+        if len(kept) == len(self.spots):
+            return self
+        parts: dict[str, Any] = {
+            key: {k: v[kept] for k, v in getattr(self, key).items()} for key in ("features", "shared", "codes")
+        }
+        context = self.context[kept] if len(self.context) else self.context
+        parts |= {name: getattr(self, name)[kept] for name in ("spots", "patients", "xy", "measured")}
+        return replace(self, context=context, **parts)
+
+
+class Extractor(Protocol):
+    """Turns crops into the features of every method."""
+
+    widths: dict[str, int]
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        """Features (n, sum of widths) of crops, side by side."""
+        ...
+
+
+class ModelFeatures:
+    """Features of one or more models on one base encoder; the first is shown frozen too.
+
+    A trunk that several models have in common, or that `memory` knows these crops of, runs once.
+    """
+
+    def __init__(self, models: Mapping[str, SealModel], memory: TrunkMemory | None = None) -> None:
+        self.models, self.memory = dict(models), memory or TrunkMemory(room=0)
+        first = next(iter(self.models.values()))
+        self.widths = {FROZEN: first.dim} | {name: m.dim for name, m in self.models.items()} | {COLOUR: 6}
+        # One model that sees its crops once has nothing to share, and its weights need no digest.
+        shares = memory is not None or len(self.models) > 1
+        self._trunks = {name: trunk_key(model) if shares else "" for name, model in self.models.items()}
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        """Features (n, sum of widths) of crops, side by side."""
+        parts: list[torch.Tensor] = []
+        behind: dict[str, torch.Tensor] = {}
+        for name, model in self.models.items():
+            trunk = self._trunks[name]
+            if trunk and trunk not in behind:
+                behind[trunk] = self.memory.tokens(trunk, crops, partial(trunk_tokens, model, crops))
+            parts += embedded(model, crops, frozen=not parts, tokens=behind.get(trunk))
+        parts.append(_colour(crops))
+        return torch.cat([p.float().cpu() for p in parts], dim=1).numpy()
+
+
+class EncoderFeatures:
+    """Features of an encoder as it is."""
+
+    def __init__(self, encoder: Encoder, device: torch.device) -> None:
+        self.encoder, self.device = encoder.to(device).eval(), device
+        self.widths = {FROZEN: encoder.spec.dim, COLOUR: 6}
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        """Features (n, sum of widths) of crops, side by side."""
+        with torch.inference_mode(), autocast(self.device, self.encoder.spec.precision):
+            z = self.encoder(to_images(crops, self.device))
+        return torch.cat([z.float().cpu(), _colour(crops)], dim=1).numpy()
+
+
+def embedded(
+    model: SealModel, crops: np.ndarray, *, frozen: bool, tokens: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """Embedding by the base encoder (if wanted) and by the adapted one; the shared trunk runs once, or is given."""
+    model.eval()
+    if tokens is None and model.n_trunk:
+        tokens = trunk_tokens(model, crops)
+    given = to_images(crops, model.device) if tokens is None else tokens.to(model.device)
+    with torch.inference_mode(), autocast(model.device, model.encoder.spec.precision):
+
+        def embed() -> torch.Tensor:
+            return model.encoder(given) if tokens is None else model.encoder.tail(given, model.n_trunk)
+
+        adapted = embed()
+        if not frozen:
+            return [adapted]
+        with model.frozen_encoder():
+            return [embed(), adapted]
+
+
+def _colour(crops: np.ndarray) -> torch.Tensor:
+    images = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
+    return torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
+
+
+@dataclass(frozen=True)
+class Looker:
+    """How sections are looked at in one fold."""
+
+    extract: Extractor
+    models: Mapping[str, SealModel]
+    genes: GenePanel
+    target: str
+    crop: CropSpec
+    table_key: str
+    show: bool | None
+
+    def views(self, sdata: SpatialData) -> Iterator[View]:
+        """Views of all sections that a SpatialData holds."""
+        table = _section.get_table(sdata, self.table_key)
+        regions = section_regions(table)
+        check_crops_fit(table, regions, self.crop)
+        for region in regions:
+            yield self._view(sdata, table, region)
+
+    def _view(self, sdata: SpatialData, table: AnnData, region: Region) -> View:
+        parts = list(
+            map_crops(sdata, table, [region], self.extract, spec=self.crop, show=self.show, desc=region.section)
+        )
+        if not parts:
+            raise DataError(f"Section {region.section!r} has no usable crop; see `.obs['crop_reason']`.")
+        rows = np.concatenate([some for some, _ in parts])
+        order = np.argsort(rows)
+        kept, values = rows[order], np.concatenate([v for _, v in parts])[order]
+        return self.view_of(table, kept, values, facts=_facts(table, region, kept))
+
+    def view_of(self, table: AnnData, rows: np.ndarray, values: np.ndarray, *, facts: Mapping[str, Any]) -> View:
+        """View from features of some rows of a table."""
+        names = list(self.extract.widths)
+        ends = np.cumsum(list(self.extract.widths.values()))[:-1]
+        codes, context = {}, np.empty((0, 0))
+        for name, model in self.models.items():
+            if model.panel.layer not in table.layers and self.target != "lognorm":
+                # Spots without neighbours have no context; probes do not need it.
+                continue
+            profile = _section.expression(table, model.panel, rows, masked=True)
+            codes[name] = model.shared_genes(model.embed_genes(profile))
+            context = profile if name == SEAL else context
+        features = dict(zip(names, np.split(values, ends, axis=1), strict=True))
+        shared = {name: model.shared_images(features[name]) for name, model in self.models.items()}
+        if SEAL in self.models:
+            shared[FROZEN] = self.models[SEAL].shared_images(features[FROZEN])
+        known = self.genes.measured(table.var_names)
+        if not known.all():
+            logger.info(
+                "Section %r measures %d of the %d genes; the others are not scored.",
+                facts["name"], known.sum(), len(known),
+            )  # fmt: skip
+        return View(
+            **facts,
+            spots=table.obs_names.to_numpy()[rows],
+            features=features,
+            shared=shared,
+            codes=codes,
+            measured=self._target(table, rows),
+            known=known,
+            context=context,
+        )
+
+    def _target(self, table: AnnData, rows: np.ndarray) -> np.ndarray:
+        """What is predicted: log1p-CP10k, or the log1p of raw counts; (rows, genes)."""
+        if self.target == "lognorm" and any(self.genes is model.panel for model in self.models.values()):
+            return _section.expression(table, self.genes, rows, Keys.LOGNORM, masked=True)
+        if self.target == "lognorm":
+            values = _section.lognorm(table)[rows]
+        else:
+            values = np.log1p(table.layers.get(Keys.COUNTS, table.X)[rows])
+        return self.genes.extract(values, table.var_names, min_shared=0.0, warn_missing=False)
+
+
+def _facts(table: AnnData, region: Region, rows: np.ndarray) -> dict[str, Any]:
+    def label(column: str) -> str:
+        return str(table.obs[column].iloc[rows[0]]) if column in table.obs else ""
+
+    xy = np.full((len(rows), 2), np.nan)
+    if Keys.SPATIAL in table.obsm:
+        um = float(_section.crop_definition(table, region)["um_per_unit"])
+        xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[rows] * um
+    return {
+        "name": region.section,
+        "patients": _section.patients(table, rows),
+        "organ": label(Keys.ORGAN),
+        "technology": label(Keys.TECHNOLOGY),
+        "xy": xy,
+    }

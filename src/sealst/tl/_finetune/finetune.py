@@ -1,0 +1,378 @@
+"""Train a SEAL model: the whole of it, in one call."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from sealst._core.device import processes, resolve_device, seeded
+from sealst._core.genes.panel import GenePanel
+from sealst._core.losses.domain import balanced_weights
+from sealst._data.dataset import PairDataset, joined_expression
+from sealst._errors import DataError, PanelError
+from sealst._keys import Keys
+from sealst._logging import logger, warn
+from sealst._section import tables as _section
+from sealst._settings import settings
+from sealst._train.baseline import frozen_baseline
+from sealst._train.engine import RESERVED, Run, run_stages
+from sealst._train.inputs import Wanted, image_inputs
+from sealst._train.params import TrainParams, train_params
+from sealst._train.recipe import choose
+from sealst._validate import listed
+from sealst._version import __version__
+from sealst.models import CropSpec, Encoder, GeneEncoderParams, ProjectionParams, SealModel, build_encoder, load
+from sealst.models._adapters.adapters import Adapter, counts_blocks, resolve_adapter
+from sealst.models._genes.registry import resolve_gene_encoder
+from sealst.models._seal.heads import resolve_projection
+from sealst.pp import check_split, select_genes
+from sealst.tl._embed.inputs import as_sections, crop_spec
+from sealst.tl._finetune.pairs import Pairs, extras_of, gather_pairs, more_expression, organs_of, warmup_patients
+from sealst.tl._finetune.run_folder import MODEL, begin, facts_of, finish, is_finished, open_run, scratch_prefix
+
+#: fewer spots than this cannot be split into batches
+_MIN_SPOTS = 16
+
+
+def finetune(
+    sections: SpatialData | Sequence[SpatialData],
+    *,
+    encoder: str,
+    pretrained: bool = True,
+    pool: str | None = None,
+    panel: GenePanel | None = None,
+    n_genes: int = 2000,
+    include: Sequence[str] = (),
+    crop_um: float | None = None,
+    validation: SpatialData | Sequence[SpatialData] | None = None,
+    allow_shared_patients: bool = False,
+    adapter: Adapter | Mapping[str, Any] | str = "lora",
+    gene_encoder: GeneEncoderParams | Mapping[str, Any] | str = "vae",
+    projection: ProjectionParams | Mapping[str, Any] | str = "none",
+    params: TrainParams | Mapping[str, Any] | str | Path | None = None,
+    warmup: AnnData | Sequence[AnnData] | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    seed: int | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+    table_key: str = Keys.TABLE,
+    trainer_kwargs: Mapping[str, Any] | None = None,
+) -> SealModel:
+    """Align an image encoder with gene expression (SEAL).
+
+    Adapters in the encoder's last blocks, a gene autoencoder and an expression head are trained together: a contrastive
+    loss brings crop and expression of a spot close to each other, and expression is reconstructed from both. With LoRA,
+    the default, the encoder's own weights stay as they are. Whatever is not given in `params` and `adapter` is chosen
+    from the number of spots and printed with its reason.
+
+    Parameters
+    ----------
+    sections
+        Training sections, after `sealst.pp.pair_crops` and `sealst.pp.normalize`; or a `sealst.io.Collection`, of
+        which one section at a time is open.
+    encoder
+        Key of `sealst.models.list_encoders`, name of a timm vision transformer or ``"local-dir:<folder>"``, see
+        `sealst.models.build_encoder`.
+    pretrained
+        False trains on random weights: for tests and demonstrations only.
+    pool
+        How tokens become one vector, see `sealst.models.build_encoder`; default the encoder's own way.
+    panel
+        Genes of the model, see `sealst.pp.select_genes`; default the `n_genes` most variable of the sections. Spots
+        do not count in the reconstruction of genes that their section does not measure.
+    n_genes
+        Size of the default panel.
+    include
+        Genes that are in the default panel whatever their rank, such as ``["ERBB2", "ESR1"]``; they count among the
+        `n_genes`.
+    crop_um
+        Which of the paired crop sizes to train on, in µm; default the first.
+    validation
+        Held-out sections, scored after every epoch (gene Pearson, recall); never trained on.
+    allow_shared_patients
+        Whether training and validation may share a patient; refused otherwise.
+    adapter
+        What of the encoder is trained: ``"lora"`` (low-rank layers in the last blocks), ``"blocks"`` (the last blocks'
+        own weights), ``"full"``, ``"bottleneck"`` (a small network behind the frozen encoder) or ``"none"``; with
+        settings as `sealst.models.LoraParams`, `BlocksParams`, `FullParams`, `BottleneckParams`, or a mapping such as
+        ``{"kind": "lora", "r": 16, "dora": True}``.
+    gene_encoder
+        The network that embeds expression: ``"vae"`` (variational autoencoder with planar flows), ``"mlp"`` (plain
+        autoencoder), ``"mae"`` (masked autoencoder) or ``"transformer"`` (genes as tokens); with settings as
+        `sealst.models.GeneVAEParams`, `GeneMLPParams`, `GeneMAEParams`, `GeneTransformerParams`, or a mapping such as
+        ``{"kind": "mlp", "hidden": (512,)}``.
+    projection
+        Heads between embeddings and the contrastive loss: ``"none"``, ``"linear"`` or ``"mlp"``; with settings as
+        `sealst.models.ProjectionParams` or a mapping such as ``{"kind": "mlp", "dim": 256}``.
+    params
+        `TrainParams`, a mapping of its fields such as ``{"epochs": 5, "lr": 1e-3}``, or a YAML file with them.
+    warmup
+        Expression without images (AnnData after `sealst.pp.normalize`) that the warm-up of the gene autoencoder sees
+        beside the sections' own; needs ``params.warmup_epochs``. Its ``context`` layer is used where the training uses
+        it and it has one, else ``lognorm``.
+    run_dir
+        Folder for ``run.json`` (what was asked, versions), ``metrics.csv``, event files in ``tensorboard/`` (where
+        TensorBoard is installed), a checkpoint while training runs, ``training.png`` and ``model/``. By default nothing
+        is written.
+    resume
+        Whether to go on with the run that `run_dir` holds: from its last checkpoint (to the same weights as without the
+        interruption, on the same kind of machine), or by returning its model where it is finished. Without an earlier
+        run it starts one, so a pipeline may always say so. Another run in the folder is refused.
+    seed
+        Seed of everything random; default ``settings.seed``.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, …; default ``settings.device``.
+    progress
+        Progress bars; default ``settings.progress``.
+    table_key
+        Table of each section.
+    trainer_kwargs
+        Passed on to `lightning.Trainer`: ``{"devices": 4, "strategy": "ddp"}``, ``{"num_nodes": 2}``, a ``logger``, …
+
+    Returns
+    -------
+    The trained model in evaluation mode, with ``model.history`` (one row per epoch).
+
+    Raises
+    ------
+    OrderError
+        When crops or layers are missing.
+    LeakError
+        When a patient is in training and validation.
+    WeightsError
+        When the encoder's weights cannot be had; random weights are never used silently.
+
+    References
+    ----------
+    Hemker et al., *Towards Spatial Transcriptomics-driven Pathology Foundation Models*, arXiv 2602.14177 (2026).
+
+    Examples
+    --------
+    >>> model = sl.tl.finetune([s1, s2], encoder="local-dir:weights/vit_small", pool="cls+mean")  # doctest: +SKIP
+    """
+    train = as_sections(sections, "sections")
+    held: Sequence[SpatialData] = [] if validation is None else as_sections(validation, "validation")
+    if held and not allow_shared_patients:
+        check_split(train, held, table_key=table_key)
+    parts: Any = {"gene_encoder": resolve_gene_encoder(gene_encoder), "projection": resolve_projection(projection)}
+    params = _for_genes(train_params(params), parts["gene_encoder"])
+    options = dict(trainer_kwargs or {})
+    _check_options(params, warmup, held, options, nowhere=resume and run_dir is None, panel=panel, include=include)
+    spec = _shared_crop_spec(train, held, crop_um, table_key)
+    where = resolve_device(device, options.get("devices", 1))
+    seed = settings.seed if seed is None else int(seed)
+    rank = processes(options.get("devices", 1), options.get("num_nodes", 1), where.type)[1]
+    folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
+
+    base = _base_encoder(encoder, pretrained, pool, seed)
+    panel = _panel(train, panel, n_genes, include, params.layer, table_key=table_key)
+    with ExitStack() as stack:
+        work = _scratch(stack, folder, rank)
+        pairs, others = _all_pairs(train, held, panel, spec=spec, table_key=table_key, work=work)
+        params, adapter = _recipe(params, adapter, len(pairs), base)
+        provenance = _provenance(train, held, warmup, pairs, params, seed=seed, table_key=table_key)
+        stack.enter_context(seeded(seed))
+        model = SealModel(base, panel, crop=spec, adapter=adapter, organs=organs_of(pairs, params), **parts).to(where)
+        extra = more_expression(warmup, panel, params)
+        state = None
+        if folder is not None:
+            expression = [part.expression for part in (pairs, others, extra) if part is not None]
+            facts = facts_of(model, params, seed=seed, expression=expression, provenance=provenance)
+            state = begin(folder, facts, first=rank == 0)
+            if is_finished(folder):
+                logger.info("the run in %s is finished; its model is returned", folder)
+                return load(folder / MODEL, device=device)
+        # What lies on disk decides between the ways to read crops; the choice of the first start stands.
+        params = params if state is None else replace(params, cache=state["cache"])
+        run = Run(seed=seed, folder=folder, state=state, trainer_kwargs=options, show=progress)
+        _train(model, params, pairs, others, run, extra=extra)
+    model.provenance = provenance
+    if folder is not None and rank == 0:
+        finish(model, folder)
+    return model
+
+
+def _all_pairs(
+    train: Sequence[SpatialData],
+    held: Sequence[SpatialData],
+    panel: GenePanel,
+    *,
+    spec: CropSpec,
+    table_key: str,
+    work: Path,
+) -> tuple[Pairs, Pairs | None]:
+    """Pairs to train on and to score."""
+    pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train")
+    if len(pairs) < _MIN_SPOTS:
+        raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
+    if not held:
+        return pairs, None
+    others = gather_pairs(held, panel, spec, table_key=table_key, folder=work / "held_out")
+    if len(others) < 2:
+        raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
+    return pairs, others
+
+
+def _base_encoder(encoder: str, pretrained: bool, pool: str | None, seed: int) -> Encoder:
+    base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
+    if not pretrained:
+        warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
+    return base
+
+
+def _scratch(stack: ExitStack, run_folder: Path | None, rank: int) -> Path:
+    """Folder for what does not fit into memory (crops, expression); removed after training."""
+    parent = settings.cache_dir if run_folder is None else run_folder
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix(rank), dir=parent)))
+
+
+def _check_options(
+    params: TrainParams,
+    warmup: Any,
+    held: Sequence[SpatialData],
+    options: Mapping[str, Any],
+    *,
+    nowhere: bool,
+    panel: GenePanel | None,
+    include: Sequence[str],
+) -> None:
+    _check_panel(panel, include, params.layer)
+    if refused := sorted(set(options) & RESERVED):
+        raise DataError(
+            f"`trainer_kwargs` must not hold {listed(refused)}: epochs, precision, clipping and accumulation are "
+            "fields of `params`, `device=` names the kind of device, and `progress=` shows or hides bars."
+        )
+    if nowhere:
+        raise DataError("`resume=True` needs the `run_dir` of the run to go on with.")
+    if params.patience is not None and not held:
+        raise DataError("`params.patience` stops by held-out scores; pass `validation=` sections, or leave it out.")
+    if warmup is not None and not params.warmup_epochs:
+        raise DataError("`warmup` is expression for the warm-up stage; say how long with `params.warmup_epochs`.")
+
+
+def _for_genes(params: TrainParams, genes: GeneEncoderParams) -> TrainParams:
+    """Parameters that depend on the kind of gene encoder."""
+    if params.kl and not genes.variational:
+        raise DataError(
+            f"`params.kl` is True, but the gene encoder {genes.kind!r} is not variational. Leave it out, or pass "
+            "`gene_encoder='vae'`."
+        )
+    return params.filled(mask_genes=genes.mask_share)
+
+
+def _shared_crop_spec(
+    train: Sequence[SpatialData], held: Sequence[SpatialData], crop_um: float | None, table_key: str
+) -> CropSpec:
+    def one(sdata: SpatialData) -> CropSpec:
+        table = _section.get_table(sdata, table_key)
+        return crop_spec(table, _section.regions_of(table), crop_um)
+
+    specs = [*map(one, train), *map(one, held)]
+    if len(set(specs)) > 1:
+        raise DataError(
+            f"Sections have crops of different size: {sorted({(s.crop_um, s.crop_px) for s in specs})} (µm, px). Pair "
+            "them alike with `sl.pp.pair_crops(sdata, crop_um=..., crop_px=..., overwrite=True)`."
+        )
+    return specs[0]
+
+
+def _panel(
+    train: Sequence[SpatialData], panel: GenePanel | None, n: int, include: Sequence[str], layer: str, *, table_key: str
+) -> GenePanel:
+    return select_genes(train, n, include=include, layer=layer, table_key=table_key) if panel is None else panel
+
+
+def _check_panel(panel: GenePanel | None, include: Sequence[str], layer: str) -> None:
+    if panel is None:
+        return
+    if len(include):
+        raise DataError(
+            f"`include` adds genes to the default panel, but `panel=` is given, too; found {include!r}. Leave one of "
+            "them out, or select the panel with `sl.pp.select_genes(sections, include=[...])`."
+        )
+    if panel.layer != layer:
+        raise PanelError(
+            f"The panel's mean and std are of layer {panel.layer!r}, but `params.layer` is {layer!r}. Select the panel "
+            f"with `sl.pp.select_genes(sections, layer={layer!r})`."
+        )
+
+
+def _recipe(
+    params: TrainParams, adapter: Adapter | Mapping[str, Any] | str, n_spots: int, base: Encoder
+) -> tuple[TrainParams, Adapter]:
+    chosen = choose(n_spots, base.spec.n_blocks)
+    given = {name for name in chosen if getattr(params, name, None) is not None}
+    resolved: Any = resolve_adapter(adapter)
+    stated = adapter if isinstance(adapter, Mapping) else {}
+    if counts_blocks(resolved) and not isinstance(adapter, Adapter) and "n_blocks" not in stated:
+        resolved = replace(resolved, n_blocks=chosen["adapter_blocks"].value)
+    else:
+        given.add("adapter_blocks")
+    for name, (value, reason) in chosen.items():
+        if name not in given:
+            logger.info("%s = %s (%s)", name, value, reason)
+    return params.filled(**{k: c.value for k, c in chosen.items() if k != "adapter_blocks"}), resolved
+
+
+def _train(
+    model: SealModel, params: TrainParams, pairs: Pairs, held: Pairs | None, run: Run, *, extra: PairDataset | None
+) -> None:
+    parts = [Wanted(pairs.sources, True, pairs.folder)]
+    if held is not None:
+        parts.append(Wanted(held.sources, False, held.folder))
+    images, *seen = image_inputs(model, parts, params, show=run.show)
+    train = PairDataset(images, pairs.expression, measured=pairs.measured, extra=extras_of(pairs, params))
+    section = pairs.measured.section
+    held_out, baseline = None, {}
+    if held is not None:
+        held_out = PairDataset(seen[0], held.expression, measured=held.measured)
+        baseline = frozen_baseline(model, train, held_out, groups=section, seed=run.seed, precision=params.precision)
+    warmup = None if extra is None else joined_expression(train, extra)
+    weights = None
+    if params.balance:
+        named = np.array([pairs.labels["organ"], pairs.labels["section"]]).T
+        weights = balanced_weights(named[section], power=params.balance)
+    model.history = run_stages(
+        model, params, train=train, held_out=held_out, run=run, warmup=warmup, weights=weights, baseline=baseline
+    )
+
+
+def _provenance(
+    train: Sequence[SpatialData],
+    held: Sequence[SpatialData],
+    warmup: AnnData | Sequence[AnnData] | None,
+    pairs: Pairs,
+    params: TrainParams,
+    *,
+    seed: int,
+    table_key: str,
+) -> dict[str, Any]:
+    def names(sdata: SpatialData) -> list[str]:
+        return [region.section for region in _section.regions_of(_section.get_table(sdata, table_key))]
+
+    def patients(sdata: SpatialData) -> list[str]:
+        return _section.patients_of(_section.get_table(sdata, table_key))
+
+    return {
+        "sealst": __version__,
+        "sections": list(chain.from_iterable(map(names, train))),
+        "validation": list(chain.from_iterable(map(names, held))),
+        "patients": sorted(set(chain.from_iterable(map(patients, train)))),
+        "warmup_patients": sorted(warmup_patients(warmup) or ()),
+        # Early stopping picks the weights by these.
+        "stopping_patients": sorted(set(chain.from_iterable(map(patients, held)))) if params.patience else [],
+        "n_spots": len(pairs),
+        "seed": seed,
+        "params": asdict(params),
+    }

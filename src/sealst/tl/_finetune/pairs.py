@@ -1,0 +1,154 @@
+"""Crops to read and the expression that belongs to them, gathered from sections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from sealst._core.genes.panel import GenePanel
+from sealst._core.losses.registry import COUNT_RECONSTRUCTION
+from sealst._data.crops.source import CropSource, Rows
+from sealst._data.dataset import Measured, PairDataset
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._section import tables as _section
+from sealst._train.params import TrainParams
+from sealst._validate import listed
+from sealst.models import CropSpec
+
+#: organ of sections that do not say theirs
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Crops to read and the expression that belongs to them, in one order."""
+
+    sources: list[CropSource]
+    expression: np.ndarray
+    measured: Measured
+    #: section, patient and organ of every source
+    labels: dict[str, list[str]]
+    #: counts of every spot over all genes
+    library: np.ndarray
+    #: for what does not fit into memory
+    folder: Path
+
+    def __len__(self) -> int:
+        return len(self.expression)
+
+
+def gather_pairs(
+    sections: Sequence[SpatialData], panel: GenePanel, spec: CropSpec, *, table_key: str, folder: Path
+) -> Pairs:
+    """Boxes of crops and expression of all sections, which are opened one by one."""
+    folder.mkdir()
+    expression = Rows(folder / "expression.f32")
+    sources, measured = [], []
+    labels: dict[str, list[str]] = {"section": [], "patient": [], "organ": []}
+    library: list[np.ndarray] = []
+
+    def gather(sdata: SpatialData) -> None:
+        table = _section.get_table(sdata, table_key)
+        for region in _section.regions_of(table):
+            rows, source = _section.crop_source(sdata, table, region, spec.crop_um)
+            sources.append(source)
+            expression.add(_section.expression(table, panel, rows, masked=True))
+            measured.append(panel.measured(table.var_names))
+            labels["section"].append(region.section)
+            library.append(_counts_per_spot(table, rows))
+            labels["patient"].append("/".join(_section.patients_of(table, region.rows)))
+            labels["organ"].append(_organ(table, region.rows))
+            if not measured[-1].all():
+                logger.info(
+                    "Section %r measures %d of the panel's %d genes; its spots do not count for the others.",
+                    region.section, measured[-1].sum(), len(panel),
+                )  # fmt: skip
+
+    for _ in map(gather, sections):
+        pass
+    section = np.repeat(np.arange(len(sources)), [len(source.boxes) for source in sources])
+    counts = np.concatenate(library)
+    return Pairs(sources, expression.finished(), Measured(np.array(measured), section), labels, counts, folder)
+
+
+def _counts_per_spot(table: AnnData, rows: np.ndarray) -> np.ndarray:
+    if Keys.COUNTS not in table.layers:
+        return np.full(len(rows), np.nan, dtype=np.float32)
+    return np.asarray(table.layers[Keys.COUNTS][rows].sum(axis=1), dtype=np.float32).ravel()
+
+
+def _organ(table: AnnData, rows: np.ndarray) -> str:
+    return str(table.obs[Keys.ORGAN].iloc[rows[0]]) if Keys.ORGAN in table.obs else _UNKNOWN
+
+
+def organs_of(pairs: Pairs, params: TrainParams) -> tuple[str, ...]:
+    """Organs that the gene decoder is told of."""
+    if not params.organ_embedding:
+        return ()
+    known = sorted(set(pairs.labels["organ"]) - {_UNKNOWN, "nan", ""})
+    if len(known) < 2:
+        raise DataError(
+            f"`params.organ_embedding` needs sections of at least two organs in `.obs[{Keys.ORGAN!r}]`, found "
+            f"{listed(known)}. Leave it out."
+        )
+    return tuple(known)
+
+
+def extras_of(pairs: Pairs, params: TrainParams) -> dict[str, np.ndarray]:
+    """Values of every spot that some losses need."""
+    section, extras = pairs.measured.section, {}
+    if params.weight_domain:
+        extras["domain"] = np.unique(pairs.labels[params.domain], return_inverse=True)[1][section]
+        if not extras["domain"].any():
+            raise DataError(f"`params.weight_domain` needs at least two of `domain` {params.domain!r}; there is one.")
+    if organs := organs_of(pairs, params):
+        number = {name: i for i, name in enumerate(organs)}
+        extras["organ"] = np.array([number.get(name, -1) for name in pairs.labels["organ"]])[section]
+    if params.reconstruction in COUNT_RECONSTRUCTION:
+        extras["library"] = _known_counts(pairs.library, params, "section")
+    return extras
+
+
+def _known_counts(library: np.ndarray, params: TrainParams, what: str) -> np.ndarray:
+    if np.isnan(library).any():
+        raise DataError(
+            f"`params.reconstruction={params.reconstruction!r}` needs `.layers['counts']` of every {what}; "
+            "`sl.pp.normalize` keeps them."
+        )
+    return library
+
+
+def warmup_patients(warmup: AnnData | Sequence[AnnData] | None) -> set[str] | None:
+    """Patients of the expression-only tables; None where a table names neither patients nor sections."""
+    tables = [] if warmup is None else [warmup] if isinstance(warmup, AnnData) else list(warmup)
+    if any(not isinstance(t, AnnData) or not {Keys.PATIENT, Keys.SECTION} & set(t.obs.columns) for t in tables):
+        return None
+    return {patient for table in tables for patient in _section.patients_of(table)}
+
+
+def more_expression(
+    warmup: AnnData | Sequence[AnnData] | None, panel: GenePanel, params: TrainParams
+) -> PairDataset | None:
+    """Expression without images, in the panel's order."""
+    if warmup is None:
+        return None
+    values, measured, library = [], [], []
+    for table in [warmup] if isinstance(warmup, AnnData) else warmup:
+        if not isinstance(table, AnnData):
+            raise TypeError(f"`warmup` must hold AnnData, found {type(table).__name__}.")
+        layer = params.layer if params.layer in table.layers else Keys.LOGNORM
+        values.append(_section.expression(table, panel, np.arange(table.n_obs), layer, masked=True))
+        measured.append(panel.measured(table.var_names))
+        library.append(_counts_per_spot(table, np.arange(table.n_obs)))
+    section = np.repeat(np.arange(len(values)), [len(v) for v in values])
+    extra = {}
+    if params.reconstruction in COUNT_RECONSTRUCTION:
+        extra["library"] = _known_counts(np.concatenate(library), params, "table of `warmup`")
+    return PairDataset(None, np.concatenate(values), measured=Measured(np.array(measured), section), extra=extra)

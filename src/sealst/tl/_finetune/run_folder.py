@@ -1,0 +1,126 @@
+"""The folder of a training: what was asked, the log, a checkpoint while it runs, the model at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sealst._errors import DataError, SealstError
+from sealst._files import write_json
+from sealst._logging import logger, warn
+from sealst._session_info import session_info
+from sealst._train._checkpoint import FILE, read_checkpoint
+from sealst._train.params import TrainParams
+from sealst._validate import listed
+from sealst._version import __version__
+from sealst.models import SealModel
+
+FACTS, MODEL = "run.json", "model"
+_SCRATCH = ".cache-"
+
+
+def scratch_prefix(rank: int) -> str:
+    """How the folders begin in which a process keeps what does not fit into memory."""
+    return f"{_SCRATCH}{rank}-"
+
+
+def open_run(path: Path, *, resume: bool, rank: int) -> Path:
+    """The folder, new or (with `resume`) of an unfinished or finished run; the process of rank 0 owns it."""
+    first = rank == 0
+    found = [] if not path.is_dir() else sorted(p.name for p in path.iterdir() if not p.name.startswith(_SCRATCH))
+    if path.exists() and not path.is_dir():
+        raise DataError(f"`run_dir` {str(path)!r} is a file; name a folder.")
+    # Processes that the first one started find the folder in use.
+    if found and first and not resume:
+        known = " It holds an earlier run; `resume=True` goes on with it." if FACTS in found else ""
+        raise DataError(f"`run_dir` {str(path)!r} exists and is not empty; name a new folder.{known}")
+    if found and first and FACTS not in found:
+        raise DataError(f"`run_dir` {str(path)!r} holds no run ({listed(found, 4)}); name a new folder.")
+    path.mkdir(parents=True, exist_ok=True)
+    if resume:
+        # A killed run leaves these; those of other ranks may be in use already.
+        for left in path.glob(f"{scratch_prefix(rank)}*"):
+            shutil.rmtree(left, ignore_errors=True)
+    return path
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run has written its model."""
+    return (folder / MODEL / "config.json").is_file()
+
+
+def facts_of(
+    model: SealModel, params: TrainParams, *, seed: int, expression: Sequence[np.ndarray], provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What makes a run that run; another value would make another model."""
+    digest = hashlib.sha256()
+    for values in expression:
+        for start in range(0, len(values), 65536):
+            digest.update(np.ascontiguousarray(values[start : start + 65536]).tobytes())
+    # How fast, and on how many workers, may change.
+    free = {"num_workers", "chunk_size", "compile", "cache"}
+    return {
+        "params": {k: v for k, v in asdict(params).items() if k not in free},
+        "encoder": model.encoder.spec.feeding() | {"key": model.encoder.spec.key},
+        "adapter": model.adapter.to_dict(),
+        "gene_encoder": model.gene_params.to_dict(),
+        "projection": asdict(model.projection),
+        "panel": model.panel.fingerprint,
+        "crop": asdict(model.crop),
+        "sections": list(provenance["sections"]),
+        "validation": list(provenance["validation"]),
+        "expression": digest.hexdigest()[:16],
+        "seed": seed,
+    }
+
+
+def begin(folder: Path, facts: Mapping[str, Any], *, first: bool) -> dict[str, Any] | None:
+    """Write down what is run, or check it against what was; returns the state to continue from, if there is one."""
+    facts = json.loads(json.dumps(facts))
+    path = folder / FACTS
+    if not path.is_file():
+        if first:
+            write_json(path, {"sealst": __version__, "session": session_info(), "run": facts})
+        return None
+    earlier = json.loads(path.read_text(encoding="utf-8"))["run"]
+    if differing := _differences(earlier, facts):
+        raise DataError(
+            f"`run_dir` {str(folder)!r} holds another run; it differs in {listed(differing, 8)}. Repeat its call, or "
+            "name a new folder."
+        )
+    state = read_checkpoint(folder)
+    if state is not None:
+        logger.info("resuming stage %r after step %d", state["stage"], state["step"])
+    return state
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    out = []
+    for name in [*a, *(n for n in b if n not in a)]:
+        x, y = a.get(name), b.get(name)
+        if isinstance(x, dict) and isinstance(y, dict):
+            out += _differences(x, y, f"{prefix}{name}.")
+        elif x != y:
+            out.append(f"{prefix}{name}")
+    return out
+
+
+def finish(model: SealModel, folder: Path) -> None:
+    """Write the model and its curves; the checkpoint has done its work."""
+    from sealst.pl import training
+
+    model.save(folder / MODEL)
+    (folder / FILE).unlink(missing_ok=True)
+    try:
+        training(model, save=folder / "training.png", show=False)
+    except (SealstError, OSError) as error:
+        # The model is safe; a missing picture must not look like a failed training.
+        warn(f"The curves could not be drawn: {error}")
+    logger.info("run folder: %s", folder)

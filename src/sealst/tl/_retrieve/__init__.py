@@ -1,0 +1,1 @@
+"""Search by gene, profile, spot or picture."""

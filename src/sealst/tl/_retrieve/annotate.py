@@ -1,0 +1,254 @@
+"""Labels of crops, voted for by the reference expression profiles that fit their image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from sealst._core.search.votes import nearest_votes
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger, warn
+from sealst._section import tables as _section
+from sealst._section.tables import Data
+from sealst._validate import check_key, listed
+from sealst.models import SealModel
+from sealst.tl._embed.inputs import check_model
+from sealst.tl._retrieve.retrieve import image_embedding
+
+# Profiles that are made dense at a time.
+_BLOCK = 2**14
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Labelled profiles of all references as embeddings."""
+
+    #: (m, dim)
+    z: np.ndarray
+    #: label of every profile
+    labels: np.ndarray
+    #: labels in their order
+    names: list[str]
+    #: layer that was read, per reference
+    layers: list[str]
+
+
+def annotate(
+    data: Data,
+    model: SealModel,
+    reference: Data | Sequence[Data],
+    *,
+    labels: str,
+    k: int = 15,
+    temperature: float = 0.05,
+    balance: bool = False,
+    layer: str | None = None,
+    key: str = Keys.EMBEDDING,
+    key_added: str = Keys.ANNOTATION,
+    region: str | Sequence[str] | None = None,
+    table_key: str = Keys.TABLE,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Label crops by the reference expression profiles that fit their image best.
+
+    The gene encoder embeds every labelled profile of the reference. The `k` profiles whose embedding is nearest to that
+    of a crop's image vote for its label. Measured expression of `data` is not used.
+
+    Parameters
+    ----------
+    data
+        Section(s) with image embeddings of this model, see `sealst.tl.embed`; or their table alone.
+    model
+        The SEAL model that made the embeddings.
+    reference
+        Expression with labels, after `sealst.pp.normalize`: a section or single cells (AnnData), or a list of them.
+        Genes of the panel that a reference lacks take the panel's mean; half of the panel must be there.
+    labels
+        Column of ``.obs`` in every reference. Profiles without a label, or without any expression, are left out.
+    k
+        Number of profiles that vote.
+    temperature
+        Weight of near profiles, see below. The default is the temperature of training; ``inf`` weighs all k alike.
+    balance
+        Whether to weigh labels as if they were equally frequent in the reference. Without it rare labels lose to common
+        ones; with it, a single profile of a rare label may win.
+    layer
+        Layer of the references. Default: the one the model was trained on where a reference has it, else ``"lognorm"``,
+        as for single cells, which have no neighbours to take context from.
+    key
+        Slot in ``.obsm`` with the image embeddings.
+    key_added
+        Name of the column; prefix of the other slots.
+    region
+        Region(s) to label; by default all.
+    table_key
+        Table to read from and write to, also of a reference that is a SpatialData.
+    copy
+        Whether to return a copy of the table instead of writing to it.
+
+    Returns
+    -------
+    None, or with ``copy=True`` the table with
+
+    - ``.obs["seal_annotation" | key_added]``: categorical, all labels of the reference are categories; missing for
+      spots without a crop and in other regions
+    - ``.obs[key_added + "_confidence"]``: float64, share of the vote that the label won, 0 to 1; NaN as above
+    - ``.obsm[key_added + "_votes"]``: DataFrame (n_obs, labels), float64, rows sum to 1; NaN as above. ``/`` in a label
+      becomes ``_`` in the name of its column, so that the table can be saved
+    - ``.uns["sealst"]["annotate"][key_added]``: parameters, per ``label`` its ``n_profiles``, model fingerprint
+
+    Raises
+    ------
+    OrderError
+        When there are no embeddings, another model or other crops made them, or a reference is not normalised.
+    MissingKeyError
+        When a reference has no such column.
+    PanelError
+        When a reference lacks half of the panel, or was normalised to another total.
+    DataError
+        When fewer than two labels or fewer than `k` labelled profiles are found, or no spot has an embedding.
+
+    Notes
+    -----
+    With cosines :math:`s_j` of the k nearest profiles :math:`N`, label :math:`c` receives
+
+    .. math:: v_c = \frac{b_c \sum_{j \in N,\, l_j = c} e^{s_j / \tau}}
+        {\sum_{c'} b_{c'} \sum_{j \in N,\, l_j = c'} e^{s_j / \tau}}
+
+    where :math:`\tau` is `temperature` and :math:`b_c` is 1, or with `balance` one over the number of profiles of
+    label :math:`c`. The share is a vote, not a calibrated probability: check it where labels are known. A spot is a
+    mixture of cells, a single cell is none, and a model that was trained on spots has never seen one: labels from spots
+    of the same technology are the safer reference. Profiles of the same patient flatter the result.
+
+    Examples
+    --------
+    >>> sl.tl.embed(sdata, model)  # doctest: +SKIP
+    >>> sl.tl.annotate(sdata, model, [labelled_1, labelled_2], labels="region", balance=True)  # doctest: +SKIP
+    >>> sdata.tables["table"].obs["seal_annotation"].value_counts()  # doctest: +SKIP
+    """
+    check_model(model)
+    table = _section.get_table(data, table_key)
+    regions = _section.regions_of(table, region)
+    embedding = image_embedding(table, regions, model, key)
+    rows = np.concatenate([one.rows for one in regions])
+    rows = rows[np.isfinite(embedding[rows]).all(axis=1)]
+    if not rows.size:
+        raise DataError("No spot has an embedding; see `.obs['crop_reason']`.")
+    found = _embed_references(reference, model, labels=labels, layer=layer, table_key=table_key, table=table)
+    codes = pd.Categorical(found.labels, categories=found.names).codes
+    options: dict[str, Any] = {"k": k, "temperature": temperature, "balance": balance}
+    votes = nearest_votes(model.shared_images(embedding[rows]), found.z, codes, n_labels=len(found.names), **options)
+    columns = _columns(found.names)
+    target = table.copy() if copy else table
+    counts = np.bincount(codes, minlength=len(found.names))
+    facts: dict[str, Any] = {
+        "label": np.array(found.names, dtype=str),
+        "n_profiles": counts,
+        "layers": np.array(found.layers),
+    }
+    facts |= {"labels": labels, "model": model.fingerprint, "key": key} | options
+    _write(target, key_added, rows, votes, found.names, columns, facts)
+    return target if copy else None
+
+
+def _embed_references(
+    reference: Data | Sequence[Data],
+    model: SealModel,
+    *,
+    labels: str,
+    layer: str | None,
+    table_key: str,
+    table: AnnData,
+) -> _Reference:
+    model.panel.require_names()
+    items = list(reference) if isinstance(reference, Sequence) else [reference]
+    if not items:
+        raise DataError("`reference` is empty; pass at least one table with labels.")
+    z, found, layers = [], [], []
+    seen: dict[str, None] = {}
+    for i, item in enumerate(items):
+        one = _section.get_table(item, table_key)
+        where = "`reference.obs`" if len(items) == 1 else f"`reference[{i}].obs`"
+        check_key(one.obs.columns, labels, where=where, hint="Name the column of cell types or regions with `labels=`.")
+        column = one.obs[labels].astype("category")
+        seen |= dict.fromkeys(str(c) for c in column.cat.categories if (column == c).any())
+        layers.append(layer or (model.panel.layer if model.panel.layer in one.layers else Keys.LOGNORM))
+        rows = _usable(one, column, layers[-1])
+        _warn_of_shared(table, one, rows)
+        z.append(_embed(one, model, rows, layers[-1]))
+        found.append(column.iloc[rows].astype(str).to_numpy())
+    values = np.concatenate(found)
+    names = [name for name in seen if name in set(values)]
+    if len(names) < 2:
+        raise DataError(
+            f"`reference.obs[{labels!r}]` holds the label(s) {listed(names)}; at least 2 are needed to choose from."
+        )
+    return _Reference(np.concatenate(z), values, names, layers)
+
+
+def _usable(table: AnnData, column: pd.Series, layer: str) -> np.ndarray:
+    """Rows of a reference with a label and some expression."""
+    values = _section.lognorm(table, layer)
+    expressed = np.asarray(abs(values).sum(axis=1)).ravel() > 0
+    rows = np.flatnonzero(column.notna().to_numpy() & expressed)
+    if len(rows) < table.n_obs:
+        logger.info("%d of %d reference profiles have a label and expression", len(rows), table.n_obs)
+    return rows
+
+
+def _warn_of_shared(table: AnnData, reference: AnnData, rows: np.ndarray) -> None:
+    shared = reference.obs_names[rows].intersection(table.obs_names)
+    if len(shared):
+        warn(
+            f"{len(shared)} spots to be labelled have profiles of the same name in the reference (e.g. "
+            f"{listed(shared[:2])}). A spot that votes for its own label says nothing about new tissue."
+        )
+
+
+def _embed(table: AnnData, model: SealModel, rows: np.ndarray, layer: str) -> np.ndarray:
+    """Embed profiles block by block: single cells are many."""
+    out = np.empty((len(rows), model.shared_dim), dtype=np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        z = model.embed_genes(_section.expression(table, model.panel, rows[part], layer))
+        out[part] = model.shared_genes(z)
+    return out
+
+
+def _columns(names: Sequence[str]) -> list[str]:
+    """Labels as columns on disk: zarr and HDF5 take '/' for a folder."""
+    columns = [name.replace("/", "_") for name in names]
+    if len(set(columns)) < len(columns):
+        twice = [name for name, column in zip(names, columns, strict=True) if columns.count(column) > 1]
+        raise DataError(f"Labels {listed(twice)} would share a column, as '/' is stored as '_'; rename them.")
+    return columns
+
+
+def _write(
+    table: AnnData,
+    key: str,
+    rows: np.ndarray,
+    votes: np.ndarray,
+    names: Sequence[str],
+    columns: Sequence[str],
+    facts: dict[str, Any],
+) -> None:
+    values = np.full((table.n_obs, len(names)), np.nan)
+    values[rows] = votes
+    codes = np.full(table.n_obs, -1)
+    codes[rows] = votes.argmax(axis=1)
+    confidence = np.full(table.n_obs, np.nan)
+    confidence[rows] = votes.max(axis=1)
+    table.obs[key] = pd.Categorical.from_codes(codes, categories=list(names))
+    table.obs[f"{key}_confidence"] = confidence
+    table.obsm[f"{key}_votes"] = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(columns))
+    stored = dict(table.uns.get(Keys.UNS, {}).get("annotate", {}))
+    _section.record(table, "annotate", stored | {key: facts})
+    won = pd.Series(np.array(names)[codes[rows]]).value_counts()
+    logger.info("Wrote .obs[%r]: %s", key, ", ".join(f"{name} {n}" for name, n in won.items()))

@@ -1,0 +1,241 @@
+"""Queries of a retrieval as vectors in embedding space."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from sealst._core.genes.sets import SOURCE, TARGET, WEIGHT, restrict
+from sealst._core.search.queries import QUERY_STD, direction, gene_weights, shifted_profiles
+from sealst._errors import DataError, MissingKeyError, PanelError
+from sealst._logging import logger
+from sealst._validate import check_choice, listed
+from sealst.models import SealModel
+from sealst.tl._pathways.pathways import Net, gene_set_edges
+
+Query: TypeAlias = str | Sequence[str] | Mapping[str, float] | pd.Series | np.ndarray
+
+
+class Spots(Protocol):
+    """What is searched, as far as a query needs to know it."""
+
+    def has(self, name: str) -> bool:
+        """Whether a spot has this name."""
+
+    def spot(self, name: str) -> tuple[int, np.ndarray]:
+        """Row and embedding of a spot."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query as a vector in embedding space."""
+
+    label: str
+    #: (dim,)
+    vector: np.ndarray
+    #: whether the vector comes from expression, to be compared in the space that both sides share
+    expression: bool = False
+    #: whether the vector is a direction from a reference, to be compared with centred embeddings
+    shift: bool = False
+    #: row of the spot that asks, or -1
+    row: int = -1
+    #: what is recorded of it
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a query is asked of, and how."""
+
+    model: SealModel
+    spots: Spots
+    n_std: float
+    #: profile from which genes are raised, log1p-CP10k in panel order (G,), and what it is called; None for the mean
+    reference: tuple[np.ndarray, str] | None = None
+    net: Net | None = None
+
+
+def ask(query: Any, kind: str, context: Context) -> Question:
+    """Turn a query of a kind into a vector."""
+    return _QUESTIONS[kind](query, context)
+
+
+def kind_of(query: Any, kind: str | None, *, net: bool) -> str:
+    """Kind of a query: the one named, or that of its type; with gene sets at hand a name is that of a set."""
+    if kind is not None:
+        check_choice("kind", kind, tuple(_QUESTIONS))
+        if kind == "pathway" and not net:
+            raise DataError("`kind='pathway'` needs gene sets: pass `net=`, e.g. a GMT file, see `sl.tl.pathways`.")
+        return kind
+    if net and isinstance(query, str):
+        return "pathway"
+    for types, name in _KIND_OF_TYPE:
+        if isinstance(query, types):
+            return name
+    raise TypeError(
+        f"`query` must be a gene, a list of genes, a mapping of genes to weights, a Series (profile) or a uint8 array "
+        f"(image), found {type(query).__name__}."
+    )
+
+
+def _ask_genes(query: Any, context: Context) -> Question:
+    names = [query] if isinstance(query, str) else list(query)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise DataError(f"A list of genes must hold names, found {listed(wrong, 3)}. Pass a crop as a uint8 array.")
+    if isinstance(query, str) and query.upper() not in _upper(context.model) and context.spots.has(query):
+        raise PanelError(f"{query!r} is no gene of the panel but the name of a spot; ask with `kind='spot'`.")
+    # A gene listed twice is meant once.
+    weights = dict.fromkeys({str(n).strip().upper(): n for n in names}.values(), 1.0)
+    try:
+        return _ask_signature(weights, context)
+    except PanelError as error:
+        # With `net` a name is that of a gene set, unless told otherwise.
+        hint = " A gene set is asked by its name with `net=`." if isinstance(query, str) and context.net is None else ""
+        raise PanelError(f"{error}{hint}") from error
+
+
+def _ask_signature(query: Any, context: Context) -> Question:
+    if not isinstance(query, Mapping | pd.Series):
+        raise DataError(f"A signature must map genes to weights, found {type(query).__name__}.")
+    model, n_std = context.model, context.n_std
+    panel, given = model.panel, dict(query)
+    panel.require_names()
+    weights = gene_weights(given, panel.genes)
+    start, origin = context.reference or (panel.mean, "")
+    vector = signature_vector(model, weights, start=start, n_std=n_std)
+    used = np.flatnonzero(weights)
+    genes = [panel.genes[i] for i in used]
+    facts = {"genes": np.array(genes, dtype=str), "weights": weights[used], "n_std": n_std}
+    facts |= {"reference": origin} if origin else {}
+    signed = [g if w > 0 else f"-{g}" for g, w in zip(genes, weights[used], strict=True)]
+    label = ", ".join(signed[:6]) + (f", … ({len(signed)} genes)" if len(signed) > 6 else "")
+    return Question(label, vector, expression=True, shift=True, facts=facts)
+
+
+def signature_vector(
+    model: SealModel, weights: np.ndarray, *, start: np.ndarray | None = None, n_std: float = QUERY_STD
+) -> np.ndarray:
+    """Direction (dim,) in which a profile (default the mean) moves when a signature (genes,) of length 1 is raised."""
+    start = model.panel.mean if start is None else start
+    profiles = model.embed_genes(shifted_profiles(start, model.panel.std, weights, n_std=n_std))
+    return direction(model.shared_genes(profiles))
+
+
+def _ask_pathway(query: Any, context: Context) -> Question:
+    if not isinstance(query, str):
+        raise DataError(f"A pathway must be one name of a gene set of `net`, found {type(query).__name__}.")
+    edges = gene_set_edges(context.net)
+    sets = edges[SOURCE].unique()
+    name = query if query in sets else query.replace("/", "_")
+    if name not in sets:
+        near = difflib.get_close_matches(query, sets, n=5, cutoff=0.4)
+        raise MissingKeyError(
+            f"{query!r} is none of the {len(sets)} gene sets of `net`; near names: {listed(near or sets[:5])}. "
+            "For a gene leave out `net`, or say `kind='gene'`."
+        )
+    mine = edges[edges[SOURCE] == name]
+    found = restrict(mine, context.model.panel.genes)
+    if found.empty:
+        genes = context.model.panel.genes
+        raise PanelError(
+            f"None of the {len(mine)} genes of {query!r} is in the model's panel of {len(genes)}; its genes begin "
+            f"{listed(mine[TARGET], 4)}, the panel {listed(genes, 4)}."
+        )
+    logger.info("%s: %d of %d genes are in the panel", query, len(found), len(mine))
+    question = _ask_signature(dict(zip(found[TARGET], found[WEIGHT], strict=True)), context)
+    return replace(question, label=query, facts=question.facts | {"set_size": len(mine)})
+
+
+def _ask_profile(query: Any, context: Context) -> Question:
+    profile, model = pd.Series(query), context.model
+    x, names = profile_in_panel(profile, model), [str(g) for g in profile.index]
+    missing = model.panel.align(names).missing
+    shared = len(model.panel) - len(missing)
+    name = f"{profile.name}: " if isinstance(profile.name, str) else ""
+    facts = {"n_genes": shared, "missing": np.array(missing, dtype=str)} if missing else {"n_genes": shared}
+    vector = model.shared_genes(model.embed_genes(x))[0]
+    return Question(f"{name}profile of {shared} genes", vector, expression=True, facts=facts)
+
+
+def profile_in_panel(profile: pd.Series, model: SealModel) -> np.ndarray:
+    """Profile (log1p-CP10k) in panel order, (1, G); absent genes hold the panel's mean."""
+    model.panel.require_names()
+    values = _profile_values(profile, model)
+    try:
+        return model.panel.extract(values[None], [str(g) for g in profile.index])
+    except PanelError as error:
+        raise PanelError(
+            f"{error} A few weighted genes are a signature: pass a dict, or `kind='signature'`."
+        ) from error
+
+
+def _profile_values(profile: pd.Series, model: SealModel) -> np.ndarray:
+    how = "Pass log1p-CP10k, e.g. `np.log1p(counts / counts.sum() * 1e4)`."
+    if profile.empty:
+        raise DataError(f"The profile is empty. {how}")
+    values = pd.to_numeric(profile, errors="coerce").to_numpy(dtype=np.float64)
+    if (bad := ~(values >= 0) | np.isinf(values)).any():
+        raise DataError(
+            f"The profile holds {bad.sum()} negative, infinite or missing values, e.g. of "
+            f"{str(profile.index[int(np.argmax(bad))])!r}. {how}"
+        )
+    if not values.any():
+        raise DataError(f"The profile is 0 in every gene. {how}")
+    ceiling = np.log1p(model.panel.target_sum)
+    if values.max() > ceiling * (1 + 1e-6) or (values == np.round(values)).all():
+        raise DataError(
+            f"The profile looks like counts (highest value {values.max():g}, log1p-CP10k reaches {ceiling:.3g} at most "
+            f"and is not made of whole numbers). {how}"
+        )
+    return values
+
+
+def _ask_image(query: Any, context: Context) -> Question:
+    model = context.model
+    image, px = np.asarray(query), model.crop.crop_px
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise DataError(
+            f"An image must be a uint8 array (height, width, 3), found {image.dtype} {image.shape}. Drop an alpha "
+            "channel with `image[..., :3]`; genes go into a list."
+        )
+    if image.shape[:2] != (px, px):
+        raise DataError(
+            f"The image is {image.shape[1]} x {image.shape[0]} px, the model needs {px} x {px}. It is not resized, "
+            f"for its scale is unknown: cut a square of {model.crop.crop_um:g} µm and resize that to {px} px."
+        )
+    return Question(f"image of {px} x {px} px", model.embed_images(image[None])[0])
+
+
+def _ask_spot(query: Any, context: Context) -> Question:
+    if not isinstance(query, str):
+        raise DataError(f"A spot must be one name in `.obs_names`, found {type(query).__name__}.")
+    row, vector = context.spots.spot(query)
+    return Question(query, vector, row=row)
+
+
+#: how each kind of query becomes a vector
+_QUESTIONS: dict[str, Callable[..., Question]] = {
+    "gene": _ask_genes,
+    "signature": _ask_signature,
+    "pathway": _ask_pathway,
+    "profile": _ask_profile,
+    "image": _ask_image,
+    "spot": _ask_spot,
+}
+#: the kind that a type of query stands for; the first that fits
+_KIND_OF_TYPE: tuple[tuple[Any, str], ...] = (
+    (str, "gene"),
+    (Mapping, "signature"),
+    (pd.Series, "profile"),
+    (np.ndarray, "image"),
+    ((Sequence, pd.Index), "gene"),
+)
+
+
+def _upper(model: SealModel) -> set[str]:
+    return {gene.upper() for gene in model.panel.genes}

@@ -1,0 +1,304 @@
+"""Find the crops that fit a gene, a signature, an expression profile, a spot or a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from sealst._core.search.queries import QUERY_STD, centred, cosine, mean_ranks, spaced_hits
+from sealst._errors import DataError, OrderError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._section import tables as _section
+from sealst._section.parts import section_regions
+from sealst._section.tables import Data, Region
+from sealst._validate import check_key, check_positive, listed
+from sealst.models import SealModel
+from sealst.tl._embed.inputs import check_model
+from sealst.tl._pathways.pathways import Net
+from sealst.tl._retrieve.index import SealIndex, check_suppress
+from sealst.tl._retrieve.index_search import Where
+from sealst.tl._retrieve.library import embed_hint, positions_um, provenance
+from sealst.tl._retrieve.questions import Context, Query, Question, ask, kind_of
+from sealst.tl._retrieve.reference import Reference, reference_profile
+
+_PREFIX = "seal"
+
+
+@dataclass(frozen=True)
+class _Answer:
+    rows: np.ndarray
+    similarity: np.ndarray
+    rank: np.ndarray
+    #: rows of the table, best first, and their similarities
+    hits: np.ndarray
+    scores: np.ndarray
+
+
+def retrieve(
+    data: Data | SealIndex,
+    model: SealModel,
+    query: Query,
+    *,
+    kind: str | None = None,
+    net: Net | None = None,
+    reference: Reference | None = None,
+    n_std: float = QUERY_STD,
+    n_hits: int = 10,
+    suppress_um: float = 0.0,
+    where: Where | None = None,
+    key: str = Keys.EMBEDDING,
+    key_added: str = _PREFIX,
+    region: str | Sequence[str] | None = None,
+    table_key: str = Keys.TABLE,
+    copy: bool = False,
+) -> AnnData | pd.DataFrame | None:
+    """Rank spots of a section, or of a library of sections, by how well their image fits a query.
+
+    Parameters
+    ----------
+    data
+        Section(s) with image embeddings of this model, see `sealst.tl.embed`; or their table alone. Measured expression
+        is not used, but for `reference`. Or a `SealIndex` of many sections, see `sealst.tl.build_index`.
+    model
+        The SEAL model that made the embeddings.
+    query
+        What to look for:
+
+        - a gene, or a list of genes
+        - a mapping of genes to weights (a signature or pathway; negative weights for genes that should be low)
+        - a Series indexed by gene: a whole profile, log1p-CP10k; genes that are missing take the panel's mean
+        - a uint8 array (crop_px, crop_px, 3): a crop of the size the model was trained on
+        - with `net` the name of one of its gene sets, whose weights are the signature
+        - with ``kind="spot"`` a name in ``.obs_names``: crops that look like that spot's
+    kind
+        ``"gene"``, ``"signature"``, ``"pathway"``, ``"profile"``, ``"image"`` or ``"spot"``; by default told by the
+        type of `query`.
+    net
+        Gene sets, in any form that `sealst.tl.pathways` takes. Genes that the panel lacks are left out.
+    reference
+        For genes and signatures: the profile from which the genes are raised; by default the panel's mean. A Series
+        indexed by gene (log1p-CP10k), or spots of the table whose measured expression (`sealst.pp.normalize`) is
+        averaged: the name of a boolean column of ``.obs``, a boolean array (n_obs,), or a mapping of columns to values
+        such as ``{"cluster": "stroma"}``.
+    n_std
+        For genes and signatures: how far the reference profile is moved, in standard deviations of a gene.
+    n_hits
+        Hits to record.
+    suppress_um
+        Smallest distance in µm between two hits of a section: hits closer to a better one are skipped. 0 keeps all.
+    where
+        Of an index: values that columns of its metadata must have, see `SealIndex.search`.
+    key
+        Slot in ``.obsm`` with the embeddings.
+    key_added
+        Prefix of the columns.
+    region
+        Region(s) to search; by default all.
+    table_key
+        Table to read from and write to.
+    copy
+        Whether to return a copy of the table instead of writing to it.
+
+    Returns
+    -------
+    None, or with ``copy=True`` the table with
+
+    - ``.obs["seal_similarity" | key_added + "_similarity"]``: float64, cosine, -1 to 1; NaN for spots without a crop
+    - ``.obs["seal_rank" | key_added + "_rank"]``: float64, 1 = most similar, ties share their mean rank; NaN as above
+    - ``.uns["sealst"]["retrieve" | "retrieve_" + key_added]``: query, kind, genes and weights, ``hits`` (names of
+      spots, best first; a spot that asks is not its own hit), their ``similarities``, model fingerprint
+
+    Of an index nothing is written: a DataFrame with one row per hit, as of `SealIndex.search`, whose column ``query``
+    says in words what was asked.
+
+    Raises
+    ------
+    OrderError
+        When there are no embeddings, or another model or other crops made them.
+    PanelError
+        When a gene is not in the model's panel, with near names; or the panel's genes have no names.
+    DataError
+        When the query or `reference` is empty or not what its kind needs, or arguments are for a table and not for an
+        index, or the reverse.
+    MissingKeyError
+        When there is no such spot, gene set or column.
+
+    Notes
+    -----
+    Profiles, spots and images are compared by the cosine of their embedding with that of each crop; where the model has
+    projection heads, profiles, genes and signatures are compared behind these. One gene of 2,000 hardly turns the
+    embedding of a profile, so genes and signatures are compared as a *direction*: the reference profile is moved by
+    `n_std` along the standardised signature (weights scaled to unit length, so that one gene and fifty move it equally
+    far), both profiles are embedded and normalised, and their difference is compared, by cosine,
+    with the normalised image embeddings minus the mean of their section. The latter removes what all crops of a section
+    share, such as its stain: similarities say where in a section a gene is high, not which section has more of it. An
+    index keeps the mean of each section as it was added and does the same, so that its similarities are those of the
+    section by itself. For directions every vector of an index is looked at, whatever its kind.
+
+    Alternatives were compared on real breast sections of three patients: three small models, each with three held-out
+    sections, 120 genes and 8 signatures, area under the ROC curve against the measured top 10 % of spots. The direction
+    reached 0.56 for genes and 0.59 for signatures; the raised profile by itself 0.50 and 0.53; the direction without
+    normalising 0.55 and 0.57. Lengths of 3 to 30 were within 0.01 of each other; 10 found the best ten hits. Ranking by
+    the expression that `sealst.tl.predict` gives reached 0.55 and 0.58.
+
+    Examples
+    --------
+    >>> sl.tl.retrieve(sdata, model, ["CD3E", "MS4A1"], suppress_um=200)  # doctest: +SKIP
+    >>> sl.tl.retrieve(sdata, model, "s1_10x14", kind="spot", key_added="like_10x14")  # doctest: +SKIP
+    >>> hits = sl.tl.retrieve(index, model, "CD3E", where={"organ": "breast"}, suppress_um=200)  # doctest: +SKIP
+    """
+    check_model(model)
+    check_positive("n_std", n_std)
+    check_positive("n_hits", n_hits)
+    check_suppress(suppress_um)
+    kind = kind_of(query, kind, net=net is not None)
+    if isinstance(data, SealIndex):
+        _check_for_index(data, model, region=region, copy=copy)
+        start = reference_profile(reference, model)
+        question = ask(query, kind, Context(model, _IndexSpots(data), float(n_std), start, net))
+        question = _placed(question, kind, data, model)
+        return _search(data, question, n_hits=int(n_hits), where=where, suppress_um=float(suppress_um))
+    if where is not None:
+        raise DataError("`where` filters an index; of a table name `region=`, or pass a part of it.")
+    table = _section.get_table(data, table_key)
+    regions = section_regions(table, region)
+    embedding = image_embedding(table, regions, model, key)
+    start = reference_profile(reference, model, table=table)
+    question = ask(query, kind, Context(model, _TableSpots(table, embedding), float(n_std), start, net))
+    # Pictures are compared with pictures by what the encoder gives, with expression where training aligned them.
+    z = model.shared_images(embedding) if question.expression else embedding
+    answer = _answer(table, regions, z, question=question, n_hits=int(n_hits), suppress_um=float(suppress_um))
+    target = table.copy() if copy else table
+    entry = {"query": question.label, "kind": kind, "model": model.fingerprint, "key": key} | question.facts
+    _write(target, answer, entry | {"suppress_um": float(suppress_um)}, key_added)
+    return target if copy else None
+
+
+@dataclass(frozen=True)
+class _TableSpots:
+    table: AnnData
+    embedding: np.ndarray
+
+    def has(self, name: str) -> bool:
+        return name in self.table.obs_names
+
+    def spot(self, name: str) -> tuple[int, np.ndarray]:
+        names = self.table.obs_names
+        check_key(names, name, where="`.obs_names`", hint="Spots are named '<section>_<spot id>'.")
+        row = int(np.flatnonzero(names == name)[0])
+        if not np.isfinite(self.embedding[row]).all():
+            raise DataError(f"Spot {name!r} has no crop, so no embedding; see `.obs['crop_reason']`.")
+        return row, self.embedding[row]
+
+
+@dataclass(frozen=True)
+class _IndexSpots:
+    index: SealIndex
+
+    def has(self, name: str) -> bool:
+        return self.index.has_spot(name)
+
+    def spot(self, name: str) -> tuple[int, np.ndarray]:
+        return self.index.spot(name)
+
+
+def _check_for_index(index: SealIndex, model: SealModel, *, region: Any, copy: bool) -> None:
+    if region is not None or copy:
+        raise DataError("`region` and `copy` are for tables; an index is filtered with `where={'section': ...}`.")
+    if index.model != model.fingerprint:
+        raise OrderError(
+            f"The index {str(index.path)!r} was made with {index.model!r}, this model is {model.fingerprint!r}. Embed "
+            "the sections with this model and build an index of its own, or load the model of the index."
+        )
+
+
+def _placed(question: Question, kind: str, index: SealIndex, model: SealModel) -> Question:
+    """The question in the space of the index's vectors."""
+    if model.projection.kind == "none":
+        return question
+    if index.space == "shared":
+        # A spot's vector comes from the index itself.
+        return replace(question, vector=model.shared_images(question.vector[None])[0]) if kind == "image" else question
+    if question.expression:
+        raise DataError(
+            "The index holds the encoder's embeddings, in which this model's expression has no place: it compares both "
+            "behind projection heads. Build it with `sl.tl.build_index(sections, path, model=model)`."
+        )
+    return question
+
+
+def _search(
+    index: SealIndex, question: Question, *, n_hits: int, where: Mapping[str, Any] | None, suppress_um: float
+) -> pd.DataFrame:
+    hits = index.ask(
+        question.vector, n_hits, where=where, suppress_um=suppress_um, shift=question.shift, row=question.row
+    )
+    hits["query"] = question.label
+    return hits
+
+
+def image_embedding(table: AnnData, regions: Sequence[Region], model: SealModel, key: str) -> np.ndarray:
+    """Stored image embeddings (n_obs, dim), checked to be this model's and of the present crops."""
+    entry, hint = provenance(table, regions, key), embed_hint(key)
+    if entry["model"] != model.fingerprint:
+        raise OrderError(
+            f"`.obsm[{key!r}]` was made by {entry['model']!r}, this model is {model.fingerprint!r}. {hint}"
+        )
+    embedding = np.asarray(table.obsm[key])
+    if embedding.ndim != 2 or embedding.shape[1] != model.dim:
+        raise DataError(f"`.obsm[{key!r}]` must be (n_obs, {model.dim}), found {embedding.shape}. {hint}")
+    return embedding
+
+
+def _located(table: AnnData, regions: Sequence[Region], known: np.ndarray) -> np.ndarray:
+    xy = np.concatenate([positions_um(table, one) for one in regions])[known]
+    if not np.isfinite(xy).all():
+        raise DataError(
+            f"`suppress_um` needs the positions of spots, but those in `.obsm[{Keys.SPATIAL!r}]` have gaps or are not "
+            "where the spots lie on the image. Store the spots' centres there and run `sl.pp.pair_crops` again, or "
+            "leave `suppress_um` out."
+        )
+    return xy
+
+
+def _answer(
+    table: AnnData,
+    regions: Sequence[Region],
+    embedding: np.ndarray,
+    *,
+    question: Question,
+    n_hits: int,
+    suppress_um: float,
+) -> _Answer:
+    rows = np.concatenate([one.rows for one in regions])
+    groups = np.repeat(np.arange(len(regions)), [len(one.rows) for one in regions])
+    known = np.isfinite(embedding[rows]).all(axis=1)
+    if not known.any():
+        raise DataError("No spot has an embedding; see `.obs['crop_reason']`.")
+    rows, groups = rows[known], groups[known]
+    z = embedding[rows]
+    similarity = cosine(question.vector, centred(z, groups) if question.shift else z)
+    xy = _located(table, regions, known) if suppress_um else None
+    # A spot that asks is the best hit: it keeps near copies of itself away, and is then left out.
+    best = spaced_hits(similarity, xy, groups, n=n_hits + (question.row in rows), min_um=suppress_um)
+    best = best[rows[best] != question.row][:n_hits]
+    return _Answer(rows, similarity, mean_ranks(similarity), rows[best], similarity[best])
+
+
+def _write(table: AnnData, answer: _Answer, entry: dict[str, Any], prefix: str) -> None:
+    for name, values in ((f"{prefix}_similarity", answer.similarity), (f"{prefix}_rank", answer.rank)):
+        column = np.full(table.n_obs, np.nan)
+        column[answer.rows] = values
+        table.obs[name] = column
+    hits = table.obs_names[answer.hits].to_numpy(dtype=str)
+    name = "retrieve" if prefix == _PREFIX else f"retrieve_{prefix}"
+    _section.record(table, name, entry | {"hits": hits, "similarities": answer.scores})
+    logger.info(
+        "Wrote .obs[%r] for %s %r; best: %s", f"{prefix}_similarity", entry["kind"], entry["query"], listed(hits, 3)
+    )

@@ -1,0 +1,1 @@
+"""Labels of slides from bags of tiles."""

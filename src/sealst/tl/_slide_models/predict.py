@@ -1,0 +1,227 @@
+"""Predictions of a slide model, and which tiles they rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from sealst import _logging
+from sealst._data.bags.bags import Bag, Bags, BlankSlideError, made_by
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger, warn
+from sealst._section import tables as _section
+from sealst._section.parts import section_regions
+from sealst._section.tables import Data
+from sealst._validate import check_choice, check_key, listed
+from sealst.models import SlideModel
+from sealst.models._slides.net import SlideOutput
+from sealst.tl._slide_models.contenders import check_same_embedding
+
+_CALL = "predict_slide"
+
+
+def predict_slide(
+    data: Data | Bags,
+    model: SlideModel,
+    *,
+    target: str | None = None,
+    key_added: str = Keys.ATTENTION,
+    region: str | Sequence[str] | None = None,
+    table_key: str = Keys.TABLE,
+    device: str | None = None,
+    progress: bool | None = None,
+    copy: bool = False,
+) -> pd.DataFrame | AnnData | None:
+    """Predict labels of slides; in a table of tiles, also write the weight of every tile.
+
+    Parameters
+    ----------
+    data
+        Slides: bags (`sealst.io.read_bags`), or a section (several in one table are one slide each) with the embedding
+        that the model was fitted on, see `sealst.tl.embed`.
+    model
+        What `sealst.tl.fit_slide` returned.
+    target
+        Target whose attention is written; default the first. Predictions are of all targets.
+    key_added
+        Slot in ``.obs``.
+    region
+        Region(s) of the table; by default all. The others keep what an earlier call with the same model and target
+        wrote, and lose what another wrote.
+    table_key
+        Table to write to.
+    device
+        Device; default where the model is.
+    progress
+        Progress bar over bags; default ``settings.progress``.
+    copy
+        Whether to return a copy of the table instead of writing to it.
+
+    Returns
+    -------
+    Of bags a table with one row per slide: ``patient``; for classification the most probable class in ``<target>`` and
+    ``<target>_p_<class>``; for regression ``<target>`` in its unit; for survival ``<time>_log_risk``, higher is worse.
+    Slides without any embedding have missing values, with a warning.
+
+    Otherwise None, or with ``copy=True`` the table, with
+
+    - ``.obs["seal_attention" | key_added]``: float64 (n_obs,), weight of the tile in the prediction, mean over the
+      networks of the folds; sums to 1 over a slide; NaN for tiles without an embedding
+    - ``.uns["sealst"]["predict_slide"][key]``: target, model, and ``predictions``, a table with columns ``slide``,
+      ``output`` and ``value``
+
+    Raises
+    ------
+    MissingKeyError
+        When the embedding is missing.
+    DataError
+        When it was made by another model than the one the slide model was fitted on.
+
+    Notes
+    -----
+    Attention says where the network looked, not what causes the label.
+
+    Examples
+    --------
+    >>> sl.tl.predict_slide(sdata, model)  # doctest: +SKIP
+    >>> sl.tl.predict_slide(bags, model).sort_values("grade_p_3")  # doctest: +SKIP
+    """
+    if not isinstance(model, SlideModel):
+        raise TypeError(f"`model` must be a slide model (`sl.tl.fit_slide`), found {type(model).__name__}.")
+    target = model.spec.targets[0] if target is None else target
+    check_choice("target", target, model.spec.targets)
+    if device is not None:
+        model.to(device)
+    if isinstance(data, Bags):
+        if copy:
+            raise DataError("`copy=True` is for tables; of bags a new table is returned in any case.")
+        return _of_bags(data, model, progress)
+    table = _section.get_table(data, table_key)
+    found = _of_table(table, model, target, region)
+    written = table.copy() if copy else table
+    _write(written, key_added, found, model=model, target=target)
+    return written if copy else None
+
+
+def _of_bags(bags: Bags, model: SlideModel, show: bool | None) -> pd.DataFrame:
+    bags = bags.with_key(_key_of(bags, model))
+    check_same_embedding(model.spec.embedding, bags)
+    _warn_seen(set(bags.obs[Keys.PATIENT].astype(str)), model)
+    rows: list[dict[str, Any]] = []
+    for i in _logging.progress(range(len(bags)), "predicting slides", show=show, unit="slide"):
+        found: dict[str, Any] = {}
+        if (bag := _bag_or_none(bags, i)) is not None:
+            for name in model.spec.targets:
+                found |= _outputs(model, name, model.predict(bag.features, bag.xy, target=name))
+        rows.append(found)
+    if blank := [name for name, found in zip(bags.obs.index, rows, strict=True) if not found]:
+        text = f"Slide(s) {listed(blank)} have no tile with an embedding {bags.key!r}"
+        if len(blank) == len(bags):
+            raise DataError(f"{text}; there is nothing to predict from.")
+        warn(f"{text}; their predictions are missing.")
+    table = pd.DataFrame(rows, index=bags.obs.index)
+    table.insert(0, Keys.PATIENT, bags.obs[Keys.PATIENT])
+    return table
+
+
+def _bag_or_none(bags: Bags, i: int) -> Bag | None:
+    """One slide; None where none of its tiles has an embedding."""
+    try:
+        bag: Bag = bags[i]
+    except BlankSlideError:
+        return None
+    return bag if len(bag) else None
+
+
+def _key_of(bags: Bags, model: SlideModel) -> str:
+    """Name of the model's embedding among the bags', which files may call otherwise."""
+    made = dict(bags.facts.get("models", {}))
+    if model.spec.key not in bags.keys and model.spec.embedding is not None:
+        same = [key for key in bags.keys if made.get(key) == model.spec.embedding]
+        if len(same) == 1:
+            logger.info("%r are the embeddings %r that the slide model was fitted on", same[0], model.spec.key)
+            return same[0]
+    check_key(bags.keys, model.spec.key, where="the bags' embeddings", hint="The slide model was fitted on it.")
+    return model.spec.key
+
+
+def _outputs(model: SlideModel, target: str, output: SlideOutput) -> dict[str, Any]:
+    """One slide's row of a target."""
+    spec = model.spec
+    if spec.classes:
+        names = spec.classes[target]
+        shares = {f"{target}_p_{name}": float(p) for name, p in zip(names, output.value, strict=True)}
+        return {target: names[int(output.value.argmax())], **shares}
+    return {target if spec.event is None else f"{target}_log_risk": float(output.value[0])}
+
+
+class _Found(NamedTuple):
+    """What a call says about a table."""
+
+    #: of every row (n_obs,), NaN where there is none
+    attention: np.ndarray
+    #: which rows are of the slides that were looked at (n_obs,)
+    looked: np.ndarray
+    #: every slide in long form
+    predictions: pd.DataFrame
+
+
+def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequence[str] | None) -> _Found:
+    key = model.spec.key
+    check_key(list(table.obsm), key, where="`.obsm`", hint="The slide model was fitted on it; run `sl.tl.embed`.")
+    _check_table(table, model)
+    features = np.asarray(table.obsm[key], dtype=np.float32)
+    xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float) if Keys.SPATIAL in table.obsm else None
+    attention, looked = np.full(table.n_obs, np.nan), np.zeros(table.n_obs, dtype=bool)
+    rows: list[tuple[str, str, str]] = []
+    for part in section_regions(table, region):
+        looked[part.rows] = True
+        kept = part.rows[np.isfinite(features[part.rows]).all(axis=1)]
+        if not len(kept):
+            raise DataError(f"No tile of slide {part.section!r} has an embedding in `.obsm[{key!r}]`.")
+        for name in model.spec.targets:
+            output = model.predict(features[kept], None if xy is None else xy[kept], target=name)
+            for column, value in _outputs(model, name, output).items():
+                rows.append((part.section, column, str(value)))
+            if name == target:
+                attention[kept] = output.attention
+    if Keys.PATIENT in table.obs:
+        _warn_seen(set(table.obs[Keys.PATIENT].astype(str)), model)
+    return _Found(attention, looked, pd.DataFrame(rows, columns=["slide", "output", "value"]))
+
+
+def _check_table(table: AnnData, model: SlideModel) -> None:
+    made = made_by(table.uns.get(Keys.UNS, {}).get("embed", {}).get(model.spec.key, {}))
+    expected = model.spec.embedding
+    if made is not None and expected is not None and made != expected:
+        raise DataError(
+            f"`.obsm[{model.spec.key!r}]` was made by model {made!r}, but the slide model was fitted on "
+            f"embeddings of {expected!r}. Embed the tiles with that model, or fit again."
+        )
+
+
+def _warn_seen(patients: set[str], model: SlideModel) -> None:
+    if seen := sorted(patients & set(model.provenance.get("patients", []))):
+        warn(
+            f"The slide model was fitted on patient(s) {listed(seen)}; what it says about them is not held out "
+            "(`model.evaluation.predictions` is)."
+        )
+
+
+def _write(table: AnnData, key: str, found: _Found, *, model: SlideModel, target: str) -> None:
+    stored = dict(table.uns.get(Keys.UNS, {}).get(_CALL, {}))
+    entry: dict[str, Any] = {"target": target, "model": model.fingerprint, "embedding": model.spec.key}
+    attention, predictions, before = found.attention, found.predictions, stored.get(key, {})
+    if key in table.obs and not found.looked.all() and all(before.get(name) == entry[name] for name in entry):
+        # Other slides of the table keep what the same model said about them.
+        attention = np.where(found.looked, attention, table.obs[key].to_numpy(dtype=float))
+        others = before["predictions"][~before["predictions"]["slide"].isin(predictions["slide"])]
+        predictions = pd.concat([others, predictions], ignore_index=True)
+    table.obs[key] = attention
+    _section.record(table, _CALL, stored | {key: entry | {"predictions": predictions}})
+    logger.info("Wrote .obs[%r]: attention of %s", key, model.spec.aggregator)

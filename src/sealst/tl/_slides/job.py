@@ -1,0 +1,226 @@
+"""What is done with every slide of a run, in a form that other processes can be sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from sealst._core.device import resolve_device
+from sealst._data.bags.parts import Parts, file_digest
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._settings import settings
+from sealst.models import CropSpec, Encoder, SealModel, build_encoder, load
+from sealst.models._encoders.image_model import base_name
+from sealst.tl._embed.embed import crop_function
+from sealst.tl._evaluate.views import embedded
+from sealst.tl._slides.manifest import Slide
+
+Model: TypeAlias = SealModel | Encoder
+
+#: side of a tile in µm for encoders that state no scale: the convention of HEST-1k
+_DEFAULT_UM = 112.0
+#: array of a range that says which genes of the panel were predicted above 0
+PRESENT = "present"
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """How a process gets the model."""
+
+    #: changes with weights and feeding
+    identity: str
+    #: folder of a SEAL model, or None for an encoder by name
+    folder: Path | None = None
+    encoder: str = ""
+    pool: str | None = None
+    pretrained: bool = True
+    #: of every process; "auto" is settled where the model is loaded
+    device: str = "auto"
+
+    def load(self) -> Model:
+        """The model, on its device."""
+        if self.folder is not None:
+            return load(self.folder, device=self.device)
+        built = build_encoder(self.encoder, pool=self.pool, pretrained=self.pretrained)
+        return built.to(resolve_device(self.device))
+
+
+@dataclass(frozen=True)
+class Job:
+    """Parameters of a run."""
+
+    out: Path
+    model: ModelRef
+    tile_um: float
+    step_um: float
+    min_tissue: float
+    tile_px: int
+    frozen: bool = False
+    #: of the encoder without its adapter, where its embeddings are written
+    base: str = ""
+    #: genes whose predicted expression is kept
+    genes: tuple[str, ...] = ()
+    #: gene sets as a table on disk, how the user calls them, and a digest of them
+    net: Path | None = None
+    net_label: str = ""
+    net_digest: str = ""
+    tiles_per_task: int = 4096
+    batch_size: int = 64
+    #: settings of the caller, which workers do not have of themselves
+    precision: str = "auto"
+    n_jobs: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the results, as plain types."""
+        return {
+            "model": self.model.identity,
+            "tile_um": self.tile_um,
+            "step_um": self.step_um,
+            "tile_px": self.tile_px,
+            "min_tissue": self.min_tissue,
+            "frozen": self.frozen,
+            "genes": hashlib.sha256("\n".join(self.genes).encode()).hexdigest()[:16] if self.genes else "",
+            "net": self.net_digest,
+            "precision": self.precision,
+        }
+
+    def digest(self, slide: Slide) -> str:
+        """Digest of a slide's file and of what is done with it, 16 hex digits."""
+        facts = self.settings() | {"file": file_digest(slide.path), "mpp": slide.mpp}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def table(self, slide: Slide) -> Path:
+        """File of a finished slide."""
+        return self.out / "slides" / f"{slide.name}.h5ad"
+
+    def parts(self, slide: Slide, digest: str) -> Parts:
+        """What is kept of a slide until it is finished."""
+        return Parts(self.out / "parts" / slide.name / f"{digest}-{self.tiles_per_task}", self.tiles_per_task)
+
+
+# -- the model in this process ----------------------------------------------------------------------------------------
+_held: dict[ModelRef, Model] = {}
+#: an adapter is switched off for the whole model, so threads take turns
+_turn = threading.RLock()
+
+
+@contextmanager
+def using(job: Job) -> Iterator[Model]:
+    """Inside a ``with`` block, the model by itself, under the settings of the call.
+
+    It is loaded once in a process, and used by one thread at a time; so are settings, which are the process's.
+    """
+    ref = job.model
+    with _turn, settings.override(precision=job.precision, n_jobs=job.n_jobs):
+        if ref not in _held:
+            _held.clear()
+            _held[ref] = ref.load()
+        yield _held[ref]
+
+
+@contextmanager
+def held(ref: ModelRef, model: Model) -> Iterator[None]:
+    """Inside a ``with`` block, this process uses a model that is in memory."""
+    with _turn:
+        _held[ref] = model
+    try:
+        yield
+    finally:
+        _held.pop(ref, None)
+
+
+def opened(model: Any, *, pool: str | None, pretrained: bool, device: str | None) -> tuple[Model, ModelRef]:
+    """Model in memory, and how other processes get it; that of a SealModel in memory has no folder."""
+    if isinstance(model, SealModel):
+        if device is not None:
+            model.to(resolve_device(device))
+        return model, ModelRef(model.fingerprint, device=device or str(model.device))
+    if not isinstance(model, str | PathLike):
+        raise TypeError(
+            "`model` must be a SealModel, its folder, or the name of an encoder (see `sl.models.list_encoders`), found "
+            f"{type(model).__name__}."
+        )
+    device = device or settings.device
+    folder = Path(model).expanduser().absolute()
+    if isinstance(model, PathLike) or (folder / "config.json").is_file():
+        if pool is not None:
+            raise DataError("`pool` is for encoders by name; a SEAL model has its own.")
+        restored = load(folder, device=device)
+        return restored, ModelRef(restored.fingerprint, folder, device=device)
+    ref = ModelRef("", encoder=model, pool=pool, pretrained=pretrained, device=device)
+    encoder = ref.load()
+    if not isinstance(encoder, Encoder):
+        raise RuntimeError("an encoder by name is an Encoder")
+    identity = base_name(encoder)
+    return encoder, ModelRef(identity, encoder=model, pool=pool, pretrained=pretrained, device=device)
+
+
+def crop_of(model: Model, tile_um: float | None, tile_px: int | None) -> CropSpec:
+    """Size of a tile in µm and as the encoder sees it in pixels."""
+    if isinstance(model, SealModel):
+        for name, given, own in (("tile_um", tile_um, model.crop.crop_um), ("tile_px", tile_px, model.crop.crop_px)):
+            if given is not None and given != own:
+                raise DataError(
+                    f"`{name}` is {given:g}, but the model was trained on {own:g}. Leave it out; `step_um` says how "
+                    "far tiles lie apart."
+                )
+        return model.crop
+    spec = model.spec
+    native = _DEFAULT_UM if spec.native_mpp is None else spec.native_mpp * spec.input_px
+    return CropSpec(float(native if tile_um is None else tile_um), spec.input_px if tile_px is None else int(tile_px))
+
+
+def features_of(model: Model, job: Job) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """uint8 crops → embeddings by slot; pixels are read and a shared trunk runs once for both embeddings."""
+    if not isinstance(model, SealModel):
+        encode = crop_function(model)
+        return lambda crops: {Keys.EMBEDDING: encode(crops)}
+    if not job.frozen:
+        alone = crop_function(model.encoder)
+        return lambda crops: {Keys.EMBEDDING: alone(crops)}
+
+    def both(crops: np.ndarray) -> dict[str, np.ndarray]:
+        base, adapted = embedded(model, crops, frozen=True)
+        return {key: _array(z) for key, z in ((Keys.EMBEDDING, adapted), (Keys.FROZEN, base))}
+
+    return both
+
+
+def _array(z: torch.Tensor) -> np.ndarray:
+    return z.float().cpu().numpy()
+
+
+def predicted(model: Model, job: Job, embedding: np.ndarray) -> dict[str, np.ndarray]:
+    """What a range keeps of the expression predicted for it."""
+    if not isinstance(model, SealModel) or not (job.genes or job.net):
+        return {}
+    values = model.predict_expression(embedding)
+    found: dict[str, np.ndarray] = {PRESENT: np.asarray((values > 0).any(axis=0))}
+    if job.genes:
+        column = {gene: i for i, gene in enumerate(model.panel.genes)}
+        found[Keys.EXPRESSION] = values[:, [column[gene] for gene in job.genes]]
+    return found
+
+
+def provenance(model: Model, job: Job, crops: dict[str, Any]) -> dict[str, Any]:
+    """Entries of ``.uns["sealst"]["embed"]``, as `sealst.tl.embed` writes them."""
+    common = {"modality": "image", "crop_um": job.tile_um, "crops": crops}
+    if not isinstance(model, SealModel):
+        made = {"model": job.model.encoder, "fingerprint": job.model.identity, "pool": model.spec.pool}
+        return {Keys.EMBEDDING: made | common}
+    entries: dict[str, Any] = {Keys.EMBEDDING: {"model": model.fingerprint} | common}
+    if job.frozen:
+        spec = model.encoder.spec
+        entries[Keys.FROZEN] = {"model": spec.key, "fingerprint": job.base, "pool": spec.pool} | common
+    return entries

@@ -1,0 +1,218 @@
+"""Carry slides through their steps, retry what fails, and keep the folder's tables up to date."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from sealst._data.bags.bags import BlankSlideError
+from sealst._errors import CheckpointError, ScaleError, WeightsError
+from sealst._files import write_text
+from sealst._keys import Keys
+from sealst._logging import logger, progress
+from sealst.tl._slides.manifest import PATH, SLIDE, Slide
+from sealst.tl._slides.work import EMBED, FINISH, PLAN, Task
+from sealst.tl._slides.workers import Outcome, Workers
+
+DONE, FAILED = "done", "failed"
+MANIFEST, FAILURES = "manifest.csv", "failures.csv"
+COLUMNS = (SLIDE, Keys.PATIENT, PATH, "file", "n_tiles", "status", "seconds", "digest")
+_FAILURE_COLUMNS = (SLIDE, PATH, "error", "attempts")
+#: seconds between two writings of the tables
+_PAUSE = 5.0
+
+
+class Tables:
+    """``manifest.csv`` and ``failures.csv`` of a folder; several runs may write to them."""
+
+    def __init__(self, out: Path, slides: Sequence[Slide]) -> None:
+        self._out, self._order = out, [slide.name for slide in slides]
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._failures: dict[str, dict[str, Any]] = {}
+        #: slides of earlier runs that are not of this one, as the tables were written last
+        self.kept: list[str] = []
+        self._written = 0.0
+
+    def add(self, slide: Slide, result: dict[str, Any] | None, error: str = "", attempts: int = 0) -> None:
+        """Note what became of a slide."""
+        found = result or {}
+        row = {SLIDE: slide.name, Keys.PATIENT: slide.patient, PATH: str(slide.path)}
+        row |= {"file": f"slides/{slide.name}.h5ad" if result else "", "n_tiles": found.get("n_tiles", 0)}
+        row |= {"status": DONE if result else FAILED, "seconds": found.get("seconds", 0.0)}
+        row |= {"digest": found.get("digest", "")}
+        self._rows[slide.name] = row | {Keys.ORGAN: slide.organ} | slide.labels
+        if result is None:
+            self._failures[slide.name] = {
+                SLIDE: slide.name,
+                PATH: str(slide.path),
+                "error": error,
+                "attempts": attempts,
+            }
+        if time.monotonic() - self._written > _PAUSE:
+            self.write()
+
+    def write(self) -> pd.DataFrame:
+        """Write both tables, keeping rows of slides that are not of this run; returns the rows of this run."""
+        with FileLock(self._out / ".tables.lock"):
+            kept, own = _read(self._out / MANIFEST), self._own()
+            kept = kept[~kept[SLIDE].isin(self._rows)]
+            self.kept = [name for name in kept[SLIDE] if name not in self._order]
+            failures = _read(self._out / FAILURES)
+            failures = _joined(failures[~failures[SLIDE].isin(self._rows)], self._own_failures())
+            _write(self._out / MANIFEST, _joined(kept, own))
+            _write(self._out / FAILURES, failures)
+        self._written = time.monotonic()
+        return own
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Remove rows of both tables."""
+        with FileLock(self._out / ".tables.lock"):
+            for path in (self._out / MANIFEST, self._out / FAILURES):
+                frame = _read(path)
+                _write(path, frame[~frame[SLIDE].isin(names)])
+
+    def _own(self) -> pd.DataFrame:
+        frame = pd.DataFrame([self._rows[name] for name in self._order if name in self._rows])
+        return frame.reindex(columns=[*COLUMNS, *(c for c in frame.columns if c not in COLUMNS)])
+
+    def _own_failures(self) -> pd.DataFrame:
+        return pd.DataFrame(list(self._failures.values()), columns=_FAILURE_COLUMNS)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table as it stands, every cell as text, so that it can be written back unchanged."""
+    if not path.is_file():
+        return pd.DataFrame({SLIDE: []}, dtype=str)
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _joined(kept: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
+    columns = [*own.columns, *(c for c in kept.columns if c not in own.columns)]
+    return (pd.concat([kept, own]) if len(kept) else own).reindex(columns=columns)
+
+
+def _write(path: Path, frame: pd.DataFrame) -> None:
+    write_text(path, frame.to_csv(index=False))
+
+
+@dataclass
+class _State:
+    """How far a slide has come."""
+
+    digest: str = ""
+    n_tiles: int = 0
+    left: set[int] = field(default_factory=set)
+
+
+class Run:
+    """One run over slides."""
+
+    def __init__(
+        self, slides: Sequence[Slide], workers: Workers, tables: Tables, *, tiles_per_task: int, retries: int
+    ) -> None:
+        self._slides, self._workers, self._tables = slides, workers, tables
+        self._tiles_per_task, self._retries = tiles_per_task, retries
+        self._waiting = deque(range(len(slides)))
+        self._active: dict[int, _State] = {}
+        self._attempts: Counter[Task] = Counter()
+        self._tiles: dict[int, int] = {}
+        self.n_failed = self.n_skipped = 0
+
+    def __call__(self, *, show: bool | None) -> None:
+        """Carry all slides to their end."""
+        self._began, n = time.monotonic(), len(self._slides)
+        with progress(None, desc="embedding slides", total=0, show=show, unit="tile") as self._bar:
+            while self._waiting or self._active:
+                while self._waiting and self._workers.has_room():
+                    index = self._waiting.popleft()
+                    self._active[index] = _State()
+                    self._submit(Task(index, PLAN))
+                self._take(self._workers.next())
+                # Slides still to come count like those that are known.
+                known = list(self._tiles.values())
+                self._bar.total = round(sum(known) / len(known) * (n - self.n_failed)) if known else 0
+                ended = n - len(self._waiting) - len(self._active)
+                self._bar.set_postfix_str(f"{ended}/{n} slides, {self.n_failed} failed", refresh=False)
+                self._bar.refresh()
+
+    def _submit(self, task: Task) -> None:
+        self._attempts[task] += 1
+        self._workers.submit(task, self._slides[task.slide], self._active[task.slide].digest)
+
+    def _take(self, outcome: Outcome) -> None:
+        task = outcome.task
+        if task.slide not in self._active:
+            # Of a slide that has failed by another of its tasks.
+            return
+        if outcome.error is not None:
+            self._failed(task, outcome.error)
+        elif task.step == PLAN:
+            self._planned(task.slide, outcome.result or {})
+        elif task.step == EMBED:
+            self._embedded(task)
+        else:
+            self._finished(task.slide, outcome.result or {})
+
+    def _planned(self, index: int, result: dict[str, Any]) -> None:
+        self._tiles[index] = result["n_tiles"]
+        if result.get("done"):
+            self.n_skipped += 1
+            self._bar.update(result["n_tiles"])
+            self._end(index, result)
+            return
+        self._active[index] = _State(result["digest"], result["n_tiles"], set(result["left"]))
+        self._bar.update(result["kept"])
+        for start in result["left"]:
+            self._submit(Task(index, EMBED, start))
+        if not result["left"]:
+            self._submit(Task(index, FINISH))
+
+    def _embedded(self, task: Task) -> None:
+        state = self._active[task.slide]
+        state.left.discard(task.start)
+        self._bar.update(min(self._tiles_per_task, state.n_tiles - task.start))
+        if not state.left:
+            self._submit(Task(task.slide, FINISH))
+
+    def _finished(self, index: int, result: dict[str, Any]) -> None:
+        self._end(index, result)
+        ended, n = len(self._slides) - len(self._waiting) - len(self._active), len(self._slides)
+        left = (time.monotonic() - self._began) / max(1, ended - self.n_skipped) * (n - ended)
+        logger.info(
+            "%s: %d tiles in %.0f s (slide %d of %d, about %s left)",
+            *(self._slides[index].name, result["n_tiles"], result["seconds"], ended, n, _duration(left)),
+        )
+
+    def _end(self, index: int, result: dict[str, Any]) -> None:
+        del self._active[index]
+        self._tables.add(self._slides[index], result)
+
+    def _failed(self, task: Task, error: Exception) -> None:
+        if isinstance(error, CheckpointError | WeightsError):
+            # The model itself: no slide would fare better.
+            raise error
+        slide, attempts = self._slides[task.slide], self._attempts[task]
+        text = f"{type(error).__name__}: {error}".strip()
+        # A scale that the file does not state is not stated later either, and glass stays glass.
+        if attempts <= self._retries and not isinstance(error, ScaleError | BlankSlideError):
+            logger.info("%s: %s It is tried again.", slide.name, text)
+            self._submit(task)
+            return
+        del self._active[task.slide]
+        self._workers.drop(task.slide)
+        self._tiles.pop(task.slide, None)
+        self.n_failed += 1
+        self._tables.add(slide, None, text, attempts)
+        logger.warning("%s failed: %s", slide.name, text)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,243 @@
+"""The three steps of a slide: find its tiles, embed a range of them, put the ranges together.
+
+Each may run in any process, may be cut off at any point, and may run again: what is there is not done twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem, write_elem
+from filelock import FileLock
+
+from sealst._data.bags.parts import Parts, append_array, append_frame
+from sealst._data.crops.reader import iter_crops, reading_order
+from sealst._data.prefetch import prefetch
+from sealst._errors import DataError
+from sealst._files import complete_file
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._section import tables as _section
+from sealst.io import read_wsi
+from sealst.models import SealModel
+from sealst.pp import pair_crops, tile
+from sealst.tl._embed.inputs import crops_record
+from sealst.tl._pathways.pathways import pathways_entry, score_sets
+from sealst.tl._slides.job import PRESENT, Job, features_of, predicted, provenance, using
+from sealst.tl._slides.manifest import Slide
+
+PLAN, EMBED, FINISH = "plan", "embed", "finish"
+#: entry of ``.uns["sealst"]`` that says what a file was made from
+ENTRY = "embed_slides"
+
+
+class Task(NamedTuple):
+    """One step of a slide; `start` is the first row of a range, else 0."""
+
+    slide: int
+    step: str
+    start: int = 0
+
+
+def work(step: str, slide: Slide, job: Job, start: int, digest: str) -> dict[str, Any]:
+    """Do one step of a slide, in whichever process."""
+    if step == PLAN:
+        return plan(slide, job)
+    if step == EMBED:
+        return embed_range(slide, job, start, digest)
+    return finish(slide, job, digest)
+
+
+# -- finding tiles ----------------------------------------------------------------------------------------------------
+def plan(slide: Slide, job: Job) -> dict[str, Any]:
+    """Find the tiles of a slide; tells which ranges are left, or that the slide is finished."""
+    digest = job.digest(slide)
+    done = finished(job.table(slide))
+    if done is not None and done["digest"] == digest:
+        with _file_lock(job.table(slide)):
+            _restate(job.table(slide), slide)
+        return done
+    parts = job.parts(slide, digest)
+    with parts.lock(PLAN) as planned:
+        if not planned:
+            _plan(slide, job, parts)
+    n_tiles = len(parts.boxes())
+    left = [start for start in parts.starts(n_tiles) if not parts.is_done(start)]
+    return {"digest": digest, "n_tiles": n_tiles, "left": left, "kept": n_tiles - _rows(parts, left, n_tiles)}
+
+
+def _rows(parts: Parts, starts: list[int], n_tiles: int) -> int:
+    return sum(min(parts.tiles_per_task, n_tiles - start) for start in starts)
+
+
+def _plan(slide: Slide, job: Job, parts: Parts) -> None:
+    with quietly():
+        sdata = _opened(slide)
+        tile(sdata, tile_um=job.tile_um, step_um=job.step_um, min_tissue=job.min_tissue)
+        image = _section.image_levels(sdata.images[Keys.image(slide.name)])
+        pair_crops(sdata, crop_um=job.tile_um, crop_px=job.tile_px)
+        table = sdata.tables[Keys.TABLE]
+        (region,) = _section.regions_of(table)
+        rows, boxes = _section.crop_boxes(sdata, table, region)
+        if len(rows) != table.n_obs:
+            raise DataError(f"{table.n_obs - len(rows)} tiles of {slide.name!r} leave the image.")
+        # Rows are in the order in which pixels are read, so that ranges of rows share few chunks of the file.
+        order = reading_order(image, boxes, job.tile_px)
+        table = table[order].copy()
+    with using(job) as model:
+        entries = provenance(model, job, crops_record(table, _section.regions_of(table), job.tile_um))
+    _section.record(table, "embed", entries)
+    _section.record(table, ENTRY, job.settings() | {"path": str(slide.path)})
+    parts.write_boxes(boxes[order])
+    with complete_file(parts.tiles) as path:
+        table.write_h5ad(path)
+
+
+def _opened(slide: Slide) -> Any:
+    return read_wsi(slide.path, section=slide.name, patient=slide.patient, organ=slide.organ, mpp=slide.mpp)
+
+
+# -- embedding --------------------------------------------------------------------------------------------------------
+def embed_range(slide: Slide, job: Job, start: int, digest: str) -> dict[str, Any]:
+    """Embed one range of tiles, unless that was done."""
+    parts = job.parts(slide, digest)
+    with parts.lock(f"{start}") as planned:
+        if planned and not parts.is_done(start):
+            _embed(slide, job, parts, start)
+    return {}
+
+
+def _embed(slide: Slide, job: Job, parts: Parts, start: int) -> None:
+    began = time.perf_counter()
+    boxes = parts.boxes()[start : start + parts.tiles_per_task]
+    with quietly():
+        levels = _section.image_levels(_opened(slide).images[Keys.image(slide.name)])
+    found: dict[str, np.ndarray] = {}
+    with using(job) as model:
+        features = features_of(model, job)
+        for rows, crops in prefetch(iter_crops(levels, boxes, job.tile_px, batch_size=job.batch_size)):
+            for key, values in features(crops).items():
+                if key not in found:
+                    found[key] = np.full((len(boxes), values.shape[1]), np.nan, dtype=np.float32)
+                found[key][rows] = values
+        found |= predicted(model, job, found[Keys.EMBEDDING])
+    parts.write(start, found | {"seconds": np.array(time.perf_counter() - began)})
+
+
+# -- putting together -------------------------------------------------------------------------------------------------
+def finish(slide: Slide, job: Job, digest: str) -> dict[str, Any]:
+    """Write the file of a slide from its ranges, and remove these."""
+    path, parts = job.table(slide), job.parts(slide, digest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _file_lock(path):
+        done = finished(path)
+        if done is None or done["digest"] != digest:
+            with complete_file(path) as partial:
+                _assemble(parts, job, partial, digest)
+            done = finished(path)
+        _restate(path, slide)
+        parts.remove()
+    return dict(done or {})
+
+
+def _file_lock(path: Path) -> FileLock:
+    # Not in the folder of the ranges, which goes.
+    return FileLock(path.with_name(f".{path.stem}.lock"))
+
+
+def _restate(path: Path, slide: Slide) -> None:
+    """Bring patient and organ of a finished slide in line with the manifest, where they were corrected there."""
+    facts = {Keys.PATIENT: slide.patient, Keys.ORGAN: slide.organ}
+    with h5py.File(path, "r") as file:
+        held = {key: list(map(str, read_elem(file["obs"][key]["categories"]))) for key in facts}
+        n_tiles = int(file["uns"][Keys.UNS][ENTRY]["n_tiles"][()])
+    if held == {key: [value] for key, value in facts.items()}:
+        return
+    with complete_file(path) as partial:
+        shutil.copyfile(path, partial)
+        with h5py.File(partial, "r+") as file:
+            for key, value in facts.items():
+                write_elem(file["obs"], key, pd.Categorical([value] * n_tiles))
+
+
+def _assemble(parts: Parts, job: Job, partial: Path, digest: str) -> None:
+    shutil.copyfile(parts.tiles, partial)
+    n_tiles = len(parts.boxes())
+    if absent := [start for start in parts.starts(n_tiles) if not parts.is_done(start)]:
+        raise DataError(f"{len(absent)} ranges of tiles are missing (first: row {absent[0]}); run it again.")
+    with h5py.File(partial, "r+") as file:
+        keys = [Keys.EMBEDDING, *([Keys.FROZEN] if job.frozen else [])]
+        for key in keys:
+            append_array(file["obsm"], key, parts, n_tiles)
+        names = np.asarray(read_elem(file["obs"][file["obs"].attrs["_index"]]), dtype=object)
+        uns = file["uns"][Keys.UNS]
+        if job.genes:
+            append_frame(file["obsm"], Keys.EXPRESSION, parts, names=names, columns=job.genes)
+        if job.genes or job.net:
+            with using(job) as model:
+                _add_expression(uns, file["obsm"], model, job, parts, names)
+        seconds = sum(float(parts.read(start, "seconds")) for start in parts.starts(n_tiles))
+        for name, value in {"digest": digest, "n_tiles": n_tiles, "seconds": round(seconds, 3)}.items():
+            write_elem(uns[ENTRY], name, value)
+
+
+def _add_expression(uns: Any, obsm: Any, model: Any, job: Job, parts: Parts, names: np.ndarray) -> None:
+    """Provenance of predicted expression, and scores of gene sets, range by range on the same genes."""
+    if not isinstance(model, SealModel):
+        raise DataError("Expression is predicted by a SEAL model; an encoder by name only embeds.")
+    made = {"model": model.fingerprint, "unit": "log1p-CP10k", "layer": model.panel.layer}
+    if job.genes:
+        write_elem(uns, "predict", {Keys.EXPRESSION: made})
+    if job.net is None:
+        return
+    starts = parts.starts(len(names))
+    present = np.any([parts.read(start, PRESENT) for start in starts], axis=0)
+    net, scores = pd.read_parquet(job.net), []
+    entry: dict[str, Any] = {}
+    with quietly():
+        for start in starts:
+            values = model.predict_expression(parts.read(start, Keys.EMBEDDING))
+            rows = pd.Index(names[start : start + len(values)])
+            frame = pd.DataFrame(values, index=rows, columns=pd.Index(model.panel.genes))
+            result = score_sets(frame, net, present=present)
+            scores.append(result.scores)
+            entry = entry or pathways_entry(result, source="predicted", slot=Keys.EXPRESSION)
+    write_elem(obsm, Keys.PATHWAYS, pd.concat(scores))
+    write_elem(uns, "pathways", {Keys.PATHWAYS: entry | {"net": job.net_label}})
+
+
+def finished(path: Path) -> dict[str, Any] | None:
+    """What a finished file says about itself; None where there is none, or one that is not of this call."""
+    if not path.is_file():
+        return None
+    try:
+        with h5py.File(path, "r") as file:
+            entry = file["uns"][Keys.UNS][ENTRY]
+            return {
+                "digest": entry["digest"].asstr()[()],
+                "n_tiles": int(entry["n_tiles"][()]),
+                "seconds": float(entry["seconds"][()]),
+                "done": True,
+            }
+    except (OSError, KeyError, AttributeError, TypeError):
+        return None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Only warnings, since a run of a thousand slides would say the same thousand times."""
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
