@@ -14,7 +14,7 @@ import torch
 import sealst as sl
 from sealst._core.device import seeded
 from sealst._train import module as _module
-from sealst._train._checkpoint import read_checkpoint
+from sealst._train.callbacks import read_checkpoint
 from sealst._train.engine import Run, run_stages
 from sealst._train.module import AlignStage
 from sealst.models import build_encoder

@@ -134,7 +134,7 @@ import numpy as np, sealst as sl
 from pathlib import Path
 slide = Path({str(tmp_path)!r}) / "slide.ndpi"
 slide.write_bytes(b"x")
-from sealst._data.approximate import faiss_module
+from sealst._data.index.approximate import faiss_module
 for call in (lambda: sl.io.open_image(slide), faiss_module):
     try:
         call()

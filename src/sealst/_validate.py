@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -11,7 +12,37 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from sealst._errors import DataError, MissingKeyError
+from sealst._errors import DataError, MissingKeyError, OrderError
+
+
+def need(module: str, *, extra: str, what: str) -> Any:
+    """Import a module of an extra, or say what to install.
+
+    Parameters
+    ----------
+    module
+        Dotted name of the module.
+    extra
+        Name of the extra of sealst that brings it.
+    what
+        What needs it, as the start of a sentence.
+
+    Returns
+    -------
+    The module.
+
+    Raises
+    ------
+    OrderError
+        When the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise OrderError(
+            f'{what} needs {error.name or module!r}, which is not installed: `pip install "sealst[{extra}]"`.'
+        ) from error
+
 
 P = TypeVar("P")
 #: bytes of a name that files are called by

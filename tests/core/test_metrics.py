@@ -355,7 +355,7 @@ def test_bootstrap_checks_its_input(values, kw, message):
 
 
 def test_metrics_and_probes_need_no_torch():
-    code = "import sys, sealst._core.metrics, sealst._core.probes; sys.exit('torch' in sys.modules)"
+    code = "import sys, sealst._core.scores.metrics, sealst._core.scores.probes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sealst._core.genes.panel import GenePanel, is_control
+from sealst._core.genes.names import is_control
+from sealst._core.genes.panel import GenePanel
 from sealst._errors import PanelError, SealstWarning
 
 

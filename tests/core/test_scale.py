@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import sealst as sl
-from sealst._core.orientation import TURNS, likeness
-from sealst._core.scale import agreed
+from sealst._core.space.geometry import TURNS, agreed, likeness
 
 
 def test_the_first_source_is_taken_where_all_agree():

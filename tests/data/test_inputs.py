@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from sealst._data.crops import source as store
+from sealst._data.crops.chunks import prefetch
 from sealst._data.crops.source import CropSource, gather_crops
 from sealst._data.dataset import Draw, PairDataset, as_is
-from sealst._data.prefetch import prefetch
 
 
 def test_prefetch_keeps_order_and_passes_errors_on():

@@ -94,7 +94,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_vector_store import append
-from sealst._data.vector_store import open_store
+from sealst._data.index.vectors import open_store
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 random.seed(int(sys.argv[3]))
 killed = grown = 0

@@ -173,7 +173,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import dask.array as da, numpy as np
-from sealst._data.crop_cache import write_cache
+from sealst._data.crops.cache import write_cache
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 data = np.load(folder / "data.npz")

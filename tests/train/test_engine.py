@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import sealst as sl
 from sealst._data.dataset import PairDataset
-from sealst._train._checkpoint import FILE, read_checkpoint, write_checkpoint
+from sealst._train.callbacks import FILE, read_checkpoint, write_checkpoint
 from sealst._train.engine import Run, run_stages
 from sealst._train.module import AlignStage
 
@@ -449,7 +449,7 @@ import resource, signal
 from pathlib import Path
 import torch
 import sealst as sl
-from sealst._train._checkpoint import read_checkpoint, write_checkpoint
+from sealst._train.callbacks import read_checkpoint, write_checkpoint
 folder = Path({str(tmp_path)!r})
 write_checkpoint(folder, {{"x": torch.zeros(10)}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -20,7 +20,7 @@ import sealst as sl
 from sealst._core.scores.metrics import recall_at_k, retrieval_ranks
 from sealst._data.dataset import joined_expression
 from sealst._train import module as _module
-from sealst._train._checkpoint import read_checkpoint
+from sealst._train.callbacks import read_checkpoint
 from sealst._train.engine import Run, run_stages
 from sealst._train.module import AlignStage
 from sealst.models import ProjectionParams

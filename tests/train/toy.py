@@ -83,7 +83,7 @@ def main() -> None:
     folder = options.get("folder")
     state = None
     if folder:
-        from sealst._train._checkpoint import read_checkpoint
+        from sealst._train.callbacks import read_checkpoint
 
         Path(folder).mkdir(exist_ok=True)
         state = read_checkpoint(Path(folder))

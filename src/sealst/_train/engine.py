@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import signal
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,11 +23,43 @@ from torch.utils.data import DataLoader
 from sealst._core.device import has_bf16, processes
 from sealst._data.dataset import PairDataset, as_is
 from sealst._errors import DataError
-from sealst._train._quiet import interruptible, quiet_lightning
 from sealst._train.callbacks import Checkpointer, Curves, EpochEnds, Keeper, Recorder, Restorer, SameProcesses
 from sealst._train.module import AlignStage, Stage, WarmupStage, mixed_seed
 from sealst._train.params import TrainParams
 from sealst._train.sampler import MAX_SEGMENT_STEPS, InOrder, SegmentSampler
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's banners; what the user must know goes through our logger."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    levels = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            for name in names:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C reach the caller: Lightning turns it into an exit and leaves the signal ignored."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGINT, handler)
+
 
 #: arguments of Lightning's Trainer that follow from `params`, from `device` and from how checkpoints are made
 RESERVED = frozenset(

@@ -20,8 +20,8 @@ from sealst._core.scores.survival import cox_loss
 from sealst._data.bags.memory import BagDataset, BagStore, Sample
 from sealst._data.dataset import as_is
 from sealst._errors import DataError
-from sealst._train._quiet import interruptible, quiet_lightning
 from sealst._train.callbacks import Keeper
+from sealst._train.engine import interruptible, quiet_lightning
 from sealst._train.module import mixed_seed
 from sealst._train.slide_params import SlideParams
 

@@ -1,4 +1,4 @@
-"""The command ``sealst slides embed``."""
+"""The group ``sealst slides`` (whole slides, many at a time) and its command ``embed``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ from typing import Any
 import click
 
 from sealst._settings import settings
-from sealst.cli._common import EXIT_DATA, Answer, SealstCommand
+from sealst.cli._common import EXIT_CODES, EXIT_DATA, Answer, SealstCommand
+from sealst.cli._fit_slides import slides_fit, slides_predict
 from sealst.cli._options import ANY_PATH, EXISTING, EXISTING_FILE, device_option, model_folder, net_help, stated
 from sealst.cli._types import Genes
+
+
+@click.group(
+    epilog="Example: `sealst slides embed cohort.csv --out cohort --model run`, then `sealst slides fit cohort "
+    f"--target grade --out grade`. {EXIT_CODES}"
+)
+def slides() -> None:
+    """Whole slides, many at a time."""
 
 
 @click.command(
@@ -77,3 +86,7 @@ def slides_embed(
         text += f"\n{failed} slide(s) failed, see {out / 'failures.csv'}."
     rows = found.to_dict(orient="records")
     return Answer({"out": str(out)} | counts | {"rows": rows}, text, exit_code=EXIT_DATA if failed else 0)
+
+
+for _command in (slides_embed, slides_fit, slides_predict):
+    slides.add_command(_command)

@@ -24,8 +24,7 @@ from sealst.cli._options import (
     stated,
     table_key_option,
 )
-from sealst.cli._sections import H5AD, Work, check_new, is_store, saved_text
-from sealst.cli._tables import check_ending, write_frame
+from sealst.cli._sections import H5AD, Work, check_ending, check_new, is_store, saved_text, write_frame
 from sealst.cli._types import YamlMapping
 
 _bags = stacked(

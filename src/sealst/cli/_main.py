@@ -12,6 +12,7 @@ from sealst._version import __version__
 from sealst.cli._check import check
 from sealst.cli._common import EXIT_CODES, EXIT_DATA, Answer, SealstCommand, verbosity_options
 from sealst.cli._embed import embed
+from sealst.cli._embed_slides import slides
 from sealst.cli._encoders import encoders, export
 from sealst.cli._evaluate import evaluate
 from sealst.cli._finetune import finetune
@@ -21,7 +22,6 @@ from sealst.cli._options import ANY_PATH, overwrite_option, seed_option
 from sealst.cli._predict import pathways, predict
 from sealst.cli._prepare import prepare
 from sealst.cli._retrieve import retrieve
-from sealst.cli._slides import slides
 from sealst.cli._synthetic import synthetic
 
 

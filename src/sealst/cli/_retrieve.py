@@ -25,8 +25,7 @@ from sealst.cli._options import (
     table_key_option,
     table_out_options,
 )
-from sealst.cli._sections import Work, check_new
-from sealst.cli._tables import check_ending, write_frame
+from sealst.cli._sections import Work, check_ending, check_new, write_frame
 from sealst.cli._types import Genes, KeyValue, YamlMapping, merged
 
 if TYPE_CHECKING:

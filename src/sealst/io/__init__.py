@@ -2,6 +2,7 @@
 
 from sealst._data.bags.bags import Bag, Bags
 from sealst._section.arrays import from_arrays
+from sealst._section.slide_image import SlideImage
 from sealst.io._bags.readers import read_bags
 from sealst.io._bags.slide import read_slide
 from sealst.io._bags.trident import write_trident
@@ -10,7 +11,7 @@ from sealst.io._check.subject import Problem
 from sealst.io._foreign import from_spatialdata
 from sealst.io._hest.bench import HestBench, read_hest_bench
 from sealst.io._hest.samples import read_hest
-from sealst.io._images.files import SlideImage, open_image
+from sealst.io._images.files import open_image
 from sealst.io._images.wsi import read_wsi
 from sealst.io._spaceranger.visium import read_visium
 from sealst.io._spaceranger.visium_hd import read_visium_hd

@@ -15,8 +15,7 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale
 
-from sealst._core.scale import agreed
-from sealst._core.space.geometry import apply_affine, similarity_scale
+from sealst._core.space.geometry import agreed, apply_affine, similarity_scale
 from sealst._core.space.lattice import pitch
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys

@@ -1,5 +1,6 @@
 """Encoders and the SEAL model."""
 
+from sealst._core.space.geometry import CropSpec
 from sealst.models._adapters.adapters import (
     Adapter,
     BlocksParams,
@@ -17,14 +18,11 @@ from sealst.models._genes.base import GeneEncoderParams
 from sealst.models._genes.mlp import GeneMAEParams, GeneMLPParams
 from sealst.models._genes.transformer import GeneTransformerParams
 from sealst.models._genes.vae import GeneVAE, GeneVAEParams
-from sealst.models._head import HeadParams
-from sealst.models._seal.heads import ProjectionParams
-from sealst.models._seal.net import CropSpec, SealModel
+from sealst.models._seal.heads import HeadParams, ProjectionParams
 from sealst.models._seal.official import load_official
-from sealst.models._seal.store import load
-from sealst.models._slide_store import load_slide
+from sealst.models._seal.seal import SealModel, load
 from sealst.models._slides.aggregators import list_aggregators
-from sealst.models._slides.model import SlideModel, SlideSpec
+from sealst.models._slides.model import SlideModel, SlideSpec, load_slide
 from sealst.models._slides.net import SlideNet, SlideOutput
 
 __all__ = [

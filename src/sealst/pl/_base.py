@@ -34,6 +34,11 @@ SMALL_SIZE = 7.5
 #: Okabe and Ito's colours, told apart by colour-blind readers; light ones last
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#8C8C8C"
+BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK = COLOURS
+FREE = ("#999933", "#44AA99", BLACK, "#AA4499", "#117733", "#DDCC77", "#661100", "#6699CC")
+#: of groups at high and at low risk, unlike those of adapted and frozen
+RISK_COLOURS = (ORANGE, "#44AA99")
+_MORE = ("#332288", "#88CCEE", "#CC6677", GREY, "#DDAA33")
 
 #: unit of the expression layers and of predictions
 EXPRESSION_UNIT = "log1p CP10k"
@@ -267,3 +272,17 @@ _METRICS = {
     "residual_moran": "Moran's I of residuals",
     "calibration_slope": "Calibration slope",
 }
+
+
+def palette(n: int) -> list[str]:
+    """Colours for some categories: those that colour-blind readers tell apart first."""
+    # Pink comes late: the tissue itself is pink.
+    first = (BLUE, ORANGE, GREEN, "#882255", RED, "#332288", SKY, "#999933", PINK)
+    return list(dict.fromkeys((*first, *FREE, *_MORE)))[:n]
+
+
+def plain(ax: Axes) -> None:
+    """Axes without grid and without the upper and right edge."""
+    ax.grid(visible=False)
+    ax.tick_params(labelsize=SMALL_SIZE)
+    ax.spines[["top", "right"]].set_visible(False)

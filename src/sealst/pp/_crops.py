@@ -16,8 +16,14 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
-from sealst._core.scale import agreed
-from sealst._core.space.geometry import apply_affine, inside_fraction, scale_between, similarity_scale, square_boxes
+from sealst._core.space.geometry import (
+    agreed,
+    apply_affine,
+    inside_fraction,
+    scale_between,
+    similarity_scale,
+    square_boxes,
+)
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, warn

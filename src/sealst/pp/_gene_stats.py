@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
-from sealst._core.genes.panel import is_control
+from sealst._core.genes.names import is_control
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._section import tables as _section

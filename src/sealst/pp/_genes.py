@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from sealst._core.genes.names import is_control
 from sealst._core.genes.near_names import near_names
-from sealst._core.genes.panel import MIN_STD, GenePanel, is_control
+from sealst._core.genes.panel import MIN_STD, GenePanel
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn

@@ -18,8 +18,9 @@ from sealst._errors import DataError, MissingKeyError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import tables as _section
+from sealst._section.arrays import from_arrays
+from sealst._section.slide_image import SlideImage
 from sealst._validate import check_fraction, check_key, check_positive, listed
-from sealst.io import SlideImage, from_arrays
 from sealst.pp._tissue import tissue_mask
 
 _SUFFIX = Keys.image("")

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sealst._core.genes.panel import is_control
 from sealst._errors import DataError
 from sealst._validate import listed
 
@@ -304,3 +303,32 @@ def final_names(found: Sequence[Resolved], names: Sequence[str], *, sum_aliases:
         for k, i in enumerate(list(positions)[1:], start=1):
             new[i] = f"{new[i]}-{k}"
     return new, kept
+
+
+# Anchored where a real gene begins alike: ERCC1-8 repair DNA (spike-ins are ERCC-00002), NEGR1 is a receptor.
+_CONTROL = re.compile(
+    r"BLANK|CONTROL|AMBIGUOUS|ANTISENSE_|DEPRECATED|UNASSIGNED|INTERGENIC|CODEWORD|FALSECODE|NEGPRB|NEGPROBE"
+    r"|^NEGATIVE[-_ ]?\d*$|^ERCC[-_]?\d{5}"
+)
+
+
+def is_control(name: str) -> bool:
+    """Whether a feature is a control probe or a technical feature instead of a gene.
+
+    Examples
+    --------
+    >>> is_control("NegControlProbe_00042"), is_control("ERCC-00002"), is_control("ERCC1")
+    (True, True, False)
+    """
+    return _CONTROL.search(name.upper()) is not None
+
+
+def placeholder_names(n: int) -> tuple[str, ...]:
+    """Names of `n` outputs whose genes are not known.
+
+    Examples
+    --------
+    >>> placeholder_names(2)
+    ('unnamed_0001', 'unnamed_0002')
+    """
+    return tuple(f"unnamed_{i:04d}" for i in range(1, n + 1))

@@ -26,36 +26,9 @@ from sealst._validate import listed
 #: standard deviations below this belong to a constant gene and are stored as 1, as in sklearn's StandardScaler
 MIN_STD = 1e-3
 
-# Anchored where a real gene begins alike: ERCC1-8 repair DNA (spike-ins are ERCC-00002), NEGR1 is a receptor.
-_CONTROL = re.compile(
-    r"BLANK|CONTROL|AMBIGUOUS|ANTISENSE_|DEPRECATED|UNASSIGNED|INTERGENIC|CODEWORD|FALSECODE|NEGPRB|NEGPROBE"
-    r"|^NEGATIVE[-_ ]?\d*$|^ERCC[-_]?\d{5}"
-)
 #: names in place of those that are not known; no gene is called so
 _UNNAMED = re.compile(r"unnamed_\d{4,}", re.IGNORECASE)
 _ENSEMBL_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
-
-
-def is_control(name: str) -> bool:
-    """Whether a feature is a control probe or a technical feature instead of a gene.
-
-    Examples
-    --------
-    >>> is_control("NegControlProbe_00042"), is_control("ERCC-00002"), is_control("ERCC1")
-    (True, True, False)
-    """
-    return _CONTROL.search(name.upper()) is not None
-
-
-def placeholder_names(n: int) -> tuple[str, ...]:
-    """Names of `n` outputs whose genes are not known.
-
-    Examples
-    --------
-    >>> placeholder_names(2)
-    ('unnamed_0001', 'unnamed_0002')
-    """
-    return tuple(f"unnamed_{i:04d}" for i in range(1, n + 1))
 
 
 def check_named(genes: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sealst._extras import need
+from sealst._validate import need
 
 _WHAT = "Concordance of survival"
 

@@ -2,8 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.linalg import orthogonal_procrustes
+
+from sealst._errors import ScaleError
+
+#: what was done to the first picture to get the second
+TURNS = {
+    "as it is": lambda x: x,
+    "mirrored left to right": np.fliplr,
+    "upside down": np.flipud,
+    "turned by 180 degrees": lambda x: x[::-1, ::-1],
+    "turned by 90 degrees": lambda x: np.rot90(x),
+    "turned by 270 degrees": lambda x: np.rot90(x, 3),
+    "transposed": lambda x: x.T,
+    "transposed and turned by 180 degrees": lambda x: x[::-1, ::-1].T,
+}
+
+
+def likeness(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """Correlation of a square grey picture with another one, in each of the eight ways it can be laid.
+
+    Parameters
+    ----------
+    first, second
+        Grey pictures of the same side, (n, n).
+
+    Returns
+    -------
+    Pearson correlation by name of the turn; 0 where a picture is of one grey.
+    """
+    return {name: _correlation(turn(first), second) for name, turn in TURNS.items()}
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    x, y = (np.asarray(v, dtype=float).ravel() - np.mean(v) for v in (a, b))
+    size = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / size) if size > 0 else 0.0
+
+
+#: largest relative difference between two statements of the physical scale
+TOLERANCE = 0.05
+
+
+def agreed(sources: Mapping[str, float], *, what: str, hint: str = "") -> tuple[float, str]:
+    """Value and name of the first source, after checking that no other contradicts it.
+
+    Parameters
+    ----------
+    sources
+        µm per pixel by where it comes from, the most trusted first.
+    what
+        What the scale belongs to, for messages: ``"image 'C2_he'"``.
+    hint
+        What to do where there is no source.
+
+    Raises
+    ------
+    ScaleError
+        When there is no source, or two differ by more than 5 %.
+    """
+    if not sources:
+        raise ScaleError(f"The physical scale of {what} is unknown. {hint}".rstrip())
+    names = list(sources)
+    for i, name in enumerate(names):
+        for other in names[i + 1 :]:
+            value, second = sources[name], sources[other]
+            # Not `>`, which a NaN would pass.
+            if not abs(value - second) <= TOLERANCE * max(value, second):
+                raise ScaleError(
+                    f"Contradictory scale for {what}: {value:.4g} µm per pixel by {name}, {second:.4g} by {other}. Is "
+                    "the image a downsampled copy ('hires') of the one that the coordinates belong to?"
+                )
+    return sources[names[0]], names[0]
 
 
 def apply_affine(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
@@ -60,3 +134,13 @@ def pick_level(downsamples: np.ndarray, wanted: float) -> int:
     """
     fine_enough = np.flatnonzero(np.asarray(downsamples) <= wanted * 1.01)
     return int(fine_enough[-1]) if fine_enough.size else 0
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """The crops a model was trained on."""
+
+    #: side in µm
+    crop_um: float
+    #: side in pixels
+    crop_px: int

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from concurrent.futures import Executor
-from typing import Any
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sealst._settings import settings
+
+T = TypeVar("T")
+
+
+def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """Yield the items of an iterable that is drawn ahead, in order, by one background thread.
+
+    Decoding and resizing release the interpreter lock, so the encoder works while the next crops are read.
+    """
+    source = iter(items)
+    end = object()
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = deque(pool.submit(next, source, end) for _ in range(depth))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, source, end))
+                yield item  # type: ignore[misc]
+        finally:
+            for future in waiting:
+                future.cancel()
+
 
 #: decoded chunks that are kept for windows still to come; beyond it the least recently used are decoded again
 MAX_BYTES = 256 * 2**20

@@ -10,9 +10,8 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 from spatialdata.transformations import get_transformation
 
-from sealst._core.scale import TOLERANCE
 from sealst._core.space import lattice
-from sealst._core.space.geometry import similarity_scale
+from sealst._core.space.geometry import TOLERANCE, similarity_scale
 from sealst._errors import DataError, MissingKeyError, SealstError
 from sealst._keys import Keys
 from sealst._section import tables as _section

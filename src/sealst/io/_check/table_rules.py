@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sealst._core.genes.names import human_table, resolve
-from sealst._core.genes.panel import is_control
+from sealst._core.genes.names import human_table, is_control, resolve
 from sealst._errors import DataError, SealstError
 from sealst._keys import Keys
 from sealst._section import tables as _section

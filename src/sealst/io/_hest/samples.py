@@ -12,18 +12,19 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from sealst._core.genes.panel import is_control
-from sealst._core.scale import TOLERANCE, agreed
+from sealst._core.genes.names import is_control
+from sealst._core.space.geometry import TOLERANCE, agreed
 from sealst._core.space.lattice import pitch
 from sealst._core.space.pooling import sum_columns
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section.arrays import from_arrays
+from sealst._section.slide_image import SlideImage
 from sealst._section.tables import layer_names, record
 from sealst._validate import check_counts, check_key, check_positive, listed, section_name
 from sealst.io._hest.files import Sample, find_sample, in_patches, read_facts, read_table
-from sealst.io._images.files import SlideImage, open_image
+from sealst.io._images.files import open_image
 
 #: what of the metadata goes into the provenance
 _KEPT = ("dataset_title", "species", "disease_state", "oncotree_code", "preservation_method", "pixel_size_um_embedded")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree
 
-from sealst._core.scale import TOLERANCE, agreed
+from sealst._core.space.geometry import TOLERANCE, agreed
 from sealst._errors import ScaleError
 
 #: µm per pixel that a microscope or slide scanner can have; what lies outside is a default of a program (72 dpi)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sealst._core.orientation import likeness
-from sealst._core.scale import TOLERANCE, agreed
 from sealst._core.space.array_fit import ArrayFit, fit_array
+from sealst._core.space.geometry import TOLERANCE, agreed, likeness
 from sealst._errors import DataError, ScaleError
 from sealst._logging import warn
+from sealst._section.slide_image import SlideImage
 from sealst._validate import check_positive, listed
-from sealst.io._images.files import SlideImage, open_image, picture_size, read_picture
+from sealst.io._images.files import open_image, picture_size, read_picture
 from sealst.io._spaceranger.folders import Outs, visible
 
 #: Space Ranger's small pictures of the same field of view, the larger first

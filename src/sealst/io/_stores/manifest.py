@@ -13,7 +13,7 @@ import pandas as pd
 from spatialdata import SpatialData
 from spatialdata.transformations import Scale, set_transformation
 
-from sealst._core.scale import agreed
+from sealst._core.space.geometry import agreed
 from sealst._errors import DataError, SealstError
 from sealst._keys import Keys
 from sealst._logging import warn

@@ -17,7 +17,7 @@ import pyarrow.parquet
 import scipy.sparse as sp
 from anndata import AnnData
 
-from sealst._core.genes.panel import is_control
+from sealst._core.genes.names import is_control
 from sealst._core.space.geometry import apply_affine
 from sealst._core.space.pooling import PointCounter, SquareGrid, pool_rows, sum_columns
 from sealst._errors import DataError, ScaleError

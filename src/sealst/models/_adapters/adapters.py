@@ -9,13 +9,30 @@ from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from sealst._errors import DataError
 from sealst._validate import check_fraction, check_positive, listed, resolve_kind
-from sealst.models._bottleneck import Bottleneck
 from sealst.models._encoders.blocks import block_layers, parameter_depths
 from sealst.models._encoders.encoder import Encoder
+
+
+class Bottleneck(nn.Module):
+    """z + up(GELU(down(LayerNorm(z)))), of embeddings (B, dim); the identity until it is trained."""
+
+    def __init__(self, dim: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.down = nn.LayerNorm(dim), nn.Linear(dim, width)
+        self.act, self.drop, self.up = nn.GELU(), nn.Dropout(dropout), nn.Linear(width, dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Adapted embeddings (B, dim)."""
+        return z + self.up(self.drop(self.act(self.down(self.norm(z)))))
+
 
 #: linear layers of the attention pooler
 _POOLER_TARGETS = ("q", "k", "v", "proj")

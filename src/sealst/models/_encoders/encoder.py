@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,10 +15,9 @@ from sealst._errors import DataError, OrderError
 from sealst._html import text_as_html
 from sealst._validate import check_positive
 from sealst.models._encoders.class_token import class_token, gives_class_token
+from sealst.models._encoders.digests import encoder_name, weights_hash
+from sealst.models._encoders.image_model import ImageModel
 from sealst.models._encoders.spec import TRUNK_FEEDING, EncoderSpec
-
-if TYPE_CHECKING:
-    from sealst.models._encoders.image_model import ImageModel
 
 
 class Encoder(nn.Module):
@@ -124,8 +121,6 @@ class Encoder(nn.Module):
         crop_px
             Side of the images in pixels; by default that of the published users (`spec.input_px`).
         """
-        from sealst.models._encoders.image_model import ImageModel, encoder_name
-
         px = self.spec.input_px if crop_px is None else crop_px
         check_positive("crop_px", px)
         return ImageModel(self, name=encoder_name(self, px), crop_px=px, mpp=self.spec.native_mpp)
@@ -237,31 +232,9 @@ class Encoder(nn.Module):
             )
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside a ``with`` block, a module and all in it are in evaluation mode; afterwards as they were."""
-    training = [m for m in module.modules() if m.training]
-    for m in training:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
-
-
 def _is_above(name: str, n_blocks: int) -> bool:
     """Whether a parameter of a vision transformer comes after its first blocks."""
     first, _, rest = name.partition(".")
     if first == "blocks":
         return int(rest.partition(".")[0]) >= n_blocks
     return first in ("norm", "fc_norm", "head", "attn_pool")
-
-
-def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, shapes and values of a state, hex."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(json.dumps([name, list(tensor.shape)]).encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +15,11 @@ from torch import nn
 from sealst._core.device import autocast, cuda_dtype, has_bf16
 from sealst._errors import DataError
 from sealst._html import text_as_html
-from sealst.models._encoders.encoder import Encoder, evaluating, weights_hash
+from sealst.models._encoders.digests import evaluating
 
 if TYPE_CHECKING:
-    from sealst.models._seal.net import SealModel
+    from sealst.models._encoders.encoder import Encoder
+    from sealst.models._seal.net import SealNet
 
 #: beyond this, values are no colours from 0 to 1, even where a filter has overshot
 _LOWEST, _HIGHEST = -0.5, 1.5
@@ -68,7 +66,7 @@ class ImageModel(nn.Module):
     """
 
     def __init__(
-        self, owner: Encoder | SealModel, *, name: str, crop_px: int, mpp: float | None = None, frozen: bool = False
+        self, owner: Encoder | SealNet, *, name: str, crop_px: int, mpp: float | None = None, frozen: bool = False
     ) -> None:
         super().__init__()
         # The owner is what `to` moves: a SEAL model must not be torn between devices.
@@ -81,7 +79,7 @@ class ImageModel(nn.Module):
     @property
     def model(self) -> Encoder:
         """The encoder itself."""
-        return self._owner if isinstance(self._owner, Encoder) else self._owner.encoder
+        return getattr(self._owner, "encoder", self._owner)
 
     def get_transform(self) -> Callable[[Image.Image | np.ndarray], torch.Tensor]:
         """`transform`, as LazySlide asks for it."""
@@ -146,23 +144,6 @@ class ImageModel(nn.Module):
 
     def _repr_html_(self) -> str:
         return text_as_html(repr(self))
-
-
-def encoder_name(encoder: Encoder, crop_px: int) -> str:
-    """Key of an encoder's image model: its name, and 8 digits that change with weights and feeding."""
-    facts = (weights_hash(encoder.state_dict()), encoder.spec.feeding(), crop_px)
-    return f"{plain_key(encoder.spec.key)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
-
-
-def base_name(encoder: Encoder) -> str:
-    """Name of an encoder without adapter, and 8 digits that change with its pretrained weights and feeding."""
-    facts = (weights_hash(encoder.base_state()), encoder.spec.feeding())
-    return f"{plain_key(encoder.spec.key)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
-
-
-def plain_key(key: str) -> str:
-    """Last part of an encoder's name, in characters that a table may have in its name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(key.split(":", 1)[-1]).name).strip("-._")
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,101 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sealst.models._snippets import ADAPTER_SNIPPET, SEAL_SNIPPET, timm_snippet
+if TYPE_CHECKING:
+    from sealst.models._encoders.encoder import Encoder
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sealst.models._encoders.spec import EncoderSpec
-    from sealst.models._seal.net import SealModel
+    from sealst.models._seal.net import SealNet
+
+
+SEAL_SNIPPET = """
+import sealst as sl
+
+model = sl.models.load("<this folder>")
+sl.tl.predict(sdata, model)
+"""
+
+
+ADAPTER_SNIPPET = """
+import sealst as sl
+from peft import PeftModel
+
+# Any timm module with the same weights under timm's names will do.
+base = sl.models.build_encoder("{key}", pool="{pool}").vit
+model = PeftModel.from_pretrained(base, "<this folder>").merge_and_unload().eval()
+"""
+
+
+_LOAD = """
+import timm
+import torch
+
+folder = "<this folder>"
+model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config, is_training=False)  # for PIL images of [PX] px
+
+images = torch.stack([transform(picture) for picture in pictures])
+with torch.inference_mode():
+    out = model(images)
+"""
+
+
+_TOKENS = """
+# timm has no such pooling: the model returns all tokens, and they are pooled here.
+z = torch.cat([PARTS], dim=1)
+"""
+
+
+_ATTENTION = """
+# timm has no such pooling: the model returns all tokens, and one learned query attends to them.
+from safetensors.torch import load_file
+from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
+
+w = load_file(f"{folder}/attention_pooler.safetensors")
+
+
+def layer(x, name):
+    return linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+
+def norm(x, name):
+    return layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+
+
+def heads(x):
+    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+
+with torch.inference_mode():
+    tokens = norm(out, "ln_k")
+    query = layer(norm(w["query"], "ln_q"), "q").expand(len(tokens), 1, -1)
+    z = scaled_dot_product_attention(heads(query), heads(layer(tokens, "k")), heads(layer(tokens, "v")))
+    z = norm(layer(z.transpose(1, 2).flatten(2), "proj"), "ln")[:, 0]
+"""
+
+
+def timm_snippet(encoder: Encoder, crop_px: int) -> str:
+    """Code that loads an exported folder and embeds `pictures` as `z`."""
+    spec, code = encoder.spec, _LOAD.replace("[PX]", str(crop_px))
+    if spec.family != "vit" or spec.pool in ("cls", "mean"):
+        return code.replace("out = model", "z = model")
+    if not spec.pool.startswith("attn"):
+        parts = {"cls": "out[:, 0]", "mean": f"out[:, {spec.n_prefix}:].mean(1)"}
+        return code + _TOKENS.replace("PARTS", ", ".join(parts[name] for name in spec.pool.split("+")))
+    text = '    z = z @ w["to_text"]\n' if spec.pool == "attn-proj" else ""
+    return code + _ATTENTION.replace("HEADS", str(spec.pooler_args["heads"])) + text
+
 
 LOCAL = "local-dir:"
 #: licences that the model hub knows by name
 _KNOWN_LICENCES = ("apache-2.0", "mit", "cc-by-nc-nd-4.0", "cc-by-nc-4.0", "cc-by-4.0")
 
 
-def model_card(model: SealModel) -> str:
+def model_card(model: SealNet) -> str:
     """Card of a model folder."""
     lead = f"Image encoder {_weights(model)}, aligned with spatial gene expression (SEAL, arXiv 2602.14177)."
     stored = "Base weights are stored here only when a folder `base/` exists."
@@ -28,7 +109,7 @@ def model_card(model: SealModel) -> str:
     )  # fmt: skip
 
 
-def timm_card(model: SealModel, *, difference: float, evaluation: pd.DataFrame | None) -> str:
+def timm_card(model: SealNet, *, difference: float, evaluation: pd.DataFrame | None) -> str:
     """Card of an exported timm folder."""
     spec = model.encoder.spec
     lead = (
@@ -46,7 +127,7 @@ def timm_card(model: SealModel, *, difference: float, evaluation: pd.DataFrame |
     )  # fmt: skip
 
 
-def adapter_card(model: SealModel, *, evaluation: pd.DataFrame | None) -> str:
+def adapter_card(model: SealNet, *, evaluation: pd.DataFrame | None) -> str:
     """Card of an adapter alone."""
     spec = model.encoder.spec
     lead = f"Adapter for {_weights(model)}, from aligning it with spatial gene expression (SEAL, arXiv 2602.14177)."
@@ -75,13 +156,13 @@ def public_name(spec: EncoderSpec) -> str:
     return Path(spec.key.removeprefix(LOCAL)).name if spec.key.startswith(LOCAL) else spec.key
 
 
-def _weights(model: SealModel) -> str:
+def _weights(model: SealNet) -> str:
     spec = model.encoder.spec
     name = public_name(spec)
     return f"`{name}`" if spec.pretrained else f"`{name}` with **random weights** (seed {spec.seed})"
 
 
-def _front_matter(model: SealModel, library: str) -> str:
+def _front_matter(model: SealNet, library: str) -> str:
     spec = model.encoder.spec
     licence = spec.licence.lower()
     lines = ["---", f"library_name: {library}"]
@@ -92,7 +173,7 @@ def _front_matter(model: SealModel, library: str) -> str:
     return "\n".join(lines)
 
 
-def _facts(model: SealModel) -> str:
+def _facts(model: SealNet) -> str:
     spec, training = model.encoder.spec, model.provenance
     unknown = training.get("note", "not recorded")
     rows = {
@@ -111,7 +192,7 @@ def _facts(model: SealModel) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value != "")])
 
 
-def _training(model: SealModel) -> str:
+def _training(model: SealNet) -> str:
     """Loss and held-out scores after the last epoch."""
     if not len(model.history):
         return ""
@@ -145,6 +226,6 @@ def _number(value: float) -> str:
     return "" if value != value else f"{value:.3f}"
 
 
-def _terms(model: SealModel, stored: str) -> str:
+def _terms(model: SealNet, stored: str) -> str:
     licence = f"The licence of the base encoder ({model.encoder.spec.licence}) applies to this model too."
     return " ".join(filter(None, [licence, stored, "Research use only; not for diagnosis."]))

@@ -17,7 +17,7 @@ from sealst._files import new_folder, write_json
 from sealst._logging import logger, warn
 from sealst._version import __version__
 from sealst.models._adapters.files import save_adapter
-from sealst.models._encoders.encoder import evaluating, weights_hash
+from sealst.models._encoders.digests import evaluating, weights_hash
 from sealst.models._encoders.pooler import AttentionPooler
 from sealst.models._seal.card import adapter_card, public_name, timm_card
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sealst.models._encoders.encoder import Encoder
-    from sealst.models._seal.net import SealModel
+    from sealst.models._seal.net import SealNet
 
 #: largest difference to our own embeddings, relative to the largest value among them
 TOLERANCE = 1e-5
@@ -34,7 +34,7 @@ POOLER_FILE = "attention_pooler.safetensors"
 _POOLS = {"cls": "token", "mean": "avg"}
 
 
-def export_timm(model: SealModel, path: Path, *, evaluation: pd.DataFrame | None, overwrite: bool) -> Path:
+def export_timm(model: SealNet, path: Path, *, evaluation: pd.DataFrame | None, overwrite: bool) -> Path:
     """Write and check a timm folder; see `SealModel.export_timm`."""
     spec = model.encoder.spec
     if spec.derivatives is False:
@@ -57,7 +57,7 @@ def export_timm(model: SealModel, path: Path, *, evaluation: pd.DataFrame | None
     return path
 
 
-def _write(model: SealModel, folder: Path) -> None:
+def _write(model: SealNet, folder: Path) -> None:
     spec, px = model.encoder.spec, model.crop.crop_px
     vit = model.encoder.merged()
     args = dict(spec.model_args)
@@ -83,7 +83,7 @@ def _write(model: SealModel, folder: Path) -> None:
     timm.models.save_for_hf(vit, str(folder), model_args=args, safe_serialization=True)
 
 
-def _difference(model: SealModel, folder: Path) -> float:
+def _difference(model: SealNet, folder: Path) -> float:
     """Relative difference between the folder, loaded by timm, and the model, on random crops on the CPU."""
     encoder, device, px = model.encoder, model.device, model.crop.crop_px
     images = torch.rand(2, 3, px, px, generator=torch.Generator().manual_seed(0))
@@ -113,7 +113,7 @@ def _pooled(encoder: Encoder, out: torch.Tensor, folder: Path) -> torch.Tensor:
     return torch.cat([parts[name] for name in spec.pool.split("+")], dim=1)
 
 
-def export_adapter(model: SealModel, path: Path, *, evaluation: pd.DataFrame | None, overwrite: bool) -> Path:
+def export_adapter(model: SealNet, path: Path, *, evaluation: pd.DataFrame | None, overwrite: bool) -> Path:
     """Write the adapter alone, in peft's format; see `SealModel.export_adapter`."""
     encoder, spec = model.encoder, model.encoder.spec
     if not hasattr(encoder.backbone, "peft_config"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -22,10 +21,8 @@ from sealst._errors import CheckpointError, DataError, SealstError, WeightsError
 from sealst._logging import logger, warn
 from sealst._validate import listed
 from sealst.models._encoders.weights import HTTP_ERRORS, hub_token
+from sealst.models._seal.net import SealNet
 from sealst.models._seal.store import FILES, needed_files, save_model
-
-if TYPE_CHECKING:
-    from sealst.models._seal.net import SealModel
 
 _PREFIX = "hf-hub:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -47,7 +44,7 @@ _PUSHING: tuple[type[Exception], ...] = (*_FETCHING, OSError, ValueError)
 
 
 def push_model(
-    model: SealModel, repo_id: str, *, private: bool = True, revision: str | None = None, message: str | None = None
+    model: SealNet, repo_id: str, *, private: bool = True, revision: str | None = None, message: str | None = None
 ) -> str:
     """Commit a model to a repository of the hub; see `SealModel.push_to_hub`."""
     if not _is_repo(repo_id):

@@ -1,11 +1,11 @@
-"""The SEAL model: image encoder with adapter, gene autoencoder, expression head and the gene panel."""
+"""The network of a SEAL model: image encoder with adapter, gene autoencoder and expression head; no files."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,45 +15,20 @@ from torch import nn
 
 from sealst._core.device import autocast
 from sealst._core.genes.panel import GenePanel
+from sealst._core.space.geometry import CropSpec
 from sealst._errors import DataError, PanelError
 from sealst._html import text_as_html
 from sealst._settings import settings
 from sealst.models._adapters.adapters import Adapter, add_adapter
-from sealst.models._encoders.encoder import Encoder, evaluating
-from sealst.models._encoders.image_model import ImageModel, plain_key
+from sealst.models._encoders.digests import evaluating, plain_key
+from sealst.models._encoders.encoder import Encoder
+from sealst.models._encoders.image_model import ImageModel
 from sealst.models._genes.base import GeneEncoderParams
-from sealst.models._head import HeadParams, image_head
-from sealst.models._seal.heads import ProjectionParams
-from sealst.models._seal.seal import Sharing
+from sealst.models._seal.heads import HeadParams, ProjectionParams, image_head
 
 
-@dataclass(frozen=True)
-class CropSpec:
-    """The crops a model was trained on."""
-
-    #: side in µm
-    crop_um: float
-    #: side in pixels
-    crop_px: int
-
-
-class SealModel(Sharing, nn.Module):
-    """Image encoder and gene autoencoder in one embedding space (SEAL; Hemker et al. 2026, arXiv 2602.14177).
-
-    Made by `sealst.tl.finetune` or `sealst.models.load`. Networks work on expression standardised per gene with the
-    panel's mean and standard deviation; the public methods take and return log1p-CP10k.
-
-    Attributes
-    ----------
-    panel
-        Genes in the order of every expression matrix.
-    dim
-        Length of an embedding; the base encoder's.
-    crop
-        Crop size in µm and pixels.
-    history
-        Training log, one row per epoch.
-    """
+class SealNet(nn.Module):
+    """Image encoder and gene autoencoder in one embedding space, for the genes of a panel; see `SealModel`."""
 
     panel_mean: torch.Tensor
     panel_std: torch.Tensor
@@ -152,7 +127,7 @@ class SealModel(Sharing, nn.Module):
         return (x * self.panel_std + self.panel_mean).clamp_min(0)
 
     @contextmanager
-    def frozen_encoder(self) -> Iterator[SealModel]:
+    def frozen_encoder(self) -> Iterator[SealNet]:
         """Inside a ``with`` block, images are embedded by the base encoder, without the adapter."""
         with self.encoder.without_adapter():
             yield self

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from sealst._core.device import resolve_device, seeded
-from sealst._core.genes.panel import GenePanel, placeholder_names
+from sealst._core.genes.names import placeholder_names
+from sealst._core.genes.panel import GenePanel
+from sealst._core.space.geometry import CropSpec
 from sealst._errors import DataError, WeightsError
 from sealst._logging import warn
 from sealst._validate import check_choice, check_positive
@@ -23,8 +25,7 @@ from sealst.models._encoders.registry import REGISTRY
 from sealst.models._encoders.spec import EncoderSpec
 from sealst.models._encoders.weights import Sought, find_file, mismatch, read_tensors
 from sealst.models._genes.vae import GeneVAEParams
-from sealst.models._head import HeadParams
-from sealst.models._seal.net import CropSpec, SealModel
+from sealst.models._seal.heads import HeadParams
 from sealst.models._seal.official_layout import (
     OMICS,
     VISION_HEAD,
@@ -35,6 +36,7 @@ from sealst.models._seal.official_layout import (
     split_vision,
     unwrapped,
 )
+from sealst.models._seal.seal import SealModel
 
 HF_ID = "MahmoodLab/SEAL"
 #: per file, a tensor that shows the length of an embedding, and the axis that does

@@ -1,18 +1,34 @@
-"""Writing a model to disk, exporting it, and passing it on."""
+"""The SEAL model: its network, and what can be done with it on disk, in other tools and on the model hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 
-if TYPE_CHECKING:
-    from sealst.models._seal.net import SealModel
+from sealst.models._seal.export import export_adapter, export_timm
+from sealst.models._seal.hub import fetch_model, push_model
+from sealst.models._seal.net import SealNet
+from sealst.models._seal.store import read_model, save_model
 
 
-class Sharing:
-    """What `SealModel` can do with folders and the model hub; apart from it because the descriptions are long."""
+class SealModel(SealNet):
+    """Image encoder and gene autoencoder in one embedding space (SEAL; Hemker et al. 2026, arXiv 2602.14177).
+
+    Made by `sealst.tl.finetune` or `sealst.models.load`. Networks work on expression standardised per gene with the
+    panel's mean and standard deviation; the public methods take and return log1p-CP10k.
+
+    Attributes
+    ----------
+    panel
+        Genes in the order of every expression matrix.
+    dim
+        Length of an embedding; the base encoder's.
+    crop
+        Crop size in µm and pixels.
+    history
+        Training log, one row per epoch.
+    """
 
     def save(self, path: str | Path, *, include_base: bool = False, overwrite: bool = False) -> Path:
         """Write the model to a folder, atomically.
@@ -30,9 +46,7 @@ class Sharing:
         -------
         The folder.
         """
-        from sealst.models._seal.store import save_model
-
-        return save_model(cast("SealModel", self), Path(path), include_base=include_base, overwrite=overwrite)
+        return save_model(self, Path(path), include_base=include_base, overwrite=overwrite)
 
     def export_timm(self, path: str | Path, *, evaluation: pd.DataFrame | None = None, overwrite: bool = False) -> Path:
         """Write the image encoder as a plain timm folder, with the adapter merged into its weights.
@@ -70,9 +84,7 @@ class Sharing:
         --------
         >>> model.export_timm("my_encoder")  # doctest: +SKIP
         """
-        from sealst.models._seal.export import export_timm
-
-        return export_timm(cast("SealModel", self), Path(path), evaluation=evaluation, overwrite=overwrite)
+        return export_timm(self, Path(path), evaluation=evaluation, overwrite=overwrite)
 
     def export_adapter(
         self, path: str | Path, *, evaluation: pd.DataFrame | None = None, overwrite: bool = False
@@ -103,9 +115,7 @@ class Sharing:
         --------
         >>> model.export_adapter("my_adapter")  # doctest: +SKIP
         """
-        from sealst.models._seal.export import export_adapter
-
-        return export_adapter(cast("SealModel", self), Path(path), evaluation=evaluation, overwrite=overwrite)
+        return export_adapter(self, Path(path), evaluation=evaluation, overwrite=overwrite)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = True, revision: str | None = None, message: str | None = None
@@ -142,9 +152,7 @@ class Sharing:
         --------
         >>> commit = model.push_to_hub("my-lab/seal-breast")  # doctest: +SKIP
         """
-        from sealst.models._seal.hub import push_model
-
-        return push_model(cast("SealModel", self), repo_id, private=private, revision=revision, message=message)
+        return push_model(self, repo_id, private=private, revision=revision, message=message)
 
     @classmethod
     def from_pretrained(
@@ -184,7 +192,43 @@ class Sharing:
         --------
         >>> model = sl.models.SealModel.from_pretrained("my-lab/seal-breast")  # doctest: +SKIP
         """
-        from sealst.models._seal.hub import fetch_model
-        from sealst.models._seal.store import load
-
         return load(fetch_model(name, revision=revision), encoder=encoder, weights=weights, device=device)
+
+
+def load(
+    path: str | Path,
+    *,
+    encoder: str | None = None,
+    weights: str | Path | None = None,
+    device: str | None = None,
+) -> SealModel:
+    """Load a model that `SealModel.save` wrote.
+
+    Parameters
+    ----------
+    path
+        Model folder.
+    encoder
+        Where the base weights are now, when they have moved since training: ``"local-dir:<folder>"`` or a timm name.
+    weights
+        File or folder with the base weights, for an encoder known by name; see `build_encoder`.
+    device
+        Device; default ``settings.device``.
+
+    Returns
+    -------
+    The model, in evaluation mode; predictions equal those before saving.
+
+    Raises
+    ------
+    CheckpointError
+        When a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the base weights are
+        not those the adapter was trained on.
+    WeightsError
+        When the base weights cannot be had.
+
+    Examples
+    --------
+    >>> model = sl.models.load("my_model")  # doctest: +SKIP
+    """
+    return read_model(Path(path), SealModel, encoder=encoder, weights=weights, device=device)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pandas as pd
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sealst._core.device import resolve_device, seeded
 from sealst._core.genes.panel import GenePanel
+from sealst._core.space.geometry import CropSpec
 from sealst._errors import CheckpointError, DataError
 from sealst._files import new_folder, write_json
 from sealst._validate import listed
@@ -21,13 +24,15 @@ from sealst._version import __version__
 from sealst.models._adapters.adapters import FrozenParams, resolve_adapter
 from sealst.models._adapters.files import ADAPTER_FILE, check_tensors, load_adapter, save_adapter
 from sealst.models._encoders.build import build_encoder, build_from_spec
-from sealst.models._encoders.encoder import Encoder, weights_hash
+from sealst.models._encoders.digests import weights_hash
+from sealst.models._encoders.encoder import Encoder
 from sealst.models._encoders.spec import EncoderSpec
 from sealst.models._genes.registry import resolve_gene_encoder
-from sealst.models._head import HeadParams
 from sealst.models._seal.card import model_card
-from sealst.models._seal.heads import resolve_projection
-from sealst.models._seal.net import CropSpec, SealModel
+from sealst.models._seal.heads import HeadParams, resolve_projection
+from sealst.models._seal.net import SealNet
+
+M = TypeVar("M", bound=SealNet)
 
 _FORMAT = 3
 #: arguments of a timm model that do not change what it makes of a crop
@@ -51,14 +56,14 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def save_model(model: SealModel, path: Path, *, include_base: bool, overwrite: bool) -> Path:
+def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: bool) -> Path:
     """Write to a temporary folder beside `path`, then rename; see `SealModel.save`."""
     with new_folder(path, overwrite=overwrite, marker="config.json") as work:
         _write(model, work, include_base or not model.encoder.spec.pretrained)
     return path
 
 
-def _write(model: SealModel, folder: Path, include_base: bool) -> None:
+def _write(model: SealNet, folder: Path, include_base: bool) -> None:
     spec = model.encoder.spec
     config = {
         "format": _FORMAT,
@@ -93,47 +98,14 @@ def _write_base(encoder: Encoder, folder: Path) -> None:
     timm.models.save_for_hf(plain, str(folder), model_args=dict(encoder.spec.model_args), safe_serialization=True)
 
 
-def load(
-    path: str | Path,
-    *,
-    encoder: str | None = None,
-    weights: str | Path | None = None,
-    device: str | None = None,
-) -> SealModel:
-    """Load a model that `SealModel.save` wrote.
-
-    Parameters
-    ----------
-    path
-        Model folder.
-    encoder
-        Where the base weights are now, when they have moved since training: ``"local-dir:<folder>"`` or a timm name.
-    weights
-        File or folder with the base weights, for an encoder known by name; see `build_encoder`.
-    device
-        Device; default ``settings.device``.
-
-    Returns
-    -------
-    The model, in evaluation mode; predictions equal those before saving.
-
-    Raises
-    ------
-    CheckpointError
-        When a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the base weights are
-        not those the adapter was trained on.
-    WeightsError
-        When the base weights cannot be had.
-
-    Examples
-    --------
-    >>> model = sl.models.load("my_model")  # doctest: +SKIP
-    """
-    folder = Path(path)
+def read_model(
+    folder: Path, build: Callable[..., M], *, encoder: str | None, weights: str | Path | None, device: str | None
+) -> M:
+    """Model of a folder, made by `build` from encoder, panel and the records of its parts; see `SealModel.load`."""
     config, base = _read_json(folder)
     try:
         with seeded(0):
-            model = _restored(folder, config, base, encoder=encoder, weights=weights)
+            model = _restored(folder, build, (config, base), encoder=encoder, weights=weights)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"config.json or base.json in {str(folder)!r} is damaged: {error}.") from error
     if model.fingerprint != config["fingerprint"]:
@@ -141,15 +113,19 @@ def load(
             f"Weights in {str(folder)!r} do not match config.json's fingerprint; the folder is damaged."
         )
     if (log := folder / "history.csv").is_file():
-        import pandas as pd
-
         model.history = pd.read_csv(log)
     return model.to(resolve_device(device)).eval()
 
 
 def _restored(
-    folder: Path, config: dict[str, Any], base: dict[str, Any], *, encoder: str | None, weights: str | Path | None
-) -> SealModel:
+    folder: Path,
+    build: Callable[..., M],
+    stored: tuple[dict[str, Any], dict[str, Any]],
+    *,
+    encoder: str | None,
+    weights: str | Path | None,
+) -> M:
+    config, base = stored
     spec = EncoderSpec.from_dict(config["encoder"])
     built = _base(spec, folder / "base" if base["included"] else None, encoder, weights)
     if (found := weights_hash(built.base_state())) != base["sha256"]:
@@ -160,7 +136,7 @@ def _restored(
     _check_architecture(built.spec, spec)
     # The stored record decides how crops are fed; where the weights are now is all that may have changed.
     moved = replace(spec, key=encoder or spec.key, model_args=built.spec.model_args)
-    model = SealModel(
+    model = build(
         Encoder(built.vit, moved),
         GenePanel.from_tsv(folder / "panel.tsv"),
         crop=CropSpec(**config["crop"]),
@@ -242,7 +218,7 @@ def _is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in FILES)
 
 
-def _load_trained(model: SealModel, folder: Path) -> None:
+def _load_trained(model: SealNet, folder: Path) -> None:
     own = model.own_state()
     try:
         heads = load_file(folder / "heads.safetensors")

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from sealst._extras import need
-from sealst._validate import check_choice
+from sealst._validate import check_choice, need
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,8 @@ from sealst._evaluation import Evaluation
 from sealst._section import tables as _section
 from sealst._validate import check_positive
 from sealst.pl import _base
-from sealst.pl._evaluation.gene_scatter import columns_of, plain, square_axes
+from sealst.pl._base import plain
+from sealst.pl._evaluation.gene_scatter import columns_of, square_axes
 from sealst.pl._evaluation.methods import colours_of, dense, pick, require_spots
 
 #: a bin with fewer values says little

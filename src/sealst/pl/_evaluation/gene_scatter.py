@@ -151,13 +151,6 @@ def square_axes(n: int, n_cols: int, *, right: float = 0.0) -> list[Axes]:
     ]
 
 
-def plain(ax: Axes) -> None:
-    """Axes without grid and without the upper and right edge."""
-    ax.grid(visible=False)
-    ax.tick_params(labelsize=_base.SMALL_SIZE)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
 def _draw(ax: Axes, pairs: pd.DataFrame, name: str, *, limits: tuple[float, float], n_labels: int) -> None:
     xy = pairs.to_numpy(dtype=float)
     gain = xy[:, 1] - xy[:, 0]
@@ -168,7 +161,7 @@ def _draw(ax: Axes, pairs: pd.DataFrame, name: str, *, limits: tuple[float, floa
     ax.set_aspect("equal", adjustable="box")
     ax.plot(limits, limits, color="black", linewidth=0.8, zorder=1)
     ax.scatter(xy[:, 0], xy[:, 1], s=18, c=np.where(above, better, worse), edgecolors="white", linewidths=0.5, zorder=2)
-    plain(ax)
+    _base.plain(ax)
     share = f"{above.sum()} of {len(xy)} ({100 * above.mean():.0f} %)"
     room = ax.get_window_extent().width / _base.figure_of(ax).dpi
     title = f"{_base.shorten(name, 24)}: above the line {share}"

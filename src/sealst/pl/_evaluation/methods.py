@@ -10,26 +10,27 @@ import pandas as pd
 from sealst._errors import DataError, MissingKeyError
 from sealst._evaluation import Evaluation
 from sealst._validate import listed
-from sealst.pl._base import COLOURS, GREY
+from sealst.pl._base import BLUE, FREE, GREEN, GREY, ORANGE, PINK, RED, SKY
 
 FROZEN, ADAPTED, MEAN = "frozen + ridge", "adapted + ridge", "mean"
 #: name of the test sections of a fold scored together
 POOLED = "all"
-_BLUE, _RED, _GREEN, _PINK, _ORANGE, _SKY, _BLACK = COLOURS
 #: no method of expression shares a colour with another, nor one of retrieval
-_FIXED = {FROZEN: _BLUE, ADAPTED: _RED, "seal head": _GREEN, "seal retrieval": _PINK, "st-net": _ORANGE}
+_FIXED = {
+    FROZEN: BLUE,
+    ADAPTED: RED,
+    "seal head": GREEN,
+    "seal retrieval": PINK,
+    "st-net": ORANGE,
+}
 _FIXED |= {
-    "bleep": _SKY,
+    "bleep": SKY,
     "colour + ridge": "#6F5B3E",
     MEAN: GREY,
     "permuted + ridge": "#BBBBBB",
     "adapted": "#882255",
     "frozen": "#332288",
 }
-_FREE = ("#999933", "#44AA99", _BLACK, "#AA4499", "#117733", "#DDCC77", "#661100", "#6699CC")
-#: of groups at high and at low risk, unlike those of adapted and frozen
-RISK_COLOURS = (_ORANGE, "#44AA99")
-_MORE = ("#332288", "#88CCEE", "#CC6677", GREY, "#DDAA33")
 
 MEANINGS = {
     FROZEN: "the encoder as published, and a ridge regression from its features to expression",
@@ -52,15 +53,8 @@ def colours_of(methods: Iterable[str]) -> dict[str, str]:
     """Colour by method; those without a colour of their own share out the rest in their order."""
     methods = list(dict.fromkeys(str(m) for m in methods))
     unknown = [m for m in methods if m not in _FIXED]
-    free = dict(zip(unknown, _FREE * (1 + len(unknown)), strict=False))
+    free = dict(zip(unknown, FREE * (1 + len(unknown)), strict=False))
     return {m: _FIXED.get(m) or free[m] for m in methods}
-
-
-def palette(n: int) -> list[str]:
-    """Colours for some categories: those that colour-blind readers tell apart first."""
-    # Pink comes late: the tissue itself is pink.
-    first = (_BLUE, _ORANGE, _GREEN, "#882255", _RED, "#332288", _SKY, "#999933", _PINK)
-    return list(dict.fromkeys((*first, *_FREE, *_MORE)))[:n]
 
 
 def frame_of(result: object, name: str) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._validate import check_key, listed
 from sealst.pl import _base
-from sealst.pl._evaluation.methods import palette
+from sealst.pl._base import palette
 from sealst.pl._maps.tissue import Panel
 
 #: more categories than this cannot be told apart

@@ -18,7 +18,7 @@ from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._errors import DataError
 from sealst._logging import warn
 from sealst.pl import _base
-from sealst.pl._evaluation.gene_scatter import plain
+from sealst.pl._base import plain
 from sealst.pl._slides.methods import (
     Slides,
     classes_of,

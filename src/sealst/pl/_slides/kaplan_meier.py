@@ -19,8 +19,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._validate import check_choice, listed
 from sealst.pl import _base
-from sealst.pl._evaluation.gene_scatter import plain
-from sealst.pl._evaluation.methods import RISK_COLOURS
+from sealst.pl._base import RISK_COLOURS, plain
 from sealst.pl._slides.methods import (
     Slides,
     end,

@@ -20,7 +20,7 @@ from sealst._section.tables import Region
 from sealst._validate import check_choice
 from sealst.io import Collection
 from sealst.models import Encoder, SealModel, build_encoder
-from sealst.models._encoders.image_model import base_name
+from sealst.models._encoders.digests import base_name
 from sealst.tl._embed.inputs import check_crops_fit, crop_spec, crops_record, map_crops
 
 

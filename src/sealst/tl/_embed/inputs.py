@@ -10,8 +10,8 @@ import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from sealst._data.crops.chunks import prefetch
 from sealst._data.crops.source import iter_source
-from sealst._data.prefetch import prefetch
 from sealst._errors import DataError
 from sealst._logging import progress, warn
 from sealst._section import tables as _section

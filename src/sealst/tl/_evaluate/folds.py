@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 from spatialdata import SpatialData
 
-from sealst._core.spot_profiles import profile_digests
+from sealst._core.splits.spots import profile_digests
 from sealst._errors import DataError, LeakError
 from sealst._keys import Keys
 from sealst._section import tables as _section

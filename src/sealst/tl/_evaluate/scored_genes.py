@@ -12,7 +12,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from sealst._core.genes.panel import GenePanel, is_control
+from sealst._core.genes.names import is_control
+from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.protocols import Protocol
 from sealst._errors import PanelError, SealstWarning
 from sealst._keys import Keys

@@ -16,7 +16,7 @@ from sealst._errors import DataError, SealstError
 from sealst._files import write_json
 from sealst._logging import logger, warn
 from sealst._session_info import session_info
-from sealst._train._checkpoint import FILE, read_checkpoint
+from sealst._train.callbacks import FILE, read_checkpoint
 from sealst._train.params import TrainParams
 from sealst._validate import listed
 from sealst._version import __version__

@@ -19,14 +19,13 @@ from sealst._core.splits.slides import Fold, check_sides, inner_split, named_fol
 from sealst._data.bags.bags import Bags
 from sealst._data.bags.memory import BagStore
 from sealst._errors import DataError
-from sealst._extras import need
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._settings import settings
 from sealst._train.module import mixed_seed
 from sealst._train.slide_engine import SURVIVAL, Job, fit_net
 from sealst._train.slide_params import SlideParams, slide_params
-from sealst._validate import check_choice, check_key, listed, whole
+from sealst._validate import check_choice, check_key, listed, need, whole
 from sealst._version import __version__
 from sealst.models import SlideModel, SlideSpec, list_aggregators
 from sealst.models._slides.model import averaged

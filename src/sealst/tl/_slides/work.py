@@ -20,8 +20,8 @@ from anndata.io import read_elem, write_elem
 from filelock import FileLock
 
 from sealst._data.bags.parts import Parts, append_array, append_frame
+from sealst._data.crops.chunks import prefetch
 from sealst._data.crops.reader import iter_crops, reading_order
-from sealst._data.prefetch import prefetch
 from sealst._errors import DataError
 from sealst._files import complete_file
 from sealst._keys import Keys
