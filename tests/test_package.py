@@ -30,7 +30,7 @@ WITHOUT_TORCH = ("datasets", "io", "pl", "pp")
 #: itself with the command line, which calls the public functions as a user does
 LAYERS = ("base", "_core", "_data", "models | _train", "_section", "adapters", "top")
 #: files that know annotated data and that all adapters share
-SECTION_FILES = ("_section", "_parts", "_evaluation")
+SECTION_FILES = ("_section", "_evaluation")
 
 MAX_BODY, MAX_FILE, MAX_POSITIONAL = 40, 400, 3
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import sealst as sl
-from sealst.pl._reports.html import Block, Picture, Table, render
+from sealst._core.report import Block, Picture, Table, render
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')

@@ -13,11 +13,11 @@ import pandas as pd
 from spatialdata import SpatialData
 
 import sealst as sl
+from sealst._core.report import Block, Picture, render
 from sealst._errors import DataError
 from sealst._logging import logger, quiet_writing
 from sealst._version import __version__
 from sealst.models import SealModel
-from sealst.pl._reports.html import Block, Picture, render
 
 _LEAD = """A vision transformer with random weights was finetuned on {n_spots} spots of two synthetic patients,
 pairing each spot's H&E crop with its gene expression. Everything below is measured on a third patient it has not

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
+from sealst._core.report import Block, Picture, render
 from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._files import write_text
@@ -29,7 +30,6 @@ from sealst.pl._evaluation.pathway_agreement import pathway_agreement
 from sealst.pl._evaluation.residual_maps import residual_maps
 from sealst.pl._reports import evaluation_tables as tables
 from sealst.pl._reports import evaluation_text as text
-from sealst.pl._reports.html import Block, Picture, render
 
 _DPI = 110
 #: sections shown one by one: as groups of bars, as panels, as calibration panels, as maps

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sealst._core.report import Table
 from sealst.pl._base import metric_label, number, shorten
 from sealst.pl._evaluation.methods import POOLED
-from sealst.pl._reports.html import Table
 
 #: longest text of a fact
 _FACT_CHARS = 240

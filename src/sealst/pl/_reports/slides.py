@@ -9,6 +9,7 @@ from typing import Any
 
 from spatialdata import SpatialData
 
+from sealst._core.report import Block, Picture, render
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._errors import DataError, SealstWarning
 from sealst._files import write_text
@@ -18,7 +19,6 @@ from sealst.pl._maps.attention import attention
 from sealst.pl._reports import evaluation_tables as tables
 from sealst.pl._reports import slides_text as text
 from sealst.pl._reports.evaluation import picture_of
-from sealst.pl._reports.html import Block, Picture, render
 from sealst.pl._slides.calibration import slide_calibration
 from sealst.pl._slides.curves import precision_recall, roc
 from sealst.pl._slides.kaplan_meier import kaplan_meier
