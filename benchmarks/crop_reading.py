@@ -101,12 +101,12 @@ def start() -> None:
 def opened(store: Path) -> tuple[object, object]:
     import spatialdata
 
-    from sealst._section import tables as _section
+    from sealst import _section
 
     sdata = spatialdata.read_zarr(store)
     table = sdata.tables["table"]
     (region,) = _section.regions_of(table)
-    return sdata, _section.crop_source(sdata, table, region)[1]
+    return sdata, _section.region_crops(sdata, table, region).source
 
 
 def level_of(source: object) -> tuple[object, np.ndarray]:
@@ -170,7 +170,7 @@ def plain_slice(store: Path) -> int:
 def image_tiles(store: Path, rasterize: bool) -> int:
     from spatialdata.dataloader import ImageTilesDataset
 
-    from sealst._section import tables as _section
+    from sealst import _section
 
     sdata, _ = opened(store)
     table = sdata.tables["table"]  # type: ignore[attr-defined]

@@ -52,11 +52,11 @@ def section(folder: Path) -> object:
 
 def squares(sdata: object) -> tuple[object, np.ndarray]:
     """Levels of the picture and the squares to embed, in its pixels."""
-    from sealst._section import tables as _section
+    from sealst import _section
 
     table = sdata.tables["table"]  # type: ignore[attr-defined]
     (region,) = _section.regions_of(table)
-    _, source = _section.crop_source(sdata, table, region)  # type: ignore[arg-type]
+    source = _section.region_crops(sdata, table, region).source  # type: ignore[arg-type]
     return source.levels, source.boxes
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from spatialdata import SpatialData
 
 import sealst as sl
-from sealst._section.tables import image_levels, mpp_of
+from sealst._section import image_levels, mpp_of
 from sealst.datasets import _her2st
 
 #: section: spots, genes, median counts per spot, image (width, height), µm per pixel

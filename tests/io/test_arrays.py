@@ -13,8 +13,8 @@ import spatialdata as sd
 from spatialdata import SpatialData
 
 import sealst as sl
+from sealst._section import affine, image_levels, mpp_of
 from sealst._section import pyramid as _pyramid
-from sealst._section.tables import affine, image_levels, mpp_of
 
 Section = Callable[..., SpatialData]
 

@@ -17,7 +17,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 import sealst as sl
-from sealst._section.tables import image_levels, mpp_of
+from sealst._section import image_levels, mpp_of
 from sealst.io._hest import samples as _hest
 
 GENES = ["EPCAM", "VIM", "CD3E", "KRT8"]

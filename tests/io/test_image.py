@@ -259,12 +259,12 @@ def test_section_from_a_slide_on_disk(tmp_path: Path) -> None:
     xy = np.array([[400.0, 400.0], [700.0, 900.0]])
     sdata = sl.io.from_arrays(slide, np.ones((2, 1)), xy, genes=["VIM"], mpp=slide.mpp, spot_um=55, section="s")
     sl.pp.pair_crops(sdata, crop_um=112)
+    from sealst import _section
     from sealst._data.crops.reader import read_crops
-    from sealst._section import tables as _section
 
     table = sdata.tables["table"]
     (region,) = _section.regions_of(table)
-    _, boxes = _section.crop_boxes(sdata, table, region)
+    boxes = _section.region_crops(sdata, table, region).boxes
     crops = read_crops(_section.image_levels(sdata.images["s_he"]), boxes, 224)
     np.testing.assert_array_equal(crops[1], IMAGE[788:1012, 588:812])
 
@@ -443,8 +443,8 @@ def test_pictures_that_are_no_he(image: np.ndarray, options: dict[str, Any], fou
 
 
 def test_levels_that_are_computed_are_told_from_stored_ones(tmp_path: Path) -> None:
+    from sealst._section import image_levels
     from sealst._section.pyramid import is_computed
-    from sealst._section.tables import image_levels
 
     flat = write_pyramid(tmp_path / "flat.tif", [np.tile(IMAGE, (2, 2, 1))], compression="zlib")
     sdata = sl.io.read_wsi(flat, section="s")

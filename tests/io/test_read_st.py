@@ -17,7 +17,7 @@ from PIL import Image
 from spatialdata import SpatialData
 
 import sealst as sl
-from sealst._section.tables import image_levels, mpp_of
+from sealst._section import image_levels, mpp_of
 
 GENES = ["ERBB2", "ercc-like.1", "NA"]
 COLUMNS, ROWS, PITCH = 4, 3, 40.0

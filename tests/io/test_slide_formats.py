@@ -12,7 +12,7 @@ from PIL import Image
 
 import sealst as sl
 from sealst._data.crops.reader import read_crops
-from sealst._section.tables import image_levels
+from sealst._section import image_levels
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("openslide")

@@ -20,7 +20,7 @@ from spatialdata import read_zarr
 import sealst as sl
 from sealst._data.crops.reader import read_crops
 from sealst._errors import DataError, ScaleError, SealstWarning
-from sealst._section.tables import crop_boxes, image_levels, regions_of
+from sealst._section import image_levels, region_crops, regions_of
 from sealst.io._spaceranger.visium import recognise
 
 COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
@@ -503,7 +503,8 @@ def test_crops_centre_on_the_spots(
         sdata = sl.io.read_visium(files.outs, None if fallback else files.save_picture(), section="s")
         sl.pp.pair_crops(sdata, crop_um=112, crop_px=56)
     table = table_of(sdata)
-    rows, boxes = crop_boxes(sdata, table, regions_of(table)[0])
+    crops = region_crops(sdata, table, regions_of(table)[0])
+    rows, boxes = crops.rows, crops.boxes
     crops = read_crops(image_levels(sdata.images["s_he"]), boxes, 56)
     written = {b: i for i, b in enumerate(files.barcodes)}
     assert len(rows) > 20

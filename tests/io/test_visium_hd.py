@@ -16,7 +16,7 @@ from PIL import Image
 
 import sealst as sl
 from sealst._errors import DataError, ScaleError, SealstWarning
-from sealst._section.tables import image_levels
+from sealst._section import image_levels
 from sealst.io._spaceranger.visium_hd import recognise
 
 

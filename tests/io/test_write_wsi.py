@@ -10,7 +10,7 @@ import spatialdata as sd
 import tifffile
 
 import sealst as sl
-from sealst._section.tables import image_levels
+from sealst._section import image_levels
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image
 
 import sealst as sl
-from sealst._section.tables import image_levels, mpp_of
+from sealst._section import image_levels, mpp_of
 from sealst.io._images import vendor as _vendor
 from sealst.io._images.wsi import recognise
 

@@ -22,7 +22,7 @@ from spatialdata import SpatialData
 
 import sealst as sl
 from sealst._core.space.geometry import apply_affine
-from sealst._section.tables import image_levels, mpp_of
+from sealst._section import image_levels, mpp_of
 from sealst.io._xenium import pooling as _xenium_tables
 from sealst.io._xenium import runs as _xenium
 

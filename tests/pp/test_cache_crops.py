@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import sealst as sl
+from sealst import _section
 from sealst._data.crops import cache as crop_cache
 from sealst._data.crops.cache import CachedCrops, CropCache, write_cache
 from sealst._data.crops.reader import read_crops
 from sealst._data.crops.source import CropSource, gather_crops, iter_source
 from sealst._errors import SealstWarning
-from sealst._section import tables as _section
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_a_lost_store_is_said_and_the_image_is_read(toy_section, tmp_path):
     shutil.rmtree(store_of(sdata))
     table = sdata.tables["table"]
     (region,) = _section.regions_of(table)
-    _, source = _section.crop_source(sdata, table, region)
+    source = _section.region_crops(sdata, table, region).source
     with pytest.warns(SealstWarning, match="Cached crops cannot be used"):
         assert len(gather_crops([source], 32, tmp_path)) == 36
 
@@ -288,9 +288,9 @@ def test_cached_crops_survive_writing_the_section(toy_section, tmp_path):
     sdata.write(tmp_path / "s.zarr")
     back = spatialdata.read_zarr(tmp_path / "s.zarr")
     (region,) = _section.regions_of(back.tables["table"])
-    _, source = _section.crop_source(back, back.tables["table"], region, 56.5)
+    source = _section.region_crops(back, back.tables["table"], region, 56.5).source
     assert source.cache is not None
-    _, original = _section.crop_source(sdata, sdata.tables["table"], region, 56.5)
+    original = _section.region_crops(sdata, sdata.tables["table"], region, 56.5).source
     np.testing.assert_array_equal(gather_crops([source], 32, tmp_path), read_crops(original.levels, original.boxes, 32))
 
 

@@ -13,8 +13,8 @@ from spatialdata.models import ShapesModel
 from spatialdata.transformations import Affine, set_transformation
 
 import sealst as sl
+from sealst import _section
 from sealst._data.crops.reader import read_crops
-from sealst._section import tables as _section
 
 SIZE, MPP = 400, 0.5
 
@@ -84,7 +84,8 @@ def test_the_centre_pixel_of_every_crop_is_the_spots(image, spots, xy, crop_um):
     sl.pp.pair_crops(sdata, crop_um=crop_um, crop_px=32)
     table = sdata.tables["table"]
     (region,) = _section.regions_of(table)
-    rows, source = _section.crop_source(sdata, table, region)
+    crops = _section.region_crops(sdata, table, region)
+    rows, source = crops.rows, crops.source
     assert len(rows) == len(xy)
     crops = read_crops(source.levels[:1], source.boxes, 32)
     centre = crops[:, 15:17, 15:17, :2].mean((1, 2)) * 2
@@ -161,7 +162,7 @@ def test_each_size_shows_its_own_square():
     (region,) = _section.regions_of(table)
     crops = {}
     for um in (20.0, 40.0):
-        _, source = _section.crop_source(sdata, table, region, um)
+        source = _section.region_crops(sdata, table, region, um).source
         crops[um] = read_crops(source.levels, source.boxes, 20)[0].astype(float)
     # Red rises by half a level per pixel; a crop of twice the side spans twice the range around the same centre.
     spans = {um: np.ptp(c[..., 0].mean(0)) for um, c in crops.items()}
@@ -209,7 +210,8 @@ def test_crops_at_the_edge_of_a_cut_image_drop_out():
     )
     table = cut.tables["table"]
     (region,) = _section.regions_of(table)
-    rows, boxes = _section.crop_boxes(cut, table, region)
+    crops = _section.region_crops(cut, table, region)
+    rows, boxes = crops.rows, crops.boxes
     assert list(table.obs_names[rows]) == ["s_0"]
     np.testing.assert_allclose(boxes, [[60, 60, 140, 140]])
 

@@ -12,8 +12,8 @@ from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Affine, Identity, Scale, set_transformation
 
 import sealst as sl
+from sealst import _section
 from sealst._data.crops.reader import read_crops
-from sealst._section import tables as _section
 
 SIZE = 400
 
@@ -47,7 +47,8 @@ def bare(frame):
 def crops_of(sdata: SpatialData, px: int) -> tuple[np.ndarray, np.ndarray]:
     table = sdata.tables["table"]
     (region,) = _section.regions_of(table)
-    rows, boxes = _section.crop_boxes(sdata, table, region)
+    crops = _section.region_crops(sdata, table, region)
+    rows, boxes = crops.rows, crops.boxes
     image = sdata.images[_section.crop_definition(table, region)["image_key"]]
     return rows, read_crops(_section.image_levels(image)[:1], boxes, px)
 

@@ -8,7 +8,7 @@ from spatialdata.models import Labels2DModel
 
 import sealst as sl
 from sealst._data.crops.reader import read_crops
-from sealst._section.tables import image_levels
+from sealst._section import image_levels
 from sealst.pp._quality import METRICS, measure
 
 

@@ -9,7 +9,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
 import sealst as sl
-from sealst._section.tables import image_levels
+from sealst._section import image_levels
 
 #: optical densities (natural logarithm) of two stains, and of the same two in another laboratory
 ONE = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])

@@ -10,9 +10,9 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, get_transformation, set_transformation
 
 import sealst as sl
-from sealst._section import tables as _section
+from sealst import _section
+from sealst._section import multiscale
 from sealst._section.pyramid import levels_of
-from sealst._section.tables import multiscale
 
 HEIGHT, WIDTH = 1500, 2000
 #: tissue, (x0, y0, x1, y1) in pixels

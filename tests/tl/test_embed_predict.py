@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 import sealst as sl
+from sealst import _section
 from sealst._data.crops.reader import read_crops
-from sealst._section import tables as _section
 
 
 @pytest.fixture
@@ -33,7 +33,8 @@ def test_embedding_is_that_of_each_spots_own_crop(ready, model):
     sl.tl.embed(sdata, model)
     table = sdata.tables["table"]
     (region,) = _section.regions_of(table)
-    rows, boxes = _section.crop_boxes(sdata, table, region)
+    crops = _section.region_crops(sdata, table, region)
+    rows, boxes = crops.rows, crops.boxes
     crops = read_crops(_section.image_levels(sdata.images["t_he"]), boxes, 32)
     np.testing.assert_allclose(table.obsm["X_seal"][rows], model.embed_images(crops), rtol=1e-4, atol=1e-5)
     assert table.obsm["X_seal"].dtype == np.float32
@@ -128,7 +129,8 @@ def test_convolutional_encoder_by_name(ready):
     sl.tl.embed(sdata, "resnet18", pretrained=False, key_added="X_cnn", device="cpu")
     table = sdata.tables["table"]
     (region,) = _section.regions_of(table)
-    rows, boxes = _section.crop_boxes(sdata, table, region)
+    crops = _section.region_crops(sdata, table, region)
+    rows, boxes = crops.rows, crops.boxes
     encoder = sl.models.build_encoder("resnet18", pretrained=False)
     crops = read_crops(_section.image_levels(sdata.images["t_he"]), boxes, 32)
     with torch.inference_mode():

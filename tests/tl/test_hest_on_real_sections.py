@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 import sealst as sl
+from sealst import _section
 from sealst._data.crops.source import gather_crops
-from sealst._section import tables as _section
 from sealst.tl._evaluate.scored_genes import hest_genes
 
 SPOTS = 48
@@ -38,7 +38,8 @@ def test_a_task_made_of_real_sections(sections, shared_dir, tmp_path):
         table = sdata.tables["table"]
         name = str(table.obs["section"].iloc[0])
         names.append(name)
-        rows, source = _section.crop_source(sdata, table, _section.regions_of(table)[0])
+        crops = _section.region_crops(sdata, table, _section.regions_of(table)[0])
+        rows, source = crops.rows, crops.source
         kept = np.linspace(0, len(rows) - 1, SPOTS).astype(int)
         crops = gather_crops([source._replace(boxes=source.boxes[kept])], 224, tmp_path)
         raw = table[rows[kept]].copy()
@@ -51,7 +52,7 @@ def test_a_task_made_of_real_sections(sections, shared_dir, tmp_path):
     for k, held in enumerate(names):
         for side, members in (("train", [n for n in names if n != held]), ("test", [held])):
             pd.DataFrame({"sample_id": members}).to_csv(tmp_path / "splits" / f"{side}_{k}.csv")
-    from sealst._section.parts import parts_of
+    from sealst._section import parts_of
 
     genes = hest_genes(parts_of(sections), 50)
     (tmp_path / "var_50genes.json").write_text(json.dumps({"genes": genes}))

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import sealst as sl
+from sealst import _section
 from sealst._core.scores.metrics import recall_at_k, retrieval_ranks
 from sealst._core.scores.probes import knn_impute
 from sealst._data.crops.source import iter_source
-from sealst._section import tables as _section
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,8 @@ def test_an_index_of_the_shared_space_answers_as_the_table_does(trained, tmp_pat
         np.testing.assert_allclose(hits["similarity"], table.uns["sealst"]["retrieve"]["similarities"], atol=1e-5)
     # A picture finds the spot that it was cut from, in either space.
     region = _section.regions_of(test.tables["table"])[0]
-    rows, source = _section.crop_source(test, test.tables["table"], region, model.crop.crop_um)
+    crops = _section.region_crops(test, test.tables["table"], region, model.crop.crop_um)
+    rows, source = crops.rows, crops.source
     positions, crops = next(iter_source(source, model.crop.crop_px))
     for index in (plain, shared):
         best = sl.tl.retrieve(index, model, crops[0], n_hits=1).iloc[0]

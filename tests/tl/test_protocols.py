@@ -119,11 +119,11 @@ def test_a_task_in_the_layout_of_hest_bench(tmp_path, cohort, encoder):
 
 
 def crops_of(sdata):
+    from sealst import _section
     from sealst._data.crops.source import gather_crops
-    from sealst._section import tables as _section
 
     table = sdata.tables["table"]
-    _, source = _section.crop_source(sdata, table, _section.regions_of(table)[0])
+    source = _section.region_crops(sdata, table, _section.regions_of(table)[0]).source
     return np.array(gather_crops([source], 32, Path()))
 
 
@@ -188,14 +188,14 @@ def test_early_stopping_looks_at_training_patients_alone(cohort, patient_recipe,
 
 @pytest.mark.filterwarnings("ignore::sealst.SealstWarning")
 def test_leaks_are_caught_with_early_stopping_too(cohort, tissue, patient_recipe, monkeypatch):
-    from sealst.tl._evaluate.material import Sections
+    from sealst.tl._evaluate.cohorts import SectionCohort
 
     recipe, models = patient_recipe
     with pytest.raises(sl.LeakError, match="exactly the counts of training spots"):
         sl.tl.evaluate(recipe, [*tissue, renamed(tissue[0], "copy", "p9")], n_genes=4)
     assert not models
     # Planted: stopping by the held-out section itself.
-    monkeypatch.setattr(Sections, "stopping", lambda _, fold: sl.pp.Split(fold.train, fold.test, "patient-leak"))
+    monkeypatch.setattr(SectionCohort, "stopping", lambda _, fold: sl.pp.Split(fold.train, fold.test, "patient-leak"))
     with pytest.raises(sl.LeakError, match=r"'seal' was trained or stopped on test section\(s\) 's2'"):
         sl.tl.evaluate(recipe, cohort[:2], test=cohort[2], n_genes=4)
 

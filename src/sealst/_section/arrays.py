@@ -17,9 +17,9 @@ from spatialdata.transformations import Identity, Scale
 
 from sealst._errors import DataError
 from sealst._keys import Keys
+from sealst._section.images import multiscale
 from sealst._section.pyramid import extended, levels_of, squidpy_library
 from sealst._section.slide_image import SlideImage
-from sealst._section.tables import multiscale
 from sealst._validate import check_choice, check_gene_names, check_positive, check_section, listed
 
 

@@ -159,10 +159,10 @@ def _completed(sdata: Any, crops: _Crops, table_key: str) -> Any:
     """The section with crops paired and counts normalised; None where it needed neither."""
     from sealst import pp
     from sealst._keys import Keys
-    from sealst._section.tables import get_table
+    from sealst._section import get_table, recorded
 
     table = get_table(sdata, table_key)
-    bare, raw = "crops" not in table.uns.get(Keys.UNS, {}), Keys.LOGNORM not in table.layers
+    bare, raw = not recorded(table, "crops"), Keys.LOGNORM not in table.layers
     if bare:
         pp.pair_crops(sdata, crop_um=crops.um, crop_px=crops.px, table_key=table_key)
     if raw:

@@ -164,10 +164,11 @@ def _kept(path: Path, facts: str, *, overwrite: bool, resume: bool) -> dict[str,
     if not resume or not path.exists():
         check_new(path, overwrite)
         return None
+    from sealst._section import recorded
     from sealst.io import read
 
     sdata = read(path, format="zarr")
-    tables = [t for t in sdata.tables.values() if "prepare" in t.uns.get(Keys.UNS, {})]
+    tables = [t for t in sdata.tables.values() if recorded(t, "prepare")]
     if not tables or tables[0].uns[Keys.UNS]["prepare"]["options"] != facts:
         raise DataError(
             f"{str(path)!r} was not made by this call with these options, so --resume cannot keep it. Name another "

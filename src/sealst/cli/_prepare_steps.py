@@ -13,8 +13,7 @@ from sealst.cli._options import stated
 
 def prepare_section(sdata: Any, options: Mapping[str, Any], facts: str) -> str:
     """Tile, name genes, pair crops, measure, normalise; returns the section's name."""
-    from sealst import pp
-    from sealst._section import tables as _section
+    from sealst import _section, pp
 
     key, um = options["table_key"], list(options["crop_um"])
     min_tissue = options["min_tissue"]
@@ -76,7 +75,7 @@ def _quality(sdata: Any, options: Mapping[str, Any]) -> None:
 
 
 def _name(table: Any) -> str:
-    from sealst._section import tables as _section
+    from sealst import _section
 
     names = table.obs[Keys.SECTION].astype(str).unique() if Keys.SECTION in table.obs else []
     if len(names) == 1:
@@ -86,7 +85,7 @@ def _name(table: Any) -> str:
 
 def summary(sdata: Any, table_key: str) -> dict[str, Any]:
     """What a prepared section holds."""
-    from sealst._section import tables as _section
+    from sealst import _section
 
     table = _section.get_table(sdata, table_key)
     crops = next(iter(table.uns[Keys.UNS]["crops"].values()))

@@ -19,7 +19,7 @@ from spatialdata import SpatialData
 
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._section.tables import record
+from sealst._section import record
 from sealst._settings import settings
 from sealst._validate import check_choice
 from sealst.io import read_st

@@ -15,13 +15,13 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale
 
+from sealst import _section
 from sealst._core.space.geometry import agreed, apply_affine, similarity_scale
 from sealst._core.space.lattice import pitch
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
-from sealst._section import tables as _section
+from sealst._section import Region, multiscale
 from sealst._section.pyramid import CHUNK_PX, extended, squidpy_library
-from sealst._section.tables import Region, multiscale
 from sealst._validate import check_key, check_positive, check_section, listed
 
 #: a level up to this many pixels along its longer side may be read as a whole

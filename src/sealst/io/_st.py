@@ -14,8 +14,8 @@ from spatialdata import SpatialData
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
+from sealst._section import record
 from sealst._section.arrays import from_arrays
-from sealst._section.tables import record
 from sealst._validate import check_counts, check_gene_names, check_positive, listed
 from sealst.io._images.files import read_picture
 

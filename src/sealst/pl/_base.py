@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.genes.near_names import near_names
 from sealst._core.scores.metrics import gene_pearson
 from sealst._errors import DataError, MissingKeyError, OrderError
-from sealst._section import tables as _section
-from sealst._section.tables import Region
+from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
 
 P = TypeVar("P", bound=Any)

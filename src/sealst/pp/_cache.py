@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._data.crops.cache import write_cache
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import tables as _section
 from sealst._settings import settings
 from sealst._validate import listed
 
@@ -79,19 +79,18 @@ def cache_crops(
     folder = settings.cache_dir / "crops" if path is None else Path(path).expanduser()
     if folder.exists() and not folder.is_dir():
         raise DataError(f"`path` {str(folder)!r} is a file; name a folder.")
-    stored = {name: dict(known) for name, known in table.uns.get(Keys.UNS, {}).get("crop_caches", {}).items()}
+    stored = {name: dict(known) for name, known in _section.recorded(table, "crop_caches").items()}
     sources = []
     for one in _section.regions_of(table, region):
-        definition = _section.crop_definition(table, one, crop_um)
-        _, source = _section.crop_source(sdata, table, one, crop_um)
-        if not len(source.boxes):
+        crops = _section.region_crops(sdata, table, one, crop_um)
+        if not crops.usable.any():
             raise DataError(
                 f"No spot of {one.name!r} has a usable crop; `.obs['crop_reason']` says "
                 f"{listed(table.obs[Keys.CROP_REASON].iloc[one.rows].unique())}."
             )
-        sources.append((one, definition, source))
-    for one, definition, source in sources:
-        px = int(definition["crop_px"])
+        sources.append((crops, crops.source))
+    for crops, source in sources:
+        one, definition, px = crops.region, crops.definition, crops.crop_px
         target = (folder / f"{one.section}-{_digest(source.boxes, px, definition['image_key'])}.zarr").absolute()
         cache = write_cache(target, source.levels, source.boxes, px, overwrite=overwrite, show=progress)
         stored.setdefault(one.name, {})[f"{definition['crop_um']:g}"] = str(target)

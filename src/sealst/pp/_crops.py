@@ -16,6 +16,7 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
+from sealst import _section
 from sealst._core.space.geometry import (
     agreed,
     apply_affine,
@@ -27,8 +28,7 @@ from sealst._core.space.geometry import (
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, warn
-from sealst._section import tables as _section
-from sealst._section.tables import Region
+from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
 from sealst.pp._verdict import NOT_PAIRED, OK, OUTSIDE, judged, write_reasons
 
@@ -294,8 +294,7 @@ def _write(sdata: SpatialData, table: Any, paired: list[_Paired]) -> None:
     reason = np.full(table.n_obs, NOT_PAIRED, dtype=object)
     if before is not None:
         reason[:] = before.to_numpy(dtype=object)
-    crops = dict(table.uns.get(Keys.UNS, {}).get("crops", {}))
-    caches = dict(table.uns.get(Keys.UNS, {}).get("crop_caches", {}))
+    crops, caches = _section.recorded(table, "crops"), _section.recorded(table, "crop_caches")
     shapes = {}
     for region, boxes, usable, entry in paired:
         reason[region.rows] = np.where(usable, OK, OUTSIDE)
@@ -317,8 +316,7 @@ def _write(sdata: SpatialData, table: Any, paired: list[_Paired]) -> None:
     _section.record(table, "crop_caches", caches)
     write_reasons(table, reason)
     # What was measured on crops that are the same as before still counts.
-    measured = table.uns[Keys.UNS]
-    write_reasons(table, judged(table, {}, measured.get("tissue", {}), measured.get("quality", {})))
+    write_reasons(table, judged(table, {}, _section.recorded(table, "tissue"), _section.recorded(table, "quality")))
     for region, _, usable, entry in paired:
         if not usable.any():
             warn(

@@ -12,12 +12,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
+from sealst import _section
 from sealst._core.genes.names import is_control
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
-from sealst._section import tables as _section
-from sealst._section.parts import Part, walk
-from sealst._section.tables import Data
+from sealst._section import Data, Part, walk
 from sealst._validate import check_gene_names, listed
 from sealst.pp._normalize import recorded
 
@@ -66,22 +65,22 @@ def survey(sections: Data | Sequence[Data], layer: str, table_key: str) -> list[
 def _survey(part: Part, layer: str) -> Survey:
     table = part.table
     stored = recorded(table)
-    if stored is None or part.name not in set(map(str, stored["sections"])):
-        raise OrderError(f"Section {part.name!r} is not normalised. Run `sl.pp.normalize(data)` first.")
+    if stored is None or part.section not in set(map(str, stored["sections"])):
+        raise OrderError(f"Section {part.section!r} is not normalised. Run `sl.pp.normalize(data)` first.")
     _section.lognorm(table, layer)
     names = list(table.var_names)
-    check_gene_names(names, where=f"`var_names` of section {part.name!r}")
+    check_gene_names(names, where=f"`var_names` of section {part.section!r}")
     upper = pd.Series([n.upper() for n in names])
     # Two columns that differ only in case cannot be told apart across sections.
     usable = ~upper.duplicated(keep=False) & ~upper.map(is_control)
-    rows = sp.csr_matrix(table.layers[Keys.LOGNORM][part.region.rows])
+    rows = sp.csr_matrix(table.layers[Keys.LOGNORM][part.rows])
     if not np.isfinite(rows.data).all():
         raise DataError(
-            f"`.layers[{Keys.LOGNORM!r}]` of section {part.name!r} holds NaN or infinite values. Run `sl.pp.normalize` "
-            "again, with `overwrite=True`."
+            f"`.layers[{Keys.LOGNORM!r}]` of section {part.section!r} holds NaN or infinite values. Run "
+            "`sl.pp.normalize` again, with `overwrite=True`."
         )
     return Survey(
-        name=part.name,
+        name=part.section,
         columns={name: i for i, name in enumerate(upper) if usable[i]},
         ensembl=_ids(table),
         names=names,
@@ -103,7 +102,7 @@ def _ids(table: AnnData) -> np.ndarray:
 
 
 def _rows(part: Part, layer: str) -> sp.csr_matrix:
-    return sp.csr_matrix(part.table.layers[layer][part.region.rows])
+    return sp.csr_matrix(part.table.layers[layer][part.rows])
 
 
 def availability(found: Sequence[Survey], genes: Sequence[str]) -> np.ndarray:
@@ -137,7 +136,7 @@ def variability(
         own = [g for g in genes if g in one.columns]
         if own:
             values = _rows(part, Keys.LOGNORM)[:, [one.columns[g] for g in own]]
-            frames[part.name] = _variable(values, own, max(1, -(-n * len(own) // len(genes))))
+            frames[part.section] = _variable(values, own, max(1, -(-n * len(own) // len(genes))))
     # Sorted, so that the order of the sections does not change a rounding.
     table = pd.concat([frames[name] for name in sorted(frames)])
     grouped = table.groupby(level=0)

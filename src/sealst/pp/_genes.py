@@ -14,7 +14,7 @@ from sealst._core.genes.panel import MIN_STD, GenePanel
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section.tables import Data
+from sealst._section import Data
 from sealst._validate import check_choice, check_fraction, listed
 from sealst.pp._gene_stats import Survey, availability, moments, pooled, survey, variability
 

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.genes.names import (
     GeneTable,
     Resolved,
@@ -29,8 +30,7 @@ from sealst._core.genes.names import (
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import tables as _section
-from sealst._section.tables import Data
+from sealst._section import Data
 from sealst._validate import check_choice, listed
 
 _STEP = "harmonize_genes"

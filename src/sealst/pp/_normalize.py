@@ -12,13 +12,12 @@ import scipy.sparse as sp
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.space import lattice
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, warn
-from sealst._section import tables as _section
-from sealst._section.parts import section_regions
-from sealst._section.tables import Data, Region
+from sealst._section import Data, Region, sections_of
 from sealst._validate import (
     check_choice,
     check_counts,
@@ -109,7 +108,7 @@ def normalize(
     check_positive("target_sum", target_sum)
     check_fraction("context_weight", context_weight)
     table = _section.get_table(data, table_key)
-    parts = section_regions(table, region)
+    parts = sections_of(table, region)
     counts = _raw_counts(table, layer)
     common = {
         "target_sum": float(target_sum),
@@ -158,8 +157,8 @@ class _Facts:
 
 def recorded(table: AnnData) -> dict[str, Any] | None:
     """What `normalize` recorded in a table; None where it has not run or its layer is gone."""
-    stored = table.uns.get(Keys.UNS, {}).get(_STEP)
-    return dict(stored) if stored is not None and Keys.LOGNORM in table.layers else None
+    stored = _section.recorded(table, _STEP)
+    return stored if stored and Keys.LOGNORM in table.layers else None
 
 
 def _raw_counts(table: AnnData, layer: str | None) -> sp.csr_matrix:
@@ -181,7 +180,7 @@ def _earlier(table: AnnData, parts: Sequence[Region], common: dict[str, Any]) ->
     stored = recorded(table)
     if stored is None:
         return []
-    now, present = {p.section for p in parts}, {p.section for p in section_regions(table)}
+    now, present = {p.section for p in parts}, {p.section for p in sections_of(table)}
     columns = zip(stored["sections"], stored["grids"], stored["mean_neighbours"], strict=True)
     kept = [_Facts(str(s), str(g), float(n)) for s, g, n in columns if str(s) in present - now]
     different = [key for key in _COMMON if stored[key] != common[key]]

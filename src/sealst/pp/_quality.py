@@ -10,13 +10,13 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
+from sealst import _section
 from sealst._data.crops.reader import iter_crops
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import
 from sealst._logging import progress as progress_bar
-from sealst._section import tables as _section
-from sealst._section.tables import Region
+from sealst._section import RegionCrops
 from sealst._validate import check_choice, listed
 from sealst.pp._tissue import quiet
 from sealst.pp._verdict import LOW_QUALITY, NOT_PAIRED, OUTSIDE, base_reasons, judged, of_present_crops, write_reasons
@@ -100,25 +100,25 @@ def quality(
     limits = _limits(thresholds, names)
     _section.needs_pixels(sdata)
     table = _section.get_table(sdata, table_key)
-    stored = table.uns.get(Keys.UNS, {})
     columns = {
         Keys.quality(m): np.array(table.obs.get(Keys.quality(m), np.full(table.n_obs, np.nan)), dtype=float)
         for m in names
     }
-    entries = dict(stored.get("quality", {}))
+    entries = _section.recorded(table, "quality")
     regions = _section.regions_of(table, region)
     for one in regions:
-        crops = _section.crop_definition(table, one)
+        paired = _section.region_crops(sdata, table, one)
+        crops = paired.definition
         before = {} if overwrite else entries.get(one.name, {})
         kept = [m for m in before["metrics"] if Keys.quality(m) in table.obs] if of_present_crops(before, crops) else []
         missing = [m for m in names if m not in kept]
         if missing:
-            values = _measured(sdata, table, one, missing, progress)
+            values = _measured(paired, table, missing, progress)
             for m, column in zip(missing, values.T, strict=True):
                 columns[Keys.quality(m)][one.rows] = column
         entries[one.name] = {"metrics": np.array([*kept, *missing], dtype=object), "thresholds": limits}
         entries[one.name] |= {key: crops[key] for key in ("image_key", "boxes", "crop_px")}
-    reasons = judged(table, columns, stored.get("tissue", {}), entries)
+    reasons = judged(table, columns, _section.recorded(table, "tissue"), entries)
     for name, column in columns.items():
         table.obs[name] = column
     write_reasons(table, reasons)
@@ -145,17 +145,14 @@ def _limits(
     return limits
 
 
-def _measured(
-    sdata: SpatialData, table: AnnData, region: Region, metrics: Sequence[str], show: bool | None
-) -> np.ndarray:
+def _measured(paired: RegionCrops, table: AnnData, metrics: Sequence[str], show: bool | None) -> np.ndarray:
     """Measures of a region's crops, (rows, metrics), NaN where a crop is not inside the image."""
-    definition = _section.crop_definition(table, region)
-    inside = np.flatnonzero(~np.isin(base_reasons(table)[region.rows].astype(str), [OUTSIDE, NOT_PAIRED]))
-    boxes = _section.crop_boxes(sdata, table, region, every=True)[1][inside]
-    levels = _section.image_levels(_section.he_image(sdata, definition["image_key"]))
-    values = np.full((len(region.rows), len(metrics)), np.nan)
+    rows = paired.region.rows
+    inside = np.flatnonzero(~np.isin(base_reasons(table)[rows].astype(str), [OUTSIDE, NOT_PAIRED]))
+    boxes = paired.every_box[inside]
+    values = np.full((len(rows), len(metrics)), np.nan)
     with progress_bar(None, desc="measuring crops", total=len(boxes), show=show) as bar:
-        for positions, crops in iter_crops(levels, boxes, definition["crop_px"], batch_size=_BATCH):
+        for positions, crops in iter_crops(paired.levels, boxes, paired.crop_px, batch_size=_BATCH):
             values[inside[positions]] = measure(crops, metrics)
             bar.update(len(positions))
     return values

@@ -10,15 +10,14 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata.transformations import get_transformation
 
+from sealst import _section
 from sealst._core.space import lattice
 from sealst._core.splits import spots as splits
 from sealst._errors import DataError, LeakError, ScaleError
 from sealst._html import as_html
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import tables as _section
-from sealst._section.parts import Part, parts_of
-from sealst._section.tables import Data
+from sealst._section import Data, Part, parts_of
 from sealst._validate import check_key, check_positive, listed
 
 _BLOCK_FOLDS = 5
@@ -170,7 +169,7 @@ def check_split(
     >>> sl.pp.check_split([s1, s2], [s3])
     """
     sides = [
-        {part.name: np.unique(_patients(part)).tolist() for part in parts_of(side, table_key, name=name)}
+        {part.section: np.unique(_patients(part)).tolist() for part in parts_of(side, table_key, name=name)}
         for side, name in ((train_sections, "train_sections"), (test_sections, "test_sections"))
     ]
     _refuse_shared(sides[0], sides[1], "Move these sections to one side, e.g. with `sl.pp.split(sections)`.")
@@ -195,10 +194,14 @@ def _split_patients(parts: Sequence[Part], n_folds: int | None) -> list[Split]:
 
 def _split_sections(parts: Sequence[Part], n_folds: int | None, allow_shared: bool) -> list[Split]:
     if len(parts) < 2:
-        raise DataError(f"Folds by section need at least 2 sections, found only {parts[0].name!r}. Use `by='block'`.")
+        raise DataError(
+            f"Folds by section need at least 2 sections, found only {parts[0].section!r}. Use `by='block'`."
+        )
     if n_folds is not None and n_folds > len(parts):
-        raise DataError(f"`n_folds={n_folds}` is more than the {len(parts)} sections {listed(p.name for p in parts)}.")
-    names = np.repeat([part.name for part in parts], [len(part.region.rows) for part in parts])
+        raise DataError(
+            f"`n_folds={n_folds}` is more than the {len(parts)} sections {listed(p.section for p in parts)}."
+        )
+    names = np.repeat([part.section for part in parts], [len(part.rows) for part in parts])
     return _grouped(parts, names, "section", n_folds, allow_shared)
 
 
@@ -209,12 +212,12 @@ def _split_column(parts: Sequence[Part], column: str, n_folds: int | None, allow
         check_key(
             obs.columns,
             column,
-            where=f"`.obs` of section {part.name!r}",
+            where=f"`.obs` of section {part.section!r}",
             hint="`by` must be 'patient', 'section', 'block', or a column of `.obs` of every section.",
         )
-        found = obs[column].iloc[part.region.rows]
+        found = obs[column].iloc[part.rows]
         if found.isna().any():
-            raise DataError(f"`.obs[{column!r}]` is empty for {found.isna().sum()} spots of section {part.name!r}.")
+            raise DataError(f"`.obs[{column!r}]` is empty for {found.isna().sum()} spots of section {part.section!r}.")
         values.append(found.astype(str).to_numpy(dtype=str))
     known = np.unique(np.concatenate(values))
     if len(known) < 2:
@@ -231,7 +234,7 @@ def _grouped(
         for train, test in splits.group_folds(groups, n_folds)
     ]
     if not allow_shared:
-        patients = {part.name: pd.Series(_patients(part), index=part.obs_names) for part in parts}
+        patients = {part.section: pd.Series(_patients(part), index=part.obs_names) for part in parts}
         for fold in folds:
             sides = [
                 {name: patients[name].loc[spots].unique().tolist() for name, spots in side.items()}
@@ -292,13 +295,13 @@ def _outside_buffer(positions: Sequence[np.ndarray], test: np.ndarray, buffer_um
 def _positions_um(part: Part) -> np.ndarray:
     if isinstance(part.data, AnnData):
         raise ScaleError(
-            f"Blocks are measured in µm, but section {part.name!r} is an AnnData, which has no scale. Pass its "
+            f"Blocks are measured in µm, but section {part.section!r} is an AnnData, which has no scale. Pass its "
             "SpatialData, or split `by='section'`."
         )
-    spots = _section.spot_table(part.data, part.region)
+    spots = _section.spot_table(part.data, part)
     if Keys.UM not in get_transformation(spots, get_all=True):
         raise ScaleError(
-            f"`sdata.shapes[{part.region.name!r}]` has no coordinate system 'um', so blocks cannot be measured in µm. "
+            f"`sdata.shapes[{part.name!r}]` has no coordinate system 'um', so blocks cannot be measured in µm. "
             "Add it: `sd.transformations.set_transformation(shapes, Scale([mpp, mpp], axes=('x', 'y')), 'um')`."
         )
     centres = spots.geometry.centroid
@@ -308,13 +311,13 @@ def _positions_um(part: Part) -> np.ndarray:
 
 def _named(parts: Sequence[Part], rows: np.ndarray) -> dict[str, np.ndarray]:
     """Spot names by section, of row numbers counted over all parts."""
-    chosen = np.zeros(sum(len(part.region.rows) for part in parts), dtype=bool)
+    chosen = np.zeros(sum(len(part.rows) for part in parts), dtype=bool)
     chosen[rows] = True
     sides, start = {}, 0
     for part in parts:
-        mask = chosen[start : start + len(part.region.rows)]
+        mask = chosen[start : start + len(part.rows)]
         if mask.any():
-            sides[part.name] = part.obs_names[mask]
+            sides[part.section] = part.obs_names[mask]
         start += len(mask)
     return sides
 
@@ -324,10 +327,10 @@ def _patients(part: Part) -> np.ndarray:
     check_key(
         part.table.obs.columns,
         Keys.PATIENT,
-        where=f"`.obs` of section {part.name!r}",
+        where=f"`.obs` of section {part.section!r}",
         hint="Name the patient of every spot, e.g. `table.obs['patient'] = 'A'`.",
     )
-    return _section.patients(part.table, part.region.rows)
+    return _section.patients(part.table, part.rows)
 
 
 def _refuse_shared(train: Mapping[str, Sequence[str]], test: Mapping[str, Sequence[str]], hint: str) -> None:

@@ -11,12 +11,12 @@ import xarray as xr
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
+from sealst import _section
 from sealst._core.space.stain import STAIN_VALUES, Stain
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import
-from sealst._section import tables as _section
-from sealst._section.tables import Region, multiscale
+from sealst._section import Region, multiscale
 from sealst._validate import check_choice, listed
 from sealst.pp._tissue import quiet, section_labels, tissue_at
 
@@ -165,7 +165,7 @@ def normalize_stain(
     if key_added is not None and len(sources) > 1:
         raise DataError(f"`key_added` names one image, but there are {len(sources)} ({listed(sources)}); leave it out.")
     keep = reference.method == "reinhard" if keep_background is None else keep_background
-    images, entries = {}, dict(table.uns.get(Keys.UNS, {}).get("stain", {}))
+    images, entries = {}, _section.recorded(table, "stain")
     for image, one in sources.items():
         key = key_added or Keys.normalised_image(image)
         if key == image or (key in sdata.images and not overwrite):

@@ -11,13 +11,13 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation, set_transformation
 
+from sealst import _section
 from sealst._core.space.geometry import apply_affine, similarity_scale, square_boxes
 from sealst._core.space.tissue import box_fractions
 from sealst._data.bags.bags import BlankSlideError
 from sealst._errors import DataError, MissingKeyError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import tables as _section
 from sealst._section.arrays import from_arrays
 from sealst._section.slide_image import SlideImage
 from sealst._validate import check_fraction, check_key, check_positive, listed
@@ -161,12 +161,12 @@ def _replaced(sdata: SpatialData, region: str, table_key: str, overwrite: bool) 
         return []
     table = sdata.tables[table_key]
     others = [one.name for one in _section.regions_of(table) if one.name != region]
-    if others or "tile" not in table.uns.get(Keys.UNS, {}):
+    if others or not _section.recorded(table, "tile"):
         raise DataError(
             f"`sdata.tables[{table_key!r}]` holds {listed(others) if others else 'measured spots'}, not only tiles of "
             f"{region!r}, and would be lost. Name another table with `table_key=`."
         )
-    crops = table.uns[Keys.UNS].get("crops", {}).get(region, {})
+    crops = _section.recorded(table, "crops").get(region, {})
     return [*crops.get("sizes", {}).values(), *([crops["shapes_key"]] if crops else [])]
 
 

@@ -16,13 +16,13 @@ from spatialdata.models import Image2DModel, Labels2DModel
 from spatialdata.transformations import Scale, get_transformation
 from spatialdata.transformations import Sequence as Chain
 
+from sealst import _section
 from sealst._core.space.geometry import pick_level
 from sealst._core.space.tissue import box_fractions, solid, texture, tightened, unusable
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, warn
-from sealst._section import tables as _section
-from sealst._section.tables import Region
+from sealst._section import Region
 from sealst._validate import check_fraction, check_key
 from sealst.pp._verdict import LITTLE_TISSUE, OK, judged, write_reasons
 
@@ -100,19 +100,19 @@ def tissue(
     check_fraction("min_tissue", min_tissue)
     _section.needs_pixels(sdata)
     table = _section.get_table(sdata, table_key)
-    stored = table.uns.get(Keys.UNS, {}).get("tissue", {})
     fractions = np.array(table.obs.get(Keys.TISSUE_FRACTION, np.full(table.n_obs, np.nan)), dtype=float)
-    labels, entries = {}, dict(stored)
+    labels, entries = {}, _section.recorded(table, "tissue")
     for one in _section.regions_of(table, region):
-        crops = _section.crop_definition(table, one)
+        paired = _section.region_crops(sdata, table, one)
+        crops = paired.definition
         element = section_labels(sdata, one, crops["image_key"], labels_key, anew=overwrite)
-        fractions[one.rows] = _fractions(sdata, table, one, element)
+        fractions[one.rows] = _fractions(paired.every_box, sdata.images[crops["image_key"]], element)
         if labels_key is None:
             labels[Keys.tissue(one.section)] = element
         entries[one.name] = {"min_tissue": float(min_tissue), "labels_key": labels_key or Keys.tissue(one.section)}
         entries[one.name] |= {name: crops[name] for name in ("image_key", "boxes")}
     columns = {Keys.TISSUE_FRACTION: fractions}
-    reasons = judged(table, columns, entries, table.uns.get(Keys.UNS, {}).get("quality", {}))
+    reasons = judged(table, columns, entries, _section.recorded(table, "quality"))
     for key, element in labels.items():
         if key in sdata.labels and sdata.labels[key] is not element:
             del sdata.labels[key]
@@ -154,12 +154,10 @@ def tissue_at(labels: Any, image: Any, *, chunks: tuple[tuple[int, ...], tuple[i
     return da.map_blocks(look_up, chunks=chunks, dtype=bool, meta=np.empty((0, 0), dtype=bool))
 
 
-def _fractions(sdata: SpatialData, table: AnnData, region: Region, labels: Any) -> np.ndarray:
-    image = sdata.images[_section.crop_definition(table, region)["image_key"]]
+def _fractions(boxes: np.ndarray, image: Any, labels: Any) -> np.ndarray:
+    """Share of tissue in boxes of the full-resolution image."""
     mask, scale, shift = _frame(labels, image)
-    return box_fractions(
-        mask, _section.crop_boxes(sdata, table, region, every=True)[1] * np.tile(scale, 2) + np.tile(shift, 2)
-    )
+    return box_fractions(mask, boxes * np.tile(scale, 2) + np.tile(shift, 2))
 
 
 def _frame(labels: Any, image: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sealst import _section
 from sealst._errors import OrderError
 from sealst._keys import Keys
-from sealst._section import tables as _section
 
 OK, OUTSIDE, NOT_PAIRED = "ok", "outside image", "not paired"
 LITTLE_TISSUE, LOW_QUALITY = "little tissue", "low quality: "
@@ -42,7 +42,7 @@ def judged(
         Entries of ``.uns["sealst"]`` by region. Those made from other crops than the present ones do not count.
     """
     reasons = base_reasons(table)
-    crops = table.uns.get(Keys.UNS, {}).get("crops", {})
+    crops = _section.recorded(table, "crops")
     for region in _section.regions_of(table):
         present = crops.get(region.name, {})
         limits: list[tuple[str, str, float, float]] = []

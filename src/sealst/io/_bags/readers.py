@@ -16,8 +16,7 @@ from sealst._data.bags.slide_table import SLIDE, check_some_agree, labels_by_sli
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section.parts import section_regions
-from sealst._section.tables import get_table
+from sealst._section import get_table, sections_of
 from sealst._validate import check_key, listed, patient_text
 from sealst.io._bags.sources import ArrayReader, BagReader, FeatureTableReader, FileReader, H5adReader, TableReader
 from sealst.io._stores.manifest import SEPARATORS
@@ -154,7 +153,7 @@ def _sections(value: Any, position: int, table_key: str) -> list[BagReader]:
         name = Path(str(path.file)).stem if hasattr(path, "file") else f"slide{position}"
         return [_lazyslide(name, value, tables)]
     table = get_table(value, table_key)
-    return [TableReader(part.section, table=table, rows=part.rows) for part in section_regions(table)]
+    return [TableReader(part.section, table=table, rows=part.rows) for part in sections_of(table)]
 
 
 def _feature_tables(sdata: SpatialData) -> dict[str, AnnData]:

@@ -16,11 +16,11 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import get_transformation
 
+from sealst import _section
 from sealst._core.space.geometry import square_boxes
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import tables as _section
 from sealst._validate import check_key, listed
 from sealst.io._images.wsi import read_wsi
 
@@ -73,7 +73,7 @@ def read_slide(
     """
     file = _table_file(Path(source).expanduser(), slide)
     table = _read(file)
-    entry, tile = (dict(table.uns.get(Keys.UNS, {}).get(name, {})) for name in (_ENTRY, "tile"))
+    entry, tile = (_section.recorded(table, name) for name in (_ENTRY, "tile"))
     if not entry or not tile:
         raise DataError(
             f"{str(file)!r} is not a table of `tl.embed_slides` (no `.uns['sealst'][{_ENTRY!r}]`). Open the slide with "

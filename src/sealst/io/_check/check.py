@@ -14,9 +14,9 @@ import anndata as ad
 import pandas as pd
 from spatialdata import SpatialData, read_zarr
 
+from sealst import _section
 from sealst._errors import SealstError
 from sealst._keys import Keys
-from sealst._section import tables as _section
 from sealst._validate import listed
 from sealst.io._check import section_rules as _check_rules
 from sealst.io._check import table_rules as _check_table

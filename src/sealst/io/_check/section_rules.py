@@ -10,11 +10,11 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 from spatialdata.transformations import get_transformation
 
+from sealst import _section
 from sealst._core.space import lattice
 from sealst._core.space.geometry import TOLERANCE, similarity_scale
 from sealst._errors import DataError, MissingKeyError, SealstError
 from sealst._keys import Keys
-from sealst._section import tables as _section
 from sealst._section.pyramid import is_computed
 from sealst._validate import listed
 from sealst.io._check.subject import Fact, Problem, Subject, told, tried
@@ -196,7 +196,7 @@ def crops(subject: Subject) -> Iterator[Finding]:
     """What `pp.pair_crops` would say, by calling it on a stand-in."""
     from sealst.pp import pair_crops
 
-    stored = subject.table.uns.get(Keys.UNS, {}).get("crops", {})
+    stored = _section.recorded(subject.table, "crops")
     if subject.region.name in stored and Keys.CROP_OK in subject.table.obs:
         n = int(np.asarray(subject.table.obs[Keys.CROP_OK], dtype=bool)[subject.region.rows].sum())
         yield Fact(

@@ -17,12 +17,12 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 from spatialdata.transformations import get_transformation
 
+from sealst import _section
 from sealst._core.space.geometry import apply_affine, similarity_scale
 from sealst._errors import MissingKeyError, SealstWarning
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import tables as _section
-from sealst._section.tables import Region
+from sealst._section import Region
 
 
 class Fact(NamedTuple):

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sealst import _section
 from sealst._core.genes.names import human_table, is_control, resolve
 from sealst._errors import DataError, SealstError
 from sealst._keys import Keys
-from sealst._section import tables as _section
 from sealst._validate import check_counts, check_gene_names, listed
 from sealst.io._check.subject import Fact, Problem, Subject, told, tried
 

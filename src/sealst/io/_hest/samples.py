@@ -19,9 +19,9 @@ from sealst._core.space.pooling import sum_columns
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
+from sealst._section import layer_names, record
 from sealst._section.arrays import from_arrays
 from sealst._section.slide_image import SlideImage
-from sealst._section.tables import layer_names, record
 from sealst._validate import check_counts, check_key, check_positive, listed, section_name
 from sealst.io._hest.files import Sample, find_sample, in_patches, read_facts, read_table
 from sealst.io._images.files import open_image

@@ -11,8 +11,8 @@ from spatialdata.transformations import Identity, Scale
 from sealst._errors import ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._section import multiscale
 from sealst._section.pyramid import extended
-from sealst._section.tables import multiscale
 from sealst._validate import check_section, section_name
 from sealst.io._images.files import TIFF_SUFFIXES, VENDOR_SUFFIXES, open_image
 

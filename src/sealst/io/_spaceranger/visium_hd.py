@@ -17,9 +17,9 @@ from sealst._core.space.array_fit import ArrayFit
 from sealst._core.space.binning import block_centres, mean_by_bin, merge_bins, sum_rows
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
+from sealst._section import record
 from sealst._section.arrays import from_arrays
 from sealst._section.slide_image import SlideImage
-from sealst._section.tables import record
 from sealst._validate import check_choice, listed, section_name
 from sealst.io._spaceranger.folders import BINS, KINDS, Outs, bin_folders, prefixes, starting_folder, visible
 from sealst.io._spaceranger.picture import (

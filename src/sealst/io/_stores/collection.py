@@ -15,11 +15,11 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
+from sealst import _section
 from sealst._errors import DataError, MissingKeyError
 from sealst._html import SHOWN, as_html
 from sealst._keys import Keys
 from sealst._logging import warn
-from sealst._section import tables as _section
 from sealst._validate import listed
 from sealst.io._stores.manifest import ZARR, Entry, check_names, entry_of, read_entries
 from sealst.io._stores.store import refresh, write_back, write_whole

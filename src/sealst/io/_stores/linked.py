@@ -8,9 +8,9 @@ import numpy as np
 from spatialdata import SpatialData
 from spatialdata.transformations import Affine, get_transformation
 
+from sealst import _section
 from sealst._errors import DataError, SealstError
 from sealst._logging import warn
-from sealst._section import tables as _section
 from sealst._section.pyramid import extended
 from sealst.io._images.files import open_image
 

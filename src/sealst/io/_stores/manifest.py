@@ -13,11 +13,11 @@ import pandas as pd
 from spatialdata import SpatialData
 from spatialdata.transformations import Scale, set_transformation
 
+from sealst import _section
 from sealst._core.space.geometry import agreed
 from sealst._errors import DataError, SealstError
 from sealst._keys import Keys
 from sealst._logging import warn
-from sealst._section import tables as _section
 from sealst._validate import check_positive, check_section, listed
 from sealst.io._stores.formats import FORMATS, format_of, is_store
 from sealst.io._stores.store import open_store

@@ -17,9 +17,9 @@ from sealst._core.space.pooling import SquareGrid
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
+from sealst._section import record
 from sealst._section.arrays import from_arrays
 from sealst._section.slide_image import SlideImage
-from sealst._section.tables import record
 from sealst._validate import check_choice, check_fraction, check_positive, listed, section_name
 from sealst.io._images.files import open_image
 from sealst.io._xenium.pooling import DIRECTION, Frame, Pooled, cells_per_square, pool_cells, pool_transcripts, told

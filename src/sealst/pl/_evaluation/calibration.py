@@ -10,8 +10,8 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sealst import _section
 from sealst._evaluation import Evaluation
-from sealst._section import tables as _section
 from sealst._validate import check_positive
 from sealst.pl import _base
 from sealst.pl._base import plain

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.space.lattice import pitch
 from sealst._errors import DataError, MissingKeyError
 from sealst._evaluation import Evaluation
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import tables as _section
 from sealst._validate import check_choice, listed
 from sealst.pl import _base
 from sealst.pl._evaluation.methods import ADAPTED, dense, pick, require_spots
@@ -156,7 +156,7 @@ def _on_white(spots: AnnData, name: str) -> Tissue:
     step = pitch(xy)
     (x0, y0), (x1, y1) = xy.min(0) - step, xy.max(0) + step
     picture = np.full((2, 2, 3), 255, dtype=np.uint8)
-    region = _section.Region(name, name, np.arange(len(xy)), spots.obs_names.to_numpy())
+    region = _section.Region(name=name, section=name, rows=np.arange(len(xy)), ids=spots.obs_names.to_numpy())
     return Tissue(region, picture, (x0, x1, y1, y0), 1.0, xy, np.full(len(xy), _RADIUS * step), None)
 
 
@@ -166,7 +166,7 @@ def _on_image(
     """H&E with the spots that both hold, and their rows in `spots`."""
     _base.require_spatialdata(sdata)
     table = _section.get_table(sdata, table_key)
-    found = _section.regions_of(table)
+    found = _section.sections_of(table)
     named = [r for r in found if name in (r.section, r.name)]
     region = named[0] if named else _base.one_region(table, None)
     rows = spots.obs_names.get_indexer(table.obs_names[region.rows])

@@ -14,9 +14,9 @@ from matplotlib.patheffects import withStroke
 from scipy.stats import rankdata
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._section import tables as _section
 from sealst._validate import check_choice, check_fraction, whole
 from sealst.pl import _base
 from sealst.pl._maps.crops import Gallery, draw_beside, load_crops, spot_title
@@ -111,7 +111,7 @@ def attention(
     table = _section.get_table(sdata, table_key)
     one = _base.one_region(table, region)
     weights = _base.stored_column(table, key, "sl.tl.predict_slide(sdata, model)")
-    usable = _section.crop_boxes(sdata, table, one)[0]
+    usable = _section.region_crops(sdata, table, one).rows
     folds = _folds_of_mean(weights, one.rows, key)
     rows = usable[np.isfinite(folds[usable])]
     if not rows.size:
@@ -177,5 +177,5 @@ def _times(value: float) -> str:
 
 def _crop_um(table: AnnData) -> float | None:
     """Size of the crops that were embedded; None (the first that was paired) where it is not known."""
-    embedded: dict[str, Any] = table.uns.get(Keys.UNS, {}).get("embed", {}).get(Keys.EMBEDDING, {})
+    embedded: dict[str, Any] = _section.recorded(table, "embed").get(Keys.EMBEDDING, {})
     return None if "crop_um" not in embedded else float(embedded["crop_um"])

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._data.crops.reader import read_crops
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
-from sealst._section import tables as _section
-from sealst._section.tables import Region
+from sealst._section import Region
 from sealst._validate import check_positive, listed
 from sealst.pl import _base
 from sealst.pl._maps.colour_by import numbers_of
@@ -138,7 +138,7 @@ def crops(
     check_positive("n_cols", n_cols)
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table, region)
-    usable = np.concatenate([_section.crop_boxes(sdata, table, one)[0] for one in regions])
+    usable = np.concatenate([_section.region_crops(sdata, table, one).rows for one in regions])
     values = None if order_by is None else numbers_of(table, order_by, argument="order_by").values
     if spots is not None:
         rows = _named_rows(table, _base.as_list(spots, name="spots"), usable)
@@ -165,16 +165,13 @@ def load_crops(
     """Read the crops of table rows, in their order."""
     found: dict[int, Crop] = {}
     for region in regions:
-        definition = _section.crop_definition(table, region, crop_um)
-        usable, boxes = _section.crop_boxes(sdata, table, region, crop_um)
-        wanted = np.isin(usable, rows)
+        paired = _section.region_crops(sdata, table, region, crop_um)
+        wanted = np.isin(paired.rows, rows)
         if not wanted.any():
             continue
-        _section.check_pixels(sdata, definition["image_key"])
-        levels = _section.image_levels(sdata.images[definition["image_key"]])
-        pixels = read_crops(levels, boxes[wanted], int(definition["crop_px"]))
-        for row, one in zip(usable[wanted], pixels, strict=True):
-            found[int(row)] = Crop(int(row), one, float(definition["crop_um"]))
+        pixels = read_crops(paired.levels, paired.boxes[wanted], paired.crop_px)
+        for row, one in zip(paired.rows[wanted], pixels, strict=True):
+            found[int(row)] = Crop(int(row), one, float(paired.definition["crop_um"]))
     return [found[int(row)] for row in rows]
 
 

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._section import tables as _section
 from sealst._validate import whole
 from sealst.pl import _base
 from sealst.pl._maps.crops import Crop, Gallery, draw_beside, load_crops, spot_title
@@ -104,7 +104,7 @@ def retrieval(
     one = _base.one_region(table, region)
     similarity = _base.stored_column(table, key, "sl.tl.retrieve(sdata, model, query)")
     rank = _ranks(table, key, rank_key)
-    usable = _section.crop_boxes(sdata, table, one)[0]
+    usable = _section.region_crops(sdata, table, one).rows
     best, worst = _ends(similarity, usable, n, one.name)
     _base.check_single(ax, 1 + len(best) + len(worst), how="`n=0`, which is the map alone")
     tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
@@ -159,12 +159,12 @@ def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank: 
 def _recorded(table: AnnData, key: str) -> dict[str, Any]:
     # `tl.retrieve` records a query with a prefix of its own beside the default one.
     entry = "retrieve" if key == Keys.SIMILARITY else f"retrieve_{key.removesuffix('_similarity')}"
-    return dict(table.uns.get(Keys.UNS, {}).get(entry, {}))
+    return _section.recorded(table, entry)
 
 
 def _crop_um(table: AnnData, key: str) -> float | None:
     """Size of the crops that were searched; None (the first that was paired) where it is not known."""
-    embedded = table.uns.get(Keys.UNS, {}).get("embed", {}).get(_recorded(table, key).get("key"), {})
+    embedded = _section.recorded(table, "embed").get(str(_recorded(table, key).get("key")), {})
     return None if "crop_um" not in embedded else float(embedded["crop_um"])
 
 

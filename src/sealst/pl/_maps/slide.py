@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._keys import Keys
-from sealst._section import tables as _section
 from sealst._validate import check_fraction, check_positive
 from sealst.pl import _base
 from sealst.pl._maps.colour_by import shade_of

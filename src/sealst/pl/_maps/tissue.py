@@ -21,11 +21,10 @@ from matplotlib.patheffects import withStroke
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.space.geometry import apply_affine
 from sealst._errors import DataError
-from sealst._keys import Keys
-from sealst._section import tables as _section
-from sealst._section.tables import Region
+from sealst._section import Region
 from sealst.pl._base import SMALL_SIZE, TITLE_SIZE, axes_at, figure_of, finish, text_width, wrap
 
 #: longest side, in pixels, of the H&E behind one of few, or of many, maps
@@ -111,7 +110,7 @@ def read_tissue(
     n_maps: int = 1,
 ) -> Tissue:
     """Read a thumbnail of the tissue under the spots, and the spots' shapes."""
-    crops = table.uns.get(Keys.UNS, {}).get("crops", {}).get(region.name, {})
+    crops = _section.recorded(table, "crops").get(region.name, {})
     key = _section.find_image(sdata, region, image_key or crops.get("image_key"))
     _section.check_pixels(sdata, key)
     image = sdata.images[key]

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.report import Block, Picture, render
 from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._files import write_text
-from sealst._section import tables as _section
 from sealst._validate import listed
 from sealst._version import __version__
 from sealst.pl import _base

@@ -10,18 +10,17 @@ import torch
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.device import autocast, resolve_device
 from sealst._data.tokens.trunk import to_images
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import tables as _section
-from sealst._section.tables import Region
+from sealst._section import PairedTable, Region
 from sealst._validate import check_choice
 from sealst.io import Collection
 from sealst.models import Encoder, SealModel, build_encoder
 from sealst.models._encoders.digests import base_name
-from sealst.tl._embed.inputs import check_crops_fit, crop_spec, crops_record, map_crops
 
 
 def embed(
@@ -99,71 +98,49 @@ def embed(
         options |= {"key_added": key_added, "region": region, "table_key": table_key, "device": device}
         sdata.apply(lambda one: embed(one, model, progress=progress, **options))
         return None
-    table = _section.get_table(sdata, table_key)
-    regions = _section.regions_of(table, region)
     key = key_added or (Keys.EMBEDDING if modality == "image" else Keys.GENE_EMBEDDING)
     if modality == "gene":
         if not isinstance(model, SealModel):
             raise DataError("Embeddings of expression need a SEAL model; an encoder only sees images.")
         if device is not None:
             model.to(resolve_device(device))
-        embedding, entry = _embed_genes(table, regions, model), _gene_record(model)
+        table = _section.get_table(sdata, table_key)
+        embedding, entry = _embed_genes(table, _section.regions_of(table, region), model)
     else:
-        embedding, entry = embed_crops(
-            sdata,
-            table,
-            regions,
-            model,
-            pool=pool,
-            pretrained=pretrained,
-            crop_um=crop_um,
-            device=device,
-            show=progress,
-        )
+        trained_on = model.crop if isinstance(model, SealModel) else None
+        paired = _section.paired_table(sdata, table_key, region=region, crop_um=crop_um, trained_on=trained_on)
+        table = paired.table
+        embedding, entry = embed_crops(paired, model, pool=pool, pretrained=pretrained, device=device, show=progress)
     target = table.copy() if copy else table
     write_embedding(target, key, *merged(target, key, embedding, entry))
     return target if copy else None
 
 
 def embed_crops(
-    sdata: SpatialData,
-    table: AnnData,
-    regions: Sequence[Region],
+    paired: PairedTable,
     model: SealModel | Encoder | str,
     *,
     pool: str | None = None,
     pretrained: bool = True,
-    crop_um: float | None = None,
     device: str | None = None,
     show: bool | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Image embeddings (n_obs, dim), NaN where there is no crop, and their provenance."""
-    _section.needs_pixels(sdata)
-    if isinstance(model, SealModel):
-        if crop_um is not None and crop_um != model.crop.crop_um:
-            raise DataError(f"`crop_um` is {crop_um:g}, but the model was trained on {model.crop.crop_um:g} µm.")
-        check_crops_fit(table, regions, model.crop)
-        spec, encoder, entry = model.crop, model.encoder, {"model": model.fingerprint}
-    else:
-        spec = crop_spec(table, regions, crop_um)
-    if not table.obs[Keys.CROP_OK].to_numpy(dtype=bool)[np.concatenate([r.rows for r in regions])].any():
+    if not any(one.usable.any() for one in paired.sections):
         raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
-    if not isinstance(model, SealModel):
+    entry: dict[str, Any]
+    if isinstance(model, SealModel):
+        encoder, entry = model.encoder, {"model": model.fingerprint}
+    else:
         encoder = _frozen(model, pool=pool, pretrained=pretrained)
         name = model if isinstance(model, str) else encoder.spec.key
         entry = {"model": name, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
     if device is not None or isinstance(model, str):
         (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
-    out = np.full((table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
-    for rows, values in map_crops(
-        sdata, table, regions, crop_function(encoder), spec=spec, show=show, desc="embedding crops"
-    ):
-        out[rows] = values
-    return out, entry | {
-        "modality": "image",
-        "crop_um": spec.crop_um,
-        "crops": crops_record(table, regions, spec.crop_um),
-    }
+    rows, values = _section.map_crops(paired.sections, crop_function(encoder), show=show, desc="embedding crops")
+    out = np.full((paired.table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
+    out[rows] = values
+    return out, entry | {"modality": "image", "crop_um": paired.size.crop_um, "crops": paired.record}
 
 
 def crop_function(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
@@ -180,9 +157,8 @@ def crop_function(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
 
 def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> None:
     """Write an embedding and its provenance."""
-    stored = dict(table.uns.get(Keys.UNS, {}).get("embed", {}))
     table.obsm[key] = embedding
-    _section.record(table, "embed", stored | {key: entry})
+    _section.record_slot(table, "embed", key, entry)
     embedded = int(np.isfinite(embedding[:, 0]).sum())
     logger.info("Wrote .obsm[%r]: %d spots, %d dimensions", key, embedded, embedding.shape[1])
     if embedded < len(embedding):
@@ -194,7 +170,7 @@ def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict
 
 def merged(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
     """Keep what the same model wrote for other regions, so that regions can be embedded one by one."""
-    before = table.uns.get(Keys.UNS, {}).get("embed", {}).get(key)
+    before = _section.recorded(table, "embed").get(key)
     if before is None or key not in table.obsm or table.obsm[key].shape != embedding.shape:
         return embedding, entry
     if any(before.get(k) != v for k, v in entry.items() if k != "crops"):
@@ -203,17 +179,11 @@ def merged(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any
         kept = np.isnan(embedding).all(axis=1)
         return np.where(kept[:, None], np.asarray(table.obsm[key]), embedding), entry
     crops = dict(entry["crops"])
-    for region in _unchanged(table, before):
+    for region in _section.unchanged_regions(table, before.get("crops", {})):
         if region.name not in entry["crops"]:
             embedding[region.rows] = table.obsm[key][region.rows]
             crops[region.name] = before["crops"][region.name]
     return embedding, entry | {"crops": crops}
-
-
-def _unchanged(table: AnnData, entry: dict[str, Any]) -> list[Region]:
-    """Regions whose present crops are those that a stored embedding was made from."""
-    made_from = entry.get("crops", {})
-    return [r for r in _section.regions_of(table) if _section.same_crops(table, r, made_from.get(r.name))]
 
 
 def _frozen(model: Encoder | str, *, pool: str | None, pretrained: bool) -> Encoder:
@@ -228,10 +198,10 @@ def _frozen(model: Encoder | str, *, pool: str | None, pretrained: bool) -> Enco
 
 def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:
     """``X_seal`` when this very model made it from the present crops of these regions, else None."""
-    entry = table.uns.get(Keys.UNS, {}).get("embed", {}).get(Keys.EMBEDDING)
+    entry = _section.recorded(table, "embed").get(Keys.EMBEDDING)
     if entry is None or Keys.EMBEDDING not in table.obsm:
         return None
-    valid = _unchanged(table, entry)
+    valid = _section.unchanged_regions(table, entry.get("crops", {}))
     if entry["model"] != model.fingerprint or not {r.name for r in regions} <= {r.name for r in valid}:
         return None
     stored = np.asarray(table.obsm[Keys.EMBEDDING], dtype=np.float32)
@@ -246,12 +216,8 @@ def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel
     return out
 
 
-def _embed_genes(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray:
+def _embed_genes(table: AnnData, regions: Sequence[Region], model: SealModel) -> tuple[np.ndarray, dict[str, Any]]:
     rows = np.concatenate([region.rows for region in regions])
     out = np.full((table.n_obs, model.dim), np.nan, dtype=np.float32)
     out[rows] = model.embed_genes(_section.expression(table, model.panel, rows))
-    return out
-
-
-def _gene_record(model: SealModel) -> dict[str, Any]:
-    return {"model": model.fingerprint, "modality": "gene", "layer": model.panel.layer}
+    return out, {"model": model.fingerprint, "modality": "gene", "layer": model.panel.layer}

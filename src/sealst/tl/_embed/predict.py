@@ -10,11 +10,11 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.device import resolve_device
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import tables as _section
 from sealst.models import SealModel
 from sealst.tl._embed.embed import embed_crops, merged, stored_embedding, write_embedding
 from sealst.tl._embed.inputs import check_model
@@ -96,7 +96,8 @@ def predict(
     wanted = list((model.panel if genes is None else model.panel.subset(genes)).genes)
     embedding, entry = stored_embedding(table, regions, model), None
     if embedding is None:
-        embedding, entry = embed_crops(sdata, table, regions, model, device=device, show=progress)
+        paired = _section.paired_table(sdata, table_key, region=region, trained_on=model.crop)
+        embedding, entry = embed_crops(paired, model, device=device, show=progress)
     elif device is not None:
         model.to(resolve_device(device))
     if entry is not None:
@@ -123,10 +124,9 @@ def _expression(table: AnnData, model: SealModel, embedding: np.ndarray) -> pd.D
 def _write(
     table: AnnData, model: SealModel, expression: pd.DataFrame, pathways: PathwayResult | None, key: str
 ) -> None:
-    stored = dict(table.uns.get(Keys.UNS, {}).get("predict", {}))
     table.obsm[key] = expression
     entry = {"model": model.fingerprint, "unit": "log1p-CP10k", "layer": model.panel.layer}
-    _section.record(table, "predict", stored | {key: entry})
+    _section.record_slot(table, "predict", key, entry)
     logger.info("Wrote .obsm[%r]: %d genes", key, expression.shape[1])
     if pathways is not None:
         write_pathways(table, Keys.PATHWAYS, pathways, source="predicted", slot=key)

@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 from sealst._core.device import resolve_device
 from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.protocols import Protocol, resolve_protocol
-from sealst._errors import DataError, LeakError
+from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -26,13 +26,13 @@ from sealst.pp import Split, check_split
 from sealst.tl._embed.inputs import as_sections
 from sealst.tl._embed.trunk_memory import TrunkMemory
 from sealst.tl._evaluate import scored_genes as scored
-from sealst.tl._evaluate.contenders import Contenders, contenders_of
-from sealst.tl._evaluate.folds import check_copies, check_units, check_unseen, check_warmup, given_fold, made_folds
-from sealst.tl._evaluate.material import Bench, Material, Sections
+from sealst.tl._evaluate.candidates import Candidate, candidate_of
+from sealst.tl._evaluate.cohorts import BenchCohort, Cohort, SectionCohort
+from sealst.tl._evaluate.folds import check_copies, check_units, given_fold, made_folds
 from sealst.tl._evaluate.methods import predictions
 from sealst.tl._evaluate.pathway_rows import Activities
 from sealst.tl._evaluate.score_rows import FoldScorer, Results
-from sealst.tl._evaluate.views import Looker, View
+from sealst.tl._evaluate.views import SectionReader, SectionView
 from sealst.tl._pathways.pathways import Net
 
 
@@ -159,8 +159,6 @@ def evaluate(
     >>> found = sl.tl.evaluate(recipe, sections, baselines=["st-net", "bleep"])  # doctest: +SKIP
     >>> found.table.query("metric == 'pearson' and section != ''")  # doctest: +SKIP
     """
-    if isinstance(model, SealModel):
-        model.panel.require_names()
     protocol = resolve_protocol(preset)
     if n_genes is not None:
         check_positive("n_genes", n_genes)
@@ -171,20 +169,21 @@ def evaluate(
             raise DataError("`near_um` needs positions in µm; the files of HEST-bench have pixels of unknown size.")
     if isinstance(seeds, int) or not len(seeds):
         raise DataError(f"`seeds` must be a list of one or more whole numbers, found {seeds!r}.")
-    material, made = _material(sections, test, folds, allow_shared_patients, table_key)
+    cohort, made = _cohort(sections, test, folds, allow_shared_patients, table_key)
     if protocol.target == "lognorm":
-        check_units(material.parts(), made)
-    contenders = contenders_of(
-        model, material, baselines=baselines, device=resolve_device(device), table_key=table_key, show=progress
+        check_units(cohort.parts(), made)
+    candidate = candidate_of(
+        model, cohort, baselines=baselines, device=resolve_device(device), table_key=table_key, show=progress
     )
     if not allow_shared_patients:
-        _check_leaks(contenders, material, made)
+        candidate.check_leaks(cohort, made)
+        check_copies(cohort.parts(), made)
     # Before the first fold is trained: the last one may leave nothing to stop by.
-    stopped = {} if contenders.stopping is None else {f.name: contenders.stopping(f).test_sections for f in made}
-    job = _Job(material, contenders, protocol, genes, Activities.of(net), table_key, progress, seed, near_um, control)
-    results = job.run(made, [int(s) for s in seeds] if contenders.trains else [0])
+    stopped = candidate.stopped_by(made)
+    job = _Job(cohort, candidate, protocol, genes, Activities.of(net), table_key, progress, seed, near_um, control)
+    results = job.run(made, [int(s) for s in seeds] if candidate.trains else [0])
     facts: dict[str, Any] = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
-    facts |= {"seeds": list(map(int, seeds)) if contenders.trains else [], "encoder": contenders.label}
+    facts |= {"seeds": list(map(int, seeds)) if candidate.trains else [], "encoder": candidate.label}
     if stopped:
         facts["stopped_by"] = stopped
     facts["versions"] = dict(session_info())
@@ -197,45 +196,30 @@ def evaluate(
     )
 
 
-def _material(
+def _cohort(
     sections: Any, test: Any, folds: str | Sequence[Split], allow_shared: bool, table_key: str
-) -> tuple[Material, list[Split]]:
+) -> tuple[Cohort, list[Split]]:
     if isinstance(sections, HestBench):
         if test is not None:
             raise DataError("A task of HEST-bench has its own test sides; leave `test` out.")
-        bench = Bench(sections)
+        bench = BenchCohort(sections)
         return bench, bench.folds()
     train = as_sections(sections, "sections")
     if test is None:
         made = made_folds(train, folds, allow_shared_patients=allow_shared, table_key=table_key)
-        return Sections([train], table_key), made
+        return SectionCohort([train], table_key), made
     held = as_sections(test, "test")
     if not allow_shared:
         check_split(train, held, table_key=table_key)
-    return Sections([train, held], table_key), given_fold(train, held, table_key)
-
-
-def _check_leaks(contenders: Contenders, material: Material, folds: Sequence[Split]) -> None:
-    parts = material.parts()
-    if contenders.model is not None:
-        if isinstance(material, Bench):
-            raise LeakError(
-                "The files of HEST-bench do not name patients, so nothing tells whether the model was trained on them. "
-                "Pass the frozen encoder, or `allow_shared_patients=True` if you know that it was not."
-            )
-        tested = {name for fold in folds for name in fold.test}
-        check_unseen(contenders.model, [part for part in parts if part.name in tested])
-    if contenders.trains:
-        check_warmup(parts, folds, contenders.warmed_up_on)
-    check_copies(parts, folds)
+    return SectionCohort([train, held], table_key), given_fold(train, held, table_key)
 
 
 @dataclass(frozen=True)
 class _Job:
     """All folds of an evaluation, and what is kept between them."""
 
-    material: Material
-    contenders: Contenders
+    cohort: Cohort
+    candidate: Candidate
     protocol: Protocol
     given: Mapping[str, Sequence[str]] | None
     activities: Activities
@@ -248,65 +232,59 @@ class _Job:
     def run(self, folds: Sequence[Split], seeds: Sequence[int]) -> Results:
         """Score every fold with every seed."""
         results = Results()
-        shared: dict[str, View] = {}
+        shared: dict[str, SectionView] = {}
         # Models that are trained choose their own panel; otherwise one set of genes serves all folds.
         # Then sections are seen in several folds, and by several models; else once.
-        memory = TrunkMemory() if self.contenders.trains else None
-        common = None if self.contenders.trains else self._fixed(folds, memory)
+        memory = TrunkMemory() if self.candidate.trains else None
+        common = None if self.candidate.trains else self._prepared(folds, self.candidate.models(folds[0], 0), memory)
         for fold in folds:
             for seed in seeds:
-                logger.info("fold %s%s", fold.name, f", seed {seed}" if self.contenders.trains else "")
+                logger.info("fold %s%s", fold.name, f", seed {seed}" if self.candidate.trains else "")
                 if common is None:
-                    ready = self._prepared([fold], self.contenders.trained(fold, seed), memory)
+                    ready = self._prepared([fold], self.candidate.models(fold, seed), memory)
                     self._score(fold, seed, ready, {}, results)
                 else:
                     self._score(fold, seed, common, shared, results)
         results.add_overall(self.seed)
         return results
 
-    def _fixed(self, folds: Sequence[Split], memory: TrunkMemory | None) -> _Ready:
-        models = {} if self.contenders.model is None else {"seal": self.contenders.model}
-        return self._prepared(folds, models, memory)
-
     def _prepared(self, folds: Sequence[Split], models: Mapping[str, SealModel], memory: TrunkMemory | None) -> _Ready:
         panel = models["seal"].panel if models else None
         sets = {fold.name: self._sets(fold, panel) for fold in folds}
-        extra = [] if panel is not None else self.activities.genes(self.material.parts())
+        extra = [] if panel is not None else self.activities.genes(self.cohort.parts())
         genes = scored.universe(list(sets.values()), panel, self.protocol, extra)
-        looker = Looker(
-            extract=self.contenders.features(models, memory),
+        reader = SectionReader(
+            extract=self.candidate.extractor(models, memory),
             models=models,
             genes=genes,
             target=self.protocol.target,
-            crop=self.contenders.crop,
+            crop=self.candidate.crop,
             table_key=self.table_key,
             show=self.show,
         )
-        return _Ready(looker, genes, {name: scored.columns_of(part, genes) for name, part in sets.items()})
+        return _Ready(reader, genes, {name: scored.columns_of(part, genes) for name, part in sets.items()})
 
     def _sets(self, fold: Split, panel: GenePanel | None) -> scored.Sets:
         within = panel if self.protocol.target == "lognorm" else None
         if self.given is not None:
             return scored.given_sets(self.given, within)
         if self.protocol.genes == "train":
-            return scored.ranked_sets(self.material.train_side(fold), self.protocol.n_genes, within, self.table_key)
-        if isinstance(self.material, Bench):
-            return {f"hest{len(self.material.bench.genes)}": list(self.material.bench.genes)}
-        found = scored.hest_genes(self.material.parts(), self.protocol.n_genes, within)
+            return scored.ranked_sets(self.cohort.train_side(fold), self.protocol.n_genes, within, self.table_key)
+        found = self.cohort.hest_genes(self.protocol.n_genes, within)
         return {f"hest{len(found)}": found}
 
-    def _score(self, fold: Split, seed: int, ready: _Ready, shared: dict[str, View], results: Results) -> None:
+    def _score(self, fold: Split, seed: int, ready: _Ready, shared: dict[str, SectionView], results: Results) -> None:
         wanted = {*fold.train, *fold.test}
         views = dict(shared)
-        views.update((v.name, v) for v in self.material.views(ready.looker, wanted - set(shared)))
-        if not self.contenders.trains:
+        views.update((v.name, v) for v in self.cohort.views(ready.reader, wanted - set(shared)))
+        if not self.candidate.trains:
             shared.update(views)
         seen = [views[name].take(spots) for name, spots in fold.train.items()]
         held = [views[name].take(spots) for name, spots in fold.test.items()]
         _check_sides(fold, seen, held)
         sets = ready.sets[fold.name]
         columns = np.unique(np.concatenate(list(sets.values())))
-        models = ready.looker.models
+        models = ready.reader.models
         control = self.seed if self.control else None
         logger.info(
             "fold %s: fitting probes on %d spots, predicting %d", fold.name, sum(map(len, seen)), sum(map(len, held))
@@ -335,12 +313,12 @@ class _Job:
 class _Ready:
     """What a fold needs before its sections are looked at."""
 
-    looker: Looker
+    reader: SectionReader
     genes: GenePanel
     sets: dict[str, dict[str, np.ndarray]]
 
 
-def _training_moments(seen: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
+def _training_moments(seen: Sequence[SectionView]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of every gene over the training spots that measure it."""
     n = np.sum([len(v) * v.known for v in seen], axis=0).clip(min=1)
     mean = np.sum([v.measured.sum(axis=0, dtype=np.float64) * v.known for v in seen], axis=0) / n
@@ -348,7 +326,7 @@ def _training_moments(seen: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(squares / n)
 
 
-def _check_sides(fold: Split, seen: Sequence[View], held: Sequence[View]) -> None:
+def _check_sides(fold: Split, seen: Sequence[SectionView], held: Sequence[SectionView]) -> None:
     for side, views in (("training", seen), ("test", held)):
         for view in views:
             if len(view) < 2:

@@ -9,12 +9,11 @@ from itertools import chain
 import numpy as np
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.splits.spots import profile_digests
 from sealst._errors import DataError, LeakError
 from sealst._keys import Keys
-from sealst._section import tables as _section
-from sealst._section.parts import Part, parts_of
-from sealst._section.tables import Data
+from sealst._section import Data, Part, parts_of
 from sealst._validate import listed
 from sealst.io import Collection
 from sealst.models import SealModel
@@ -28,7 +27,7 @@ _STOPPING_FOLDS = 5
 
 def given_fold(train: Sequence[SpatialData], test: Sequence[SpatialData], table_key: str) -> list[Split]:
     """One fold from sections to learn from and sections that are held out."""
-    sides = [{p.name: p.obs_names for p in parts_of(side, table_key)} for side in (train, test)]
+    sides = [{p.section: p.obs_names for p in parts_of(side, table_key)} for side in (train, test)]
     if both := sorted(set(sides[0]) & set(sides[1])):
         raise DataError(f"Section(s) {listed(both)} stand on both sides; leave them out of one.")
     return [Split(sides[0], sides[1], "test")]
@@ -44,7 +43,7 @@ def made_folds(
     """Folds by name (see `sealst.pp.split`), or as given after a check for leaks."""
     if isinstance(folds, str):
         return split(sections, by=folds, allow_shared_patients=allow_shared_patients, table_key=table_key)
-    parts = {part.name: part for part in parts_of(sections, table_key)}
+    parts = {part.section: part for part in parts_of(sections, table_key)}
     if len({fold.name for fold in folds}) < len(folds):
         raise DataError(f"Folds need names of their own, found {listed(fold.name for fold in folds)}.")
     for fold in folds:
@@ -71,7 +70,7 @@ def stopping_split(sections: Sequence[SpatialData], fold: str, table_key: str) -
     if len(parts) < 2:
         raise DataError(
             f"`params.patience` stops by sections that the fold does not train on, but fold {fold!r} has one training "
-            f"section only ({listed(p.name for p in parts)}). Add sections, or say with `params.epochs` how long to "
+            f"section only ({listed(p.section for p in parts)}). Add sections, or say with `params.epochs` how long to "
             "train and leave `patience` out."
         )
     by, n_groups = ("patient", len(patients)) if len(patients) > 1 else ("section", len(parts))
@@ -115,7 +114,7 @@ def check_warmup(parts: Sequence[Part], folds: Sequence[Split], patients: Abstra
             "patients. Add the column, or pass `allow_shared_patients=True` if you know that they are not."
         )
     for fold in folds:
-        if shared := sorted(_patients(p for p in parts if p.name in fold.test) & patients):
+        if shared := sorted(_patients(p for p in parts if p.section in fold.test) & patients):
             raise LeakError(
                 f"Fold {fold.name!r} tests on patient(s) {listed(shared)}, whose expression is in `warmup`. Leave them "
                 "out of it, or pass `allow_shared_patients=True` for an in-sample check."
@@ -123,12 +122,12 @@ def check_warmup(parts: Sequence[Part], folds: Sequence[Split], patients: Abstra
 
 
 def _patients(parts: Iterable[Part]) -> set[str]:
-    return set(chain.from_iterable(_section.patients_of(p.table, p.region.rows) for p in parts))
+    return set(chain.from_iterable(_section.patients_of(p.table, p.rows) for p in parts))
 
 
 def check_copies(parts: Sequence[Part], folds: Sequence[Split]) -> None:
     """Refuse test sections whose spots are copies of training spots, under whatever name of section or patient."""
-    digests = {p.name: dict(zip(p.obs_names, _digests(p), strict=True)) for p in parts}
+    digests = {p.section: dict(zip(p.obs_names, _digests(p), strict=True)) for p in parts}
     for fold in folds:
         seen: dict[int, str] = {}
         for name, spots in fold.train.items():
@@ -146,7 +145,7 @@ def check_copies(parts: Sequence[Part], folds: Sequence[Split]) -> None:
 def _digests(part: Part) -> np.ndarray:
     table = part.table
     counts = table.layers.get(Keys.COUNTS, table.X)
-    return profile_digests(counts[part.region.rows], [str(v).upper() for v in table.var_names])
+    return profile_digests(counts[part.rows], [str(v).upper() for v in table.var_names])
 
 
 def picked(sections: Sequence[SpatialData], chosen: Sequence[int]) -> Sequence[SpatialData]:
@@ -160,7 +159,7 @@ def check_units(parts: Sequence[Part], folds: Sequence[Split]) -> None:
     """Refuse sections whose expression was scaled to different totals: one cannot be predicted from the other."""
     used = {name for fold in folds for side in (fold.train, fold.test) for name in side}
     # A section without expression is refused by name where its expression is needed.
-    totals = {part.name: part.target_sum for part in parts if part.name in used and part.target_sum is not None}
+    totals = {part.section: part.target_sum for part in parts if part.section in used and part.target_sum is not None}
     if len(set(totals.values())) > 1:
         cases = ", ".join(f"{name!r}: {total:g}" for name, total in list(totals.items())[:8])
         raise DataError(
@@ -173,7 +172,7 @@ def side_tables(parts: Sequence[Part], spots: dict[str, np.ndarray]) -> list[Dat
     """Tables of one side of a fold, with its spots alone: what may be known when genes are chosen."""
     out: list[Data] = []
     for part in parts:
-        if part.name in spots:
-            table = part.table[part.region.rows]
-            out.append(table[np.isin(table.obs_names, spots[part.name])])
+        if part.section in spots:
+            table = part.table[part.rows]
+            out.append(table[np.isin(table.obs_names, spots[part.section])])
     return out

@@ -11,7 +11,7 @@ from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.probes import knn_impute, mean_baseline
 from sealst._core.scores.protocols import Protocol
 from sealst.models import SealModel
-from sealst.tl._evaluate.views import COLOUR, FROZEN, SEAL, View
+from sealst.tl._evaluate.views import COLOUR, FROZEN, SEAL, SectionView
 
 FROZEN_PROBE, ADAPTED_PROBE, COLOUR_PROBE = "frozen + ridge", "adapted + ridge", "colour + ridge"
 HEAD, IMPUTED, MEAN = "seal head", "seal retrieval", "mean"
@@ -30,8 +30,8 @@ _HEADS = {HEAD: SEAL, ST_NET: ST_NET}
 
 
 def predictions(
-    seen: Sequence[View],
-    held: Sequence[View],
+    seen: Sequence[SectionView],
+    held: Sequence[SectionView],
     protocol: Protocol,
     *,
     models: Mapping[str, SealModel],
@@ -76,7 +76,7 @@ def predictions(
 class _Learner:
     """What is learned about some genes from the sections that measure them."""
 
-    def __init__(self, seen: Sequence[View], columns: np.ndarray, protocol: Protocol) -> None:
+    def __init__(self, seen: Sequence[SectionView], columns: np.ndarray, protocol: Protocol) -> None:
         self.seen, self.protocol = seen, protocol
         self.y = np.concatenate([v.measured[:, columns] for v in seen])
         # Serial sections of one patient are no independent folds; they must do where there is only one patient.
@@ -84,12 +84,12 @@ class _Learner:
         several = len(np.unique(patients)) > 1
         self.groups = patients if several else np.repeat([v.name for v in seen], [len(v) for v in seen])
 
-    def probe(self, feature: str, y: np.ndarray | None = None) -> Callable[[View], np.ndarray]:
+    def probe(self, feature: str, y: np.ndarray | None = None) -> Callable[[SectionView], np.ndarray]:
         x = np.concatenate([v.features[feature] for v in self.seen])
         predict = self.protocol.probe(x, self.y if y is None else y, self.groups)
         return lambda view: predict(view.features[feature])
 
-    def permuted(self, feature: str, seed: int) -> Callable[[View], np.ndarray]:
+    def permuted(self, feature: str, seed: int) -> Callable[[SectionView], np.ndarray]:
         """A probe of spots that got the expression of another spot of their section."""
         rng = np.random.default_rng(seed)
         ends = np.cumsum([len(v) for v in self.seen])
@@ -98,21 +98,24 @@ class _Learner:
         )
         return self.probe(feature, self.y[order])
 
-    def imputer(self, model: str) -> Callable[[View], np.ndarray]:
+    def imputer(self, model: str) -> Callable[[SectionView], np.ndarray]:
         reference = np.concatenate([v.codes[model] for v in self.seen])
         k = min(_NEIGHBOURS, len(reference))
         return lambda view: knn_impute(view.shared[model], reference, self.y, k=k)
 
-    def mean(self, view: View) -> np.ndarray:
+    def mean(self, view: SectionView) -> np.ndarray:
         return mean_baseline(self.y, len(view))
 
 
-def _empty(held: Sequence[View]) -> list[np.ndarray]:
+def _empty(held: Sequence[SectionView]) -> list[np.ndarray]:
     return [np.full(v.measured.shape, np.nan, dtype=np.float32) for v in held]
 
 
 def _fill(
-    parts: list[np.ndarray], columns: np.ndarray, held: Sequence[View], predict: Callable[[View], np.ndarray]
+    parts: list[np.ndarray],
+    columns: np.ndarray,
+    held: Sequence[SectionView],
+    predict: Callable[[SectionView], np.ndarray],
 ) -> None:
     for part, view in zip(parts, held, strict=True):
         part[:, columns] = predict(view)

@@ -15,10 +15,10 @@ from sealst._core.scores.metrics import signature_auroc, signature_average_preci
 from sealst._core.search.queries import centred, cosine, gene_weights
 from sealst._errors import DataError, PanelError
 from sealst._logging import logger
-from sealst._section.parts import Part
+from sealst._section import Part
 from sealst.models import SealModel
 from sealst.tl._evaluate.methods import MEAN, ST_NET, Predictions
-from sealst.tl._evaluate.views import View
+from sealst.tl._evaluate.views import SectionView
 from sealst.tl._pathways.pathways import Net, gene_set_edges, score_sets
 from sealst.tl._retrieve.questions import signature_vector
 
@@ -41,7 +41,7 @@ def set_vectors(model: SealModel, net: pd.DataFrame, *, tmin: int) -> dict[str, 
     return found
 
 
-def query_similarities(view: View, name: str, vectors: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def query_similarities(view: SectionView, name: str, vectors: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Similarity of every spot's image embedding to each gene set, (spots, sets)."""
     images = centred(view.shared[name], np.zeros(len(view), dtype=int))
     found = {source: cosine(vector, images) for source, vector in vectors.items()}
@@ -82,7 +82,7 @@ class Activities:
 
     def rows(
         self,
-        held: Sequence[View],
+        held: Sequence[SectionView],
         predicted: Predictions,
         genes: GenePanel,
         *,
@@ -115,7 +115,7 @@ class Activities:
         return out
 
     def _scores(
-        self, values: np.ndarray, view: View, able: np.ndarray, genes: GenePanel
+        self, values: np.ndarray, view: SectionView, able: np.ndarray, genes: GenePanel
     ) -> tuple[pd.DataFrame, pd.Series] | None:
         names = pd.Index([g for g, a in zip(genes.genes, able, strict=True) if a])
         try:

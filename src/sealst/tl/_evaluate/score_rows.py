@@ -28,7 +28,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst.models import SealModel
 from sealst.tl._evaluate.methods import FROZEN_PROBE, MEAN, Predictions
-from sealst.tl._evaluate.views import FROZEN, SEAL, View
+from sealst.tl._evaluate.views import FROZEN, SEAL, SectionView
 
 RECALL_AT = (1, 5, 10, 50)
 #: larger results keep no maps
@@ -95,7 +95,7 @@ class FoldScorer:
     bootstrap_seed: int
     near_um: float | None
 
-    def add(self, held: Sequence[View], predicted: Predictions, out: Results) -> None:
+    def add(self, held: Sequence[SectionView], predicted: Predictions, out: Results) -> None:
         """Append scores of every section, and of all together."""
         scored = [self._scored(view, predicted, i) for i, view in enumerate(held)]
         for i, view in enumerate(held):
@@ -105,14 +105,14 @@ class FoldScorer:
         self._between_sections(held, predicted, scored, out)
         self._differences(out)
 
-    def _scored(self, view: View, predicted: Predictions, i: int) -> np.ndarray:
+    def _scored(self, view: SectionView, predicted: Predictions, i: int) -> np.ndarray:
         """The same genes for every method: those that all can predict and the section measures."""
         able = np.all([np.isfinite(parts[i]).all(axis=0) for parts in predicted.values()], axis=0)
         if lost := int((view.known & ~able).sum()):
             logger.info("%s: %d genes that not every method can predict are not scored", view.name, lost)
         return view.known & able
 
-    def _section(self, view: View, own: Mapping[str, np.ndarray], scored: np.ndarray, out: Results) -> None:
+    def _section(self, view: SectionView, own: Mapping[str, np.ndarray], scored: np.ndarray, out: Results) -> None:
         columns = np.unique(np.concatenate(list(self.sets.values())))
         columns = columns[scored[columns]]
         graph = spatial_graph(view.xy)
@@ -131,19 +131,19 @@ class FoldScorer:
         self._keep_maps(view, own, columns, out)
 
     def _spotwise(
-        self, view: View, method: str, name: str, columns: np.ndarray, values: np.ndarray, out: Results
+        self, view: SectionView, method: str, name: str, columns: np.ndarray, values: np.ndarray, out: Results
     ) -> None:
         # A gene that does not vary in training has no unit to measure deviations in.
         columns = columns[self.scale[columns] > _CONSTANT]
         found = spot_scores(values[:, columns], view.measured[:, columns], self.centre[columns], self.scale[columns])
         self._means(view, method, "spot_", name, found, out)
 
-    def _gene_rows(self, view: View, method: str, by_gene: pd.DataFrame) -> pd.DataFrame:
+    def _gene_rows(self, view: SectionView, method: str, by_gene: pd.DataFrame) -> pd.DataFrame:
         facts = {"fold": self.fold, "seed": self.seed, "section": view.name, "patient": view.patient}
         names = [self.genes.genes[i] for i in by_gene.index]
         return by_gene.reset_index(drop=True).assign(**facts, method=method, gene=names)
 
-    def _keep_maps(self, view: View, own: Mapping[str, np.ndarray], columns: np.ndarray, out: Results) -> None:
+    def _keep_maps(self, view: SectionView, own: Mapping[str, np.ndarray], columns: np.ndarray, out: Results) -> None:
         size = len(view) * len(columns) * (len(own) + 1)
         # Of several seeds the first is shown.
         again = any(self.fold == part.uns["fold"] for part in out.spots.get(view.name, []))
@@ -163,7 +163,9 @@ class FoldScorer:
         )
         out.spots.setdefault(view.name, []).append(maps)
 
-    def _pooled(self, held: Sequence[View], predicted: Predictions, scored: Sequence[np.ndarray], out: Results) -> None:
+    def _pooled(
+        self, held: Sequence[SectionView], predicted: Predictions, scored: Sequence[np.ndarray], out: Results
+    ) -> None:
         """Scores over all held-out spots of the fold together: differences between sections count too."""
         everywhere = np.all(scored, axis=0)
         measured = np.concatenate([v.measured for v in held])
@@ -175,7 +177,7 @@ class FoldScorer:
                 self._means(None, method, "", name, found, out)
 
     def _between_sections(
-        self, held: Sequence[View], predicted: Predictions, scored: Sequence[np.ndarray], out: Results
+        self, held: Sequence[SectionView], predicted: Predictions, scored: Sequence[np.ndarray], out: Results
     ) -> None:
         """Scores over the held-out sections of a fold of their mean expression.
 
@@ -193,7 +195,13 @@ class FoldScorer:
                 self._means(None, method, "section_", name, found, out)
 
     def _means(
-        self, view: View | None, method: str, prefix: str, genes: str, found: Mapping[str, np.ndarray], out: Results
+        self,
+        view: SectionView | None,
+        method: str,
+        prefix: str,
+        genes: str,
+        found: Mapping[str, np.ndarray],
+        out: Results,
     ) -> None:
         """Mean and interval of every metric, over genes or over spots."""
         for metric, values in found.items():
@@ -217,7 +225,7 @@ class FoldScorer:
                 out.table.append(self._row(None, method, "pearson_difference", value, genes=name, low=low, high=high))
 
     def add_retrieval(
-        self, held: Sequence[View], predicted: Predictions, models: Mapping[str, SealModel], out: Results
+        self, held: Sequence[SectionView], predicted: Predictions, models: Mapping[str, SealModel], out: Results
     ) -> None:
         """Append recall of every section, and of all in one pool."""
         if SEAL not in models or SEAL not in held[0].codes:
@@ -231,12 +239,12 @@ class FoldScorer:
             self._recalls(None, _Pairs.joined(pairs), None, out)
             self._among_crops(None, _Pairs.joined(pairs), np.concatenate(profiles), out)
 
-    def _profile(self, view: View) -> np.ndarray:
+    def _profile(self, view: SectionView) -> np.ndarray:
         """Measured expression (n, G) of single spots as deviations from the training mean; 0 where none is known."""
         told = view.known & (self.scale > _CONSTANT)
         return np.where(told, (view.measured - self.centre) / np.where(told, self.scale, 1), 0)
 
-    def _among_crops(self, view: View | None, pairs: _Pairs, profile: np.ndarray, out: Results) -> None:
+    def _among_crops(self, view: SectionView | None, pairs: _Pairs, profile: np.ndarray, out: Results) -> None:
         """Recall of the other spot whose measured expression is most similar, by similarity of the images."""
         own = np.arange(len(profile))
         if len(own) < _MIN_CROPS:
@@ -252,7 +260,7 @@ class FoldScorer:
             row = {"pool": len(own) - 1, "chance": len(own) / 2}
             out.table.append(self._row(view, method, f"{CROPS}median_rank", found["median_rank"], **row))
 
-    def _near(self, view: View) -> np.ndarray | None:
+    def _near(self, view: SectionView) -> np.ndarray | None:
         """Positions for hits nearby, where they are asked for and known."""
         if self.near_um is None:
             return None
@@ -263,7 +271,7 @@ class FoldScorer:
         )
         return None
 
-    def _recalls(self, view: View | None, pairs: _Pairs, xy: np.ndarray | None, out: Results) -> None:
+    def _recalls(self, view: SectionView | None, pairs: _Pairs, xy: np.ndarray | None, out: Results) -> None:
         for method, (image, gene) in pairs.sides.items():
             own = np.arange(len(image))
             for prefix, query, pool in (("", image, gene), (REVERSE, gene, image)):
@@ -279,7 +287,7 @@ class FoldScorer:
                         row = {"pool": len(own), "chance": chance}
                         out.table.append(self._row(view, method, f"{NEAR}{prefix}R@{k}", value, **row))
 
-    def _row(self, view: View | None, method: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
+    def _row(self, view: SectionView | None, method: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
         where = ("section", "patient", "organ", "technology")
         facts = ("name", "patient", "organ", "technology")
         labels = {w: "" if view is None else getattr(view, f) for w, f in zip(where, facts, strict=True)}
@@ -295,7 +303,9 @@ class _Pairs:
     sides: dict[str, tuple[np.ndarray, np.ndarray]]
 
     @staticmethod
-    def of(view: View, frozen_prediction: np.ndarray, models: Mapping[str, SealModel], genes: GenePanel) -> _Pairs:
+    def of(
+        view: SectionView, frozen_prediction: np.ndarray, models: Mapping[str, SealModel], genes: GenePanel
+    ) -> _Pairs:
         panel = models[SEAL].panel
         sides = {
             "adapted": (view.shared[SEAL], view.codes[SEAL]),

@@ -17,8 +17,7 @@ from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.protocols import Protocol
 from sealst._errors import PanelError, SealstWarning
 from sealst._keys import Keys
-from sealst._section.parts import Part
-from sealst._section.tables import Data
+from sealst._section import Data, Part
 from sealst._validate import listed
 from sealst.pp import rank_genes
 
@@ -114,7 +113,7 @@ def _raw(part: Part) -> tuple[sp.csr_matrix, list[str]]:
     counts = table.layers.get(Keys.COUNTS, table.X)
     names = pd.Index([str(v).upper() for v in table.var_names])
     once = ~names.duplicated(keep=False)
-    return sp.csr_matrix(counts[part.region.rows][:, once]), list(names[once])
+    return sp.csr_matrix(counts[part.rows][:, once]), list(names[once])
 
 
 def universe(sets: Sequence[Sets], panel: GenePanel | None, protocol: Protocol, extra: Sequence[str] = ()) -> GenePanel:

@@ -12,17 +12,15 @@ import torch
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.device import autocast
 from sealst._core.genes.panel import GenePanel
 from sealst._data.tokens.trunk import to_images
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import tables as _section
-from sealst._section.parts import section_regions
-from sealst._section.tables import Region
+from sealst._section import RegionCrops
 from sealst.models import CropSpec, Encoder, SealModel
-from sealst.tl._embed.inputs import check_crops_fit, map_crops
 from sealst.tl._embed.trunk_memory import TrunkMemory, trunk_key, trunk_tokens
 
 #: features of the base encoder, and of its crops' colours
@@ -32,7 +30,7 @@ SEAL = "seal"
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class SectionView:
     """Spots of one section that have a crop, in the order of the table."""
 
     name: str
@@ -63,8 +61,8 @@ class View:
         """Its patient, or several in one text."""
         return ", ".join(np.unique(self.patients))
 
-    def take(self, names: Sequence[str] | np.ndarray) -> View:
-        """View of some of its spots."""
+    def take(self, names: Sequence[str] | np.ndarray) -> SectionView:
+        """SectionView of some of its spots."""
         kept = np.flatnonzero(np.isin(self.spots, np.asarray(names)))
         if len(kept) == len(self.spots):
             return self
@@ -153,8 +151,8 @@ def _colour(crops: np.ndarray) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Looker:
-    """How sections are looked at in one fold."""
+class SectionReader:
+    """Makes views of sections, with the features and genes of one fold."""
 
     extract: Extractor
     models: Mapping[str, SealModel]
@@ -164,27 +162,17 @@ class Looker:
     table_key: str
     show: bool | None
 
-    def views(self, sdata: SpatialData) -> Iterator[View]:
+    def read(self, sdata: SpatialData) -> Iterator[SectionView]:
         """Views of all sections that a SpatialData holds."""
-        table = _section.get_table(sdata, self.table_key)
-        regions = section_regions(table)
-        check_crops_fit(table, regions, self.crop)
-        for region in regions:
-            yield self._view(sdata, table, region)
+        paired = _section.paired_table(sdata, self.table_key, trained_on=self.crop)
+        for one in paired.sections:
+            if not one.usable.any():
+                raise DataError(f"Section {one.region.section!r} has no usable crop; see `.obs['crop_reason']`.")
+            rows, values = _section.map_crops([one], self.extract, show=self.show, desc=one.region.section)
+            yield self.view_of(paired.table, rows, values, facts=_facts(paired.table, one))
 
-    def _view(self, sdata: SpatialData, table: AnnData, region: Region) -> View:
-        parts = list(
-            map_crops(sdata, table, [region], self.extract, spec=self.crop, show=self.show, desc=region.section)
-        )
-        if not parts:
-            raise DataError(f"Section {region.section!r} has no usable crop; see `.obs['crop_reason']`.")
-        rows = np.concatenate([some for some, _ in parts])
-        order = np.argsort(rows)
-        kept, values = rows[order], np.concatenate([v for _, v in parts])[order]
-        return self.view_of(table, kept, values, facts=_facts(table, region, kept))
-
-    def view_of(self, table: AnnData, rows: np.ndarray, values: np.ndarray, *, facts: Mapping[str, Any]) -> View:
-        """View from features of some rows of a table."""
+    def view_of(self, table: AnnData, rows: np.ndarray, values: np.ndarray, *, facts: Mapping[str, Any]) -> SectionView:
+        """SectionView from features of some rows of a table."""
         names = list(self.extract.widths)
         ends = np.cumsum(list(self.extract.widths.values()))[:-1]
         codes, context = {}, np.empty((0, 0))
@@ -205,7 +193,7 @@ class Looker:
                 "Section %r measures %d of the %d genes; the others are not scored.",
                 facts["name"], known.sum(), len(known),
             )  # fmt: skip
-        return View(
+        return SectionView(
             **facts,
             spots=table.obs_names.to_numpy()[rows],
             features=features,
@@ -227,16 +215,17 @@ class Looker:
         return self.genes.extract(values, table.var_names, min_shared=0.0, warn_missing=False)
 
 
-def _facts(table: AnnData, region: Region, rows: np.ndarray) -> dict[str, Any]:
+def _facts(table: AnnData, crops: RegionCrops) -> dict[str, Any]:
+    rows = crops.rows
+
     def label(column: str) -> str:
         return str(table.obs[column].iloc[rows[0]]) if column in table.obs else ""
 
     xy = np.full((len(rows), 2), np.nan)
     if Keys.SPATIAL in table.obsm:
-        um = float(_section.crop_definition(table, region)["um_per_unit"])
-        xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[rows] * um
+        xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[rows] * crops.um_per_unit
     return {
-        "name": region.section,
+        "name": crops.region.section,
         "patients": _section.patients(table, rows),
         "organ": label(Keys.ORGAN),
         "technology": label(Keys.TECHNOLOGY),

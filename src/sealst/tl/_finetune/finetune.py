@@ -14,6 +14,7 @@ import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.device import processes, resolve_device, seeded
 from sealst._core.genes.panel import GenePanel
 from sealst._core.losses.domain import balanced_weights
@@ -21,7 +22,6 @@ from sealst._data.dataset import PairDataset, joined_expression
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import tables as _section
 from sealst._settings import settings
 from sealst._train.baseline import frozen_baseline
 from sealst._train.engine import RESERVED, Run, run_stages
@@ -35,7 +35,7 @@ from sealst.models._adapters.adapters import Adapter, counts_blocks, resolve_ada
 from sealst.models._genes.registry import resolve_gene_encoder
 from sealst.models._seal.heads import resolve_projection
 from sealst.pp import check_split, select_genes
-from sealst.tl._embed.inputs import as_sections, crop_spec
+from sealst.tl._embed.inputs import as_sections
 from sealst.tl._finetune.pairs import Pairs, extras_of, gather_pairs, more_expression, organs_of, warmup_patients
 from sealst.tl._finetune.run_folder import MODEL, begin, facts_of, finish, is_finished, open_run, scratch_prefix
 
@@ -276,7 +276,7 @@ def _shared_crop_spec(
 ) -> CropSpec:
     def one(sdata: SpatialData) -> CropSpec:
         table = _section.get_table(sdata, table_key)
-        return crop_spec(table, _section.regions_of(table), crop_um)
+        return _section.crop_size(table, _section.regions_of(table), crop_um)
 
     specs = [*map(one, train), *map(one, held)]
     if len(set(specs)) > 1:
@@ -359,7 +359,7 @@ def _provenance(
     table_key: str,
 ) -> dict[str, Any]:
     def names(sdata: SpatialData) -> list[str]:
-        return [region.section for region in _section.regions_of(_section.get_table(sdata, table_key))]
+        return [one.section for one in _section.sections_of(_section.get_table(sdata, table_key))]
 
     def patients(sdata: SpatialData) -> list[str]:
         return _section.patients_of(_section.get_table(sdata, table_key))

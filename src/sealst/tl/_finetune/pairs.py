@@ -10,6 +10,7 @@ import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.genes.panel import GenePanel
 from sealst._core.losses.registry import COUNT_RECONSTRUCTION
 from sealst._data.crops.source import CropSource, Rows
@@ -17,7 +18,6 @@ from sealst._data.dataset import Measured, PairDataset
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import tables as _section
 from sealst._train.params import TrainParams
 from sealst._validate import listed
 from sealst.models import CropSpec
@@ -55,10 +55,11 @@ def gather_pairs(
     library: list[np.ndarray] = []
 
     def gather(sdata: SpatialData) -> None:
-        table = _section.get_table(sdata, table_key)
-        for region in _section.regions_of(table):
-            rows, source = _section.crop_source(sdata, table, region, spec.crop_um)
-            sources.append(source)
+        paired = _section.paired_table(sdata, table_key, trained_on=spec)
+        table = paired.table
+        for one in paired.sections:
+            region, rows = one.region, one.rows
+            sources.append(one.source)
             expression.add(_section.expression(table, panel, rows, masked=True))
             measured.append(panel.measured(table.var_names))
             labels["section"].append(region.section)

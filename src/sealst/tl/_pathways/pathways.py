@@ -14,13 +14,13 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from sealst import _section
 from sealst._core.genes.panel import check_named
 from sealst._core.genes.sets import as_net, overlap, restrict
 from sealst._errors import DataError, OrderError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import tables as _section
-from sealst._section.tables import Data
+from sealst._section import Data
 from sealst._validate import check_choice, check_gene_names, check_positive, listed
 
 Net: TypeAlias = pd.DataFrame | Mapping[str, Sequence[str]] | str | Path
@@ -168,7 +168,7 @@ def write_pathways(
     table: AnnData, key: str, result: PathwayResult, *, source: str, slot: str = Keys.EXPRESSION
 ) -> None:
     """Write scores, adjusted p-values where there are any, and provenance."""
-    stored = dict(table.uns.get(Keys.UNS, {}).get("pathways", {}))
+    stored = _section.recorded(table, "pathways")
     entry = pathways_entry(result, source=source, slot=slot)
     # What an earlier method tested does not belong to these scores.
     table.obsm.pop(f"{key}_padj", None)

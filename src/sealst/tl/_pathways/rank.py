@@ -10,12 +10,12 @@ import pandas as pd
 from anndata import AnnData
 from scipy.stats import false_discovery_control
 
+from sealst import _section
 from sealst._core.scores.region_tests import replicate_test
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import tables as _section
-from sealst._section.tables import Data
+from sealst._section import Data
 from sealst._validate import check_choice, check_key, listed
 
 _METHODS = ("wilcoxon", "t-test", "t-test_overestim_var")

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sealst import _section
 from sealst._core.search.votes import nearest_votes
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import tables as _section
-from sealst._section.tables import Data
+from sealst._section import Data
 from sealst._validate import check_key, listed
 from sealst.models import SealModel
 from sealst.tl._embed.inputs import check_model
@@ -248,7 +248,6 @@ def _write(
     table.obs[key] = pd.Categorical.from_codes(codes, categories=list(names))
     table.obs[f"{key}_confidence"] = confidence
     table.obsm[f"{key}_votes"] = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(columns))
-    stored = dict(table.uns.get(Keys.UNS, {}).get("annotate", {}))
-    _section.record(table, "annotate", stored | {key: facts})
+    _section.record_slot(table, "annotate", key, facts)
     won = pd.Series(np.array(names)[codes[rows]]).value_counts()
     logger.info("Wrote .obs[%r]: %s", key, ", ".join(f"{name} {n}" for name, n in won.items()))

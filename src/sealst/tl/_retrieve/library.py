@@ -14,11 +14,10 @@ from anndata import AnnData
 from sklearn.preprocessing import normalize
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._keys import Keys
-from sealst._section import tables as _section
-from sealst._section.parts import section_regions
-from sealst._section.tables import Data, Region
+from sealst._section import Data, Region, sections_of
 from sealst._validate import listed, patient_text
 from sealst.io import Collection
 from sealst.models import SealModel
@@ -52,7 +51,7 @@ def provenance(table: AnnData, regions: Sequence[Region], key: str) -> dict[str,
     hint = embed_hint(key)
     if key not in table.obsm:
         raise OrderError(f"No embeddings: {key!r} not found in `.obsm`; found: {listed(table.obsm)}. {hint}")
-    entry = table.uns.get(Keys.UNS, {}).get("embed", {}).get(key)
+    entry = _section.recorded(table, "embed").get(key)
     if entry is None or "model" not in entry:
         raise OrderError(
             f"`.obsm[{key!r}]` was made by an unknown model, or by several. {hint} `anndata.concat` drops what is "
@@ -105,7 +104,7 @@ def _items(sections: Sections) -> Sequence[Any]:
 
 def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], model: SealModel | None) -> list[Sheet]:
     table = _section.get_table(data, table_key)
-    regions = section_regions(table)
+    regions = sections_of(table)
     try:
         entry = provenance(table, regions, key)
     except OrderError as error:
@@ -154,7 +153,7 @@ def _facts(table: AnnData, region: Region, columns: Sequence[str]) -> pd.DataFra
         )
     texts = {name: obs[name].astype(str) if name in obs else "" for name in (Keys.ORGAN, Keys.TECHNOLOGY)}
     patient = [patient_text(v) or "" for v in obs[Keys.PATIENT]] if Keys.PATIENT in obs else region.section
-    located = Keys.SPATIAL in table.obsm and region.name in table.uns.get(Keys.UNS, {}).get("crops", {})
+    located = Keys.SPATIAL in table.obsm and _section.has_crops(table, region)
     xy = positions_um(table, region) if located else np.full((len(obs), 2), np.nan)
     found = pd.DataFrame(
         {Keys.SECTION: region.section, OBS_NAME: obs.index.astype(str), Keys.PATIENT: patient} | texts,

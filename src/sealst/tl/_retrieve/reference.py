@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sealst import _section
 from sealst._errors import DataError, MissingKeyError
-from sealst._section import tables as _section
 from sealst._validate import check_key, listed
 from sealst.models import SealModel
 from sealst.tl._retrieve.questions import profile_in_panel

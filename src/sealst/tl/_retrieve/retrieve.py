@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sealst import _section
 from sealst._core.search.queries import QUERY_STD, centred, cosine, mean_ranks, spaced_hits
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import tables as _section
-from sealst._section.parts import section_regions
-from sealst._section.tables import Data, Region
+from sealst._section import Data, Region, sections_of
 from sealst._validate import check_key, check_positive, listed
 from sealst.models import SealModel
 from sealst.tl._embed.inputs import check_model
@@ -167,7 +166,7 @@ def retrieve(
     if where is not None:
         raise DataError("`where` filters an index; of a table name `region=`, or pass a part of it.")
     table = _section.get_table(data, table_key)
-    regions = section_regions(table, region)
+    regions = sections_of(table, region)
     embedding = image_embedding(table, regions, model, key)
     start = reference_profile(reference, model, table=table)
     question = ask(query, kind, Context(model, _TableSpots(table, embedding), float(n_std), start, net))

@@ -9,14 +9,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sealst import _logging
+from sealst import _logging, _section
 from sealst._data.bags.bags import Bag, Bags, BlankSlideError, made_by
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import tables as _section
-from sealst._section.parts import section_regions
-from sealst._section.tables import Data
+from sealst._section import Data, sections_of
 from sealst._validate import check_choice, check_key, listed
 from sealst.models import SlideModel
 from sealst.models._slides.net import SlideOutput
@@ -179,7 +177,7 @@ def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequ
     xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float) if Keys.SPATIAL in table.obsm else None
     attention, looked = np.full(table.n_obs, np.nan), np.zeros(table.n_obs, dtype=bool)
     rows: list[tuple[str, str, str]] = []
-    for part in section_regions(table, region):
+    for part in sections_of(table, region):
         looked[part.rows] = True
         kept = part.rows[np.isfinite(features[part.rows]).all(axis=1)]
         if not len(kept):
@@ -196,7 +194,7 @@ def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequ
 
 
 def _check_table(table: AnnData, model: SlideModel) -> None:
-    made = made_by(table.uns.get(Keys.UNS, {}).get("embed", {}).get(model.spec.key, {}))
+    made = made_by(_section.recorded(table, "embed").get(model.spec.key, {}))
     expected = model.spec.embedding
     if made is not None and expected is not None and made != expected:
         raise DataError(
@@ -214,7 +212,7 @@ def _warn_seen(patients: set[str], model: SlideModel) -> None:
 
 
 def _write(table: AnnData, key: str, found: _Found, *, model: SlideModel, target: str) -> None:
-    stored = dict(table.uns.get(Keys.UNS, {}).get(_CALL, {}))
+    stored = _section.recorded(table, _CALL)
     entry: dict[str, Any] = {"target": target, "model": model.fingerprint, "embedding": model.spec.key}
     attention, predictions, before = found.attention, found.predictions, stored.get(key, {})
     if key in table.obs and not found.looked.all() and all(before.get(name) == entry[name] for name in entry):

@@ -19,6 +19,7 @@ import pandas as pd
 from anndata.io import read_elem, write_elem
 from filelock import FileLock
 
+from sealst import _section
 from sealst._data.bags.parts import Parts, append_array, append_frame
 from sealst._data.crops.chunks import prefetch
 from sealst._data.crops.reader import iter_crops, reading_order
@@ -26,11 +27,9 @@ from sealst._errors import DataError
 from sealst._files import complete_file
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import tables as _section
 from sealst.io import read_wsi
 from sealst.models import SealModel
 from sealst.pp import pair_crops, tile
-from sealst.tl._embed.inputs import crops_record
 from sealst.tl._pathways.pathways import pathways_entry, score_sets
 from sealst.tl._slides.job import PRESENT, Job, features_of, predicted, provenance, using
 from sealst.tl._slides.manifest import Slide
@@ -86,15 +85,15 @@ def _plan(slide: Slide, job: Job, parts: Parts) -> None:
         image = _section.image_levels(sdata.images[Keys.image(slide.name)])
         pair_crops(sdata, crop_um=job.tile_um, crop_px=job.tile_px)
         table = sdata.tables[Keys.TABLE]
-        (region,) = _section.regions_of(table)
-        rows, boxes = _section.crop_boxes(sdata, table, region)
-        if len(rows) != table.n_obs:
-            raise DataError(f"{table.n_obs - len(rows)} tiles of {slide.name!r} leave the image.")
+        (crops,) = _section.paired_table(sdata).sections
+        boxes = crops.boxes
+        if len(boxes) != table.n_obs:
+            raise DataError(f"{table.n_obs - len(boxes)} tiles of {slide.name!r} leave the image.")
         # Rows are in the order in which pixels are read, so that ranges of rows share few chunks of the file.
         order = reading_order(image, boxes, job.tile_px)
         table = table[order].copy()
     with using(job) as model:
-        entries = provenance(model, job, crops_record(table, _section.regions_of(table), job.tile_um))
+        entries = provenance(model, job, {crops.region.name: crops.definition})
     _section.record(table, "embed", entries)
     _section.record(table, ENTRY, job.settings() | {"path": str(slide.path)})
     parts.write_boxes(boxes[order])

@@ -9,27 +9,35 @@ from typing import Protocol
 import numpy as np
 from spatialdata import SpatialData
 
+from sealst import _section
+from sealst._core.genes.panel import GenePanel
 from sealst._errors import DataError
-from sealst._section import tables as _section
-from sealst._section.parts import Part, parts_at, parts_of
-from sealst._section.tables import Data
+from sealst._section import Data, Part, parts_at, parts_of
 from sealst._validate import listed
 from sealst.io import HestBench
 from sealst.models import CropSpec
 from sealst.pp import Split, normalize
-from sealst.tl._embed.inputs import crop_spec
 from sealst.tl._evaluate.folds import picked, side_tables, stopping_split
-from sealst.tl._evaluate.views import Looker, View
+from sealst.tl._evaluate.scored_genes import hest_genes
+from sealst.tl._evaluate.views import SectionReader, SectionView
+
+NO_TRAINING = (
+    "Models cannot be trained on the patches of HEST-bench: spots have no neighbours there. Read the samples of "
+    "HEST-1k with `sl.io.read_hest`."
+)
 
 
-class Material(Protocol):
+class Cohort(Protocol):
     """Sections of an evaluation."""
+
+    #: whether it tells whose the spots are
+    names_patients: bool
 
     def parts(self) -> list[Part]:
         """Names and spots of all sections."""
         ...
 
-    def views(self, looker: Looker, names: Names[str]) -> Iterator[View]:
+    def views(self, reader: SectionReader, names: Names[str]) -> Iterator[SectionView]:
         """Views of the named sections."""
         ...
 
@@ -41,9 +49,23 @@ class Material(Protocol):
         """Size of the crops."""
         ...
 
+    def hest_genes(self, n: int, panel: GenePanel | None) -> list[str]:
+        """Genes that HEST-bench's protocol scores, of `panel` where there is one."""
+        ...
 
-class Sections:
+    def whole(self, fold: Split) -> Sequence[SpatialData]:
+        """Training sections of a fold that cuts through none, to train a model on."""
+        ...
+
+    def stopping(self, fold: Split) -> Split:
+        """The training side of a fold divided once more, for early stopping; its test side is what it stops by."""
+        ...
+
+
+class SectionCohort:
     """SpatialData with paired crops, in one group or two (training, held-out); a collection opens one at a time."""
+
+    names_patients = True
 
     def __init__(self, groups: Sequence[Sequence[SpatialData]], table_key: str) -> None:
         self.groups, self.table_key = groups, table_key
@@ -53,17 +75,17 @@ class Sections:
     def parts(self) -> list[Part]:
         """Names and spots of all sections."""
         found = [part for group in self._inside for parts in group for part in parts]
-        names = [part.name for part in found]
+        names = [part.section for part in found]
         if double := sorted({n for n in names if names.count(n) > 1}):
             raise DataError(f"Section name(s) {listed(double)} occur twice; tell them apart in `.obs['section']`.")
         return found
 
-    def views(self, looker: Looker, names: Names[str]) -> Iterator[View]:
+    def views(self, reader: SectionReader, names: Names[str]) -> Iterator[SectionView]:
         """Views of the named sections."""
         for group, inside in zip(self.groups, self._inside, strict=True):
             for i, parts in enumerate(inside):
-                if any(part.name in names for part in parts):
-                    yield from (view for view in looker.views(group[i]) if view.name in names)
+                if any(part.section in names for part in parts):
+                    yield from (view for view in reader.read(group[i]) if view.name in names)
 
     def train_side(self, fold: Split) -> Sequence[Data]:
         """Sections as they are where the fold takes them whole; tables of its own spots where it cuts through."""
@@ -92,27 +114,37 @@ class Sections:
     def crop(self) -> CropSpec:
         """Size of the crops, which all sections share."""
         table = _section.get_table(self.groups[0][0], self.table_key)
-        return crop_spec(table, _section.regions_of(table))
+        return _section.crop_size(table, _section.regions_of(table))
+
+    def hest_genes(self, n: int, panel: GenePanel | None) -> list[str]:
+        """Genes that HEST-bench's protocol scores, chosen over all sections."""
+        return hest_genes(self.parts(), n, panel)
 
     def _cut(self, fold: Split) -> list[str]:
         """Sections that a fold takes part of, or that share a SpatialData with one it does not take."""
-        cut = [p.name for p in self.parts() if p.name in fold.train and len(fold.train[p.name]) != len(p.obs_names)]
+        cut = [
+            p.section
+            for p in self.parts()
+            if p.section in fold.train and len(fold.train[p.section]) != len(p.obs_names)
+        ]
         for group in self._inside:
             for parts in group:
-                taken = [part.name in fold.train for part in parts]
-                cut += [part.name for part in parts] if any(taken) and not all(taken) else []
+                taken = [part.section in fold.train for part in parts]
+                cut += [part.section for part in parts] if any(taken) and not all(taken) else []
         return sorted(set(cut))
 
     def _chosen(self, fold: Split) -> Sequence[SpatialData]:
         sides = []
         for group, inside in zip(self.groups, self._inside, strict=True):
-            chosen = [i for i, parts in enumerate(inside) if any(part.name in fold.train for part in parts)]
+            chosen = [i for i, parts in enumerate(inside) if any(part.section in fold.train for part in parts)]
             sides += [picked(group, chosen)] if chosen else []
         return sides[0] if len(sides) == 1 else [sdata for side in sides for sdata in side]
 
 
-class Bench:
+class BenchCohort:
     """A task of HEST-bench: crops from its files, tables in memory."""
+
+    names_patients = False
 
     def __init__(self, bench: HestBench) -> None:
         self.bench = bench
@@ -124,14 +156,14 @@ class Bench:
         """Names and spots of all samples."""
         return parts_of(list(self._tables.values()))
 
-    def views(self, looker: Looker, names: Names[str]) -> Iterator[View]:
+    def views(self, reader: SectionReader, names: Names[str]) -> Iterator[SectionView]:
         """Views of the named samples."""
         for name, table in self._tables.items():
             if name in names:
-                values = np.concatenate([looker.extract(crops) for crops in self.bench.crops(name)])
+                values = np.concatenate([reader.extract(crops) for crops in self.bench.crops(name)])
                 facts = {"name": name, "organ": "", "technology": "", "xy": self.bench.positions(name)}
                 facts["patients"] = np.full(len(values), "")
-                yield looker.view_of(table, np.arange(len(values)), values, facts=facts)
+                yield reader.view_of(table, np.arange(len(values)), values, facts=facts)
 
     def train_side(self, fold: Split) -> Sequence[Data]:
         """Tables of the fold's training samples."""
@@ -141,9 +173,21 @@ class Bench:
         """Size of the patches."""
         return CropSpec(112.0, self.bench.crop_px)
 
+    def hest_genes(self, n: int, panel: GenePanel | None) -> list[str]:
+        """The task's own genes."""
+        return list(self.bench.genes)
+
+    def whole(self, fold: Split) -> Sequence[SpatialData]:
+        """Nothing can be trained on patches alone."""
+        raise DataError(NO_TRAINING)
+
+    def stopping(self, fold: Split) -> Split:
+        """Nothing can be trained on patches alone."""
+        raise DataError(NO_TRAINING)
+
     def folds(self) -> list[Split]:
         """Its published folds."""
-        spots = {part.name: part.obs_names for part in self.parts()}
+        spots = {part.section: part.obs_names for part in self.parts()}
         return [
             Split({s: spots[s] for s in train}, {s: spots[s] for s in test}, f"split-{k}")
             for k, (train, test) in enumerate(self.bench.folds)

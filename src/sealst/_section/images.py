@@ -1,0 +1,148 @@
+"""Pictures of a section: which belongs to a region, its levels, its scale, and frames of elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import xarray as xr
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, Labels2DModel
+from spatialdata.transformations import Identity, get_transformation, set_transformation
+
+from sealst._errors import DataError, MissingKeyError, ScaleError
+from sealst._keys import Keys
+from sealst._section.regions import Region
+from sealst._validate import check_key, listed
+
+
+def find_image(sdata: SpatialData, region: Region, image_key: str | None = None) -> str:
+    """Name of the H&E image that belongs to a region."""
+    images = list(sdata.images)
+    if not images:
+        raise MissingKeyError(
+            "The SpatialData holds no image; crops need the H&E. Add it with `sdata.images['he'] = "
+            "Image2DModel.parse(...)`, or build a section with `sl.io.from_arrays(image, ...)`."
+        )
+    if image_key is not None:
+        check_key(images, image_key, where="`sdata.images`", hint="Name one of them with `image_key=`.")
+        return image_key
+    if (own := Keys.image(region.section)) in images:
+        return own
+    if len(images) == 1:
+        return images[0]
+    raise MissingKeyError(f"Several images ({listed(images)}) for region {region.name!r}: name one with `image_key=`.")
+
+
+def he_image(sdata: SpatialData, name: str) -> Any:
+    """An H&E image element, checked: uint8 with red, green and blue."""
+    check_key(sdata.images, name, where="`sdata.images`", hint="Run `sl.pp.pair_crops` again, or restore the image.")
+    element = sdata.images[name]
+    finest = image_levels(element)[0]
+    if finest.dtype != np.uint8 or finest.shape[0] not in (3, 4):
+        raise DataError(
+            f"Image {name!r} is {finest.dtype} with {finest.shape[0]} channel(s); H&E must be uint8 with red, green "
+            "and blue. Convert it, e.g. `(image * 255).astype('uint8')` for values from 0 to 1."
+        )
+    names = [str(c).lower()[:1] for c in finest.coords["c"].values[:3]] if "c" in finest.coords else list("rgb")
+    if set(names) == set("rgb") and names != list("rgb"):
+        raise DataError(
+            f"The channels of image {name!r} are {listed(finest.coords['c'].values)}, not red, green, blue. Write it "
+            "anew with the channels in that order (`image.sel(c=['r', 'g', 'b'])`)."
+        )
+    return element
+
+
+def check_pixels(sdata: SpatialData, name: str) -> None:
+    """Raise when the store that an image is read from is gone: zarr would read it as black, without an error."""
+    path: Any = sdata.path
+    path = Path(path) if isinstance(path, str) else path
+    if path is None or path.exists():
+        return
+    alone = SpatialData(images={"image": sdata.images[name]})
+    # An image in memory needs no files, wherever it is said to be stored.
+    alone.path = path.with_name("elsewhere")
+    if not alone.elements_are_self_contained()["image"]:
+        raise DataError(
+            f"Image {name!r} is read from {str(path)!r}, which is not there any more. Read the section again "
+            "from where it is now (`spatialdata.read_zarr`)."
+        )
+
+
+def image_levels(element: Any) -> list[xr.DataArray]:
+    """Levels of an image as (c, y, x) arrays, finest first."""
+    if isinstance(element, xr.DataTree):
+        return [next(iter(element[name].data_vars.values())) for name in element.children]
+    return [element]
+
+
+def multiscale(levels: Sequence[Any], transforms: dict[str, Any] | None = None) -> xr.DataTree:
+    """Image (c, y, x) or labels (y, x) with these levels, finest first, in their coordinate systems.
+
+    Pixels of a level are centred where SpatialData takes them to be: every level spans the whole picture.
+    """
+    model, dims = (Image2DModel, "cyx") if levels[0].ndim == 3 else (Labels2DModel, "yx")
+    full = levels[0].shape[-2:]
+    nodes = {}
+    for i, data in enumerate(levels):
+        coords: dict[str, Any] = {"c": ["r", "g", "b"]} if dims == "cyx" else {}
+        for axis, size, whole in zip("yx", data.shape[-2:], full, strict=True):
+            coords[axis] = (np.arange(size) + 0.5) * (whole / size)
+        nodes[f"scale{i}"] = xr.Dataset({"image": xr.DataArray(data, dims=tuple(dims), coords=coords)})
+    tree = xr.DataTree.from_dict(nodes)
+    set_transformation(tree, transforms or {"global": Identity()}, set_all=True)
+    model().validate(tree)
+    return tree
+
+
+def spot_table(sdata: SpatialData, region: Region) -> gpd.GeoDataFrame:
+    """Spots element of a region, in the order of the table's rows; joined by id."""
+    check_key(
+        sdata.shapes,
+        region.name,
+        where="`sdata.shapes`",
+        hint="The table names it as its region; add the spots as circles, see `sl.io.from_arrays`.",
+    )
+    spots = sdata.shapes[region.name]
+    missing = pd.Index(region.ids).difference(spots.index)
+    if len(missing):
+        raise DataError(
+            f"{len(missing)} of {len(region.ids)} spots of the table have no shape in `sdata.shapes[{region.name!r}]` "
+            f"(e.g. {listed(missing, 3)}). Drop them: `sdata.tables['table'] = table[kept]`."
+        )
+    return spots.loc[region.ids]
+
+
+def affine(element: Any, system: str) -> np.ndarray:
+    """3 x 3 affine from an element's own (x, y) coordinates to a coordinate system."""
+    systems = get_transformation(element, get_all=True)
+    check_key(systems, system, where="the element's coordinate systems", hint="Name one with `coordinate_system=`.")
+    return np.asarray(systems[system].to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y")), dtype=float)
+
+
+def between(source: Any, target: Any, system: str) -> np.ndarray:
+    """3 x 3 affine from an element's own (x, y) coordinates to another's, through a coordinate system of both."""
+    return np.linalg.inv(affine(target, system)) @ affine(source, system)
+
+
+def mpp_of(element: Any) -> float | None:
+    """µm per pixel of an image from its ``"um"`` coordinate system, or None where it has none.
+
+    Raises
+    ------
+    ScaleError
+        When the transformation to ``"um"`` is not a similarity (pixels that are not square).
+    """
+    if Keys.UM not in get_transformation(element, get_all=True):
+        return None
+    scales = np.linalg.svd(affine(element, Keys.UM)[:2, :2], compute_uv=False)
+    if scales[-1] <= 0 or scales[0] / scales[-1] > 1.01:
+        raise ScaleError(
+            f"The image's pixels are not square: {scales[0]:.4g} by {scales[-1]:.4g} µm by its 'um' coordinate system. "
+            "Resample the image to square pixels first."
+        )
+    return float(scales.mean())

@@ -1,0 +1,211 @@
+"""What competes in an evaluation: a trained model, a frozen encoder, or models trained anew in every fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from sealst._errors import DataError, LeakError
+from sealst._logging import logger
+from sealst._train.params import train_params
+from sealst._validate import check_choice, listed
+from sealst.models import CropSpec, Encoder, SealModel, build_encoder
+from sealst.pp import Split
+from sealst.tl._embed.trunk_memory import TrunkMemory
+from sealst.tl._evaluate.cohorts import NO_TRAINING, Cohort
+from sealst.tl._evaluate.folds import check_held_out, check_unseen, check_warmup
+from sealst.tl._evaluate.methods import BLEEP, ST_NET
+from sealst.tl._evaluate.views import SEAL, EncoderFeatures, Extractor, ModelFeatures
+from sealst.tl._finetune.finetune import finetune
+from sealst.tl._finetune.pairs import warmup_patients
+
+#: further losses of a recipe, which no baseline has
+_NOTHING_ELSE = {"weight_masked": 0.0, "mask_genes": 0.0, "kl": False, "weight_domain": 0.0}
+#: what differs from SEAL when a baseline is trained, by name: parameters of training
+BASELINES: dict[str, dict[str, Any]] = {
+    # Regression of standardised expression from the image alone (He et al. 2020), with the same encoder and adapter.
+    ST_NET: {"weight_contrast": 0.0, "weight_gene": 0.0, "reconstruction": "mse", "reconstruction_scale": 1.0}
+    # Where it stops early: by what it trains.
+    | {"monitor": "pearson"}
+    | _NOTHING_ELSE,
+    # Contrastive learning alone, targets softened by similarities within each side (Xie et al. 2023).
+    BLEEP: {"weight_gene": 0.0, "weight_image": 0.0, "contrastive": "soft_clip", "monitor": "recall@10"}
+    | _NOTHING_ELSE,
+}
+#: arguments of `finetune` that the evaluation sets itself
+_TAKEN = ("sections", "seed", "validation", "run_dir", "resume", "allow_shared_patients", "progress", "table_key")
+
+
+class Candidate(Protocol):
+    """What an evaluation is about."""
+
+    #: what it is called in the facts of an evaluation
+    label: str
+    crop: CropSpec
+    #: whether every fold trains its own models
+    trains: bool
+
+    def models(self, fold: Split, seed: int) -> dict[str, SealModel]:
+        """Models of one fold by method; none where an encoder is evaluated as it is."""
+        ...
+
+    def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None) -> Extractor:
+        """How crops become features."""
+        ...
+
+    def check_leaks(self, cohort: Cohort, folds: Sequence[Split]) -> None:
+        """Refuse folds that test on patients whom it knows."""
+        ...
+
+    def stopped_by(self, folds: Sequence[Split]) -> dict[str, list[str]]:
+        """Sections that the training of every fold stops by; empty without early stopping."""
+        ...
+
+
+class GivenModel:
+    """A SEAL model that is trained already."""
+
+    trains = False
+
+    def __init__(self, model: SealModel) -> None:
+        model.panel.require_names()
+        self.model, self.label, self.crop = model, f"SealModel {model.fingerprint}", model.crop
+
+    def models(self, fold: Split, seed: int) -> dict[str, SealModel]:
+        """The model, in every fold."""
+        return {SEAL: self.model}
+
+    def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None) -> Extractor:
+        """Features by the model, with and without its adapter."""
+        return ModelFeatures(models, memory)
+
+    def check_leaks(self, cohort: Cohort, folds: Sequence[Split]) -> None:
+        """Refuse patients that the model was trained on."""
+        if not cohort.names_patients:
+            raise LeakError(
+                "The files of HEST-bench do not name patients, so nothing tells whether the model was trained on them. "
+                "Pass the frozen encoder, or `allow_shared_patients=True` if you know that it was not."
+            )
+        tested = {name for fold in folds for name in fold.test}
+        check_unseen(self.model, [part for part in cohort.parts() if part.section in tested])
+
+    def stopped_by(self, folds: Sequence[Split]) -> dict[str, list[str]]:
+        """Nothing is trained."""
+        return {}
+
+
+class GivenEncoder:
+    """An encoder as it is."""
+
+    trains = False
+
+    def __init__(self, encoder: Encoder, crop: CropSpec, device: torch.device) -> None:
+        self.label, self.crop, self.features = encoder.spec.key, crop, EncoderFeatures(encoder, device)
+
+    def models(self, fold: Split, seed: int) -> dict[str, SealModel]:
+        """None: it is all there is."""
+        return {}
+
+    def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None) -> Extractor:
+        """Features by the encoder."""
+        return self.features
+
+    def check_leaks(self, cohort: Cohort, folds: Sequence[Split]) -> None:
+        """It has seen no expression."""
+
+    def stopped_by(self, folds: Sequence[Split]) -> dict[str, list[str]]:
+        """Nothing is trained."""
+        return {}
+
+
+class TrainedInFolds:
+    """A recipe (arguments of `finetune`) by which every fold trains a model and baselines on its training sections."""
+
+    trains = True
+
+    def __init__(
+        self, recipe: Mapping[str, Any], cohort: Cohort, baselines: Sequence[str], *, table_key: str, show: bool | None
+    ) -> None:
+        if not cohort.names_patients:
+            raise DataError(NO_TRAINING)
+        if "encoder" not in recipe:
+            raise DataError(f"The mapping must name an 'encoder', as `sl.tl.finetune` does; found: {listed(recipe)}.")
+        if taken := sorted(set(recipe) & set(_TAKEN)):
+            raise DataError(f"The mapping must not hold {listed(taken)}, which the evaluation sets for every fold.")
+        self.recipe, self.cohort, self.baselines = recipe, cohort, baselines
+        self.table_key, self.show = table_key, show
+        self.label = f"{recipe['encoder']}, trained in every fold"
+        self.crop = cohort.crop()
+        if recipe.get("crop_um") is not None:
+            self.crop = CropSpec(recipe["crop_um"], self.crop.crop_px)
+        self.stops_early = train_params(recipe.get("params")).patience is not None
+
+    def models(self, fold: Split, seed: int) -> dict[str, SealModel]:
+        """Train the models of one fold."""
+        common: dict[str, Any] = {"seed": seed, "table_key": self.table_key, "progress": self.show}
+        learned_from = fold
+        if self.stops_early:
+            learned_from = self.cohort.stopping(fold)
+            common["validation"] = self.cohort.whole(Split(learned_from.test, {}, learned_from.name))
+            # Sections of the only patient left to train on.
+            common["allow_shared_patients"] = learned_from.name.startswith("section-")
+            logger.info("fold %s stops by section(s) %s", fold.name, listed(learned_from.test))
+        sections = self.cohort.whole(learned_from)
+        models = {SEAL: finetune(sections, **self.recipe, **common)}
+        for name in self.baselines:
+            logger.info("baseline %s", name)
+            given = _with_params(self.recipe, BASELINES[name]) | {"panel": models[SEAL].panel, "include": ()}
+            models[name] = finetune(sections, **given, **common)
+        check_held_out(fold, models)
+        return models
+
+    def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None) -> Extractor:
+        """Features by all models of a fold."""
+        return ModelFeatures(models, memory)
+
+    def check_leaks(self, cohort: Cohort, folds: Sequence[Split]) -> None:
+        """Refuse patients whose expression every fold warms up on."""
+        check_warmup(cohort.parts(), folds, warmup_patients(self.recipe.get("warmup")))
+
+    def stopped_by(self, folds: Sequence[Split]) -> dict[str, list[str]]:
+        """Test sides of the folds within folds."""
+        return {f.name: self.cohort.stopping(f).test_sections for f in folds} if self.stops_early else {}
+
+
+def candidate_of(
+    model: Any,
+    cohort: Cohort,
+    *,
+    baselines: Sequence[str],
+    device: torch.device,
+    table_key: str,
+    show: bool | None,
+) -> Candidate:
+    """Tell by its type what is evaluated."""
+    for name in baselines:
+        check_choice("baselines", name, sorted(BASELINES))
+    if isinstance(model, Mapping):
+        return TrainedInFolds(model, cohort, baselines, table_key=table_key, show=show)
+    if baselines:
+        raise DataError(
+            f"Baselines ({listed(baselines)}) are trained beside SEAL in every fold: pass the arguments of "
+            "`sl.tl.finetune` as a mapping instead of a model."
+        )
+    if isinstance(model, SealModel):
+        return GivenModel(model)
+    encoder = build_encoder(model) if isinstance(model, str) else model
+    if not isinstance(encoder, Encoder):
+        raise TypeError(
+            "`model` must be a SealModel, an encoder or its name, or a mapping with arguments of `sl.tl.finetune`, "
+            f"found {type(model).__name__}."
+        )
+    return GivenEncoder(encoder, cohort.crop(), device)
+
+
+def _with_params(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    params = recipe.get("params") or {}
+    if not isinstance(params, Mapping):
+        raise DataError("With baselines, `params` of the mapping must be a mapping too, not a file or TrainParams.")
+    return dict(recipe) | {"params": dict(params) | dict(changes)}
