@@ -159,11 +159,11 @@ def test_folds_train_their_own_models_and_baselines(cohort, recipe):
 @pytest.fixture
 def patient_recipe(recipe, monkeypatch):
     """A recipe that stops early, and the models that it trains."""
-    from sealst.tl._evaluate import contenders as _contenders
+    from sealst.tl._evaluate import candidates as _candidates
 
     models = []
-    plain = _contenders.finetune
-    monkeypatch.setattr(_contenders, "finetune", lambda *a, **k: models.append(plain(*a, **k)) or models[-1])
+    plain = _candidates.finetune
+    monkeypatch.setattr(_candidates, "finetune", lambda *a, **k: models.append(plain(*a, **k)) or models[-1])
     return recipe | {"params": recipe["params"] | {"epochs": 2, "patience": 1}}, models
 
 
