@@ -146,6 +146,16 @@ def patient_text(value: Any) -> str | None:
     return None if pd.isna(value) else as_text(value).strip() or None
 
 
+def patient_names(column: Any) -> Any:
+    """Patients of a column (a pandas Series) as text, None where missing; the one answer to who is the same patient.
+
+    Asked before rows are joined, since that may turn 1 into 1.0.
+    """
+    import pandas as pd
+
+    return pd.Series([patient_text(value) for value in column], index=column.index, dtype=object)
+
+
 def check_file_name(name: str, *, what: str) -> None:
     """Raise unless a file may be called so on every system, with some room for an ending; `what` says what it names."""
     reserved = name.split(".")[0].casefold() in _RESERVED

@@ -159,3 +159,22 @@ def test_smoothing_equals_a_loop(weight: float) -> None:
     result = lattice.smooth_context(sp.csr_matrix(x), graph, weight)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result.toarray(), expected, rtol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(["square", "hex", "diamond"]),
+    turn=st.floats(0, np.pi),
+    jitter=st.floats(0, 0.06),
+    missing=st.floats(0, 0.5),
+    seed=st.integers(0, 2**16),
+)
+def test_pitch_is_within_one_percent(kind, turn, jitter, missing, seed):
+    """Whatever lattice, its turn, the jitter of its spots (legacy arrays: 6 % of the pitch) and what is lost."""
+    rng = np.random.default_rng(seed)
+    i, j = (axis.ravel().astype(float) for axis in np.meshgrid(np.arange(24), np.arange(24)))
+    x, y = {"square": (i, j), "hex": (i + 0.5 * (j % 2), j * np.sqrt(3) / 2), "diamond": (i - j, i + j)}[kind]
+    side = np.sqrt(2) if kind == "diamond" else 1.0
+    xy = 137.0 * np.column_stack([x, y]) / side + rng.normal(0, 137.0 * jitter / np.sqrt(2), (len(x), 2))
+    xy = xy[rng.random(len(xy)) >= missing] @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    assert lattice.pitch(xy) == pytest.approx(137.0, rel=0.01)

@@ -39,7 +39,7 @@ def test_a_good_section_has_no_problems_and_is_left_alone(toy_section):
     assert report.problems == ()
     assert report.format == "SpatialData"
     assert value(report, "image 'toy_he'") == "600 x 600 px, 3 channels, uint8, 2 level(s), 1 µm/px"
-    assert value(report, "used") == "1 µm/px by coordinate system 'um'"
+    assert value(report, "used") == "1 µm/px by the image's 'um' coordinate system"
     assert value(report, "centre inside the image") == "36 of 36 (100.0%)"
     assert value(report, "pitch") == "90 px = 90 µm"
     assert value(report, "grid") == "square"

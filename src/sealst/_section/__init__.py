@@ -32,6 +32,7 @@ from sealst._section.images import (
 from sealst._section.parts import Part, parts_at, parts_of, walk
 from sealst._section.records import record, record_slot, recorded
 from sealst._section.regions import Region, regions_of, sections_of
+from sealst._section.scale import spot_centres, stated_scales
 from sealst._section.tables import (
     Data,
     expression,
@@ -80,7 +81,9 @@ __all__ = [
     "regions_of",
     "same_crops",
     "sections_of",
+    "spot_centres",
     "spot_table",
+    "stated_scales",
     "target_sum",
     "unchanged_regions",
     "walk",

@@ -89,7 +89,7 @@ def summary(sdata: Any, table_key: str) -> dict[str, Any]:
 
     table = _section.get_table(sdata, table_key)
     crops = next(iter(table.uns[Keys.UNS]["crops"].values()))
-    facts = {name: sorted(table.obs[name].astype(str).unique()) for name in (Keys.PATIENT,) if name in table.obs}
+    facts = {name: _section.patients_of(table) for name in (Keys.PATIENT,) if name in table.obs}
     return {
         "n_obs": int(table.n_obs),
         "n_usable": int(table.obs[Keys.CROP_OK].sum()),

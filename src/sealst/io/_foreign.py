@@ -17,7 +17,6 @@ from spatialdata.transformations import Identity, Scale
 
 from sealst import _section
 from sealst._core.space.geometry import agreed, apply_affine, similarity_scale
-from sealst._core.space.lattice import pitch
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._section import Region, multiscale
@@ -102,7 +101,14 @@ def from_spatialdata(
     check_section(name)
     to_image = _to_image(element, spots, coordinate_system, region=region, image=image_key)
     geometry, centres = _moved(spots, to_image)
-    scale, origin = _scale(element, image_key, centres, mpp=mpp, pitch_um=pitch_um)
+    for argument, value in (("mpp", mpp), ("pitch_um", pitch_um)):
+        if value is not None:
+            check_positive(argument, value)
+    scale, origin = agreed(
+        _section.stated_scales(element, spots, coordinate_system, name=one.name, mpp=mpp, pitch_um=pitch_um),
+        what=f"image {image_key!r}",
+        hint="Pass `mpp=` (µm per pixel) or `pitch_um=` (Visium 100, legacy ST 200).",
+    )
     facts = _facts(source, one, {Keys.PATIENT: patient, Keys.ORGAN: organ, Keys.TECHNOLOGY: technology}, name)
     table = _copied(source, one, facts)
     table.obsm[Keys.SPATIAL] = centres
@@ -160,25 +166,6 @@ def _diameter(spots: gpd.GeoDataFrame) -> float:
     if "radius" in spots:
         return 2 * float(spots["radius"].median())
     return float(np.sqrt(spots.geometry.area.median()))
-
-
-def _scale(
-    element: Any, image: str, centres: np.ndarray, *, mpp: float | None, pitch_um: float | None
-) -> tuple[float, str]:
-    sources = {}
-    if (own := _section.mpp_of(element)) is not None:
-        sources["the image's 'um' coordinate system"] = own
-    if mpp is not None:
-        check_positive("mpp", mpp)
-        sources["`mpp`"] = float(mpp)
-    if pitch_um is not None:
-        check_positive("pitch_um", pitch_um)
-        sources["`pitch_um`"] = float(pitch_um) / pitch(centres)
-    return agreed(
-        sources,
-        what=f"image {image!r}",
-        hint="Pass `mpp=` (µm per pixel) or `pitch_um=` (Visium 100, legacy ST 200).",
-    )
 
 
 def _facts(table: AnnData, region: Region, given: dict[str, str | None], section: str) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from spatialdata.transformations import get_transformation
 from sealst import _section
 from sealst._core.space.geometry import (
     agreed,
-    apply_affine,
     inside_fraction,
     scale_between,
     similarity_scale,
@@ -27,7 +26,7 @@ from sealst._core.space.geometry import (
 )
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
-from sealst._logging import logger, quiet_import, warn
+from sealst._logging import logger, warn
 from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
 from sealst.pp._verdict import NOT_PAIRED, OK, OUTSIDE, judged, write_reasons
@@ -204,25 +203,9 @@ def _resolve_mpp(
     sdata: SpatialData, region: Region, image: str, system: str, stated: Mapping[str, float | None]
 ) -> tuple[float, str]:
     element = sdata.images[image]
-    sources: dict[str, float] = {}
-    if (own := _section.mpp_of(element)) is not None:
-        sources["the image's 'um' coordinate system"] = own
-    if stated["mpp"] is not None:
-        sources["`mpp`"] = float(stated["mpp"])
-    pixel = similarity_scale(_section.affine(element, system))
-    if pixel is None:
+    if similarity_scale(_section.affine(element, system)) is None:
         raise ScaleError(f"Image {image!r} is stretched unevenly in coordinate system {system!r}; resample it first.")
-    for name, argument in (("pitch_um", "um_between_centers"), ("spot_um", "um_diameter")):
-        if (value := stated[name]) is not None:
-            with quiet_import():
-                from squidpy.experimental.utils import derive_mpp_from_shapes
-
-            _section.spot_table(sdata, region)
-            try:
-                per_unit = derive_mpp_from_shapes(sdata, region.name, system, **{argument: float(value)})
-            except ValueError as error:
-                raise ScaleError(f"`{name}` gives no scale for {region.name!r}: {error}") from error
-            sources[f"`{name}`"] = float(per_unit) * pixel
+    sources = _section.stated_scales(element, _section.spot_table(sdata, region), system, name=region.name, **stated)
     return agreed(
         sources,
         what=f"image {image!r} (region {region.name!r})",
@@ -233,10 +216,7 @@ def _resolve_mpp(
 
 def _centres(sdata: SpatialData, region: Region, image: str, system: str, max_outside: float) -> np.ndarray:
     """Centres of spots in pixels of the image, (n, 2)."""
-    spots = _section.spot_table(sdata, region)
-    to_image = _section.between(sdata.shapes[region.name], sdata.images[image], system)
-    points = spots.geometry.centroid
-    centres = apply_affine(to_image, np.column_stack([points.x, points.y]))
+    centres = _section.spot_centres(sdata.images[image], _section.spot_table(sdata, region), system)
     if not np.isfinite(centres).all():
         raise DataError(f"{(~np.isfinite(centres)).any(1).sum()} spots of {region.name!r} have no finite coordinates.")
     height, width = _section.image_levels(sdata.images[image])[0].shape[1:]

@@ -13,7 +13,7 @@ from sealst._data.bags.slide_table import check_some_agree, labels_by_slide
 from sealst._errors import DataError
 from sealst._html import SHOWN, as_html
 from sealst._keys import Keys
-from sealst._validate import check_key, listed
+from sealst._validate import check_key, listed, patient_names
 
 
 class BlankSlideError(DataError):
@@ -71,6 +71,8 @@ class Bags(Sequence[Bag]):
     def __post_init__(self) -> None:
         check_key(self.keys, self.key, where="the bags' embeddings", hint="Name one of them with `key=`.")
         check_key(self.obs.columns, Keys.PATIENT, where="`bags.obs`", hint="Splits are by patient: add the column.")
+        # Whatever the table said, 1, 1.0 and " 1" are one patient from here on.
+        object.__setattr__(self, "obs", self.obs.assign(**{Keys.PATIENT: patient_names(self.obs[Keys.PATIENT])}))
         if double := sorted(self.obs.index[self.obs.index.duplicated()].unique()):
             raise DataError(f"Slide name(s) {listed(double)} occur twice; every slide needs a name of its own.")
         if missing := [name for name in self.obs.index if name not in self.readers]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._validate import as_text, listed, patient_text
+from sealst._validate import as_text, listed, patient_names
 
 SLIDE = "slide"
 #: columns that hold names
@@ -52,7 +52,7 @@ def labels_by_slide(labels: pd.DataFrame, slide: str = SLIDE) -> pd.DataFrame:
     if double := sorted(table.index[table.index.duplicated()].unique()):
         raise DataError(f"`labels` has slide(s) {listed(double)} more than once; a slide has one row.")
     if Keys.PATIENT in table:
-        table[Keys.PATIENT] = patients_of(table[Keys.PATIENT])
+        table[Keys.PATIENT] = patient_names(table[Keys.PATIENT])
     return table
 
 
@@ -64,8 +64,3 @@ def check_some_agree(slides: pd.Index, labels: pd.Index) -> None:
             "Names must agree exactly, endings included, and stand in a column 'slide' or in the index; `read_bags` "
             "takes another column's name as `slide=`."
         )
-
-
-def patients_of(column: pd.Series) -> pd.Series:
-    """Patients as text, None where missing; before rows are joined, since that may turn 1 into 1.0."""
-    return pd.Series([patient_text(value) for value in column], index=column.index, dtype=object)

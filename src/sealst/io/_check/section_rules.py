@@ -90,18 +90,16 @@ def _pixels_per_unit(subject: Subject) -> float | None:
 
 def scale(subject: Subject) -> Iterator[Finding]:
     """Every statement of the physical scale, whether used or not."""
-    sources: dict[str, float] = {}
-    if (own := _section.mpp_of(subject.element)) is not None:
-        sources["coordinate system 'um'"] = own
-    if subject.options.mpp:
-        sources["`mpp`"] = float(subject.options.mpp)
-    px = _pitch_px(subject)
-    if subject.options.pitch_um and px:
-        sources["`pitch_um`"] = subject.options.pitch_um / px
-    if subject.options.spot_um and "radius" in subject.spots:
-        ratio = similarity_scale(_section.affine(subject.spots, subject.system)) or np.nan
-        px_per_unit = _pixels_per_unit(subject) or np.nan
-        sources["`spot_um`"] = subject.options.spot_um / (2 * subject.spots["radius"].median() * ratio / px_per_unit)
+    px, options = _pitch_px(subject), subject.options
+    sources = _section.stated_scales(
+        subject.element,
+        subject.spots,
+        subject.system,
+        name=subject.region.name,
+        mpp=options.mpp,
+        pitch_um=options.pitch_um if px else None,
+        spot_um=options.spot_um if "radius" in subject.spots else None,
+    )
     stated = len(sources)
     for step, entry in subject.table.uns.get(Keys.UNS, {}).items():
         if isinstance(entry, dict) and "mpp" in entry:

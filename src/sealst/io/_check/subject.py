@@ -18,7 +18,7 @@ from spatialdata.models import TableModel
 from spatialdata.transformations import get_transformation
 
 from sealst import _section
-from sealst._core.space.geometry import apply_affine, similarity_scale
+from sealst._core.space.geometry import similarity_scale
 from sealst._errors import MissingKeyError, SealstWarning
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -107,9 +107,7 @@ class Subject:
     @cached_property
     def centres(self) -> np.ndarray:
         """Centres of the spots in pixels of the image, (n, 2)."""
-        matrix = _section.between(self.spots, self.element, self.system)
-        points = self.spots.geometry.centroid
-        return apply_affine(matrix, np.column_stack([points.x, points.y]))
+        return _section.spot_centres(self.element, self.spots, self.system)
 
     def alone(self) -> SpatialData:
         """Image and spots of the region with a table that has one gene, to try calls on; nothing is shared but pixels.

@@ -12,7 +12,7 @@ from sealst import _section
 from sealst._core.genes.names import human_table, is_control, resolve
 from sealst._errors import DataError, SealstError
 from sealst._keys import Keys
-from sealst._validate import check_counts, check_gene_names, listed
+from sealst._validate import check_counts, check_gene_names, listed, patient_names
 from sealst.io._check.subject import Fact, Problem, Subject, told, tried
 
 _KINDS = {
@@ -144,6 +144,7 @@ def people(subject: Subject) -> Iterator[Fact | Problem]:
     for key in (Keys.PATIENT, Keys.SECTION, Keys.ORGAN, Keys.TECHNOLOGY, "batch"):
         if key in subject.table.obs:
             values = subject.table.obs[key].iloc[subject.region.rows]
+            values = patient_names(values) if key == Keys.PATIENT else values
             yield Fact("section", key, listed(sorted(values.dropna().astype(str).unique())).replace("'", ""))
             if key == Keys.PATIENT and values.isna().any():
                 yield Problem("error", f"`.obs['patient']` is empty for {int(values.isna().sum())} spots; fill it in.")

@@ -126,9 +126,8 @@ def _shapes(
     sdata: SpatialData, region: Region, image: Any, system: str
 ) -> tuple[np.ndarray, np.ndarray | None, list[np.ndarray] | None]:
     spots = _section.spot_table(sdata, region)
-    to_image = _section.between(sdata.shapes[region.name], image, system)
-    points = spots.geometry.centroid
-    centres = apply_affine(to_image, np.column_stack([points.x, points.y]))
+    to_image = _section.between(spots, image, system)
+    centres = _section.spot_centres(image, spots, system)
     if "radius" in spots:
         scale = float(np.sqrt(abs(np.linalg.det(to_image[:2, :2]))))
         return centres, spots["radius"].to_numpy(dtype=float) * scale, None

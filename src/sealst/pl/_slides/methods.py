@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
-from sealst._validate import listed
+from sealst._validate import listed, patient_names
 from sealst.pl import _base
 from sealst.pl._evaluation.methods import ADAPTED, FROZEN, MEAN, colours_of, pick
 
@@ -42,7 +42,7 @@ class Slides:
     @property
     def patients(self) -> np.ndarray:
         """Patient of every slide, as text."""
-        return self.frame[Keys.PATIENT].astype(str).to_numpy()
+        return patient_names(self.frame[Keys.PATIENT]).to_numpy()
 
 
 def require_slides(evaluation: object, tasks: Sequence[str], columns: Sequence[str] = ()) -> SlideEvaluation:

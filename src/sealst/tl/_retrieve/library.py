@@ -18,7 +18,7 @@ from sealst import _section
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._keys import Keys
 from sealst._section import Data, Region, sections_of
-from sealst._validate import listed, patient_text
+from sealst._validate import listed, patient_names
 from sealst.io import Collection
 from sealst.models import SealModel
 
@@ -152,7 +152,7 @@ def _facts(table: AnnData, region: Region, columns: Sequence[str]) -> pd.DataFra
             f"`columns`: {listed(missing)} not found in `.obs` of section {region.section!r}; found: {listed(obs)}."
         )
     texts = {name: obs[name].astype(str) if name in obs else "" for name in (Keys.ORGAN, Keys.TECHNOLOGY)}
-    patient = [patient_text(v) or "" for v in obs[Keys.PATIENT]] if Keys.PATIENT in obs else region.section
+    patient = patient_names(obs[Keys.PATIENT]).fillna("") if Keys.PATIENT in obs else region.section
     located = Keys.SPATIAL in table.obsm and _section.has_crops(table, region)
     xy = positions_um(table, region) if located else np.full((len(obs), 2), np.nan)
     found = pd.DataFrame(

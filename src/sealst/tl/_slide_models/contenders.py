@@ -57,7 +57,7 @@ def test_contenders(bags: Bags, test: Bags, contenders: Mapping[str, Bags]) -> d
         raise TypeError(f"`test` must be Bags (`sl.io.read_bags`), found {type(test).__name__}.")
     if both := sorted(set(bags.obs.index) & set(test.obs.index)):
         raise LeakError(f"Slide(s) {listed(both)} are in `bags` and in `test`.")
-    patients = (set(b.obs[Keys.PATIENT].astype(str)) for b in (bags, test))
+    patients = (set(b.obs[Keys.PATIENT].dropna()) for b in (bags, test))
     if both := sorted(set.intersection(*patients)):
         raise LeakError(f"Patient(s) {listed(both)} have slides in `bags` and in `test`; a patient is on one side.")
     found = {}

@@ -152,7 +152,7 @@ def _plan(bags: Bags, labels: Labels, folds: int | str, seed: int) -> dict[str, 
     if bags.obs[Keys.PATIENT].isna().any():
         names = bags.obs.index[bags.obs[Keys.PATIENT].isna()]
         raise DataError(f"Slide(s) {listed(names)} have no patient; splits are by patient. Name it in `bags.obs`.")
-    patients = bags.obs[Keys.PATIENT].astype(str).to_numpy()
+    patients = bags.obs[Keys.PATIENT].to_numpy(dtype=object)
     rows = np.flatnonzero(labels.known)
     check_enough(labels, patients, int(folds) if isinstance(folds, int | np.integer) else 2)
     if isinstance(folds, str):
@@ -257,7 +257,7 @@ class _Fitter:
     def _fit(self, store: BagStore, labels: Labels, fold: str, train: np.ndarray) -> tuple[SlideNet, int]:
         seed = mixed_seed(self.seed, labels.target, fold)
         # Those of the first embedding for all: other bags may name patients otherwise.
-        patients = self.main.bags.obs[Keys.PATIENT].astype(str).to_numpy()[train]
+        patients = self.main.bags.obs[Keys.PATIENT].to_numpy(dtype=object)[train]
         split_seed = mixed_seed(seed, "inner") % 2**32
         learn, watch = inner_split(patients, strata_of(labels.strata[train]), seed=split_seed)
         check_sides(patients, learn, watch)
@@ -322,7 +322,7 @@ def _finished(
     provenance = {
         "params": asdict(fitter.params),
         "slides": bags.obs.index[rows].astype(str).tolist(),
-        "patients": sorted(bags.obs[Keys.PATIENT].astype(str).iloc[rows].unique()),
+        "patients": sorted(bags.obs[Keys.PATIENT].iloc[rows].unique()),
         "folds": names,
         "epochs": {target: fit.epochs for target, fit in fitted.items()},
         "seed": seed,

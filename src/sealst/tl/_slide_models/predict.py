@@ -15,7 +15,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Data, sections_of
-from sealst._validate import check_choice, check_key, listed
+from sealst._validate import check_choice, check_key, listed, patient_names
 from sealst.models import SlideModel
 from sealst.models._slides.net import SlideOutput
 from sealst.tl._slide_models.contenders import check_same_embedding
@@ -109,7 +109,7 @@ def predict_slide(
 def _of_bags(bags: Bags, model: SlideModel, show: bool | None) -> pd.DataFrame:
     bags = bags.with_key(_key_of(bags, model))
     check_same_embedding(model.spec.embedding, bags)
-    _warn_seen(set(bags.obs[Keys.PATIENT].astype(str)), model)
+    _warn_seen(set(bags.obs[Keys.PATIENT].dropna()), model)
     rows: list[dict[str, Any]] = []
     for i in _logging.progress(range(len(bags)), "predicting slides", show=show, unit="slide"):
         found: dict[str, Any] = {}
@@ -189,7 +189,7 @@ def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequ
             if name == target:
                 attention[kept] = output.attention
     if Keys.PATIENT in table.obs:
-        _warn_seen(set(table.obs[Keys.PATIENT].astype(str)), model)
+        _warn_seen(set(patient_names(table.obs[Keys.PATIENT]).dropna()), model)
     return _Found(attention, looked, pd.DataFrame(rows, columns=["slide", "output", "value"]))
 
 

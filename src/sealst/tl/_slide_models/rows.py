@@ -40,7 +40,7 @@ class Outcome:
     @property
     def held(self) -> Held:
         """Truth, folds and patients of the predicted rows."""
-        patients = self.obs[Keys.PATIENT].astype(str).to_numpy()[self.rows]
+        patients = self.obs[Keys.PATIENT].to_numpy(dtype=object)[self.rows]
         return Held(self.labels.values[self.rows], self.fold, patients, self.train)
 
 
