@@ -29,3 +29,8 @@ def test_nothing_left_for_later() -> None:
         if re.search(r"\b(?:TODO|FIXME|XXX)\b", line)
     ]
     assert not found, "\n".join(found)
+
+
+def test_modules_start_with_what_they_are_for() -> None:
+    silent = [module.at(1) for module in sealst().values() if module.tree.body and not ast.get_docstring(module.tree)]
+    assert not silent, "\n".join(silent)
