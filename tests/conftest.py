@@ -47,6 +47,15 @@ def her2st_c2(shared_dir: Path) -> SpatialData:
     return sl.datasets.her2st("C2", path=shared_dir / "data" / "her2st")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the lines that tests have recorded as ``summary``, so that the log of a run shows them."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, text in getattr(report, "user_properties", ()):
+                if name == "summary" and report.when == "call":
+                    terminalreporter.write_line(text)
+
+
 def toy_image(size: int = 600) -> np.ndarray:
     """Image in which red rises along x, green along y, and blue is a checkerboard of 20 px squares."""
     ramp = np.arange(size) * 255 // (size - 1)

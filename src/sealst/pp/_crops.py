@@ -112,7 +112,7 @@ def pair_crops(
     Examples
     --------
     >>> import sealst as sl
-    >>> sdata = sl.datasets.synthetic()
+    >>> sdata = sl.datasets.synthetic(size_um=600)
     >>> sl.pp.pair_crops(sdata, crop_um=112, crop_px=224)
     >>> bool(sdata.tables["table"].obs["crop_ok"].all())
     True

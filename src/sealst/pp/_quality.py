@@ -88,7 +88,7 @@ def quality(
     Examples
     --------
     >>> import sealst as sl
-    >>> sdata = sl.datasets.synthetic()
+    >>> sdata = sl.datasets.synthetic(size_um=600)
     >>> sl.pp.pair_crops(sdata)
     >>> sl.pp.quality(sdata, metrics=["tenengrad"], thresholds={"tenengrad": (10, None)}, progress=False)
     >>> "quality_tenengrad" in sdata.tables["table"].obs

@@ -67,7 +67,7 @@ def fit_stain(
     Examples
     --------
     >>> import sealst as sl
-    >>> sdata = sl.datasets.synthetic()
+    >>> sdata = sl.datasets.synthetic(size_um=600)
     >>> sl.pp.fit_stain(sdata)
     Stain(method='macenko', section='P1_S1')
     """
@@ -152,8 +152,8 @@ def normalize_stain(
     Examples
     --------
     >>> import sealst as sl
-    >>> reference = sl.pp.fit_stain(sl.datasets.synthetic(seed=0))
-    >>> sdata = sl.datasets.synthetic(seed=1)
+    >>> reference = sl.pp.fit_stain(sl.datasets.synthetic(seed=0, size_um=600))
+    >>> sdata = sl.datasets.synthetic(seed=1, size_um=600)
     >>> sl.pp.normalize_stain(sdata, reference)
     >>> sorted(sdata.images)
     ['P1_S1_he', 'P1_S1_he_norm']

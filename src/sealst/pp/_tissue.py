@@ -91,7 +91,7 @@ def tissue(
     Examples
     --------
     >>> import sealst as sl
-    >>> sdata = sl.datasets.synthetic()
+    >>> sdata = sl.datasets.synthetic(size_um=600)
     >>> sl.pp.pair_crops(sdata)
     >>> sl.pp.tissue(sdata, min_tissue=0.5)
     >>> float(sdata.tables["table"].obs["tissue_fraction"].max())

@@ -128,7 +128,7 @@ def check(
 
     Examples
     --------
-    >>> report = sl.io.check(sl.datasets.synthetic())
+    >>> report = sl.io.check(sl.datasets.synthetic(size_um=600))
     >>> report.ok
     True
     """

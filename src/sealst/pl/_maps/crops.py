@@ -128,7 +128,7 @@ def crops(
     Examples
     --------
     >>> import sealst as sl
-    >>> sdata = sl.datasets.synthetic()
+    >>> sdata = sl.datasets.synthetic(size_um=600)
     >>> sl.pp.pair_crops(sdata)
     >>> figure = sl.pl.crops(sdata, n=8)
     """

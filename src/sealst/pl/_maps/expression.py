@@ -115,7 +115,7 @@ def expression(
     Examples
     --------
     >>> import sealst as sl
-    >>> sdata = sl.datasets.synthetic()
+    >>> sdata = sl.datasets.synthetic(size_um=600)
     >>> sl.pp.normalize(sdata)
     >>> gene = sdata.tables["table"].var_names[0]
     >>> figure = sl.pl.expression(sdata, gene, predicted_key=None)

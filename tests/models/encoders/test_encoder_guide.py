@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sealst as sl
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "encoders.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "guide" / "encoders.md"
 
 
 def rows() -> list[str]:

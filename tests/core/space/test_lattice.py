@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist
 from sealst._core.space import lattice
 from sealst._errors import DataError
 
-SHARED = Path(os.environ.get("SEALST_SHARED", Path(__file__).parents[3] / "shared"))
+SHARED = Path(os.environ.get("SEALST_SHARED", Path(__file__).parents[4] / "shared"))
 SECTIONS = sorted(SHARED.glob("data/her2st*/**/*_selection.tsv"))
 
 

@@ -225,7 +225,7 @@ def test_memory_stays_small_for_a_large_slide(tmp_path: Path) -> None:
 import sys, tracemalloc
 import imagecodecs, numpy as np, tifffile
 import sealst as sl
-from sealst._data.crops import read_crops
+from sealst._data.crops.reader import read_crops
 side = 20000
 block = np.random.default_rng(0).integers(100, 200, (256, 256, 3), dtype=np.uint8)
 tile = imagecodecs.jpeg8_encode(block, level=30, colorspace="RGB", outcolorspace="RGB")
