@@ -261,7 +261,7 @@ import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
-from sealst._data.tokens import Trunk
+from sealst._data.tokens.trunk import Trunk
 made = [0]
 def run(images):
     made[0] += len(images)
