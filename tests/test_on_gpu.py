@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sealst as sl
-from sealst._core.device import seeded
+from sealst._core.seeds import seeded
 from sealst._train import module as _module
 from sealst._train.callbacks import read_checkpoint
 from sealst._train.engine import Run, run_stages

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import sealst as sl
+from sealst._core.cores import n_threads
 from sealst._core.device import autocast, cuda_dtype
-from sealst._data.crops.chunks import n_threads
 from sealst._settings import _CHECKS, _VARIABLES, PRECISIONS, VERBOSITIES, Settings
 
 

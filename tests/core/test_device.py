@@ -15,9 +15,9 @@ from sealst._core.device import (
     n_devices,
     processes,
     resolve_device,
-    seeded,
     training_autocast,
 )
+from sealst._core.seeds import mixed_seed, seeded
 
 
 def test_seeded_repeats_and_restores():
@@ -40,6 +40,11 @@ def test_seeded_repeats_and_restores():
     with pytest.raises(RuntimeError, match="inside"):
         fail()
     assert draw() == expected
+
+
+def test_mixed_seeds_differ_by_every_fact_and_stay():
+    assert mixed_seed(1, "fit") == mixed_seed(1, "fit") == 1812853868751294527
+    assert len({mixed_seed(1, "fit"), mixed_seed(2, "fit"), mixed_seed(1, "order"), mixed_seed(1)}) == 4
 
 
 def test_device_names():

@@ -34,7 +34,7 @@ def panel() -> sl.GenePanel:
 
 @pytest.fixture
 def model(panel: sl.GenePanel) -> SealModel:
-    from sealst._core.device import seeded
+    from sealst._core.seeds import seeded
 
     with seeded(1):
         made = SealModel(

@@ -130,6 +130,25 @@ def test_frozen_blocks_nest_and_keep_their_state_to_themselves(model_of, adapter
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.parametrize("adapter", ["lora", {"kind": "lora", "n_blocks": 2}, "blocks", "full", "bottleneck", "none"])
+def test_both_embeddings_share_the_frozen_blocks(model_of, adapter, crops):
+    model = model_of(adapter)
+    adapted = model.embed_images(crops)
+    with model.frozen_encoder():
+        frozen = model.embed_images(crops)
+    runs = []
+    model.encoder.vit.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    both = model.embed_both(crops)
+    assert len(runs) == (1 if model.n_trunk else 2)
+    np.testing.assert_allclose(both[0], frozen, atol=1e-5)
+    np.testing.assert_allclose(both[1], adapted, atol=1e-5)
+    if model.n_trunk:
+        tokens = model.trunk_tokens(crops)
+        np.testing.assert_array_equal(model.embed_both(crops, tokens=tokens), both)
+        np.testing.assert_array_equal(model.embed_tokens(tokens), both[1])
+        assert len(runs) == 2
+
+
 def test_failing_to_switch_off_leaves_the_adapter_on(model_of, crops, monkeypatch):
     model = model_of("blocks")
     adapted = model.embed_images(crops)

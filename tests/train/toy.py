@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import sealst as sl
-from sealst._core.device import seeded
+from sealst._core.seeds import seeded
 from sealst._data.dataset import Measured, PairDataset
 from sealst._train.engine import Run, run_stages
 from sealst._train.params import TrainParams

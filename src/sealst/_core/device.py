@@ -1,15 +1,13 @@
-"""Devices and seeds."""
+"""Devices: which, how many processes share them, and the precision of a pass on them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from sealst._errors import DataError
@@ -124,22 +122,6 @@ def _own_gpu(devices: Any) -> torch.device:
         return torch.device("cuda", chosen[number])
     # Some launchers show every process its own GPU alone.
     return torch.device("cuda", number) if number < torch.cuda.device_count() else torch.device("cuda")
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed Python, numpy and torch inside a ``with`` block and restore the caller's random state afterwards."""
-    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the state that libraries use
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from sealst._core.device import training_autocast
+from sealst._core.images import to_images
 from sealst._core.scores.metrics import gene_pearson
 from sealst._core.scores.probes import ridge_probe
 from sealst._data.dataset import Draw, PairDataset
-from sealst._data.tokens.trunk import to_images
 from sealst._logging import logger
 
 #: spots that the frozen encoder's probe is fitted on, at most
@@ -55,6 +55,6 @@ def _embedded(model: Any, data: PairDataset, rows: np.ndarray, precision: str) -
             if "tokens" in batch:
                 z = model.encoder.tail(batch["tokens"].to(model.device).float(), model.n_trunk)
             else:
-                z = model.encoder(to_images(batch["crops"].numpy(), model.device))
+                z = model.encoder(to_images(batch["crops"], model.device))
             out.append(z.float().cpu().numpy())
     return np.concatenate(out)

@@ -21,10 +21,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from sealst._core.device import has_bf16, processes
+from sealst._core.seeds import mixed_seed
 from sealst._data.dataset import PairDataset, as_is
 from sealst._errors import DataError
 from sealst._train.callbacks import Checkpointer, Curves, EpochEnds, Keeper, Recorder, Restorer, SameProcesses
-from sealst._train.module import AlignStage, Stage, WarmupStage, mixed_seed
+from sealst._train.module import AlignStage, Stage, WarmupStage
 from sealst._train.params import TrainParams
 from sealst._train.sampler import MAX_SEGMENT_STEPS, InOrder, SegmentSampler
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -15,10 +14,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from sealst._core.images import to_images
 from sealst._core.losses.domain import reverse_gradient
 from sealst._core.losses.masking import add_noise, mask_genes
 from sealst._core.losses.registry import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION, kl_with_flows, mse
 from sealst._core.scores.metrics import gene_pearson, recall_at_k, retrieval_ranks
+from sealst._core.seeds import mixed_seed
 from sealst._data.augment import AUGMENTATIONS
 from sealst._train.params import TrainParams
 
@@ -221,7 +222,7 @@ class AlignStage(Stage):
         if "tokens" in batch:
             inputs = batch["tokens"]
         else:
-            inputs = batch["crops"].permute(0, 3, 1, 2).float() / 255
+            inputs = to_images(batch["crops"], batch["crops"].device)
             inputs = self.augment(inputs) if self.training else inputs
         size = self.params.chunk_size or len(inputs)
         if len(inputs) <= size or not torch.is_grad_enabled():
@@ -317,8 +318,3 @@ class Discriminator(nn.Sequential):
 
     def __init__(self, dim: int, n_domains: int) -> None:
         super().__init__(nn.LayerNorm(dim), nn.Linear(dim, 256), nn.ReLU(), nn.Linear(256, n_domains))
-
-
-def mixed_seed(*parts: Any) -> int:
-    """A seed from several facts."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

@@ -15,14 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 
-from sealst._core.device import seeded
 from sealst._core.scores.survival import cox_loss
+from sealst._core.seeds import mixed_seed, seeded
 from sealst._data.bags.memory import BagDataset, BagStore, Sample
 from sealst._data.dataset import as_is
 from sealst._errors import DataError
 from sealst._train.callbacks import Keeper
 from sealst._train.engine import interruptible, quiet_lightning
-from sealst._train.module import mixed_seed
 from sealst._train.slide_params import SlideParams
 
 CLASSIFICATION, REGRESSION, SURVIVAL = "classification", "regression", "survival"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
 
+from sealst._core.cores import n_cores
 from sealst._session_info import installed_version, session_info
 from sealst._settings import settings
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
@@ -20,7 +20,7 @@ def info() -> Answer:
     """Say what sealst runs on: versions, devices, settings. Nothing secret is shown."""
     found = session_info()
     facts: dict[str, Any] = {name: found.pop(name) for name in ("sealst", "python", "platform", "device")}
-    facts["cpus"] = os.cpu_count()
+    facts["cpus"] = n_cores()
     facts["packages"] = found | {name: installed_version(name) for name in _EXTRAS}
     facts["settings"] = {"cache_dir": str(settings.cache_dir), "device": settings.device, "seed": settings.seed}
     lines = []

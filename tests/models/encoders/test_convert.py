@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import sealst as sl
-from sealst._core.device import seeded
+from sealst._core.seeds import seeded
 from sealst.models._encoders.build import build_from_spec
 from sealst.models._encoders.convert import convert
 from sealst.models._encoders.registry import REGISTRY

@@ -9,6 +9,7 @@ import timm
 import torch
 
 import sealst as sl
+from sealst._core.images import to_images
 from sealst.models import LoraParams, build_encoder
 from sealst.models._adapters.adapters import add_adapter
 from sealst.models._encoders.blocks import block_layers
@@ -47,6 +48,41 @@ def test_batch_of_one_equals_batch_of_many_and_evaluation_is_deterministic():
         together = encoder(images)
         torch.testing.assert_close(together, torch.cat([encoder(i[None]) for i in images]), rtol=1e-4, atol=1e-5)
         assert torch.equal(together, encoder(images))
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16-mixed"])
+@pytest.mark.parametrize(("name", "pool"), [(TINY, "cls+mean"), ("resnet18", "mean")])
+def test_embed_is_a_written_out_loop(name, pool, precision, crops):
+    encoder = build_encoder(name, pretrained=False, pool=pool)
+    expected = []
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision != "auto"):
+        for batch in (crops[:3], crops[3:6], crops[6:]):
+            expected.append(encoder(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255).float())
+    sizes = []
+    encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    encoder.train()
+    with sl.settings.override(precision=precision, batch_size=3):
+        found = encoder.embed(crops)
+        np.testing.assert_array_equal(encoder.embed(crops[6:], batch_size=1), found[6:])
+    np.testing.assert_array_equal(found, torch.cat(expected).numpy())
+    assert (found.dtype, found.shape) == (np.float32, (7, encoder.spec.dim))
+    assert sizes == [3, 3, 1, 1]
+    assert encoder.training
+    assert encoder.embed(crops[:0]).shape == (0, encoder.spec.dim)
+
+
+def test_embed_refuses_what_are_no_crops():
+    encoder = build_encoder(TINY, pretrained=False)
+    with pytest.raises(sl.DataError, match=r"Crops must be uint8 \(n, height, width, 3\), found uint8 \(32, 32, 3\)"):
+        encoder.embed(np.zeros((32, 32, 3), dtype=np.uint8))
+
+
+def test_images_keep_the_layout_of_crops(crops):
+    for given in (crops, torch.from_numpy(crops)):
+        images = to_images(given, torch.device("cpu"))
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        np.testing.assert_array_equal(images.numpy(), np.moveaxis(crops, 3, 1).astype(np.float32) / 255)
+    np.testing.assert_array_equal(to_images(crops[:, ::-1], torch.device("cpu")).numpy(), images.numpy()[:, :, ::-1])
 
 
 def test_random_weights_follow_the_seed_and_leave_the_callers_random_state():

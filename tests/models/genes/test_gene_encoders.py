@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sealst as sl
-from sealst._core.device import seeded
+from sealst._core.seeds import seeded
 from sealst.models import CropSpec, GeneTransformerParams, HeadParams, LoraParams, SealModel, build_encoder
 from sealst.models._genes.registry import GENE_ENCODERS, resolve_gene_encoder
 from sealst.models._genes.transformer import GeneAttention

@@ -31,7 +31,7 @@ import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 import sealst as sl  # noqa: E402
-from sealst._core.device import seeded  # noqa: E402
+from sealst._core.seeds import seeded  # noqa: E402
 from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel  # noqa: E402
 from sealst.models._encoders.build import build_from_spec  # noqa: E402
 from sealst.models._encoders.registry import REGISTRY  # noqa: E402

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import sealst as sl
-from sealst._core.device import seeded
+from sealst._core.seeds import seeded
 from sealst.models import CropSpec, GeneVAE, GeneVAEParams, HeadParams, LoraParams, SealModel
 from sealst.models._encoders.build import build_from_spec
 from sealst.models._encoders.digests import weights_hash

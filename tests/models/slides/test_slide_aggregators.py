@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import sealst as sl
-from sealst._core.device import seeded
 from sealst._core.scores.slide_evaluation import SlideEvaluation
+from sealst._core.seeds import seeded
 from sealst._errors import CheckpointError, DataError
 from sealst.models._slides.aggregators import AGGREGATORS, build_aggregator
 from sealst.models._slides.model import SlideModel, SlideSpec

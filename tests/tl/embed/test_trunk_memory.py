@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sealst as sl
-from sealst.tl._embed.trunk_memory import TrunkMemory, trunk_key, trunk_tokens
+from sealst.tl._embed.trunk_memory import TrunkMemory, trunk_key
 from sealst.tl._evaluate.views import ModelFeatures
 
 RECIPE = {
@@ -43,9 +43,8 @@ def crops(n: int = 4, seed: int = 0) -> np.ndarray:
 
 def test_an_evaluation_runs_the_trunk_once_per_section_and_finds_the_same(cohort, monkeypatch):
     seen: list[int] = []
-    monkeypatch.setattr(
-        "sealst.tl._evaluate.views.trunk_tokens", lambda m, c: seen.append(len(c)) or trunk_tokens(m, c)
-    )
+    plain = sl.models.SealModel.trunk_tokens
+    monkeypatch.setattr(sl.models.SealModel, "trunk_tokens", lambda m, c: seen.append(len(c)) or plain(m, c))
     found = evaluated(cohort, seeds=[0, 1], baselines=["st-net"])
     # The toy sections have one picture, and each seed its own random weights.
     n = cohort[0].tables["table"].n_obs
@@ -71,8 +70,8 @@ def test_features_are_those_of_the_model(model):
 
 def test_other_crops_and_other_weights_are_other_tokens(model):
     memory, key = TrunkMemory(), trunk_key(model)
-    kept = memory.tokens(key, crops(), lambda: trunk_tokens(model, crops()))
-    other = memory.tokens(key, crops(seed=1), lambda: trunk_tokens(model, crops(seed=1)))
+    kept = memory.tokens(key, crops(), lambda: model.trunk_tokens(crops()))
+    other = memory.tokens(key, crops(seed=1), lambda: model.trunk_tokens(crops(seed=1)))
     assert not torch.equal(kept, other)
 
     def unexpected() -> torch.Tensor:
@@ -100,10 +99,10 @@ def test_adapted_blocks_do_not_count(ready):
 
 
 def test_no_more_is_kept_than_there_is_room_for(model):
-    size = trunk_tokens(model, crops()).nbytes
+    size = model.trunk_tokens(crops()).nbytes
     memory, key, made = TrunkMemory(room=2 * size), trunk_key(model), []
     for seed in (0, 1, 2, 0, 1, 2):
-        memory.tokens(key, crops(seed=seed), lambda s=seed: made.append(s) or trunk_tokens(model, crops(seed=s)))
+        memory.tokens(key, crops(seed=seed), lambda s=seed: made.append(s) or model.trunk_tokens(crops(seed=s)))
     assert made == [0, 1, 2, 2]
 
 

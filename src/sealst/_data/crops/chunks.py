@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
-
-from sealst._settings import settings
 
 T = TypeVar("T")
 
@@ -39,14 +36,6 @@ MAX_BYTES = 256 * 2**20
 #: chunk columns that are read together, so that the chunks in use do not grow with the width of the image
 STRIPE = 16
 _BACKGROUND = 255
-
-
-def n_threads() -> int:
-    """Threads that decode and resize: ``settings.n_jobs``, or the cores this process may use, at most 8."""
-    if settings.n_jobs is not None and settings.n_jobs > 0:
-        return settings.n_jobs
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if settings.n_jobs == -1 else min(8, cores)
 
 
 class Grid:

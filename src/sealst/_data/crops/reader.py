@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from sealst._core.cores import n_threads
 from sealst._core.space.geometry import pick_level
-from sealst._data.crops.chunks import Grid, WindowReader, n_threads
+from sealst._data.crops.chunks import Grid, WindowReader
 
 
 def _is_aligned(boxes: np.ndarray, px: int) -> np.ndarray:

@@ -16,18 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sealst._core.device import seeded
+from sealst._core.images import to_images
+from sealst._core.seeds import seeded
 from sealst._data.augment import AUGMENTATION_VERSIONS, AUGMENTATIONS
 from sealst._data.crops.source import CropSource, iter_source
 from sealst._data.tokens.store import Entry, write_entry
-
-
-def to_images(crops: np.ndarray, device: torch.device) -> torch.Tensor:
-    """uint8 (b, px, px, 3) → float (b, 3, px, px) in [0, 1] on a device."""
-    tensor = torch.from_numpy(np.ascontiguousarray(crops))
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
 
 
 @dataclass(frozen=True)

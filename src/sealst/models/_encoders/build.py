@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sealst._core.device import seeded
+from sealst._core.modes import evaluating
+from sealst._core.seeds import seeded
 from sealst._errors import DataError, WeightsError
 from sealst._validate import check_choice, listed
 from sealst.models._encoders.blocks import block_layers
@@ -219,15 +220,12 @@ def _cnn_facts(module: Any, name: str) -> dict[str, Any]:
 def _pooled_width(module: Any, name: str) -> int:
     """Length of what a network without tokens returns, found on an empty image; raises for other kinds of models."""
     side = max(_PROBE_PX, int(module.pretrained_cfg.get("input_size", (3, 0, 0))[-1]))
-    training, images = module.training, torch.zeros(1, 3, side, side)
+    images = torch.zeros(1, 3, side, side)
     try:
-        with torch.inference_mode():
-            module.eval()
+        with evaluating(module), torch.inference_mode():
             maps, pooled = module.forward_features(images), module(images)
     except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise _other_kind(module, name) from error
-    finally:
-        module.train(training)
     # Windowed transformers give maps too, but channels last.
     if maps.ndim != 4 or maps.shape[1] != module.num_features or pooled.ndim != 2:
         raise _other_kind(module, name)

@@ -1,33 +1,18 @@
-"""Names and fingerprints of encoders."""
+"""Digests of encoders' weights, and names that hold them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 if TYPE_CHECKING:
     from sealst.models._encoders.encoder import Encoder
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside a ``with`` block, a module and all in it are in evaluation mode; afterwards as they were."""
-    training = [m for m in module.modules() if m.training]
-    for m in training:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
 
 
 def weights_hash(state: Mapping[str, torch.Tensor]) -> str:

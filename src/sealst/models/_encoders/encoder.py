@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sealst._core.device import autocast
+from sealst._core.images import to_images
+from sealst._core.modes import evaluating
 from sealst._errors import DataError, OrderError
 from sealst._html import text_as_html
+from sealst._settings import settings
 from sealst._validate import check_positive
 from sealst.models._encoders.class_token import class_token, gives_class_token
 from sealst.models._encoders.digests import encoder_name, weights_hash
@@ -51,6 +56,11 @@ class Encoder(nn.Module):
     def vit(self) -> Any:
         """The timm module, with LoRA layers in place where an adapter was added."""
         return self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the encoder."""
+        return self.mean.device
 
     @property
     def supports_trunk(self) -> bool:
@@ -113,6 +123,49 @@ class Encoder(nn.Module):
         n_blocks = max(1, self.spec.n_blocks - 1)
         return self.tail(self.trunk(images, n_blocks), n_blocks)
 
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Inside a ``with`` block, passes are deterministic, without gradient, and in the precision of `spec`."""
+        with evaluating(self), torch.inference_mode(), autocast(self.device, self.spec.precision):
+            yield
+
+    def embed(self, crops: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
+        """Embed crops, on the encoder's device.
+
+        Parameters
+        ----------
+        crops
+            uint8, (n, height, width, 3).
+        batch_size
+            Crops per forward pass; default ``settings.batch_size``.
+
+        Returns
+        -------
+        float32 (n, dim), deterministic. On CUDA devices the encoder runs in the precision of its published users
+        (`spec.precision`), elsewhere in float32.
+
+        Raises
+        ------
+        DataError
+            When crops are of another type or shape.
+
+        Examples
+        --------
+        >>> import numpy as np, sealst as sl
+        >>> encoder = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False)
+        >>> encoder.embed(np.zeros((2, 32, 32, 3), dtype=np.uint8)).shape
+        (2, 192)
+        """
+        crops, size = np.asarray(crops), batch_size or settings.batch_size
+        if crops.ndim != 4 or crops.shape[3] != 3 or crops.dtype != np.uint8:
+            raise DataError(f"Crops must be uint8 (n, height, width, 3), found {crops.dtype} {crops.shape}.")
+        out = np.empty((len(crops), self.spec.dim), dtype=np.float32)
+        with self.inference():
+            for start in range(0, len(crops), size):
+                z = self(to_images(crops[start : start + size], self.device))
+                out[start : start + size] = z.float().cpu().numpy()
+        return out
+
     def image_model(self, *, crop_px: int | None = None) -> ImageModel:
         """Return the encoder in the form that other tools take; see `sealst.models.ImageModel`.
 
@@ -137,7 +190,7 @@ class Encoder(nn.Module):
         # The layers are in `repr(encoder.vit)`.
         trained = sum(p.numel() for name, p in self.named_parameters() if name in set(self.adapted))
         adapted = f"{trained / 1e6:.2f} M parameters" if self.adapted else "none"
-        own = f"  adapted: {adapted}\n  device:  {self.mean.device}"
+        own = f"  adapted: {adapted}\n  device:  {self.device}"
         return f"{repr(self.spec).replace('EncoderSpec', 'Encoder', 1)}\n{own}"
 
     def _repr_html_(self) -> str:

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sealst._core.device import autocast, cuda_dtype, has_bf16
+from sealst._core.device import cuda_dtype, has_bf16
+from sealst._core.images import to_images
 from sealst._errors import DataError
 from sealst._html import text_as_html
-from sealst.models._encoders.digests import evaluating
 
 if TYPE_CHECKING:
     from sealst.models._encoders.encoder import Encoder
@@ -104,11 +104,9 @@ class ImageModel(nn.Module):
         """
         self._check(image)
         encoder = self.model
-        device = encoder.mean.device
-        adapter = encoder.without_adapter() if self.frozen else nullcontext()
-        with evaluating(encoder), torch.inference_mode(), autocast(device, encoder.spec.precision), adapter:
+        with encoder.inference(), encoder.without_adapter() if self.frozen else nullcontext():
             # Laid out as crops are, so that sums are taken in the same order.
-            laid_out = image.to(device, torch.float32, non_blocking=True, memory_format=torch.channels_last)
+            laid_out = image.to(encoder.device, torch.float32, non_blocking=True, memory_format=torch.channels_last)
             return encoder(laid_out).float().cpu()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -167,4 +165,4 @@ class _Transform:
         image = image.convert("RGB")
         if image.size != (self.px, self.px):
             image = image.resize((self.px, self.px), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
+        return to_images(np.array(image)[None], torch.device("cpu"))[0]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ from torch import nn
 
 from sealst._core.device import autocast
 from sealst._core.genes.panel import GenePanel
+from sealst._core.images import to_images
+from sealst._core.modes import evaluating
 from sealst._core.space.geometry import CropSpec
 from sealst._errors import DataError, PanelError
 from sealst._html import text_as_html
-from sealst._settings import settings
 from sealst.models._adapters.adapters import Adapter, add_adapter
-from sealst.models._encoders.digests import evaluating, plain_key
+from sealst.models._encoders.digests import plain_key
 from sealst.models._encoders.encoder import Encoder
 from sealst.models._encoders.image_model import ImageModel
 from sealst.models._genes.base import GeneEncoderParams
@@ -150,10 +152,43 @@ class SealNet(nn.Module):
         --------
         >>> z = model.embed_images(crops)  # doctest: +SKIP
         """
-        crops = np.asarray(crops)
-        if crops.ndim != 4 or crops.shape[3] != 3 or crops.dtype != np.uint8:
-            raise DataError(f"Crops must be uint8 (n, height, width, 3), found {crops.dtype} {crops.shape}.")
-        return self._batched(self._embed_batch, crops, self.dim, batch_size)
+        return self.encoder.embed(crops, batch_size=batch_size)
+
+    def trunk_tokens(self, crops: np.ndarray) -> torch.Tensor:
+        """Tokens (n, tokens, width) of crops behind the `n_trunk` blocks that no adapter touches, in one pass."""
+        with self.encoder.inference():
+            return self.encoder.trunk(to_images(crops, self.device), self.n_trunk)
+
+    def embed_tokens(self, tokens: torch.Tensor) -> np.ndarray:
+        """Embeddings, float32 (n, dim), of crops from their `trunk_tokens`."""
+        with self.encoder.inference():
+            return self.encoder.tail(tokens.to(self.device), self.n_trunk).float().cpu().numpy()
+
+    def embed_both(self, crops: np.ndarray, *, tokens: torch.Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings by the base encoder and by the adapted one; the blocks that they share run once.
+
+        Parameters
+        ----------
+        crops
+            uint8, (n, crop_px, crop_px, 3); all of them are one forward pass.
+        tokens
+            Their `trunk_tokens`, where these are known.
+
+        Returns
+        -------
+        Of the base and of the adapted encoder, float32 (n, dim), deterministic.
+
+        Examples
+        --------
+        >>> frozen, adapted = model.embed_both(crops)  # doctest: +SKIP
+        """
+        if self.n_trunk:
+            embed = partial(self.embed_tokens, self.trunk_tokens(crops) if tokens is None else tokens)
+        else:
+            embed = partial(self.embed_images, crops, batch_size=len(crops))
+        adapted = embed()
+        with self.frozen_encoder():
+            return embed(), adapted
 
     def embed_genes(self, x: np.ndarray, *, batch_size: int = 4096) -> np.ndarray:
         """Embeddings of expression profiles; of a variational encoder the posterior mean through the flows.
@@ -249,12 +284,7 @@ class SealNet(nn.Module):
             raise DataError(f"Embeddings must be (n, {self.dim}), found {z.shape}.")
         return z
 
-    def _embed_batch(self, crops: torch.Tensor) -> torch.Tensor:
-        with autocast(self.device, self.encoder.spec.precision):
-            return self.encoder(crops.permute(0, 3, 1, 2).float() / 255)
-
-    def _batched(self, function: Any, data: np.ndarray, width: int, batch_size: int | None) -> np.ndarray:
-        size = batch_size or settings.batch_size
+    def _batched(self, function: Any, data: np.ndarray, width: int, size: int) -> np.ndarray:
         out = np.empty((len(data), width), dtype=np.float32)
         with evaluating(self), torch.inference_mode(), autocast(self.device):
             for start in range(0, len(data), size):

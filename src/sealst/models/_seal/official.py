@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from sealst._core.device import resolve_device, seeded
+from sealst._core.device import resolve_device
 from sealst._core.genes.names import placeholder_names
 from sealst._core.genes.panel import GenePanel
+from sealst._core.seeds import seeded
 from sealst._core.space.geometry import CropSpec
 from sealst._errors import DataError, WeightsError
 from sealst._logging import warn

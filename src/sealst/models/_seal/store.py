@@ -14,8 +14,9 @@ import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sealst._core.device import resolve_device, seeded
+from sealst._core.device import resolve_device
 from sealst._core.genes.panel import GenePanel
+from sealst._core.seeds import seeded
 from sealst._core.space.geometry import CropSpec
 from sealst._errors import CheckpointError, DataError
 from sealst._files import new_folder, write_json

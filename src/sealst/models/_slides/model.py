@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sealst._core.device import resolve_device, seeded
+from sealst._core.device import resolve_device
 from sealst._core.scores.slide_evaluation import SlideEvaluation
+from sealst._core.seeds import seeded
 from sealst._errors import CheckpointError, DataError, SealstError
 from sealst._files import new_folder, write_json, write_text
 from sealst._html import as_html

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
-from sealst._core.device import autocast, resolve_device
-from sealst._data.tokens.trunk import to_images
+from sealst._core.device import resolve_device
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -137,22 +135,10 @@ def embed_crops(
         entry = {"model": name, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
     if device is not None or isinstance(model, str):
         (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
-    rows, values = _section.map_crops(paired.sections, crop_function(encoder), show=show, desc="embedding crops")
+    rows, values = _section.map_crops(paired.sections, encoder.embed, show=show, desc="embedding crops")
     out = np.full((paired.table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
     out[rows] = values
     return out, entry | {"modality": "image", "crop_um": paired.size.crop_um, "crops": paired.record}
-
-
-def crop_function(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
-    """uint8 crops → float32 embeddings, deterministic, on the encoder's device."""
-    encoder.eval()
-    device = encoder.mean.device
-
-    def run(crops: np.ndarray) -> np.ndarray:
-        with torch.inference_mode(), autocast(device, encoder.spec.precision):
-            return encoder(to_images(crops, device)).float().cpu().numpy()
-
-    return run
 
 
 def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> None:
@@ -193,7 +179,7 @@ def _frozen(model: Encoder | str, *, pool: str | None, pretrained: bool) -> Enco
         raise TypeError(f"`model` must be a SealModel, an encoder or its name, found {type(model).__name__}.")
     if pool is not None:
         raise DataError("`pool` is for an encoder given by name; this one has its own. Leave it out.")
-    return model.eval()
+    return model
 
 
 def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:

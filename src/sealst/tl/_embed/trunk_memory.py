@@ -9,8 +9,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from sealst._core.device import autocast
-from sealst._data.tokens.trunk import to_images
 from sealst.models import SealModel
 
 #: bytes of tokens that are kept, all sections together
@@ -48,10 +46,3 @@ def trunk_key(model: SealModel) -> str:
         return ""
     facts = model.encoder.trunk_facts(n) | {"precision": model.encoder.spec.precision, "device": str(model.device)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def trunk_tokens(model: SealModel, crops: np.ndarray) -> torch.Tensor:
-    """Tokens (n, tokens, width) of crops in front of a model's first adapted block."""
-    model.eval()
-    with torch.inference_mode(), autocast(model.device, model.encoder.spec.precision):
-        return model.encoder.trunk(to_images(crops, model.device), model.n_trunk)

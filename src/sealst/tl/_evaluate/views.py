@@ -13,15 +13,14 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
-from sealst._core.device import autocast
 from sealst._core.genes.panel import GenePanel
-from sealst._data.tokens.trunk import to_images
+from sealst._core.images import to_images
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import RegionCrops
 from sealst.models import CropSpec, Encoder, SealModel
-from sealst.tl._embed.trunk_memory import TrunkMemory, trunk_key, trunk_tokens
+from sealst.tl._embed.trunk_memory import TrunkMemory, trunk_key
 
 #: features of the base encoder, and of its crops' colours
 FROZEN, COLOUR = "frozen", "colour"
@@ -100,54 +99,36 @@ class ModelFeatures:
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
         """Features (n, sum of widths) of crops, side by side."""
-        parts: list[torch.Tensor] = []
+        parts: list[np.ndarray] = []
         behind: dict[str, torch.Tensor] = {}
         for name, model in self.models.items():
             trunk = self._trunks[name]
             if trunk and trunk not in behind:
-                behind[trunk] = self.memory.tokens(trunk, crops, partial(trunk_tokens, model, crops))
-            parts += embedded(model, crops, frozen=not parts, tokens=behind.get(trunk))
-        parts.append(_colour(crops))
-        return torch.cat([p.float().cpu() for p in parts], dim=1).numpy()
+                behind[trunk] = self.memory.tokens(trunk, crops, partial(model.trunk_tokens, crops))
+            if not parts:
+                parts += model.embed_both(crops, tokens=behind.get(trunk))
+            elif trunk:
+                parts.append(model.embed_tokens(behind[trunk]))
+            else:
+                parts.append(model.embed_images(crops, batch_size=len(crops)))
+        return np.concatenate([*parts, _colour(crops)], axis=1)
 
 
 class EncoderFeatures:
     """Features of an encoder as it is."""
 
     def __init__(self, encoder: Encoder, device: torch.device) -> None:
-        self.encoder, self.device = encoder.to(device).eval(), device
+        self.encoder = encoder.to(device)
         self.widths = {FROZEN: encoder.spec.dim, COLOUR: 6}
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
         """Features (n, sum of widths) of crops, side by side."""
-        with torch.inference_mode(), autocast(self.device, self.encoder.spec.precision):
-            z = self.encoder(to_images(crops, self.device))
-        return torch.cat([z.float().cpu(), _colour(crops)], dim=1).numpy()
+        return np.concatenate([self.encoder.embed(crops, batch_size=len(crops)), _colour(crops)], axis=1)
 
 
-def embedded(
-    model: SealModel, crops: np.ndarray, *, frozen: bool, tokens: torch.Tensor | None = None
-) -> list[torch.Tensor]:
-    """Embedding by the base encoder (if wanted) and by the adapted one; the shared trunk runs once, or is given."""
-    model.eval()
-    if tokens is None and model.n_trunk:
-        tokens = trunk_tokens(model, crops)
-    given = to_images(crops, model.device) if tokens is None else tokens.to(model.device)
-    with torch.inference_mode(), autocast(model.device, model.encoder.spec.precision):
-
-        def embed() -> torch.Tensor:
-            return model.encoder(given) if tokens is None else model.encoder.tail(given, model.n_trunk)
-
-        adapted = embed()
-        if not frozen:
-            return [adapted]
-        with model.frozen_encoder():
-            return [embed(), adapted]
-
-
-def _colour(crops: np.ndarray) -> torch.Tensor:
-    images = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
-    return torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
+def _colour(crops: np.ndarray) -> np.ndarray:
+    images = to_images(crops, torch.device("cpu"))
+    return torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1).numpy()
 
 
 @dataclass(frozen=True)

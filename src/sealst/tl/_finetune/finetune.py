@@ -15,9 +15,10 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
-from sealst._core.device import processes, resolve_device, seeded
+from sealst._core.device import processes, resolve_device
 from sealst._core.genes.panel import GenePanel
 from sealst._core.losses.domain import balanced_weights
+from sealst._core.seeds import seeded
 from sealst._data.dataset import PairDataset, joined_expression
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys

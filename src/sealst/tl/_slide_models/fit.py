@@ -13,8 +13,9 @@ import pandas as pd
 import torch
 
 from sealst import _logging
-from sealst._core.device import resolve_device, seeded
+from sealst._core.device import resolve_device
 from sealst._core.scores.slide_evaluation import SlideEvaluation
+from sealst._core.seeds import mixed_seed, seeded
 from sealst._core.splits.slides import Fold, check_sides, inner_split, named_folds, patient_folds, strata_of
 from sealst._data.bags.bags import Bags
 from sealst._data.bags.memory import BagStore
@@ -22,7 +23,6 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._settings import settings
-from sealst._train.module import mixed_seed
 from sealst._train.slide_engine import SURVIVAL, Job, fit_net
 from sealst._train.slide_params import SlideParams, slide_params
 from sealst._validate import check_choice, check_key, listed, need, whole

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 
 from sealst._core.device import resolve_device
 from sealst._data.bags.parts import Parts, file_digest
@@ -22,8 +21,6 @@ from sealst._keys import Keys
 from sealst._settings import settings
 from sealst.models import CropSpec, Encoder, SealModel, build_encoder, load
 from sealst.models._encoders.digests import base_name
-from sealst.tl._embed.embed import crop_function
-from sealst.tl._evaluate.views import embedded
 from sealst.tl._slides.manifest import Slide
 
 Model: TypeAlias = SealModel | Encoder
@@ -183,22 +180,15 @@ def crop_of(model: Model, tile_um: float | None, tile_px: int | None) -> CropSpe
 
 def features_of(model: Model, job: Job) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """uint8 crops → embeddings by slot; pixels are read and a shared trunk runs once for both embeddings."""
-    if not isinstance(model, SealModel):
-        encode = crop_function(model)
-        return lambda crops: {Keys.EMBEDDING: encode(crops)}
-    if not job.frozen:
-        alone = crop_function(model.encoder)
-        return lambda crops: {Keys.EMBEDDING: alone(crops)}
+    encoder = model.encoder if isinstance(model, SealModel) else model
 
-    def both(crops: np.ndarray) -> dict[str, np.ndarray]:
-        base, adapted = embedded(model, crops, frozen=True)
-        return {key: _array(z) for key, z in ((Keys.EMBEDDING, adapted), (Keys.FROZEN, base))}
+    def embed(crops: np.ndarray) -> dict[str, np.ndarray]:
+        if isinstance(model, SealModel) and job.frozen:
+            base, adapted = model.embed_both(crops)
+            return {Keys.EMBEDDING: adapted, Keys.FROZEN: base}
+        return {Keys.EMBEDDING: encoder.embed(crops, batch_size=job.batch_size)}
 
-    return both
-
-
-def _array(z: torch.Tensor) -> np.ndarray:
-    return z.float().cpu().numpy()
+    return embed
 
 
 def predicted(model: Model, job: Job, embedding: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
 
+from sealst._core.cores import n_cores
 from sealst._errors import DataError
 from sealst._logging import logger
 from sealst.tl._slides.job import Job
@@ -148,8 +149,7 @@ def workers_for(job: Job, *, n_workers: int, scheduler: Any) -> Iterator[Workers
 @contextmanager
 def local_cluster(cluster: Any, n_workers: int) -> Iterator[Any]:
     """Inside a ``with`` block, a cluster of processes on this machine that share its cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, cores // n_workers))
+    threads = str(max(1, n_cores() // n_workers))
     # Dask gives a worker one thread for BLAS and OpenMP unless told otherwise. Memory is not limited: a limit stops a
     # worker that is well, since files that are mapped count.
     env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
