@@ -43,7 +43,3 @@ class CheckpointError(SealstError, RuntimeError):
 
 class SealstWarning(UserWarning):
     """Something the user should know, with a result that is still right."""
-
-
-class SealstDeprecationWarning(SealstWarning, FutureWarning):
-    """A name or argument that still works, and will not in the version that the message names."""

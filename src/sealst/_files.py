@@ -1,9 +1,10 @@
-"""Write text files and folders that appear complete or not at all."""
+"""Write files and folders that appear complete or not at all, and tell SpatialData stores from other folders."""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,34 +14,39 @@ from typing import Any
 
 from sealst._errors import CheckpointError
 
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file through a temporary one beside it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+#: groups of elements in a SpatialData store
+ELEMENTS = ("images", "labels", "points", "shapes", "tables")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file as `write_text` does."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
+# -- complete or not at all -------------------------------------------------------------------------------------------
 @contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """Inside a ``with`` block, a temporary file beside `path`; afterwards it stands at `path`."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
+def complete_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Inside a ``with`` block, the path of a file to write beside `path`; afterwards the file stands at `path`.
+
+    What raises leaves what was there. With `sync` the bytes are on the disk before the file has its name, so that a
+    loss of power leaves the old or the new one.
+    """
+    partial = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield partial
-        partial.chmod(0o644)
+        if sync:
+            flush(partial)
         partial.replace(path)
+        if sync:
+            flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Write a text file that appears complete or not at all."""
+    with complete_file(path, sync=sync) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, content: Any, *, sync: bool = False) -> None:
+    """Write a JSON file as `write_text` does."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", sync=sync)
 
 
 @contextmanager
@@ -58,13 +64,14 @@ def new_folder(path: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     try:
         yield work
         work.chmod(0o755)
-        _swap(work, path)
+        replace_folder(work, path)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
 
 
-def _swap(work: Path, path: Path) -> None:
+def replace_folder(work: Path, path: Path) -> None:
+    """Give a finished folder the name `path`; what has it is moved aside first and removed last."""
     if not path.exists():
         work.rename(path)
         return
@@ -79,3 +86,39 @@ def _swap(work: Path, path: Path) -> None:
             old.rmdir()
         raise
     shutil.rmtree(old)
+
+
+def flush(path: Path) -> None:
+    """Have a file or folder on the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        # Folders cannot be opened on every system.
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# -- SpatialData stores -----------------------------------------------------------------------------------------------
+def is_store(path: Path) -> bool:
+    """Whether a folder is what `spatialdata.read_zarr` opens as a section; a zarr group of another kind is not.
+
+    A store says so in its attributes. One by spatialdata before 0.3 may have none: it is known by its elements.
+    """
+    said = "".join(
+        (path / name).read_text(encoding="utf-8", errors="replace")
+        for name in ("zarr.json", ".zattrs")
+        if (path / name).is_file()
+    )
+    if said.split() not in ([], ["{}"]):
+        return "spatialdata_attrs" in said
+    return (path / ".zgroup").is_file() and any((path / kind / ".zgroup").is_file() for kind in ELEMENTS)
+
+
+def stores_in(path: Path) -> list[Path]:
+    """SpatialData stores that lie in a folder, by name; hidden ones are being written."""
+    if not path.is_dir():
+        return []
+    return sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != "." and is_store(p))

@@ -12,9 +12,10 @@ import pytest
 import sealst as sl
 from sealst import _section
 from sealst._data.crops import cache as crop_cache
-from sealst._data.crops.cache import CachedCrops, CropCache, write_cache
+from sealst._data.crops.cache import CachedRows, CropCache, write_cache
 from sealst._data.crops.reader import read_crops
 from sealst._data.crops.source import CropSource, gather_crops, iter_source
+from sealst._data.stacked import Stacked
 from sealst._errors import SealstWarning
 
 
@@ -65,7 +66,7 @@ def test_cached_crops_index_like_an_array(tmp_path, small_shards):
         level, squares = image(i), boxes(20 + i, seed=i)
         cache = write_cache(tmp_path / f"{i}.zarr", [level], squares, 20)
         parts.append((cache, cache.slots(squares), read_crops([level], squares, 20)))
-    crops = CachedCrops([p[:2] for p in parts])
+    crops = Stacked([CachedRows(*p[:2]) for p in parts], (20, 20, 3), np.dtype(np.uint8))
     whole = np.concatenate([p[2] for p in parts])
     assert crops.shape == whole.shape
     assert crops.dtype == whole.dtype
@@ -79,7 +80,7 @@ def test_large_cached_collections_are_not_copied(tmp_path, small_shards, monkeyp
     level, squares = image(), boxes()
     write_cache(tmp_path / "c.zarr", [level], squares, 20)
     crops = gather_crops([CropSource([level], squares, str(tmp_path / "c.zarr"))], 20, tmp_path)
-    assert isinstance(crops, CachedCrops)
+    assert isinstance(crops, Stacked)
     assert not (tmp_path / "crops.npy").exists()
     np.testing.assert_array_equal(crops[np.arange(50)], read_crops([level], squares, 20))
 

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sealst._data.crops.cache import CachedCrops
-from sealst._data.tokens.store import Tokens
+from sealst._data.stacked import Stacked
 
 
 class Measured(NamedTuple):
@@ -48,7 +47,7 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        images: np.ndarray | CachedCrops | Tokens | None,
+        images: np.ndarray | Stacked | None,
         expression: np.ndarray,
         *,
         measured: Measured | None = None,

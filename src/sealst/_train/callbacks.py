@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import pandas as pd
 import torch
 
 from sealst._errors import CheckpointError, DataError
-from sealst._files import write_text
+from sealst._files import complete_file, write_text
 from sealst._logging import logger, progress
 from sealst._train.sampler import SegmentSampler
 from sealst._validate import listed
@@ -25,15 +24,11 @@ FILE = "checkpoint.pt"
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write beside the old one, then replace it: a crash or a full disk leaves the old one."""
-    path, partial = folder / FILE, folder / f".{FILE}.tmp"
+    path = folder / FILE
     try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with complete_file(path, sync=True) as partial:
+            torch.save(state, partial)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         kept = "The last one is still there" if path.is_file() else "There is none yet"
         raise CheckpointError(
             f"The checkpoint could not be written to {str(folder)!r} ({error}). {kept}; make room, then run the same "

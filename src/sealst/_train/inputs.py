@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from sealst._core.device import training_autocast
-from sealst._data.crops.cache import CachedCrops
 from sealst._data.crops.source import CropSource, fits_memory, gather_crops
-from sealst._data.tokens.store import Entry, Tokens, is_complete, no_room_advice, touch
+from sealst._data.stacked import Stacked
+from sealst._data.tokens.store import Entry, is_complete, no_room_advice, stacked_tokens, touch
 from sealst._data.tokens.trunk import Trunk, crops_digest, source_digest, token_bytes
 from sealst._errors import DataError
 from sealst._logging import logger, progress
@@ -26,7 +26,7 @@ _DISK_SHARE = 0.9
 #: the cache must save this share of the estimated work to be chosen
 _WORTH = 0.1
 
-Images = np.ndarray | CachedCrops | Tokens
+Images = np.ndarray | Stacked
 
 
 class Wanted(NamedTuple):
@@ -186,7 +186,7 @@ def image_inputs(
         for w, crops, some in zip(wanted, kept, entries, strict=True):
             _fill(trunk, w, some, absent=absent, crops=crops, px=px, bar=bar)
     touch(distinct.values())
-    return [Tokens([entry.folder for entry in some]) for some in entries]
+    return [stacked_tokens([entry.folder for entry in some]) for some in entries]
 
 
 def _plan(model: Any, wanted: Sequence[Wanted], absent: Sequence[Entry]) -> CachePlan:

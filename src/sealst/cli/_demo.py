@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from spatialdata import SpatialData
 import sealst as sl
 from sealst._core.report import Block, Picture, render
 from sealst._errors import DataError
+from sealst._files import new_folder, write_text
 from sealst._logging import logger, quiet_writing
 from sealst._version import __version__
 from sealst.models import SealModel
@@ -103,24 +103,15 @@ def run_demo(out: Path, *, seed: int, overwrite: bool) -> tuple[Path, str]:
     """Run the demonstration and return its folder and the comparison as text."""
     out = out.resolve()
     _check_target(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with new_folder(out, overwrite=overwrite, marker=_MARKER) as work:
         # Nobody trains on these sections again: their tokens must not stay in the user's cache.
         with tempfile.TemporaryDirectory(prefix="sealst-") as cache, sl.settings.override(cache_dir=Path(cache)):
             result = _run(work, seed)
         summary = _summary(result.table)
         figures = _figures(result, work / "figures")
         html = demo_report(result.model, result.table, summary, figures=figures, genes=GENES, seconds=result.seconds)
-        (work / "report.html").write_text(html, encoding="utf-8")
+        write_text(work / "report.html", html)
         (work / _MARKER).touch()
-        work.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        work.rename(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return out, summary.to_string(index=False)
 
 

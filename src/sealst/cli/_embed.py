@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from sealst._text_table import ENDINGS, first_lines, separator_of
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
 from sealst.cli._embed_slides import slides_embed
 from sealst.cli._options import (
@@ -22,8 +23,6 @@ from sealst.cli._options import (
 )
 from sealst.cli._sections import Work, saved_text
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-
 
 class _Embed(SealstCommand):
     """`sealst embed`; a table with a column ``slide`` lists slides, for which another command is responsible."""
@@ -37,11 +36,14 @@ class _Embed(SealstCommand):
 
 
 def _lists_slides(path: Path) -> bool:
-    separator = _SEPARATORS.get(path.suffix.lower())
-    if separator is None or not path.is_file():
+    if path.suffix.lower() not in ENDINGS or not path.is_file():
         return False
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-        return "slide" in [name.strip() for name in next(csv.reader(stream, delimiter=separator), [])]
+    try:
+        lines = first_lines(path)
+    except (OSError, UnicodeDecodeError):
+        # The command says what is wrong with it.
+        return False
+    return "slide" in [name.strip() for name in next(csv.reader(lines, delimiter=separator_of(lines)), [])]
 
 
 @click.command(

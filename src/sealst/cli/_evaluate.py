@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sealst._errors import DataError
+from sealst._files import new_folder, write_json
 from sealst._settings import settings
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
 from sealst.cli._options import (
@@ -171,7 +172,6 @@ def _completed(sdata: Any, crops: _Crops, table_key: str) -> Any:
 
 
 def _write(found: Any, out: Path, overwrite: bool) -> None:
-    from sealst._files import new_folder, write_json
     from sealst.pl import report
 
     with new_folder(out, overwrite=overwrite, marker=_MARKER) as work:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from sealst._errors import DataError
+from sealst._files import new_folder
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
 from sealst.cli._options import (
     ANY_PATH,
@@ -98,8 +99,6 @@ def finetune(sections: tuple[Path, ...], *, out: Path, resume: bool, overwrite: 
         check_new(out, overwrite)
     arguments = _arguments(options)
     if overwrite and out.exists():
-        from sealst._files import new_folder
-
         # The earlier run stays until the new one is complete.
         with new_folder(out, overwrite=True, marker=_MARKER) as work:
             model = _train(sections, work, resume=False, arguments=arguments)

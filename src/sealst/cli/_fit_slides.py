@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from sealst._errors import MissingKeyError
+from sealst._files import is_store
 from sealst._keys import Keys
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
 from sealst.cli._options import (
@@ -24,7 +25,7 @@ from sealst.cli._options import (
     stated,
     table_key_option,
 )
-from sealst.cli._sections import H5AD, Work, check_ending, check_new, is_store, saved_text, write_frame
+from sealst.cli._sections import H5AD, Work, check_ending, check_new, saved_text, write_frame
 from sealst.cli._types import YamlMapping
 
 _bags = stacked(

@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from sealst._errors import DataError, SealstError
+from sealst._files import is_store, new_folder
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_writing
 from sealst._validate import listed
 from sealst.cli._common import EXIT_CODES, EXIT_DATA, Answer, SealstCommand, as_json
 from sealst.cli._options import ANY_PATH, EXISTING, EXISTING_FILE, overwrite_option, stacked, stated, table_key_option
 from sealst.cli._prepare_steps import prepare_section, summary
-from sealst.cli._sections import check_new, is_several, is_store, saved_text
+from sealst.cli._sections import check_new, is_several, saved_text
 from sealst.cli._types import KeyValue, Limits, merged
 
 _ZARR = ".zarr"
@@ -192,8 +193,6 @@ def _read(source: Path, options: Mapping[str, Any]) -> Any:
 
 def _write(sdata: Any, path: Path, overwrite: bool) -> None:
     """Write a store that appears complete or not at all."""
-    from sealst._files import new_folder
-
     with new_folder(path, overwrite=overwrite, marker="zarr.json") as work:
         # The store makes its own folder.
         work.rmdir()

@@ -10,6 +10,7 @@ import click
 
 from sealst._errors import DataError
 from sealst._keys import Keys
+from sealst._text_table import read_text_table
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
 from sealst.cli._options import (
     ANY_PATH,
@@ -181,11 +182,8 @@ def _hits(table: Any, prefix: str) -> pd.DataFrame:
 
 
 def _profile(path: Path) -> pd.Series:
-    import pandas as pd
-
-    separator = "\t" if path.suffix.lower() in (".tsv", ".txt") else ","
     try:
-        frame = pd.read_csv(path, sep=separator, index_col=0, keep_default_na=False)
+        frame = read_text_table(path, index_col=0, keep_default_na=False)
         return frame.iloc[:, 0].astype(float)
     except (ValueError, IndexError, OSError) as error:
         raise DataError(

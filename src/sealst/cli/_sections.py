@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sealst._errors import DataError
-from sealst._files import complete_file
+from sealst._files import complete_file, is_store, stores_in, write_text
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._text_table import ENDINGS
 from sealst._validate import listed
 from sealst.cli._common import as_json
 
 if TYPE_CHECKING:
     import pandas as pd
-
-if TYPE_CHECKING:
     from anndata import AnnData
 
     from sealst.io import Collection
@@ -41,29 +40,16 @@ def check_ending(path: Path, option: str) -> None:
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
     """Write a table that appears complete or not at all."""
-    from sealst._files import write_text
-
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, _WRITERS[path.suffix.lower()](frame))
 
 
 H5AD = ".h5ad"
-MANIFESTS = (".csv", ".tsv", ".txt")
-
-
-def is_store(path: Path) -> bool:
-    """Whether a path is a zarr store, by its name or its files."""
-    return path.suffix == ".zarr" or (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
-
-
-def holds_stores(path: Path) -> bool:
-    """Whether a folder holds zarr stores."""
-    return path.is_dir() and any(p.is_dir() and p.name[0] != "." and is_store(p) for p in path.iterdir())
 
 
 def is_several(path: Path) -> bool:
     """Whether a path stands for several sections: a manifest, or a folder of stores."""
-    return (path.is_file() and path.suffix.lower() in MANIFESTS) or (not is_store(path) and holds_stores(path))
+    return (path.is_file() and path.suffix.lower() in ENDINGS) or (not is_store(path) and bool(stores_in(path)))
 
 
 def open_sections(paths: Sequence[Path]) -> Collection:
@@ -181,7 +167,7 @@ class Work:
 
 def _tables_of(paths: Sequence[Path]) -> list[Path]:
     """The h5ad files that are given, by themselves or as one folder of them; none where anything else is."""
-    if len(paths) == 1 and paths[0].is_dir() and not (is_store(paths[0]) or holds_stores(paths[0])):
+    if len(paths) == 1 and paths[0].is_dir() and not (is_store(paths[0]) or stores_in(paths[0])):
         return sorted(p for p in paths[0].iterdir() if p.suffix == H5AD)
     return list(paths) if all(p.suffix == H5AD for p in paths) else []
 

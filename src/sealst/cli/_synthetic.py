@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from sealst._files import new_folder, write_text
 from sealst._logging import quiet_writing
 from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
 from sealst.cli._options import ANY_PATH, overwrite_option, seed_option, stated
@@ -37,7 +38,6 @@ def synthetic(out: Path, *, overwrite: bool, n_sections: int, **options: Any) ->
     reader would give it), OUT/manifest.csv and OUT/programs.csv, the gene programs as gene sets for --net.
     """
     from sealst import datasets
-    from sealst._files import new_folder, write_text
 
     check_new(out, overwrite)
     drawn = datasets.synthetic(n_sections, **stated(**options))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from sealst import _section
 from sealst._core.genes.near_names import near_names
 from sealst._core.scores.metrics import gene_pearson
 from sealst._errors import DataError, MissingKeyError, OrderError
+from sealst._files import complete_file
 from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
 
@@ -66,13 +66,9 @@ def finish(figure: Figure, save: str | Path | None, show: bool | None, *, own: b
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure so that the file is complete or not there at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
     asked = plt.rcParams["savefig.dpi"]
-    try:
+    with complete_file(path) as part:
         figure.savefig(part, dpi=SAVE_DPI if asked == "figure" else asked, bbox_inches="tight", facecolor="white")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def figure_of(ax: Axes) -> Figure:

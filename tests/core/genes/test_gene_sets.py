@@ -38,7 +38,7 @@ def test_gmt(tmp_path: Path, name: str) -> None:
     same(as_net(str(path)))
 
 
-@pytest.mark.parametrize(("name", "sep"), [("net.csv", ","), ("net.tsv", "\t"), ("net.csv.gz", ",")])
+@pytest.mark.parametrize(("name", "sep"), [("net.csv", ","), ("net.tsv", "\t"), ("net.csv.gz", ","), ("net.csv", ";")])
 def test_tables(tmp_path: Path, name: str, sep: str) -> None:
     weights = np.array([1.5, -2, 0.25, 1, 3e-3])
     weighted = EDGES.assign(weight=weights, pmid=1)
@@ -123,7 +123,7 @@ def test_bad_frames(frame: pd.DataFrame, message: str) -> None:
         ("a.csv", "", r"a.csv cannot be read as gene sets \(EmptyDataError"),
         ("a.csv", "source,target\n", "holds no gene sets"),
         ("a.csv", "source,target,weight\na,B,\n", r"1 weight\(s\) that are not finite numbers, first '' in row 0"),
-        ("a.csv", "source\ttarget\na\tB\n", r"no column 'source', 'target'"),
+        ("a.csv", "source|target\na|B\n", r"no column 'source', 'target'"),
         ("a.xlsx", "x", "neither a known resource nor a file of gene sets. Pass a DataFrame"),
     ],
 )

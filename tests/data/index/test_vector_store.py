@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sealst._data.index.vectors import Snapshot, Stacked, changing, check_target, open_store
+from sealst._data.index.vectors import Snapshot, changing, check_target, open_store
 from sealst._errors import CheckpointError, DataError
 
 EMPTY = {"dim": 4, "kept": None, "faiss": None, "segments": []}
@@ -64,7 +64,7 @@ def test_a_change_that_fails_leaves_nothing(folder: Path) -> None:
 def test_leftovers_are_ignored_and_removed_later(folder: Path) -> None:
     left = folder / "vectors-000002-0123abcd.npy"
     left.write_bytes(b"half")
-    (folder / ".config-0123abcd.tmp").write_text("{")
+    (folder / ".config-0123abcd.json").write_text("{")
     (folder / "notes.txt").write_text("mine")
     assert len(open_store(folder).vectors) == 3
     append(folder, 1, 2.0)
@@ -176,14 +176,3 @@ def test_an_interrupted_build_may_be_started_again(tmp_path: Path) -> None:
     check_target(folder, overwrite=False)
     append(folder, 2, 4.0, replace=True)
     assert len(open_store(folder).vectors) == 2
-
-
-def test_stacked_arrays_are_one() -> None:
-    whole = np.arange(40, dtype=np.float32).reshape(20, 2)
-    stacked = Stacked([whole[:5], whole[5:5], whole[5:6], whole[6:]], 2)
-    assert stacked.shape == (20, 2)
-    for part in (slice(None), slice(2, 4), slice(3, 15), slice(6, 30), slice(8, 8)):
-        np.testing.assert_array_equal(stacked[part], whole[part])
-    rows = np.array([19, 0, 5, 5, 4, 12])
-    np.testing.assert_array_equal(stacked[rows], whole[rows])
-    assert Stacked([], 3)[:].shape == (0, 3)

@@ -17,7 +17,7 @@ from sealst._data.augment import AUGMENTATION_VERSIONS
 from sealst._data.crops.source import CropSource
 from sealst._data.dataset import PairDataset, as_is
 from sealst._data.tokens import store as token_store
-from sealst._data.tokens.store import BLOCK, Tokens, is_complete, touch
+from sealst._data.tokens.store import BLOCK, is_complete, stacked_tokens, touch
 from sealst._data.tokens.trunk import Trunk, crops_digest, source_digest, token_bytes
 from sealst._train.sampler import InOrder
 
@@ -202,14 +202,14 @@ def test_values_beyond_float16_are_kept_in_bfloat16(tmp_path):
     # Small values first: what is written in float16 must be written anew.
     crops[:BLOCK] //= 100
     large = filled(tmp_path, Counted(scale=1e5), crops, views=1)
-    tokens = Tokens([large.folder])
+    tokens = stacked_tokens([large.folder])
     assert tokens.dtype == torch.bfloat16
     found = tokens[np.arange(N), np.zeros(N, dtype=int)]
     expected = torch.from_numpy(crops.reshape(N, PX * PX, 3) / 255 * 1e5).float()
     torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=0)
     # Beside a section in float16 a batch is float32.
     small = filled(tmp_path, crops=CROPS[:5], views=1)
-    both = Tokens([small.folder, large.folder])
+    both = stacked_tokens([small.folder, large.folder])
     assert both.dtype == torch.float32
     mixed = both[np.array([7, 2]), np.array([0, 0])]
     torch.testing.assert_close(mixed[0], found[2].float())
@@ -219,7 +219,7 @@ def test_values_beyond_float16_are_kept_in_bfloat16(tmp_path):
 def test_sections_are_read_as_one_sequence_in_any_order(tmp_path):
     parts = [CROPS[:5], CROPS[5:70], CROPS[70:]]
     entries = [filled(tmp_path, crops=part) for part in parts]
-    tokens = Tokens([e.folder for e in entries])
+    tokens = stacked_tokens([e.folder for e in entries])
     assert (len(tokens), tokens.shape) == (N, (N, 3, PX * PX, 3))
     whole = np.concatenate([all_of(e) for e in entries])
     rng = np.random.default_rng(0)
@@ -237,9 +237,9 @@ def test_sections_are_read_as_one_sequence_in_any_order(tmp_path):
 def test_tokens_that_do_not_belong_together_or_are_gone_are_refused(tmp_path):
     a, b = filled(tmp_path, views=2), filled(tmp_path, views=3)
     with pytest.raises(sl.DataError, match=r"of different shapes cannot be joined: \[\(2, 16, 3\), \(3, 16, 3\)\]"):
-        Tokens([a.folder, b.folder])
+        stacked_tokens([a.folder, b.folder])
     with pytest.raises(sl.DataError, match="are gone. Train again"):
-        Tokens([tmp_path / "nothing"])
+        stacked_tokens([tmp_path / "nothing"])
 
 
 def test_a_disk_that_fills_up_is_said_and_the_build_can_go_on(tmp_path):

@@ -10,12 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata as sd
+import zarr
 from PIL import Image
+from spatialdata._io.format import SpatialDataContainerFormatV01
 from spatialdata.models import Labels2DModel
 from spatialdata.transformations import Identity
 
 import sealst as sl
+from sealst._files import is_store, stores_in
+from sealst.cli._sections import is_several, open_sections
 from sealst.io._stores import store as _store
+from sealst.io._stores.formats import format_of
 
 
 @pytest.fixture(scope="module")
@@ -399,10 +404,22 @@ def test_an_image_computed_from_itself_is_saved_once(store, in_memory):
         np.testing.assert_array_equal(np.asarray(found.images["a_he"]), 255 - old)
 
 
-def test_a_manifest_with_another_separator_is_told(tmp_path):
-    (tmp_path / "m.csv").write_text("path;section\na.zarr;a\n")
-    with pytest.raises(sl.DataError, match=r"no column 'path'.*columns of a .csv are separated by commas"):
-        sl.io.read_collection(tmp_path / "m.csv")
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_a_manifest_is_read_whatever_separates_its_columns(store, sign):
+    manifest = store.parent / "m.csv"
+    manifest.write_text("path;section;age\na.zarr;mine;63\n".replace(";", sign))
+    sections = sl.io.read_collection(manifest)
+    assert sections.names == ["mine"]
+    assert sections[0].tables["table"].obs["age"].eq(63).all()
+    manifest.write_text("section|age\nmine|63\n")
+    with pytest.raises(sl.DataError, match="no column 'path'.*commas, semicolons or tabs separate the columns"):
+        sl.io.read_collection(manifest)
+
+
+def test_a_decimal_comma_of_a_manifest_is_no_separator(store):
+    manifest = store.parent / "m.csv"
+    manifest.write_text("path;section;age\na.zarr;mine;63,5\n")
+    assert sl.io.read_collection(manifest)[0].tables["table"].obs["age"].eq(63.5).all()
 
 
 def test_check_leaves_a_save_that_was_cut_off_as_it_is(store, monkeypatch):
@@ -428,3 +445,38 @@ def test_check_leaves_a_save_that_was_cut_off_as_it_is(store, monkeypatch):
 def test_writing_repeats_no_news_of_a_dependency(tmp_path, recwarn):
     sl.io.Collection([section("toy")]).write(tmp_path / "stores")
     assert not [w for w in recwarn if "zarr v" in str(w.message)]
+
+
+def test_what_is_a_store_has_one_answer(store, tmp_path):
+    """A SpatialData store of any version is one, a zarr group of another kind is none: in readers and commands."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(store, folder / "new")
+    for name, said in (("told.zarr", True), ("old", False)):
+        section("o").write(folder / name, sdata_formats=SpatialDataContainerFormatV01())
+        if not said:
+            (folder / name / ".zattrs").unlink()
+            (folder / name / ".zmetadata").unlink()
+    zarr.create_group(folder / "plain.zarr", zarr_format=3).create_array("x", data=np.zeros(3))
+    zarr.create_group(folder / "plain2", zarr_format=2, attributes={"encoding-type": "anndata"})
+    zarr.create_group(folder / "picture.zarr", zarr_format=2, attributes={"multiscales": []}).create_group("labels")
+    (folder / "notes.zarr").mkdir()
+    expected = ["new", "old", "told.zarr"]
+    assert [p.name for p in stores_in(folder)] == expected
+    assert [p.name for p in sorted(folder.iterdir()) if is_store(p)] == expected
+    with pytest.warns(UserWarning, match="not stored in the most current format"):
+        assert all(len(sd.read_zarr(p).images) for p in stores_in(folder))
+    # Reader and command say the same of each.
+    assert sl.io.read_collection(folder).names == ["new", "old", "told"]
+    assert open_sections([folder]).names == ["new", "old", "told"]
+    for path in folder.iterdir():
+        if is_store(path):
+            assert format_of(path).name == "zarr"
+            assert not is_several(path)
+        else:
+            with pytest.raises(sl.DataError, match="is not recognised"):
+                format_of(path)
+    for path in stores_in(folder):
+        shutil.rmtree(path)
+    assert not is_several(folder)
+    with pytest.raises(sl.DataError, match="holds no SpatialData zarr store"):
+        sl.io.read_collection(folder)

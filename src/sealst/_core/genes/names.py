@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from sealst._errors import DataError
+from sealst._text_table import separator_of
 from sealst._validate import listed
 
 #: what the columns of a gene table may be called; the second name is HGNC's
@@ -101,8 +102,7 @@ def load_table(table: pd.DataFrame | str | os.PathLike[str]) -> GeneTable:
 def _read(text: StringIO) -> pd.DataFrame:
     # Not pandas' `comment`, which would cut a line where a name holds the sign.
     lines = [line for line in text if not line.startswith("#")]
-    separator = "\t" if lines and "\t" in lines[0] else ","
-    return pd.read_csv(StringIO("".join(lines)), sep=separator, dtype=str, keep_default_na=False)
+    return pd.read_csv(StringIO("".join(lines)), sep=separator_of(lines[:20]), dtype=str, keep_default_na=False)
 
 
 def parse_table(frame: pd.DataFrame, *, source: str) -> GeneTable:

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from sealst._errors import DataError
+from sealst._text_table import read_text_table
 from sealst._validate import listed
 
 SOURCE, TARGET, WEIGHT = "source", "target", "weight"
-_TABLES = {".csv": ",", ".tsv": "\t"}
+_TABLES = (".csv", ".tsv")
 _HOW = "Pass a DataFrame (source, target[, weight]), a dict of gene lists, or a .gmt, .csv or .tsv file."
 
 
@@ -70,11 +71,11 @@ def read_gene_sets(path: Path) -> pd.DataFrame:
     if suffix != ".gmt" and suffix not in _TABLES:
         raise DataError(f"`net` is {str(path)!r}, neither a known resource nor a file of gene sets. {_HOW}")
     try:
-        with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as stream:
-            if suffix == ".gmt":
-                return _parse_gmt(path, list(stream))
+        if suffix != ".gmt":
             # No cell means NaN: that text, or NA, may be a name.
-            return pd.read_csv(stream, sep=_TABLES[suffix], dtype={SOURCE: str, TARGET: str}, keep_default_na=False)
+            return read_text_table(path, dtype={SOURCE: str, TARGET: str}, keep_default_na=False)
+        with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as stream:
+            return _parse_gmt(path, list(stream))
     except (OSError, EOFError, UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(f"{path} cannot be read as gene sets ({type(error).__name__}: {error}).") from error
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from sealst._errors import DataError
 from sealst._keys import Keys
+from sealst._text_table import read_text_table
 from sealst._validate import as_text, listed, patient_names
 
 SLIDE = "slide"
@@ -19,29 +20,24 @@ NAMES = frozenset({SLIDE, "path", "file", "digest", Keys.PATIENT, Keys.ORGAN})
 _MISSING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "#NA", "#N/A N/A")
 
 
-def read_slide_table(path: Path, *, separator: str = ",", names: Collection[str] = ()) -> pd.DataFrame:
+def read_slide_table(path: Path, *, names: Collection[str] = ()) -> pd.DataFrame:
     """Table of slides from a text file.
 
     Columns of names (the usual ones and `names`) are text as it stands there, so that ``007`` and ``NA`` are names; in
     all others, ``NA`` and the like are missing values.
     """
     texts = NAMES | set(names)
-    options: dict[str, Any] = {"sep": separator, "skipinitialspace": True, "keep_default_na": False}
+    options: dict[str, Any] = {"skipinitialspace": True, "keep_default_na": False}
     try:
-        columns = pd.read_csv(path, **options, nrows=0).columns
+        columns = read_text_table(path, **options, nrows=0).columns
         missing = {name: [""] if name.strip() in texts else list(_MISSING) for name in columns}
         kinds = {name: str for name in columns if name.strip() in texts}
-        frame = pd.read_csv(path, **options, na_values=missing, dtype=kinds)
+        frame = read_text_table(path, **options, na_values=missing, dtype=kinds)
     except UnicodeDecodeError as error:
         raise DataError(f"{path.name} is not encoded as UTF-8 ({error}). Save it so, e.g. as 'CSV UTF-8'.") from error
     except (ValueError, OSError) as error:
         raise DataError(f"{path.name} could not be read as a table: {error}") from error
     frame.columns = frame.columns.str.strip()
-    if len(frame.columns) == 1 and (other := next((c for c in ",;\t" if c in frame.columns[0]), None)):
-        raise DataError(
-            f"{path.name} has one column, {frame.columns[0]!r}: it is separated by {other!r}, and {separator!r} was "
-            "expected. Save it with commas as .csv or with tabs as .tsv."
-        )
     return frame
 
 

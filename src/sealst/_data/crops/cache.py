@@ -22,6 +22,7 @@ from zarr.codecs import Crc32cCodec
 from sealst._data.crops.chunks import prefetch
 from sealst._data.crops.reader import iter_crops, read_crops, reading_order
 from sealst._errors import DataError
+from sealst._files import replace_folder
 from sealst._logging import logger, progress
 
 _FORMAT = "sealst-crops-1"
@@ -141,29 +142,17 @@ def iter_cached(cache: CropCache, boxes: np.ndarray, batch_size: int) -> Iterato
         yield positions, cache.read(slots[positions])
 
 
-class CachedCrops:
-    """Crops of several stores as one array, read when they are indexed; cheap to send to worker processes."""
+class CachedRows:
+    """Some crops of a store as an array, read when they are indexed; cheap to send to worker processes."""
 
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, parts: Sequence[tuple[CropCache, np.ndarray]]) -> None:
-        self._parts = list(parts)
-        self._ends = np.cumsum([len(slots) for _, slots in parts])
-        px = parts[0][0].px
-        self.shape = (int(self._ends[-1]), px, px, 3)
+    def __init__(self, cache: CropCache, slots: np.ndarray) -> None:
+        self._cache, self._slots = cache, slots
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return len(self._slots)
 
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        wanted = np.arange(len(self))[rows]
-        out = np.empty((len(wanted), *self.shape[1:]), dtype=np.uint8)
-        owner = np.searchsorted(self._ends, wanted, side="right")
-        for i in np.unique(owner):
-            cache, slots = self._parts[i]
-            mine = owner == i
-            out[mine] = cache.read(slots[wanted[mine] - (self._ends[i] - len(slots))])
-        return out
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self._cache.read(self._slots[rows])
 
 
 def _create(path: Path, boxes: np.ndarray, px: int) -> Any:
@@ -263,18 +252,11 @@ def write_cache(
         _check_room(path, len(missing) * _SHARD * px * px * 3)
         _fill(array, missing, levels, ordered, px=px, show=show)
         zarr.open_group(part, mode="r+").attrs["complete"] = True
-        _replace(part, path)
+        # A reader of the old store is told that it is gone.
+        replace_folder(part, path)
+        for left in path.parent.glob(f".{path.name}-old-*"):
+            shutil.rmtree(left, ignore_errors=True)
     return CropCache(path)
-
-
-def _replace(part: Path, path: Path) -> None:
-    """Give a finished store its name; a reader of the old one is told that it is gone."""
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    part.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _fill(

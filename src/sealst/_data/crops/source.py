@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sealst._data.crops.cache import CachedCrops, CropCache, iter_cached
+from sealst._data.crops.cache import CachedRows, CropCache, iter_cached
 from sealst._data.crops.reader import iter_crops
+from sealst._data.stacked import Stacked
 from sealst._errors import DataError
 from sealst._logging import logger, progress, warn
 
@@ -103,7 +104,7 @@ class Rows:
 
 def gather_crops(
     sources: Sequence[CropSource], px: int, folder: Path, *, show: bool | None = None
-) -> np.ndarray | CachedCrops:
+) -> np.ndarray | Stacked:
     """Crops of several sources, uint8 (n, px, px, 3), in the order of sources and boxes.
 
     What fits comfortably into memory is read into it. A larger collection stays where it is when all of it is cached,
@@ -113,7 +114,8 @@ def gather_crops(
     if not fits_memory(total, px) and all(s.cache for s in sources):
         caches = [open_cache(s, px) for s in sources]
         if all(c is not None for c in caches):
-            return CachedCrops([(c, c.slots(s.boxes)) for c, s in zip(caches, sources, strict=True) if c is not None])
+            parts = [CachedRows(c, c.slots(s.boxes)) for c, s in zip(caches, sources, strict=True) if c is not None]
+            return Stacked(parts, (px, px, 3), np.dtype(np.uint8))
     out = allocate((total, px, px, 3), np.uint8, folder / "crops.npy")
     with progress(None, desc="reading crops", total=total, show=show) as bar:
         start = 0

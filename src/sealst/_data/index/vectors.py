@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
@@ -27,46 +26,18 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from sealst._data.index import approximate
+from sealst._data.stacked import Stacked
 from sealst._errors import CheckpointError, DataError
+from sealst._files import flush, write_json
 
 FORMAT = "sealst-index-1"
 CONFIG = "config.json"
 _LOCK = ".lock"
-_OURS = re.compile(r"(vectors|spots|means|kept|faiss)-\d{6}-[0-9a-f]{8}\.(npy|parquet|index)|\.config-[0-9a-f]{8}\.tmp")
+_OURS = re.compile(
+    r"(vectors|spots|means|kept|faiss)-\d{6}-[0-9a-f]{8}\.(npy|parquet|index)|\.config-[0-9a-f]{8}\.json"
+)
 #: attempts to open, when files vanish because another process replaces them
 _ATTEMPTS = 5
-
-
-class Stacked:
-    """Arrays one below the other, as one; only what is asked for is read."""
-
-    def __init__(self, parts: list[np.ndarray], dim: int) -> None:
-        self._parts = [part for part in parts if len(part)]
-        self._ends = np.cumsum([len(part) for part in self._parts])
-        self.shape: tuple[int, ...] = (int(self._ends[-1]) if len(self._ends) else 0, dim)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        if isinstance(key, slice):
-            start, stop, _ = key.indices(len(self))
-            begins = self._ends - [len(part) for part in self._parts]
-            found = [
-                part[max(0, start - begin) : max(0, stop - begin)]
-                for part, begin in zip(self._parts, begins, strict=True)
-            ]
-            found = [part for part in found if len(part)]
-            if len(found) == 1:
-                return found[0]
-            return np.concatenate(found) if found else np.empty((0, self.shape[1]), dtype=np.float32)
-        rows = np.asarray(key)
-        out = np.empty((len(rows), self.shape[1]), dtype=np.float32)
-        owner = np.searchsorted(self._ends, rows, side="right")
-        for i in np.unique(owner):
-            mine = owner == i
-            out[mine] = self._parts[i][rows[mine] - (self._ends[i] - len(self._parts[i]))]
-        return out
 
 
 @dataclass(frozen=True)
@@ -88,7 +59,7 @@ class Snapshot:
         mode: Literal["r"] | None = "r" if self.mmap else None
         # A plain array over the map: memmap's own indexing is slow.
         parts = [np.asarray(np.load(self.folder / s["vectors"], mmap_mode=mode)) for s in self.segments]
-        return Stacked(parts, self.config["dim"])
+        return Stacked(parts, [self.config["dim"]], np.float32)
 
     @cached_property
     def spots(self) -> pa.Table:
@@ -257,7 +228,7 @@ class Change:
 
     def finished(self, path: Path) -> str:
         """Make sure that a file is on the disk; returns its name."""
-        _sync(path)
+        flush(path)
         self._written[path.name] = path.stat().st_size
         return path.name
 
@@ -291,12 +262,9 @@ class Change:
         used += [config[kind] for kind in ("kept", "faiss") if config[kind]]
         files = {name: known[name] for name in used}
         content = dict(config) | {"format": FORMAT, "generation": self._generation, "files": files}
-        partial = self.folder / f".config-{secrets.token_hex(4)}.tmp"
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _sync(partial)
-        _sync(self.folder)
-        partial.replace(self.folder / CONFIG)
-        _sync(self.folder)
+        # The files that the configuration names are there before it is.
+        flush(self.folder)
+        write_json(self.folder / CONFIG, content, sync=True)
         snapshot = open_store(self.folder, mmap=self.before.mmap if self.before else True)
         self._sweep(files)
         return snapshot
@@ -339,16 +307,3 @@ class VectorFile:
         # numpy leaves room in the header for a first dimension that grows.
         facts = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self._dim)}
         np.lib.format.write_array_header_1_0(self._stream, facts)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except PermissionError:
-        # Folders cannot be opened on every system.
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from sealst._data.stacked import Stacked
 from sealst._errors import DataError
 from sealst._files import write_text
 from sealst._logging import logger, warn
@@ -269,57 +270,50 @@ def _block(
     return torch.stack(parts, dim=1).view(torch.int16).numpy().view("<u2")
 
 
-class Tokens:
-    """Tokens of several entries as one sequence of (crops, views, tokens, width), read when they are indexed.
+class _StoredTokens:
+    """Tokens of an entry as an array (crops, views, tokens, width), read when they are indexed."""
 
-    Parameters
-    ----------
-    folders
-        Folders of finished entries, in the order wanted.
-    """
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = list(folders)
-        metas = [_read_json(folder / _META) or {} for folder in self._folders]
-        if absent := [str(folder) for folder, meta in zip(self._folders, metas, strict=True) if "shape" not in meta]:
-            raise DataError(f"The cached tokens at {absent[0]!r} are gone. Train again to make them anew.")
-        self._types = [str(meta["dtype"]) for meta in metas]
-        self._ends = np.cumsum([meta["shape"][0] for meta in metas])
-        inner = {tuple(meta["shape"][1:]) for meta in metas}
-        if len(inner) != 1:
-            raise DataError(
-                f"Cached tokens of different shapes cannot be joined: {sorted(inner)} (views, tokens, width)."
-            )
-        self.shape: tuple[int, ...] = (int(self._ends[-1]), *inner.pop())
-        #: of a batch: that of the files, float32 where they differ
-        self.dtype = getattr(torch, self._types[0]) if len(set(self._types)) == 1 else torch.float32
-        self._maps: dict[int, np.ndarray] = {}
+    def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
+        self._folder, self._n, self._kind = folder, int(meta["shape"][0]), getattr(torch, str(meta["dtype"]))
+        #: of what is read
+        self.dtype: torch.dtype = self._kind
+        self._map: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return self._n
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process opens the files itself; a pickled map would be a copy of its file.
-        return self.__dict__ | {"_maps": {}}
-
-    def _map(self, i: int) -> np.ndarray:
-        if i not in self._maps:
-            self._maps[i] = np.load(self._folders[i] / _TOKENS, mmap_mode="r").view(np.int16)
-        return self._maps[i]
+        # Another process opens the file itself; a pickled map would be a copy of its file.
+        return self.__dict__ | {"_map": None}
 
     def __getitem__(self, key: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
-        """Tokens (b, t, w) of pairs of row and view."""
-        rows, views = (np.asarray(part) for part in key)
-        out = torch.empty((len(rows), *self.shape[2:]), dtype=self.dtype)
-        owner = np.searchsorted(self._ends, rows, side="right")
-        for i in np.unique(owner):
-            mine = np.flatnonzero(owner == i)
-            mine = mine[np.lexsort((views[mine], rows[mine]))]
-            stored = self._map(int(i))
-            local = rows[mine] - (self._ends[i] - len(stored))
-            picked = torch.from_numpy(stored[local, views[mine]]).view(getattr(torch, self._types[i]))
-            out[torch.from_numpy(mine)] = picked.to(self.dtype)
-        return out
+        if self._map is None:
+            self._map = np.load(self._folder / _TOKENS, mmap_mode="r").view(np.int16)
+        return torch.from_numpy(self._map[key]).view(self._kind).to(self.dtype)
+
+
+def stacked_tokens(folders: Sequence[Path]) -> Stacked:
+    """Tokens of several finished entries as one sequence, whose pairs of row and view are (b, t, w).
+
+    A batch is of the type of the files, float32 where they differ.
+    """
+    metas = [_read_json(folder / _META) or {} for folder in folders]
+    if absent := [str(folder) for folder, meta in zip(folders, metas, strict=True) if "shape" not in meta]:
+        raise DataError(f"The cached tokens at {absent[0]!r} are gone. Train again to make them anew.")
+    inner = {tuple(meta["shape"][1:]) for meta in metas}
+    if len(inner) != 1:
+        raise DataError(f"Cached tokens of different shapes cannot be joined: {sorted(inner)} (views, tokens, width).")
+    parts = [_StoredTokens(folder, meta) for folder, meta in zip(folders, metas, strict=True)]
+    kinds = {part.dtype for part in parts}
+    dtype = kinds.pop() if len(kinds) == 1 else torch.float32
+    for part in parts:
+        part.dtype = dtype
+    return Stacked(parts, inner.pop(), dtype, empty=_empty)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    # A function of its own, as torch's cannot be sent to worker processes.
+    return torch.empty(shape, dtype=dtype)
 
 
 def touch(entries: Iterable[Entry]) -> None:

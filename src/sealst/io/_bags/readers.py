@@ -17,9 +17,9 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import get_table, sections_of
+from sealst._text_table import ENDINGS
 from sealst._validate import check_key, listed, patient_text
 from sealst.io._bags.sources import ArrayReader, BagReader, FeatureTableReader, FileReader, H5adReader, TableReader
-from sealst.io._stores.manifest import SEPARATORS
 
 Source: TypeAlias = str | Path | Sequence[AnnData | SpatialData] | Mapping[str, "AnnData | SpatialData | np.ndarray"]
 #: columns of the manifest of `tl.embed_slides` that describe the run, not the slide
@@ -266,11 +266,11 @@ def _label_table(labels: Any, slide: str, patient: str) -> pd.DataFrame:
     """Labels with slide names as index."""
     if isinstance(labels, str | Path):
         path = Path(labels).expanduser()
-        if path.suffix.lower() not in SEPARATORS:
-            raise DataError(f"`labels` must be a file of {listed(SEPARATORS)}, found {path.name!r}.")
+        if path.suffix.lower() not in ENDINGS:
+            raise DataError(f"`labels` must be a file of {listed(ENDINGS)}, found {path.name!r}.")
         if not path.is_file():
             raise DataError(f"`labels`: no file {str(path)!r}.")
-        labels = read_slide_table(path, separator=SEPARATORS[path.suffix.lower()], names=(slide, patient))
+        labels = read_slide_table(path, names=(slide, patient))
         check_key(labels.columns, slide, where=f"the columns of {path.name!r}", hint="Name the column with `slide=`.")
     if not isinstance(labels, pd.DataFrame):
         raise TypeError(f"`labels` must be a DataFrame or a path, found {type(labels).__name__}.")

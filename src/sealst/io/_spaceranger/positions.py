@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import scipy.sparse as sp
 
 from sealst._errors import DataError
 from sealst._logging import logger, warn
+from sealst._text_table import first_lines, separator_of
 from sealst._validate import check_counts, listed
 from sealst.io._spaceranger.folders import READ_ERRORS, Counts, Outs, read_counts, read_factors, visible
 
@@ -113,11 +113,10 @@ def read_positions(outs: Outs) -> tuple[pd.DataFrame, Path]:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
-        first = lines.readline().rstrip("\r\n")
-    if not first:
+    lines = first_lines(path)
+    if not lines or not (first := lines[0].rstrip("\r\n")):
         raise DataError(f"{path} is empty.")
-    separator = next((s for s in (",", "\t", ";") if s in first), ",")
+    separator = separator_of(lines)
     # The header is known by its words, as both file names come with and without it.
     header = any(re.search("[A-Za-z]", field) for field in first.split(separator)[1:])
     if not header and first.count(separator) + 1 != len(COLUMNS):

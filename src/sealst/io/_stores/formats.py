@@ -11,6 +11,7 @@ from typing import Any
 from spatialdata import SpatialData
 
 from sealst._errors import DataError
+from sealst._files import is_store
 from sealst._validate import check_choice, listed
 from sealst.io._hest import samples as _hest
 from sealst.io._images import wsi as _wsi
@@ -98,14 +99,6 @@ def _contents(path: Path) -> str:
         return f"a file of type {path.suffix or 'unknown'!r}"
     inside = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
     return listed(inside, 12) if inside else "an empty folder"
-
-
-def is_store(path: Path) -> bool:
-    """Whether a folder is a SpatialData zarr store."""
-    for name in ("zarr.json", ".zattrs"):
-        if (path / name).is_file():
-            return "spatialdata_attrs" in (path / name).read_text(encoding="utf-8", errors="replace")
-    return False
 
 
 def _st_files(path: Path) -> tuple[list[Path], list[Path], list[Path]]:

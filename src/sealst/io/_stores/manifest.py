@@ -16,15 +16,15 @@ from spatialdata.transformations import Scale, set_transformation
 from sealst import _section
 from sealst._core.space.geometry import agreed
 from sealst._errors import DataError, SealstError
+from sealst._files import is_store, stores_in
 from sealst._keys import Keys
 from sealst._logging import warn
+from sealst._text_table import ENDINGS, read_text_table
 from sealst._validate import check_positive, check_section, listed
-from sealst.io._stores.formats import FORMATS, format_of, is_store
+from sealst.io._stores.formats import FORMATS, format_of
 from sealst.io._stores.store import open_store
 
 ZARR = "zarr"
-#: separator of the columns by the ending of a manifest's name
-SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 #: columns that go to the reader; all others describe the section and go to `.obs`
 _OPTIONS = ("mpp", "image")
 _READER_FACTS = (Keys.SECTION, Keys.PATIENT, Keys.ORGAN)
@@ -74,7 +74,7 @@ def entry_of(source: SpatialData | str | PathLike[str], position: int) -> Entry:
 def read_entries(path: Path) -> list[Entry]:
     """Entries of a folder of zarr stores, or of a manifest."""
     if path.is_dir():
-        stores = sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != "." and is_store(p))
+        stores = stores_in(path)
         if is_store(path) or not stores:
             what = "is itself one section; use [path]" if is_store(path) else "holds no SpatialData zarr store"
             raise DataError(f"{str(path)!r} {what}. Expected a folder of stores, or a manifest (csv, tsv).")
@@ -91,28 +91,28 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def _from_manifest(path: Path) -> list[Entry]:
-    separator = SEPARATORS.get(path.suffix.lower())
-    if separator is None:
-        raise DataError(f"{path.name}: a manifest ends in {', '.join(SEPARATORS)}, found {path.suffix!r}.")
+    if path.suffix.lower() not in ENDINGS:
+        raise DataError(f"{path.name}: a manifest ends in {', '.join(ENDINGS)}, found {path.suffix!r}.")
     try:
         # Blank lines are kept here, so that the number of a line is the one an editor shows.
-        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False)
+        frame = read_text_table(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except (ValueError, OSError) as error:
         raise DataError(f"{path.name} could not be read as a table: {error}") from error
+    decimal = frame.attrs["decimal"]
     frame.columns = frame.columns.str.strip()
     frame = frame.apply(lambda column: column.str.strip())
     frame.index = frame.index + 2
     frame = frame[(frame != "").any(axis=1)]
     if "path" not in frame.columns:
         raise DataError(
-            f"{path.name} has no column 'path'; found: {listed(frame.columns)}. Names are in lower case, and "
-            f"columns of a {path.suffix} are separated by {'commas' if separator == ',' else 'tabs'}."
+            f"{path.name} has no column 'path'; found: {listed(frame.columns)}. Names are in lower case, and commas, "
+            "semicolons or tabs separate the columns."
         )
     if taken := [name for name in _RESERVED if name in frame.columns]:
         raise DataError(f"{path.name} has column(s) {listed(taken)}, which sealst writes itself; rename them.")
     if frame.empty:
         raise DataError(f"{path.name} lists no section.")
-    typed = {name: _typed(frame[name]) for name in frame.columns}
+    typed = {name: _typed(frame[name], decimal) for name in frame.columns}
     entries, problems = [], []
     for i, line in enumerate(frame.index):
         row = {name: column[i] for name, column in typed.items() if column[i] != ""}
@@ -127,13 +127,13 @@ def _from_manifest(path: Path) -> list[Entry]:
     return [entry for _, entry in entries]
 
 
-def _typed(column: pd.Series) -> list[Any]:
+def _typed(column: pd.Series, decimal: str) -> list[Any]:
     """Numbers where all of a column are numbers; names such as ``007`` stay names."""
     texts = column.tolist()
-    filled = [t for t in texts if t]
-    if column.name in _NAMES or not all(_NUMBER.fullmatch(t) for t in filled):
+    numbers = [t.replace(decimal, ".") for t in texts]
+    if column.name in _NAMES or not all(_NUMBER.fullmatch(t) for t in numbers if t):
         return texts
-    return [float(t) if t else t for t in texts]
+    return [float(t) if t else t for t in numbers]
 
 
 def _row_entry(row: dict[str, Any], folder: Path) -> Entry:

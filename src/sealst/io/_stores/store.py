@@ -18,6 +18,7 @@ from filelock import FileLock
 from spatialdata import SpatialData, read_zarr
 
 from sealst._errors import DataError
+from sealst._files import replace_folder
 from sealst._logging import logger, quiet_writing
 from sealst.io._stores.linked import attach, is_linked
 
@@ -103,13 +104,13 @@ def refresh(sdata: SpatialData, path: Path, names: Collection[str]) -> None:
 
 
 def write_whole(sdata: SpatialData, path: Path) -> None:
-    """Write a new store; it has its name only once it is complete."""
+    """Write a store, in place of what is there; it has its name only once it is complete."""
     part = _stage(path)
     shutil.rmtree(part, ignore_errors=True)
     try:
         with quiet_writing():
             sdata.write(part, update_sdata_path=False)
-        os.replace(part, path)
+        replace_folder(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ def write_wsi(sdata: SpatialData, path: str | PathLike[str], *, pixels: bool = F
         attrs=attrs,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
-    _write(part, target)
+    write_whole(part, target)
     logger.info("Wrote %s%s", target, "" if pixels else f"; pictures stay in {listed(_files(linked))}")
 
 
@@ -91,13 +90,3 @@ def _check_target(sdata: SpatialData, target: Path, overwrite: bool) -> None:
         raise DataError(f"{str(target)!r} is no SpatialData store; it is not replaced.")
     if sdata.path is not None and Path(sdata.path).absolute() == target:
         raise DataError(f"{str(target)!r} is the store that `sdata` reads from; write to another path.")
-
-
-def _write(sdata: SpatialData, target: Path) -> None:
-    if not target.exists():
-        write_whole(sdata, target)
-        return
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
-        write_whole(sdata, Path(work) / "new.zarr")
-        target.rename(Path(work) / "old.zarr")
-        (Path(work) / "new.zarr").rename(target)

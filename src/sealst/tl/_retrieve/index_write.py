@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from sealst._data.index import approximate
-from sealst._data.index.vectors import Change, Snapshot, Stacked, changing, check_target
+from sealst._data.index.vectors import Change, Snapshot, changing, check_target
+from sealst._data.stacked import Stacked
 from sealst._errors import DataError, OrderError
 from sealst._logging import logger, warn
 from sealst._validate import check_choice

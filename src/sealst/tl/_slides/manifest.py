@@ -16,10 +16,10 @@ from sealst._data.bags.slide_table import SLIDE, read_slide_table
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._logging import warn
+from sealst._text_table import ENDINGS
 from sealst._validate import as_text, check_file_name, listed, section_name
 
 PATH, MPP = "path", "mpp"
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 #: columns of the result that a manifest must not have for labels
 WRITTEN = ("file", "n_tiles", "status", "seconds", "digest")
 
@@ -89,12 +89,11 @@ def _frame(manifest: pd.DataFrame | str | PathLike[str]) -> tuple[pd.DataFrame, 
     if not isinstance(manifest, str | PathLike):
         raise TypeError(f"`manifest` must be a DataFrame or the path of a CSV or TSV, found {type(manifest).__name__}.")
     path = Path(manifest).expanduser().absolute()
-    separator = _SEPARATORS.get(path.suffix.lower())
-    if separator is None:
-        raise DataError(f"{path.name}: a manifest ends in {', '.join(_SEPARATORS)}, found {path.suffix!r}.")
+    if path.suffix.lower() not in ENDINGS:
+        raise DataError(f"{path.name}: a manifest ends in {', '.join(ENDINGS)}, found {path.suffix!r}.")
     if not path.is_file():
         raise DataError(f"No manifest at {str(path)!r}.")
-    frame = read_slide_table(path, separator=separator)
+    frame = read_slide_table(path)
     frame.index = frame.index + 2
     return frame, path.parent, path.name
 
