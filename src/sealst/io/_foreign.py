@@ -17,6 +17,7 @@ from spatialdata.transformations import Identity, Scale
 
 from sealst._core.space.geometry import agreed, apply_affine, similarity_scale
 from sealst._core.space.lattice import pitch
+from sealst._docs import documented
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._section import tables as _section
@@ -29,6 +30,7 @@ _SMALL_PX = 4096
 _CROP_COLUMNS = (Keys.CROP_OK, Keys.CROP_REASON)
 
 
+@documented
 def from_spatialdata(
     sdata: SpatialData,
     *,
@@ -65,8 +67,7 @@ def from_spatialdata(
         Written to ``.obs``; default what is there, else the name of the section for `patient` and ``"unknown"``.
     mpp
         µm per pixel of the image; default its coordinate system ``"um"``.
-    pitch_um
-        Known distance between the centres of neighbouring spots in µm (Visium 100, legacy ST 200).
+    %(pitch_um)s
     coordinate_system
         System in which image and spots of `sdata` meet (``spatialdata_io.visium`` names it like the dataset).
 

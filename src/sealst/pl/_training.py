@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._validate import listed
 from sealst.pl import _base
@@ -25,6 +26,7 @@ _LOG_RANGE = 30.0
 _WIDTH_IN, _HEIGHT_IN, _COLUMNS = 3.4, 2.9, 4
 
 
+@documented
 def training(
     history: Any,
     *,
@@ -49,18 +51,11 @@ def training(
         Validation metrics to show, without ``val_`` (``"pearson"``, ``"recall@10"``); by default all, ``[]`` for none.
     stages
         Stages whose losses to show (``"warmup"``, ``"align"``); by default all, ``[]`` for none.
-    ax
-        Axes to draw into, for a single stage or metric.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------

@@ -24,6 +24,7 @@ from sealst._core.space.geometry import (
     similarity_scale,
     square_boxes,
 )
+from sealst._docs import documented
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, warn
@@ -36,6 +37,7 @@ from sealst.pp._verdict import NOT_PAIRED, OK, OUTSIDE, judged, write_reasons
 _Paired: TypeAlias = tuple[Region, list[np.ndarray], np.ndarray, dict[str, Any]]
 
 
+@documented
 def pair_crops(
     sdata: SpatialData,
     *,
@@ -70,22 +72,17 @@ def pair_crops(
         Side of a crop in pixels, as the encoder sees it.
     mpp
         µm per pixel of the full-resolution image.
-    pitch_um
-        Known distance between the centres of neighbouring spots in µm (Visium 100, legacy ST 200).
+    %(pitch_um)s
     spot_um
         Known diameter of a spot in µm (Visium 55, legacy ST 100).
-    image_key
-        H&E image; by default ``"<section>_he"``, or the only image there is.
-    region
-        Region(s) of the table; by default all.
-    coordinate_system
-        System in which spots and image meet.
+    %(image_key)s
+    %(region)s
+    %(coordinate_system)s
     min_inside
         Smallest share of a crop's area that must lie inside the image, for each size; the rest is filled with white.
     max_outside
         Largest share of spots whose centre may lie outside the image before the call refuses.
-    table_key
-        Table whose rows are the spots.
+    %(table_key)s
     overwrite
         Whether to replace crops paired before.
 

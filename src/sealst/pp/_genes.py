@@ -11,6 +11,7 @@ import numpy as np
 from sealst._core.genes.names import is_control
 from sealst._core.genes.near_names import near_names
 from sealst._core.genes.panel import MIN_STD, GenePanel
+from sealst._docs import documented
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -19,6 +20,7 @@ from sealst._validate import check_choice, check_fraction, listed
 from sealst.pp._gene_stats import Survey, availability, moments, pooled, survey, variability
 
 
+@documented
 def select_genes(
     sections: Data | Sequence[Data],
     n: int = 2000,
@@ -66,8 +68,7 @@ def select_genes(
         transcriptomes: a spot does not count for the genes its section lacks, neither here nor in training.
     species
         Recorded in the panel.
-    table_key
-        Name of the table in every SpatialData.
+    %(table_key)s
 
     Returns
     -------

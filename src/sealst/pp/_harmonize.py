@@ -26,6 +26,7 @@ from sealst._core.genes.names import (
     mouse_like,
     resolve,
 )
+from sealst._docs import documented
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -56,6 +57,7 @@ class _Plan:
     dropped: list[str]
 
 
+@documented
 def harmonize_genes(
     data: Data,
     *,
@@ -95,8 +97,7 @@ def harmonize_genes(
         Whether to drop control probes and other features that are not genes.
     sum_aliases
         Whether to sum columns that are one gene by an earlier name, an alias or a spelling.
-    table_key
-        Name of the table in a SpatialData.
+    %(table_key)s
     copy
         Whether to return a copy of the table with the new names and leave `data` as it is.
 

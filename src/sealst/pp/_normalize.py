@@ -13,6 +13,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst._core.space import lattice
+from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, warn
@@ -34,6 +35,7 @@ _STEP = "normalize"
 _COMMON = ("target_sum", "source", "context", "context_weight")
 
 
+@documented
 def normalize(
     data: Data,
     *,
@@ -59,8 +61,7 @@ def normalize(
     ----------
     data
         SpatialData, or the AnnData of its table. Sections (regions, or ``.obs["section"]``) never mix.
-    table_key
-        Name of the table in a SpatialData.
+    %(table_key)s
     region
         Regions to normalise; default all. Rows of other regions keep what the layers hold, or stay zero. All regions
         of a table must be normalised alike.

@@ -11,6 +11,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
 from sealst._data.crops.reader import iter_crops
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import
@@ -30,6 +31,7 @@ METRICS = (
 _BATCH = 64
 
 
+@documented
 def quality(
     sdata: SpatialData,
     *,
@@ -60,14 +62,11 @@ def quality(
         Lowest and highest acceptable value of a metric, None for no limit, e.g. ``{"fold_fraction": (None, 0.1)}``. A
         blurred crop is best told from its peers, e.g. by a low quantile of the section. Without thresholds no crop is
         set aside by its quality.
-    region
-        Region(s) of the table; by default all.
-    table_key
-        Table whose rows are the spots.
+    %(region)s
+    %(table_key)s
     overwrite
         Whether to measure again what was measured on the same crops. Thresholds are applied anew either way.
-    progress
-        Progress bar; default ``settings.progress``.
+    %(progress)s
 
     Returns
     -------

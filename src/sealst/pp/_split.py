@@ -12,6 +12,7 @@ from spatialdata.transformations import get_transformation
 
 from sealst._core.space import lattice
 from sealst._core.splits import spots as splits
+from sealst._docs import documented
 from sealst._errors import DataError, LeakError, ScaleError
 from sealst._html import as_html
 from sealst._keys import Keys
@@ -58,6 +59,7 @@ class Split:
         return as_html(f"Split {self.name!r}", {}, rows=rows)
 
 
+@documented
 def split(
     sections: Data | Sequence[Data],
     *,
@@ -97,8 +99,7 @@ def split(
         all.
     seed
         Seed of the position of the blocks and of their order; patients and sections involve no chance.
-    table_key
-        Name of the table in every SpatialData.
+    %(table_key)s
 
     Returns
     -------
@@ -142,6 +143,7 @@ def split(
     return _split_column(parts, by, n_folds, allow_shared_patients)
 
 
+@documented
 def check_split(
     train_sections: Data | Sequence[Data], test_sections: Data | Sequence[Data], *, table_key: str = Keys.TABLE
 ) -> None:
@@ -151,8 +153,7 @@ def check_split(
     ----------
     train_sections, test_sections
         The two sides, as SpatialData or AnnData with ``.obs["patient"]``, or a `sealst.io.Collection`.
-    table_key
-        Name of the table in every SpatialData.
+    %(table_key)s
 
     Returns
     -------

@@ -12,6 +12,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
 from sealst._core.space.stain import STAIN_VALUES, Stain
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import
@@ -25,6 +26,7 @@ _FIT_PIXELS = 1_000_000
 _IMAGE, _MASK = "he", "tissue"
 
 
+@documented
 def fit_stain(
     sdata: SpatialData,
     method: str = "macenko",
@@ -47,13 +49,9 @@ def fit_stain(
         and eosin, ``"reinhard"`` (Reinhard et al. 2001) mean and spread of colour and brightness.
     region
         Region of the table; may be left out where there is only one.
-    image_key
-        H&E image; by default ``"<section>_he"``, or the only image there is.
-    labels_key
-        Labels element that holds the tissue; by default ``"<section>_tissue"`` where `sealst.pp.tissue` wrote it, else
-        the tissue is found for this call.
-    table_key
-        Table that names the region.
+    %(image_key)s
+    %(labels_key)s
+    %(table_key)s
 
     Returns
     -------
@@ -95,6 +93,7 @@ def fit_stain(
     return Stain(method, values, regions[0].section)
 
 
+@documented
 def normalize_stain(
     sdata: SpatialData,
     reference: Stain,
@@ -120,19 +119,14 @@ def normalize_stain(
         Section(s) with an H&E image.
     reference
         Stain from `sealst.pp.fit_stain`, of another section as a rule.
-    region
-        Region(s) of the table; by default all.
-    image_key
-        H&E image; by default ``"<section>_he"``, or the only image there is.
+    %(region)s
+    %(image_key)s
     key_added
         Name of the new image, for a single region; by default ``"<image>_norm"``.
-    labels_key
-        Labels element that holds the tissue; by default ``"<section>_tissue"`` where `sealst.pp.tissue` wrote it, else
-        the tissue is found for this call.
+    %(labels_key)s
     keep_background
         Whether pixels that are no tissue stay as they are. By default only with Reinhard, which would tint the glass.
-    table_key
-        Table that names the regions.
+    %(table_key)s
     overwrite
         Whether to replace an image of that name.
 

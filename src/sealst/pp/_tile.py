@@ -14,6 +14,7 @@ from spatialdata.transformations import get_transformation, set_transformation
 from sealst._core.space.geometry import apply_affine, similarity_scale, square_boxes
 from sealst._core.space.tissue import box_fractions
 from sealst._data.bags.bags import BlankSlideError
+from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -26,6 +27,7 @@ from sealst.pp._tissue import tissue_mask
 _SUFFIX = Keys.image("")
 
 
+@documented
 def tile(
     sdata: SpatialData,
     *,
@@ -54,8 +56,7 @@ def tile(
         Side of a tile in µm.
     step_um
         Distance of neighbouring tiles, centre to centre, in µm; by default `tile_um`, so that they touch.
-    min_tissue
-        Smallest share of a tile that must be tissue, 0 to 1.
+    %(min_tissue)s
     image_key
         H&E image; by default the only one.
     section

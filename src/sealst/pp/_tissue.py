@@ -18,6 +18,7 @@ from spatialdata.transformations import Sequence as Chain
 
 from sealst._core.space.geometry import pick_level
 from sealst._core.space.tissue import box_fractions, solid, texture, tightened, unusable
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, warn
@@ -36,6 +37,7 @@ _RADIUS_UM = 20.0
 _SMALLEST_MM2, _SMALLEST_SHARE = 0.02, 2e-4
 
 
+@documented
 def tissue(
     sdata: SpatialData,
     *,
@@ -61,10 +63,8 @@ def tissue(
     labels_key
         Labels element that holds the tissue (above 0), such as one drawn by hand. By default ``"<section>_tissue"``,
         which is used where it exists and otherwise made.
-    region
-        Region(s) of the table; by default all.
-    table_key
-        Table whose rows are the spots.
+    %(region)s
+    %(table_key)s
     overwrite
         Whether to find the tissue anew where ``"<section>_tissue"`` exists.
 

@@ -13,6 +13,7 @@ from spatialdata import SpatialData
 
 from sealst._data.bags.bags import Bags
 from sealst._data.bags.slide_table import SLIDE, check_some_agree, labels_by_slide, read_slide_table
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -28,6 +29,7 @@ _RUN_COLUMNS = ("slide", "path", "file", "n_tiles", "status", "seconds", "digest
 _DONE = "done"
 
 
+@documented
 def read_bags(
     source: Source,
     *,
@@ -62,8 +64,7 @@ def read_bags(
         with a warning.
     slide
         Column of `labels` with the name of the slide; where there is no column ``"slide"`` the index is the name.
-    table_key
-        Table of each SpatialData.
+    %(table_key)s
 
     Returns
     -------

@@ -14,6 +14,7 @@ import anndata as ad
 import pandas as pd
 from spatialdata import SpatialData, read_zarr
 
+from sealst._docs import documented
 from sealst._errors import SealstError
 from sealst._keys import Keys
 from sealst._section import tables as _section
@@ -91,6 +92,7 @@ class CheckReport:
         return f"<div>{head}{problems}<table>{''.join(rows)}</table></div>"
 
 
+@documented
 def check(
     data: SpatialData | str | PathLike[str],
     *,
@@ -113,12 +115,10 @@ def check(
     ----------
     data
         SpatialData, or a folder or file that `sealst.io.read` reads.
-    region
-        Region of the table; by default all.
+    %(region)s
     image_key, coordinate_system, mpp, pitch_um, spot_um
         As they would be passed to `sealst.pp.pair_crops`.
-    table_key
-        Table whose rows are the spots.
+    %(table_key)s
     image
         Full-resolution image, passed on to the reader of a folder where it lies elsewhere.
 

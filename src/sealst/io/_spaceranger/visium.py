@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from spatialdata import SpatialData
 
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._section.arrays import from_arrays
@@ -43,6 +44,7 @@ def recognise(path: Path) -> bool:
     )
 
 
+@documented
 def read_visium(
     path: str | PathLike[str],
     image: str | PathLike[str] | np.ndarray | SlideImage | None = None,
@@ -71,11 +73,7 @@ def read_visium(
     path
         Folder ``outs``, its parent, its ``spatial`` folder, or the file of the counts. Counts are the ``.h5`` file or
         the folder of ``matrix.mtx``, ``barcodes.tsv`` and ``features.tsv``.
-    image
-        The H&E given to Space Ranger (its ``--image``): a file, a `SlideImage`, or uint8 (height, width, 3). A picture
-        of another size than the coordinates belong to is refused. Without it, ``tissue_hires_image.png`` (else
-        ``tissue_lowres_image.png``) is used with a warning, as its pixels are large. The picture of CytAssist is never
-        used.
+    %(spaceranger.image)s
     section
         Name of the section; default the prefix of the files, else the name of the folder.
     patient, organ
@@ -88,8 +86,7 @@ def read_visium(
         Whether to leave out spots that are not ``in_tissue`` by the table of positions.
     sample
         Prefix of the files, where a folder holds several samples.
-    coordinate_scale
-        For an image that was resized after Space Ranger: its width divided by the width of the original.
+    %(spaceranger.coordinate_scale)s
 
     Returns
     -------

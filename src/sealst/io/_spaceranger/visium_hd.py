@@ -15,6 +15,7 @@ from spatialdata import SpatialData
 
 from sealst._core.space.array_fit import ArrayFit
 from sealst._core.space.binning import block_centres, mean_by_bin, merge_bins, sum_rows
+from sealst._docs import documented
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._section.arrays import from_arrays
@@ -45,6 +46,7 @@ def recognise(path: Path) -> bool:
     return path.is_dir() and any(bin_folders(p) for p in (path, path / "outs"))
 
 
+@documented
 def read_visium_hd(
     path: str | PathLike[str],
     image: str | PathLike[str] | np.ndarray | SlideImage | None = None,
@@ -71,11 +73,7 @@ def read_visium_hd(
     ----------
     path
         Folder ``outs``, its parent, ``binned_outputs``, or one folder of bins (``square_008um``).
-    image
-        The H&E given to Space Ranger (its ``--image``): a file, a `SlideImage`, or uint8 (height, width, 3). A picture
-        of another size than the coordinates belong to is refused. Without it, ``tissue_hires_image.png`` (else
-        ``tissue_lowres_image.png``) is used with a warning, as its pixels are large. The picture of CytAssist is never
-        used.
+    %(spaceranger.image)s
     bin_um
         Side of the bins in µm, a multiple of 2.
     section
@@ -88,8 +86,7 @@ def read_visium_hd(
         ``"filtered"``, bins under tissue, or ``"raw"``, all bins.
     in_tissue
         Whether to leave out bins that are not ``in_tissue`` by the table of positions, before merging.
-    coordinate_scale
-        For an image that was resized after Space Ranger: its width divided by the width of the original.
+    %(spaceranger.coordinate_scale)s
 
     Returns
     -------

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._validate import check_choice
@@ -27,6 +28,7 @@ _MANY_PANELS = 6
 _WIDEST_BAR = 0.3
 
 
+@documented
 def evaluation(
     result: Evaluation | pd.DataFrame,
     *,
@@ -52,27 +54,18 @@ def evaluation(
         interval), and ``chance``, which a dotted line shows.
     metrics
         Metrics to show, in this order; by default all.
-    methods
-        Methods to show, in this order; by default all.
-    sections
-        Sections to show, in this order; by default all.
+    %(shown.methods)s
+    %(shown.sections)s
     by
         ``"section"``: a group of bars per section; ``"method"``: one bar per method, the mean over the sections.
     pooled
         Whether to add the group ``"all"``, in which the test sections of a fold were scored together. It is always
         shown where a metric has nothing else. Not with ``by="method"``.
-    ax
-        Axes to draw into, for a single metric and gene set.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------

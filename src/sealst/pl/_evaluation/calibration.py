@@ -10,6 +10,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sealst._docs import documented
 from sealst._evaluation import Evaluation
 from sealst._section import tables as _section
 from sealst._validate import check_positive
@@ -22,6 +23,7 @@ from sealst.pl._evaluation.methods import colours_of, dense, pick, require_spots
 _MIN_IN_BIN = 5
 
 
+@documented
 def calibration(
     result: Evaluation,
     *,
@@ -47,26 +49,17 @@ def calibration(
         What `tl.evaluate` returns, with held-out spots in ``.spots``.
     methods
         Methods to show; by default all.
-    sections
-        Sections to show, in this order; by default all.
+    %(shown.sections)s
     genes
         Genes to pool; by default all that were scored.
     n_bins
         Bins per method.
-    n_cols
-        Panels in a row; by default up to 3, then a shape near a square.
-    ax
-        Axes to draw into, for a single section.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(by_number.n_cols)s
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------

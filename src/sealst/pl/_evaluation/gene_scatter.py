@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._validate import check_choice
@@ -22,6 +23,7 @@ _NEEDED = ("section", "method", "gene")
 _SCORES = ("pearson", "spearman", "r2", "slope")
 
 
+@documented
 def gene_scatter(
     result: Evaluation | pd.DataFrame,
     *,
@@ -50,24 +52,15 @@ def gene_scatter(
         Method on the y axis.
     metric
         ``"pearson"``, ``"spearman"``, ``"r2"`` or ``"slope"``.
-    sections
-        Sections to show, in this order; by default all.
+    %(shown.sections)s
     n_labels
         Genes to name in every panel.
-    n_cols
-        Panels in a row; by default up to 3, then a shape near a square.
-    ax
-        Axes to draw into, for a single section.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(by_number.n_cols)s
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError
 from sealst._validate import check_choice, listed
 from sealst.pl import _base
@@ -24,6 +25,7 @@ _ROW_IN, _NARROW_IN, _WIDE_IN, _GAP_IN = 0.2, 0.42, 1.1, 0.12
 _LONGEST_NAME = 48
 
 
+@documented
 def pathway_agreement(
     table: pd.DataFrame,
     *,
@@ -49,20 +51,12 @@ def pathway_agreement(
         ``"pearson"`` or ``"spearman"``.
     pathways
         Pathways to show, in this order; by default all.
-    methods
-        Methods to show, in this order; by default all.
-    ax
-        Axes to draw into, for a single block.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(shown.methods)s
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
 from sealst._core.space.lattice import pitch
+from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError
 from sealst._evaluation import Evaluation
 from sealst._keys import Keys
@@ -30,6 +31,7 @@ _RESIDUAL_CMAP = "PuOr_r"
 _RADIUS, _EDGE = 0.46, "#9A9A9A"
 
 
+@documented
 def residual_maps(
     result: Evaluation,
     genes: str | Sequence[str],
@@ -76,32 +78,21 @@ def residual_maps(
         Percentiles of measured and predicted values at which colours saturate; those of the residual are symmetric.
     cmap
         Colour map of measured and predicted expression.
-    image_alpha
-        Opacity of the H&E, 0 to 1.
+    %(image_alpha)s
     spot_size
         Factor on the spots' diameter: the true one on H&E, otherwise one at which neighbours nearly touch.
-    n_cols
-        Genes in a row.
-    coordinate_system
-        System in which spots and image of `sdata` meet.
-    table_key
-        Table of `sdata` whose rows are the spots.
+    %(n_cols)s
+    %(coordinate_system)s
+    %(table_key)s
     maps
         Which of ``"measured"``, ``"predicted"`` and ``"residual"`` to show of every gene, in this order.
     title
         One title per map; by default the gene and what is shown of it.
-    ax
-        Axes to draw into, for a single map.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------

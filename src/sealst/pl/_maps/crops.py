@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
 from sealst._data.crops.reader import read_crops
+from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._section import tables as _section
@@ -53,6 +54,7 @@ class Gallery:
     texts: Sequence[str]
 
 
+@documented
 def crops(
     sdata: SpatialData,
     *,
@@ -91,30 +93,20 @@ def crops(
         Show the lowest values of `order_by` instead.
     title
         One title per crop; by default the spot's name, with its value of `order_by`.
-    n_cols
-        Crops in a row.
+    %(n_cols)s
     seed
         Seed of the random draw.
     crop_um
         Which of the paired crop sizes to show, in µm; default the first.
-    region
-        Region or regions to draw from; by default all.
-    table_key
-        Table whose rows are the spots.
+    %(region)s
+    %(table_key)s
     title_by
         ``.obs`` column whose values are the crops' titles, in place of `title`.
-    ax
-        Axes to draw into, for a single crop.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------

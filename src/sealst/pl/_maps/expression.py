@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
+from sealst._docs import documented
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -26,6 +27,7 @@ _RESIDUAL_CMAP = "RdBu_r"
 _COMPARABLE = (Keys.LOGNORM, Keys.CONTEXT)
 
 
+@documented
 def expression(
     sdata: SpatialData,
     genes: str | Sequence[str],
@@ -70,38 +72,24 @@ def expression(
         expression, and a prediction that is too flat looks flat. ``"own"``: each map gets its own limits, which shows
         where a prediction is high or low although its range is narrower, as it always is for a regression on noisy
         counts; colours can then not be compared between maps.
-    percentiles
-        Percentiles of the values at which colours saturate.
+    %(percentiles)s
     cmap
         Colour map of measured and predicted expression.
-    image_alpha
-        Opacity of the H&E, 0 to 1.
-    spot_size
-        Factor on the spots' true diameter.
-    n_cols
-        Genes in a row; by default 1 to 4, by the number of maps.
-    region
-        Region to show; needed where the table has several.
-    image_key
-        H&E image; by default the one the crops come from.
-    coordinate_system
-        System in which spots and image meet.
-    table_key
-        Table whose rows are the spots.
+    %(image_alpha)s
+    %(spot_size)s
+    %(by_number.n_cols)s
+    %(shown.region)s
+    %(shown.image_key)s
+    %(coordinate_system)s
+    %(table_key)s
     title
         One title per map; by default the gene, where its values come from, and how well they agree.
     ax
         Axes to draw into, for a single map (`layer=None` or `predicted_key=None`).
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -21,6 +22,7 @@ from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
 _MOST_SHOWN = 12
 
 
+@documented
 def pathways(
     sdata: SpatialData,
     pathways: str | Sequence[str] | None = None,
@@ -53,38 +55,23 @@ def pathways(
         scores vary most between the spots.
     key
         ``.obsm`` slot that `tl.pathways` wrote.
-    percentiles
-        Percentiles of a pathway's scores at which colours saturate.
+    %(percentiles)s
     cmap
         Colour map.
-    image_alpha
-        Opacity of the H&E, 0 to 1.
-    spot_size
-        Factor on the spots' true diameter.
-    n_cols
-        Maps in a row.
-    region
-        Region to show; needed where the table has several.
-    image_key
-        H&E image; by default the one the crops come from.
-    coordinate_system
-        System in which spots and image meet.
-    table_key
-        Table whose rows are the spots.
+    %(image_alpha)s
+    %(spot_size)s
+    %(n_cols)s
+    %(shown.region)s
+    %(shown.image_key)s
+    %(coordinate_system)s
+    %(table_key)s
     title
         One title per map; by default the pathway.
-    ax
-        Axes to draw into, for a single pathway.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------

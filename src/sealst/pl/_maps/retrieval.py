@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._section import tables as _section
@@ -21,6 +22,7 @@ from sealst.pl._maps.crops import Crop, Gallery, draw_beside, load_crops, spot_t
 from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
 
 
+@documented
 def retrieval(
     sdata: SpatialData,
     *,
@@ -57,32 +59,19 @@ def retrieval(
         Most similar, and least similar, crops to show; 0 for the map alone.
     title
         Title above the map and its crops; by default the query that `tl.retrieve` recorded.
-    percentiles
-        Percentiles of the similarity at which colours saturate.
+    %(percentiles)s
     cmap
         Colour map of the similarity.
-    image_alpha
-        Opacity of the H&E, 0 to 1.
-    spot_size
-        Factor on the spots' true diameter.
-    region
-        Region to show; needed where the table has several.
-    coordinate_system
-        System in which spots and image meet.
-    table_key
-        Table whose rows are the spots.
-    ax
-        Axes to draw into, for the map alone (``n=0``).
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(image_alpha)s
+    %(spot_size)s
+    %(shown.region)s
+    %(coordinate_system)s
+    %(table_key)s
+    %(map.ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
 from sealst._core.report import Block, Picture, render
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._files import write_text
@@ -37,6 +38,7 @@ _MOST_BARS, _MOST_PANELS, _MOST_LINES, _MOST_MAPS = 8, 20, 9, 3
 _GENE_COLUMNS = ("section", "method", "gene", "pearson", "moran_measured")
 
 
+@documented
 def report(
     result: Evaluation,
     path: str | Path,
@@ -55,8 +57,7 @@ def report(
     ----------
     result
         What `tl.evaluate` returns.
-    path
-        File to write, ending in ``.html``; an existing file is replaced once the new one is complete.
+    %(html.path)s
     title
         Title; by default it names the encoder.
     sections

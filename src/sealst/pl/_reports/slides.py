@@ -11,6 +11,7 @@ from spatialdata import SpatialData
 
 from sealst._core.report import Block, Picture, render
 from sealst._core.scores.slide_evaluation import SlideEvaluation
+from sealst._docs import documented
 from sealst._errors import DataError, SealstWarning
 from sealst._files import write_text
 from sealst._validate import listed
@@ -27,6 +28,7 @@ from sealst.pl._slides.methods import classes_of, embeddings_of, held_out, no_cu
 _TASKS = ("classification", "regression", "survival")
 
 
+@documented
 def slide_report(
     evaluation: SlideEvaluation,
     path: str | Path,
@@ -45,8 +47,7 @@ def slide_report(
     ----------
     evaluation
         A `tl.SlideEvaluation`.
-    path
-        File to write, ending in ``.html``; an existing file is replaced once the new one is complete.
+    %(html.path)s
     title
         Title; by default it names the targets.
     slides

@@ -14,6 +14,7 @@ from scipy.stats import linregress
 
 from sealst._core.scores.slide_curves import reliability
 from sealst._core.scores.slide_evaluation import SlideEvaluation
+from sealst._docs import documented
 from sealst._validate import check_positive
 from sealst.pl import _base
 from sealst.pl._base import plain
@@ -32,6 +33,7 @@ from sealst.pl._slides.methods import (
 )
 
 
+@documented
 def slide_calibration(
     evaluation: SlideEvaluation,
     *,
@@ -56,28 +58,18 @@ def slide_calibration(
     ----------
     evaluation
         A `tl.SlideEvaluation` of a classification or a regression.
-    targets
-        Targets to show; by default all.
+    %(shown.targets)s
     classes
         Classes to show, of a classification; by default the second of two, or all.
-    methods
-        Embeddings to show, such as ``"X_seal"``; by default all, the adapted one first.
+    %(embeddings.methods)s
     n_bins
         Bins of the predicted probability.
-    n_cols
-        Panels in a row; by default up to 4.
-    ax
-        Axes to draw into, for a single panel.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(by_number.n_cols)s
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------

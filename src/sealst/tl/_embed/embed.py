@@ -12,6 +12,7 @@ from spatialdata import SpatialData
 
 from sealst._core.device import autocast, resolve_device
 from sealst._data.tokens.trunk import to_images
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -24,6 +25,7 @@ from sealst.models._encoders.digests import base_name
 from sealst.tl._embed.inputs import check_crops_fit, crop_spec, crops_record, map_crops
 
 
+@documented
 def embed(
     sdata: SpatialData | Collection,
     model: SealModel | Encoder | str,
@@ -59,15 +61,12 @@ def embed(
         that it was trained on.
     key_added
         Slot in ``.obsm``; default ``"X_seal"`` for images, ``"X_seal_gene"`` for expression.
-    region
-        Region(s) of the table; by default all.
-    table_key
-        Table to write to.
+    %(region)s
+    %(table_key)s
     device
         Device; default the model's own. On CUDA devices an encoder runs in the precision of its published users
         (`spec.precision`), elsewhere in float32.
-    progress
-        Progress bar; default ``settings.progress``.
+    %(progress)s
     copy
         Whether to return a copy of the table instead of writing to it.
 
