@@ -167,7 +167,10 @@ def _pair(sdata: SpatialData, table: AnnData, region: Region, wanted: _Wanted) -
         )
     centres = _centres(sdata, region, image, system, wanted.max_outside)
     boxes = [square_boxes(centres, um / scale) for um in sizes]
-    usable = _usable(sdata, image, boxes, wanted.min_inside)
+    # Whether enough of a spot's crops, of every size, lies inside the image.
+    height, width = _section.image_levels(sdata.images[image])[0].shape[1:]
+    inside = np.min([inside_fraction(one, width, height) for one in boxes], axis=0)
+    usable = (inside > 0) & (inside >= wanted.min_inside - 1e-9)
     if not usable.any():
         raise DataError(
             f"No spot of {region.name!r} has {100 * wanted.min_inside:g} % of its crop of {max(sizes):g} µm inside "
@@ -269,13 +272,6 @@ def _digest(region: Region, boxes: np.ndarray) -> str:
     """Changes when a spot moves, so that results from earlier crops are recognised."""
     text = "\n".join(map(str, region.ids)).encode()
     return hashlib.sha256(text + boxes.round(3).tobytes()).hexdigest()[:16]
-
-
-def _usable(sdata: SpatialData, image: str, boxes: Sequence[np.ndarray], min_inside: float) -> np.ndarray:
-    """Whether enough of a spot's crops, of every size, lies inside the image."""
-    height, width = _section.image_levels(sdata.images[image])[0].shape[1:]
-    inside = np.min([inside_fraction(one, width, height) for one in boxes], axis=0)
-    return (inside > 0) & (inside >= min_inside - 1e-9)
 
 
 def _warn_if_enlarged(region: Region, mpp: float, wanted: float) -> None:

@@ -80,10 +80,15 @@ def _survey(part: Part, layer: str) -> Survey:
             f"`.layers[{Keys.LOGNORM!r}]` of section {part.name!r} holds NaN or infinite values. Run `sl.pp.normalize` "
             "again, with `overwrite=True`."
         )
+    ids = np.full(table.n_vars, "", dtype=object)
+    for column in _ID_COLUMNS:
+        if column in table.var:
+            values = table.var[column].astype(object).where(table.var[column].notna(), "").astype(str).to_numpy()
+            ids = np.where(ids == "", values, ids)
     return Survey(
         name=part.name,
         columns={name: i for i, name in enumerate(upper) if usable[i]},
-        ensembl=_ids(table),
+        ensembl=ids,
         names=names,
         target_sum=float(stored["target_sum"]),
         context_weight=float(stored["context_weight"]),
@@ -91,15 +96,6 @@ def _survey(part: Part, layer: str) -> Survey:
         detected=np.asarray((rows > 0).sum(axis=0)).ravel(),
         total=np.asarray(rows.sum(axis=0, dtype=np.float64)).ravel(),
     )
-
-
-def _ids(table: AnnData) -> np.ndarray:
-    ids = np.full(table.n_vars, "", dtype=object)
-    for column in _ID_COLUMNS:
-        if column in table.var:
-            values = table.var[column].astype(object).where(table.var[column].notna(), "").astype(str).to_numpy()
-            ids = np.where(ids == "", values, ids)
-    return ids
 
 
 def _rows(part: Part, layer: str) -> sp.csr_matrix:

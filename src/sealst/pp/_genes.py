@@ -108,7 +108,11 @@ def select_genes(
     else:
         genes = _listed_genes(found, criterion, least)
     mean, std = moments(sections, found, genes, layer=layer, table_key=table_key)
-    _check_species(species, found[0])
+    if species == "human" and (examples := _mouse_symbols(found[0].names)):
+        warn(
+            f"Most gene names are spelled like mouse symbols (e.g. {listed(examples, 3)}), but the panel says "
+            "species='human'; pass `species='mouse'`."
+        )
     panel = GenePanel(
         tuple(genes),
         mean,
@@ -298,14 +302,6 @@ def _report(panel: GenePanel) -> None:
         )
     cases = ", ".join(f"{name!r} {row.genes}" for name, row in zip(table.index[:8], table.itertuples(), strict=False))
     logger.info("Of %d genes measure: %s%s.", len(panel), cases, " …" if len(table) > 8 else "")
-
-
-def _check_species(species: str, first: Survey) -> None:
-    if species == "human" and (examples := _mouse_symbols(first.names)):
-        warn(
-            f"Most gene names are spelled like mouse symbols (e.g. {listed(examples, 3)}), but the panel says "
-            "species='human'; pass `species='mouse'`."
-        )
 
 
 def _mouse_symbols(names: Sequence[str]) -> list[str]:

@@ -132,26 +132,28 @@ def harmonize_genes(
     """
     check_choice("to", to, ("symbol", "ensembl"))
     counts = _section.get_table(data, table_key)
-    _refuse_normalised(counts)
-    names = _names(counts)
-    known = load_table(table) if table is not None else human_table() if species == "human" else None
-    fold_case = _check_species(names, species)
-    _check_table(names, known, species, to)
-    plan = _plan(names, _given_ids(counts), known, to=to, drop=drop_controls, sum_aliases=sum_aliases, fold=fold_case)
-    matrices = _matrices(counts, plan)
-    entry = _entry(plan, len(names), {"species": species, "to": to, "table": "none" if known is None else known.source})
-    _say(plan, entry)
-    return _write(data, counts, plan, matrices, entry=entry, table_key=table_key, copy=copy)
-
-
-def _refuse_normalised(table: AnnData) -> None:
-    layers = [key for key in (Keys.LOGNORM, Keys.CONTEXT) if key in table.layers]
+    layers = [key for key in (Keys.LOGNORM, Keys.CONTEXT) if key in counts.layers]
     if layers:
         deleted = ", ".join(f"table.layers[{key!r}]" for key in layers)
         raise OrderError(
             f"`sl.pp.normalize` already ran on this table: its layers {listed(layers)} cannot be summed. Delete them "
             f"(`del {deleted}`), harmonise, and normalise again with `overwrite=True`."
         )
+    names = _names(counts)
+    known = load_table(table) if table is not None else human_table() if species == "human" else None
+    fold_case = _check_species(names, species)
+    _check_table(names, known, species, to)
+    # Ensembl ids that the table gives beside the names.
+    ids = [""] * counts.n_vars
+    for column in (Keys.ENSEMBL, "gene_ids"):
+        if column in counts.var:
+            values = counts.var[column].astype(object).where(counts.var[column].notna(), "")
+            ids = [one or ensembl_id(str(value)) for one, value in zip(ids, values, strict=True)]
+    plan = _plan(names, ids, known, to=to, drop=drop_controls, sum_aliases=sum_aliases, fold=fold_case)
+    matrices = _matrices(counts, plan)
+    entry = _entry(plan, len(names), {"species": species, "to": to, "table": "none" if known is None else known.source})
+    _say(plan, entry)
+    return _write(data, counts, plan, matrices, entry=entry, table_key=table_key, copy=copy)
 
 
 def _names(table: AnnData) -> list[str]:
@@ -162,16 +164,6 @@ def _names(table: AnnData) -> list[str]:
             "columns, e.g. `adata = adata[:, adata.var_names != '']`."
         )
     return names
-
-
-def _given_ids(table: AnnData) -> list[str]:
-    """Ensembl ids that the table gives beside the names."""
-    ids = [""] * table.n_vars
-    for column in (Keys.ENSEMBL, "gene_ids"):
-        if column in table.var:
-            values = table.var[column].astype(object).where(table.var[column].notna(), "")
-            ids = [one or ensembl_id(str(value)) for one, value in zip(ids, values, strict=True)]
-    return ids
 
 
 def _check_species(names: Sequence[str], species: str) -> bool:

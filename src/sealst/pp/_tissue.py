@@ -106,7 +106,9 @@ def tissue(
     for one in _section.regions_of(table, region):
         crops = _section.crop_definition(table, one)
         element = section_labels(sdata, one, crops["image_key"], labels_key, anew=overwrite)
-        fractions[one.rows] = _fractions(sdata, table, one, element)
+        mask, scale, shift = _frame(element, sdata.images[crops["image_key"]])
+        boxes = _section.crop_boxes(sdata, table, one, every=True)[1]
+        fractions[one.rows] = box_fractions(mask, boxes * np.tile(scale, 2) + np.tile(shift, 2))
         if labels_key is None:
             labels[Keys.tissue(one.section)] = element
         entries[one.name] = {"min_tissue": float(min_tissue), "labels_key": labels_key or Keys.tissue(one.section)}
@@ -152,14 +154,6 @@ def tissue_at(labels: Any, image: Any, *, chunks: tuple[tuple[int, ...], tuple[i
         return inside & mask[np.ix_(rows.clip(0, mask.shape[0] - 1), columns.clip(0, mask.shape[1] - 1))]
 
     return da.map_blocks(look_up, chunks=chunks, dtype=bool, meta=np.empty((0, 0), dtype=bool))
-
-
-def _fractions(sdata: SpatialData, table: AnnData, region: Region, labels: Any) -> np.ndarray:
-    image = sdata.images[_section.crop_definition(table, region)["image_key"]]
-    mask, scale, shift = _frame(labels, image)
-    return box_fractions(
-        mask, _section.crop_boxes(sdata, table, region, every=True)[1] * np.tile(scale, 2) + np.tile(shift, 2)
-    )
 
 
 def _frame(labels: Any, image: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

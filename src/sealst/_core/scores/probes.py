@@ -131,7 +131,14 @@ def ridge_probe(
     """
     x, y = _matrix(train_x, "train_x"), _matrix(train_y, "train_y")
     grid = np.unique(np.asarray(alphas, dtype=np.float64))
-    _check_fit(x, y, grid, n_components, max_folds)
+    if len(x) != len(y) or len(x) < 2:
+        raise DataError(f"`train_x` has {len(x)} rows and `train_y` {len(y)}; expected the same number, at least 2.")
+    if not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
+        raise DataError(f"`alphas` must be positive numbers, found {grid.tolist()}.")
+    if n_components is not None:
+        check_positive("n_components", n_components)
+    if max_folds < 2:
+        raise DataError(f"`max_folds` must be at least 2, found {max_folds!r}.")
     scores, stretch = np.full(len(grid), np.nan), np.ones(len(grid))
     if len(grid) > 1:
         folds = _folds(len(x), groups, max_folds, seed)
@@ -244,17 +251,6 @@ def _folds(n: int, groups: ArrayLike | None, max_folds: int, seed: int) -> list[
             "penalty on. Give more rows, or one penalty with `alphas=[...]`."
         )
     return folds
-
-
-def _check_fit(x: np.ndarray, y: np.ndarray, grid: np.ndarray, n_components: int | None, max_folds: int) -> None:
-    if len(x) != len(y) or len(x) < 2:
-        raise DataError(f"`train_x` has {len(x)} rows and `train_y` {len(y)}; expected the same number, at least 2.")
-    if not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
-        raise DataError(f"`alphas` must be positive numbers, found {grid.tolist()}.")
-    if n_components is not None:
-        check_positive("n_components", n_components)
-    if max_folds < 2:
-        raise DataError(f"`max_folds` must be at least 2, found {max_folds!r}.")
 
 
 def _matrix(x: ArrayLike, name: str) -> np.ndarray:

@@ -120,7 +120,9 @@ def read_xenium(
     picture, file = _find_picture(folder, image)
     matrix = _read_alignment(folder, alignment, file)
     scale, scale_source = _resolve_mpp(matrix, pixel_um, picture, mpp)
-    frame = _frame(matrix, pixel_um, picture, pool_um / scale)
+    height, width = picture.shape[:2]
+    per_um = np.diag([1 / pixel_um, 1 / pixel_um, 1.0])
+    frame = Frame(SquareGrid(pool_um / scale, width, height), np.linalg.inv(matrix) @ per_um, matrix @ per_um)
     if source == "cells":
         pooled = pool_cells(folder, frame, max_outside=max_outside)
     else:
@@ -199,12 +201,6 @@ def _find_picture(
             )
         image = found[0]
     return open_image(image), Path(image)
-
-
-def _frame(matrix: np.ndarray, pixel_um: float, picture: SlideImage | np.ndarray, side: float) -> Frame:
-    height, width = picture.shape[:2]
-    per_um = np.diag([1 / pixel_um, 1 / pixel_um, 1.0])
-    return Frame(SquareGrid(side, width, height), np.linalg.inv(matrix) @ per_um, matrix @ per_um)
 
 
 def _read_alignment(folder: Path, alignment: Any, image: Path | None) -> np.ndarray:

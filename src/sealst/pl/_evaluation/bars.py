@@ -88,7 +88,13 @@ def evaluation(
     check_choice("by", by, ["section", "method"])
     table = frame_of(result, "table")
     check_columns(table, _NEEDED, what="the table of results")
-    _check_repeats(table)
+    repeated = table.duplicated([*_BAR, *(c for c in ("fold", "seed") if c in table)])
+    if repeated.any():
+        first = table[repeated].iloc[0]
+        raise DataError(
+            f"{int(repeated.sum())} bars have several values (e.g. section {first['section']!r}, method "
+            f"{first['method']!r}, genes {first['genes']!r}, metric {first['metric']!r}). Average them first."
+        )
     table = _select(table, methods, sections, pooled=pooled and by == "section")
     panels = _panels(table, metrics, by)
     _base.check_single(ax, len(panels), how="`metrics=`")
@@ -113,29 +119,15 @@ def _draw_all(panels: Sequence[pd.DataFrame], colours: dict[str, str]) -> Figure
     grid = figure.add_gridspec(n_rows, n_columns)
     for i, rows in enumerate(panels):
         _draw(figure.add_subplot(grid[i // n_columns, i % n_columns]), rows, colours)
-    _add_legend(figure, n_columns * width)
-    return figure
-
-
-def _add_legend(figure: Figure, width: float) -> None:
-    """One legend below all panels, which need not hold the same methods."""
+    # One legend below all panels, which need not hold the same methods.
     entries = {text: h for ax in figure.axes for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     entries = {text: entries[text] for text in sorted(entries, key=lambda text: text in _LINES)}
     longest = max(_base.text_width(text, _base.SMALL_SIZE) for text in entries)
     # Half an inch holds the key and the space around it.
-    columns = max(1, min(len(entries), int(width / (longest + 0.5))))
+    columns = max(1, min(len(entries), int(n_columns * width / (longest + 0.5))))
     style: dict[str, Any] = {"fontsize": _base.SMALL_SIZE, "frameon": False, "ncols": columns}
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", **style)
-
-
-def _check_repeats(table: pd.DataFrame) -> None:
-    repeated = table.duplicated([*_BAR, *(c for c in ("fold", "seed") if c in table)])
-    if repeated.any():
-        first = table[repeated].iloc[0]
-        raise DataError(
-            f"{int(repeated.sum())} bars have several values (e.g. section {first['section']!r}, method "
-            f"{first['method']!r}, genes {first['genes']!r}, metric {first['metric']!r}). Average them first."
-        )
+    return figure
 
 
 def _select(

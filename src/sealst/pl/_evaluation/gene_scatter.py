@@ -86,7 +86,10 @@ def gene_scatter(
     pick("method", [x, y], [str(m) for m in pd.unique(genes["method"])])
     panels = _pairs(genes, x, y, metric=metric, sections=sections)
     _base.check_single(ax, len(panels), how="`sections=`")
-    limits = _limits(panels.values())
+    values = np.concatenate([frame.to_numpy().ravel() for frame in panels.values()])
+    low, high = min(0.0, float(values.min())), float(values.max())
+    margin = 0.06 * max(high - low, 0.05)
+    limits = low - margin, high + margin
     if ax is not None:
         axes = [ax]
     else:
@@ -116,13 +119,6 @@ def _pairs(
             raise DataError(f"No gene of section {section!r} has a {metric} for both {x!r} and {y!r}.")
         panels[section or POOLED] = wide
     return panels
-
-
-def _limits(panels: object) -> tuple[float, float]:
-    values = np.concatenate([frame.to_numpy().ravel() for frame in panels])  # type: ignore[attr-defined]
-    low, high = min(0.0, float(values.min())), float(values.max())
-    margin = 0.06 * max(high - low, 0.05)
-    return low - margin, high + margin
 
 
 def columns_of(n: int, wanted: int | None) -> int:

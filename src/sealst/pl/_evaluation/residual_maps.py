@@ -109,7 +109,12 @@ def residual_maps(
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_choice("scale", scale, ["z", "log1p"])
-    name = _one_section(require_spots(result), section)
+    known = list(require_spots(result).spots)
+    if section is None and len(known) > 1:
+        raise DataError(
+            f"Maps show one section, the Evaluation has {len(known)}: {listed(known)}. Name one with `section=`."
+        )
+    name = pick("section", known if section is None else [section], known)[0]
     spots = result.spots[name]
     pick("method", [method], _section.layer_names(spots))
     genes, maps = _base.as_list(genes, name="genes"), _base.as_list(maps, name="maps")
@@ -128,15 +133,6 @@ def residual_maps(
     groups = _base.retitled([[drawn[kind] for kind in maps] for drawn in found], title)
     per_row = min(n_cols or (1 if len(genes) <= 3 else 2), len(genes))
     return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
-
-
-def _one_section(result: Evaluation, section: str | None) -> str:
-    known = list(result.spots)
-    if section is None and len(known) > 1:
-        raise DataError(
-            f"Maps show one section, the Evaluation has {len(known)}: {listed(known)}. Name one with `section=`."
-        )
-    return pick("section", known if section is None else [section], known)[0]
 
 
 def _on_white(spots: AnnData, name: str) -> Tissue:

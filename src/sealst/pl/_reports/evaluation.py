@@ -204,7 +204,8 @@ def _maps(result: Evaluation, images: dict[str, SpatialData], genes: str | Seque
         return []
     shown = [*pick("sections", list(images), list(spots))] if images else []
     shown = [*shown, *(name for name in spots if name not in shown)][:_MOST_MAPS]
-    method = _mapped_method(result)
+    known = list(dict.fromkeys(m for spots in result.spots.values() for m in _section.layer_names(spots)))
+    method = ADAPTED if ADAPTED in known else next((m for m in known if m != MEAN), known[0] if known else ADAPTED)
     if genes is None:
         chosen, why = _choose_genes(result.genes, method, sorted(set().union(*(spots[s].var_names for s in shown))))
     else:
@@ -226,11 +227,6 @@ def _maps(result: Evaluation, images: dict[str, SpatialData], genes: str | Seque
     )
     left = f" Maps of {len(shown)} of {len(spots)} sections are shown." if len(spots) > len(shown) else ""
     return [Block("Maps", [why + left, lines], figures=pictures)] if pictures else []
-
-
-def _mapped_method(result: Evaluation) -> str:
-    known = list(dict.fromkeys(m for spots in result.spots.values() for m in _section.layer_names(spots)))
-    return ADAPTED if ADAPTED in known else next((m for m in known if m != MEAN), known[0] if known else ADAPTED)
 
 
 def _choose_genes(genes: pd.DataFrame, method: str, known: Sequence[str]) -> tuple[list[str], str]:
