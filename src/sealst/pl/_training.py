@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -87,15 +86,13 @@ def training(
         raise DataError(f"Expected columns `train_<loss>` or `val_<metric>`, found {listed(frame.columns, 20)}.")
     _base.check_single(ax, n_panels, how="`stages=` and `metrics=`, of which one is `[]`")
 
-    axes = [ax] if ax is not None else _new_axes(n_panels)
+    axes = [ax] if ax is not None else _base.grid_axes(n_panels, min(n_panels, _COLUMNS), size=(_WIDTH_IN, _HEIGHT_IN))
     colours = dict(zip(losses, _base.COLOURS * len(losses), strict=False))
     for one, stage in zip(axes, shown, strict=False):
         _draw_losses(one, frame[frame["stage"] == stage], stage, colours)
     for one, metric in zip(axes[len(shown) :], wanted, strict=True):
         _draw_metric(one, frame, metric)
-    figure = _base.figure_of(axes[0])
-    _base.finish(figure, save, show, own=ax is None)
-    return figure if ax is None else ax
+    return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
 def _chosen(given: str | Sequence[str] | None, known: list[str], *, what: str) -> list[str]:
@@ -106,14 +103,6 @@ def _chosen(given: str | Sequence[str] | None, known: list[str], *, what: str) -
     if unknown := [name for name in names if name not in known]:
         raise MissingKeyError(f"{what} {listed(unknown)} not in the history; found: {listed(known)}.")
     return names
-
-
-def _new_axes(n_panels: int) -> list[Axes]:
-    n_columns = min(n_panels, _COLUMNS)
-    n_rows = -(-n_panels // n_columns)
-    figure = plt.figure(figsize=(n_columns * _WIDTH_IN, n_rows * _HEIGHT_IN), layout="constrained")
-    grid = figure.add_gridspec(n_rows, n_columns)
-    return [figure.add_subplot(grid[i // n_columns, i % n_columns]) for i in range(n_panels)]
 
 
 def _read(history: Any) -> pd.DataFrame:

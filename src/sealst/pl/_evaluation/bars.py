@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -102,11 +101,8 @@ def evaluation(
     if ax is not None:
         _draw(ax, panels[0], colours)
         ax.legend(fontsize=_base.SMALL_SIZE, frameon=False)
-        _base.finish(_base.figure_of(ax), save, show, own=False)
-        return ax
-    figure = _draw_all(panels, colours)
-    _base.finish(figure, save, show)
-    return figure
+        return _base.finish(_base.figure_of(ax), ax, save, show)
+    return _base.finish(_draw_all(panels, colours), ax, save, show)
 
 
 def _draw_all(panels: Sequence[pd.DataFrame], colours: dict[str, str]) -> Figure:
@@ -114,11 +110,10 @@ def _draw_all(panels: Sequence[pd.DataFrame], colours: dict[str, str]) -> Figure
     n_bars = max(rows["section"].nunique() * (rows["method"].nunique() + 1.2) for rows in panels)
     width = min(max(n_bars * bar + 1.0, 3.2), _WIDEST_IN)
     n_columns = max(1, min(len(panels), int(_WIDEST_IN // width)))
-    n_rows = -(-len(panels) // n_columns)
-    figure = plt.figure(figsize=(n_columns * width, n_rows * _HEIGHT_IN + 0.4), layout="constrained")
-    grid = figure.add_gridspec(n_rows, n_columns)
-    for i, rows in enumerate(panels):
-        _draw(figure.add_subplot(grid[i // n_columns, i % n_columns]), rows, colours)
+    axes = _base.grid_axes(len(panels), n_columns, size=(width, _HEIGHT_IN), below=0.4)
+    for ax, rows in zip(axes, panels, strict=True):
+        _draw(ax, rows, colours)
+    figure = _base.figure_of(axes[0])
     # One legend below all panels, which need not hold the same methods.
     entries = {text: h for ax in figure.axes for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     entries = {text: entries[text] for text in sorted(entries, key=lambda text: text in _LINES)}

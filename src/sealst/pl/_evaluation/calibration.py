@@ -16,7 +16,6 @@ from sealst._section import tables as _section
 from sealst._validate import check_positive
 from sealst.pl import _base
 from sealst.pl._base import plain
-from sealst.pl._evaluation.gene_scatter import columns_of, square_axes
 from sealst.pl._evaluation.methods import colours_of, dense, pick, require_spots
 
 #: a bin with fewer values says little
@@ -83,8 +82,8 @@ def calibration(
         name: {m: _binned(result.spots[name], m, genes, n_bins) for m in chosen if m in result.spots[name].layers}
         for name in names
     }
-    n_cols = columns_of(len(names), n_cols)
-    axes = [ax] if ax is not None else square_axes(len(names), n_cols, right=_legend_width(chosen))
+    n_cols = _base.columns_of(len(names), n_cols)
+    axes = [ax] if ax is not None else _base.square_axes(len(names), n_cols, right=_legend_width(chosen))
     colours = colours_of(known)
     limits = _limits([line for own in lines.values() for line in own.values()])
     for one, (name, own) in zip(axes, lines.items(), strict=True):
@@ -94,9 +93,7 @@ def calibration(
     last = axes[min(n_cols, len(axes)) - 1]
     style = {"fontsize": _base.SMALL_SIZE, "frameon": False, "borderaxespad": 0}
     last.legend(list(handles.values()), list(handles), loc="upper left", bbox_to_anchor=(1.03, 1), **style)
-    figure = _base.figure_of(axes[0])
-    _base.finish(figure, save, show, own=ax is None)
-    return figure if ax is None else ax
+    return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
 def _legend_width(methods: Sequence[str]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -90,18 +89,12 @@ def gene_scatter(
     low, high = min(0.0, float(values.min())), float(values.max())
     margin = 0.06 * max(high - low, 0.05)
     limits = low - margin, high + margin
-    if ax is not None:
-        axes = [ax]
-    else:
-        n_cols = columns_of(len(panels), n_cols)
-        axes = square_axes(len(panels), n_cols)
+    axes = [ax] if ax is not None else _base.square_axes(len(panels), _base.columns_of(len(panels), n_cols))
     for one, (name, pairs) in zip(axes, panels.items(), strict=True):
         _draw(one, pairs, name, limits=limits, n_labels=n_labels)
         one.set_xlabel(f"{x}, {_base.metric_label(metric)}", fontsize=_base.SMALL_SIZE + 1)
         one.set_ylabel(f"{y}, {_base.metric_label(metric)}", fontsize=_base.SMALL_SIZE + 1)
-    figure = _base.figure_of(axes[0])
-    _base.finish(figure, save, show, own=ax is None)
-    return figure if ax is None else ax
+    return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
 def _pairs(
@@ -119,25 +112,6 @@ def _pairs(
             raise DataError(f"No gene of section {section!r} has a {metric} for both {x!r} and {y!r}.")
         panels[section or POOLED] = wide
     return panels
-
-
-def columns_of(n: int, wanted: int | None) -> int:
-    """Panels in a row: up to three stand side by side, more form a shape near a square."""
-    return min(wanted or (n if n <= 3 else min(5, int(np.ceil(np.sqrt(n))))), n)
-
-
-def square_axes(n: int, n_cols: int, *, right: float = 0.0) -> list[Axes]:
-    """Square panels in a new figure, with room for titles and labels; their place is final."""
-    side = 3.4 if n <= 4 else 2.6
-    left, top, gap, below = 0.6, 0.32, 0.15, 0.5
-    n_rows = -(-n // n_cols)
-    size = (n_cols * (left + side + gap) + right, n_rows * (top + side + below))
-    figure = plt.figure(figsize=size)
-    places = [divmod(i, n_cols) for i in range(n)]
-    return [
-        _base.axes_at(figure, left + c * (left + side + gap), top + r * (top + side + below), size=(side, side))
-        for r, c in places
-    ]
 
 
 def _draw(ax: Axes, pairs: pd.DataFrame, name: str, *, limits: tuple[float, float], n_labels: int) -> None:

@@ -84,11 +84,8 @@ def pathway_agreement(
     if ax is not None:
         image = _draw(ax, blocks[0], first=True, inches=ax.get_window_extent().width / _base.figure_of(ax).dpi)
         _base.figure_of(ax).colorbar(image, ax=ax, label=_base.metric_label(metric), fraction=0.05)
-        _base.finish(_base.figure_of(ax), save, show, own=False)
-        return ax
-    figure = _figure(blocks, metric)
-    _base.finish(figure, save, show)
-    return figure
+        return _base.finish(_base.figure_of(ax), ax, save, show)
+    return _base.finish(_figure(blocks, metric), ax, save, show)
 
 
 def _check_table(table: pd.DataFrame, metric: str) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -20,7 +19,7 @@ from sealst._keys import Keys
 from sealst._section import tables as _section
 from sealst._validate import check_choice, check_fraction, whole
 from sealst.pl import _base
-from sealst.pl._maps.crops import Gallery, draw_beside, load_crops, spot_title
+from sealst.pl._maps.crops import Gallery, draw_beside, embedded_um, load_crops, spot_title
 from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
 
 
@@ -92,14 +91,12 @@ def attention(
     >>> import sealst as sl
     >>> figure = sl.pl.attention(sdata, n=8, save="attention.png")  # doctest: +SKIP
     """
-    _base.require_spatialdata(sdata)
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_fraction("alpha", alpha)
     n = whole("n", n, least=0)
     check_choice("scale", scale, ["percentile", "linear"])
-    table = _section.get_table(sdata, table_key)
-    one = _base.one_region(table, region)
+    table, one = _base.table_with_region(sdata, table_key, region)
     weights = _base.stored_column(table, key, "sl.tl.predict_slide(sdata, model)")
     usable = _section.crop_boxes(sdata, table, one)[0]
     folds = _folds_of_mean(weights, one.rows, key)
@@ -116,12 +113,11 @@ def attention(
         panel = replace(panel, title=heading)
         return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
     texts = [f"{spot_title(table, row)}\n{_times(folds[row])} the mean" for row in rows]
-    shown = load_crops(sdata, table, rows, [one], _crop_um(table))
+    shown = load_crops(sdata, table, rows, [one], embedded_um(table, Keys.EMBEDDING))
     galleries = [Gallery("Most attended (circled on the map)", shown, texts)]
     figure = draw_beside(tissue, panel, style, galleries=galleries, heading=heading)
     _circle(figure.axes[0], tissue.centres[np.isin(one.rows, rows)])
-    _base.finish(figure, save, show)
-    return figure
+    return _base.finish(figure, ax, save, show)
 
 
 def _folds_of_mean(weights: np.ndarray, rows: np.ndarray, key: str) -> np.ndarray:
@@ -163,9 +159,3 @@ def _circle(ax: Axes, centres: np.ndarray) -> None:
 
 def _times(value: float) -> str:
     return f"{value:.0f} ×" if value >= 10 else f"{value:.1f} ×"
-
-
-def _crop_um(table: AnnData) -> float | None:
-    """Size of the crops that were embedded; None (the first that was paired) where it is not known."""
-    embedded: dict[str, Any] = table.uns.get(Keys.UNS, {}).get("embed", {}).get(Keys.EMBEDDING, {})
-    return None if "crop_um" not in embedded else float(embedded["crop_um"])

@@ -142,13 +142,11 @@ def crops(
 
     if ax is not None:
         _draw_crop(ax, shown[0], texts[0], scale_bar=True)
-        _base.finish(_base.figure_of(ax), save, show, own=False)
-        return ax
+        return _base.finish(_base.figure_of(ax), ax, save, show)
     width, height = gallery_size(texts, n_cols)
     figure = plt.figure(figsize=(width, height))
     draw_gallery(figure, 0.0, 0.0, crops=shown, texts=texts, n_cols=n_cols)
-    _base.finish(figure, save, show)
-    return figure
+    return _base.finish(figure, ax, save, show)
 
 
 def load_crops(
@@ -223,6 +221,12 @@ def draw_beside(tissue: Tissue, panel: Panel, style: MapStyle, *, galleries: Seq
         figure.text(*place, one.title, ha="center", va="top", fontsize=_base.TITLE_SIZE, fontweight="bold")
         draw_gallery(figure, left, y + _HEADER_IN, crops=one.crops, texts=one.texts, n_cols=_BESIDE_COLUMNS)
     return figure
+
+
+def embedded_um(table: AnnData, key: str | None) -> float | None:
+    """Size in µm of the crops behind the embeddings in a slot; None (the first that was paired) where not known."""
+    embedded = table.uns.get(Keys.UNS, {}).get("embed", {}).get(key, {})
+    return float(embedded["crop_um"]) if "crop_um" in embedded else None
 
 
 def spot_title(table: AnnData, row: int) -> str:

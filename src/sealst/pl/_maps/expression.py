@@ -108,12 +108,10 @@ def expression(
     >>> gene = sdata.tables["table"].var_names[0]
     >>> figure = sl.pl.expression(sdata, gene, predicted_key=None)
     """
-    _base.require_spatialdata(sdata)
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_choice("scale", scale, ["shared", "own"])
-    table = _section.get_table(sdata, table_key)
-    one = _base.one_region(table, region)
+    table, one = _base.table_with_region(sdata, table_key, region)
     genes = _base.as_list(genes, name="genes")
     layer, predicted_key = _find_sources(table, layer, predicted_key, both=residual)
     _check_comparable(layer, predicted_key, compared=scale == "shared" or residual)

@@ -15,7 +15,6 @@ from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import tables as _section
 from sealst.pl import _base
 from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
 
@@ -87,11 +86,9 @@ def pathways(
     >>> import sealst as sl
     >>> figure = sl.pl.pathways(sdata, ["HALLMARK_HYPOXIA"], save="hypoxia.png")  # doctest: +SKIP
     """
-    _base.require_spatialdata(sdata)
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
-    table = _section.get_table(sdata, table_key)
-    one = _base.one_region(table, region)
+    table, one = _base.table_with_region(sdata, table_key, region)
     frame = _base.stored_frame(table, key, "sl.tl.pathways(sdata, net)").iloc[one.rows]
     names = _most_variable(frame) if pathways is None else _base.as_list(pathways, name="pathways")
     groups = _base.retitled([[_panel(frame, name, key, percentiles, cmap)] for name in names], title)

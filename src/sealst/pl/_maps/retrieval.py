@@ -18,7 +18,7 @@ from sealst._keys import Keys
 from sealst._section import tables as _section
 from sealst._validate import whole
 from sealst.pl import _base
-from sealst.pl._maps.crops import Crop, Gallery, draw_beside, load_crops, spot_title
+from sealst.pl._maps.crops import Crop, Gallery, draw_beside, embedded_um, load_crops, spot_title
 from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
 
 
@@ -85,12 +85,10 @@ def retrieval(
     >>> import sealst as sl
     >>> figure = sl.pl.retrieval(sdata, n=8, save="hits.png")  # doctest: +SKIP
     """
-    _base.require_spatialdata(sdata)
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     n = whole("n", n, least=0)
-    table = _section.get_table(sdata, table_key)
-    one = _base.one_region(table, region)
+    table, one = _base.table_with_region(sdata, table_key, region)
     similarity = _base.stored_column(table, key, "sl.tl.retrieve(sdata, model, query)")
     rank = _ranks(table, key, rank_key)
     usable = _section.crop_boxes(sdata, table, one)[0]
@@ -98,18 +96,20 @@ def retrieval(
     _base.check_single(ax, 1 + len(best) + len(worst), how="`n=0`, which is the map alone")
     tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
     values = similarity[one.rows]
-    heading = _query(table, key) if title is None else title
+    query = _query_record(table, key)
+    asked = query.get("query")
+    heading = f"Query: {asked}" if isinstance(asked, str) and asked else "Similarity to the query"
+    heading = heading if title is None else title
     panel = Panel("" if n else heading, values, "similarity", cmap, _base.robust_limits([values], percentiles))
     style = MapStyle(image_alpha, spot_size)
     if not n:
         return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
-    hits = load_crops(sdata, table, np.concatenate([best, worst]), [one], _crop_um(table, key))
+    hits = load_crops(sdata, table, np.concatenate([best, worst]), [one], embedded_um(table, query.get("key")))
     texts = _titles(table, hits, similarity, rank)
     galleries = [Gallery("Most similar", hits[: len(best)], texts[: len(best)])]
     galleries += [Gallery("Least similar", hits[len(best) :], texts[len(best) :])]
     figure = draw_beside(tissue, panel, style, galleries=galleries, heading=heading)
-    _base.finish(figure, save, show)
-    return figure
+    return _base.finish(figure, ax, save, show)
 
 
 def _ends(similarity: np.ndarray, usable: np.ndarray, n: int, region: str) -> tuple[np.ndarray, np.ndarray]:
@@ -145,18 +145,7 @@ def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank: 
     return texts
 
 
-def _recorded(table: AnnData, key: str) -> dict[str, Any]:
+def _query_record(table: AnnData, key: str) -> dict[str, Any]:
     # `tl.retrieve` records a query with a prefix of its own beside the default one.
     entry = "retrieve" if key == Keys.SIMILARITY else f"retrieve_{key.removesuffix('_similarity')}"
     return dict(table.uns.get(Keys.UNS, {}).get(entry, {}))
-
-
-def _crop_um(table: AnnData, key: str) -> float | None:
-    """Size of the crops that were searched; None (the first that was paired) where it is not known."""
-    embedded = table.uns.get(Keys.UNS, {}).get("embed", {}).get(_recorded(table, key).get("key"), {})
-    return None if "crop_um" not in embedded else float(embedded["crop_um"])
-
-
-def _query(table: AnnData, key: str) -> str:
-    stored = _recorded(table, key).get("query")
-    return f"Query: {stored}" if isinstance(stored, str) and stored else "Similarity to the query"

@@ -11,7 +11,6 @@ from spatialdata import SpatialData
 
 from sealst._docs import documented
 from sealst._keys import Keys
-from sealst._section import tables as _section
 from sealst._validate import check_fraction, check_positive
 from sealst.pl import _base
 from sealst.pl._maps.colour_by import shade_of
@@ -86,13 +85,11 @@ def slide(
     >>> sdata = sl.datasets.synthetic(size_um=800, mpp=1.0)
     >>> figure = sl.pl.slide(sdata, ["truth_nuclei", "truth_programs:epithelium"])
     """
-    _base.require_spatialdata(sdata)
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_fraction("alpha", alpha)
     check_positive("n_cols", n_cols)
-    table = _section.get_table(sdata, table_key)
-    one = _base.one_region(table, region)
+    table, one = _base.table_with_region(sdata, table_key, region)
     names: list[str | None] = [None] if color is None else _base.as_list(color, name="color")
     shades = [None if name is None else shade_of(table, name) for name in names]
     picture = Panel(one.section, None, "")

@@ -8,6 +8,7 @@ from sealst._evaluation import Evaluation
 from sealst._validate import listed
 from sealst.pl._evaluation.methods import MEANINGS
 from sealst.pl._reports.evaluation_tables import expression_rows, is_difference
+from sealst.pl._reports.page import count
 
 #: with fewer, one patient more can change what a report says
 _FEW_PATIENTS = 10
@@ -28,11 +29,6 @@ _INTERVALS = (
     "Intervals come from resampling what was held out. They do not say how a further patient, scanner or laboratory "
     "would come out."
 )
-
-
-def count(n: int, what: str) -> str:
-    """A number with its noun, in the plural where needed."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def named(table: pd.DataFrame, column: str) -> list[str]:

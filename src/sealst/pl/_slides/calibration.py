@@ -21,7 +21,6 @@ from sealst.pl._base import plain
 from sealst.pl._slides.methods import (
     Slides,
     classes_of,
-    end,
     held_out,
     is_class,
     legend_below,
@@ -93,14 +92,14 @@ def slide_calibration(
         for one, slides in zip(axes, pairs, strict=True):
             same = [other for other in pairs if other.target == slides.target]
             _draw_pairs(one, slides, evaluation, limits=_limits(same))
-        return end(axes, ax, save, show)
+        return _base.finish(_base.figure_of(axes[0]), ax, save, show)
     panels = [(target, name) for target in shown for name in classes_of(evaluation, target, classes)]
     groups = [[held_out(evaluation, t, m, ["truth", f"p_{name}"]) for m in kept] for t, name in panels]
     axes = panel_axes(ax, len(panels), n_cols, how="`targets=` and `classes=`", below=1.2)
     for one, (target, name), own in zip(axes, panels, groups, strict=True):
         _draw_bins(one, own, name, n_bins, title=f"{target}: {name}")
         legend_below(one, -0.36)
-    return end(axes, ax, save, show)
+    return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
 def _draw_bins(ax: Axes, methods: Sequence[Slides], name: str, n_bins: int, *, title: str) -> None:

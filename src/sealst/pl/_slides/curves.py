@@ -23,7 +23,6 @@ from sealst.pl._base import plain
 from sealst.pl._slides.methods import (
     Slides,
     classes_of,
-    end,
     held_out,
     is_class,
     legend_below,
@@ -196,7 +195,7 @@ def _curves(
         for method in own:
             _draw(one, method, name, kind, chosen=chosen, evaluation=evaluation if binary else None)
         legend_below(one)
-    return end(axes, ax, save, show)
+    return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
 def _panels(

@@ -23,7 +23,6 @@ from sealst.pl import _base
 from sealst.pl._base import RISK_COLOURS, plain
 from sealst.pl._slides.methods import (
     Slides,
-    end,
     held_out,
     methods_of,
     panel_axes,
@@ -108,7 +107,7 @@ def kaplan_meier(
             _draw(one, slides.frame[rows], name, colour)
         _add_table(one, slides.frame, high)
         one.legend(fontsize=_base.SMALL_SIZE, frameon=False, loc="best")
-    return end(axes, ax, save, show)
+    return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
 def _patients(slides: Slides) -> Slides:
