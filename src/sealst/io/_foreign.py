@@ -102,10 +102,10 @@ def from_spatialdata(
     name = section or _default_section(source, one)
     check_section(name)
     to_image = _to_image(element, spots, coordinate_system, region=region, image=image_key)
-    geometry, centres = _moved(spots, to_image)
+    geometry, centres = _spots_in_image(spots, to_image)
     scale, origin = _scale(element, image_key, centres, mpp=mpp, pitch_um=pitch_um)
     facts = _facts(source, one, {Keys.PATIENT: patient, Keys.ORGAN: organ, Keys.TECHNOLOGY: technology}, name)
-    table = _copied(source, one, facts)
+    table = _copy_rows(source, one, facts)
     table.obsm[Keys.SPATIAL] = centres
     geometry.index = pd.Index(table.obs["spot_id"].to_numpy(dtype=object))
     levels = [_rgb(level) for level in _section.image_levels(element)]
@@ -145,7 +145,7 @@ def _to_image(element: Any, spots: Any, system: str, *, region: str, image: str)
     return matrix
 
 
-def _moved(spots: gpd.GeoDataFrame, matrix: np.ndarray) -> tuple[gpd.GeoDataFrame, np.ndarray]:
+def _spots_in_image(spots: gpd.GeoDataFrame, matrix: np.ndarray) -> tuple[gpd.GeoDataFrame, np.ndarray]:
     """Spots in pixels of the image, and their centres."""
     shapes = shapely.transform(spots.geometry.to_numpy(), lambda xy: apply_affine(matrix, xy))
     moved = gpd.GeoDataFrame(geometry=shapes)
@@ -193,7 +193,7 @@ def _facts(table: AnnData, region: Region, given: dict[str, str | None], section
     return facts
 
 
-def _copied(source: AnnData, region: Region, facts: dict[str, Any]) -> AnnData:
+def _copy_rows(source: AnnData, region: Region, facts: dict[str, Any]) -> AnnData:
     table, section = source[region.rows].copy(), facts[Keys.SECTION]
     names = [str(n).removeprefix(f"{section}_") for n in table.obs_names]
     ids = np.asarray(names if len(set(names)) == len(names) else [str(i) for i in region.ids], dtype=object)

@@ -185,15 +185,15 @@ def as_list(names: str | Iterable[Any], *, name: str) -> list[Any]:
     return found
 
 
-def retitled(groups: list[list[P]], title: str | Sequence[str] | None) -> list[list[P]]:
+def with_titles(groups: list[list[P]], title: str | Sequence[str] | None) -> list[list[P]]:
     """Groups of panels (dataclasses with a `title`) under the titles asked for, one per panel."""
     if title is None:
         return groups
-    titles = iter(given_titles(title, sum(len(group) for group in groups), what="panel"))
+    titles = iter(list_of_titles(title, sum(len(group) for group in groups), what="panel"))
     return [[replace(panel, title=next(titles)) for panel in group] for group in groups]
 
 
-def given_titles(title: str | Sequence[str], n: int, *, what: str) -> list[str]:
+def list_of_titles(title: str | Sequence[str], n: int, *, what: str) -> list[str]:
     """`title` as a list of `n` texts: one text alone is the title of the only panel."""
     titles = [title] if isinstance(title, str) else [str(one) for one in title]
     if len(titles) != n:

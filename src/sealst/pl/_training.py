@@ -76,9 +76,9 @@ def training(
     frame = _per_epoch(_read(history))
     losses = _loss_names(frame)
     known = _metric_names(frame, losses)
-    wanted = _chosen(metrics, known, what="Metric(s)")
+    wanted = _select(metrics, known, what="Metric(s)")
     recorded = [str(s) for s in frame["stage"].unique() if _recorded(frame[frame["stage"] == s], losses)]
-    shown = _chosen(stages, recorded, what="Losses of stage(s)")
+    shown = _select(stages, recorded, what="Losses of stage(s)")
     n_panels = len(shown) + len(wanted)
     if not n_panels and (known or recorded):
         raise DataError("`metrics` and `stages` leave nothing to show; name one of them, or leave one out.")
@@ -95,7 +95,7 @@ def training(
     return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
-def _chosen(given: str | Sequence[str] | None, known: list[str], *, what: str) -> list[str]:
+def _select(given: str | Sequence[str] | None, known: list[str], *, what: str) -> list[str]:
     """Metrics or stages to show: all, or the named ones in their order; an empty list means none."""
     if given is None:
         return known

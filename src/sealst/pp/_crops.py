@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import geopandas as gpd
 import numpy as np
@@ -31,10 +31,7 @@ from sealst._logging import logger, quiet_import, warn
 from sealst._section import tables as _section
 from sealst._section.tables import Region
 from sealst._validate import check_fraction, check_positive, listed
-from sealst.pp._verdict import NOT_PAIRED, OK, OUTSIDE, judged, write_reasons
-
-#: region, boxes of every size, which spots have usable ones, and what is kept of the choices
-_Paired: TypeAlias = tuple[Region, list[np.ndarray], np.ndarray, dict[str, Any]]
+from sealst.pp._verdict import NOT_PAIRED, OK, OUTSIDE, crop_reasons, write_reasons
 
 
 @documented
@@ -128,19 +125,19 @@ def pair_crops(
         if value is not None:
             check_positive(name, value)
 
-    wanted = _Wanted(sizes, int(crop_px), stated, image_key, coordinate_system, min_inside, max_outside)
+    options = _Options(sizes, int(crop_px), stated, image_key, coordinate_system, min_inside, max_outside)
     paired = []
     for one in _section.regions_of(table, region):
         if Keys.crops(one.name) in sdata.shapes and not overwrite:
             raise DataError(
                 f"`sdata.shapes[{Keys.crops(one.name)!r}]` exists already; replace it with `overwrite=True`."
             )
-        paired.append(_pair(sdata, table, one, wanted))
+        paired.append(_pair(sdata, table, one, options))
     _write(sdata, table, paired)
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Options:
     """What `pair_crops` was asked for."""
 
     sizes: Sequence[float]
@@ -153,37 +150,53 @@ class _Wanted:
     max_outside: float
 
 
-def _pair(sdata: SpatialData, table: AnnData, region: Region, wanted: _Wanted) -> _Paired:
-    """Boxes of every size, which spots have usable ones, and what is kept of the choices."""
-    image = _section.find_image(sdata, region, wanted.image_key)
+class _Paired(NamedTuple):
+    """The crops of a region."""
+
+    region: Region
+    #: squares of every size, in pixels of the image
+    boxes: list[np.ndarray]
+    #: which spots have crops that lie inside the image far enough
+    usable: np.ndarray
+    #: what is kept of the choices
+    entry: dict[str, Any]
+
+
+def _pair(sdata: SpatialData, table: AnnData, region: Region, options: _Options) -> _Paired:
+    """Cut the squares of a region, and check them against the image."""
+    image = _section.find_image(sdata, region, options.image_key)
     _section.he_image(sdata, image)
     _section.check_pixels(sdata, image)
-    system, sizes = wanted.coordinate_system, wanted.sizes
-    scale, source = _resolve_mpp(sdata, region, image, system, wanted.stated)
+    system, sizes = options.coordinate_system, options.sizes
+    scale, source = _resolve_mpp(sdata, region, image, system, options.stated)
     if min(sizes) < scale:
         raise DataError(
             f"`crop_um` {min(sizes):g} is less than one pixel of image {image!r} ({scale:.4g} µm). It is the side "
             "of a crop in µm, e.g. 112."
         )
-    centres = _centres(sdata, region, image, system, wanted.max_outside)
+    centres = _centres(sdata, region, image, system, options.max_outside)
     boxes = [square_boxes(centres, um / scale) for um in sizes]
     # Whether enough of a spot's crops, of every size, lies inside the image.
     height, width = _section.image_levels(sdata.images[image])[0].shape[1:]
     inside = np.min([inside_fraction(one, width, height) for one in boxes], axis=0)
-    usable = (inside > 0) & (inside >= wanted.min_inside - 1e-9)
+    usable = (inside > 0) & (inside >= options.min_inside - 1e-9)
     if not usable.any():
         raise DataError(
-            f"No spot of {region.name!r} has {100 * wanted.min_inside:g} % of its crop of {max(sizes):g} µm inside "
+            f"No spot of {region.name!r} has {100 * options.min_inside:g} % of its crop of {max(sizes):g} µm inside "
             f"image {image!r}. Pair smaller crops (`crop_um`), or lower `min_inside`."
         )
-    _warn_if_enlarged(region, scale, min(sizes) / wanted.crop_px)
+    if scale > 2 * (asked := min(sizes) / options.crop_px):
+        warn(
+            f"Image of {region.name!r} has {scale:.3g} µm per pixel, crops ask for {asked:.3g}: they are enlarged "
+            f"{scale / asked:.1f} times and show less detail than those of other sections."
+        )
     named = {f"{um:g}": Keys.crop_size(region.name, f"{um:g}") for um in sizes}
     named[f"{sizes[0]:g}"] = shapes = Keys.crops(region.name)
-    entry: dict[str, Any] = {"image_key": image, "crop_um": sizes[0], "crop_px": wanted.crop_px, "mpp": scale}
-    entry |= {"sizes": named, "mpp_source": source.strip("`"), "min_inside": float(wanted.min_inside)}
+    entry: dict[str, Any] = {"image_key": image, "crop_um": sizes[0], "crop_px": options.crop_px, "mpp": scale}
+    entry |= {"sizes": named, "mpp_source": source.strip("`"), "min_inside": float(options.min_inside)}
     entry |= {"shapes_key": shapes, "coordinate_system": system, "boxes": _digest(region, boxes[0])}
     entry["um_per_unit"] = _um_per_unit(table, region, centres, scale)
-    return region, boxes, usable, entry
+    return _Paired(region, boxes, usable, entry)
 
 
 def _sizes(crop_um: float | Sequence[float]) -> list[float]:
@@ -274,14 +287,6 @@ def _digest(region: Region, boxes: np.ndarray) -> str:
     return hashlib.sha256(text + boxes.round(3).tobytes()).hexdigest()[:16]
 
 
-def _warn_if_enlarged(region: Region, mpp: float, wanted: float) -> None:
-    if mpp > 2 * wanted:
-        warn(
-            f"Image of {region.name!r} has {mpp:.3g} µm per pixel, crops ask for {wanted:.3g}: they are enlarged "
-            f"{mpp / wanted:.1f} times and show less detail than those of other sections."
-        )
-
-
 def _write(sdata: SpatialData, table: Any, paired: list[_Paired]) -> None:
     before = table.obs.get(Keys.CROP_REASON)
     reason = np.full(table.n_obs, NOT_PAIRED, dtype=object)
@@ -311,13 +316,8 @@ def _write(sdata: SpatialData, table: Any, paired: list[_Paired]) -> None:
     write_reasons(table, reason)
     # What was measured on crops that are the same as before still counts.
     measured = table.uns[Keys.UNS]
-    write_reasons(table, judged(table, {}, measured.get("tissue", {}), measured.get("quality", {})))
+    write_reasons(table, crop_reasons(table, {}, measured.get("tissue", {}), measured.get("quality", {})))
     for region, _, usable, entry in paired:
-        if not usable.any():
-            warn(
-                f"No spot of {region.name!r} has a usable crop: less than {entry['min_inside']:.0%} of each crop lies "
-                "inside the image. Choose a smaller `crop_um`."
-            )
         logger.info(
             "%s: %d of %d spots paired with %s µm crops (%.4g µm/px, %s)",
             *(region.section, usable.sum(), len(usable)),

@@ -19,7 +19,7 @@ from sealst._section import tables as _section
 from sealst._section.parts import Part, walk
 from sealst._section.tables import Data
 from sealst._validate import check_gene_names, listed
-from sealst.pp._normalize import recorded
+from sealst.pp._normalize import normalization_of
 
 #: columns of ``.var`` that hold Ensembl ids, in order of trust
 _ID_COLUMNS = (Keys.ENSEMBL, "gene_ids")
@@ -52,10 +52,10 @@ def survey(sections: Data | Sequence[Data], layer: str, table_key: str) -> list[
         raise DataError(
             f"Section name(s) {listed(double)} occur twice in `sections`; tell them apart in `.obs['section']`."
         )
-    for name, field in (("target_sum", "target_sum"), ("context_weight", "context_weight")):
-        values = {getattr(one, field) for one in found}
+    for name in ("target_sum", "context_weight"):
+        values = {getattr(one, name) for one in found}
         if len(values) > 1 and (name == "target_sum" or layer == Keys.CONTEXT):
-            cases = ", ".join(f"{one.name!r}: {getattr(one, field):g}" for one in found[:8])
+            cases = ", ".join(f"{one.name!r}: {getattr(one, name):g}" for one in found[:8])
             raise DataError(
                 f"The sections were normalised with different `{name}` ({cases}). Run `sl.pp.normalize` alike on all, "
                 "with `overwrite=True`."
@@ -65,7 +65,7 @@ def survey(sections: Data | Sequence[Data], layer: str, table_key: str) -> list[
 
 def _survey(part: Part, layer: str) -> Survey:
     table = part.table
-    stored = recorded(table)
+    stored = normalization_of(table)
     if stored is None or part.name not in set(map(str, stored["sections"])):
         raise OrderError(f"Section {part.name!r} is not normalised. Run `sl.pp.normalize(data)` first.")
     _section.lognorm(table, layer)
@@ -74,7 +74,7 @@ def _survey(part: Part, layer: str) -> Survey:
     upper = pd.Series([n.upper() for n in names])
     # Two columns that differ only in case cannot be told apart across sections.
     usable = ~upper.duplicated(keep=False) & ~upper.map(is_control)
-    rows = sp.csr_matrix(table.layers[Keys.LOGNORM][part.region.rows])
+    rows = _rows(part, Keys.LOGNORM)
     if not np.isfinite(rows.data).all():
         raise DataError(
             f"`.layers[{Keys.LOGNORM!r}]` of section {part.name!r} holds NaN or infinite values. Run `sl.pp.normalize` "
@@ -107,7 +107,7 @@ def availability(found: Sequence[Survey], genes: Sequence[str]) -> np.ndarray:
     return np.array([[g in one.columns for g in genes] for one in found], dtype=bool).reshape(len(found), len(genes))
 
 
-def pooled(found: Sequence[Survey], genes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def pooled_means(found: Sequence[Survey], genes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Per gene, over the spots of the sections that measure it: share of spots with counts, mean expression."""
     spots, detected, total = (np.zeros(len(genes)) for _ in range(3))
     for one in found:
@@ -133,7 +133,7 @@ def variability(
         own = [g for g in genes if g in one.columns]
         if own:
             values = _rows(part, Keys.LOGNORM)[:, [one.columns[g] for g in own]]
-            frames[part.name] = _variable(values, own, max(1, -(-n * len(own) // len(genes))))
+            frames[part.name] = _highly_variable(values, own, max(1, -(-n * len(own) // len(genes))))
     # Sorted, so that the order of the sections does not change a rounding.
     table = pd.concat([frames[name] for name in sorted(frames)])
     grouped = table.groupby(level=0)
@@ -141,7 +141,7 @@ def variability(
     return [values.loc[list(genes)].fillna(-np.inf).to_numpy(float) for values in (share, grouped["dispersion"].mean())]
 
 
-def _variable(lognorm: sp.csr_matrix, genes: Sequence[str], n: int) -> pd.DataFrame:
+def _highly_variable(lognorm: sp.csr_matrix, genes: Sequence[str], n: int) -> pd.DataFrame:
     import scanpy as sc
 
     if not lognorm.nnz:

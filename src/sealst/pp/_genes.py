@@ -17,7 +17,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section.tables import Data
 from sealst._validate import check_choice, check_fraction, listed
-from sealst.pp._gene_stats import Survey, availability, moments, pooled, survey, variability
+from sealst.pp._gene_stats import Survey, availability, moments, pooled_means, survey, variability
 
 
 @documented
@@ -98,9 +98,9 @@ def select_genes(
     _check_options(n, criterion, layer)
     check_fraction("min_spots", min_spots)
     found = survey(sections, layer, table_key)
-    least = _least(min_sections, len(found))
+    least = _least_sections(min_sections, len(found))
     if isinstance(criterion, str):
-        first = _included(found, include, least, n)
+        first = _included_genes(found, include, least, n)
         ranked = _ranked(sections, found, n, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key)
         genes = [*first, *(gene for gene in ranked if gene not in set(first))][:n]
     elif len(include):
@@ -165,7 +165,7 @@ def rank_genes(
     _check_options(n, criterion, Keys.LOGNORM)
     check_fraction("min_spots", min_spots)
     found = survey(sections, Keys.LOGNORM, table_key)
-    least = _least(min_sections, len(found))
+    least = _least_sections(min_sections, len(found))
     return _ranked(sections, found, n, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key)
 
 
@@ -180,10 +180,10 @@ def _ranked(
     table_key: str,
 ) -> list[str]:
     """The first n genes by a criterion."""
-    shared = _shared(found, least)
+    shared = _shared_genes(found, least)
     where = f"all {len(found)}" if least == len(found) else f"at least {least} of {len(found)}"
-    share, mean = pooled(found, shared)
-    columns = _detected(share, min_spots)
+    share, mean = pooled_means(found, shared)
+    columns = _detected_columns(share, min_spots)
     if n > len(columns):
         warn(
             f"{n} genes were asked for, {len(columns)} are available ({len(shared)} in {where} section(s), "
@@ -199,7 +199,7 @@ def _ranked(
     return genes
 
 
-def _least(min_sections: int | float | None, n_sections: int) -> int:
+def _least_sections(min_sections: int | float | None, n_sections: int) -> int:
     """How many sections must measure a gene."""
     if min_sections is None:
         return n_sections
@@ -223,7 +223,7 @@ def _check_options(n: int, criterion: str | Sequence[str], layer: str) -> None:
         raise DataError(f"`criterion` must be 'hvg', 'heg' or a list of genes, found {criterion!r}.")
 
 
-def _shared(found: Sequence[Survey], least: int) -> list[str]:
+def _shared_genes(found: Sequence[Survey], least: int) -> list[str]:
     """Genes of enough sections, sorted, so that the order of sections does not matter."""
     times: dict[str, int] = {}
     for one in found:
@@ -240,7 +240,7 @@ def _shared(found: Sequence[Survey], least: int) -> list[str]:
     return shared
 
 
-def _detected(share: np.ndarray, min_spots: float) -> np.ndarray:
+def _detected_columns(share: np.ndarray, min_spots: float) -> np.ndarray:
     """Positions of the genes with counts in enough spots."""
     columns = np.flatnonzero((share >= min_spots) & (share > 0))
     if not columns.size:
@@ -251,7 +251,7 @@ def _detected(share: np.ndarray, min_spots: float) -> np.ndarray:
     return columns
 
 
-def _included(found: Sequence[Survey], names: Sequence[str], least: int, n: int) -> list[str]:
+def _included_genes(found: Sequence[Survey], names: Sequence[str], least: int, n: int) -> list[str]:
     if isinstance(names, str):
         raise DataError(f"`include` must be a list of genes, found {names!r}; use [{names!r}].")
     if len(names) > n:

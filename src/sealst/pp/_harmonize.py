@@ -152,7 +152,7 @@ def harmonize_genes(
     plan = _plan(names, ids, known, to=to, drop=drop_controls, sum_aliases=sum_aliases, fold=fold_case)
     matrices = _matrices(counts, plan)
     entry = _entry(plan, len(names), {"species": species, "to": to, "table": "none" if known is None else known.source})
-    _say(plan, entry)
+    _report(plan, entry)
     return _write(data, counts, plan, matrices, entry=entry, table_key=table_key, copy=copy)
 
 
@@ -228,7 +228,7 @@ def _plan(
     members: list[list[int]] = [[] for _ in symbols]
     for column, code in zip(columns, codes, strict=True):
         members[code].append(int(column))
-    ensembl = [_id(found, group, known) if not kept[group[0]] else found[group[0]].ensembl for group in members]
+    ensembl = [_ensembl_of(found, group, known) if not kept[group[0]] else found[group[0]].ensembl for group in members]
     sums = None
     if len(columns) > len(symbols):
         sums = sp.csr_matrix((np.ones(len(columns)), (columns, codes)), shape=(len(names), len(symbols)))
@@ -244,7 +244,7 @@ def _plan(
     )
 
 
-def _id(found: Sequence[Resolved], group: Sequence[int], known: GeneTable | None) -> str:
+def _ensembl_of(found: Sequence[Resolved], group: Sequence[int], known: GeneTable | None) -> str:
     """Ensembl id of a gene: the table's main one where the data give none or several."""
     given = {found[i].ensembl for i in group} - {""}
     if len(given) == 1:
@@ -264,10 +264,12 @@ def _matrices(table: AnnData, plan: _Plan) -> dict[str | None, Any]:
     sources: dict[str | None, Any] = {key: table.layers[key] for key in _section.layer_names(table)}
     if table.X is not None:
         sources[None] = table.X
-    return {key: _summed(values, plan, "`.X`" if key is None else f"layer {key!r}") for key, values in sources.items()}
+    return {
+        key: _sum_columns(values, plan, "`.X`" if key is None else f"layer {key!r}") for key, values in sources.items()
+    }
 
 
-def _summed(values: Any, plan: _Plan, where: str) -> Any:
+def _sum_columns(values: Any, plan: _Plan, where: str) -> Any:
     if plan.sums is None:
         return values[:, plan.first]
     stored = values.data if sp.issparse(values) else np.asarray(values)
@@ -303,7 +305,7 @@ def _entry(plan: _Plan, n_before: int, facts: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _say(plan: _Plan, entry: dict[str, Any]) -> None:
+def _report(plan: _Plan, entry: dict[str, Any]) -> None:
     if plan.kept:
         warn(
             f"{len(plan.kept)} column(s) keep their old name, because their gene is measured beside them (e.g. "

@@ -118,9 +118,9 @@ def normalize(
         "context": bool(context),
         "context_weight": float(context_weight) if context else 0.0,
     }
-    earlier = _earlier(table, parts, common)
+    earlier = _earlier_facts(table, parts, common)
     if not overwrite:
-        _refuse_taken(table, parts, counts)
+        _check_free(table, parts, counts)
 
     rows = np.concatenate([part.rows for part in parts])
     layers = {Keys.LOGNORM: _lognorm(counts[rows], target_sum)}
@@ -135,7 +135,7 @@ def normalize(
             for part, (_, graph) in zip(parts, graphs, strict=True)
         ]
         layers[Keys.CONTEXT] = _lognorm(sp.vstack(mixed, format="csr"), target_sum)
-    layers = {key: _placed(table, key, values, rows=rows, keep=bool(earlier)) for key, values in layers.items()}
+    layers = {key: _in_table_order(table, key, values, rows=rows, keep=bool(earlier)) for key, values in layers.items()}
 
     empty = rows[np.diff(counts.indptr)[rows] == 0]
     if empty.size:
@@ -157,7 +157,7 @@ class _Facts:
     mean_neighbours: float = 0.0
 
 
-def recorded(table: AnnData) -> dict[str, Any] | None:
+def normalization_of(table: AnnData) -> dict[str, Any] | None:
     """What `normalize` recorded in a table; None where it has not run or its layer is gone."""
     stored = table.uns.get(Keys.UNS, {}).get(_STEP)
     return dict(stored) if stored is not None and Keys.LOGNORM in table.layers else None
@@ -177,9 +177,9 @@ def _raw_counts(table: AnnData, layer: str | None) -> sp.csr_matrix:
     return counts
 
 
-def _earlier(table: AnnData, parts: Sequence[Region], common: dict[str, Any]) -> list[_Facts]:
+def _earlier_facts(table: AnnData, parts: Sequence[Region], common: dict[str, Any]) -> list[_Facts]:
     """Facts of the sections that are not normalised now but were before; these must have been normalised alike."""
-    stored = recorded(table)
+    stored = normalization_of(table)
     if stored is None:
         return []
     now, present = {p.section for p in parts}, {p.section for p in section_regions(table)}
@@ -196,8 +196,8 @@ def _earlier(table: AnnData, parts: Sequence[Region], common: dict[str, Any]) ->
     return kept
 
 
-def _refuse_taken(table: AnnData, parts: Sequence[Region], counts: sp.csr_matrix) -> None:
-    stored = recorded(table)
+def _check_free(table: AnnData, parts: Sequence[Region], counts: sp.csr_matrix) -> None:
+    stored = normalization_of(table)
     done = set() if stored is None else {str(s) for s in stored["sections"]}
     taken = [key for key in (Keys.LOGNORM, Keys.CONTEXT) if key in table.layers]
     if stored is not None and not done & {p.section for p in parts}:
@@ -258,7 +258,7 @@ def _neighbours(xy: np.ndarray, part: Region, grid: str) -> tuple[str, sp.csr_ma
         raise DataError(f"Section {part.section!r}: {error}") from error
 
 
-def _placed(table: AnnData, key: str, values: sp.csr_matrix, *, rows: np.ndarray, keep: bool) -> sp.csr_matrix:
+def _in_table_order(table: AnnData, key: str, values: sp.csr_matrix, *, rows: np.ndarray, keep: bool) -> sp.csr_matrix:
     """Bring rows into the order of the table; the other rows hold what they held, or zeros."""
     if np.array_equal(rows, np.arange(table.n_obs)):
         return values

@@ -14,13 +14,20 @@ from sealst._data.crops.reader import iter_crops
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._logging import logger, quiet_import
+from sealst._logging import logger, quiet_import, quiet_squidpy
 from sealst._logging import progress as progress_bar
 from sealst._section import tables as _section
 from sealst._section.tables import Region
 from sealst._validate import check_choice, listed
-from sealst.pp._tissue import quiet
-from sealst.pp._verdict import LOW_QUALITY, NOT_PAIRED, OUTSIDE, base_reasons, judged, of_present_crops, write_reasons
+from sealst.pp._verdict import (
+    LOW_QUALITY,
+    NOT_PAIRED,
+    OUTSIDE,
+    base_reasons,
+    crop_reasons,
+    of_present_crops,
+    write_reasons,
+)
 
 #: what squidpy measures on a picture alone; its tissue fraction is the business of `pp.tissue`
 METRICS = (
@@ -112,12 +119,12 @@ def quality(
         kept = [m for m in before["metrics"] if Keys.quality(m) in table.obs] if of_present_crops(before, crops) else []
         missing = [m for m in names if m not in kept]
         if missing:
-            values = _measured(sdata, table, one, missing, progress)
+            values = _measure_region(sdata, table, one, missing, progress)
             for m, column in zip(missing, values.T, strict=True):
                 columns[Keys.quality(m)][one.rows] = column
         entries[one.name] = {"metrics": np.array([*kept, *missing], dtype=object), "thresholds": limits}
         entries[one.name] |= {key: crops[key] for key in ("image_key", "boxes", "crop_px")}
-    reasons = judged(table, columns, stored.get("tissue", {}), entries)
+    reasons = crop_reasons(table, columns, stored.get("tissue", {}), entries)
     for name, column in columns.items():
         table.obs[name] = column
     write_reasons(table, reasons)
@@ -144,7 +151,7 @@ def _limits(
     return limits
 
 
-def _measured(
+def _measure_region(
     sdata: SpatialData, table: AnnData, region: Region, metrics: Sequence[str], show: bool | None
 ) -> np.ndarray:
     """Measures of a region's crops, (rows, metrics), NaN where a crop is not inside the image."""
@@ -169,7 +176,7 @@ def measure(crops: np.ndarray, metrics: Sequence[str]) -> np.ndarray:
     px = crops.shape[1]
     tall: Any = np.moveaxis(crops.reshape(-1, px, 3), 2, 0)
     pile = SpatialData(images={"crops": Image2DModel.parse(tall, dims=("c", "y", "x"), chunks=(3, px, px))})
-    with quiet():
+    with quiet_squidpy():
         qc_image(
             pile,
             "crops",

@@ -189,7 +189,7 @@ def _split_patients(parts: Sequence[Part], n_folds: int | None) -> list[Split]:
     if n_folds is not None and n_folds > len(known):
         raise DataError(f"`n_folds={n_folds}` is more than the {len(known)} patients {listed(known)}.")
     return [
-        Split(_named(parts, train), _named(parts, test), "patient-" + "+".join(np.unique(patients[test])))
+        _fold(parts, train, test, "patient-" + "+".join(np.unique(patients[test])))
         for train, test in splits.group_folds(patients, n_folds)
     ]
 
@@ -200,7 +200,7 @@ def _split_sections(parts: Sequence[Part], n_folds: int | None, allow_shared: bo
     if n_folds is not None and n_folds > len(parts):
         raise DataError(f"`n_folds={n_folds}` is more than the {len(parts)} sections {listed(p.name for p in parts)}.")
     names = np.repeat([part.name for part in parts], [len(part.region.rows) for part in parts])
-    return _grouped(parts, names, "section", n_folds, allow_shared)
+    return _split_groups(parts, names, "section", n_folds, allow_shared)
 
 
 def _split_column(parts: Sequence[Part], column: str, n_folds: int | None, allow_shared: bool) -> list[Split]:
@@ -220,15 +220,15 @@ def _split_column(parts: Sequence[Part], column: str, n_folds: int | None, allow
     known = np.unique(np.concatenate(values))
     if len(known) < 2:
         raise DataError(f"Folds by {column!r} need at least 2 values, found only {listed(known)}.")
-    return _grouped(parts, np.concatenate(values), column, n_folds, allow_shared)
+    return _split_groups(parts, np.concatenate(values), column, n_folds, allow_shared)
 
 
-def _grouped(
+def _split_groups(
     parts: Sequence[Part], groups: np.ndarray, what: str, n_folds: int | None, allow_shared: bool
 ) -> list[Split]:
     """Folds that keep groups together, refused where a patient then stands on both sides."""
     folds = [
-        Split(_named(parts, train), _named(parts, test), f"{what}-" + "+".join(np.unique(groups[test])))
+        _fold(parts, train, test, f"{what}-" + "+".join(np.unique(groups[test])))
         for train, test in splits.group_folds(groups, n_folds)
     ]
     if not allow_shared:
@@ -262,7 +262,7 @@ def _split_blocks(
         if not len(kept):
             raise DataError(f"No training spot of fold {i} lies outside the buffer; lower `buffer_um` or `n_folds`.")
         logger.info("Block fold %d: %d training spots next to test spots are left out.", i, len(train) - len(kept))
-        folds.append(Split(_named(parts, kept), _named(parts, test), f"block-{i}"))
+        folds.append(_fold(parts, kept, test, f"block-{i}"))
     return folds
 
 
@@ -307,7 +307,11 @@ def _positions_um(part: Part) -> np.ndarray:
     return np.column_stack([centres.x, centres.y]) @ matrix[:2, :2].T + matrix[:2, 2]
 
 
-def _named(parts: Sequence[Part], rows: np.ndarray) -> dict[str, np.ndarray]:
+def _fold(parts: Sequence[Part], train: np.ndarray, test: np.ndarray, name: str) -> Split:
+    return Split(_spots_by_section(parts, train), _spots_by_section(parts, test), name)
+
+
+def _spots_by_section(parts: Sequence[Part], rows: np.ndarray) -> dict[str, np.ndarray]:
     """Spot names by section, of row numbers counted over all parts."""
     chosen = np.zeros(sum(len(part.region.rows) for part in parts), dtype=bool)
     chosen[rows] = True

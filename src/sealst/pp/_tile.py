@@ -102,7 +102,7 @@ def tile(
     check_fraction("min_tissue", min_tissue)
     image_key = _find_image(sdata, image_key)
     section = image_key.removesuffix(_SUFFIX) if section is None else section
-    stale = _replaced(sdata, Keys.spots(section), table_key, overwrite)
+    stale = _check_replaceable(sdata, Keys.spots(section), table_key, overwrite)
     element = _section.he_image(sdata, image_key)
     mpp = _scale(element, image_key)
     height, width = _section.image_levels(element)[0].shape[1:]
@@ -149,7 +149,7 @@ def _find_image(sdata: SpatialData, image_key: str | None) -> str:
     )
 
 
-def _replaced(sdata: SpatialData, region: str, table_key: str, overwrite: bool) -> list[str]:
+def _check_replaceable(sdata: SpatialData, region: str, table_key: str, overwrite: bool) -> list[str]:
     """Shapes that go with the tiles to replace; refuses to replace what is not asked for."""
     found = [f"sdata.shapes[{region!r}]"] * (region in sdata.shapes)
     found += [f"sdata.tables[{table_key!r}]"] * (table_key in sdata.tables)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import dask.array as da
@@ -17,15 +14,15 @@ from spatialdata.transformations import Scale, get_transformation
 from spatialdata.transformations import Sequence as Chain
 
 from sealst._core.space.geometry import pick_level
-from sealst._core.space.tissue import box_fractions, solid, texture, tightened, unusable
+from sealst._core.space.tissue import box_fractions, solid, texture, tighten, unusable
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._logging import logger, quiet_import, warn
+from sealst._logging import logger, quiet_import, quiet_squidpy, warn
 from sealst._section import tables as _section
 from sealst._section.tables import Region
 from sealst._validate import check_fraction, check_key
-from sealst.pp._verdict import LITTLE_TISSUE, OK, judged, write_reasons
+from sealst.pp._verdict import LITTLE_TISSUE, OK, crop_reasons, write_reasons
 
 #: µm per pixel at which tissue is looked for, and pixels of the longer side where the scale is unknown
 _WORKING_UM, _WORKING_PX = 8.0, 1000
@@ -114,7 +111,7 @@ def tissue(
         entries[one.name] = {"min_tissue": float(min_tissue), "labels_key": labels_key or Keys.tissue(one.section)}
         entries[one.name] |= {name: crops[name] for name in ("image_key", "boxes")}
     columns = {Keys.TISSUE_FRACTION: fractions}
-    reasons = judged(table, columns, entries, table.uns.get(Keys.UNS, {}).get("quality", {}))
+    reasons = crop_reasons(table, columns, entries, table.uns.get(Keys.UNS, {}).get("quality", {}))
     for key, element in labels.items():
         if key in sdata.labels and sdata.labels[key] is not element:
             del sdata.labels[key]
@@ -205,7 +202,7 @@ def tissue_mask(sdata: SpatialData, image_key: str) -> tuple[np.ndarray, tuple[f
         return np.zeros(marks.shape, dtype=bool), scale
     mm2 = None if mpp is None else marks.size * scale[0] * scale[1] * mpp**2 / 1e6
     smallest = _SMALLEST_SHARE if mm2 is None else min(_SMALLEST_MM2 / mm2, 1.0)
-    return tightened(_detect(marks, smallest) & ~ignore, radius, ignore=ignore), scale
+    return tighten(_detect(marks, smallest) & ~ignore, radius, ignore=ignore), scale
 
 
 def _coarse(element: Any) -> tuple[np.ndarray, tuple[float, float]]:
@@ -231,7 +228,7 @@ def _detect(marks: np.ndarray, smallest: float) -> np.ndarray:
 
     # Dark where tissue is, as squidpy expects of a bright-field image.
     alone = SpatialData(images={"texture": Image2DModel.parse(1 - marks[None], dims=("c", "y", "x"))})
-    with quiet():
+    with quiet_squidpy():
         labels = detect_tissue(
             alone,
             "texture",
@@ -246,18 +243,3 @@ def _detect(marks: np.ndarray, smallest: float) -> np.ndarray:
             inplace=False,
         )
     return np.asarray(labels) > 0
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep squidpy's progress messages and its dependencies' deprecation warnings from the user."""
-    log = logging.getLogger("spatialdata._logging")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        log.setLevel(level)

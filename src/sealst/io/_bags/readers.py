@@ -93,14 +93,14 @@ def read_bags(
             f"`slide={slide!r}` names a column of `labels`, and there are none. Pass `labels=`, or leave it out: a "
             "source names its own slides."
         )
-    readers, known = _opened(source, table_key, patient)
+    readers, known = _open(source, table_key, patient)
     models = _common_models(readers)
-    chosen = _chosen(key, models)
+    chosen = _default_key(key, models)
     obs = pd.DataFrame(index=pd.Index(list(readers), name="slide")).join(known)
     if labels is not None:
-        obs = _joined(obs, _label_table(labels, slide, patient))
+        obs = _join_labels(obs, _label_table(labels, slide, patient))
     elif patient != Keys.PATIENT:
-        obs = _renamed(obs, patient, where="the manifest of the source")
+        obs = _rename_patient(obs, patient, where="the manifest of the source")
     obs[Keys.PATIENT] = _patients(obs, readers)
     facts = {"models": models, "tiles": {name: reader.facts() for name, reader in readers.items()}}
     if isinstance(source, str | Path):
@@ -109,19 +109,19 @@ def read_bags(
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
-def _opened(source: Any, table_key: str, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
+def _open(source: Any, table_key: str, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
     """Readers by slide, and what the source itself knows about the slides."""
     nothing = pd.DataFrame(index=pd.Index([], dtype=object))
     if isinstance(source, str | Path):
-        return _folder(Path(source).expanduser(), patient)
+        return _open_folder(Path(source).expanduser(), patient)
     if isinstance(source, AnnData | SpatialData):
         source = [source]
     if isinstance(source, Mapping):
-        found = {str(name): _named(str(name), value, table_key) for name, value in source.items()}
+        found = {str(name): _reader_of(str(name), value, table_key) for name, value in source.items()}
     elif isinstance(source, Sequence):
         found = {}
         for i in range(len(source)):
-            for reader in _sections(source[i], i, table_key):
+            for reader in _section_readers(source[i], i, table_key):
                 if reader.name in found:
                     raise DataError(
                         f"Slide name {reader.name!r} occurs twice; name slides with `read_bags({{'name': section}})`."
@@ -137,7 +137,7 @@ def _opened(source: Any, table_key: str, patient: str) -> tuple[dict[str, BagRea
     return found, nothing
 
 
-def _named(name: str, value: Any, table_key: str) -> BagReader:
+def _reader_of(name: str, value: Any, table_key: str) -> BagReader:
     if isinstance(value, np.ndarray):
         return ArrayReader(name, features=value)
     if isinstance(value, SpatialData) and (tables := _feature_tables(value)):
@@ -147,7 +147,7 @@ def _named(name: str, value: Any, table_key: str) -> BagReader:
     raise TypeError(f"Slide {name!r} must be AnnData, SpatialData or an array, found {type(value).__name__}.")
 
 
-def _sections(value: Any, position: int, table_key: str) -> list[BagReader]:
+def _section_readers(value: Any, position: int, table_key: str) -> list[BagReader]:
     if not isinstance(value, AnnData | SpatialData):
         raise TypeError(f"`source[{position}]` must be AnnData or SpatialData, found {type(value).__name__}.")
     if isinstance(value, SpatialData) and (tables := _feature_tables(value)):
@@ -180,7 +180,7 @@ def _lazyslide(name: str, sdata: SpatialData, tables: dict[str, AnnData]) -> Fea
     return FeatureTableReader(name, tables=tables, centres=centres)
 
 
-def _folder(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
+def _open_folder(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder. Expected one of `tl.embed_slides`, or of h5 files.")
     if (folder / "manifest.csv").is_file():
@@ -254,7 +254,7 @@ def _common_models(readers: Mapping[str, BagReader]) -> dict[str, str | None]:
     return found
 
 
-def _chosen(key: str | None, models: Mapping[str, str | None]) -> str:
+def _default_key(key: str | None, models: Mapping[str, str | None]) -> str:
     if key is not None:
         check_key(models, key, where="the embeddings that all slides have", hint="Name one of them with `key=`.")
         return key
@@ -279,17 +279,17 @@ def _label_table(labels: Any, slide: str, patient: str) -> pd.DataFrame:
     if slide not in (SLIDE, labels.index.name):
         check_key(labels.columns, slide, where="the columns of `labels`", hint="Name the column with `slide=`.")
     if patient != Keys.PATIENT:
-        labels = _renamed(labels, patient, where="the columns of `labels`")
+        labels = _rename_patient(labels, patient, where="the columns of `labels`")
     return labels_by_slide(labels, slide)
 
 
-def _renamed(table: pd.DataFrame, patient: str, *, where: str) -> pd.DataFrame:
+def _rename_patient(table: pd.DataFrame, patient: str, *, where: str) -> pd.DataFrame:
     """Table whose column `patient` says who the patient is, in place of one that is called so."""
     check_key(table.columns, patient, where=where, hint="Name the column with `patient=`, in a table with `labels=`.")
     return table.drop(columns=[Keys.PATIENT], errors="ignore").rename(columns={patient: Keys.PATIENT})
 
 
-def _joined(obs: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+def _join_labels(obs: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     """Join by name; what only one side has is reported."""
     check_some_agree(obs.index, labels.index)
     if len(unlabelled := obs.index.difference(labels.index, sort=False)):

@@ -121,7 +121,7 @@ def read_visium(
     run = read_run(outs, kind=counts, in_tissue=in_tissue, section=section)
     picture = choose_picture(outs, image, factors=run.factors, coordinate_scale=coordinate_scale, section=section)
     scale, source = _scale(run, picture, mpp, section)
-    xy = pixels(run.joined.places) * picture.scale
+    xy = pixels(run.matched.places) * picture.scale
     check_inside(xy, picture, section)
     warn_if_small(picture, scale, section)
     sdata = from_arrays(
@@ -132,12 +132,12 @@ def read_visium(
         mpp=scale,
         spot_um=SPOT_UM,
         section=section,
-        spot_ids=list(run.joined.places.index),
+        spot_ids=list(run.matched.places.index),
         patient=patient,
         organ=organ,
         technology="Visium",
-        array=run.joined.places[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy(),
-        obs=run.joined.places[["in_tissue"]].astype(bool),
+        array=run.matched.places[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy(),
+        obs=run.matched.places[["in_tissue"]].astype(bool),
         var=run.counts.var,
     )
     entry = run.provenance | picture.provenance | {"mpp": scale, "mpp_source": source}

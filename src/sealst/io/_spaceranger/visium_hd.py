@@ -121,7 +121,7 @@ def read_visium_hd(
     outs, source_um = _find_bins(path, bin_um, counts)
     section = section or section_name(Outs(outs.others[0]).sample)
     run = read_run(outs, kind=counts, in_tissue=in_tissue, section=section)
-    _check_barcodes(run.joined.places, source_um, section)
+    _check_barcodes(run.matched.places, source_um, section)
     picture = choose_picture(outs, image, factors=run.factors, coordinate_scale=coordinate_scale, section=section)
     fit, scale, source = _scale(run, picture, mpp, source_um, section)
     merged = _merge(run, fit, picture.scale, source_um, bin_um)
@@ -218,20 +218,20 @@ def _scale(
 
 
 @dataclass(frozen=True, eq=False)
-class _Merged:
+class _Bins:
     x: sp.csr_matrix
     xy: np.ndarray
     array: np.ndarray
     obs: pd.DataFrame
 
 
-def _merge(run: Run, fit: ArrayFit | None, scale: float, source_um: int, bin_um: int) -> _Merged:
-    places, factor = run.joined.places, bin_um // source_um
+def _merge(run: Run, fit: ArrayFit | None, scale: float, source_um: int, bin_um: int) -> _Bins:
+    places, factor = run.matched.places, bin_um // source_um
     xy, array = pixels(places) * scale, places[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy()
     tissue = places["in_tissue"].to_numpy() == 1
     if factor == 1:
         obs = pd.DataFrame({"n_bins": np.ones(len(places), np.int32), "in_tissue": tissue}, index=places.index)
-        return _Merged(run.x, xy, array, obs)
+        return _Bins(run.x, xy, array, obs)
     if fit is None:
         raise ScaleError(
             f"The bins lie in one line, so the centres of bins of {bin_um} µm are unknown; read smaller ones."
@@ -244,4 +244,4 @@ def _merge(run: Run, fit: ArrayFit | None, scale: float, source_um: int, bin_um:
     obs = pd.DataFrame(
         {"n_bins": bins.n.astype(np.int32), "in_tissue": np.bincount(bins.member, weights=tissue) > 0}, index=names
     )
-    return _Merged(sum_rows(run.x, bins.member, len(bins.n)), centres, np.column_stack([bins.row, bins.col]), obs)
+    return _Bins(sum_rows(run.x, bins.member, len(bins.n)), centres, np.column_stack([bins.row, bins.col]), obs)

@@ -22,7 +22,15 @@ from sealst._section.slide_image import SlideImage
 from sealst._section.tables import record
 from sealst._validate import check_choice, check_fraction, check_positive, listed, section_name
 from sealst.io._images.files import open_image
-from sealst.io._xenium.pooling import DIRECTION, Frame, Pooled, cells_per_square, pool_cells, pool_transcripts, told
+from sealst.io._xenium.pooling import (
+    DIRECTION,
+    Frame,
+    Pooled,
+    cells_per_square,
+    pool_cells,
+    pool_transcripts,
+    tally_text,
+)
 
 _MANIFEST = "experiment.xenium"
 _IMAGE = re.compile(r"he_(unaligned_)?image\.(ome\.)?tiff?$", flags=re.IGNORECASE)
@@ -127,7 +135,7 @@ def read_xenium(
         pooled = pool_cells(folder, frame, max_outside=max_outside)
     else:
         pooled = pool_transcripts(folder, frame, min_qv=min_qv, max_outside=max_outside)
-    pooled, obs = _kept(folder, frame, pooled, min_counts)
+    pooled, obs = _drop_sparse(folder, frame, pooled, min_counts)
     positions = frame.grid.positions(pooled.squares)
     sdata = from_arrays(
         picture,
@@ -286,7 +294,7 @@ def _differ(value: float, other: float) -> bool:
     return abs(value - other) > TOLERANCE * other
 
 
-def _kept(folder: Path, frame: Frame, pooled: Pooled, min_counts: int) -> tuple[Pooled, pd.DataFrame]:
+def _drop_sparse(folder: Path, frame: Frame, pooled: Pooled, min_counts: int) -> tuple[Pooled, pd.DataFrame]:
     """Squares with enough counts, and what is known of each."""
     total = np.asarray(pooled.counts.sum(axis=1)).ravel().astype(np.int64)
     # Less than half of a square with its centre beyond the edge is in the picture: it has no usable crop.
@@ -314,7 +322,7 @@ def _finish(sdata: SpatialData, pooled: Pooled, entry: dict[str, Any]) -> None:
     section = table.obs[Keys.SECTION].iloc[0]
     logger.info(
         f"{section}: {table.n_obs} squares of {entry['pool_um']:g} µm, {table.n_vars} genes, {entry['mpp']:.4g} µm per "
-        f"pixel ({told(tally)})"
+        f"pixel ({tally_text(tally)})"
     )
     if lost := tally["without_position"]:
         warn(f"{section}: {lost} rows have no position and were left out; is the file damaged?")

@@ -79,7 +79,7 @@ def calibration(
     chosen = pick("methods", methods, known)
     _base.check_single(ax, len(names), how="`sections=`")
     lines = {
-        name: {m: _binned(result.spots[name], m, genes, n_bins) for m in chosen if m in result.spots[name].layers}
+        name: {m: _bin_means(result.spots[name], m, genes, n_bins) for m in chosen if m in result.spots[name].layers}
         for name in names
     }
     n_cols = _base.columns_of(len(names), n_cols)
@@ -101,7 +101,7 @@ def _legend_width(methods: Sequence[str]) -> float:
     return 0.55 + max(_base.text_width(text, _base.SMALL_SIZE) for text in (*methods, "calibrated"))
 
 
-def _binned(spots: AnnData, method: str, genes: Sequence[str] | None, n_bins: int) -> np.ndarray:
+def _bin_means(spots: AnnData, method: str, genes: Sequence[str] | None, n_bins: int) -> np.ndarray:
     """Mean predicted and measured deviation of every bin (bins, 2)."""
     chosen = pick("genes", genes, [str(g) for g in spots.var_names])
     columns = spots.var_names.get_indexer(chosen)

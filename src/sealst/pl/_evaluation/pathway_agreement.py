@@ -108,8 +108,8 @@ def _blocks(
     table: pd.DataFrame, metric: str, pathways: str | Sequence[str] | None, methods: str | Sequence[str] | None
 ) -> list[tuple[str, pd.DataFrame]]:
     """Title and values (pathways, columns) of every block; all have the same rows."""
-    shown = _chosen(table, "method", methods)
-    shown = _chosen(shown, "pathway", pathways)
+    shown = _select(table, "method", methods)
+    shown = _select(shown, "pathway", pathways)
     columns = ["section", "method"]
     wide = shown.pivot_table(index="pathway", columns=columns, values=metric, sort=False, dropna=False, observed=True)
     names = [str(p) for p in wide.mean(axis=1).sort_values(ascending=False, kind="stable").index]
@@ -126,7 +126,7 @@ def _blocks(
     return [(title, frame.set_axis(labels, axis=1)) for title, frame in blocks]
 
 
-def _chosen(table: pd.DataFrame, column: str, names: str | Sequence[str] | None) -> pd.DataFrame:
+def _select(table: pd.DataFrame, column: str, names: str | Sequence[str] | None) -> pd.DataFrame:
     if names is None:
         return table
     wanted, known = _base.as_list(names, name=f"{column}s"), [str(v) for v in pd.unique(table[column])]

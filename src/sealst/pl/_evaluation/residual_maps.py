@@ -130,7 +130,7 @@ def residual_maps(
         rows, tissue = _on_image(sdata, spots, name, system=coordinate_system, table_key=table_key, n=n_maps)
         style = MapStyle(image_alpha, spot_size, edge=_EDGE)
     found = [options.panels(spots, gene, rows) for gene in genes]
-    groups = _base.retitled([[drawn[kind] for kind in maps] for drawn in found], title)
+    groups = _base.with_titles([[drawn[kind] for kind in maps] for drawn in found], title)
     per_row = min(n_cols or (1 if len(genes) <= 3 else 2), len(genes))
     return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
 

@@ -281,6 +281,6 @@ def _titles(
             )
         return [_base.shorten(str(value), _NAME_WIDTH) for value in table.obs[title_by].iloc[rows]]
     if title is not None:
-        return _base.given_titles(title, len(rows), what="crop")
+        return _base.list_of_titles(title, len(rows), what="crop")
     names = [spot_title(table, row) for row in rows]
     return names if labels is None else [f"{name}\n{label}" for name, label in zip(names, labels, strict=True)]

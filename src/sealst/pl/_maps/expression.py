@@ -116,7 +116,7 @@ def expression(
     layer, predicted_key = _find_sources(table, layer, predicted_key, both=residual)
     _check_comparable(layer, predicted_key, compared=scale == "shared" or residual)
     options = _Options(layer, predicted_key, residual, scale == "shared", percentiles, cmap)
-    groups = _base.retitled([options.panels(table, gene, one.rows) for gene in genes], title)
+    groups = _base.with_titles([options.panels(table, gene, one.rows) for gene in genes], title)
     n_maps = sum(len(group) for group in groups)
     _base.check_single(ax, n_maps, how="one gene and `layer=None` or `predicted_key=None`")
 

@@ -91,7 +91,7 @@ def pathways(
     table, one = _base.table_with_region(sdata, table_key, region)
     frame = _base.stored_frame(table, key, "sl.tl.pathways(sdata, net)").iloc[one.rows]
     names = _most_variable(frame) if pathways is None else _base.as_list(pathways, name="pathways")
-    groups = _base.retitled([[_panel(frame, name, key, percentiles, cmap)] for name in names], title)
+    groups = _base.with_titles([[_panel(frame, name, key, percentiles, cmap)] for name in names], title)
     _base.check_single(ax, len(groups), how="`pathways=`")
 
     tissue = read_tissue(

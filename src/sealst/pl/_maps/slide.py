@@ -94,7 +94,7 @@ def slide(
     shades = [None if name is None else shade_of(table, name) for name in names]
     picture = Panel(one.section, None, "")
     panels = [shade.panel(one.rows, cmap=cmap, percentiles=percentiles) if shade else picture for shade in shades]
-    groups, n_maps = _base.retitled([[panel] for panel in panels], title), len(panels)
+    groups, n_maps = _base.with_titles([[panel] for panel in panels], title), len(panels)
     _base.check_single(ax, n_maps, how="one name in `color`")
 
     tissue = read_tissue(sdata, table, one, image_key=image_key, coordinate_system=coordinate_system, n_maps=n_maps)
