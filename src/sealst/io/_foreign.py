@@ -101,7 +101,12 @@ def from_spatialdata(
     spots = _section.spot_table(sdata, one)
     name = section or _default_section(source, one)
     check_section(name)
-    to_image = _to_image(element, spots, coordinate_system, region=region, image=image_key)
+    to_image = _section.between(spots, element, coordinate_system)
+    if similarity_scale(to_image) is None:
+        raise ScaleError(
+            f"Spots {region!r} and image {image_key!r} are stretched unevenly against each other in coordinate system "
+            f"{coordinate_system!r}; resample the image to square pixels first."
+        )
     geometry, centres = _spots_in_image(spots, to_image)
     scale, origin = _scale(element, image_key, centres, mpp=mpp, pitch_um=pitch_um)
     facts = _facts(source, one, {Keys.PATIENT: patient, Keys.ORGAN: organ, Keys.TECHNOLOGY: technology}, name)
@@ -133,16 +138,6 @@ def _default_section(table: AnnData, region: Region) -> str:
             )
         return str(names[0])
     return region.name.removesuffix("_spots") or region.name
-
-
-def _to_image(element: Any, spots: Any, system: str, *, region: str, image: str) -> np.ndarray:
-    matrix = _section.between(spots, element, system)
-    if similarity_scale(matrix) is None:
-        raise ScaleError(
-            f"Spots {region!r} and image {image!r} are stretched unevenly against each other in coordinate system "
-            f"{system!r}; resample the image to square pixels first."
-        )
-    return matrix
 
 
 def _spots_in_image(spots: gpd.GeoDataFrame, matrix: np.ndarray) -> tuple[gpd.GeoDataFrame, np.ndarray]:

@@ -74,10 +74,13 @@ def training(
     """
     _base.check_save(save)
     frame = _per_epoch(_read(history))
-    losses = _loss_names(frame)
-    known = _metric_names(frame, losses)
+    names = [c.removeprefix("train_") for c in frame if c.startswith("train_") and frame[c].notna().any()]
+    losses = sorted(names, key=lambda name: name != "loss")
+    names = [c.removeprefix("val_") for c in frame if c.startswith("val_") and frame[c].notna().any()]
+    known = [name for name in names if name not in losses and name != "loss"]
     wanted = _select(metrics, known, what="Metric(s)")
-    recorded = [str(s) for s in frame["stage"].unique() if _recorded(frame[frame["stage"] == s], losses)]
+    of_losses = frame[[f"train_{name}" for name in losses]].notna().any(axis=1)
+    recorded = [str(stage) for stage in frame.loc[of_losses, "stage"].unique()]
     shown = _select(stages, recorded, what="Losses of stage(s)")
     n_panels = len(shown) + len(wanted)
     if not n_panels and (known or recorded):
@@ -132,20 +135,6 @@ def _per_epoch(frame: pd.DataFrame) -> pd.DataFrame:
     keys = [frame["stage"].astype(str).rename("stage"), frame["epoch"].rename("epoch")]
     values = frame.drop(columns=["stage", "epoch"]).select_dtypes("number")
     return values.groupby(keys, sort=False).last().reset_index().dropna(subset=["epoch"])
-
-
-def _loss_names(frame: pd.DataFrame) -> list[str]:
-    names = [c.removeprefix("train_") for c in frame if c.startswith("train_") and frame[c].notna().any()]
-    return sorted(names, key=lambda name: name != "loss")
-
-
-def _metric_names(frame: pd.DataFrame, losses: list[str]) -> list[str]:
-    names = [c.removeprefix("val_") for c in frame if c.startswith("val_") and frame[c].notna().any()]
-    return [name for name in names if name not in losses and name != "loss"]
-
-
-def _recorded(frame: pd.DataFrame, losses: list[str]) -> bool:
-    return any(frame[f"train_{name}"].notna().any() for name in losses)
 
 
 def _draw_losses(ax: Axes, frame: pd.DataFrame, stage: str, colours: dict[str, str]) -> None:

@@ -123,7 +123,8 @@ def split(
     >>> [fold.name for fold in folds]
     ['patient-P1', 'patient-P2', 'patient-P3']
     """
-    _check_folds(n_folds)
+    if n_folds is not None and (not isinstance(n_folds, int | np.integer) or isinstance(n_folds, bool) or n_folds < 2):
+        raise DataError(f"`n_folds` must be None or a whole number of at least 2, found {n_folds!r}.")
     parts = parts_of(sections, table_key)
     if by == "block":
         check_positive("block_um", block_um)
@@ -348,10 +349,3 @@ def _refuse_shared(train: Mapping[str, Sequence[str]], test: Mapping[str, Sequen
         f"The same patient stands on both sides of the split: {'; '.join(cases)}{more}. Sections of one tumour are not "
         f"independent, so test scores would be too good. {hint}"
     )
-
-
-def _check_folds(n_folds: int | None) -> None:
-    if n_folds is None:
-        return
-    if not isinstance(n_folds, int | np.integer) or isinstance(n_folds, bool) or n_folds < 2:
-        raise DataError(f"`n_folds` must be None or a whole number of at least 2, found {n_folds!r}.")

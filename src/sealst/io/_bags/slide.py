@@ -90,8 +90,10 @@ def read_slide(
     facts = {key: str(table.obs[key].iloc[0]) for key in (Keys.PATIENT, Keys.ORGAN, Keys.TECHNOLOGY)}
     sdata = read_wsi(where, section=region.section, mpp=float(tile["mpp"]), **facts)
     _check_picture(sdata, table, region.section, where)
+    systems = get_transformation(sdata.images[Keys.image(region.section)], get_all=True)
     for name, squares in _squares(table, region, tile).items():
-        sdata.shapes[name] = _shapes(squares, region.ids, sdata.images[Keys.image(region.section)])
+        frame = gpd.GeoDataFrame(geometry=box(*squares.T), index=pd.Index(region.ids))
+        sdata.shapes[name] = ShapesModel.parse(frame, transformations=dict(systems))
     sdata.tables[Keys.TABLE] = TableModel.parse(table)
     logger.info("%s: %d tiles, with %s", region.section, table.n_obs, listed(table.obsm))
     return sdata
@@ -147,8 +149,3 @@ def _squares(table: AnnData, region: _section.Region, tile: dict[str, Any]) -> d
     for um, name in dict(crops.get("sizes", {})).items():
         found[name] = square_boxes(centres, float(um) / float(crops["mpp"]))
     return found
-
-
-def _shapes(squares: np.ndarray, ids: np.ndarray, image: Any) -> gpd.GeoDataFrame:
-    frame = gpd.GeoDataFrame(geometry=box(*squares.T), index=pd.Index(ids))
-    return ShapesModel.parse(frame, transformations=dict(get_transformation(image, get_all=True)))

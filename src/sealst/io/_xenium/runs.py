@@ -121,7 +121,16 @@ def read_xenium(
     Janesick et al., High resolution mapping of the tumor microenvironment using integrated single-cell, spatial and in
     situ analysis, Nature Communications 14, 8353 (2023).
     """
-    _check_options(source, pool_um, min_qv, min_counts, max_outside, mpp)
+    check_choice("source", source, ("transcripts", "cells"))
+    check_positive("pool_um", pool_um)
+    check_positive("min_counts", min_counts)
+    check_fraction("max_outside", max_outside)
+    if mpp is not None:
+        check_positive("mpp", mpp)
+    if source == "cells" and min_qv != 20:
+        raise DataError(
+            f"`min_qv` is {min_qv:g}, but the cell-by-gene matrix was counted at 20. Use `source='transcripts'`."
+        )
     folder = Path(path).expanduser()
     folder = folder.parent if folder.name == _MANIFEST else folder
     pixel_um, region = _read_manifest(folder)
@@ -157,21 +166,6 @@ def read_xenium(
     entry |= {"min_qv": float(min_qv), "min_counts": int(min_counts), "pixel_size": pixel_um, "alignment": matrix}
     _finish(sdata, pooled, entry)
     return sdata
-
-
-def _check_options(
-    source: str, pool_um: float, min_qv: float, min_counts: int, max_outside: float, mpp: float | None
-) -> None:
-    check_choice("source", source, ("transcripts", "cells"))
-    check_positive("pool_um", pool_um)
-    check_positive("min_counts", min_counts)
-    check_fraction("max_outside", max_outside)
-    if mpp is not None:
-        check_positive("mpp", mpp)
-    if source == "cells" and min_qv != 20:
-        raise DataError(
-            f"`min_qv` is {min_qv:g}, but the cell-by-gene matrix was counted at 20. Use `source='transcripts'`."
-        )
 
 
 def _read_manifest(folder: Path) -> tuple[float, str]:

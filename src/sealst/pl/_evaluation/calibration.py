@@ -83,22 +83,20 @@ def calibration(
         for name in names
     }
     n_cols = _base.columns_of(len(names), n_cols)
-    axes = [ax] if ax is not None else _base.square_axes(len(names), n_cols, right=_legend_width(chosen))
+    # Key and spaces of the legend are half an inch wide.
+    legend = 0.55 + max(_base.text_width(text, _base.SMALL_SIZE) for text in (*chosen, "calibrated"))
+    axes = [ax] if ax is not None else _base.square_axes(len(names), n_cols, right=legend)
     colours = colours_of(known)
-    limits = _limits([line for own in lines.values() for line in own.values()])
+    values = np.concatenate([line.ravel() for own in lines.values() for line in own.values()] or [np.zeros(1)])
+    edge = 1.08 * float(np.abs(values).max(initial=0.05))
     for one, (name, own) in zip(axes, lines.items(), strict=True):
-        _draw(one, own, name, colours=colours, limits=limits)
+        _draw(one, own, name, colours=colours, limits=(-edge, edge))
     handles = {text: h for one in axes for h, text in zip(*one.get_legend_handles_labels(), strict=True)}
     # Beside the panel at the end of the first row: inside it would hide lines.
     last = axes[min(n_cols, len(axes)) - 1]
     style = {"fontsize": _base.SMALL_SIZE, "frameon": False, "borderaxespad": 0}
     last.legend(list(handles.values()), list(handles), loc="upper left", bbox_to_anchor=(1.03, 1), **style)
     return _base.finish(_base.figure_of(axes[0]), ax, save, show)
-
-
-def _legend_width(methods: Sequence[str]) -> float:
-    # Key and spaces are half an inch wide.
-    return 0.55 + max(_base.text_width(text, _base.SMALL_SIZE) for text in (*methods, "calibrated"))
 
 
 def _bin_means(spots: AnnData, method: str, genes: Sequence[str] | None, n_bins: int) -> np.ndarray:
@@ -119,12 +117,6 @@ def _bin_means(spots: AnnData, method: str, genes: Sequence[str] | None, n_bins:
         # A constant prediction is one point, whatever order its ties stand in.
         means = np.array([[x.mean(), y.mean()]])
     return means.reshape(-1, 2)
-
-
-def _limits(lines: Sequence[np.ndarray]) -> tuple[float, float]:
-    values = np.concatenate([line.ravel() for line in lines] or [np.zeros(1)])
-    edge = 1.08 * float(np.abs(values).max(initial=0.05))
-    return -edge, edge
 
 
 def _draw(

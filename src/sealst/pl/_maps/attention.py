@@ -112,11 +112,17 @@ def attention(
     if not n:
         panel = replace(panel, title=heading)
         return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
-    texts = [f"{spot_title(table, row)}\n{_times(folds[row])} the mean" for row in rows]
+    texts = [
+        f"{spot_title(table, row)}\n{folds[row]:{'.0f' if folds[row] >= 10 else '.1f'}} × the mean" for row in rows
+    ]
     shown = load_crops(sdata, table, rows, [one], embedded_um(table, Keys.EMBEDDING))
     galleries = [Gallery("Most attended (circled on the map)", shown, texts)]
     figure = draw_beside(tissue, panel, style, galleries=galleries, heading=heading)
-    _circle(figure.axes[0], tissue.centres[np.isin(one.rows, rows)])
+    # Circles stay visible however small a tile is.
+    halo = [withStroke(linewidth=2.4, foreground="white")]
+    circles: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "zorder": 3}
+    places = tissue.centres[np.isin(one.rows, rows)]
+    figure.axes[0].scatter(*places.T, s=34, path_effects=halo, gid="attended", **circles)
     return _base.finish(figure, ax, save, show)
 
 
@@ -148,14 +154,3 @@ def _concentration(folds: np.ndarray) -> str:
     ordered = np.sort(folds[np.isfinite(folds)])[::-1]
     half = int(np.searchsorted(np.cumsum(ordered), ordered.sum() * (0.5 - 1e-9))) + 1
     return f"half of the attention lies on {half} of {len(ordered)} tiles ({100 * half / len(ordered):.2g} %)"
-
-
-def _circle(ax: Axes, centres: np.ndarray) -> None:
-    """Mark places by circles that stay visible however small a tile is."""
-    halo = [withStroke(linewidth=2.4, foreground="white")]
-    style: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "zorder": 3}
-    ax.scatter(centres[:, 0], centres[:, 1], s=34, path_effects=halo, gid="attended", **style)
-
-
-def _times(value: float) -> str:
-    return f"{value:.0f} ×" if value >= 10 else f"{value:.1f} ×"

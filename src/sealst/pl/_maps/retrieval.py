@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -96,7 +95,9 @@ def retrieval(
     _base.check_single(ax, 1 + len(best) + len(worst), how="`n=0`, which is the map alone")
     tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
     values = similarity[one.rows]
-    query = _query_record(table, key)
+    # `tl.retrieve` records a query with a prefix of its own beside the default one.
+    entry = "retrieve" if key == Keys.SIMILARITY else f"retrieve_{key.removesuffix('_similarity')}"
+    query = dict(table.uns.get(Keys.UNS, {}).get(entry, {}))
     asked = query.get("query")
     heading = f"Query: {asked}" if isinstance(asked, str) and asked else "Similarity to the query"
     heading = heading if title is None else title
@@ -143,9 +144,3 @@ def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank: 
         place = f"#{rank[crop.row]:.0f}  " if rank is not None and np.isfinite(rank[crop.row]) else ""
         texts.append(f"{spot_title(table, crop.row)}\n{place}{_base.number(similarity[crop.row], '.2f')}")
     return texts
-
-
-def _query_record(table: AnnData, key: str) -> dict[str, Any]:
-    # `tl.retrieve` records a query with a prefix of its own beside the default one.
-    entry = "retrieve" if key == Keys.SIMILARITY else f"retrieve_{key.removesuffix('_similarity')}"
-    return dict(table.uns.get(Keys.UNS, {}).get(entry, {}))
