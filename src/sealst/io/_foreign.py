@@ -115,7 +115,9 @@ def from_spatialdata(
     geometry.index = pd.Index(table.obs["spot_id"].to_numpy(dtype=object))
     levels = [_rgb(level) for level in _section.image_levels(element)]
     if any(max(level.shape[1:]) <= _SMALL_PX for level in levels):
-        table.uns["spatial"] = {name: squidpy_library(levels, _diameter(geometry))}
+        circles = "radius" in geometry
+        diameter = 2 * geometry["radius"].median() if circles else np.sqrt(geometry.geometry.area.median())
+        table.uns["spatial"] = {name: squidpy_library(levels, float(diameter))}
     entry = {"region": region, "image_key": image_key, "coordinate_system": coordinate_system}
     _section.record(table, "from_spatialdata", entry | {"mpp": scale, "mpp_source": origin.strip("`")})
     transforms = {"global": Identity(), Keys.UM: Scale([scale, scale], axes=("x", "y"))}
@@ -150,12 +152,6 @@ def _spots_in_image(spots: gpd.GeoDataFrame, matrix: np.ndarray) -> tuple[gpd.Ge
     if len(centres) < len(spots) or not np.isfinite(centres).all():
         raise DataError("Some spots have no finite coordinates; drop them from shapes and table.")
     return moved, centres
-
-
-def _diameter(spots: gpd.GeoDataFrame) -> float:
-    if "radius" in spots:
-        return 2 * float(spots["radius"].median())
-    return float(np.sqrt(spots.geometry.area.median()))
 
 
 def _scale(

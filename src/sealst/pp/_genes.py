@@ -100,7 +100,11 @@ def select_genes(
     found = survey(sections, layer, table_key)
     least = _least_sections(min_sections, len(found))
     if isinstance(criterion, str):
-        first = _included_genes(found, include, least, n)
+        if isinstance(include, str):
+            raise DataError(f"`include` must be a list of genes, found {include!r}; use [{include!r}].")
+        if len(include) > n:
+            raise DataError(f"`include` names {len(include)} genes, more than `n` = {n}.")
+        first = _listed_genes(found, include, least, argument="include") if len(include) else []
         ranked = _ranked(sections, found, n, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key)
         genes = [*first, *(gene for gene in ranked if gene not in set(first))][:n]
     elif len(include):
@@ -108,9 +112,10 @@ def select_genes(
     else:
         genes = _listed_genes(found, criterion, least)
     mean, std = moments(sections, found, genes, layer=layer, table_key=table_key)
-    if species == "human" and (examples := _mouse_symbols(found[0].names)):
+    titled = [name for name in found[0].names if re.match(r"[A-Z][a-z]", name)]
+    if species == "human" and len(titled) > len(found[0].names) / 2:
         warn(
-            f"Most gene names are spelled like mouse symbols (e.g. {listed(examples, 3)}), but the panel says "
+            f"Most gene names are spelled like mouse symbols (e.g. {listed(titled, 3)}), but the panel says "
             "species='human'; pass `species='mouse'`."
         )
     panel = GenePanel(
@@ -183,7 +188,12 @@ def _ranked(
     shared = _shared_genes(found, least)
     where = f"all {len(found)}" if least == len(found) else f"at least {least} of {len(found)}"
     share, mean = pooled_means(found, shared)
-    columns = _detected_columns(share, min_spots)
+    columns = np.flatnonzero((share >= min_spots) & (share > 0))
+    if not columns.size:
+        raise PanelError(
+            f"None of the {len(share)} shared genes has counts in {min_spots:.0%} of the spots (highest share "
+            f"{share.max():.1%}). Lower `min_spots`."
+        )
     if n > len(columns):
         warn(
             f"{n} genes were asked for, {len(columns)} are available ({len(shared)} in {where} section(s), "
@@ -240,25 +250,6 @@ def _shared_genes(found: Sequence[Survey], least: int) -> list[str]:
     return shared
 
 
-def _detected_columns(share: np.ndarray, min_spots: float) -> np.ndarray:
-    """Positions of the genes with counts in enough spots."""
-    columns = np.flatnonzero((share >= min_spots) & (share > 0))
-    if not columns.size:
-        raise PanelError(
-            f"None of the {len(share)} shared genes has counts in {min_spots:.0%} of the spots (highest share "
-            f"{share.max():.1%}). Lower `min_spots`."
-        )
-    return columns
-
-
-def _included_genes(found: Sequence[Survey], names: Sequence[str], least: int, n: int) -> list[str]:
-    if isinstance(names, str):
-        raise DataError(f"`include` must be a list of genes, found {names!r}; use [{names!r}].")
-    if len(names) > n:
-        raise DataError(f"`include` names {len(names)} genes, more than `n` = {n}.")
-    return _listed_genes(found, names, least, argument="include") if len(names) else []
-
-
 def _listed_genes(
     found: Sequence[Survey], names: Sequence[str], least: int, *, argument: str = "criterion"
 ) -> list[str]:
@@ -302,9 +293,3 @@ def _report(panel: GenePanel) -> None:
         )
     cases = ", ".join(f"{name!r} {row.genes}" for name, row in zip(table.index[:8], table.itertuples(), strict=False))
     logger.info("Of %d genes measure: %s%s.", len(panel), cases, " …" if len(table) > 8 else "")
-
-
-def _mouse_symbols(names: Sequence[str]) -> list[str]:
-    """Names like ``Epcam``, where most of a section's genes are spelled so."""
-    titled = [name for name in names if re.match(r"[A-Z][a-z]", name)]
-    return titled if len(titled) > len(names) / 2 else []

@@ -150,10 +150,39 @@ def harmonize_genes(
             values = counts.var[column].astype(object).where(counts.var[column].notna(), "")
             ids = [one or ensembl_id(str(value)) for one, value in zip(ids, values, strict=True)]
     plan = _plan(names, ids, known, to=to, drop=drop_controls, sum_aliases=sum_aliases, fold=fold_case)
-    matrices = _matrices(counts, plan)
+    # X (under None) and every layer, with the columns of a gene summed.
+    sources: dict[str | None, Any] = {key: counts.layers[key] for key in _section.layer_names(counts)}
+    if counts.X is not None:
+        sources[None] = counts.X
+    matrices = {
+        key: _sum_columns(values, plan, "`.X`" if key is None else f"layer {key!r}") for key, values in sources.items()
+    }
     entry = _entry(plan, len(names), {"species": species, "to": to, "table": "none" if known is None else known.source})
     _report(plan, entry)
-    return _write(data, counts, plan, matrices, entry=entry, table_key=table_key, copy=copy)
+    target = counts
+    with warnings.catch_warnings():
+        # Names that occur twice are what this call mends.
+        warnings.filterwarnings("ignore", message="Variable names are not unique")
+        if copy or isinstance(data, SpatialData):
+            target = counts[:, plan.first].copy()
+        else:
+            target._inplace_subset_var(plan.first)
+    for key, values in matrices.items():
+        if key is None:
+            target.X = values
+        else:
+            target.layers[key] = values
+    target.var_names = pd.Index(plan.names, dtype=object, name=counts.var_names.name)
+    target.var[Keys.GENE_ORIGINAL] = plan.originals
+    target.var[Keys.ENSEMBL] = plan.ensembl
+    _section.record(target, _STEP, entry)
+    if copy:
+        return target
+    if isinstance(data, SpatialData):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The key .* already exists")
+            data.tables[table_key] = target
+    return None
 
 
 def _names(table: AnnData) -> list[str]:
@@ -229,13 +258,18 @@ def _plan(
     for column, code in zip(columns, codes, strict=True):
         members[code].append(int(column))
     ensembl = [_ensembl_of(found, group, known) if not kept[group[0]] else found[group[0]].ensembl for group in members]
+    final = list(symbols)
+    if to == "ensembl":
+        # A symbol stays where its id is unknown or another gene's too.
+        times = Counter(ensembl)
+        final = [i if i and times[i] == 1 else symbol for symbol, i in zip(symbols, ensembl, strict=True)]
     sums = None
     if len(columns) > len(symbols):
         sums = sp.csr_matrix((np.ones(len(columns)), (columns, codes)), shape=(len(names), len(symbols)))
     return _Plan(
         found=found,
         first=first,
-        names=_unique_ids(list(symbols), ensembl) if to == "ensembl" else list(symbols),
+        names=final,
         originals=[";".join(dict.fromkeys(names[i] for i in group)) for group in members],
         ensembl=ensembl,
         sums=sums,
@@ -251,22 +285,6 @@ def _ensembl_of(found: Sequence[Resolved], group: Sequence[int], known: GeneTabl
         return given.pop()
     ids = () if known is None else known.ensembl.get(found[group[0]].symbol, ())
     return ids[0] if ids else min(given, default="")
-
-
-def _unique_ids(symbols: Sequence[str], ids: Sequence[str]) -> list[str]:
-    """Ids as names; a symbol stays where its id is unknown or another gene's too."""
-    times = Counter(ids)
-    return [i if i and times[i] == 1 else symbol for symbol, i in zip(symbols, ids, strict=True)]
-
-
-def _matrices(table: AnnData, plan: _Plan) -> dict[str | None, Any]:
-    """X (under None) and every layer, with the columns of a gene summed."""
-    sources: dict[str | None, Any] = {key: table.layers[key] for key in _section.layer_names(table)}
-    if table.X is not None:
-        sources[None] = table.X
-    return {
-        key: _sum_columns(values, plan, "`.X`" if key is None else f"layer {key!r}") for key, values in sources.items()
-    }
 
 
 def _sum_columns(values: Any, plan: _Plan, where: str) -> Any:
@@ -323,39 +341,3 @@ def _report(plan: _Plan, entry: dict[str, Any]) -> None:
         entry["n_alias"], entry["n_case"], entry["n_excel"], entry["n_summed"], entry["n_dropped"],
         entry["n_ambiguous"], entry["n_unknown"],
     )  # fmt: skip
-
-
-def _write(
-    data: Data,
-    table: AnnData,
-    plan: _Plan,
-    matrices: dict[str | None, Any],
-    *,
-    entry: dict[str, Any],
-    table_key: str,
-    copy: bool,
-) -> AnnData | None:
-    target = table
-    with warnings.catch_warnings():
-        # Names that occur twice are what this call mends.
-        warnings.filterwarnings("ignore", message="Variable names are not unique")
-        if copy or isinstance(data, SpatialData):
-            target = table[:, plan.first].copy()
-        else:
-            target._inplace_subset_var(plan.first)
-    for key, values in matrices.items():
-        if key is None:
-            target.X = values
-        else:
-            target.layers[key] = values
-    target.var_names = pd.Index(plan.names, dtype=object, name=table.var_names.name)
-    target.var[Keys.GENE_ORIGINAL] = plan.originals
-    target.var[Keys.ENSEMBL] = plan.ensembl
-    _section.record(target, _STEP, entry)
-    if copy:
-        return target
-    if isinstance(data, SpatialData):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The key .* already exists")
-            data.tables[table_key] = target
-    return None

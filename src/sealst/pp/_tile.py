@@ -116,18 +116,28 @@ def tile(
             f"(most: {fractions.max():.2f}); at least 2 are needed. Lower `min_tissue`, `tile_um` or `step_um`."
         )
     given = {Keys.PATIENT: patient, Keys.ORGAN: organ, Keys.TECHNOLOGY: technology}
-    tiles = _tiles(
-        element,
-        centres[kept],
-        array=array[kept],
-        facts=_facts(sdata, image_key, section, given),
+    array, centres = array[kept], centres[kept]
+    # A section whose spots are the tiles, in the image's frame.
+    tiles = from_arrays(
+        SlideImage(tuple(da.asarray(level.data)[:3] for level in _section.image_levels(element))),
+        np.zeros((len(centres), 0), dtype=np.float32),
+        centres,
+        genes=[],
         mpp=mpp,
-        tile_um=tile_um,
+        spot_um=tile_um,
+        spot_ids=[f"{column}x{row}" for row, column in array],
+        array=array,
         obs=pd.DataFrame({Keys.TISSUE_FRACTION: fractions[kept]}),
+        spot_shape="square",
         thumbnail=thumbnail,
+        **_facts(sdata, image_key, section, given),
     )
+    table: AnnData = tiles.tables[Keys.TABLE]
+    systems = get_transformation(element, get_all=True)
+    set_transformation(tiles.shapes[Keys.spots(section)], dict(systems), set_all=True)
+    table.obsm[Keys.SPATIAL] = apply_affine(_section.affine(element, "global"), centres)
     entry = {"image_key": image_key, "tile_um": float(tile_um), "step_um": float(step_um), "mpp": mpp}
-    _section.record(tiles.tables[Keys.TABLE], "tile", entry | {"min_tissue": float(min_tissue)})
+    _section.record(table, "tile", entry | {"min_tissue": float(min_tissue)})
     _write(sdata, tiles, table_key, stale)
     logger.info("%s: %d of %d tiles of %g µm hold tissue", section, kept.sum(), len(kept), tile_um)
 
@@ -198,40 +208,6 @@ def _facts(sdata: SpatialData, image_key: str, section: str, given: dict[str, st
     known = {Keys.PATIENT: section, Keys.ORGAN: "unknown", Keys.TECHNOLOGY: "H&E"}
     known |= {key: value for key, value in sdata.attrs.get(image_key, {}).items() if key in known}
     return {"section": section} | known | {key: str(value) for key, value in given.items() if value is not None}
-
-
-def _tiles(
-    element: Any,
-    centres: np.ndarray,
-    *,
-    array: np.ndarray,
-    facts: dict[str, str],
-    mpp: float,
-    tile_um: float,
-    obs: pd.DataFrame,
-    thumbnail: bool,
-) -> SpatialData:
-    """A section whose spots are the tiles, in the image's frame."""
-    levels = tuple(da.asarray(level.data)[:3] for level in _section.image_levels(element))
-    tiles = from_arrays(
-        SlideImage(levels),
-        np.zeros((len(centres), 0), dtype=np.float32),
-        centres,
-        genes=[],
-        mpp=mpp,
-        spot_um=tile_um,
-        spot_ids=[f"{column}x{row}" for row, column in array],
-        array=array,
-        obs=obs,
-        spot_shape="square",
-        thumbnail=thumbnail,
-        **facts,
-    )
-    table: AnnData = tiles.tables[Keys.TABLE]
-    systems = get_transformation(element, get_all=True)
-    set_transformation(tiles.shapes[Keys.spots(facts["section"])], dict(systems), set_all=True)
-    table.obsm[Keys.SPATIAL] = apply_affine(_section.affine(element, "global"), centres)
-    return tiles
 
 
 def _write(sdata: SpatialData, tiles: SpatialData, table_key: str, stale: list[str]) -> None:

@@ -157,7 +157,11 @@ def ridge_probe(
         coef=stretch[best] * (fit.basis @ (fit.target / (fit.eigenvalues + grid[best])[:, None])),
         intercept=fit.intercept,
     )
-    return probe if test_x is None else replace(probe, predictions=_predict_all(probe, test_x))
+    if test_x is None:
+        return probe
+    several = isinstance(test_x, list | tuple) and all(np.ndim(part) == 2 for part in test_x)
+    predictions = [probe.predict(part) for part in test_x] if several else probe.predict(test_x)
+    return replace(probe, predictions=predictions)
 
 
 class _Spectral:
@@ -264,12 +268,6 @@ def _matrix(x: ArrayLike, name: str) -> np.ndarray:
             "crop, e.g. `table.obs['crop_ok']`."
         )
     return values
-
-
-def _predict_all(probe: RidgeProbe, test_x: ArrayLike | Sequence[ArrayLike]) -> np.ndarray | list[np.ndarray]:
-    if isinstance(test_x, list | tuple) and all(np.ndim(part) == 2 for part in test_x):
-        return [probe.predict(part) for part in test_x]
-    return probe.predict(test_x)  # type: ignore[arg-type]
 
 
 def mean_baseline(train_y: ArrayLike, n_test: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst._data.bags.bags import Bags
-from sealst._data.bags.slide_table import SLIDE, check_some_agree, labels_by_slide, read_slide_table
+from sealst._data.bags.slide_table import SLIDE, join_labels, labels_by_slide, read_slide_table
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
@@ -95,17 +95,24 @@ def read_bags(
         )
     readers, known = _open(source, table_key, patient)
     models = _common_models(readers)
-    chosen = _default_key(key, models)
+    if key is not None:
+        check_key(models, key, where="the embeddings that all slides have", hint="Name one of them with `key=`.")
+    elif Keys.EMBEDDING in models or len(models) == 1:
+        key = Keys.EMBEDDING if Keys.EMBEDDING in models else next(iter(models))
+    else:
+        raise DataError(f"The slides have several embeddings, {listed(models)}; name one with `key=`.")
     obs = pd.DataFrame(index=pd.Index(list(readers), name="slide")).join(known)
     if labels is not None:
-        obs = _join_labels(obs, _label_table(labels, slide, patient))
+        table = _label_table(labels, slide, patient)
+        obs = join_labels(obs, table)
+        _report_join(obs.index, table.index)
     elif patient != Keys.PATIENT:
         obs = _rename_patient(obs, patient, where="the manifest of the source")
     obs[Keys.PATIENT] = _patients(obs, readers)
     facts = {"models": models, "tiles": {name: reader.facts() for name, reader in readers.items()}}
     if isinstance(source, str | Path):
         facts["source"] = str(source)
-    return Bags(obs=obs, keys=tuple(models), key=chosen, readers=readers, facts=facts)
+    return Bags(obs=obs, keys=tuple(models), key=key, readers=readers, facts=facts)
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
@@ -254,15 +261,6 @@ def _common_models(readers: Mapping[str, BagReader]) -> dict[str, str | None]:
     return found
 
 
-def _default_key(key: str | None, models: Mapping[str, str | None]) -> str:
-    if key is not None:
-        check_key(models, key, where="the embeddings that all slides have", hint="Name one of them with `key=`.")
-        return key
-    if Keys.EMBEDDING in models or len(models) == 1:
-        return Keys.EMBEDDING if Keys.EMBEDDING in models else next(iter(models))
-    raise DataError(f"The slides have several embeddings, {listed(models)}; name one with `key=`.")
-
-
 # -- labels -----------------------------------------------------------------------------------------------------------
 def _label_table(labels: Any, slide: str, patient: str) -> pd.DataFrame:
     """Labels with slide names as index."""
@@ -289,18 +287,13 @@ def _rename_patient(table: pd.DataFrame, patient: str, *, where: str) -> pd.Data
     return table.drop(columns=[Keys.PATIENT], errors="ignore").rename(columns={patient: Keys.PATIENT})
 
 
-def _join_labels(obs: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
-    """Join by name; what only one side has is reported."""
-    check_some_agree(obs.index, labels.index)
-    if len(unlabelled := obs.index.difference(labels.index, sort=False)):
-        warn(f"{len(unlabelled)} of {len(obs)} slides have no row in `labels`: {listed(unlabelled)}.")
-    if len(spare := labels.index.difference(obs.index, sort=False)):
+def _report_join(slides: pd.Index, labelled: pd.Index) -> None:
+    """Say what only one side has."""
+    if len(unlabelled := slides.difference(labelled, sort=False)):
+        warn(f"{len(unlabelled)} of {len(slides)} slides have no row in `labels`: {listed(unlabelled)}.")
+    if len(spare := labelled.difference(slides, sort=False)):
         warn(f"{len(spare)} row(s) of `labels` have no embeddings and are left out: {listed(spare)}.")
-    logger.info("%d of %d slides have labels", len(obs) - len(unlabelled), len(obs))
-    before, found = obs.copy(), labels.reindex(obs.index)
-    if Keys.PATIENT in found and Keys.PATIENT in before:
-        found[Keys.PATIENT] = found[Keys.PATIENT].where(found[Keys.PATIENT].notna(), before[Keys.PATIENT])
-    return before.drop(columns=[c for c in labels.columns if c in before.columns]).join(found)
+    logger.info("%d of %d slides have labels", len(slides) - len(unlabelled), len(slides))
 
 
 def _patients(obs: pd.DataFrame, readers: Mapping[str, BagReader]) -> pd.Series:

@@ -72,7 +72,12 @@ def read_slide(
     >>> sl.pl.attention(sdata)  # doctest: +SKIP
     """
     file = _table_file(Path(source).expanduser(), slide)
-    table = _read(file)
+    if not h5py.is_hdf5(file):
+        raise DataError(f"{str(file)!r} is not an h5ad table.")
+    try:
+        table = read_h5ad(file)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{str(file)!r} could not be read as an h5ad table: {error}") from error
     entry, tile = (dict(table.uns.get(Keys.UNS, {}).get(name, {})) for name in (_ENTRY, "tile"))
     if not entry or not tile:
         raise DataError(
@@ -111,15 +116,6 @@ def _table_file(source: Path, slide: str | None) -> Path:
         return next(iter(files.values()))
     check_key(files, slide, where=f"the slides of {str(source)!r}", hint="failures.csv says which could not be read.")
     return files[slide]
-
-
-def _read(file: Path) -> AnnData:
-    if not h5py.is_hdf5(file):
-        raise DataError(f"{str(file)!r} is not an h5ad table.")
-    try:
-        return read_h5ad(file)
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{str(file)!r} could not be read as an h5ad table: {error}") from error
 
 
 def _check_picture(sdata: SpatialData, table: AnnData, section: str, where: Path) -> None:

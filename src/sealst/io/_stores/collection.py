@@ -217,7 +217,8 @@ class Collection(Sequence[SpatialData]):
             if one is sdata:
                 return position
         for position, entry in enumerate(self._entries):
-            if entry.source is sdata or (sdata.path is not None and _is_path(sdata.path, entry.source)):
+            stored = sdata.path is not None and isinstance(entry.source, Path)
+            if entry.source is sdata or (stored and Path(sdata.path).resolve() == entry.source.resolve()):
                 return position
         raise DataError("This section is not one of the collection; save the object that the collection gave.")
 
@@ -253,10 +254,6 @@ def read_collection(path: str | PathLike[str], *, keep: int = 1) -> Collection:
     >>> sections.manifest[["section", "patient"]]  # doctest: +SKIP
     """
     return Collection(read_entries(Path(path).expanduser()), keep=keep)
-
-
-def _is_path(path: Path, source: Path | SpatialData) -> bool:
-    return isinstance(source, Path) and Path(path).resolve() == source.resolve()
 
 
 def _content(sdata: SpatialData) -> Any:

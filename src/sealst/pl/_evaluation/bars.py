@@ -95,7 +95,11 @@ def evaluation(
             f"{first['method']!r}, genes {first['genes']!r}, metric {first['metric']!r}). Average them first."
         )
     table = _select(table, methods, sections, pooled=pooled and by == "section")
-    panels = _panels(table, metrics, by)
+    wanted = pick("metrics", metrics, [str(m) for m in pd.unique(table["metric"])])
+    chosen = [table[table["metric"] == metric] for metric in wanted]
+    panels = [
+        _bars(rows, by) for part in chosen for _, rows in part.groupby("genes", sort=False, observed=True, dropna=False)
+    ]
     _base.check_single(ax, len(panels), how="`metrics=`")
     colours = colours_of(pd.unique(table["method"]))
     if ax is not None:
@@ -140,13 +144,6 @@ def _select(
     table = table[table["method"].isin(kept)]
     order = pd.DataFrame({"s": table["section"].map(places[1]), "m": table["method"].map(places[0])})
     return table.loc[order.sort_values(["m", "s"], kind="stable").index] if methods or sections else table
-
-
-def _panels(table: pd.DataFrame, metrics: str | Sequence[str] | None, by: str) -> list[pd.DataFrame]:
-    wanted = pick("metrics", metrics, [str(m) for m in pd.unique(table["metric"])])
-    chosen = [table[table["metric"] == metric] for metric in wanted]
-    panels = [rows for part in chosen for _, rows in part.groupby("genes", sort=False, observed=True, dropna=False)]
-    return [_bars(rows, by) for rows in panels]
 
 
 def _bars(rows: pd.DataFrame, by: str) -> pd.DataFrame:

@@ -136,7 +136,11 @@ def crops(
         rows = _named_rows(table, _base.as_list(spots, name="spots"), usable)
     else:
         rows = _pick_rows(usable, values, n=n, ascending=ascending, seed=seed)
-    texts = _titles(table, rows, title, title_by, _order_labels(values, rows, order_by))
+    labels = None
+    if values is not None:
+        what = _base.shorten(str(order_by).removeprefix("seal_"), _NAME_WIDTH - 6)
+        labels = [f"{what} {_base.number(value, '.3g')}" for value in values[rows]]
+    texts = _titles(table, rows, title, title_by, labels)
     _base.check_single(ax, len(rows), how="`n=1` or one of `spots`")
     shown = load_crops(sdata, table, rows, regions, crop_um)
 
@@ -255,14 +259,6 @@ def _pick_rows(usable: np.ndarray, values: np.ndarray | None, *, n: int, ascendi
         raise DataError("`order_by` has no value for any spot with a crop.")
     order = np.argsort(values[known] if ascending else -values[known], kind="stable")
     return known[order[:n]]
-
-
-def _order_labels(values: np.ndarray | None, rows: np.ndarray, order_by: str | None) -> list[str] | None:
-    """What stands below the names of crops that have an order."""
-    if values is None:
-        return None
-    what = _base.shorten(str(order_by).removeprefix("seal_"), _NAME_WIDTH - 6)
-    return [f"{what} {_base.number(value, '.3g')}" for value in values[rows]]
 
 
 def _titles(

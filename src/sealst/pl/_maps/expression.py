@@ -114,7 +114,12 @@ def expression(
     table, one = _base.table_with_region(sdata, table_key, region)
     genes = _base.as_list(genes, name="genes")
     layer, predicted_key = _find_sources(table, layer, predicted_key, both=residual)
-    _check_comparable(layer, predicted_key, compared=scale == "shared" or residual)
+    compared = layer is not None and predicted_key is not None and (scale == "shared" or residual)
+    if compared and layer not in _COMPARABLE:
+        raise DataError(
+            f"Layer {layer!r} is not in the unit of predictions ({_base.EXPRESSION_UNIT}), so both cannot share "
+            f"colours or be subtracted. Use `layer={Keys.LOGNORM!r}`, or `scale='own'` without `residual`."
+        )
     options = _Options(layer, predicted_key, residual, scale == "shared", percentiles, cmap)
     groups = _base.with_titles([options.panels(table, gene, one.rows) for gene in genes], title)
     n_maps = sum(len(group) for group in groups)
@@ -123,14 +128,9 @@ def expression(
     tissue = read_tissue(sdata, table, one, image_key=image_key, coordinate_system=coordinate_system, n_maps=n_maps)
     style = MapStyle(image_alpha, spot_size)
     width = max(len(group) for group in groups)
-    per_row = min(n_cols or _per_row(len(groups), width), len(groups))
+    usual = 4 if width == 1 else 1 if len(groups) <= 3 else 2 if len(groups) <= 12 or width > 2 else 3
+    per_row = min(n_cols or usual, len(groups))
     return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
-
-
-def _per_row(n_genes: int, n_maps: int) -> int:
-    if n_maps == 1:
-        return 4
-    return 1 if n_genes <= 3 else 2 if n_genes <= 12 or n_maps > 2 else 3
 
 
 def _find_sources(
@@ -158,14 +158,6 @@ def _find_sources(
         if wanted is not None and found[name] is None:
             logger.info("%r not found, so its maps are left out; `%s` writes it", wanted, runs[name])
     return found["layer"], found["predicted_key"]
-
-
-def _check_comparable(layer: str | None, predicted_key: str | None, *, compared: bool) -> None:
-    if layer is not None and predicted_key is not None and compared and layer not in _COMPARABLE:
-        raise DataError(
-            f"Layer {layer!r} is not in the unit of predictions ({_base.EXPRESSION_UNIT}), so both cannot share "
-            f"colours or be subtracted. Use `layer={Keys.LOGNORM!r}`, or `scale='own'` without `residual`."
-        )
 
 
 def _measured(table: AnnData, layer: str | None, gene: str, rows: np.ndarray) -> np.ndarray | None:

@@ -90,7 +90,10 @@ def pathways(
     _base.check_map_options(percentiles, image_alpha, spot_size)
     table, one = _base.table_with_region(sdata, table_key, region)
     frame = _base.stored_frame(table, key, "sl.tl.pathways(sdata, net)").iloc[one.rows]
-    names = _most_variable(frame) if pathways is None else _base.as_list(pathways, name="pathways")
+    names = [str(name) for name in frame.columns] if pathways is None else _base.as_list(pathways, name="pathways")
+    if pathways is None and len(names) > _MOST_SHOWN:
+        logger.info("showing the %d of %d pathways whose scores vary most; name others", _MOST_SHOWN, len(names))
+        names = [str(name) for name in frame.std().nlargest(_MOST_SHOWN).index]
     groups = _base.with_titles([[_panel(frame, name, key, percentiles, cmap)] for name in names], title)
     _base.check_single(ax, len(groups), how="`pathways=`")
 
@@ -100,13 +103,6 @@ def pathways(
     style = MapStyle(image_alpha, spot_size)
     per_row = min(n_cols, len(groups))
     return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
-
-
-def _most_variable(frame: pd.DataFrame) -> list[str]:
-    if frame.shape[1] <= _MOST_SHOWN:
-        return [str(name) for name in frame.columns]
-    logger.info("showing the %d of %d pathways whose scores vary most; name others", _MOST_SHOWN, frame.shape[1])
-    return [str(name) for name in frame.std().nlargest(_MOST_SHOWN).index]
 
 
 def _panel(frame: pd.DataFrame, name: str, key: str, percentiles: tuple[float, float], cmap: str) -> Panel:

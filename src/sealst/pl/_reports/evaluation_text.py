@@ -38,20 +38,16 @@ def named(table: pd.DataFrame, column: str) -> list[str]:
     return [str(v) for v in pd.unique(table[column].dropna()) if str(v)]
 
 
-def folds_of(result: Evaluation) -> list[str]:
-    """Folds, without rows over all of them."""
-    return named(result.table[~is_difference(result.table)], "fold")
-
-
 def lead(result: Evaluation) -> list[str]:
     """What this is about, in one paragraph."""
     table, methods = result.table, named(expression_rows(result.table), "method")
     parts = [count(len(named(table, c)), c) for c in ("section", "patient") if named(table, c)]
     n_genes = result.genes["gene"].nunique() if "gene" in result.genes else 0
     of_genes = f" of {count(n_genes, 'gene')}" if n_genes else ""
+    folds = named(table[~is_difference(table)], "fold")
     return [
         f"Expression{of_genes} was predicted from H&E in {' of '.join(parts)}, in "
-        f"{count(len(folds_of(result)), 'fold')}. Methods: {', '.join(methods)}."
+        f"{count(len(folds), 'fold')}. Methods: {', '.join(methods)}."
     ]
 
 

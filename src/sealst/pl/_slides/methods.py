@@ -93,14 +93,6 @@ def label_of(method: str) -> str:
     return f"{known[method]} ({method})" if method in known else method
 
 
-def slide_colours(evaluation: SlideEvaluation) -> dict[str, str]:
-    """Colour by method: adapted and frozen have those of every other figure."""
-    known = [*embeddings_of(evaluation), FLOOR]
-    other = {Keys.EMBEDDING: ADAPTED, Keys.FROZEN: FROZEN, FLOOR: MEAN}
-    colours = colours_of([other.get(one, one) for one in known])
-    return {one: colours[other.get(one, one)] for one in known}
-
-
 def held_out(evaluation: SlideEvaluation, target: str, method: str, columns: Sequence[str]) -> Slides:
     """Slides of a target with a prediction of a method and a known outcome."""
     frame = evaluation.predictions
@@ -112,7 +104,10 @@ def held_out(evaluation: SlideEvaluation, target: str, method: str, columns: Seq
     frame = frame.dropna(subset=list(columns))
     if frame.empty:
         raise DataError(f"No held-out slide has a prediction of {target!r} by {method!r}.")
-    return Slides(target, method, label_of(method), slide_colours(evaluation)[method], frame)
+    # Adapted and frozen have the colours of every other figure.
+    other = {Keys.EMBEDDING: ADAPTED, Keys.FROZEN: FROZEN, FLOOR: MEAN}
+    colours = colours_of([other.get(one, one) for one in (*embeddings_of(evaluation), FLOOR)])
+    return Slides(target, method, label_of(method), colours[other.get(method, method)], frame)
 
 
 def classes_of(evaluation: SlideEvaluation, target: str, classes: str | Sequence[str] | None) -> list[str]:
