@@ -31,7 +31,7 @@ from sealst._logging import logger, quiet_import, warn
 from sealst._section import tables as _section
 from sealst._section.tables import Region
 from sealst._validate import check_fraction, check_positive, listed
-from sealst.pp._verdict import NOT_PAIRED, OK, OUTSIDE, crop_reasons, write_reasons
+from sealst.pp._crop_reasons import NOT_PAIRED, OK, OUTSIDE, crop_reasons, write_reasons
 
 
 @documented

@@ -19,7 +19,7 @@ from sealst._logging import progress as progress_bar
 from sealst._section import tables as _section
 from sealst._section.tables import Region
 from sealst._validate import check_choice, listed
-from sealst.pp._verdict import (
+from sealst.pp._crop_reasons import (
     LOW_QUALITY,
     NOT_PAIRED,
     OUTSIDE,

@@ -22,7 +22,7 @@ from sealst._logging import logger, quiet_import, quiet_squidpy, warn
 from sealst._section import tables as _section
 from sealst._section.tables import Region
 from sealst._validate import check_fraction, check_key
-from sealst.pp._verdict import LITTLE_TISSUE, OK, crop_reasons, write_reasons
+from sealst.pp._crop_reasons import LITTLE_TISSUE, OK, crop_reasons, write_reasons
 
 #: µm per pixel at which tissue is looked for, and pixels of the longer side where the scale is unknown
 _WORKING_UM, _WORKING_PX = 8.0, 1000
