@@ -159,9 +159,9 @@ def ridge_probe(
     )
     if test_x is None:
         return probe
-    several = isinstance(test_x, list | tuple) and all(np.ndim(part) == 2 for part in test_x)
-    predictions = [probe.predict(part) for part in test_x] if several else probe.predict(test_x)
-    return replace(probe, predictions=predictions)
+    if isinstance(test_x, list | tuple) and all(np.ndim(part) == 2 for part in test_x):
+        return replace(probe, predictions=[probe.predict(part) for part in test_x])
+    return replace(probe, predictions=probe.predict(test_x))  # type: ignore[arg-type]
 
 
 class _Spectral:

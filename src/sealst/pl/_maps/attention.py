@@ -121,8 +121,8 @@ def attention(
     # Circles stay visible however small a tile is.
     halo = [withStroke(linewidth=2.4, foreground="white")]
     circles: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "zorder": 3}
-    places = tissue.centres[np.isin(one.rows, rows)]
-    figure.axes[0].scatter(*places.T, s=34, path_effects=halo, gid="attended", **circles)
+    x, y = tissue.centres[np.isin(one.rows, rows)].T
+    figure.axes[0].scatter(x, y, s=34, path_effects=halo, gid="attended", **circles)
     return _base.finish(figure, ax, save, show)
 
 
