@@ -34,7 +34,7 @@ PARAMETERS = {
     "of the original.",
     # running a model, and what it wrote
     "progress": "Progress bar; default ``settings.progress``.",
-    "device": "Device; default ``settings.device``.",
+    "device": 'Device (``"auto"``, ``"cpu"``, ``"cuda"``, …); default ``settings.device``.',
     "model.device": "Device; default the model's own.",
     "embeddings.key": "Slot in ``.obsm`` with the image embeddings.",
     "suppress_um": "Smallest distance in µm between two hits of a section: hits closer to a better one are skipped. "

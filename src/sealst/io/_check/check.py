@@ -115,7 +115,8 @@ def check(
     ----------
     data
         SpatialData, or a folder or file that `sealst.io.read` reads.
-    %(region)s
+    region
+        Region of the table; by default all.
     image_key, coordinate_system, mpp, pitch_um, spot_um
         As they would be passed to `sealst.pp.pair_crops`.
     %(table_key)s
