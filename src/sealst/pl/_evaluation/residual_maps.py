@@ -81,7 +81,8 @@ def residual_maps(
     %(image_alpha)s
     spot_size
         Factor on the spots' diameter: the true one on H&E, otherwise one at which neighbours nearly touch.
-    %(n_cols)s
+    n_cols
+        Genes in a row.
     %(coordinate_system)s
     %(table_key)s
     maps

@@ -77,7 +77,8 @@ def expression(
         Colour map of measured and predicted expression.
     %(image_alpha)s
     %(spot_size)s
-    %(by_number.n_cols)s
+    n_cols
+        Genes in a row; by default 1 to 4, by the number of maps.
     %(shown.region)s
     %(shown.image_key)s
     %(coordinate_system)s
