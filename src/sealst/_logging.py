@@ -58,6 +58,21 @@ def quiet_import() -> Iterator[None]:
 
 
 @contextmanager
+def quiet_squidpy() -> Iterator[None]:
+    """Inside a ``with`` block, squidpy's progress messages and deprecation warnings are kept from the user."""
+    log = logging.getLogger("spatialdata._logging")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
 def quiet_writing() -> Iterator[None]:
     """Inside a ``with`` block, stores are written without what anndata says of its next version at every element."""
     with warnings.catch_warnings():

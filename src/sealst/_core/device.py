@@ -30,7 +30,7 @@ def n_devices(devices: Any = 1, kind: str = "cpu") -> int:
     kind
         Type of the devices, as torch calls it.
     """
-    chosen = _chosen(devices)
+    chosen = _parse_devices(devices)
     if isinstance(chosen, list):
         n = len(chosen) if kind != "cpu" else 0
     elif chosen == -1:
@@ -48,7 +48,7 @@ def n_devices(devices: Any = 1, kind: str = "cpu") -> int:
     return n
 
 
-def _chosen(devices: Any) -> int | list[int]:
+def _parse_devices(devices: Any) -> int | list[int]:
     """A number of devices (-1 for all), or which."""
     found = -1 if devices == "auto" else devices
     if isinstance(found, str):
@@ -117,7 +117,7 @@ def _own_gpu(devices: Any) -> torch.device:
     local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID") if _srun() else None)
     if local is None:
         return torch.device("cuda")
-    chosen, number = _chosen(devices), int(local)
+    chosen, number = _parse_devices(devices), int(local)
     if isinstance(chosen, list) and number < len(chosen):
         return torch.device("cuda", chosen[number])
     # Some launchers show every process its own GPU alone.

@@ -17,6 +17,7 @@ from spatialdata.transformations import Identity, Scale
 
 from sealst import _section
 from sealst._core.space.geometry import agreed, apply_affine, similarity_scale
+from sealst._docs import documented
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._section import Region, multiscale
@@ -28,6 +29,7 @@ _SMALL_PX = 4096
 _CROP_COLUMNS = (Keys.CROP_OK, Keys.CROP_REASON)
 
 
+@documented
 def from_spatialdata(
     sdata: SpatialData,
     *,
@@ -64,8 +66,7 @@ def from_spatialdata(
         Written to ``.obs``; default what is there, else the name of the section for `patient` and ``"unknown"``.
     mpp
         µm per pixel of the image; default its coordinate system ``"um"``.
-    pitch_um
-        Known distance between the centres of neighbouring spots in µm (Visium 100, legacy ST 200).
+    %(pitch_um)s
     coordinate_system
         System in which image and spots of `sdata` meet (``spatialdata_io.visium`` names it like the dataset).
 
@@ -99,8 +100,13 @@ def from_spatialdata(
     spots = _section.spot_table(sdata, one)
     name = section or _default_section(source, one)
     check_section(name)
-    to_image = _to_image(element, spots, coordinate_system, region=region, image=image_key)
-    geometry, centres = _moved(spots, to_image)
+    to_image = _section.between(spots, element, coordinate_system)
+    if similarity_scale(to_image) is None:
+        raise ScaleError(
+            f"Spots {region!r} and image {image_key!r} are stretched unevenly against each other in coordinate system "
+            f"{coordinate_system!r}; resample the image to square pixels first."
+        )
+    geometry, centres = _spots_in_image(spots, to_image)
     for argument, value in (("mpp", mpp), ("pitch_um", pitch_um)):
         if value is not None:
             check_positive(argument, value)
@@ -110,12 +116,14 @@ def from_spatialdata(
         hint="Pass `mpp=` (µm per pixel) or `pitch_um=` (Visium 100, legacy ST 200).",
     )
     facts = _facts(source, one, {Keys.PATIENT: patient, Keys.ORGAN: organ, Keys.TECHNOLOGY: technology}, name)
-    table = _copied(source, one, facts)
+    table = _copy_rows(source, one, facts)
     table.obsm[Keys.SPATIAL] = centres
     geometry.index = pd.Index(table.obs["spot_id"].to_numpy(dtype=object))
     levels = [_rgb(level) for level in _section.image_levels(element)]
     if any(max(level.shape[1:]) <= _SMALL_PX for level in levels):
-        table.uns["spatial"] = {name: squidpy_library(levels, _diameter(geometry))}
+        circles = "radius" in geometry
+        diameter = 2 * geometry["radius"].median() if circles else np.sqrt(geometry.geometry.area.median())
+        table.uns["spatial"] = {name: squidpy_library(levels, float(diameter))}
     entry = {"region": region, "image_key": image_key, "coordinate_system": coordinate_system}
     _section.record(table, "from_spatialdata", entry | {"mpp": scale, "mpp_source": origin.strip("`")})
     transforms = {"global": Identity(), Keys.UM: Scale([scale, scale], axes=("x", "y"))}
@@ -140,17 +148,7 @@ def _default_section(table: AnnData, region: Region) -> str:
     return region.name.removesuffix("_spots") or region.name
 
 
-def _to_image(element: Any, spots: Any, system: str, *, region: str, image: str) -> np.ndarray:
-    matrix = _section.between(spots, element, system)
-    if similarity_scale(matrix) is None:
-        raise ScaleError(
-            f"Spots {region!r} and image {image!r} are stretched unevenly against each other in coordinate system "
-            f"{system!r}; resample the image to square pixels first."
-        )
-    return matrix
-
-
-def _moved(spots: gpd.GeoDataFrame, matrix: np.ndarray) -> tuple[gpd.GeoDataFrame, np.ndarray]:
+def _spots_in_image(spots: gpd.GeoDataFrame, matrix: np.ndarray) -> tuple[gpd.GeoDataFrame, np.ndarray]:
     """Spots in pixels of the image, and their centres."""
     shapes = shapely.transform(spots.geometry.to_numpy(), lambda xy: apply_affine(matrix, xy))
     moved = gpd.GeoDataFrame(geometry=shapes)
@@ -160,12 +158,6 @@ def _moved(spots: gpd.GeoDataFrame, matrix: np.ndarray) -> tuple[gpd.GeoDataFram
     if len(centres) < len(spots) or not np.isfinite(centres).all():
         raise DataError("Some spots have no finite coordinates; drop them from shapes and table.")
     return moved, centres
-
-
-def _diameter(spots: gpd.GeoDataFrame) -> float:
-    if "radius" in spots:
-        return 2 * float(spots["radius"].median())
-    return float(np.sqrt(spots.geometry.area.median()))
 
 
 def _facts(table: AnnData, region: Region, given: dict[str, str | None], section: str) -> dict[str, Any]:
@@ -179,7 +171,7 @@ def _facts(table: AnnData, region: Region, given: dict[str, str | None], section
     return facts
 
 
-def _copied(source: AnnData, region: Region, facts: dict[str, Any]) -> AnnData:
+def _copy_rows(source: AnnData, region: Region, facts: dict[str, Any]) -> AnnData:
     table, section = source[region.rows].copy(), facts[Keys.SECTION]
     names = [str(n).removeprefix(f"{section}_") for n in table.obs_names]
     ids = np.asarray(names if len(set(names)) == len(names) else [str(i) for i in region.ids], dtype=object)

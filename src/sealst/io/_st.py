@@ -197,20 +197,17 @@ def _read_spots(path: Path) -> pd.DataFrame:
     frame.index = _spot_index(frame)
     if (twice := frame.index.duplicated()).any():
         raise DataError(f"{path.name}: spot(s) {listed(frame.index[twice].unique())} occur more than once.")
-    _check_adjusted(path, frame)
-    return frame
-
-
-def _check_adjusted(path: Path, frame: pd.DataFrame) -> None:
-    """Refuse `x` and `y` that are not the array positions which `new_x` and `new_y` adjust."""
-    near = [(frame[f"new_{a}"] - frame[b]).abs().median() <= _ADJUSTED for a, b in (("x", "x"), ("y", "y"))]
-    crossed = [(frame[f"new_{a}"] - frame[b]).abs().median() <= _ADJUSTED for a, b in (("x", "y"), ("y", "x"))]
-    if all(near) or not all(crossed):
-        return
-    raise DataError(
-        f"{path.name}: `new_x` follows `y` and `new_y` follows `x`, so columns are interchanged and spots would get "
-        "the counts of others. Take the file as the spot detector wrote it."
+    # How far `x` and `y` lie from what adjusts them, as the columns are called and interchanged.
+    near, crossed = (
+        all((frame[f"new_{a}"] - frame[b]).abs().median() <= _ADJUSTED for a, b in pairs)
+        for pairs in (("xx", "yy"), ("xy", "yx"))
     )
+    if crossed and not near:
+        raise DataError(
+            f"{path.name}: `new_x` follows `y` and `new_y` follows `x`, so columns are interchanged and spots would "
+            "get the counts of others. Take the file as the spot detector wrote it."
+        )
+    return frame
 
 
 def _spot_index(frame: pd.DataFrame) -> pd.Index:

@@ -53,17 +53,18 @@ def check_save(save: str | Path | None) -> None:
         raise DataError(f"`save` must end in a picture format ({listed(known, 20)}), found {str(save)!r}.")
 
 
-def finish(figure: Figure, save: str | Path | None, show: bool | None, *, own: bool = True) -> None:
-    """Save and show a figure, as asked; `own` says that sealst made it."""
+def finish(figure: Figure, ax: Axes | None, save: str | Path | None, show: bool | None) -> Figure | Axes:
+    """Save and show a figure as asked; return it, or the Axes that were given to draw into."""
     if save is not None:
-        save_figure(figure, Path(save))
+        _save(figure, Path(save))
     if show:
         plt.show()
-    elif show is not None and own:
+    elif show is not None and ax is None:
         plt.close(figure)
+    return figure if ax is None else ax
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     """Write a figure so that the file is complete or not there at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     asked = plt.rcParams["savefig.dpi"]
@@ -85,6 +86,33 @@ def axes_at(figure: Figure, x: float, y: float, *, size: tuple[float, float]) ->
     return figure.add_axes((x / width, 1 - (y + size[1]) / height, size[0] / width, size[1] / height))
 
 
+def grid_axes(n: int, n_cols: int, *, size: tuple[float, float], below: float = 0.0) -> list[Axes]:
+    """Axes of a new figure, row by row; `size` of each, and what is left below all of them, in inches."""
+    n_rows = -(-n // n_cols)
+    figure = plt.figure(figsize=(n_cols * size[0], n_rows * size[1] + below), layout="constrained")
+    grid = figure.add_gridspec(n_rows, n_cols)
+    return [figure.add_subplot(grid[divmod(i, n_cols)]) for i in range(n)]
+
+
+def columns_of(n: int, wanted: int | None) -> int:
+    """Panels in a row: up to three stand side by side, more form a shape near a square."""
+    return min(wanted or (n if n <= 3 else min(5, int(np.ceil(np.sqrt(n))))), n)
+
+
+def square_axes(n: int, n_cols: int, *, right: float = 0.0) -> list[Axes]:
+    """Square panels in a new figure, with room for titles and labels; their place is final."""
+    side = 3.4 if n <= 4 else 2.6
+    left, top, gap, below = 0.6, 0.32, 0.15, 0.5
+    n_rows = -(-n // n_cols)
+    size = (n_cols * (left + side + gap) + right, n_rows * (top + side + below))
+    figure = plt.figure(figsize=size)
+    places = [divmod(i, n_cols) for i in range(n)]
+    return [
+        axes_at(figure, left + c * (left + side + gap), top + r * (top + side + below), size=(side, side))
+        for r, c in places
+    ]
+
+
 def check_single(ax: Axes | None, n_panels: int, *, how: str) -> None:
     """Raise when one Axes is given for several panels; `how` is the option that leaves one of them."""
     if ax is not None and n_panels != 1:
@@ -98,6 +126,13 @@ def require_spatialdata(data: object) -> None:
             f"Expected a SpatialData, which holds the H&E, found {type(data).__name__}. A table alone plots with "
             '`sc.pl.embedding(adata, basis="X_seal")` or `sq.pl.spatial_scatter(adata)`.'
         )
+
+
+def table_with_region(sdata: SpatialData, table_key: str, region: str | None) -> tuple[AnnData, Region]:
+    """Return the table of a map and the region that it shows."""
+    require_spatialdata(sdata)
+    table = _section.get_table(sdata, table_key)
+    return table, one_region(table, region)
 
 
 def one_region(table: AnnData, region: str | None) -> Region:
@@ -146,15 +181,15 @@ def as_list(names: str | Iterable[Any], *, name: str) -> list[Any]:
     return found
 
 
-def retitled(groups: list[list[P]], title: str | Sequence[str] | None) -> list[list[P]]:
+def with_titles(groups: list[list[P]], title: str | Sequence[str] | None) -> list[list[P]]:
     """Groups of panels (dataclasses with a `title`) under the titles asked for, one per panel."""
     if title is None:
         return groups
-    titles = iter(given_titles(title, sum(len(group) for group in groups), what="panel"))
+    titles = iter(list_of_titles(title, sum(len(group) for group in groups), what="panel"))
     return [[replace(panel, title=next(titles)) for panel in group] for group in groups]
 
 
-def given_titles(title: str | Sequence[str], n: int, *, what: str) -> list[str]:
+def list_of_titles(title: str | Sequence[str], n: int, *, what: str) -> list[str]:
     """`title` as a list of `n` texts: one text alone is the title of the only panel."""
     titles = [title] if isinstance(title, str) else [str(one) for one in title]
     if len(titles) != n:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._validate import listed
 from sealst.pl import _base
@@ -25,6 +25,7 @@ _LOG_RANGE = 30.0
 _WIDTH_IN, _HEIGHT_IN, _COLUMNS = 3.4, 2.9, 4
 
 
+@documented
 def training(
     history: Any,
     *,
@@ -49,18 +50,11 @@ def training(
         Validation metrics to show, without ``val_`` (``"pearson"``, ``"recall@10"``); by default all, ``[]`` for none.
     stages
         Stages whose losses to show (``"warmup"``, ``"align"``); by default all, ``[]`` for none.
-    ax
-        Axes to draw into, for a single stage or metric.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -80,11 +74,14 @@ def training(
     """
     _base.check_save(save)
     frame = _per_epoch(_read(history))
-    losses = _loss_names(frame)
-    known = _metric_names(frame, losses)
-    wanted = _chosen(metrics, known, what="Metric(s)")
-    recorded = [str(s) for s in frame["stage"].unique() if _recorded(frame[frame["stage"] == s], losses)]
-    shown = _chosen(stages, recorded, what="Losses of stage(s)")
+    names = [c.removeprefix("train_") for c in frame if c.startswith("train_") and frame[c].notna().any()]
+    losses = sorted(names, key=lambda name: name != "loss")
+    names = [c.removeprefix("val_") for c in frame if c.startswith("val_") and frame[c].notna().any()]
+    known = [name for name in names if name not in losses and name != "loss"]
+    wanted = _select(metrics, known, what="Metric(s)")
+    of_losses = frame[[f"train_{name}" for name in losses]].notna().any(axis=1)
+    recorded = [str(stage) for stage in frame.loc[of_losses, "stage"].unique()]
+    shown = _select(stages, recorded, what="Losses of stage(s)")
     n_panels = len(shown) + len(wanted)
     if not n_panels and (known or recorded):
         raise DataError("`metrics` and `stages` leave nothing to show; name one of them, or leave one out.")
@@ -92,18 +89,16 @@ def training(
         raise DataError(f"Expected columns `train_<loss>` or `val_<metric>`, found {listed(frame.columns, 20)}.")
     _base.check_single(ax, n_panels, how="`stages=` and `metrics=`, of which one is `[]`")
 
-    axes = [ax] if ax is not None else _new_axes(n_panels)
+    axes = [ax] if ax is not None else _base.grid_axes(n_panels, min(n_panels, _COLUMNS), size=(_WIDTH_IN, _HEIGHT_IN))
     colours = dict(zip(losses, _base.COLOURS * len(losses), strict=False))
     for one, stage in zip(axes, shown, strict=False):
         _draw_losses(one, frame[frame["stage"] == stage], stage, colours)
     for one, metric in zip(axes[len(shown) :], wanted, strict=True):
         _draw_metric(one, frame, metric)
-    figure = _base.figure_of(axes[0])
-    _base.finish(figure, save, show, own=ax is None)
-    return figure if ax is None else ax
+    return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
-def _chosen(given: str | Sequence[str] | None, known: list[str], *, what: str) -> list[str]:
+def _select(given: str | Sequence[str] | None, known: list[str], *, what: str) -> list[str]:
     """Metrics or stages to show: all, or the named ones in their order; an empty list means none."""
     if given is None:
         return known
@@ -111,14 +106,6 @@ def _chosen(given: str | Sequence[str] | None, known: list[str], *, what: str) -
     if unknown := [name for name in names if name not in known]:
         raise MissingKeyError(f"{what} {listed(unknown)} not in the history; found: {listed(known)}.")
     return names
-
-
-def _new_axes(n_panels: int) -> list[Axes]:
-    n_columns = min(n_panels, _COLUMNS)
-    n_rows = -(-n_panels // n_columns)
-    figure = plt.figure(figsize=(n_columns * _WIDTH_IN, n_rows * _HEIGHT_IN), layout="constrained")
-    grid = figure.add_gridspec(n_rows, n_columns)
-    return [figure.add_subplot(grid[i // n_columns, i % n_columns]) for i in range(n_panels)]
 
 
 def _read(history: Any) -> pd.DataFrame:
@@ -148,20 +135,6 @@ def _per_epoch(frame: pd.DataFrame) -> pd.DataFrame:
     keys = [frame["stage"].astype(str).rename("stage"), frame["epoch"].rename("epoch")]
     values = frame.drop(columns=["stage", "epoch"]).select_dtypes("number")
     return values.groupby(keys, sort=False).last().reset_index().dropna(subset=["epoch"])
-
-
-def _loss_names(frame: pd.DataFrame) -> list[str]:
-    names = [c.removeprefix("train_") for c in frame if c.startswith("train_") and frame[c].notna().any()]
-    return sorted(names, key=lambda name: name != "loss")
-
-
-def _metric_names(frame: pd.DataFrame, losses: list[str]) -> list[str]:
-    names = [c.removeprefix("val_") for c in frame if c.startswith("val_") and frame[c].notna().any()]
-    return [name for name in names if name not in losses and name != "loss"]
-
-
-def _recorded(frame: pd.DataFrame, losses: list[str]) -> bool:
-    return any(frame[f"train_{name}"].notna().any() for name in losses)
 
 
 def _draw_losses(ax: Axes, frame: pd.DataFrame, stage: str, colours: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._data.crops.cache import write_cache
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -18,6 +19,7 @@ from sealst._settings import settings
 from sealst._validate import listed
 
 
+@documented
 def cache_crops(
     sdata: SpatialData,
     path: str | Path | None = None,
@@ -45,14 +47,11 @@ def cache_crops(
         ``sl.settings.cache_dir / "crops"``.
     crop_um
         Which of the paired crop sizes to keep, in µm; default the first.
-    region
-        Region(s) of the table; by default all.
-    table_key
-        Table whose rows are the spots.
+    %(region)s
+    %(table_key)s
     overwrite
         Whether to replace a store that holds other crops.
-    progress
-        Progress bar; default ``settings.progress``.
+    %(progress)s
 
     Returns
     -------

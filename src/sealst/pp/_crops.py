@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import geopandas as gpd
 import numpy as np
@@ -24,17 +24,16 @@ from sealst._core.space.geometry import (
     similarity_scale,
     square_boxes,
 )
+from sealst._docs import documented
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Region
 from sealst._validate import check_fraction, check_positive, listed
-from sealst.pp._verdict import NOT_PAIRED, OK, OUTSIDE, judged, write_reasons
-
-#: region, boxes of every size, which spots have usable ones, and what is kept of the choices
-_Paired: TypeAlias = tuple[Region, list[np.ndarray], np.ndarray, dict[str, Any]]
+from sealst.pp._crop_reasons import NOT_PAIRED, OK, OUTSIDE, crop_reasons, write_reasons
 
 
+@documented
 def pair_crops(
     sdata: SpatialData,
     *,
@@ -69,22 +68,17 @@ def pair_crops(
         Side of a crop in pixels, as the encoder sees it.
     mpp
         µm per pixel of the full-resolution image.
-    pitch_um
-        Known distance between the centres of neighbouring spots in µm (Visium 100, legacy ST 200).
+    %(pitch_um)s
     spot_um
         Known diameter of a spot in µm (Visium 55, legacy ST 100).
-    image_key
-        H&E image; by default ``"<section>_he"``, or the only image there is.
-    region
-        Region(s) of the table; by default all.
-    coordinate_system
-        System in which spots and image meet.
+    %(image_key)s
+    %(region)s
+    %(coordinate_system)s
     min_inside
         Smallest share of a crop's area that must lie inside the image, for each size; the rest is filled with white.
     max_outside
         Largest share of spots whose centre may lie outside the image before the call refuses.
-    table_key
-        Table whose rows are the spots.
+    %(table_key)s
     overwrite
         Whether to replace crops paired before.
 
@@ -130,19 +124,19 @@ def pair_crops(
         if value is not None:
             check_positive(name, value)
 
-    wanted = _Wanted(sizes, int(crop_px), stated, image_key, coordinate_system, min_inside, max_outside)
+    options = _Options(sizes, int(crop_px), stated, image_key, coordinate_system, min_inside, max_outside)
     paired = []
     for one in _section.regions_of(table, region):
         if Keys.crops(one.name) in sdata.shapes and not overwrite:
             raise DataError(
                 f"`sdata.shapes[{Keys.crops(one.name)!r}]` exists already; replace it with `overwrite=True`."
             )
-        paired.append(_pair(sdata, table, one, wanted))
+        paired.append(_pair(sdata, table, one, options))
     _write(sdata, table, paired)
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Options:
     """What `pair_crops` was asked for."""
 
     sizes: Sequence[float]
@@ -155,34 +149,53 @@ class _Wanted:
     max_outside: float
 
 
-def _pair(sdata: SpatialData, table: AnnData, region: Region, wanted: _Wanted) -> _Paired:
-    """Boxes of every size, which spots have usable ones, and what is kept of the choices."""
-    image = _section.find_image(sdata, region, wanted.image_key)
+class _Paired(NamedTuple):
+    """The crops of a region."""
+
+    region: Region
+    #: squares of every size, in pixels of the image
+    boxes: list[np.ndarray]
+    #: which spots have crops that lie inside the image far enough
+    usable: np.ndarray
+    #: what is kept of the choices
+    entry: dict[str, Any]
+
+
+def _pair(sdata: SpatialData, table: AnnData, region: Region, options: _Options) -> _Paired:
+    """Cut the squares of a region, and check them against the image."""
+    image = _section.find_image(sdata, region, options.image_key)
     _section.he_image(sdata, image)
     _section.check_pixels(sdata, image)
-    system, sizes = wanted.coordinate_system, wanted.sizes
-    scale, source = _resolve_mpp(sdata, region, image, system, wanted.stated)
+    system, sizes = options.coordinate_system, options.sizes
+    scale, source = _resolve_mpp(sdata, region, image, system, options.stated)
     if min(sizes) < scale:
         raise DataError(
             f"`crop_um` {min(sizes):g} is less than one pixel of image {image!r} ({scale:.4g} µm). It is the side "
             "of a crop in µm, e.g. 112."
         )
-    centres = _centres(sdata, region, image, system, wanted.max_outside)
+    centres = _centres(sdata, region, image, system, options.max_outside)
     boxes = [square_boxes(centres, um / scale) for um in sizes]
-    usable = _usable(sdata, image, boxes, wanted.min_inside)
+    # Whether enough of a spot's crops, of every size, lies inside the image.
+    height, width = _section.image_levels(sdata.images[image])[0].shape[1:]
+    inside = np.min([inside_fraction(one, width, height) for one in boxes], axis=0)
+    usable = (inside > 0) & (inside >= options.min_inside - 1e-9)
     if not usable.any():
         raise DataError(
-            f"No spot of {region.name!r} has {100 * wanted.min_inside:g} % of its crop of {max(sizes):g} µm inside "
+            f"No spot of {region.name!r} has {100 * options.min_inside:g} % of its crop of {max(sizes):g} µm inside "
             f"image {image!r}. Pair smaller crops (`crop_um`), or lower `min_inside`."
         )
-    _warn_if_enlarged(region, scale, min(sizes) / wanted.crop_px)
+    if scale > 2 * (asked := min(sizes) / options.crop_px):
+        warn(
+            f"Image of {region.name!r} has {scale:.3g} µm per pixel, crops ask for {asked:.3g}: they are enlarged "
+            f"{scale / asked:.1f} times and show less detail than those of other sections."
+        )
     named = {f"{um:g}": Keys.crop_size(region.name, f"{um:g}") for um in sizes}
     named[f"{sizes[0]:g}"] = shapes = Keys.crops(region.name)
-    entry: dict[str, Any] = {"image_key": image, "crop_um": sizes[0], "crop_px": wanted.crop_px, "mpp": scale}
-    entry |= {"sizes": named, "mpp_source": source.strip("`"), "min_inside": float(wanted.min_inside)}
+    entry: dict[str, Any] = {"image_key": image, "crop_um": sizes[0], "crop_px": options.crop_px, "mpp": scale}
+    entry |= {"sizes": named, "mpp_source": source.strip("`"), "min_inside": float(options.min_inside)}
     entry |= {"shapes_key": shapes, "coordinate_system": system, "boxes": _digest(region, boxes[0])}
     entry["um_per_unit"] = _um_per_unit(table, region, centres, scale)
-    return region, boxes, usable, entry
+    return _Paired(region, boxes, usable, entry)
 
 
 def _sizes(crop_um: float | Sequence[float]) -> list[float]:
@@ -254,21 +267,6 @@ def _digest(region: Region, boxes: np.ndarray) -> str:
     return hashlib.sha256(text + boxes.round(3).tobytes()).hexdigest()[:16]
 
 
-def _usable(sdata: SpatialData, image: str, boxes: Sequence[np.ndarray], min_inside: float) -> np.ndarray:
-    """Whether enough of a spot's crops, of every size, lies inside the image."""
-    height, width = _section.image_levels(sdata.images[image])[0].shape[1:]
-    inside = np.min([inside_fraction(one, width, height) for one in boxes], axis=0)
-    return (inside > 0) & (inside >= min_inside - 1e-9)
-
-
-def _warn_if_enlarged(region: Region, mpp: float, wanted: float) -> None:
-    if mpp > 2 * wanted:
-        warn(
-            f"Image of {region.name!r} has {mpp:.3g} µm per pixel, crops ask for {wanted:.3g}: they are enlarged "
-            f"{mpp / wanted:.1f} times and show less detail than those of other sections."
-        )
-
-
 def _write(sdata: SpatialData, table: Any, paired: list[_Paired]) -> None:
     before = table.obs.get(Keys.CROP_REASON)
     reason = np.full(table.n_obs, NOT_PAIRED, dtype=object)
@@ -296,13 +294,10 @@ def _write(sdata: SpatialData, table: Any, paired: list[_Paired]) -> None:
     _section.record(table, "crop_caches", caches)
     write_reasons(table, reason)
     # What was measured on crops that are the same as before still counts.
-    write_reasons(table, judged(table, {}, _section.recorded(table, "tissue"), _section.recorded(table, "quality")))
+    write_reasons(
+        table, crop_reasons(table, {}, _section.recorded(table, "tissue"), _section.recorded(table, "quality"))
+    )
     for region, _, usable, entry in paired:
-        if not usable.any():
-            warn(
-                f"No spot of {region.name!r} has a usable crop: less than {entry['min_inside']:.0%} of each crop lies "
-                "inside the image. Choose a smaller `crop_um`."
-            )
         logger.info(
             "%s: %d of %d spots paired with %s µm crops (%.4g µm/px, %s)",
             *(region.section, usable.sum(), len(usable)),

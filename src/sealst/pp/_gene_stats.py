@@ -18,7 +18,7 @@ from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._section import Data, Part, walk
 from sealst._validate import check_gene_names, listed
-from sealst.pp._normalize import recorded
+from sealst.pp._normalize import normalization_of
 
 #: columns of ``.var`` that hold Ensembl ids, in order of trust
 _ID_COLUMNS = (Keys.ENSEMBL, "gene_ids")
@@ -51,10 +51,10 @@ def survey(sections: Data | Sequence[Data], layer: str, table_key: str) -> list[
         raise DataError(
             f"Section name(s) {listed(double)} occur twice in `sections`; tell them apart in `.obs['section']`."
         )
-    for name, field in (("target_sum", "target_sum"), ("context_weight", "context_weight")):
-        values = {getattr(one, field) for one in found}
+    for name in ("target_sum", "context_weight"):
+        values = {getattr(one, name) for one in found}
         if len(values) > 1 and (name == "target_sum" or layer == Keys.CONTEXT):
-            cases = ", ".join(f"{one.name!r}: {getattr(one, field):g}" for one in found[:8])
+            cases = ", ".join(f"{one.name!r}: {getattr(one, name):g}" for one in found[:8])
             raise DataError(
                 f"The sections were normalised with different `{name}` ({cases}). Run `sl.pp.normalize` alike on all, "
                 "with `overwrite=True`."
@@ -64,7 +64,7 @@ def survey(sections: Data | Sequence[Data], layer: str, table_key: str) -> list[
 
 def _survey(part: Part, layer: str) -> Survey:
     table = part.table
-    stored = recorded(table)
+    stored = normalization_of(table)
     if stored is None or part.section not in set(map(str, stored["sections"])):
         raise OrderError(f"Section {part.section!r} is not normalised. Run `sl.pp.normalize(data)` first.")
     _section.lognorm(table, layer)
@@ -73,16 +73,21 @@ def _survey(part: Part, layer: str) -> Survey:
     upper = pd.Series([n.upper() for n in names])
     # Two columns that differ only in case cannot be told apart across sections.
     usable = ~upper.duplicated(keep=False) & ~upper.map(is_control)
-    rows = sp.csr_matrix(table.layers[Keys.LOGNORM][part.rows])
+    rows = _rows(part, Keys.LOGNORM)
     if not np.isfinite(rows.data).all():
         raise DataError(
             f"`.layers[{Keys.LOGNORM!r}]` of section {part.section!r} holds NaN or infinite values. Run "
             "`sl.pp.normalize` again, with `overwrite=True`."
         )
+    ids = np.full(table.n_vars, "", dtype=object)
+    for column in _ID_COLUMNS:
+        if column in table.var:
+            values = table.var[column].astype(object).where(table.var[column].notna(), "").astype(str).to_numpy()
+            ids = np.where(ids == "", values, ids)
     return Survey(
         name=part.section,
         columns={name: i for i, name in enumerate(upper) if usable[i]},
-        ensembl=_ids(table),
+        ensembl=ids,
         names=names,
         target_sum=float(stored["target_sum"]),
         context_weight=float(stored["context_weight"]),
@@ -90,15 +95,6 @@ def _survey(part: Part, layer: str) -> Survey:
         detected=np.asarray((rows > 0).sum(axis=0)).ravel(),
         total=np.asarray(rows.sum(axis=0, dtype=np.float64)).ravel(),
     )
-
-
-def _ids(table: AnnData) -> np.ndarray:
-    ids = np.full(table.n_vars, "", dtype=object)
-    for column in _ID_COLUMNS:
-        if column in table.var:
-            values = table.var[column].astype(object).where(table.var[column].notna(), "").astype(str).to_numpy()
-            ids = np.where(ids == "", values, ids)
-    return ids
 
 
 def _rows(part: Part, layer: str) -> sp.csr_matrix:
@@ -110,7 +106,7 @@ def availability(found: Sequence[Survey], genes: Sequence[str]) -> np.ndarray:
     return np.array([[g in one.columns for g in genes] for one in found], dtype=bool).reshape(len(found), len(genes))
 
 
-def pooled(found: Sequence[Survey], genes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def pooled_means(found: Sequence[Survey], genes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Per gene, over the spots of the sections that measure it: share of spots with counts, mean expression."""
     spots, detected, total = (np.zeros(len(genes)) for _ in range(3))
     for one in found:
@@ -136,7 +132,7 @@ def variability(
         own = [g for g in genes if g in one.columns]
         if own:
             values = _rows(part, Keys.LOGNORM)[:, [one.columns[g] for g in own]]
-            frames[part.section] = _variable(values, own, max(1, -(-n * len(own) // len(genes))))
+            frames[part.section] = _highly_variable(values, own, max(1, -(-n * len(own) // len(genes))))
     # Sorted, so that the order of the sections does not change a rounding.
     table = pd.concat([frames[name] for name in sorted(frames)])
     grouped = table.groupby(level=0)
@@ -144,7 +140,7 @@ def variability(
     return [values.loc[list(genes)].fillna(-np.inf).to_numpy(float) for values in (share, grouped["dispersion"].mean())]
 
 
-def _variable(lognorm: sp.csr_matrix, genes: Sequence[str], n: int) -> pd.DataFrame:
+def _highly_variable(lognorm: sp.csr_matrix, genes: Sequence[str], n: int) -> pd.DataFrame:
     import scanpy as sc
 
     if not lognorm.nnz:

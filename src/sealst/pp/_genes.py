@@ -11,14 +11,16 @@ import numpy as np
 from sealst._core.genes.names import is_control
 from sealst._core.genes.near_names import near_names
 from sealst._core.genes.panel import MIN_STD, GenePanel
+from sealst._docs import documented
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Data
 from sealst._validate import check_choice, check_fraction, listed
-from sealst.pp._gene_stats import Survey, availability, moments, pooled, survey, variability
+from sealst.pp._gene_stats import Survey, availability, moments, pooled_means, survey, variability
 
 
+@documented
 def select_genes(
     sections: Data | Sequence[Data],
     n: int = 2000,
@@ -66,8 +68,7 @@ def select_genes(
         transcriptomes: a spot does not count for the genes its section lacks, neither here nor in training.
     species
         Recorded in the panel.
-    table_key
-        Name of the table in every SpatialData.
+    %(table_key)s
 
     Returns
     -------
@@ -97,9 +98,13 @@ def select_genes(
     _check_options(n, criterion, layer)
     check_fraction("min_spots", min_spots)
     found = survey(sections, layer, table_key)
-    least = _least(min_sections, len(found))
+    least = _least_sections(min_sections, len(found))
     if isinstance(criterion, str):
-        first = _included(found, include, least, n)
+        if isinstance(include, str):
+            raise DataError(f"`include` must be a list of genes, found {include!r}; use [{include!r}].")
+        if len(include) > n:
+            raise DataError(f"`include` names {len(include)} genes, more than `n` = {n}.")
+        first = _listed_genes(found, include, least, argument="include") if len(include) else []
         ranked = _ranked(sections, found, n, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key)
         genes = [*first, *(gene for gene in ranked if gene not in set(first))][:n]
     elif len(include):
@@ -107,7 +112,12 @@ def select_genes(
     else:
         genes = _listed_genes(found, criterion, least)
     mean, std = moments(sections, found, genes, layer=layer, table_key=table_key)
-    _check_species(species, found[0])
+    titled = [name for name in found[0].names if re.match(r"[A-Z][a-z]", name)]
+    if species == "human" and len(titled) > len(found[0].names) / 2:
+        warn(
+            f"Most gene names are spelled like mouse symbols (e.g. {listed(titled, 3)}), but the panel says "
+            "species='human'; pass `species='mouse'`."
+        )
     panel = GenePanel(
         tuple(genes),
         mean,
@@ -160,7 +170,7 @@ def rank_genes(
     _check_options(n, criterion, Keys.LOGNORM)
     check_fraction("min_spots", min_spots)
     found = survey(sections, Keys.LOGNORM, table_key)
-    least = _least(min_sections, len(found))
+    least = _least_sections(min_sections, len(found))
     return _ranked(sections, found, n, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key)
 
 
@@ -175,10 +185,15 @@ def _ranked(
     table_key: str,
 ) -> list[str]:
     """The first n genes by a criterion."""
-    shared = _shared(found, least)
+    shared = _shared_genes(found, least)
     where = f"all {len(found)}" if least == len(found) else f"at least {least} of {len(found)}"
-    share, mean = pooled(found, shared)
-    columns = _detected(share, min_spots)
+    share, mean = pooled_means(found, shared)
+    columns = np.flatnonzero((share >= min_spots) & (share > 0))
+    if not columns.size:
+        raise PanelError(
+            f"None of the {len(share)} shared genes has counts in {min_spots:.0%} of the spots (highest share "
+            f"{share.max():.1%}). Lower `min_spots`."
+        )
     if n > len(columns):
         warn(
             f"{n} genes were asked for, {len(columns)} are available ({len(shared)} in {where} section(s), "
@@ -194,7 +209,7 @@ def _ranked(
     return genes
 
 
-def _least(min_sections: int | float | None, n_sections: int) -> int:
+def _least_sections(min_sections: int | float | None, n_sections: int) -> int:
     """How many sections must measure a gene."""
     if min_sections is None:
         return n_sections
@@ -218,7 +233,7 @@ def _check_options(n: int, criterion: str | Sequence[str], layer: str) -> None:
         raise DataError(f"`criterion` must be 'hvg', 'heg' or a list of genes, found {criterion!r}.")
 
 
-def _shared(found: Sequence[Survey], least: int) -> list[str]:
+def _shared_genes(found: Sequence[Survey], least: int) -> list[str]:
     """Genes of enough sections, sorted, so that the order of sections does not matter."""
     times: dict[str, int] = {}
     for one in found:
@@ -233,25 +248,6 @@ def _shared(found: Sequence[Survey], least: int) -> list[str]:
             "e.g. gene symbols: `sl.pp.harmonize_genes(data)` before `sl.pp.normalize`; or lower `min_sections`."
         )
     return shared
-
-
-def _detected(share: np.ndarray, min_spots: float) -> np.ndarray:
-    """Positions of the genes with counts in enough spots."""
-    columns = np.flatnonzero((share >= min_spots) & (share > 0))
-    if not columns.size:
-        raise PanelError(
-            f"None of the {len(share)} shared genes has counts in {min_spots:.0%} of the spots (highest share "
-            f"{share.max():.1%}). Lower `min_spots`."
-        )
-    return columns
-
-
-def _included(found: Sequence[Survey], names: Sequence[str], least: int, n: int) -> list[str]:
-    if isinstance(names, str):
-        raise DataError(f"`include` must be a list of genes, found {names!r}; use [{names!r}].")
-    if len(names) > n:
-        raise DataError(f"`include` names {len(names)} genes, more than `n` = {n}.")
-    return _listed_genes(found, names, least, argument="include") if len(names) else []
 
 
 def _listed_genes(
@@ -297,17 +293,3 @@ def _report(panel: GenePanel) -> None:
         )
     cases = ", ".join(f"{name!r} {row.genes}" for name, row in zip(table.index[:8], table.itertuples(), strict=False))
     logger.info("Of %d genes measure: %s%s.", len(panel), cases, " …" if len(table) > 8 else "")
-
-
-def _check_species(species: str, first: Survey) -> None:
-    if species == "human" and (examples := _mouse_symbols(first.names)):
-        warn(
-            f"Most gene names are spelled like mouse symbols (e.g. {listed(examples, 3)}), but the panel says "
-            "species='human'; pass `species='mouse'`."
-        )
-
-
-def _mouse_symbols(names: Sequence[str]) -> list[str]:
-    """Names like ``Epcam``, where most of a section's genes are spelled so."""
-    titled = [name for name in names if re.match(r"[A-Z][a-z]", name)]
-    return titled if len(titled) > len(names) / 2 else []

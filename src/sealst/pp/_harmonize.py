@@ -27,6 +27,7 @@ from sealst._core.genes.names import (
     mouse_like,
     resolve,
 )
+from sealst._docs import documented
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -56,6 +57,7 @@ class _Plan:
     dropped: list[str]
 
 
+@documented
 def harmonize_genes(
     data: Data,
     *,
@@ -95,8 +97,7 @@ def harmonize_genes(
         Whether to drop control probes and other features that are not genes.
     sum_aliases
         Whether to sum columns that are one gene by an earlier name, an alias or a spelling.
-    table_key
-        Name of the table in a SpatialData.
+    %(table_key)s
     copy
         Whether to return a copy of the table with the new names and leave `data` as it is.
 
@@ -131,26 +132,57 @@ def harmonize_genes(
     """
     check_choice("to", to, ("symbol", "ensembl"))
     counts = _section.get_table(data, table_key)
-    _refuse_normalised(counts)
-    names = _names(counts)
-    known = load_table(table) if table is not None else human_table() if species == "human" else None
-    fold_case = _check_species(names, species)
-    _check_table(names, known, species, to)
-    plan = _plan(names, _given_ids(counts), known, to=to, drop=drop_controls, sum_aliases=sum_aliases, fold=fold_case)
-    matrices = _matrices(counts, plan)
-    entry = _entry(plan, len(names), {"species": species, "to": to, "table": "none" if known is None else known.source})
-    _say(plan, entry)
-    return _write(data, counts, plan, matrices, entry=entry, table_key=table_key, copy=copy)
-
-
-def _refuse_normalised(table: AnnData) -> None:
-    layers = [key for key in (Keys.LOGNORM, Keys.CONTEXT) if key in table.layers]
+    layers = [key for key in (Keys.LOGNORM, Keys.CONTEXT) if key in counts.layers]
     if layers:
         deleted = ", ".join(f"table.layers[{key!r}]" for key in layers)
         raise OrderError(
             f"`sl.pp.normalize` already ran on this table: its layers {listed(layers)} cannot be summed. Delete them "
             f"(`del {deleted}`), harmonise, and normalise again with `overwrite=True`."
         )
+    names = _names(counts)
+    known = load_table(table) if table is not None else human_table() if species == "human" else None
+    fold_case = _check_species(names, species)
+    _check_table(names, known, species, to)
+    # Ensembl ids that the table gives beside the names.
+    ids = [""] * counts.n_vars
+    for column in (Keys.ENSEMBL, "gene_ids"):
+        if column in counts.var:
+            values = counts.var[column].astype(object).where(counts.var[column].notna(), "")
+            ids = [one or ensembl_id(str(value)) for one, value in zip(ids, values, strict=True)]
+    plan = _plan(names, ids, known, to=to, drop=drop_controls, sum_aliases=sum_aliases, fold=fold_case)
+    # X (under None) and every layer, with the columns of a gene summed.
+    sources: dict[str | None, Any] = {key: counts.layers[key] for key in _section.layer_names(counts)}
+    if counts.X is not None:
+        sources[None] = counts.X
+    matrices = {
+        key: _sum_columns(values, plan, "`.X`" if key is None else f"layer {key!r}") for key, values in sources.items()
+    }
+    entry = _entry(plan, len(names), {"species": species, "to": to, "table": "none" if known is None else known.source})
+    _report(plan, entry)
+    target = counts
+    with warnings.catch_warnings():
+        # Names that occur twice are what this call mends.
+        warnings.filterwarnings("ignore", message="Variable names are not unique")
+        if copy or isinstance(data, SpatialData):
+            target = counts[:, plan.first].copy()
+        else:
+            target._inplace_subset_var(plan.first)
+    for key, values in matrices.items():
+        if key is None:
+            target.X = values
+        else:
+            target.layers[key] = values
+    target.var_names = pd.Index(plan.names, dtype=object, name=counts.var_names.name)
+    target.var[Keys.GENE_ORIGINAL] = plan.originals
+    target.var[Keys.ENSEMBL] = plan.ensembl
+    _section.record(target, _STEP, entry)
+    if copy:
+        return target
+    if isinstance(data, SpatialData):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The key .* already exists")
+            data.tables[table_key] = target
+    return None
 
 
 def _names(table: AnnData) -> list[str]:
@@ -161,16 +193,6 @@ def _names(table: AnnData) -> list[str]:
             "columns, e.g. `adata = adata[:, adata.var_names != '']`."
         )
     return names
-
-
-def _given_ids(table: AnnData) -> list[str]:
-    """Ensembl ids that the table gives beside the names."""
-    ids = [""] * table.n_vars
-    for column in (Keys.ENSEMBL, "gene_ids"):
-        if column in table.var:
-            values = table.var[column].astype(object).where(table.var[column].notna(), "")
-            ids = [one or ensembl_id(str(value)) for one, value in zip(ids, values, strict=True)]
-    return ids
 
 
 def _check_species(names: Sequence[str], species: str) -> bool:
@@ -235,14 +257,19 @@ def _plan(
     members: list[list[int]] = [[] for _ in symbols]
     for column, code in zip(columns, codes, strict=True):
         members[code].append(int(column))
-    ensembl = [_id(found, group, known) if not kept[group[0]] else found[group[0]].ensembl for group in members]
+    ensembl = [_ensembl_of(found, group, known) if not kept[group[0]] else found[group[0]].ensembl for group in members]
+    final = list(symbols)
+    if to == "ensembl":
+        # A symbol stays where its id is unknown or another gene's too.
+        times = Counter(ensembl)
+        final = [i if i and times[i] == 1 else symbol for symbol, i in zip(symbols, ensembl, strict=True)]
     sums = None
     if len(columns) > len(symbols):
         sums = sp.csr_matrix((np.ones(len(columns)), (columns, codes)), shape=(len(names), len(symbols)))
     return _Plan(
         found=found,
         first=first,
-        names=_unique_ids(list(symbols), ensembl) if to == "ensembl" else list(symbols),
+        names=final,
         originals=[";".join(dict.fromkeys(names[i] for i in group)) for group in members],
         ensembl=ensembl,
         sums=sums,
@@ -251,7 +278,7 @@ def _plan(
     )
 
 
-def _id(found: Sequence[Resolved], group: Sequence[int], known: GeneTable | None) -> str:
+def _ensembl_of(found: Sequence[Resolved], group: Sequence[int], known: GeneTable | None) -> str:
     """Ensembl id of a gene: the table's main one where the data give none or several."""
     given = {found[i].ensembl for i in group} - {""}
     if len(given) == 1:
@@ -260,21 +287,7 @@ def _id(found: Sequence[Resolved], group: Sequence[int], known: GeneTable | None
     return ids[0] if ids else min(given, default="")
 
 
-def _unique_ids(symbols: Sequence[str], ids: Sequence[str]) -> list[str]:
-    """Ids as names; a symbol stays where its id is unknown or another gene's too."""
-    times = Counter(ids)
-    return [i if i and times[i] == 1 else symbol for symbol, i in zip(symbols, ids, strict=True)]
-
-
-def _matrices(table: AnnData, plan: _Plan) -> dict[str | None, Any]:
-    """X (under None) and every layer, with the columns of a gene summed."""
-    sources: dict[str | None, Any] = {key: table.layers[key] for key in _section.layer_names(table)}
-    if table.X is not None:
-        sources[None] = table.X
-    return {key: _summed(values, plan, "`.X`" if key is None else f"layer {key!r}") for key, values in sources.items()}
-
-
-def _summed(values: Any, plan: _Plan, where: str) -> Any:
+def _sum_columns(values: Any, plan: _Plan, where: str) -> Any:
     if plan.sums is None:
         return values[:, plan.first]
     stored = values.data if sp.issparse(values) else np.asarray(values)
@@ -310,7 +323,7 @@ def _entry(plan: _Plan, n_before: int, facts: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _say(plan: _Plan, entry: dict[str, Any]) -> None:
+def _report(plan: _Plan, entry: dict[str, Any]) -> None:
     if plan.kept:
         warn(
             f"{len(plan.kept)} column(s) keep their old name, because their gene is measured beside them (e.g. "
@@ -328,39 +341,3 @@ def _say(plan: _Plan, entry: dict[str, Any]) -> None:
         entry["n_alias"], entry["n_case"], entry["n_excel"], entry["n_summed"], entry["n_dropped"],
         entry["n_ambiguous"], entry["n_unknown"],
     )  # fmt: skip
-
-
-def _write(
-    data: Data,
-    table: AnnData,
-    plan: _Plan,
-    matrices: dict[str | None, Any],
-    *,
-    entry: dict[str, Any],
-    table_key: str,
-    copy: bool,
-) -> AnnData | None:
-    target = table
-    with warnings.catch_warnings():
-        # Names that occur twice are what this call mends.
-        warnings.filterwarnings("ignore", message="Variable names are not unique")
-        if copy or isinstance(data, SpatialData):
-            target = table[:, plan.first].copy()
-        else:
-            target._inplace_subset_var(plan.first)
-    for key, values in matrices.items():
-        if key is None:
-            target.X = values
-        else:
-            target.layers[key] = values
-    target.var_names = pd.Index(plan.names, dtype=object, name=table.var_names.name)
-    target.var[Keys.GENE_ORIGINAL] = plan.originals
-    target.var[Keys.ENSEMBL] = plan.ensembl
-    _section.record(target, _STEP, entry)
-    if copy:
-        return target
-    if isinstance(data, SpatialData):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The key .* already exists")
-            data.tables[table_key] = target
-    return None

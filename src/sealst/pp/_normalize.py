@@ -14,6 +14,7 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._core.space import lattice
+from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, warn
@@ -33,6 +34,7 @@ _STEP = "normalize"
 _COMMON = ("target_sum", "source", "context", "context_weight")
 
 
+@documented
 def normalize(
     data: Data,
     *,
@@ -58,8 +60,7 @@ def normalize(
     ----------
     data
         SpatialData, or the AnnData of its table. Sections (regions, or ``.obs["section"]``) never mix.
-    table_key
-        Name of the table in a SpatialData.
+    %(table_key)s
     region
         Regions to normalise; default all. Rows of other regions keep what the layers hold, or stay zero. All regions
         of a table must be normalised alike.
@@ -116,9 +117,9 @@ def normalize(
         "context": bool(context),
         "context_weight": float(context_weight) if context else 0.0,
     }
-    earlier = _earlier(table, parts, common)
+    earlier = _earlier_facts(table, parts, common)
     if not overwrite:
-        _refuse_taken(table, parts, counts)
+        _check_free(table, parts, counts)
 
     rows = np.concatenate([part.rows for part in parts])
     layers = {Keys.LOGNORM: _lognorm(counts[rows], target_sum)}
@@ -133,7 +134,7 @@ def normalize(
             for part, (_, graph) in zip(parts, graphs, strict=True)
         ]
         layers[Keys.CONTEXT] = _lognorm(sp.vstack(mixed, format="csr"), target_sum)
-    layers = {key: _placed(table, key, values, rows=rows, keep=bool(earlier)) for key, values in layers.items()}
+    layers = {key: _in_table_order(table, key, values, rows=rows, keep=bool(earlier)) for key, values in layers.items()}
 
     empty = rows[np.diff(counts.indptr)[rows] == 0]
     if empty.size:
@@ -155,7 +156,7 @@ class _Facts:
     mean_neighbours: float = 0.0
 
 
-def recorded(table: AnnData) -> dict[str, Any] | None:
+def normalization_of(table: AnnData) -> dict[str, Any] | None:
     """What `normalize` recorded in a table; None where it has not run or its layer is gone."""
     stored = _section.recorded(table, _STEP)
     return stored if stored and Keys.LOGNORM in table.layers else None
@@ -175,9 +176,9 @@ def _raw_counts(table: AnnData, layer: str | None) -> sp.csr_matrix:
     return counts
 
 
-def _earlier(table: AnnData, parts: Sequence[Region], common: dict[str, Any]) -> list[_Facts]:
+def _earlier_facts(table: AnnData, parts: Sequence[Region], common: dict[str, Any]) -> list[_Facts]:
     """Facts of the sections that are not normalised now but were before; these must have been normalised alike."""
-    stored = recorded(table)
+    stored = normalization_of(table)
     if stored is None:
         return []
     now, present = {p.section for p in parts}, {p.section for p in sections_of(table)}
@@ -194,8 +195,8 @@ def _earlier(table: AnnData, parts: Sequence[Region], common: dict[str, Any]) ->
     return kept
 
 
-def _refuse_taken(table: AnnData, parts: Sequence[Region], counts: sp.csr_matrix) -> None:
-    stored = recorded(table)
+def _check_free(table: AnnData, parts: Sequence[Region], counts: sp.csr_matrix) -> None:
+    stored = normalization_of(table)
     done = set() if stored is None else {str(s) for s in stored["sections"]}
     taken = [key for key in (Keys.LOGNORM, Keys.CONTEXT) if key in table.layers]
     if stored is not None and not done & {p.section for p in parts}:
@@ -256,7 +257,7 @@ def _neighbours(xy: np.ndarray, part: Region, grid: str) -> tuple[str, sp.csr_ma
         raise DataError(f"Section {part.section!r}: {error}") from error
 
 
-def _placed(table: AnnData, key: str, values: sp.csr_matrix, *, rows: np.ndarray, keep: bool) -> sp.csr_matrix:
+def _in_table_order(table: AnnData, key: str, values: sp.csr_matrix, *, rows: np.ndarray, keep: bool) -> sp.csr_matrix:
     """Bring rows into the order of the table; the other rows hold what they held, or zeros."""
     if np.array_equal(rows, np.arange(table.n_obs)):
         return values

@@ -12,14 +12,22 @@ from spatialdata.models import Image2DModel
 
 from sealst import _section
 from sealst._data.crops.reader import iter_crops
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._logging import logger, quiet_import
+from sealst._logging import logger, quiet_import, quiet_squidpy
 from sealst._logging import progress as progress_bar
 from sealst._section import RegionCrops
 from sealst._validate import check_choice, listed
-from sealst.pp._tissue import quiet
-from sealst.pp._verdict import LOW_QUALITY, NOT_PAIRED, OUTSIDE, base_reasons, judged, of_present_crops, write_reasons
+from sealst.pp._crop_reasons import (
+    LOW_QUALITY,
+    NOT_PAIRED,
+    OUTSIDE,
+    base_reasons,
+    crop_reasons,
+    of_present_crops,
+    write_reasons,
+)
 
 #: what squidpy measures on a picture alone; its tissue fraction is the business of `pp.tissue`
 METRICS = (
@@ -30,6 +38,7 @@ METRICS = (
 _BATCH = 64
 
 
+@documented
 def quality(
     sdata: SpatialData,
     *,
@@ -60,14 +69,11 @@ def quality(
         Lowest and highest acceptable value of a metric, None for no limit, e.g. ``{"fold_fraction": (None, 0.1)}``. A
         blurred crop is best told from its peers, e.g. by a low quantile of the section. Without thresholds no crop is
         set aside by its quality.
-    region
-        Region(s) of the table; by default all.
-    table_key
-        Table whose rows are the spots.
+    %(region)s
+    %(table_key)s
     overwrite
         Whether to measure again what was measured on the same crops. Thresholds are applied anew either way.
-    progress
-        Progress bar; default ``settings.progress``.
+    %(progress)s
 
     Returns
     -------
@@ -113,12 +119,12 @@ def quality(
         kept = [m for m in before["metrics"] if Keys.quality(m) in table.obs] if of_present_crops(before, crops) else []
         missing = [m for m in names if m not in kept]
         if missing:
-            values = _measured(paired, table, missing, progress)
+            values = _measure_region(paired, table, missing, progress)
             for m, column in zip(missing, values.T, strict=True):
                 columns[Keys.quality(m)][one.rows] = column
         entries[one.name] = {"metrics": np.array([*kept, *missing], dtype=object), "thresholds": limits}
         entries[one.name] |= {key: crops[key] for key in ("image_key", "boxes", "crop_px")}
-    reasons = judged(table, columns, _section.recorded(table, "tissue"), entries)
+    reasons = crop_reasons(table, columns, _section.recorded(table, "tissue"), entries)
     for name, column in columns.items():
         table.obs[name] = column
     write_reasons(table, reasons)
@@ -145,7 +151,7 @@ def _limits(
     return limits
 
 
-def _measured(paired: RegionCrops, table: AnnData, metrics: Sequence[str], show: bool | None) -> np.ndarray:
+def _measure_region(paired: RegionCrops, table: AnnData, metrics: Sequence[str], show: bool | None) -> np.ndarray:
     """Measures of a region's crops, (rows, metrics), NaN where a crop is not inside the image."""
     rows = paired.region.rows
     inside = np.flatnonzero(~np.isin(base_reasons(table)[rows].astype(str), [OUTSIDE, NOT_PAIRED]))
@@ -167,7 +173,7 @@ def measure(crops: np.ndarray, metrics: Sequence[str]) -> np.ndarray:
     px = crops.shape[1]
     tall: Any = np.moveaxis(crops.reshape(-1, px, 3), 2, 0)
     pile = SpatialData(images={"crops": Image2DModel.parse(tall, dims=("c", "y", "x"), chunks=(3, px, px))})
-    with quiet():
+    with quiet_squidpy():
         qc_image(
             pile,
             "crops",

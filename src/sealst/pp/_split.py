@@ -13,6 +13,7 @@ from spatialdata.transformations import get_transformation
 from sealst import _section
 from sealst._core.space import lattice
 from sealst._core.splits import spots as splits
+from sealst._docs import documented
 from sealst._errors import DataError, LeakError, ScaleError
 from sealst._html import as_html
 from sealst._keys import Keys
@@ -57,6 +58,7 @@ class Split:
         return as_html(f"Split {self.name!r}", {}, rows=rows)
 
 
+@documented
 def split(
     sections: Data | Sequence[Data],
     *,
@@ -96,8 +98,7 @@ def split(
         all.
     seed
         Seed of the position of the blocks and of their order; patients and sections involve no chance.
-    table_key
-        Name of the table in every SpatialData.
+    %(table_key)s
 
     Returns
     -------
@@ -121,7 +122,8 @@ def split(
     >>> [fold.name for fold in folds]
     ['patient-P1', 'patient-P2', 'patient-P3']
     """
-    _check_folds(n_folds)
+    if n_folds is not None and (not isinstance(n_folds, int | np.integer) or isinstance(n_folds, bool) or n_folds < 2):
+        raise DataError(f"`n_folds` must be None or a whole number of at least 2, found {n_folds!r}.")
     parts = parts_of(sections, table_key)
     if by == "block":
         check_positive("block_um", block_um)
@@ -141,6 +143,7 @@ def split(
     return _split_column(parts, by, n_folds, allow_shared_patients)
 
 
+@documented
 def check_split(
     train_sections: Data | Sequence[Data], test_sections: Data | Sequence[Data], *, table_key: str = Keys.TABLE
 ) -> None:
@@ -150,8 +153,7 @@ def check_split(
     ----------
     train_sections, test_sections
         The two sides, as SpatialData or AnnData with ``.obs["patient"]``, or a `sealst.io.Collection`.
-    table_key
-        Name of the table in every SpatialData.
+    %(table_key)s
 
     Returns
     -------
@@ -187,7 +189,7 @@ def _split_patients(parts: Sequence[Part], n_folds: int | None) -> list[Split]:
     if n_folds is not None and n_folds > len(known):
         raise DataError(f"`n_folds={n_folds}` is more than the {len(known)} patients {listed(known)}.")
     return [
-        Split(_named(parts, train), _named(parts, test), "patient-" + "+".join(np.unique(patients[test])))
+        _fold(parts, train, test, "patient-" + "+".join(np.unique(patients[test])))
         for train, test in splits.group_folds(patients, n_folds)
     ]
 
@@ -202,7 +204,7 @@ def _split_sections(parts: Sequence[Part], n_folds: int | None, allow_shared: bo
             f"`n_folds={n_folds}` is more than the {len(parts)} sections {listed(p.section for p in parts)}."
         )
     names = np.repeat([part.section for part in parts], [len(part.rows) for part in parts])
-    return _grouped(parts, names, "section", n_folds, allow_shared)
+    return _split_groups(parts, names, "section", n_folds, allow_shared)
 
 
 def _split_column(parts: Sequence[Part], column: str, n_folds: int | None, allow_shared: bool) -> list[Split]:
@@ -222,15 +224,15 @@ def _split_column(parts: Sequence[Part], column: str, n_folds: int | None, allow
     known = np.unique(np.concatenate(values))
     if len(known) < 2:
         raise DataError(f"Folds by {column!r} need at least 2 values, found only {listed(known)}.")
-    return _grouped(parts, np.concatenate(values), column, n_folds, allow_shared)
+    return _split_groups(parts, np.concatenate(values), column, n_folds, allow_shared)
 
 
-def _grouped(
+def _split_groups(
     parts: Sequence[Part], groups: np.ndarray, what: str, n_folds: int | None, allow_shared: bool
 ) -> list[Split]:
     """Folds that keep groups together, refused where a patient then stands on both sides."""
     folds = [
-        Split(_named(parts, train), _named(parts, test), f"{what}-" + "+".join(np.unique(groups[test])))
+        _fold(parts, train, test, f"{what}-" + "+".join(np.unique(groups[test])))
         for train, test in splits.group_folds(groups, n_folds)
     ]
     if not allow_shared:
@@ -264,7 +266,7 @@ def _split_blocks(
         if not len(kept):
             raise DataError(f"No training spot of fold {i} lies outside the buffer; lower `buffer_um` or `n_folds`.")
         logger.info("Block fold %d: %d training spots next to test spots are left out.", i, len(train) - len(kept))
-        folds.append(Split(_named(parts, kept), _named(parts, test), f"block-{i}"))
+        folds.append(_fold(parts, kept, test, f"block-{i}"))
     return folds
 
 
@@ -309,7 +311,11 @@ def _positions_um(part: Part) -> np.ndarray:
     return np.column_stack([centres.x, centres.y]) @ matrix[:2, :2].T + matrix[:2, 2]
 
 
-def _named(parts: Sequence[Part], rows: np.ndarray) -> dict[str, np.ndarray]:
+def _fold(parts: Sequence[Part], train: np.ndarray, test: np.ndarray, name: str) -> Split:
+    return Split(_spots_by_section(parts, train), _spots_by_section(parts, test), name)
+
+
+def _spots_by_section(parts: Sequence[Part], rows: np.ndarray) -> dict[str, np.ndarray]:
     """Spot names by section, of row numbers counted over all parts."""
     chosen = np.zeros(sum(len(part.rows) for part in parts), dtype=bool)
     chosen[rows] = True
@@ -346,10 +352,3 @@ def _refuse_shared(train: Mapping[str, Sequence[str]], test: Mapping[str, Sequen
         f"The same patient stands on both sides of the split: {'; '.join(cases)}{more}. Sections of one tumour are not "
         f"independent, so test scores would be too good. {hint}"
     )
-
-
-def _check_folds(n_folds: int | None) -> None:
-    if n_folds is None:
-        return
-    if not isinstance(n_folds, int | np.integer) or isinstance(n_folds, bool) or n_folds < 2:
-        raise DataError(f"`n_folds` must be None or a whole number of at least 2, found {n_folds!r}.")

@@ -13,18 +13,20 @@ from spatialdata.transformations import get_transformation
 
 from sealst import _section
 from sealst._core.space.stain import STAIN_VALUES, Stain
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._logging import logger, quiet_import
+from sealst._logging import logger, quiet_import, quiet_squidpy
 from sealst._section import Region, multiscale
 from sealst._validate import check_choice, listed
-from sealst.pp._tissue import quiet, section_labels, tissue_at
+from sealst.pp._tissue import section_labels, tissue_at
 
 #: pixels of the picture that stains are fitted on
 _FIT_PIXELS = 1_000_000
 _IMAGE, _MASK = "he", "tissue"
 
 
+@documented
 def fit_stain(
     sdata: SpatialData,
     method: str = "macenko",
@@ -47,13 +49,9 @@ def fit_stain(
         and eosin, ``"reinhard"`` (Reinhard et al. 2001) mean and spread of colour and brightness.
     region
         Region of the table; may be left out where there is only one.
-    image_key
-        H&E image; by default ``"<section>_he"``, or the only image there is.
-    labels_key
-        Labels element that holds the tissue; by default ``"<section>_tissue"`` where `sealst.pp.tissue` wrote it, else
-        the tissue is found for this call.
-    table_key
-        Table that names the region.
+    %(image_key)s
+    %(labels_key)s
+    %(table_key)s
 
     Returns
     -------
@@ -83,7 +81,7 @@ def fit_stain(
     picture, mask = _fit_picture(_section.he_image(sdata, image), labels, image)
     small = SpatialData(images={_IMAGE: multiscale([picture])}, labels={_MASK: multiscale([_as_labels(mask)])})
     try:
-        with quiet():
+        with quiet_squidpy():
             found = fit_stain_reference(small, _IMAGE, method=method, tissue_mask_key=_MASK)
     except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
         raise DataError(
@@ -95,6 +93,7 @@ def fit_stain(
     return Stain(method, values, regions[0].section)
 
 
+@documented
 def normalize_stain(
     sdata: SpatialData,
     reference: Stain,
@@ -120,19 +119,14 @@ def normalize_stain(
         Section(s) with an H&E image.
     reference
         Stain from `sealst.pp.fit_stain`, of another section as a rule.
-    region
-        Region(s) of the table; by default all.
-    image_key
-        H&E image; by default ``"<section>_he"``, or the only image there is.
+    %(region)s
+    %(image_key)s
     key_added
         Name of the new image, for a single region; by default ``"<image>_norm"``.
-    labels_key
-        Labels element that holds the tissue; by default ``"<section>_tissue"`` where `sealst.pp.tissue` wrote it, else
-        the tissue is found for this call.
+    %(labels_key)s
     keep_background
         Whether pixels that are no tissue stay as they are. By default only with Reinhard, which would tint the glass.
-    table_key
-        Table that names the regions.
+    %(table_key)s
     overwrite
         Whether to replace an image of that name.
 
@@ -172,7 +166,7 @@ def normalize_stain(
             raise DataError(
                 f"`sdata.images[{key!r}]` exists already; name another with `key_added=`, or `overwrite=True`."
             )
-        images[key] = _normalised(sdata, one, image, reference, labels_key=labels_key, keep=keep)
+        images[key] = _normalize_image(sdata, one, image, reference, labels_key=labels_key, keep=keep)
         entries[key] = {"image_key": image, "keep_background": keep, "reference": reference.as_dict()}
     for key, element in images.items():
         if key in sdata.images:
@@ -195,7 +189,7 @@ def _fit_picture(element: Any, labels: Any, image_key: str) -> tuple[da.Array, n
     return picture, mask
 
 
-def _normalised(
+def _normalize_image(
     sdata: SpatialData, region: Region, image_key: str, reference: Stain, *, labels_key: str | None, keep: bool
 ) -> xr.DataTree:
     element = _section.he_image(sdata, image_key)
@@ -221,7 +215,7 @@ def _level(
     pair = SpatialData(images={_IMAGE: multiscale([data, picture])}, labels={_MASK: multiscale(masks)})
     target = StainReference(method=reference.method, **reference.values)
     try:
-        with quiet():
+        with quiet_squidpy():
             out = normalize_stains(
                 pair, _IMAGE, target, inplace=False, tissue_mask_key=_MASK, preserve_background=keep_outside is not None
             )

@@ -15,6 +15,7 @@ from sealst import _section
 from sealst._core.space.geometry import apply_affine, similarity_scale, square_boxes
 from sealst._core.space.tissue import box_fractions
 from sealst._data.bags.bags import BlankSlideError
+from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -26,6 +27,7 @@ from sealst.pp._tissue import tissue_mask
 _SUFFIX = Keys.image("")
 
 
+@documented
 def tile(
     sdata: SpatialData,
     *,
@@ -54,8 +56,7 @@ def tile(
         Side of a tile in µm.
     step_um
         Distance of neighbouring tiles, centre to centre, in µm; by default `tile_um`, so that they touch.
-    min_tissue
-        Smallest share of a tile that must be tissue, 0 to 1.
+    %(min_tissue)s
     image_key
         H&E image; by default the only one.
     section
@@ -101,7 +102,7 @@ def tile(
     check_fraction("min_tissue", min_tissue)
     image_key = _find_image(sdata, image_key)
     section = image_key.removesuffix(_SUFFIX) if section is None else section
-    stale = _replaced(sdata, Keys.spots(section), table_key, overwrite)
+    stale = _check_replaceable(sdata, Keys.spots(section), table_key, overwrite)
     element = _section.he_image(sdata, image_key)
     mpp = _scale(element, image_key)
     height, width = _section.image_levels(element)[0].shape[1:]
@@ -115,18 +116,28 @@ def tile(
             f"(most: {fractions.max():.2f}); at least 2 are needed. Lower `min_tissue`, `tile_um` or `step_um`."
         )
     given = {Keys.PATIENT: patient, Keys.ORGAN: organ, Keys.TECHNOLOGY: technology}
-    tiles = _tiles(
-        element,
-        centres[kept],
-        array=array[kept],
-        facts=_facts(sdata, image_key, section, given),
+    array, centres = array[kept], centres[kept]
+    # A section whose spots are the tiles, in the image's frame.
+    tiles = from_arrays(
+        SlideImage(tuple(da.asarray(level.data)[:3] for level in _section.image_levels(element))),
+        np.zeros((len(centres), 0), dtype=np.float32),
+        centres,
+        genes=[],
         mpp=mpp,
-        tile_um=tile_um,
+        spot_um=tile_um,
+        spot_ids=[f"{column}x{row}" for row, column in array],
+        array=array,
         obs=pd.DataFrame({Keys.TISSUE_FRACTION: fractions[kept]}),
+        spot_shape="square",
         thumbnail=thumbnail,
+        **_facts(sdata, image_key, section, given),
     )
+    table: AnnData = tiles.tables[Keys.TABLE]
+    systems = get_transformation(element, get_all=True)
+    set_transformation(tiles.shapes[Keys.spots(section)], dict(systems), set_all=True)
+    table.obsm[Keys.SPATIAL] = apply_affine(_section.affine(element, "global"), centres)
     entry = {"image_key": image_key, "tile_um": float(tile_um), "step_um": float(step_um), "mpp": mpp}
-    _section.record(tiles.tables[Keys.TABLE], "tile", entry | {"min_tissue": float(min_tissue)})
+    _section.record(table, "tile", entry | {"min_tissue": float(min_tissue)})
     _write(sdata, tiles, table_key, stale)
     logger.info("%s: %d of %d tiles of %g µm hold tissue", section, kept.sum(), len(kept), tile_um)
 
@@ -148,7 +159,7 @@ def _find_image(sdata: SpatialData, image_key: str | None) -> str:
     )
 
 
-def _replaced(sdata: SpatialData, region: str, table_key: str, overwrite: bool) -> list[str]:
+def _check_replaceable(sdata: SpatialData, region: str, table_key: str, overwrite: bool) -> list[str]:
     """Shapes that go with the tiles to replace; refuses to replace what is not asked for."""
     found = [f"sdata.shapes[{region!r}]"] * (region in sdata.shapes)
     found += [f"sdata.tables[{table_key!r}]"] * (table_key in sdata.tables)
@@ -197,40 +208,6 @@ def _facts(sdata: SpatialData, image_key: str, section: str, given: dict[str, st
     known = {Keys.PATIENT: section, Keys.ORGAN: "unknown", Keys.TECHNOLOGY: "H&E"}
     known |= {key: value for key, value in sdata.attrs.get(image_key, {}).items() if key in known}
     return {"section": section} | known | {key: str(value) for key, value in given.items() if value is not None}
-
-
-def _tiles(
-    element: Any,
-    centres: np.ndarray,
-    *,
-    array: np.ndarray,
-    facts: dict[str, str],
-    mpp: float,
-    tile_um: float,
-    obs: pd.DataFrame,
-    thumbnail: bool,
-) -> SpatialData:
-    """A section whose spots are the tiles, in the image's frame."""
-    levels = tuple(da.asarray(level.data)[:3] for level in _section.image_levels(element))
-    tiles = from_arrays(
-        SlideImage(levels),
-        np.zeros((len(centres), 0), dtype=np.float32),
-        centres,
-        genes=[],
-        mpp=mpp,
-        spot_um=tile_um,
-        spot_ids=[f"{column}x{row}" for row, column in array],
-        array=array,
-        obs=obs,
-        spot_shape="square",
-        thumbnail=thumbnail,
-        **facts,
-    )
-    table: AnnData = tiles.tables[Keys.TABLE]
-    systems = get_transformation(element, get_all=True)
-    set_transformation(tiles.shapes[Keys.spots(facts["section"])], dict(systems), set_all=True)
-    table.obsm[Keys.SPATIAL] = apply_affine(_section.affine(element, "global"), centres)
-    return tiles
 
 
 def _write(sdata: SpatialData, tiles: SpatialData, table_key: str, stale: list[str]) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import dask.array as da
@@ -18,13 +15,14 @@ from spatialdata.transformations import Sequence as Chain
 
 from sealst import _section
 from sealst._core.space.geometry import pick_level
-from sealst._core.space.tissue import box_fractions, solid, texture, tightened, unusable
+from sealst._core.space.tissue import box_fractions, solid, texture, tighten, unusable
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._logging import logger, quiet_import, warn
+from sealst._logging import logger, quiet_import, quiet_squidpy, warn
 from sealst._section import Region
 from sealst._validate import check_fraction, check_key
-from sealst.pp._verdict import LITTLE_TISSUE, OK, judged, write_reasons
+from sealst.pp._crop_reasons import LITTLE_TISSUE, OK, crop_reasons, write_reasons
 
 #: µm per pixel at which tissue is looked for, and pixels of the longer side where the scale is unknown
 _WORKING_UM, _WORKING_PX = 8.0, 1000
@@ -36,6 +34,7 @@ _RADIUS_UM = 20.0
 _SMALLEST_MM2, _SMALLEST_SHARE = 0.02, 2e-4
 
 
+@documented
 def tissue(
     sdata: SpatialData,
     *,
@@ -61,10 +60,8 @@ def tissue(
     labels_key
         Labels element that holds the tissue (above 0), such as one drawn by hand. By default ``"<section>_tissue"``,
         which is used where it exists and otherwise made.
-    region
-        Region(s) of the table; by default all.
-    table_key
-        Table whose rows are the spots.
+    %(region)s
+    %(table_key)s
     overwrite
         Whether to find the tissue anew where ``"<section>_tissue"`` exists.
 
@@ -106,13 +103,14 @@ def tissue(
         paired = _section.region_crops(sdata, table, one)
         crops = paired.definition
         element = section_labels(sdata, one, crops["image_key"], labels_key, anew=overwrite)
-        fractions[one.rows] = _fractions(paired.every_box, sdata.images[crops["image_key"]], element)
+        mask, scale, shift = _frame(element, sdata.images[crops["image_key"]])
+        fractions[one.rows] = box_fractions(mask, paired.every_box * np.tile(scale, 2) + np.tile(shift, 2))
         if labels_key is None:
             labels[Keys.tissue(one.section)] = element
         entries[one.name] = {"min_tissue": float(min_tissue), "labels_key": labels_key or Keys.tissue(one.section)}
         entries[one.name] |= {name: crops[name] for name in ("image_key", "boxes")}
     columns = {Keys.TISSUE_FRACTION: fractions}
-    reasons = judged(table, columns, entries, _section.recorded(table, "quality"))
+    reasons = crop_reasons(table, columns, entries, _section.recorded(table, "quality"))
     for key, element in labels.items():
         if key in sdata.labels and sdata.labels[key] is not element:
             del sdata.labels[key]
@@ -152,12 +150,6 @@ def tissue_at(labels: Any, image: Any, *, chunks: tuple[tuple[int, ...], tuple[i
         return inside & mask[np.ix_(rows.clip(0, mask.shape[0] - 1), columns.clip(0, mask.shape[1] - 1))]
 
     return da.map_blocks(look_up, chunks=chunks, dtype=bool, meta=np.empty((0, 0), dtype=bool))
-
-
-def _fractions(boxes: np.ndarray, image: Any, labels: Any) -> np.ndarray:
-    """Share of tissue in boxes of the full-resolution image."""
-    mask, scale, shift = _frame(labels, image)
-    return box_fractions(mask, boxes * np.tile(scale, 2) + np.tile(shift, 2))
 
 
 def _frame(labels: Any, image: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -209,7 +201,7 @@ def tissue_mask(sdata: SpatialData, image_key: str) -> tuple[np.ndarray, tuple[f
         return np.zeros(marks.shape, dtype=bool), scale
     mm2 = None if mpp is None else marks.size * scale[0] * scale[1] * mpp**2 / 1e6
     smallest = _SMALLEST_SHARE if mm2 is None else min(_SMALLEST_MM2 / mm2, 1.0)
-    return tightened(_detect(marks, smallest) & ~ignore, radius, ignore=ignore), scale
+    return tighten(_detect(marks, smallest) & ~ignore, radius, ignore=ignore), scale
 
 
 def _coarse(element: Any) -> tuple[np.ndarray, tuple[float, float]]:
@@ -235,7 +227,7 @@ def _detect(marks: np.ndarray, smallest: float) -> np.ndarray:
 
     # Dark where tissue is, as squidpy expects of a bright-field image.
     alone = SpatialData(images={"texture": Image2DModel.parse(1 - marks[None], dims=("c", "y", "x"))})
-    with quiet():
+    with quiet_squidpy():
         labels = detect_tissue(
             alone,
             "texture",
@@ -250,18 +242,3 @@ def _detect(marks: np.ndarray, smallest: float) -> np.ndarray:
             inplace=False,
         )
     return np.asarray(labels) > 0
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep squidpy's progress messages and its dependencies' deprecation warnings from the user."""
-    log = logging.getLogger("spatialdata._logging")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        log.setLevel(level)

@@ -5,7 +5,15 @@ import gzip
 import pandas as pd
 import pytest
 
-from sealst._core.genes.names import dated, ensembl_id, human_table, is_mangled, load_table, parse_table, resolve
+from sealst._core.genes.names import (
+    ensembl_id,
+    genes_of_date,
+    human_table,
+    is_mangled,
+    load_table,
+    parse_table,
+    resolve,
+)
 from sealst._errors import DataError
 
 
@@ -53,7 +61,7 @@ def test_a_name_is_understood_only_where_one_gene_is_meant(table, name, expected
 
 
 def test_a_date_is_the_gene_that_is_left(table) -> None:
-    assert dated("1-Mar", table) == ["MARCHF1", "MTARC1"]
+    assert genes_of_date("1-Mar", table) == ["MARCHF1", "MTARC1"]
     assert kinds(["1-Mar", "MARC1"], table)[0] == ("MARCHF1", "excel")
     assert kinds(["MARCHF1", "1-Mar"], table)[1] == ("MTARC1", "excel")
     # Two columns of one date are two genes; which is which cannot be told.

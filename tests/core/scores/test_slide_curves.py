@@ -28,7 +28,9 @@ def test_area_under_the_curves_is_the_score(scored):
 
 def test_steps_have_the_precision_of_the_strictest_threshold_that_reaches_a_recall():
     curve = slide_curves.precision_recall(np.array([1, 0, 1, 0]), np.array([4.0, 3.0, 2.0, 1.0]))
-    np.testing.assert_allclose(slide_curves.at(curve, np.array([0.2, 0.5, 0.51, 1]), steps=True), [1, 1, 2 / 3, 2 / 3])
+    np.testing.assert_allclose(
+        slide_curves.height_at(curve, np.array([0.2, 0.5, 0.51, 1]), steps=True), [1, 1, 2 / 3, 2 / 3]
+    )
 
 
 def test_band_draws_patients_not_slides(scored):

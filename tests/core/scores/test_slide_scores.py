@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from sealst._core.scores.slides import (
-    Held,
+    HeldOut,
     bootstrap_scores,
     calibration_error,
     classification_scores,
@@ -16,11 +16,11 @@ from sealst._core.scores.slides import (
 )
 
 
-def held(truth: np.ndarray, *, patients: np.ndarray | None = None, fold: np.ndarray | None = None) -> Held:
+def held(truth: np.ndarray, *, patients: np.ndarray | None = None, fold: np.ndarray | None = None) -> HeldOut:
     n = len(truth)
     patients = np.arange(n).astype(str) if patients is None else patients
     fold = np.full(n, "0") if fold is None else fold
-    return Held(truth, fold, patients, {"0": np.array([[9.0, 1]]), "1": np.array([[9.0, 1]])})
+    return HeldOut(truth, fold, patients, {"0": np.array([[9.0, 1]]), "1": np.array([[9.0, 1]])})
 
 
 def two(p: np.ndarray) -> np.ndarray:

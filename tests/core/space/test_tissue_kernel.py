@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealst._core.space.tissue import box_fractions, solid, texture, tightened, unusable
+from sealst._core.space.tissue import box_fractions, solid, texture, tighten, unusable
 
 coordinate = st.floats(-4, 14, allow_nan=False, width=32)
 
@@ -98,7 +98,7 @@ def test_rim_seen_by_the_window_is_taken_back():
     none = np.zeros_like(truth)
     seen = texture(image, 3, ignore=none) > 0.5
     assert seen.sum() > truth.sum()
-    np.testing.assert_array_equal(tightened(seen, 3, ignore=none), truth)
+    np.testing.assert_array_equal(tighten(seen, 3, ignore=none), truth)
 
 
 def test_smooth_but_dark_is_tissue():

@@ -122,20 +122,20 @@ def parse_table(frame: pd.DataFrame, *, source: str) -> GeneTable:
     if upper.duplicated().any():
         raise DataError(f"Symbols occur twice in the gene table ({source}): {listed(upper[upper.duplicated()])}.")
     values = {
-        key: [()] * len(symbols) if columns[key] is None else _several(frame[columns[key]])
+        key: [()] * len(symbols) if columns[key] is None else _split_cells(frame[columns[key]])
         for key in ("ensembl", "previous", "aliases")
     }
     return GeneTable(
         source=source,
         current=dict(zip(upper, symbols, strict=True)),
-        ensembl=_checked_ids(symbols, values["ensembl"], source),
+        ensembl=_ids_by_symbol(symbols, values["ensembl"], source),
         by_id=_by_id(symbols, values["ensembl"]),
         previous=_by_name(symbols, values["previous"]),
         aliases=_by_name(symbols, values["aliases"]),
     )
 
 
-def _several(column: pd.Series) -> list[tuple[str, ...]]:
+def _split_cells(column: pd.Series) -> list[tuple[str, ...]]:
     cells = column.fillna("").astype(str)
     return [tuple(part.strip() for part in cell.split("|") if part.strip()) for cell in cells]
 
@@ -152,7 +152,7 @@ def ensembl_id(name: str) -> str:
     return match.group(1) if match else ""
 
 
-def _checked_ids(symbols: Sequence[str], ids: Sequence[tuple[str, ...]], source: str) -> dict[str, tuple[str, ...]]:
+def _ids_by_symbol(symbols: Sequence[str], ids: Sequence[tuple[str, ...]], source: str) -> dict[str, tuple[str, ...]]:
     found = {}
     for symbol, several in zip(symbols, ids, strict=True):
         plain = tuple(ensembl_id(one) for one in several)
@@ -210,7 +210,7 @@ def resolve(
     dates = Counter(name for name, one in zip(names, found, strict=True) if one.kind == "mangled")
     for i, one in enumerate(found):
         if one.kind == "mangled" and dates[names[i]] == 1:
-            left = [gene for gene in dated(names[i], table) if gene not in taken]
+            left = [gene for gene in genes_of_date(names[i], table) if gene not in taken]
             if len(left) == 1:
                 found[i] = Resolved(left[0], "excel", one.ensembl)
     return found
@@ -262,7 +262,7 @@ def _date(name: str) -> tuple[str, int] | None:
     return None
 
 
-def dated(name: str, table: GeneTable) -> list[str]:
+def genes_of_date(name: str, table: GeneTable) -> list[str]:
     """Current symbols whose earlier names a spreadsheet turns into this date."""
     date = _date(name)
     if date is None:

@@ -56,7 +56,7 @@ def as_net(net: pd.DataFrame | Mapping[str, Sequence[str]] | str | Path) -> pd.D
         frame = pd.DataFrame([(s, g) for s, genes in net.items() for g in genes], columns=[SOURCE, TARGET])
     else:
         raise TypeError(f"`net` must hold gene sets, found {type(net).__name__}. {_HOW}")
-    return _unique_edges(_checked(frame))
+    return _unique_edges(_check_edges(frame))
 
 
 def read_gene_sets(path: Path) -> pd.DataFrame:
@@ -135,7 +135,7 @@ def _parse_gmt(path: Path, lines: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(edges, columns=[SOURCE, TARGET])
 
 
-def _checked(frame: pd.DataFrame) -> pd.DataFrame:
+def _check_edges(frame: pd.DataFrame) -> pd.DataFrame:
     if missing := [name for name in (SOURCE, TARGET) if name not in frame.columns]:
         raise DataError(
             f"`net` has no column {listed(missing)}; found: {listed(frame.columns)}. Rename the columns of sets and "

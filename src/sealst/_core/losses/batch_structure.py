@@ -70,7 +70,9 @@ def mmd(
     check_batch(pred, "`mmd`")
     pred, target, weight = measured(pred, target, mask)
     among_true = _squared_distances(target, target)
-    scale = _median_of_pairs(among_true.detach(), n_genes=weight.sum() / len(weight))
+    rows, columns = torch.triu_indices(len(pred), len(pred), 1, device=pred.device)
+    least = _MIN_BANDWIDTH * 2 * (weight.sum() / len(weight)).clamp(min=1)
+    scale = torch.maximum(among_true.detach()[rows, columns].median(), least)
 
     def kernel(distances: Tensor) -> Tensor:
         return torch.stack([torch.exp(-distances / (b * scale)).mean() for b in bandwidths]).mean()
@@ -83,11 +85,6 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     squared = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
     # Rounding makes the distance of a row to itself slightly negative.
     return squared.clamp(min=0)
-
-
-def _median_of_pairs(distances: Tensor, *, n_genes: Tensor) -> Tensor:
-    rows, columns = torch.triu_indices(len(distances), len(distances), 1, device=distances.device)
-    return torch.maximum(distances[rows, columns].median(), _MIN_BANDWIDTH * 2 * n_genes.clamp(min=1))
 
 
 @in_float32

@@ -40,7 +40,7 @@ def agreement(measured: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
              pearson  spearman  n
     hypoxia     0.97       1.0  3
     """
-    a, b = _matched(measured, predicted)
+    a, b = _match(measured, predicted)
     x, y = a.to_numpy(dtype=np.float64), b.to_numpy(dtype=np.float64)
     known = np.isfinite(x) & np.isfinite(y)
     n = known.sum(axis=0)
@@ -56,7 +56,7 @@ def agreement(measured: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(n=n.astype(np.int64))
 
 
-def _matched(measured: pd.DataFrame, predicted: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _match(measured: pd.DataFrame, predicted: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     for name, frame in (("measured", measured), ("predicted", predicted)):
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(f"`{name}` must be a DataFrame with named rows and columns, found {type(frame).__name__}.")

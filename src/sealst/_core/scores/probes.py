@@ -131,7 +131,14 @@ def ridge_probe(
     """
     x, y = _matrix(train_x, "train_x"), _matrix(train_y, "train_y")
     grid = np.unique(np.asarray(alphas, dtype=np.float64))
-    _check_fit(x, y, grid, n_components, max_folds)
+    if len(x) != len(y) or len(x) < 2:
+        raise DataError(f"`train_x` has {len(x)} rows and `train_y` {len(y)}; expected the same number, at least 2.")
+    if not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
+        raise DataError(f"`alphas` must be positive numbers, found {grid.tolist()}.")
+    if n_components is not None:
+        check_positive("n_components", n_components)
+    if max_folds < 2:
+        raise DataError(f"`max_folds` must be at least 2, found {max_folds!r}.")
     scores, stretch = np.full(len(grid), np.nan), np.ones(len(grid))
     if len(grid) > 1:
         folds = _folds(len(x), groups, max_folds, seed)
@@ -150,7 +157,11 @@ def ridge_probe(
         coef=stretch[best] * (fit.basis @ (fit.target / (fit.eigenvalues + grid[best])[:, None])),
         intercept=fit.intercept,
     )
-    return probe if test_x is None else replace(probe, predictions=_predict_all(probe, test_x))
+    if test_x is None:
+        return probe
+    if isinstance(test_x, list | tuple) and all(np.ndim(part) == 2 for part in test_x):
+        return replace(probe, predictions=[probe.predict(part) for part in test_x])
+    return replace(probe, predictions=probe.predict(test_x))  # type: ignore[arg-type]
 
 
 class _Spectral:
@@ -246,17 +257,6 @@ def _folds(n: int, groups: ArrayLike | None, max_folds: int, seed: int) -> list[
     return folds
 
 
-def _check_fit(x: np.ndarray, y: np.ndarray, grid: np.ndarray, n_components: int | None, max_folds: int) -> None:
-    if len(x) != len(y) or len(x) < 2:
-        raise DataError(f"`train_x` has {len(x)} rows and `train_y` {len(y)}; expected the same number, at least 2.")
-    if not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
-        raise DataError(f"`alphas` must be positive numbers, found {grid.tolist()}.")
-    if n_components is not None:
-        check_positive("n_components", n_components)
-    if max_folds < 2:
-        raise DataError(f"`max_folds` must be at least 2, found {max_folds!r}.")
-
-
 def _matrix(x: ArrayLike, name: str) -> np.ndarray:
     values = np.asarray(x, dtype=np.float64)
     if values.ndim != 2 or not values.shape[1]:
@@ -268,12 +268,6 @@ def _matrix(x: ArrayLike, name: str) -> np.ndarray:
             "crop, e.g. `table.obs['crop_ok']`."
         )
     return values
-
-
-def _predict_all(probe: RidgeProbe, test_x: ArrayLike | Sequence[ArrayLike]) -> np.ndarray | list[np.ndarray]:
-    if isinstance(test_x, list | tuple) and all(np.ndim(part) == 2 for part in test_x):
-        return [probe.predict(part) for part in test_x]
-    return probe.predict(test_x)  # type: ignore[arg-type]
 
 
 def mean_baseline(train_y: ArrayLike, n_test: int) -> np.ndarray:

@@ -59,7 +59,7 @@ def precision_recall(truth: np.ndarray, score: np.ndarray) -> Curve:
     return Curve(reached, height)
 
 
-def at(curve: Curve, grid: np.ndarray, *, steps: bool) -> np.ndarray:
+def height_at(curve: Curve, grid: np.ndarray, *, steps: bool) -> np.ndarray:
     """Height of a curve at some x: along straight lines, or as steps that rise at the next point."""
     if not steps:
         return np.interp(grid, curve.x, curve.y)
@@ -89,9 +89,9 @@ def band(
     for _ in range(n):
         rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
         if 0 < truth[rows].sum() < len(rows):
-            heights.append(at(draw(truth[rows], score[rows]), grid, steps=steps))
+            heights.append(height_at(draw(truth[rows], score[rows]), grid, steps=steps))
     bounds = np.quantile(heights, [0.025, 0.975], axis=0) if heights else np.full((2, n_points), np.nan)
-    return Curve(grid, at(draw(truth, score), grid, steps=steps), *bounds)
+    return Curve(grid, height_at(draw(truth, score), grid, steps=steps), *bounds)
 
 
 def reliability(truth: np.ndarray, probability: np.ndarray, n_bins: int) -> Bins:

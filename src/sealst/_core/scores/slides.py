@@ -17,7 +17,7 @@ NAN = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class HeldOut:
     """Held-out slides of one target, and what is needed to score predictions of them.
 
     Truth is a class number (int), a number (float), or (time, event) in two columns; a prediction is (n, classes)
@@ -31,15 +31,15 @@ class Held:
     #: per fold the (time, event) of its training side, for survival
     train: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def take(self, rows: np.ndarray) -> Held:
+    def take(self, rows: np.ndarray) -> HeldOut:
         """Some of the slides."""
-        return Held(self.truth[rows], self.fold[rows], self.patients[rows], self.train)
+        return HeldOut(self.truth[rows], self.fold[rows], self.patients[rows], self.train)
 
 
-Scorer = Callable[[np.ndarray, Held], dict[str, float]]
+Scorer = Callable[[np.ndarray, HeldOut], dict[str, float]]
 
 
-def classification_scores(p: np.ndarray, held: Held) -> dict[str, float]:
+def classification_scores(p: np.ndarray, held: HeldOut) -> dict[str, float]:
     """AUROC, average precision, balanced accuracy, F1, calibration error and Brier score.
 
     Parameters
@@ -124,7 +124,7 @@ def calibration_error(p: np.ndarray, truth: np.ndarray) -> float:
     return float(np.abs(sums).sum() / len(truth))
 
 
-def regression_scores(value: np.ndarray, held: Held) -> dict[str, float]:
+def regression_scores(value: np.ndarray, held: HeldOut) -> dict[str, float]:
     """Pearson, Spearman, R² and mean absolute error.
 
     Parameters
@@ -149,7 +149,7 @@ def regression_scores(value: np.ndarray, held: Held) -> dict[str, float]:
     return found
 
 
-def survival_scores(risk: np.ndarray, held: Held) -> dict[str, float]:
+def survival_scores(risk: np.ndarray, held: HeldOut) -> dict[str, float]:
     """Harrell's c-index, and the one weighted by the probability of censoring.
 
     Parameters
@@ -188,7 +188,7 @@ SCORERS: dict[str, Scorer] = {
 
 
 def bootstrap_scores(
-    predicted: Mapping[str, np.ndarray], held: Held, score: Scorer, *, n: int, seed: int, level: float = 0.95
+    predicted: Mapping[str, np.ndarray], held: HeldOut, score: Scorer, *, n: int, seed: int, level: float = 0.95
 ) -> dict[tuple[str, str], tuple[float, float]]:
     """Percentile intervals over patients, of every method's scores and of their differences to the first one's.
 

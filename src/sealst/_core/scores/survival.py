@@ -121,7 +121,10 @@ def ipcw_index(
     survival data*, Statistics in Medicine 2011.
     """
     metrics = _metrics()
-    until = _known_until(train_time, train_event)
+    # Last time at which somebody of the training side was neither censored nor had the event before.
+    longest = float(train_time.max())
+    # Where the longest times end in censoring, nobody is left to say what happened after them.
+    until = longest if train_event[train_time == longest].all() else float(np.nextafter(longest, -np.inf))
     if len(time) < 2 or not (event & (time < until)).any():
         return float("nan")
     train, test = (
@@ -138,13 +141,6 @@ def ipcw_index(
 def _without_pairs() -> np.errstate:
     """Quiet where scikit-survival divides 0 pairs by 0, which is NaN as it should be."""
     return np.errstate(invalid="ignore")
-
-
-def _known_until(time: np.ndarray, event: np.ndarray) -> float:
-    """Last time at which somebody of the training side was neither censored nor had the event before."""
-    longest = float(time.max())
-    # Where the longest times end in censoring, nobody is left to say what happened after them.
-    return longest if event[time == longest].all() else float(np.nextafter(longest, -np.inf))
 
 
 def _metrics() -> Any:

@@ -46,31 +46,22 @@ def gene_weights(weights: Mapping[str, float], genes: Sequence[str]) -> np.ndarr
     position = {g.upper(): i for i, g in enumerate(genes)}
     names = [str(g).strip().upper() for g in weights]
     if unknown := [g for g, name in zip(weights, names, strict=True) if name not in position]:
-        raise PanelError(_unknown(unknown, genes))
+        raise PanelError(
+            f"{len(unknown)} gene(s) of `query` are not in the model's panel of {len(genes)}: {listed(unknown)}; near "
+            f"names: {listed(near_names(unknown, genes))}. `model.panel.genes` lists the panel. A gene of the "
+            "sections gets into a model by `sl.pp.select_genes(sections, include=[...])` and training."
+        )
     if len(set(names)) < len(names):
         raise PanelError(f"A gene of `query` occurs twice: {listed(sorted({g for g in names if names.count(g) > 1}))}.")
-    values = _numbers(weights)
-    out = np.zeros(len(genes))
-    out[[position[name] for name in names]] = values
-    return out / np.linalg.norm(out)
-
-
-def _unknown(unknown: Sequence[str], genes: Sequence[str]) -> str:
-    return (
-        f"{len(unknown)} gene(s) of `query` are not in the model's panel of {len(genes)}: {listed(unknown)}; near "
-        f"names: {listed(near_names(unknown, genes))}. `model.panel.genes` lists the panel. A gene of the "
-        "sections gets into a model by `sl.pp.select_genes(sections, include=[...])` and training."
-    )
-
-
-def _numbers(weights: Mapping[str, float]) -> np.ndarray:
     try:
         values = np.array([float(w) for w in weights.values()])
     except (TypeError, ValueError) as error:
         raise DataError(f"The weights of `query` must be numbers, found {listed(weights.values(), 4)}.") from error
     if not np.isfinite(values).all() or not values.any():
         raise DataError(f"The weights of `query` must be finite and not all 0, found {listed(values.tolist(), 4)}.")
-    return values
+    out = np.zeros(len(genes))
+    out[[position[name] for name in names]] = values
+    return out / np.linalg.norm(out)
 
 
 def shifted_profiles(mean: np.ndarray, std: np.ndarray, weights: np.ndarray, *, n_std: float) -> np.ndarray:

@@ -68,7 +68,17 @@ def nearest_votes(
     >>> nearest_votes(z[:1], z, np.array([0, 1, 1]), n_labels=2, k=3, temperature=np.inf, balance=True)
     array([[0.5, 0.5]])
     """
-    _check(query, reference, codes, k=k, temperature=temperature)
+    if query.ndim != 2 or reference.ndim != 2 or query.shape[1] != reference.shape[1]:
+        raise DataError(f"`query` and `reference` must be (n, d) and (m, d), found {query.shape}, {reference.shape}.")
+    if codes.shape != (len(reference),):
+        raise DataError(f"`codes` must hold one label for each of {len(reference)} rows, found {codes.shape}.")
+    check_positive("k", k)
+    if k != int(k) or k > len(reference):
+        raise DataError(
+            f"`k` must be a whole number from 1 to the {len(reference)} labelled reference profiles, found {k!r}."
+        )
+    if temperature != np.inf:
+        check_positive("temperature", temperature)
     onehot = np.zeros((len(codes), n_labels))
     onehot[np.arange(len(codes)), codes] = 1.0
     if balance:
@@ -83,17 +93,3 @@ def nearest_votes(
         weights = np.where(s >= last - _TIE, np.exp((s - s.max(axis=1, keepdims=True)) / temperature), 0.0)
         votes[part] = weights @ onehot
     return votes / votes.sum(axis=1, keepdims=True)
-
-
-def _check(query: np.ndarray, reference: np.ndarray, codes: np.ndarray, *, k: int, temperature: float) -> None:
-    if query.ndim != 2 or reference.ndim != 2 or query.shape[1] != reference.shape[1]:
-        raise DataError(f"`query` and `reference` must be (n, d) and (m, d), found {query.shape}, {reference.shape}.")
-    if codes.shape != (len(reference),):
-        raise DataError(f"`codes` must hold one label for each of {len(reference)} rows, found {codes.shape}.")
-    check_positive("k", k)
-    if k != int(k) or k > len(reference):
-        raise DataError(
-            f"`k` must be a whole number from 1 to the {len(reference)} labelled reference profiles, found {k!r}."
-        )
-    if temperature != np.inf:
-        check_positive("temperature", temperature)

@@ -53,7 +53,8 @@ def pitch(xy: np.ndarray) -> float:
         )
     length = float(np.quantile(nearest, 0.1, method="higher"))
     for _ in range(50):
-        found = float(np.median(_lengths(xy, tree.query_pairs(_BOND * length, output_type="ndarray"))))
+        pairs = tree.query_pairs(_BOND * length, output_type="ndarray")
+        found = float(np.median(np.linalg.norm(xy[pairs[:, 1]] - xy[pairs[:, 0]], axis=1)))
         if abs(found - length) <= 1e-6 * length:
             break
         length = found
@@ -161,7 +162,3 @@ def _bonds(xy: np.ndarray) -> np.ndarray:
 def _orientation(bonds: np.ndarray, fold: int) -> complex:
     """Mean of exp(i fold angle): its modulus measures the symmetry, its phase the rotation of the lattice."""
     return complex(np.exp(1j * fold * np.arctan2(bonds[:, 1], bonds[:, 0])).mean())
-
-
-def _lengths(xy: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(xy[pairs[:, 1]] - xy[pairs[:, 0]], axis=1)

@@ -116,7 +116,7 @@ def solid(picture: np.ndarray, smooth: np.ndarray) -> np.ndarray:
     return np.clip((np.median(bright) - grey - _DARKER) / _DARKER, 0, 1)
 
 
-def tightened(mask: np.ndarray, radius: int, *, ignore: np.ndarray) -> np.ndarray:
+def tighten(mask: np.ndarray, radius: int, *, ignore: np.ndarray) -> np.ndarray:
     """Take back the rim of `radius` pixels by which `texture` sees tissue beyond its edge."""
     square = np.ones((2 * radius + 1, 2 * radius + 1), dtype=bool)
     return ndimage.binary_erosion(mask | ignore, square, border_value=1) & ~ignore

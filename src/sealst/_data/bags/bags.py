@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sealst._data.bags.slide_table import check_some_agree, labels_by_slide
+from sealst._data.bags.slide_table import join_labels, labels_by_slide
 from sealst._errors import DataError
 from sealst._html import SHOWN, as_html
 from sealst._keys import Keys
@@ -115,13 +115,7 @@ class Bags(Sequence[Bag]):
         values (and keep their patient); rows without a slide are left out. Raises `DataError` where no name agrees or
         one occurs twice.
         """
-        table = labels_by_slide(labels)
-        check_some_agree(self.obs.index, table.index)
-        joined = table.reindex(self.obs.index)
-        if Keys.PATIENT in joined:
-            joined[Keys.PATIENT] = joined[Keys.PATIENT].where(joined[Keys.PATIENT].notna(), self.obs[Keys.PATIENT])
-        kept = self.obs.drop(columns=[column for column in table.columns if column in self.obs.columns])
-        return replace(self, obs=kept.join(joined))
+        return replace(self, obs=join_labels(self.obs, labels_by_slide(labels)))
 
 
 def made_by(entry: Mapping[str, Any]) -> str | None:

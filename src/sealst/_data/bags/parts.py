@@ -33,7 +33,12 @@ def file_digest(path: Path) -> str:
     A slide of gigabytes is not read. A copy has another time unless that was kept, and counts as changed then.
     """
     digest = hashlib.sha256()
-    for file in _files_of(path):
+    if not path.exists():
+        raise DataError(f"No slide at {str(path)!r}.")
+    # A DICOM slide is a folder. Of other formats, a folder of the same name may be anything, such as results.
+    folder = path.with_suffix("") if path.suffix.lower() in _WITH_FOLDER else path
+    inside = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+    for file in [*([path] if path.is_file() else []), *inside]:
         stat = file.stat()
         digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         with open(file, "rb") as handle:
@@ -41,15 +46,6 @@ def file_digest(path: Path) -> str:
             handle.seek(max(0, stat.st_size - _ENDS))
             digest.update(handle.read(_ENDS))
     return digest.hexdigest()
-
-
-def _files_of(path: Path) -> list[Path]:
-    if not path.exists():
-        raise DataError(f"No slide at {str(path)!r}.")
-    # A DICOM slide is a folder. Of other formats, a folder of the same name may be anything, such as results.
-    folder = path.with_suffix("") if path.suffix.lower() in _WITH_FOLDER else path
-    inside = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
-    return [*([path] if path.is_file() else []), *inside]
 
 
 @contextmanager

@@ -52,11 +52,15 @@ def labels_by_slide(labels: pd.DataFrame, slide: str = SLIDE) -> pd.DataFrame:
     return table
 
 
-def check_some_agree(slides: pd.Index, labels: pd.Index) -> None:
-    """Raise where no slide has labels."""
-    if not len(slides.intersection(labels)):
+def join_labels(slides: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    """Slides with columns of labels, joined by name; a label that exists is replaced, a patient only where stated."""
+    if not len(slides.index.intersection(labels.index)):
         raise DataError(
-            f"No slide is named in `labels`: slides are {listed(slides, 3)}, labels of {listed(labels, 3)}. "
-            "Names must agree exactly, endings included, and stand in a column 'slide' or in the index; `read_bags` "
-            "takes another column's name as `slide=`."
+            f"No slide is named in `labels`: slides are {listed(slides.index, 3)}, labels of "
+            f"{listed(labels.index, 3)}. Names must agree exactly, endings included, and stand in a column 'slide' or "
+            "in the index; `read_bags` takes another column's name as `slide=`."
         )
+    found = labels.reindex(slides.index)
+    if Keys.PATIENT in found and Keys.PATIENT in slides:
+        found[Keys.PATIENT] = found[Keys.PATIENT].where(found[Keys.PATIENT].notna(), slides[Keys.PATIENT])
+    return slides.drop(columns=[column for column in labels.columns if column in slides.columns]).join(found)

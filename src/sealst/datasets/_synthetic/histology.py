@@ -1,6 +1,6 @@
 """Layout of a procedural section: tissue classes, glass, fibres and cells. Arrays only, everything in µm.
 
-The layout lives on a square grid of about 2 µm; `histology_draw.render` draws it at any µm per pixel.
+The layout lives on a square grid of about 2 µm; `drawing.render` draws it at any µm per pixel.
 """
 
 from __future__ import annotations

@@ -254,7 +254,14 @@ def _section(options: _Options, patient: _Patient, index: int) -> SpatialData:
     table = sdata.tables["table"]
     table.obsm["truth_composition"] = composition.set_index(table.obs_names)
     table.obsm["truth_programs"] = programs.set_index(table.obs_names)
-    table.uns["synthetic"] = _truth(options, patient)
+    table.uns["synthetic"] = {
+        "visible_programs": list(VISIBLE),
+        "hidden_programs": list(HIDDEN),
+        "program_genes": {program: list(genes) for program, genes in PROGRAM_GENES.items()},
+        "batch_shift": patient.shift.copy(),
+        "stain": {name: list(values) for name, values in asdict(patient.stain).items()},
+        **asdict(options),
+    }
     return sdata
 
 
@@ -282,14 +289,3 @@ def _activity(
         field = smooth_field(rng, len(tissue.labels), _HIDDEN_SCALE_UM / tissue.step)
         frame[name] = hidden_activity(tissue.at(field, xy))
     return frame
-
-
-def _truth(options: _Options, patient: _Patient) -> dict[str, Any]:
-    return {
-        "visible_programs": list(VISIBLE),
-        "hidden_programs": list(HIDDEN),
-        "program_genes": {program: list(genes) for program, genes in PROGRAM_GENES.items()},
-        "batch_shift": patient.shift.copy(),
-        "stain": {name: list(values) for name, values in asdict(patient.stain).items()},
-        **asdict(options),
-    }

@@ -12,7 +12,8 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst._data.bags.bags import Bags
-from sealst._data.bags.slide_table import SLIDE, check_some_agree, labels_by_slide, read_slide_table
+from sealst._data.bags.slide_table import SLIDE, join_labels, labels_by_slide, read_slide_table
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -27,6 +28,7 @@ _RUN_COLUMNS = ("slide", "path", "file", "n_tiles", "status", "seconds", "digest
 _DONE = "done"
 
 
+@documented
 def read_bags(
     source: Source,
     *,
@@ -61,8 +63,7 @@ def read_bags(
         with a warning.
     slide
         Column of `labels` with the name of the slide; where there is no column ``"slide"`` the index is the name.
-    table_key
-        Table of each SpatialData.
+    %(table_key)s
 
     Returns
     -------
@@ -91,35 +92,42 @@ def read_bags(
             f"`slide={slide!r}` names a column of `labels`, and there are none. Pass `labels=`, or leave it out: a "
             "source names its own slides."
         )
-    readers, known = _opened(source, table_key, patient)
+    readers, known = _open(source, table_key, patient)
     models = _common_models(readers)
-    chosen = _chosen(key, models)
+    if key is not None:
+        check_key(models, key, where="the embeddings that all slides have", hint="Name one of them with `key=`.")
+    elif Keys.EMBEDDING in models or len(models) == 1:
+        key = Keys.EMBEDDING if Keys.EMBEDDING in models else next(iter(models))
+    else:
+        raise DataError(f"The slides have several embeddings, {listed(models)}; name one with `key=`.")
     obs = pd.DataFrame(index=pd.Index(list(readers), name="slide")).join(known)
     if labels is not None:
-        obs = _joined(obs, _label_table(labels, slide, patient))
+        table = _label_table(labels, slide, patient)
+        obs = join_labels(obs, table)
+        _report_join(obs.index, table.index)
     elif patient != Keys.PATIENT:
-        obs = _renamed(obs, patient, where="the manifest of the source")
+        obs = _rename_patient(obs, patient, where="the manifest of the source")
     obs[Keys.PATIENT] = _patients(obs, readers)
     facts = {"models": models, "tiles": {name: reader.facts() for name, reader in readers.items()}}
     if isinstance(source, str | Path):
         facts["source"] = str(source)
-    return Bags(obs=obs, keys=tuple(models), key=chosen, readers=readers, facts=facts)
+    return Bags(obs=obs, keys=tuple(models), key=key, readers=readers, facts=facts)
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
-def _opened(source: Any, table_key: str, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
+def _open(source: Any, table_key: str, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
     """Readers by slide, and what the source itself knows about the slides."""
     nothing = pd.DataFrame(index=pd.Index([], dtype=object))
     if isinstance(source, str | Path):
-        return _folder(Path(source).expanduser(), patient)
+        return _open_folder(Path(source).expanduser(), patient)
     if isinstance(source, AnnData | SpatialData):
         source = [source]
     if isinstance(source, Mapping):
-        found = {str(name): _named(str(name), value, table_key) for name, value in source.items()}
+        found = {str(name): _reader_of(str(name), value, table_key) for name, value in source.items()}
     elif isinstance(source, Sequence):
         found = {}
         for i in range(len(source)):
-            for reader in _sections(source[i], i, table_key):
+            for reader in _section_readers(source[i], i, table_key):
                 if reader.name in found:
                     raise DataError(
                         f"Slide name {reader.name!r} occurs twice; name slides with `read_bags({{'name': section}})`."
@@ -135,7 +143,7 @@ def _opened(source: Any, table_key: str, patient: str) -> tuple[dict[str, BagRea
     return found, nothing
 
 
-def _named(name: str, value: Any, table_key: str) -> BagReader:
+def _reader_of(name: str, value: Any, table_key: str) -> BagReader:
     if isinstance(value, np.ndarray):
         return ArrayReader(name, features=value)
     if isinstance(value, SpatialData) and (tables := _feature_tables(value)):
@@ -145,7 +153,7 @@ def _named(name: str, value: Any, table_key: str) -> BagReader:
     raise TypeError(f"Slide {name!r} must be AnnData, SpatialData or an array, found {type(value).__name__}.")
 
 
-def _sections(value: Any, position: int, table_key: str) -> list[BagReader]:
+def _section_readers(value: Any, position: int, table_key: str) -> list[BagReader]:
     if not isinstance(value, AnnData | SpatialData):
         raise TypeError(f"`source[{position}]` must be AnnData or SpatialData, found {type(value).__name__}.")
     if isinstance(value, SpatialData) and (tables := _feature_tables(value)):
@@ -178,7 +186,7 @@ def _lazyslide(name: str, sdata: SpatialData, tables: dict[str, AnnData]) -> Fea
     return FeatureTableReader(name, tables=tables, centres=centres)
 
 
-def _folder(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
+def _open_folder(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder. Expected one of `tl.embed_slides`, or of h5 files.")
     if (folder / "manifest.csv").is_file():
@@ -252,15 +260,6 @@ def _common_models(readers: Mapping[str, BagReader]) -> dict[str, str | None]:
     return found
 
 
-def _chosen(key: str | None, models: Mapping[str, str | None]) -> str:
-    if key is not None:
-        check_key(models, key, where="the embeddings that all slides have", hint="Name one of them with `key=`.")
-        return key
-    if Keys.EMBEDDING in models or len(models) == 1:
-        return Keys.EMBEDDING if Keys.EMBEDDING in models else next(iter(models))
-    raise DataError(f"The slides have several embeddings, {listed(models)}; name one with `key=`.")
-
-
 # -- labels -----------------------------------------------------------------------------------------------------------
 def _label_table(labels: Any, slide: str, patient: str) -> pd.DataFrame:
     """Labels with slide names as index."""
@@ -277,28 +276,23 @@ def _label_table(labels: Any, slide: str, patient: str) -> pd.DataFrame:
     if slide not in (SLIDE, labels.index.name):
         check_key(labels.columns, slide, where="the columns of `labels`", hint="Name the column with `slide=`.")
     if patient != Keys.PATIENT:
-        labels = _renamed(labels, patient, where="the columns of `labels`")
+        labels = _rename_patient(labels, patient, where="the columns of `labels`")
     return labels_by_slide(labels, slide)
 
 
-def _renamed(table: pd.DataFrame, patient: str, *, where: str) -> pd.DataFrame:
+def _rename_patient(table: pd.DataFrame, patient: str, *, where: str) -> pd.DataFrame:
     """Table whose column `patient` says who the patient is, in place of one that is called so."""
     check_key(table.columns, patient, where=where, hint="Name the column with `patient=`, in a table with `labels=`.")
     return table.drop(columns=[Keys.PATIENT], errors="ignore").rename(columns={patient: Keys.PATIENT})
 
 
-def _joined(obs: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
-    """Join by name; what only one side has is reported."""
-    check_some_agree(obs.index, labels.index)
-    if len(unlabelled := obs.index.difference(labels.index, sort=False)):
-        warn(f"{len(unlabelled)} of {len(obs)} slides have no row in `labels`: {listed(unlabelled)}.")
-    if len(spare := labels.index.difference(obs.index, sort=False)):
+def _report_join(slides: pd.Index, labelled: pd.Index) -> None:
+    """Say what only one side has."""
+    if len(unlabelled := slides.difference(labelled, sort=False)):
+        warn(f"{len(unlabelled)} of {len(slides)} slides have no row in `labels`: {listed(unlabelled)}.")
+    if len(spare := labelled.difference(slides, sort=False)):
         warn(f"{len(spare)} row(s) of `labels` have no embeddings and are left out: {listed(spare)}.")
-    logger.info("%d of %d slides have labels", len(obs) - len(unlabelled), len(obs))
-    before, found = obs.copy(), labels.reindex(obs.index)
-    if Keys.PATIENT in found and Keys.PATIENT in before:
-        found[Keys.PATIENT] = found[Keys.PATIENT].where(found[Keys.PATIENT].notna(), before[Keys.PATIENT])
-    return before.drop(columns=[c for c in labels.columns if c in before.columns]).join(found)
+    logger.info("%d of %d slides have labels", len(slides) - len(unlabelled), len(slides))
 
 
 def _patients(obs: pd.DataFrame, readers: Mapping[str, BagReader]) -> pd.Series:

@@ -72,7 +72,12 @@ def read_slide(
     >>> sl.pl.attention(sdata)  # doctest: +SKIP
     """
     file = _table_file(Path(source).expanduser(), slide)
-    table = _read(file)
+    if not h5py.is_hdf5(file):
+        raise DataError(f"{str(file)!r} is not an h5ad table.")
+    try:
+        table = read_h5ad(file)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{str(file)!r} could not be read as an h5ad table: {error}") from error
     entry, tile = (_section.recorded(table, name) for name in (_ENTRY, "tile"))
     if not entry or not tile:
         raise DataError(
@@ -90,8 +95,10 @@ def read_slide(
     facts = {key: str(table.obs[key].iloc[0]) for key in (Keys.PATIENT, Keys.ORGAN, Keys.TECHNOLOGY)}
     sdata = read_wsi(where, section=region.section, mpp=float(tile["mpp"]), **facts)
     _check_picture(sdata, table, region.section, where)
+    systems = get_transformation(sdata.images[Keys.image(region.section)], get_all=True)
     for name, squares in _squares(table, region, tile).items():
-        sdata.shapes[name] = _shapes(squares, region.ids, sdata.images[Keys.image(region.section)])
+        frame = gpd.GeoDataFrame(geometry=box(*squares.T), index=pd.Index(region.ids))
+        sdata.shapes[name] = ShapesModel.parse(frame, transformations=dict(systems))
     sdata.tables[Keys.TABLE] = TableModel.parse(table)
     logger.info("%s: %d tiles, with %s", region.section, table.n_obs, listed(table.obsm))
     return sdata
@@ -109,15 +116,6 @@ def _table_file(source: Path, slide: str | None) -> Path:
         return next(iter(files.values()))
     check_key(files, slide, where=f"the slides of {str(source)!r}", hint="failures.csv says which could not be read.")
     return files[slide]
-
-
-def _read(file: Path) -> AnnData:
-    if not h5py.is_hdf5(file):
-        raise DataError(f"{str(file)!r} is not an h5ad table.")
-    try:
-        return read_h5ad(file)
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{str(file)!r} could not be read as an h5ad table: {error}") from error
 
 
 def _check_picture(sdata: SpatialData, table: AnnData, section: str, where: Path) -> None:
@@ -147,8 +145,3 @@ def _squares(table: AnnData, region: _section.Region, tile: dict[str, Any]) -> d
     for um, name in dict(crops.get("sizes", {})).items():
         found[name] = square_boxes(centres, float(um) / float(crops["mpp"]))
     return found
-
-
-def _shapes(squares: np.ndarray, ids: np.ndarray, image: Any) -> gpd.GeoDataFrame:
-    frame = gpd.GeoDataFrame(geometry=box(*squares.T), index=pd.Index(ids))
-    return ShapesModel.parse(frame, transformations=dict(get_transformation(image, get_all=True)))

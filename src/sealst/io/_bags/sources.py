@@ -100,7 +100,7 @@ class TableReader(BagReader):
         return np.asarray(self.table.obsm[key])[rows], xy, self.table.obs_names.to_numpy()[rows]
 
     def models(self) -> dict[str, str | None]:
-        return _embedded(self.table.obsm, self.table.uns.get(Keys.UNS, {}))
+        return _embeddings(self.table.obsm, self.table.uns.get(Keys.UNS, {}))
 
     def facts(self) -> dict[str, Any]:
         return tile_facts(self.table.uns.get(Keys.UNS, {}))
@@ -108,7 +108,7 @@ class TableReader(BagReader):
     def patient(self) -> str | None:
         if Keys.PATIENT not in self.table.obs:
             return None
-        return _one(self.name, self.table.obs[Keys.PATIENT].iloc[self._rows()].unique())
+        return _one_patient(self.name, self.table.obs[Keys.PATIENT].iloc[self._rows()].unique())
 
 
 @dataclass(eq=False)
@@ -144,7 +144,7 @@ class H5adReader(BagReader):
             return file["obsm"][key][:], xy, np.asarray(names)
 
     def models(self) -> dict[str, str | None]:
-        return _embedded(*self._head())
+        return _embeddings(*self._head())
 
     def facts(self) -> dict[str, Any]:
         return tile_facts(self._head()[1])
@@ -162,7 +162,7 @@ class H5adReader(BagReader):
             if Keys.PATIENT not in file["obs"]:
                 return None
             column = pd.Series(read_elem(file["obs"][Keys.PATIENT]))
-        return _one(self.name, column.unique())
+        return _one_patient(self.name, column.unique())
 
 
 @dataclass(eq=False)
@@ -173,7 +173,7 @@ class FileReader(BagReader):
 
     def read(self, key: str) -> tuple[Any, np.ndarray | None, Any]:
         check_key(self.paths, key, where=f"the files of slide {self.name!r}", hint="Name one with `key=`.")
-        with _features(self.paths[key]) as file:
+        with _open_features(self.paths[key]) as file:
             features = file["features"][:]
             features = features[0] if features.ndim == 3 and len(features) == 1 else features
             xy = _centres(file["coords"]) if "coords" in file else None
@@ -185,19 +185,19 @@ class FileReader(BagReader):
     def models(self) -> dict[str, str | None]:
         found: dict[str, str | None] = {}
         for key, path in self.paths.items():
-            with _features(path) as file:
+            with _open_features(path) as file:
                 named = file["features"].attrs.get("sealst_model")
             found[key] = named if named is not None else None if key == FEATURES else key
         return found
 
     def facts(self) -> dict[str, Any]:
-        with _features(next(iter(self.paths.values()))) as file:
+        with _open_features(next(iter(self.paths.values()))) as file:
             attrs = dict(file["coords"].attrs) if "coords" in file else {}
         names = {"patch_size_level0": "level0_px", "patch_size": "tile_px", "overlap": "overlap_px", "mpp": "mpp"}
         return {ours: float(attrs[theirs]) for theirs, ours in names.items() if theirs in attrs}
 
 
-def _features(path: Path) -> h5py.File:
+def _open_features(path: Path) -> h5py.File:
     try:
         file = h5py.File(path)
     except OSError as error:
@@ -218,7 +218,7 @@ def _centres(coords: h5py.Dataset) -> np.ndarray:
     return corner[:, :2] + float(coords.attrs.get("patch_size_level0", 0)) / 2
 
 
-def _embedded(obsm: Iterable[str], uns: Any) -> dict[str, str | None]:
+def _embeddings(obsm: Iterable[str], uns: Any) -> dict[str, str | None]:
     """Embeddings among the slots, and what made them."""
     made = dict(uns.get("embed", {})) if hasattr(uns, "get") else {}
     keys = [key for key in obsm if key in made or key.startswith("X_")]
@@ -235,7 +235,7 @@ def tile_facts(uns: Any) -> dict[str, Any]:
     return {"level0_px": um / mpp, "tile_px": px, "overlap_px": max(0.0, um - step) / um * px, "mpp": mpp}
 
 
-def _one(slide: str, patients: Iterable[Any]) -> str | None:
+def _one_patient(slide: str, patients: Iterable[Any]) -> str | None:
     """The one patient of a slide; None where no tile states it."""
     names = dict.fromkeys(name for name in map(patient_text, patients) if name is not None)
     if len(names) > 1:

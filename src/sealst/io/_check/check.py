@@ -15,12 +15,13 @@ import pandas as pd
 from spatialdata import SpatialData, read_zarr
 
 from sealst import _section
+from sealst._docs import documented
 from sealst._errors import SealstError
 from sealst._keys import Keys
 from sealst._validate import listed
 from sealst.io._check import section_rules as _check_rules
 from sealst.io._check import table_rules as _check_table
-from sealst.io._check.subject import Fact, Options, Problem, Subject, told, tried
+from sealst.io._check.subject import Fact, Options, Problem, Subject, collected_warnings, warnings_as_problems
 from sealst.io._stores.formats import FORMATS, format_of
 from sealst.io._stores.store import is_unfinished
 
@@ -91,6 +92,7 @@ class CheckReport:
         return f"<div>{head}{problems}<table>{''.join(rows)}</table></div>"
 
 
+@documented
 def check(
     data: SpatialData | str | PathLike[str],
     *,
@@ -117,8 +119,7 @@ def check(
         Region of the table; by default all.
     image_key, coordinate_system, mpp, pitch_um, spot_um
         As they would be passed to `sealst.pp.pair_crops`.
-    table_key
-        Table whose rows are the spots.
+    %(table_key)s
     image
         Full-resolution image, passed on to the reader of a folder where it lies elsewhere.
 
@@ -148,23 +149,23 @@ def check(
     if sdata is None:
         target = str(data)
         stated = {"mpp": mpp, "image": image}
-        kind, sdata, found = _opened(Path(data), {k: v for k, v in stated.items() if v is not None})
+        kind, sdata, found = _open(Path(data), {k: v for k, v in stated.items() if v is not None})
         note(found)
     if sdata is not None:
-        note(_guarded(_check_rules.elements, sdata))
+        note(_findings(_check_rules.elements, sdata))
         subjects, refused = _subjects(sdata, region, options, table_key)
         note(refused)
         for subject in subjects:
             for rule in (*_check_rules.RULES, *_check_table.RULES):
-                note(_guarded(rule, subject), subject.region.name)
+                note(_findings(rule, subject), subject.region.name)
     frame = pd.DataFrame([(about, *fact) for about, fact in facts], columns=list(_COLUMNS))
     problems.sort(key=lambda problem: problem.level)
     return CheckReport(target, kind, frame, tuple(problems))
 
 
-def _opened(path: Path, options: dict[str, Any]) -> tuple[str, SpatialData | None, list[Fact | Problem]]:
+def _open(path: Path, options: dict[str, Any]) -> tuple[str, SpatialData | None, list[Fact | Problem]]:
     kind, sdata, problems = "not recognised", None, []
-    with tried() as caught:
+    with collected_warnings() as caught:
         try:
             path = path.expanduser()
             if path.suffix == ".h5ad" and path.is_file() and not FORMATS["hest"].recognises(path):
@@ -179,8 +180,8 @@ def _opened(path: Path, options: dict[str, Any]) -> tuple[str, SpatialData | Non
             else:
                 sdata = found.read(path, **options)
         except Exception as error:  # noqa: BLE001 - the report is where any failure belongs
-            problems.append(Problem("error", _text(error)))
-    return kind, sdata, [*problems, *told(caught)]
+            problems.append(Problem("error", _message(error)))
+    return kind, sdata, [*problems, *warnings_as_problems(caught)]
 
 
 def _bare_table(path: Path) -> Iterator[Fact | Problem]:
@@ -190,7 +191,7 @@ def _bare_table(path: Path) -> Iterator[Fact | Problem]:
         slots = listed(table.obsm).replace("'", "")
         yield Fact("table", "spots", table.n_obs)
         yield Fact("table", "slots in .obsm", slots)
-        yield from _guarded(_check_table.genes, Subject(SpatialData(), table, _section.regions_of(table)[0]))
+        yield from _findings(_check_table.genes, Subject(SpatialData(), table, _section.regions_of(table)[0]))
     yield Problem(
         "warning",
         "This is a table without a picture. It goes on with what it holds: `sl.tl.pathways`, `sl.tl.build_index` and "
@@ -209,18 +210,18 @@ def _subjects(
         table = _section.get_table(sdata, table_key)
         return [Subject(sdata, table, one, options) for one in _section.regions_of(table, region)], []
     except Exception as error:  # noqa: BLE001
-        return [], [Problem("error", _text(error))]
+        return [], [Problem("error", _message(error))]
 
 
-def _guarded(rule: Callable[[Any], Iterator[Fact | Problem]], about: Any) -> Iterator[Fact | Problem]:
+def _findings(rule: Callable[[Any], Iterator[Fact | Problem]], about: Any) -> Iterator[Fact | Problem]:
     """Findings of a rule; what it raises is a finding, too."""
     try:
         yield from rule(about)
     except SealstError as error:
         yield Problem("error", str(error))
     except Exception as error:  # noqa: BLE001
-        yield Problem("error", f"{rule.__name__} could not be checked: {_text(error)}")
+        yield Problem("error", f"{rule.__name__} could not be checked: {_message(error)}")
 
 
-def _text(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if isinstance(error, SealstError) else f"{type(error).__name__}: {error}"

@@ -17,7 +17,7 @@ from sealst._errors import DataError, MissingKeyError, SealstError
 from sealst._keys import Keys
 from sealst._section.pyramid import is_computed
 from sealst._validate import listed
-from sealst.io._check.subject import Fact, Problem, Subject, told, tried
+from sealst.io._check.subject import Fact, Problem, Subject, collected_warnings, warnings_as_problems
 
 #: pitch of arrays in µm, by a word in the name of the technology
 PITCHES = {"visium hd": None, "visium": 100.0, "spatial transcriptomics": 200.0}
@@ -213,13 +213,13 @@ def crops(subject: Subject) -> Iterator[Finding]:
     trial = subject.alone()
     options: dict[str, Any] = {"image_key": subject.image_key, "coordinate_system": subject.system}
     options |= {k: getattr(subject.options, k) for k in ("mpp", "pitch_um", "spot_um")}
-    with tried() as caught:
+    with collected_warnings() as caught:
         try:
             pair_crops(trial, **options)
         except SealstError as error:
             yield Problem("error", f"`sl.pp.pair_crops` will refuse: {error}")
             return
-    yield from told(caught)
+    yield from warnings_as_problems(caught)
     usable = int(trial.tables[Keys.TABLE].obs[Keys.CROP_OK].sum())
     yield Fact("crops", "possible (112 µm)", f"{usable} of {len(subject.region.rows)}")
     if usable < 16:
@@ -236,7 +236,7 @@ def _on_tissue(subject: Subject, trial: SpatialData) -> Iterator[Finding]:
     if stored[-1].size > 3 * _LOADED_PX:
         yield Fact("crops", "on tissue", "not measured: the image has no coarse scale, and all of it would be read")
         return
-    with tried():
+    with collected_warnings():
         tissue(trial, min_tissue=_MIN_TISSUE)
     shares = trial.tables[Keys.TABLE].obs[Keys.TISSUE_FRACTION].to_numpy()
     on = int((shares >= _MIN_TISSUE).sum())

@@ -137,7 +137,7 @@ class Subject:
 
 
 @contextmanager
-def tried() -> Iterator[list[warnings.WarningMessage]]:
+def collected_warnings() -> Iterator[list[warnings.WarningMessage]]:
     """Try a call: its warnings are collected, its messages are not shown."""
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -149,6 +149,6 @@ def tried() -> Iterator[list[warnings.WarningMessage]]:
         logger.setLevel(level)
 
 
-def told(caught: list[warnings.WarningMessage]) -> list[Problem]:
+def warnings_as_problems(caught: list[warnings.WarningMessage]) -> list[Problem]:
     """Return what sealst itself warned about, as problems."""
     return [Problem("warning", str(w.message)) for w in caught if issubclass(w.category, SealstWarning)]

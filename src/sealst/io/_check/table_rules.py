@@ -13,7 +13,7 @@ from sealst._core.genes.names import human_table, is_control, resolve
 from sealst._errors import DataError, SealstError
 from sealst._keys import Keys
 from sealst._validate import check_counts, check_gene_names, listed, patient_names
-from sealst.io._check.subject import Fact, Problem, Subject, told, tried
+from sealst.io._check.subject import Fact, Problem, Subject, collected_warnings, warnings_as_problems
 
 _KINDS = {
     "empty": r"\s*|nan|NaN",
@@ -51,7 +51,7 @@ def genes(subject: Subject) -> Iterator[Fact | Problem]:
     yield Fact("genes", "number", len(names))
     for kind, n in kinds.items():
         yield Fact("genes", kind, f"{n} ({n / len(names):.1%})")
-    yield from _known(names)
+    yield from _known_symbols(names)
     try:
         check_gene_names(list(subject.table.var_names), where="`table.var_names`")
     except DataError as error:
@@ -83,7 +83,7 @@ def genes(subject: Subject) -> Iterator[Fact | Problem]:
         )
 
 
-def _known(names: list[str]) -> Iterator[Fact | Problem]:
+def _known_symbols(names: list[str]) -> Iterator[Fact | Problem]:
     """How many names the package's table of human genes knows, and how many are out of date."""
     table = human_table()
     found = Counter(one.kind for one in resolve(names, table, fold_case=False))
@@ -163,12 +163,12 @@ def normalisation(subject: Subject) -> Iterator[Fact | Problem]:
     if done := [n for n in (Keys.LOGNORM, Keys.CONTEXT) if n in subject.table.layers]:
         yield Fact("counts", "normalised layers", listed(done).replace("'", ""))
         return
-    with tried() as caught:
+    with collected_warnings() as caught:
         try:
             normalize(subject.alone())
         except SealstError as error:
             yield Problem("error", f"`sl.pp.normalize` will refuse: {error}")
-    yield from told(caught)
+    yield from warnings_as_problems(caught)
 
 
 RULES = (genes, counts, people, normalisation)

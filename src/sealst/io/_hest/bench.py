@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import anndata
 import h5py
@@ -141,18 +140,14 @@ def _genes(folder: Path) -> tuple[str, ...]:
             f"No 'var_50genes.json' in {str(folder)!r}. `path` must be the folder of one task of HEST-bench, with the "
             "folders adata, patches and splits."
         )
-    content = _parsed(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.name} could not be read as JSON: {error}.") from error
     genes = content.get("genes") if isinstance(content, dict) else content
     if not isinstance(genes, list) or not genes:
         raise DataError("var_50genes.json must hold a list of genes under 'genes'.")
     return tuple(map(str, genes))
-
-
-def _parsed(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path.name} could not be read as JSON: {error}.") from error
 
 
 def _sides(folder: Path) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:

@@ -87,7 +87,7 @@ def read_facts(sample: Sample) -> dict[str, Any]:
             raise DataError(f"metadata/{path.name} could not be read as JSON: {error}. Download it again.") from error
         if not isinstance(facts, dict):
             raise DataError(f"metadata/{path.name} must hold a JSON object, found {type(facts).__name__}.")
-        return _stated(facts)
+        return _known_facts(facts)
     tables = sorted(sample.root.glob("HEST_v*.csv"), key=lambda p: [int(n) for n in re.findall(r"\d+", p.stem)])
     for table in reversed(tables):
         try:
@@ -97,7 +97,7 @@ def read_facts(sample: Sample) -> dict[str, Any]:
             raise DataError(f"{table.name} could not be read: {error}. Download it again.") from error
         if len(row):
             logger.info(f"{sample.id}: no metadata/{path.name}; the metadata come from {table.name}")
-            return _stated(row.iloc[0].to_dict())
+            return _known_facts(row.iloc[0].to_dict())
     warn(
         f"No metadata of {sample.id}: neither metadata/{path.name} nor a row in a table 'HEST_v*.csv' (found "
         f"{listed(p.name for p in tables)}). Patient and organ are unknown."
@@ -105,7 +105,7 @@ def read_facts(sample: Sample) -> dict[str, Any]:
     return {}
 
 
-def _stated(facts: dict[str, Any]) -> dict[str, Any]:
+def _known_facts(facts: dict[str, Any]) -> dict[str, Any]:
     plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in facts.items()}
     return {
         k: v

@@ -184,7 +184,10 @@ def _level(path: Path, series: Any, *, sparse: bool) -> _Level:
         raise DataError(f"{name} keeps its pixels in other files of an OME data set; save the picture as one file.")
     if page.imagedepth > 1:
         raise DataError(f"{name} is a volume of {page.imagedepth} planes; save one plane as a picture.")
-    _load(pages)
+    # Have tifffile read what it reads on demand, as the file is closed afterwards.
+    for one in pages:
+        _ = one.dataoffsets, one.databytecounts, one.keyframe.jpegtables, one.keyframe.decode
+        _ = one.keyframe.is_final
     return _Level(tuple(pages), page.imagelength, page.imagewidth, sparse)
 
 
@@ -193,13 +196,6 @@ class UnsuitedColour(DataError):
 
     def __init__(self, name: str, photometric: Any) -> None:
         super().__init__(f"{name} stores its colours as {getattr(photometric, 'name', photometric)}; save it as RGB.")
-
-
-def _load(pages: Sequence[Any]) -> None:
-    """Have tifffile read what it reads on demand, as the file is closed afterwards."""
-    for page in pages:
-        _ = page.dataoffsets, page.databytecounts, page.keyframe.jpegtables, page.keyframe.decode
-        _ = page.keyframe.is_final
 
 
 def _check_complete(file: _File, level: _Level) -> None:

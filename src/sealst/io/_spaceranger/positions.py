@@ -34,7 +34,7 @@ _MAX_OFF_TISSUE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Joined:
+class Matched:
     """Rows of counts and positions that belong together, by barcode."""
 
     #: rows of the counts
@@ -50,14 +50,14 @@ class Run:
 
     counts: Counts
     places: pd.DataFrame
-    joined: Joined
+    matched: Matched
     factors: dict[str, float]
     provenance: dict[str, str | int]
 
     @property
     def x(self) -> sp.csr_matrix:
         """Counts of the joined rows."""
-        rows = self.joined.rows
+        rows = self.matched.rows
         return self.counts.x if len(rows) == self.counts.x.shape[0] else self.counts.x[rows]
 
 
@@ -65,13 +65,13 @@ def read_run(outs: Outs, *, kind: str, in_tissue: bool, section: str) -> Run:
     """Read the tables of a folder and join them by barcode."""
     counts = read_counts(outs, kind)
     places, path = read_positions(outs)
-    joined = join(counts, places, kind=kind, in_tissue=in_tissue, section=section)
+    matched = match_barcodes(counts, places, kind=kind, in_tissue=in_tissue, section=section)
     run = Run(
         counts,
         places,
-        joined,
+        matched,
         read_factors(outs),
-        {"counts": counts.path.name, "positions": path.name} | joined.dropped,
+        {"counts": counts.path.name, "positions": path.name} | matched.dropped,
     )
     check_counts(run.x, where=str(counts.path), kept="take the matrix as Space Ranger wrote it.")
     return run
@@ -96,7 +96,7 @@ def read_positions(outs: Outs) -> tuple[pd.DataFrame, Path]:
         raise DataError(f"{path} could not be read as a table of positions: {error}") from error
     if raw.index.name in ("barcode", "barcodes") and "barcode" not in raw:
         raw = raw.reset_index()
-    table = _named(raw, path)
+    table = _standard_columns(raw, path)
     numbers = table[list(COLUMNS[1:])].apply(pd.to_numeric, errors="coerce")
     for column in COLUMNS[1:4]:
         if bad := int((numbers[column].isna() | (numbers[column] % 1 != 0)).sum()):
@@ -134,7 +134,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     )
 
 
-def _named(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _standard_columns(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The six columns under Space Ranger's names; other names are taken where only one column can be meant."""
     plain = [re.sub(r"[\s.\-]+", "_", str(c).strip().lower()) for c in raw.columns]
     chosen, renamed = {}, {}
@@ -154,7 +154,7 @@ def _named(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
     return pd.DataFrame(chosen)
 
 
-def join(counts: Counts, places: pd.DataFrame, *, kind: str, in_tissue: bool, section: str) -> Joined:
+def match_barcodes(counts: Counts, places: pd.DataFrame, *, kind: str, in_tissue: bool, section: str) -> Matched:
     """Rows of the counts with a position (and in tissue), in the order of the counts; refuses what does not belong."""
     at = places.index.get_indexer(pd.Index(counts.barcodes))
     found = at >= 0
@@ -195,7 +195,7 @@ def join(counts: Counts, places: pd.DataFrame, *, kind: str, in_tissue: bool, se
             f"{listed(chosen.index[~np.isfinite(xy).all(1)], 3)}. Correct the positions, or drop these barcodes."
         )
     _report(section, len(rows), dropped)
-    return Joined(rows, chosen, dropped)
+    return Matched(rows, chosen, dropped)
 
 
 def _mismatch(barcodes: np.ndarray, positions: pd.Index) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from spatialdata import SpatialData
 
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._section import record
@@ -43,6 +44,7 @@ def recognise(path: Path) -> bool:
     )
 
 
+@documented
 def read_visium(
     path: str | PathLike[str],
     image: str | PathLike[str] | np.ndarray | SlideImage | None = None,
@@ -71,11 +73,7 @@ def read_visium(
     path
         Folder ``outs``, its parent, its ``spatial`` folder, or the file of the counts. Counts are the ``.h5`` file or
         the folder of ``matrix.mtx``, ``barcodes.tsv`` and ``features.tsv``.
-    image
-        The H&E given to Space Ranger (its ``--image``): a file, a `SlideImage`, or uint8 (height, width, 3). A picture
-        of another size than the coordinates belong to is refused. Without it, ``tissue_hires_image.png`` (else
-        ``tissue_lowres_image.png``) is used with a warning, as its pixels are large. The picture of CytAssist is never
-        used.
+    %(spaceranger.image)s
     section
         Name of the section; default the prefix of the files, else the name of the folder.
     patient, organ
@@ -88,8 +86,7 @@ def read_visium(
         Whether to leave out spots that are not ``in_tissue`` by the table of positions.
     sample
         Prefix of the files, where a folder holds several samples.
-    coordinate_scale
-        For an image that was resized after Space Ranger: its width divided by the width of the original.
+    %(spaceranger.coordinate_scale)s
 
     Returns
     -------
@@ -124,7 +121,7 @@ def read_visium(
     run = read_run(outs, kind=counts, in_tissue=in_tissue, section=section)
     picture = choose_picture(outs, image, factors=run.factors, coordinate_scale=coordinate_scale, section=section)
     scale, source = _scale(run, picture, mpp, section)
-    xy = pixels(run.joined.places) * picture.scale
+    xy = pixels(run.matched.places) * picture.scale
     check_inside(xy, picture, section)
     warn_if_small(picture, scale, section)
     sdata = from_arrays(
@@ -135,12 +132,12 @@ def read_visium(
         mpp=scale,
         spot_um=SPOT_UM,
         section=section,
-        spot_ids=list(run.joined.places.index),
+        spot_ids=list(run.matched.places.index),
         patient=patient,
         organ=organ,
         technology="Visium",
-        array=run.joined.places[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy(),
-        obs=run.joined.places[["in_tissue"]].astype(bool),
+        array=run.matched.places[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy(),
+        obs=run.matched.places[["in_tissue"]].astype(bool),
         var=run.counts.var,
     )
     entry = run.provenance | picture.provenance | {"mpp": scale, "mpp_source": source}

@@ -15,6 +15,7 @@ from spatialdata import SpatialData
 
 from sealst._core.space.array_fit import ArrayFit
 from sealst._core.space.binning import block_centres, mean_by_bin, merge_bins, sum_rows
+from sealst._docs import documented
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._section import record
@@ -45,6 +46,7 @@ def recognise(path: Path) -> bool:
     return path.is_dir() and any(bin_folders(p) for p in (path, path / "outs"))
 
 
+@documented
 def read_visium_hd(
     path: str | PathLike[str],
     image: str | PathLike[str] | np.ndarray | SlideImage | None = None,
@@ -71,11 +73,7 @@ def read_visium_hd(
     ----------
     path
         Folder ``outs``, its parent, ``binned_outputs``, or one folder of bins (``square_008um``).
-    image
-        The H&E given to Space Ranger (its ``--image``): a file, a `SlideImage`, or uint8 (height, width, 3). A picture
-        of another size than the coordinates belong to is refused. Without it, ``tissue_hires_image.png`` (else
-        ``tissue_lowres_image.png``) is used with a warning, as its pixels are large. The picture of CytAssist is never
-        used.
+    %(spaceranger.image)s
     bin_um
         Side of the bins in µm, a multiple of 2.
     section
@@ -88,8 +86,7 @@ def read_visium_hd(
         ``"filtered"``, bins under tissue, or ``"raw"``, all bins.
     in_tissue
         Whether to leave out bins that are not ``in_tissue`` by the table of positions, before merging.
-    coordinate_scale
-        For an image that was resized after Space Ranger: its width divided by the width of the original.
+    %(spaceranger.coordinate_scale)s
 
     Returns
     -------
@@ -124,7 +121,7 @@ def read_visium_hd(
     outs, source_um = _find_bins(path, bin_um, counts)
     section = section or section_name(Outs(outs.others[0]).sample)
     run = read_run(outs, kind=counts, in_tissue=in_tissue, section=section)
-    _check_barcodes(run.joined.places, source_um, section)
+    _check_barcodes(run.matched.places, source_um, section)
     picture = choose_picture(outs, image, factors=run.factors, coordinate_scale=coordinate_scale, section=section)
     fit, scale, source = _scale(run, picture, mpp, source_um, section)
     merged = _merge(run, fit, picture.scale, source_um, bin_um)
@@ -221,20 +218,20 @@ def _scale(
 
 
 @dataclass(frozen=True, eq=False)
-class _Merged:
+class _Bins:
     x: sp.csr_matrix
     xy: np.ndarray
     array: np.ndarray
     obs: pd.DataFrame
 
 
-def _merge(run: Run, fit: ArrayFit | None, scale: float, source_um: int, bin_um: int) -> _Merged:
-    places, factor = run.joined.places, bin_um // source_um
+def _merge(run: Run, fit: ArrayFit | None, scale: float, source_um: int, bin_um: int) -> _Bins:
+    places, factor = run.matched.places, bin_um // source_um
     xy, array = pixels(places) * scale, places[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy()
     tissue = places["in_tissue"].to_numpy() == 1
     if factor == 1:
         obs = pd.DataFrame({"n_bins": np.ones(len(places), np.int32), "in_tissue": tissue}, index=places.index)
-        return _Merged(run.x, xy, array, obs)
+        return _Bins(run.x, xy, array, obs)
     if fit is None:
         raise ScaleError(
             f"The bins lie in one line, so the centres of bins of {bin_um} µm are unknown; read smaller ones."
@@ -247,4 +244,4 @@ def _merge(run: Run, fit: ArrayFit | None, scale: float, source_um: int, bin_um:
     obs = pd.DataFrame(
         {"n_bins": bins.n.astype(np.int32), "in_tissue": np.bincount(bins.member, weights=tissue) > 0}, index=names
     )
-    return _Merged(sum_rows(run.x, bins.member, len(bins.n)), centres, np.column_stack([bins.row, bins.col]), obs)
+    return _Bins(sum_rows(run.x, bins.member, len(bins.n)), centres, np.column_stack([bins.row, bins.col]), obs)

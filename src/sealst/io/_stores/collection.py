@@ -156,7 +156,7 @@ class Collection(Sequence[SpatialData]):
         refresh(sdata, Path(path), changed)
         self._seen[sdata] = _elements(sdata)
         if position in self._open:
-            self._open[position] = (sdata, _held(sdata))
+            self._open[position] = (sdata, _content(sdata))
 
     def apply(self, function: Callable[[SpatialData], Any]) -> None:
         """Call a function on every section in turn and save what it changed."""
@@ -196,12 +196,12 @@ class Collection(Sequence[SpatialData]):
             self._drop()
         sdata = entry.open()
         self._seen[sdata] = _elements(sdata)
-        self._open[position] = (sdata, _held(sdata))
+        self._open[position] = (sdata, _content(sdata))
         return sdata
 
     def _drop(self) -> None:
         position, (sdata, before) = self._open.popitem(last=False)
-        if _held(sdata) != before:
+        if _content(sdata) != before:
             warn(
                 f"Section {self.names[position]!r} was changed and not saved, and is dropped now. Call "
                 "`sections.save(s)` after changing a section, or use `sections.apply(function)`."
@@ -217,7 +217,8 @@ class Collection(Sequence[SpatialData]):
             if one is sdata:
                 return position
         for position, entry in enumerate(self._entries):
-            if entry.source is sdata or (sdata.path is not None and _same(sdata.path, entry.source)):
+            stored = sdata.path is not None and isinstance(entry.source, Path)
+            if entry.source is sdata or (stored and Path(sdata.path).resolve() == entry.source.resolve()):
                 return position
         raise DataError("This section is not one of the collection; save the object that the collection gave.")
 
@@ -255,11 +256,7 @@ def read_collection(path: str | PathLike[str], *, keep: int = 1) -> Collection:
     return Collection(read_entries(Path(path).expanduser()), keep=keep)
 
 
-def _same(path: Path, source: Path | SpatialData) -> bool:
-    return isinstance(source, Path) and Path(path).resolve() == source.resolve()
-
-
-def _held(sdata: SpatialData) -> Any:
+def _content(sdata: SpatialData) -> Any:
     """Names of what calls add to a section: cheap to compare, and enough to notice an unsaved call."""
 
     def parts(table: AnnData) -> list[list[Any]]:

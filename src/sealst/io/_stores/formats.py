@@ -91,14 +91,12 @@ def format_of(path: Path, name: str | None = None) -> Format:
             f"{str(path)!r} looks like several formats: {listed(one.name for one in fitting)}. Name one with `format=`."
         )
     needs = "\n".join(f"- {one.name} ({one.reader}): {one.needs}" for one in FORMATS.values())
-    raise DataError(f"The format of {str(path)!r} is not recognised; found {_contents(path)}. Expected one of\n{needs}")
-
-
-def _contents(path: Path) -> str:
     if path.is_file():
-        return f"a file of type {path.suffix or 'unknown'!r}"
-    inside = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
-    return listed(inside, 12) if inside else "an empty folder"
+        found = f"a file of type {path.suffix or 'unknown'!r}"
+    else:
+        inside = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
+        found = listed(inside, 12) if inside else "an empty folder"
+    raise DataError(f"The format of {str(path)!r} is not recognised; found {found}. Expected one of\n{needs}")
 
 
 def _st_files(path: Path) -> tuple[list[Path], list[Path], list[Path]]:

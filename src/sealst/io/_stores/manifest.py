@@ -57,7 +57,7 @@ class Entry:
             stated = {k: v for k, v in self.facts.items() if k in _READER_FACTS}
             sdata = FORMATS[self.format].read(self.source, **stated, **self.options)
         for table in sdata.tables.values():
-            _describe(table, self)
+            _write_facts(table, self)
         return sdata
 
 
@@ -112,7 +112,7 @@ def _from_manifest(path: Path) -> list[Entry]:
         raise DataError(f"{path.name} has column(s) {listed(taken)}, which sealst writes itself; rename them.")
     if frame.empty:
         raise DataError(f"{path.name} lists no section.")
-    typed = {name: _typed(frame[name], decimal) for name in frame.columns}
+    typed = {name: _parse_column(frame[name], decimal) for name in frame.columns}
     entries, problems = [], []
     for i, line in enumerate(frame.index):
         row = {name: column[i] for name, column in typed.items() if column[i] != ""}
@@ -120,14 +120,14 @@ def _from_manifest(path: Path) -> list[Entry]:
             entries.append((line, _row_entry(row, path.parent)))
         except SealstError as error:
             problems.append(f"line {line}: {error}")
-    problems += _doubles(entries)
+    problems += _repeated(entries)
     if problems:
         more = f"\n… and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise DataError(f"{path.name} has {len(problems)} problem(s):\n" + "\n".join(problems[:10]) + more)
     return [entry for _, entry in entries]
 
 
-def _typed(column: pd.Series, decimal: str) -> list[Any]:
+def _parse_column(column: pd.Series, decimal: str) -> list[Any]:
     """Numbers where all of a column are numbers; names such as ``007`` stay names."""
     texts = column.tolist()
     numbers = [t.replace(decimal, ".") for t in texts]
@@ -158,7 +158,7 @@ def _row_entry(row: dict[str, Any], folder: Path) -> Entry:
     return Entry(str(row.get(Keys.SECTION, _stem(source))), source, kind, row, options)
 
 
-def _doubles(entries: Sequence[tuple[int, Entry]]) -> Iterator[str]:
+def _repeated(entries: Sequence[tuple[int, Entry]]) -> Iterator[str]:
     first: dict[str, int] = {}
     for line, entry in entries:
         if entry.name in first:
@@ -179,7 +179,7 @@ def _stem(path: Path) -> str:
     return path.stem if path.is_file() or path.suffix == ".zarr" else path.name
 
 
-def _describe(table: Any, entry: Entry) -> None:
+def _write_facts(table: Any, entry: Entry) -> None:
     if Keys.SECTION in entry.facts and Keys.SECTION in table.obs:
         held = table.obs[Keys.SECTION].astype(str).unique()
         if len(held) > 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from spatialdata import SpatialData
 
@@ -59,26 +58,23 @@ def write_wsi(sdata: SpatialData, path: str | PathLike[str], *, pixels: bool = F
             f"No picture of this SpatialData ({listed(sdata.images)}) was read from a slide's file by "
             "`sl.io.read_wsi`, so a store without pixels would lose it. Pass `pixels=True`."
         )
-    attrs = {key: _unlinked(value) for key, value in sdata.attrs.items()} | linked
+    # What an earlier store left out may be written now.
+    attrs = {
+        key: {name: fact for name, fact in facts.items() if name != LINK} if isinstance(facts, dict) else facts
+        for key, facts in sdata.attrs.items()
+    }
     part = SpatialData(
         images={name: image for name, image in sdata.images.items() if name not in linked},
         labels=dict(sdata.labels),
         points=dict(sdata.points),
         shapes=dict(sdata.shapes),
         tables=dict(sdata.tables),
-        attrs=attrs,
+        attrs=attrs | linked,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(part, target)
-    logger.info("Wrote %s%s", target, "" if pixels else f"; pictures stay in {listed(_files(linked))}")
-
-
-def _unlinked(facts: Any) -> Any:
-    return {key: value for key, value in facts.items() if key != LINK} if isinstance(facts, dict) else facts
-
-
-def _files(linked: dict[str, dict[str, Any]]) -> list[str]:
-    return [Path(facts["path"]).name for facts in linked.values()]
+    files = listed(Path(facts["path"]).name for facts in linked.values())
+    logger.info("Wrote %s%s", target, "" if pixels else f"; pictures stay in {files}")
 
 
 def _check_target(sdata: SpatialData, target: Path, overwrite: bool) -> None:

@@ -59,7 +59,7 @@ class Pooled(NamedTuple):
 
 
 @dataclass
-class _Placed:
+class _Locator:
     """Counts what lies in the image, and what would if the alignment were turned round."""
 
     frame: Frame
@@ -99,13 +99,13 @@ class _Placed:
 
 def pool_transcripts(folder: Path, frame: Frame, *, min_qv: float, max_outside: float) -> Pooled:
     """Count the transcripts of genes by square and gene, batch by batch."""
-    path = _first(folder, _TRANSCRIPTS)
+    path = _first_file(folder, _TRANSCRIPTS)
     if path is None:
         raise DataError(
             f"No transcripts in {str(folder)!r}: expected {listed(_TRANSCRIPTS)}. With {_MATRIX} and cells.parquet, "
             "`source='cells'` pools the cells instead."
         )
-    counter, placed = PointCounter(), _Placed(frame)
+    counter, placed = PointCounter(), _Locator(frame)
     columns: dict[str, int] = {}
     tally = {"transcripts": 0, "controls": 0, "low_quality": 0}
     for batch in _batches(path):
@@ -126,7 +126,7 @@ def pool_transcripts(folder: Path, frame: Frame, *, min_qv: float, max_outside: 
         tally["low_quality"] += int(((feature >= 0) & ~good).sum())
     tally |= placed.check("transcripts", max_outside)
     if not placed.inside:
-        raise DataError(f"{path.name} leaves no transcript of a gene ({told(tally)}). Is `min_qv` too high?")
+        raise DataError(f"{path.name} leaves no transcript of a gene ({tally_text(tally)}). Is `min_qv` too high?")
     squares, counts = counter.total(len(columns))
     genes = np.array(list(columns), dtype=object)
     order = np.argsort(genes)
@@ -146,12 +146,12 @@ def pool_cells(folder: Path, frame: Frame, *, max_outside: float) -> Pooled:
             f"{listed(table.obs_names[:3])}. The two files belong to different runs."
         )
     check_counts(table.X, where=_MATRIX, kept="take the matrix as the instrument wrote it.")
-    placed = _Placed(frame)
+    placed = _Locator(frame)
     squares = placed.locate(cells.to_numpy(dtype=float)[rows >= 0])
     tally = {"cells": len(cells), "cells_without_counts": int((rows < 0).sum())}
     tally |= placed.check("cells", max_outside)
     if not placed.inside:
-        raise DataError(f"The cells file leaves no cell in the image ({told(tally)}).")
+        raise DataError(f"The cells file leaves no cell in the image ({tally_text(tally)}).")
     gene = np.array([not is_control(n) for n in table.var_names], dtype=bool)
     counts, first = sum_columns(table.X[:, gene], table.var_names[gene])
     return Pooled(*pool_rows(counts[rows[rows >= 0]], squares), table.var.loc[gene, ["gene_ids"]].iloc[first], tally)
@@ -159,7 +159,7 @@ def pool_cells(folder: Path, frame: Frame, *, max_outside: float) -> Pooled:
 
 def read_cells(folder: Path) -> pd.DataFrame | None:
     """Centroids of the cells in µm, columns x and y, indexed by cell id; None where the file is absent."""
-    path = _first(folder, _CELLS)
+    path = _first_file(folder, _CELLS)
     if path is None:
         return None
     needed = ["cell_id", "x_centroid", "y_centroid"]
@@ -204,7 +204,7 @@ def _batches(path: Path) -> Iterator[_Batch]:
         _check_columns(path, needed, found)
         columns = [*needed, *([optional] if optional in found else [])]
         for batch in file.iter_batches(batch_size=_BATCH, columns=columns) if file else _csv(path, columns):
-            yield _decoded(batch)
+            yield _decode(batch)
     except DataError:
         raise
     except _READ_ERRORS as error:
@@ -219,7 +219,7 @@ def _csv(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     yield from pa.csv.open_csv(path, read_options=pa.csv.ReadOptions(block_size=_BLOCK), convert_options=options)
 
 
-def _decoded(batch: pa.RecordBatch) -> _Batch:
+def _decode(batch: pa.RecordBatch) -> _Batch:
     def numbers(name: str) -> np.ndarray:
         return batch.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
 
@@ -249,7 +249,7 @@ def _read_matrix(path: Path) -> AnnData:
         raise _unreadable(path, error) from error
 
 
-def _first(folder: Path, names: Sequence[str]) -> Path | None:
+def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
     return next((folder / n for n in names if (folder / n).is_file()), None)
 
 
@@ -264,6 +264,6 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path.name} could not be read, it is damaged or incomplete: {error}. Copy it again.")
 
 
-def told(tally: dict[str, int]) -> str:
+def tally_text(tally: dict[str, int]) -> str:
     """Numbers of a tally as text."""
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in tally.items())

@@ -22,7 +22,15 @@ from sealst._section.arrays import from_arrays
 from sealst._section.slide_image import SlideImage
 from sealst._validate import check_choice, check_fraction, check_positive, listed, section_name
 from sealst.io._images.files import open_image
-from sealst.io._xenium.pooling import DIRECTION, Frame, Pooled, cells_per_square, pool_cells, pool_transcripts, told
+from sealst.io._xenium.pooling import (
+    DIRECTION,
+    Frame,
+    Pooled,
+    cells_per_square,
+    pool_cells,
+    pool_transcripts,
+    tally_text,
+)
 
 _MANIFEST = "experiment.xenium"
 _IMAGE = re.compile(r"he_(unaligned_)?image\.(ome\.)?tiff?$", flags=re.IGNORECASE)
@@ -113,19 +121,30 @@ def read_xenium(
     Janesick et al., High resolution mapping of the tumor microenvironment using integrated single-cell, spatial and in
     situ analysis, Nature Communications 14, 8353 (2023).
     """
-    _check_options(source, pool_um, min_qv, min_counts, max_outside, mpp)
+    check_choice("source", source, ("transcripts", "cells"))
+    check_positive("pool_um", pool_um)
+    check_positive("min_counts", min_counts)
+    check_fraction("max_outside", max_outside)
+    if mpp is not None:
+        check_positive("mpp", mpp)
+    if source == "cells" and min_qv != 20:
+        raise DataError(
+            f"`min_qv` is {min_qv:g}, but the cell-by-gene matrix was counted at 20. Use `source='transcripts'`."
+        )
     folder = Path(path).expanduser()
     folder = folder.parent if folder.name == _MANIFEST else folder
     pixel_um, region = _read_manifest(folder)
     picture, file = _find_picture(folder, image)
     matrix = _read_alignment(folder, alignment, file)
     scale, scale_source = _resolve_mpp(matrix, pixel_um, picture, mpp)
-    frame = _frame(matrix, pixel_um, picture, pool_um / scale)
+    height, width = picture.shape[:2]
+    per_um = np.diag([1 / pixel_um, 1 / pixel_um, 1.0])
+    frame = Frame(SquareGrid(pool_um / scale, width, height), np.linalg.inv(matrix) @ per_um, matrix @ per_um)
     if source == "cells":
         pooled = pool_cells(folder, frame, max_outside=max_outside)
     else:
         pooled = pool_transcripts(folder, frame, min_qv=min_qv, max_outside=max_outside)
-    pooled, obs = _kept(folder, frame, pooled, min_counts)
+    pooled, obs = _drop_sparse(folder, frame, pooled, min_counts)
     positions = frame.grid.positions(pooled.squares)
     sdata = from_arrays(
         picture,
@@ -147,21 +166,6 @@ def read_xenium(
     entry |= {"min_qv": float(min_qv), "min_counts": int(min_counts), "pixel_size": pixel_um, "alignment": matrix}
     _finish(sdata, pooled, entry)
     return sdata
-
-
-def _check_options(
-    source: str, pool_um: float, min_qv: float, min_counts: int, max_outside: float, mpp: float | None
-) -> None:
-    check_choice("source", source, ("transcripts", "cells"))
-    check_positive("pool_um", pool_um)
-    check_positive("min_counts", min_counts)
-    check_fraction("max_outside", max_outside)
-    if mpp is not None:
-        check_positive("mpp", mpp)
-    if source == "cells" and min_qv != 20:
-        raise DataError(
-            f"`min_qv` is {min_qv:g}, but the cell-by-gene matrix was counted at 20. Use `source='transcripts'`."
-        )
 
 
 def _read_manifest(folder: Path) -> tuple[float, str]:
@@ -199,12 +203,6 @@ def _find_picture(
             )
         image = found[0]
     return open_image(image), Path(image)
-
-
-def _frame(matrix: np.ndarray, pixel_um: float, picture: SlideImage | np.ndarray, side: float) -> Frame:
-    height, width = picture.shape[:2]
-    per_um = np.diag([1 / pixel_um, 1 / pixel_um, 1.0])
-    return Frame(SquareGrid(side, width, height), np.linalg.inv(matrix) @ per_um, matrix @ per_um)
 
 
 def _read_alignment(folder: Path, alignment: Any, image: Path | None) -> np.ndarray:
@@ -290,7 +288,7 @@ def _differ(value: float, other: float) -> bool:
     return abs(value - other) > TOLERANCE * other
 
 
-def _kept(folder: Path, frame: Frame, pooled: Pooled, min_counts: int) -> tuple[Pooled, pd.DataFrame]:
+def _drop_sparse(folder: Path, frame: Frame, pooled: Pooled, min_counts: int) -> tuple[Pooled, pd.DataFrame]:
     """Squares with enough counts, and what is known of each."""
     total = np.asarray(pooled.counts.sum(axis=1)).ravel().astype(np.int64)
     # Less than half of a square with its centre beyond the edge is in the picture: it has no usable crop.
@@ -318,7 +316,7 @@ def _finish(sdata: SpatialData, pooled: Pooled, entry: dict[str, Any]) -> None:
     section = table.obs[Keys.SECTION].iloc[0]
     logger.info(
         f"{section}: {table.n_obs} squares of {entry['pool_um']:g} µm, {table.n_vars} genes, {entry['mpp']:.4g} µm per "
-        f"pixel ({told(tally)})"
+        f"pixel ({tally_text(tally)})"
     )
     if lost := tally["without_position"]:
         warn(f"{section}: {lost} rows have no position and were left out; is the file damaged?")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._validate import check_choice
@@ -27,6 +27,7 @@ _MANY_PANELS = 6
 _WIDEST_BAR = 0.3
 
 
+@documented
 def evaluation(
     result: Evaluation | pd.DataFrame,
     *,
@@ -52,27 +53,18 @@ def evaluation(
         interval), and ``chance``, which a dotted line shows.
     metrics
         Metrics to show, in this order; by default all.
-    methods
-        Methods to show, in this order; by default all.
-    sections
-        Sections to show, in this order; by default all.
+    %(shown.methods)s
+    %(shown.sections)s
     by
         ``"section"``: a group of bars per section; ``"method"``: one bar per method, the mean over the sections.
     pooled
         Whether to add the group ``"all"``, in which the test sections of a fold were scored together. It is always
         shown where a metric has nothing else. Not with ``by="method"``.
-    ax
-        Axes to draw into, for a single metric and gene set.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -95,47 +87,6 @@ def evaluation(
     check_choice("by", by, ["section", "method"])
     table = frame_of(result, "table")
     check_columns(table, _NEEDED, what="the table of results")
-    _check_repeats(table)
-    table = _select(table, methods, sections, pooled=pooled and by == "section")
-    panels = _panels(table, metrics, by)
-    _base.check_single(ax, len(panels), how="`metrics=`")
-    colours = colours_of(pd.unique(table["method"]))
-    if ax is not None:
-        _draw(ax, panels[0], colours)
-        ax.legend(fontsize=_base.SMALL_SIZE, frameon=False)
-        _base.finish(_base.figure_of(ax), save, show, own=False)
-        return ax
-    figure = _draw_all(panels, colours)
-    _base.finish(figure, save, show)
-    return figure
-
-
-def _draw_all(panels: Sequence[pd.DataFrame], colours: dict[str, str]) -> Figure:
-    bar = _BAR_IN if len(panels) <= _MANY_PANELS else _SLIM_BAR_IN
-    n_bars = max(rows["section"].nunique() * (rows["method"].nunique() + 1.2) for rows in panels)
-    width = min(max(n_bars * bar + 1.0, 3.2), _WIDEST_IN)
-    n_columns = max(1, min(len(panels), int(_WIDEST_IN // width)))
-    n_rows = -(-len(panels) // n_columns)
-    figure = plt.figure(figsize=(n_columns * width, n_rows * _HEIGHT_IN + 0.4), layout="constrained")
-    grid = figure.add_gridspec(n_rows, n_columns)
-    for i, rows in enumerate(panels):
-        _draw(figure.add_subplot(grid[i // n_columns, i % n_columns]), rows, colours)
-    _add_legend(figure, n_columns * width)
-    return figure
-
-
-def _add_legend(figure: Figure, width: float) -> None:
-    """One legend below all panels, which need not hold the same methods."""
-    entries = {text: h for ax in figure.axes for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    entries = {text: entries[text] for text in sorted(entries, key=lambda text: text in _LINES)}
-    longest = max(_base.text_width(text, _base.SMALL_SIZE) for text in entries)
-    # Half an inch holds the key and the space around it.
-    columns = max(1, min(len(entries), int(width / (longest + 0.5))))
-    style: dict[str, Any] = {"fontsize": _base.SMALL_SIZE, "frameon": False, "ncols": columns}
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", **style)
-
-
-def _check_repeats(table: pd.DataFrame) -> None:
     repeated = table.duplicated([*_BAR, *(c for c in ("fold", "seed") if c in table)])
     if repeated.any():
         first = table[repeated].iloc[0]
@@ -143,6 +94,39 @@ def _check_repeats(table: pd.DataFrame) -> None:
             f"{int(repeated.sum())} bars have several values (e.g. section {first['section']!r}, method "
             f"{first['method']!r}, genes {first['genes']!r}, metric {first['metric']!r}). Average them first."
         )
+    table = _select(table, methods, sections, pooled=pooled and by == "section")
+    wanted = pick("metrics", metrics, [str(m) for m in pd.unique(table["metric"])])
+    chosen = [table[table["metric"] == metric] for metric in wanted]
+    panels = [
+        _bars(rows, by) for part in chosen for _, rows in part.groupby("genes", sort=False, observed=True, dropna=False)
+    ]
+    _base.check_single(ax, len(panels), how="`metrics=`")
+    colours = colours_of(pd.unique(table["method"]))
+    if ax is not None:
+        _draw(ax, panels[0], colours)
+        ax.legend(fontsize=_base.SMALL_SIZE, frameon=False)
+        return _base.finish(_base.figure_of(ax), ax, save, show)
+    return _base.finish(_draw_all(panels, colours), ax, save, show)
+
+
+def _draw_all(panels: Sequence[pd.DataFrame], colours: dict[str, str]) -> Figure:
+    bar = _BAR_IN if len(panels) <= _MANY_PANELS else _SLIM_BAR_IN
+    n_bars = max(rows["section"].nunique() * (rows["method"].nunique() + 1.2) for rows in panels)
+    width = min(max(n_bars * bar + 1.0, 3.2), _WIDEST_IN)
+    n_columns = max(1, min(len(panels), int(_WIDEST_IN // width)))
+    axes = _base.grid_axes(len(panels), n_columns, size=(width, _HEIGHT_IN), below=0.4)
+    for ax, rows in zip(axes, panels, strict=True):
+        _draw(ax, rows, colours)
+    figure = _base.figure_of(axes[0])
+    # One legend below all panels, which need not hold the same methods.
+    entries = {text: h for ax in figure.axes for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    entries = {text: entries[text] for text in sorted(entries, key=lambda text: text in _LINES)}
+    longest = max(_base.text_width(text, _base.SMALL_SIZE) for text in entries)
+    # Half an inch holds the key and the space around it.
+    columns = max(1, min(len(entries), int(n_columns * width / (longest + 0.5))))
+    style: dict[str, Any] = {"fontsize": _base.SMALL_SIZE, "frameon": False, "ncols": columns}
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", **style)
+    return figure
 
 
 def _select(
@@ -160,13 +144,6 @@ def _select(
     table = table[table["method"].isin(kept)]
     order = pd.DataFrame({"s": table["section"].map(places[1]), "m": table["method"].map(places[0])})
     return table.loc[order.sort_values(["m", "s"], kind="stable").index] if methods or sections else table
-
-
-def _panels(table: pd.DataFrame, metrics: str | Sequence[str] | None, by: str) -> list[pd.DataFrame]:
-    wanted = pick("metrics", metrics, [str(m) for m in pd.unique(table["metric"])])
-    chosen = [table[table["metric"] == metric] for metric in wanted]
-    panels = [rows for part in chosen for _, rows in part.groupby("genes", sort=False, observed=True, dropna=False)]
-    return [_bars(rows, by) for rows in panels]
 
 
 def _bars(rows: pd.DataFrame, by: str) -> pd.DataFrame:

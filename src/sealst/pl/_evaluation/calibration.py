@@ -11,17 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sealst import _section
+from sealst._docs import documented
 from sealst._evaluation import Evaluation
 from sealst._validate import check_positive
 from sealst.pl import _base
 from sealst.pl._base import plain
-from sealst.pl._evaluation.gene_scatter import columns_of, square_axes
 from sealst.pl._evaluation.methods import colours_of, dense, pick, require_spots
 
 #: a bin with fewer values says little
 _MIN_IN_BIN = 5
 
 
+@documented
 def calibration(
     result: Evaluation,
     *,
@@ -47,26 +48,17 @@ def calibration(
         What `tl.evaluate` returns, with held-out spots in ``.spots``.
     methods
         Methods to show; by default all.
-    sections
-        Sections to show, in this order; by default all.
+    %(shown.sections)s
     genes
         Genes to pool; by default all that were scored.
     n_bins
         Bins per method.
-    n_cols
-        Panels in a row; by default up to 3, then a shape near a square.
-    ax
-        Axes to draw into, for a single section.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(by_number.n_cols)s
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -87,31 +79,27 @@ def calibration(
     chosen = pick("methods", methods, known)
     _base.check_single(ax, len(names), how="`sections=`")
     lines = {
-        name: {m: _binned(result.spots[name], m, genes, n_bins) for m in chosen if m in result.spots[name].layers}
+        name: {m: _bin_means(result.spots[name], m, genes, n_bins) for m in chosen if m in result.spots[name].layers}
         for name in names
     }
-    n_cols = columns_of(len(names), n_cols)
-    axes = [ax] if ax is not None else square_axes(len(names), n_cols, right=_legend_width(chosen))
+    n_cols = _base.columns_of(len(names), n_cols)
+    # Key and spaces of the legend are half an inch wide.
+    legend = 0.55 + max(_base.text_width(text, _base.SMALL_SIZE) for text in (*chosen, "calibrated"))
+    axes = [ax] if ax is not None else _base.square_axes(len(names), n_cols, right=legend)
     colours = colours_of(known)
-    limits = _limits([line for own in lines.values() for line in own.values()])
+    values = np.concatenate([line.ravel() for own in lines.values() for line in own.values()] or [np.zeros(1)])
+    edge = 1.08 * float(np.abs(values).max(initial=0.05))
     for one, (name, own) in zip(axes, lines.items(), strict=True):
-        _draw(one, own, name, colours=colours, limits=limits)
+        _draw(one, own, name, colours=colours, limits=(-edge, edge))
     handles = {text: h for one in axes for h, text in zip(*one.get_legend_handles_labels(), strict=True)}
     # Beside the panel at the end of the first row: inside it would hide lines.
     last = axes[min(n_cols, len(axes)) - 1]
     style = {"fontsize": _base.SMALL_SIZE, "frameon": False, "borderaxespad": 0}
     last.legend(list(handles.values()), list(handles), loc="upper left", bbox_to_anchor=(1.03, 1), **style)
-    figure = _base.figure_of(axes[0])
-    _base.finish(figure, save, show, own=ax is None)
-    return figure if ax is None else ax
+    return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
-def _legend_width(methods: Sequence[str]) -> float:
-    # Key and spaces are half an inch wide.
-    return 0.55 + max(_base.text_width(text, _base.SMALL_SIZE) for text in (*methods, "calibrated"))
-
-
-def _binned(spots: AnnData, method: str, genes: Sequence[str] | None, n_bins: int) -> np.ndarray:
+def _bin_means(spots: AnnData, method: str, genes: Sequence[str] | None, n_bins: int) -> np.ndarray:
     """Mean predicted and measured deviation of every bin (bins, 2)."""
     chosen = pick("genes", genes, [str(g) for g in spots.var_names])
     columns = spots.var_names.get_indexer(chosen)
@@ -129,12 +117,6 @@ def _binned(spots: AnnData, method: str, genes: Sequence[str] | None, n_bins: in
         # A constant prediction is one point, whatever order its ties stand in.
         means = np.array([[x.mean(), y.mean()]])
     return means.reshape(-1, 2)
-
-
-def _limits(lines: Sequence[np.ndarray]) -> tuple[float, float]:
-    values = np.concatenate([line.ravel() for line in lines] or [np.zeros(1)])
-    edge = 1.08 * float(np.abs(values).max(initial=0.05))
-    return -edge, edge
 
 
 def _draw(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._validate import check_choice
@@ -22,6 +22,7 @@ _NEEDED = ("section", "method", "gene")
 _SCORES = ("pearson", "spearman", "r2", "slope")
 
 
+@documented
 def gene_scatter(
     result: Evaluation | pd.DataFrame,
     *,
@@ -50,24 +51,15 @@ def gene_scatter(
         Method on the y axis.
     metric
         ``"pearson"``, ``"spearman"``, ``"r2"`` or ``"slope"``.
-    sections
-        Sections to show, in this order; by default all.
+    %(shown.sections)s
     n_labels
         Genes to name in every panel.
-    n_cols
-        Panels in a row; by default up to 3, then a shape near a square.
-    ax
-        Axes to draw into, for a single section.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(by_number.n_cols)s
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -93,19 +85,16 @@ def gene_scatter(
     pick("method", [x, y], [str(m) for m in pd.unique(genes["method"])])
     panels = _pairs(genes, x, y, metric=metric, sections=sections)
     _base.check_single(ax, len(panels), how="`sections=`")
-    limits = _limits(panels.values())
-    if ax is not None:
-        axes = [ax]
-    else:
-        n_cols = columns_of(len(panels), n_cols)
-        axes = square_axes(len(panels), n_cols)
+    values = np.concatenate([frame.to_numpy().ravel() for frame in panels.values()])
+    low, high = min(0.0, float(values.min())), float(values.max())
+    margin = 0.06 * max(high - low, 0.05)
+    limits = low - margin, high + margin
+    axes = [ax] if ax is not None else _base.square_axes(len(panels), _base.columns_of(len(panels), n_cols))
     for one, (name, pairs) in zip(axes, panels.items(), strict=True):
         _draw(one, pairs, name, limits=limits, n_labels=n_labels)
         one.set_xlabel(f"{x}, {_base.metric_label(metric)}", fontsize=_base.SMALL_SIZE + 1)
         one.set_ylabel(f"{y}, {_base.metric_label(metric)}", fontsize=_base.SMALL_SIZE + 1)
-    figure = _base.figure_of(axes[0])
-    _base.finish(figure, save, show, own=ax is None)
-    return figure if ax is None else ax
+    return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
 def _pairs(
@@ -123,32 +112,6 @@ def _pairs(
             raise DataError(f"No gene of section {section!r} has a {metric} for both {x!r} and {y!r}.")
         panels[section or POOLED] = wide
     return panels
-
-
-def _limits(panels: object) -> tuple[float, float]:
-    values = np.concatenate([frame.to_numpy().ravel() for frame in panels])  # type: ignore[attr-defined]
-    low, high = min(0.0, float(values.min())), float(values.max())
-    margin = 0.06 * max(high - low, 0.05)
-    return low - margin, high + margin
-
-
-def columns_of(n: int, wanted: int | None) -> int:
-    """Panels in a row: up to three stand side by side, more form a shape near a square."""
-    return min(wanted or (n if n <= 3 else min(5, int(np.ceil(np.sqrt(n))))), n)
-
-
-def square_axes(n: int, n_cols: int, *, right: float = 0.0) -> list[Axes]:
-    """Square panels in a new figure, with room for titles and labels; their place is final."""
-    side = 3.4 if n <= 4 else 2.6
-    left, top, gap, below = 0.6, 0.32, 0.15, 0.5
-    n_rows = -(-n // n_cols)
-    size = (n_cols * (left + side + gap) + right, n_rows * (top + side + below))
-    figure = plt.figure(figsize=size)
-    places = [divmod(i, n_cols) for i in range(n)]
-    return [
-        _base.axes_at(figure, left + c * (left + side + gap), top + r * (top + side + below), size=(side, side))
-        for r, c in places
-    ]
 
 
 def _draw(ax: Axes, pairs: pd.DataFrame, name: str, *, limits: tuple[float, float], n_labels: int) -> None:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError
 from sealst._validate import check_choice, listed
 from sealst.pl import _base
@@ -24,6 +25,7 @@ _ROW_IN, _NARROW_IN, _WIDE_IN, _GAP_IN = 0.2, 0.42, 1.1, 0.12
 _LONGEST_NAME = 48
 
 
+@documented
 def pathway_agreement(
     table: pd.DataFrame,
     *,
@@ -49,20 +51,12 @@ def pathway_agreement(
         ``"pearson"`` or ``"spearman"``.
     pathways
         Pathways to show, in this order; by default all.
-    methods
-        Methods to show, in this order; by default all.
-    ax
-        Axes to draw into, for a single block.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(shown.methods)s
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -90,11 +84,8 @@ def pathway_agreement(
     if ax is not None:
         image = _draw(ax, blocks[0], first=True, inches=ax.get_window_extent().width / _base.figure_of(ax).dpi)
         _base.figure_of(ax).colorbar(image, ax=ax, label=_base.metric_label(metric), fraction=0.05)
-        _base.finish(_base.figure_of(ax), save, show, own=False)
-        return ax
-    figure = _figure(blocks, metric)
-    _base.finish(figure, save, show)
-    return figure
+        return _base.finish(_base.figure_of(ax), ax, save, show)
+    return _base.finish(_figure(blocks, metric), ax, save, show)
 
 
 def _check_table(table: pd.DataFrame, metric: str) -> None:
@@ -117,8 +108,8 @@ def _blocks(
     table: pd.DataFrame, metric: str, pathways: str | Sequence[str] | None, methods: str | Sequence[str] | None
 ) -> list[tuple[str, pd.DataFrame]]:
     """Title and values (pathways, columns) of every block; all have the same rows."""
-    shown = _chosen(table, "method", methods)
-    shown = _chosen(shown, "pathway", pathways)
+    shown = _select(table, "method", methods)
+    shown = _select(shown, "pathway", pathways)
     columns = ["section", "method"]
     wide = shown.pivot_table(index="pathway", columns=columns, values=metric, sort=False, dropna=False, observed=True)
     names = [str(p) for p in wide.mean(axis=1).sort_values(ascending=False, kind="stable").index]
@@ -135,7 +126,7 @@ def _blocks(
     return [(title, frame.set_axis(labels, axis=1)) for title, frame in blocks]
 
 
-def _chosen(table: pd.DataFrame, column: str, names: str | Sequence[str] | None) -> pd.DataFrame:
+def _select(table: pd.DataFrame, column: str, names: str | Sequence[str] | None) -> pd.DataFrame:
     if names is None:
         return table
     wanted, known = _base.as_list(names, name=f"{column}s"), [str(v) for v in pd.unique(table[column])]

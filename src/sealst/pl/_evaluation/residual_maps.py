@@ -15,6 +15,7 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._core.space.lattice import pitch
+from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError
 from sealst._evaluation import Evaluation
 from sealst._keys import Keys
@@ -30,6 +31,7 @@ _RESIDUAL_CMAP = "PuOr_r"
 _RADIUS, _EDGE = 0.46, "#9A9A9A"
 
 
+@documented
 def residual_maps(
     result: Evaluation,
     genes: str | Sequence[str],
@@ -76,32 +78,22 @@ def residual_maps(
         Percentiles of measured and predicted values at which colours saturate; those of the residual are symmetric.
     cmap
         Colour map of measured and predicted expression.
-    image_alpha
-        Opacity of the H&E, 0 to 1.
+    %(image_alpha)s
     spot_size
         Factor on the spots' diameter: the true one on H&E, otherwise one at which neighbours nearly touch.
     n_cols
         Genes in a row.
-    coordinate_system
-        System in which spots and image of `sdata` meet.
-    table_key
-        Table of `sdata` whose rows are the spots.
+    %(coordinate_system)s
+    %(table_key)s
     maps
         Which of ``"measured"``, ``"predicted"`` and ``"residual"`` to show of every gene, in this order.
     title
         One title per map; by default the gene and what is shown of it.
-    ax
-        Axes to draw into, for a single map.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -118,7 +110,12 @@ def residual_maps(
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_choice("scale", scale, ["z", "log1p"])
-    name = _one_section(require_spots(result), section)
+    known = list(require_spots(result).spots)
+    if section is None and len(known) > 1:
+        raise DataError(
+            f"Maps show one section, the Evaluation has {len(known)}: {listed(known)}. Name one with `section=`."
+        )
+    name = pick("section", known if section is None else [section], known)[0]
     spots = result.spots[name]
     pick("method", [method], _section.layer_names(spots))
     genes, maps = _base.as_list(genes, name="genes"), _base.as_list(maps, name="maps")
@@ -134,18 +131,9 @@ def residual_maps(
         rows, tissue = _on_image(sdata, spots, name, system=coordinate_system, table_key=table_key, n=n_maps)
         style = MapStyle(image_alpha, spot_size, edge=_EDGE)
     found = [options.panels(spots, gene, rows) for gene in genes]
-    groups = _base.retitled([[drawn[kind] for kind in maps] for drawn in found], title)
+    groups = _base.with_titles([[drawn[kind] for kind in maps] for drawn in found], title)
     per_row = min(n_cols or (1 if len(genes) <= 3 else 2), len(genes))
     return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
-
-
-def _one_section(result: Evaluation, section: str | None) -> str:
-    known = list(result.spots)
-    if section is None and len(known) > 1:
-        raise DataError(
-            f"Maps show one section, the Evaluation has {len(known)}: {listed(known)}. Name one with `section=`."
-        )
-    return pick("section", known if section is None else [section], known)[0]
 
 
 def _on_white(spots: AnnData, name: str) -> Tissue:

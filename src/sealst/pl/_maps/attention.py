@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -15,14 +14,16 @@ from scipy.stats import rankdata
 from spatialdata import SpatialData
 
 from sealst import _section
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._validate import check_choice, check_fraction, whole
 from sealst.pl import _base
-from sealst.pl._maps.crops import Gallery, draw_beside, load_crops, spot_title
+from sealst.pl._maps.crops import Gallery, draw_beside, embedded_um, load_crops, spot_title
 from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
 
 
+@documented
 def attention(
     sdata: SpatialData,
     *,
@@ -67,28 +68,16 @@ def attention(
         Colour map.
     alpha
         Opacity of the tiles, 0 to 1.
-    image_alpha
-        Opacity of the H&E, 0 to 1.
-    spot_size
-        Factor on the tiles' true size.
-    region
-        Region (slide) to show; needed where the table has several.
-    coordinate_system
-        System in which tiles and image meet.
-    table_key
-        Table whose rows are the tiles.
-    ax
-        Axes to draw into, for the map alone (``n=0``).
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(image_alpha)s
+    %(spot_size)s
+    %(shown.region)s
+    %(coordinate_system)s
+    %(table_key)s
+    %(map.ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -102,14 +91,12 @@ def attention(
     >>> import sealst as sl
     >>> figure = sl.pl.attention(sdata, n=8, save="attention.png")  # doctest: +SKIP
     """
-    _base.require_spatialdata(sdata)
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_fraction("alpha", alpha)
     n = whole("n", n, least=0)
     check_choice("scale", scale, ["percentile", "linear"])
-    table = _section.get_table(sdata, table_key)
-    one = _base.one_region(table, region)
+    table, one = _base.table_with_region(sdata, table_key, region)
     weights = _base.stored_column(table, key, "sl.tl.predict_slide(sdata, model)")
     usable = _section.region_crops(sdata, table, one).rows
     folds = _folds_of_mean(weights, one.rows, key)
@@ -125,13 +112,18 @@ def attention(
     if not n:
         panel = replace(panel, title=heading)
         return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
-    texts = [f"{spot_title(table, row)}\n{_times(folds[row])} the mean" for row in rows]
-    shown = load_crops(sdata, table, rows, [one], _crop_um(table))
+    texts = [
+        f"{spot_title(table, row)}\n{folds[row]:{'.0f' if folds[row] >= 10 else '.1f'}} × the mean" for row in rows
+    ]
+    shown = load_crops(sdata, table, rows, [one], embedded_um(table, Keys.EMBEDDING))
     galleries = [Gallery("Most attended (circled on the map)", shown, texts)]
     figure = draw_beside(tissue, panel, style, galleries=galleries, heading=heading)
-    _circle(figure.axes[0], tissue.centres[np.isin(one.rows, rows)])
-    _base.finish(figure, save, show)
-    return figure
+    # Circles stay visible however small a tile is.
+    halo = [withStroke(linewidth=2.4, foreground="white")]
+    circles: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "zorder": 3}
+    x, y = tissue.centres[np.isin(one.rows, rows)].T
+    figure.axes[0].scatter(x, y, s=34, path_effects=halo, gid="attended", **circles)
+    return _base.finish(figure, ax, save, show)
 
 
 def _folds_of_mean(weights: np.ndarray, rows: np.ndarray, key: str) -> np.ndarray:
@@ -162,20 +154,3 @@ def _concentration(folds: np.ndarray) -> str:
     ordered = np.sort(folds[np.isfinite(folds)])[::-1]
     half = int(np.searchsorted(np.cumsum(ordered), ordered.sum() * (0.5 - 1e-9))) + 1
     return f"half of the attention lies on {half} of {len(ordered)} tiles ({100 * half / len(ordered):.2g} %)"
-
-
-def _circle(ax: Axes, centres: np.ndarray) -> None:
-    """Mark places by circles that stay visible however small a tile is."""
-    halo = [withStroke(linewidth=2.4, foreground="white")]
-    style: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "zorder": 3}
-    ax.scatter(centres[:, 0], centres[:, 1], s=34, path_effects=halo, gid="attended", **style)
-
-
-def _times(value: float) -> str:
-    return f"{value:.0f} ×" if value >= 10 else f"{value:.1f} ×"
-
-
-def _crop_um(table: AnnData) -> float | None:
-    """Size of the crops that were embedded; None (the first that was paired) where it is not known."""
-    embedded: dict[str, Any] = _section.recorded(table, "embed").get(Keys.EMBEDDING, {})
-    return None if "crop_um" not in embedded else float(embedded["crop_um"])

@@ -15,6 +15,7 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._data.crops.reader import read_crops
+from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._section import Region
@@ -53,6 +54,7 @@ class Gallery:
     texts: Sequence[str]
 
 
+@documented
 def crops(
     sdata: SpatialData,
     *,
@@ -91,30 +93,20 @@ def crops(
         Show the lowest values of `order_by` instead.
     title
         One title per crop; by default the spot's name, with its value of `order_by`.
-    n_cols
-        Crops in a row.
+    %(n_cols)s
     seed
         Seed of the random draw.
     crop_um
         Which of the paired crop sizes to show, in µm; default the first.
-    region
-        Region or regions to draw from; by default all.
-    table_key
-        Table whose rows are the spots.
+    %(region)s
+    %(table_key)s
     title_by
         ``.obs`` column whose values are the crops' titles, in place of `title`.
-    ax
-        Axes to draw into, for a single crop.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -144,19 +136,21 @@ def crops(
         rows = _named_rows(table, _base.as_list(spots, name="spots"), usable)
     else:
         rows = _pick_rows(usable, values, n=n, ascending=ascending, seed=seed)
-    texts = _titles(table, rows, title, title_by, _order_labels(values, rows, order_by))
+    labels = None
+    if values is not None:
+        what = _base.shorten(str(order_by).removeprefix("seal_"), _NAME_WIDTH - 6)
+        labels = [f"{what} {_base.number(value, '.3g')}" for value in values[rows]]
+    texts = _titles(table, rows, title, title_by, labels)
     _base.check_single(ax, len(rows), how="`n=1` or one of `spots`")
     shown = load_crops(sdata, table, rows, regions, crop_um)
 
     if ax is not None:
         _draw_crop(ax, shown[0], texts[0], scale_bar=True)
-        _base.finish(_base.figure_of(ax), save, show, own=False)
-        return ax
+        return _base.finish(_base.figure_of(ax), ax, save, show)
     width, height = gallery_size(texts, n_cols)
     figure = plt.figure(figsize=(width, height))
     draw_gallery(figure, 0.0, 0.0, crops=shown, texts=texts, n_cols=n_cols)
-    _base.finish(figure, save, show)
-    return figure
+    return _base.finish(figure, ax, save, show)
 
 
 def load_crops(
@@ -230,6 +224,12 @@ def draw_beside(tissue: Tissue, panel: Panel, style: MapStyle, *, galleries: Seq
     return figure
 
 
+def embedded_um(table: AnnData, key: str | None) -> float | None:
+    """Size in µm of the crops behind the embeddings in a slot; None (the first that was paired) where not known."""
+    embedded = _section.recorded(table, "embed").get(str(key), {})
+    return float(embedded["crop_um"]) if "crop_um" in embedded else None
+
+
 def spot_title(table: AnnData, row: int) -> str:
     """Name of a spot, short enough for a crop's title."""
     return _base.shorten(str(table.obs_names[row]), _NAME_WIDTH)
@@ -258,14 +258,6 @@ def _pick_rows(usable: np.ndarray, values: np.ndarray | None, *, n: int, ascendi
     return known[order[:n]]
 
 
-def _order_labels(values: np.ndarray | None, rows: np.ndarray, order_by: str | None) -> list[str] | None:
-    """What stands below the names of crops that have an order."""
-    if values is None:
-        return None
-    what = _base.shorten(str(order_by).removeprefix("seal_"), _NAME_WIDTH - 6)
-    return [f"{what} {_base.number(value, '.3g')}" for value in values[rows]]
-
-
 def _titles(
     table: AnnData,
     rows: np.ndarray,
@@ -282,6 +274,6 @@ def _titles(
             )
         return [_base.shorten(str(value), _NAME_WIDTH) for value in table.obs[title_by].iloc[rows]]
     if title is not None:
-        return _base.given_titles(title, len(rows), what="crop")
+        return _base.list_of_titles(title, len(rows), what="crop")
     names = [spot_title(table, row) for row in rows]
     return names if labels is None else [f"{name}\n{label}" for name, label in zip(names, labels, strict=True)]

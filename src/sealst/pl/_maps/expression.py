@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
 from sealst import _section
+from sealst._docs import documented
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -26,6 +27,7 @@ _RESIDUAL_CMAP = "RdBu_r"
 _COMPARABLE = (Keys.LOGNORM, Keys.CONTEXT)
 
 
+@documented
 def expression(
     sdata: SpatialData,
     genes: str | Sequence[str],
@@ -70,38 +72,25 @@ def expression(
         expression, and a prediction that is too flat looks flat. ``"own"``: each map gets its own limits, which shows
         where a prediction is high or low although its range is narrower, as it always is for a regression on noisy
         counts; colours can then not be compared between maps.
-    percentiles
-        Percentiles of the values at which colours saturate.
+    %(percentiles)s
     cmap
         Colour map of measured and predicted expression.
-    image_alpha
-        Opacity of the H&E, 0 to 1.
-    spot_size
-        Factor on the spots' true diameter.
+    %(image_alpha)s
+    %(spot_size)s
     n_cols
         Genes in a row; by default 1 to 4, by the number of maps.
-    region
-        Region to show; needed where the table has several.
-    image_key
-        H&E image; by default the one the crops come from.
-    coordinate_system
-        System in which spots and image meet.
-    table_key
-        Table whose rows are the spots.
+    %(shown.region)s
+    %(shown.image_key)s
+    %(coordinate_system)s
+    %(table_key)s
     title
         One title per map; by default the gene, where its values come from, and how well they agree.
     ax
         Axes to draw into, for a single map (`layer=None` or `predicted_key=None`).
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -120,31 +109,29 @@ def expression(
     >>> gene = sdata.tables["table"].var_names[0]
     >>> figure = sl.pl.expression(sdata, gene, predicted_key=None)
     """
-    _base.require_spatialdata(sdata)
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_choice("scale", scale, ["shared", "own"])
-    table = _section.get_table(sdata, table_key)
-    one = _base.one_region(table, region)
+    table, one = _base.table_with_region(sdata, table_key, region)
     genes = _base.as_list(genes, name="genes")
     layer, predicted_key = _find_sources(table, layer, predicted_key, both=residual)
-    _check_comparable(layer, predicted_key, compared=scale == "shared" or residual)
+    compared = layer is not None and predicted_key is not None and (scale == "shared" or residual)
+    if compared and layer not in _COMPARABLE:
+        raise DataError(
+            f"Layer {layer!r} is not in the unit of predictions ({_base.EXPRESSION_UNIT}), so both cannot share "
+            f"colours or be subtracted. Use `layer={Keys.LOGNORM!r}`, or `scale='own'` without `residual`."
+        )
     options = _Options(layer, predicted_key, residual, scale == "shared", percentiles, cmap)
-    groups = _base.retitled([options.panels(table, gene, one.rows) for gene in genes], title)
+    groups = _base.with_titles([options.panels(table, gene, one.rows) for gene in genes], title)
     n_maps = sum(len(group) for group in groups)
     _base.check_single(ax, n_maps, how="one gene and `layer=None` or `predicted_key=None`")
 
     tissue = read_tissue(sdata, table, one, image_key=image_key, coordinate_system=coordinate_system, n_maps=n_maps)
     style = MapStyle(image_alpha, spot_size)
     width = max(len(group) for group in groups)
-    per_row = min(n_cols or _per_row(len(groups), width), len(groups))
+    usual = 4 if width == 1 else 1 if len(groups) <= 3 else 2 if len(groups) <= 12 or width > 2 else 3
+    per_row = min(n_cols or usual, len(groups))
     return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
-
-
-def _per_row(n_genes: int, n_maps: int) -> int:
-    if n_maps == 1:
-        return 4
-    return 1 if n_genes <= 3 else 2 if n_genes <= 12 or n_maps > 2 else 3
 
 
 def _find_sources(
@@ -172,14 +159,6 @@ def _find_sources(
         if wanted is not None and found[name] is None:
             logger.info("%r not found, so its maps are left out; `%s` writes it", wanted, runs[name])
     return found["layer"], found["predicted_key"]
-
-
-def _check_comparable(layer: str | None, predicted_key: str | None, *, compared: bool) -> None:
-    if layer is not None and predicted_key is not None and compared and layer not in _COMPARABLE:
-        raise DataError(
-            f"Layer {layer!r} is not in the unit of predictions ({_base.EXPRESSION_UNIT}), so both cannot share "
-            f"colours or be subtracted. Use `layer={Keys.LOGNORM!r}`, or `scale='own'` without `residual`."
-        )
 
 
 def _measured(table: AnnData, layer: str | None, gene: str, rows: np.ndarray) -> np.ndarray | None:

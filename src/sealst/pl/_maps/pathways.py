@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
-from sealst import _section
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -21,6 +21,7 @@ from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
 _MOST_SHOWN = 12
 
 
+@documented
 def pathways(
     sdata: SpatialData,
     pathways: str | Sequence[str] | None = None,
@@ -53,38 +54,23 @@ def pathways(
         scores vary most between the spots.
     key
         ``.obsm`` slot that `tl.pathways` wrote.
-    percentiles
-        Percentiles of a pathway's scores at which colours saturate.
+    %(percentiles)s
     cmap
         Colour map.
-    image_alpha
-        Opacity of the H&E, 0 to 1.
-    spot_size
-        Factor on the spots' true diameter.
-    n_cols
-        Maps in a row.
-    region
-        Region to show; needed where the table has several.
-    image_key
-        H&E image; by default the one the crops come from.
-    coordinate_system
-        System in which spots and image meet.
-    table_key
-        Table whose rows are the spots.
+    %(image_alpha)s
+    %(spot_size)s
+    %(n_cols)s
+    %(shown.region)s
+    %(shown.image_key)s
+    %(coordinate_system)s
+    %(table_key)s
     title
         One title per map; by default the pathway.
-    ax
-        Axes to draw into, for a single pathway.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -100,14 +86,15 @@ def pathways(
     >>> import sealst as sl
     >>> figure = sl.pl.pathways(sdata, ["HALLMARK_HYPOXIA"], save="hypoxia.png")  # doctest: +SKIP
     """
-    _base.require_spatialdata(sdata)
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
-    table = _section.get_table(sdata, table_key)
-    one = _base.one_region(table, region)
+    table, one = _base.table_with_region(sdata, table_key, region)
     frame = _base.stored_frame(table, key, "sl.tl.pathways(sdata, net)").iloc[one.rows]
-    names = _most_variable(frame) if pathways is None else _base.as_list(pathways, name="pathways")
-    groups = _base.retitled([[_panel(frame, name, key, percentiles, cmap)] for name in names], title)
+    names = [str(name) for name in frame.columns] if pathways is None else _base.as_list(pathways, name="pathways")
+    if pathways is None and len(names) > _MOST_SHOWN:
+        logger.info("showing the %d of %d pathways whose scores vary most; name others", _MOST_SHOWN, len(names))
+        names = [str(name) for name in frame.std().nlargest(_MOST_SHOWN).index]
+    groups = _base.with_titles([[_panel(frame, name, key, percentiles, cmap)] for name in names], title)
     _base.check_single(ax, len(groups), how="`pathways=`")
 
     tissue = read_tissue(
@@ -116,13 +103,6 @@ def pathways(
     style = MapStyle(image_alpha, spot_size)
     per_row = min(n_cols, len(groups))
     return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
-
-
-def _most_variable(frame: pd.DataFrame) -> list[str]:
-    if frame.shape[1] <= _MOST_SHOWN:
-        return [str(name) for name in frame.columns]
-    logger.info("showing the %d of %d pathways whose scores vary most; name others", _MOST_SHOWN, frame.shape[1])
-    return [str(name) for name in frame.std().nlargest(_MOST_SHOWN).index]
 
 
 def _panel(frame: pd.DataFrame, name: str, key: str, percentiles: tuple[float, float], cmap: str) -> Panel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -13,14 +12,16 @@ from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
 from sealst import _section
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._validate import whole
 from sealst.pl import _base
-from sealst.pl._maps.crops import Crop, Gallery, draw_beside, load_crops, spot_title
+from sealst.pl._maps.crops import Crop, Gallery, draw_beside, embedded_um, load_crops, spot_title
 from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
 
 
+@documented
 def retrieval(
     sdata: SpatialData,
     *,
@@ -57,32 +58,19 @@ def retrieval(
         Most similar, and least similar, crops to show; 0 for the map alone.
     title
         Title above the map and its crops; by default the query that `tl.retrieve` recorded.
-    percentiles
-        Percentiles of the similarity at which colours saturate.
+    %(percentiles)s
     cmap
         Colour map of the similarity.
-    image_alpha
-        Opacity of the H&E, 0 to 1.
-    spot_size
-        Factor on the spots' true diameter.
-    region
-        Region to show; needed where the table has several.
-    coordinate_system
-        System in which spots and image meet.
-    table_key
-        Table whose rows are the spots.
-    ax
-        Axes to draw into, for the map alone (``n=0``).
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(image_alpha)s
+    %(spot_size)s
+    %(shown.region)s
+    %(coordinate_system)s
+    %(table_key)s
+    %(map.ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -96,12 +84,10 @@ def retrieval(
     >>> import sealst as sl
     >>> figure = sl.pl.retrieval(sdata, n=8, save="hits.png")  # doctest: +SKIP
     """
-    _base.require_spatialdata(sdata)
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     n = whole("n", n, least=0)
-    table = _section.get_table(sdata, table_key)
-    one = _base.one_region(table, region)
+    table, one = _base.table_with_region(sdata, table_key, region)
     similarity = _base.stored_column(table, key, "sl.tl.retrieve(sdata, model, query)")
     rank = _ranks(table, key, rank_key)
     usable = _section.region_crops(sdata, table, one).rows
@@ -109,18 +95,22 @@ def retrieval(
     _base.check_single(ax, 1 + len(best) + len(worst), how="`n=0`, which is the map alone")
     tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
     values = similarity[one.rows]
-    heading = _query(table, key) if title is None else title
+    # `tl.retrieve` records a query with a prefix of its own beside the default one.
+    entry = "retrieve" if key == Keys.SIMILARITY else f"retrieve_{key.removesuffix('_similarity')}"
+    query = _section.recorded(table, entry)
+    asked = query.get("query")
+    heading = f"Query: {asked}" if isinstance(asked, str) and asked else "Similarity to the query"
+    heading = heading if title is None else title
     panel = Panel("" if n else heading, values, "similarity", cmap, _base.robust_limits([values], percentiles))
     style = MapStyle(image_alpha, spot_size)
     if not n:
         return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
-    hits = load_crops(sdata, table, np.concatenate([best, worst]), [one], _crop_um(table, key))
+    hits = load_crops(sdata, table, np.concatenate([best, worst]), [one], embedded_um(table, query.get("key")))
     texts = _titles(table, hits, similarity, rank)
     galleries = [Gallery("Most similar", hits[: len(best)], texts[: len(best)])]
     galleries += [Gallery("Least similar", hits[len(best) :], texts[len(best) :])]
     figure = draw_beside(tissue, panel, style, galleries=galleries, heading=heading)
-    _base.finish(figure, save, show)
-    return figure
+    return _base.finish(figure, ax, save, show)
 
 
 def _ends(similarity: np.ndarray, usable: np.ndarray, n: int, region: str) -> tuple[np.ndarray, np.ndarray]:
@@ -154,20 +144,3 @@ def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank: 
         place = f"#{rank[crop.row]:.0f}  " if rank is not None and np.isfinite(rank[crop.row]) else ""
         texts.append(f"{spot_title(table, crop.row)}\n{place}{_base.number(similarity[crop.row], '.2f')}")
     return texts
-
-
-def _recorded(table: AnnData, key: str) -> dict[str, Any]:
-    # `tl.retrieve` records a query with a prefix of its own beside the default one.
-    entry = "retrieve" if key == Keys.SIMILARITY else f"retrieve_{key.removesuffix('_similarity')}"
-    return _section.recorded(table, entry)
-
-
-def _crop_um(table: AnnData, key: str) -> float | None:
-    """Size of the crops that were searched; None (the first that was paired) where it is not known."""
-    embedded = _section.recorded(table, "embed").get(str(_recorded(table, key).get("key")), {})
-    return None if "crop_um" not in embedded else float(embedded["crop_um"])
-
-
-def _query(table: AnnData, key: str) -> str:
-    stored = _recorded(table, key).get("query")
-    return f"Query: {stored}" if isinstance(stored, str) and stored else "Similarity to the query"

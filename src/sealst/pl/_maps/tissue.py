@@ -341,11 +341,8 @@ def show_maps(
     """Draw maps into a new figure, or the only one into `ax`; save and show it; return the figure or `ax`."""
     if ax is not None:
         draw_group([ax], tissue, groups[0], style)
-        finish(figure_of(ax), save, show, own=False)
-        return ax
-    figure = draw_maps(tissue, groups, per_row=per_row, style=style)
-    finish(figure, save, show)
-    return figure
+        return finish(figure_of(ax), ax, save, show)
+    return finish(draw_maps(tissue, groups, per_row=per_row, style=style), ax, save, show)
 
 
 def _outline(colour: str, width: float) -> withStroke:

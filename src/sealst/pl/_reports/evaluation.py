@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
 from sealst import _section
-from sealst._core.report import Block, Picture, render
-from sealst._errors import DataError
+from sealst._core.report import Block
+from sealst._docs import documented
 from sealst._evaluation import Evaluation
-from sealst._files import write_text
 from sealst._validate import listed
-from sealst._version import __version__
 from sealst.pl import _base
 from sealst.pl._evaluation.bars import evaluation
 from sealst.pl._evaluation.calibration import calibration
@@ -30,13 +23,14 @@ from sealst.pl._evaluation.pathway_agreement import pathway_agreement
 from sealst.pl._evaluation.residual_maps import residual_maps
 from sealst.pl._reports import evaluation_tables as tables
 from sealst.pl._reports import evaluation_text as text
+from sealst.pl._reports.page import check_page, facts_table, picture_of, plain_text, versions_table, write_page
 
-_DPI = 110
 #: sections shown one by one: as groups of bars, as panels, as calibration panels, as maps
 _MOST_BARS, _MOST_PANELS, _MOST_LINES, _MOST_MAPS = 8, 20, 9, 3
 _GENE_COLUMNS = ("section", "method", "gene", "pearson", "moran_measured")
 
 
+@documented
 def report(
     result: Evaluation,
     path: str | Path,
@@ -55,8 +49,7 @@ def report(
     ----------
     result
         What `tl.evaluate` returns.
-    path
-        File to write, ending in ``.html``; an existing file is replaced once the new one is complete.
+    %(html.path)s
     title
         Title; by default it names the encoder.
     sections
@@ -82,14 +75,16 @@ def report(
     >>> sl.pl.report(result, "evaluation.html", sections={"B4": b4})  # doctest: +SKIP
     """
     path = Path(path)
-    _check(result, path)
+    if not isinstance(result, Evaluation):
+        raise TypeError(f"Expected an Evaluation, as `sl.tl.evaluate(...)` returns it, found {type(result).__name__}.")
+    check_page(path, result.table, "Evaluation")
     maps = _maps(result, dict(sections or {}), genes)
     blocks = [
         Block(
             "What was compared",
             text.preset(result),
             points=text.methods(result),
-            tables=[tables.facts_table(result.facts)] if result.facts else [],
+            tables=[facts_table(result.facts)] if result.facts else [],
         ),
         *_summary(result),
         *_genes(result),
@@ -98,42 +93,16 @@ def report(
         *_retrieval(result),
         *_pathways(result),
         Block("Limits", points=text.limits(result)),
-        Block("Versions", tables=[tables.versions_table(result.facts, __version__)]),
+        Block("Versions", tables=[versions_table(result.facts)]),
     ]
-    encoder = tables.plain_text(result.facts.get("encoder", ""))
+    encoder = plain_text(result.facts.get("encoder", ""))
     title = title or (f"Evaluation of {encoder}" if encoder else "Evaluation")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, render(title, text.lead(result), blocks, f"sealst {__version__}"))
-    return path
-
-
-def _check(result: object, path: Path) -> None:
-    if not isinstance(result, Evaluation):
-        raise TypeError(f"Expected an Evaluation, as `sl.tl.evaluate(...)` returns it, found {type(result).__name__}.")
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise DataError(f"`path` must end in '.html', found {str(path)!r}.")
-    if result.table.empty:
-        raise DataError("The Evaluation has no results (`.table` has no rows).")
-
-
-def picture_of(draw: Callable[..., Figure | Axes], caption: str, *args: Any, alt: str, **options: Any) -> Picture:
-    """Draw a figure and keep it as a PNG."""
-    figure = draw(*args, **options)
-    figure = figure if isinstance(figure, Figure) else _base.figure_of(figure)
-    png = io.BytesIO()
-    figure.savefig(png, dpi=_DPI, bbox_inches="tight", facecolor="white")
-    plt.close(figure)
-    return Picture(png.getvalue(), caption, alt)
+    return write_page(path, title, text.lead(result), blocks)
 
 
 def _best(rows: pd.DataFrame) -> str:
     means = rows.groupby("method", sort=False, observed=True)["value"].mean().dropna()
-    return f"Highest mean: {means.idxmax()}, {number(means.max())}." if len(means) else ""
-
-
-def number(value: float) -> str:
-    """A score with two digits."""
-    return _base.number(value, ".2f")
+    return f"Highest mean: {means.idxmax()}, {_base.number(means.max(), '.2f')}." if len(means) else ""
 
 
 def _summary(result: Evaluation) -> list[Block]:
@@ -203,7 +172,8 @@ def _maps(result: Evaluation, images: dict[str, SpatialData], genes: str | Seque
         return []
     shown = [*pick("sections", list(images), list(spots))] if images else []
     shown = [*shown, *(name for name in spots if name not in shown)][:_MOST_MAPS]
-    method = _mapped_method(result)
+    known = list(dict.fromkeys(m for spots in result.spots.values() for m in _section.layer_names(spots)))
+    method = ADAPTED if ADAPTED in known else next((m for m in known if m != MEAN), known[0] if known else ADAPTED)
     if genes is None:
         chosen, why = _choose_genes(result.genes, method, sorted(set().union(*(spots[s].var_names for s in shown))))
     else:
@@ -227,11 +197,6 @@ def _maps(result: Evaluation, images: dict[str, SpatialData], genes: str | Seque
     return [Block("Maps", [why + left, lines], figures=pictures)] if pictures else []
 
 
-def _mapped_method(result: Evaluation) -> str:
-    known = list(dict.fromkeys(m for spots in result.spots.values() for m in _section.layer_names(spots)))
-    return ADAPTED if ADAPTED in known else next((m for m in known if m != MEAN), known[0] if known else ADAPTED)
-
-
 def _choose_genes(genes: pd.DataFrame, method: str, known: Sequence[str]) -> tuple[list[str], str]:
     """Best, median and worst predicted gene among those with a pattern, and how they were chosen."""
     if any(column not in genes for column in _GENE_COLUMNS):
@@ -245,8 +210,8 @@ def _choose_genes(genes: pd.DataFrame, method: str, known: Sequence[str]) -> tup
         return list(known[:3]), "The first genes of the evaluation; no correlation is known."
     places = dict.fromkeys([0, len(structured) // 2, len(structured) - 1])
     chosen = [str(structured.index[i]) for i in places]
-    scores = ", ".join(f"{g} (r = {number(structured.loc[g, 'pearson'])})" for g in chosen)
-    among = f" among the {len(structured)} with a measured Moran's I of at least {number(edge)}" * bool(
+    scores = ", ".join(f"{g} (r = {_base.number(structured.loc[g, 'pearson'], '.2f')})" for g in chosen)
+    among = f" among the {len(structured)} with a measured Moran's I of at least {_base.number(edge, '.2f')}" * bool(
         np.isfinite(edge)
     )
     return chosen, f"Best, median and worst gene by the mean Pearson r of {method}{among}: {scores}."

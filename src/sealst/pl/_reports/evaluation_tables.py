@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
 from sealst._core.report import Table
-from sealst.pl._base import metric_label, number, shorten
+from sealst.pl._base import metric_label, number
 from sealst.pl._evaluation.methods import POOLED
 
-#: longest text of a fact
-_FACT_CHARS = 240
 #: ways to search by the beginning of a metric's name
 _DIRECTIONS = {"gene→image ": "expression → image", "image→image ": "image → image", "": "image → expression"}
 
@@ -80,8 +75,7 @@ def difference_tables(table: pd.DataFrame) -> list[Table]:
     frame = pd.DataFrame({"method": rows["method"].astype(str)})
     for column in ("genes", "metric", "fold", "section"):
         # A column that says nothing, or the same in every row, is left out.
-        told = column == "genes" and rows[column].ne("").any()
-        if told or rows[column].nunique() > 1:
+        if (column == "genes" and rows[column].ne("").any()) or rows[column].nunique() > 1:
             frame[column] = rows[column].astype(str).replace("", POOLED)
     frame["difference"] = [number(v, "+.3f") for v in rows["value"]]
     frame["95 % interval"] = [
@@ -142,28 +136,3 @@ def _by_method(pathways: pd.DataFrame, measure: str) -> pd.DataFrame:
     frame = mean.map(lambda v: number(v, ".2f") if np.isfinite(v) else "–").fillna("–")
     frame.insert(0, "genes", n.astype(int))
     return frame.rename_axis("pathway").reset_index()
-
-
-def facts_table(facts: Mapping[str, Any]) -> Table:
-    """What was recorded about the evaluation, without versions."""
-    rows = [(key.replace("_", " "), plain_text(v)) for key, v in facts.items() if key != "versions"]
-    return Table(pd.DataFrame(rows, columns=["fact", "value"]), "Recorded by the evaluation.")
-
-
-def versions_table(facts: Mapping[str, Any], own: str) -> Table:
-    """Versions of the software that made the numbers, and of what wrote the report."""
-    recorded = facts.get("versions", {})
-    rows = list(recorded.items()) if isinstance(recorded, Mapping) else [("recorded", recorded)]
-    rows = [(str(name), plain_text(v)) for name, v in rows]
-    return Table(pd.DataFrame([*rows, ("sealst that wrote this report", own)], columns=["software", "version"]))
-
-
-def plain_text(value: Any) -> str:
-    """A recorded value as readable text, however it is nested."""
-    if isinstance(value, Mapping):
-        text = "; ".join(f"{k}: {plain_text(v)}" for k, v in value.items())
-    elif isinstance(value, list | tuple | set | frozenset | np.ndarray):
-        text = ", ".join(plain_text(v) for v in value)
-    else:
-        text = f"{value:g}" if isinstance(value, float) else str(value)
-    return shorten(text, _FACT_CHARS)

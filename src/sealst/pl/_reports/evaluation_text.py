@@ -8,6 +8,7 @@ from sealst._evaluation import Evaluation
 from sealst._validate import listed
 from sealst.pl._evaluation.methods import MEANINGS
 from sealst.pl._reports.evaluation_tables import expression_rows, is_difference
+from sealst.pl._reports.page import count
 
 #: with fewer, one patient more can change what a report says
 _FEW_PATIENTS = 10
@@ -30,21 +31,11 @@ _INTERVALS = (
 )
 
 
-def count(n: int, what: str) -> str:
-    """A number with its noun, in the plural where needed."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
 def named(table: pd.DataFrame, column: str) -> list[str]:
     """Different entries of a column, without empty ones."""
     if column not in table:
         return []
     return [str(v) for v in pd.unique(table[column].dropna()) if str(v)]
-
-
-def folds_of(result: Evaluation) -> list[str]:
-    """Folds, without rows over all of them."""
-    return named(result.table[~is_difference(result.table)], "fold")
 
 
 def lead(result: Evaluation) -> list[str]:
@@ -53,9 +44,10 @@ def lead(result: Evaluation) -> list[str]:
     parts = [count(len(named(table, c)), c) for c in ("section", "patient") if named(table, c)]
     n_genes = result.genes["gene"].nunique() if "gene" in result.genes else 0
     of_genes = f" of {count(n_genes, 'gene')}" if n_genes else ""
+    folds = named(table[~is_difference(table)], "fold")
     return [
         f"Expression{of_genes} was predicted from H&E in {' of '.join(parts)}, in "
-        f"{count(len(folds_of(result)), 'fold')}. Methods: {', '.join(methods)}."
+        f"{count(len(folds), 'fold')}. Methods: {', '.join(methods)}."
     ]
 
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from spatialdata import SpatialData
 
-from sealst._core.report import Block, Picture, render
+from sealst._core.report import Block, Picture
 from sealst._core.scores.slide_evaluation import SlideEvaluation
-from sealst._errors import DataError, SealstWarning
-from sealst._files import write_text
+from sealst._docs import documented
+from sealst._errors import SealstWarning
 from sealst._validate import listed
-from sealst._version import __version__
 from sealst.pl._maps.attention import attention
-from sealst.pl._reports import evaluation_tables as tables
 from sealst.pl._reports import slides_text as text
-from sealst.pl._reports.evaluation import picture_of
+from sealst.pl._reports.page import check_page, facts_table, picture_of, versions_table, write_page
 from sealst.pl._slides.calibration import slide_calibration
 from sealst.pl._slides.curves import precision_recall, roc
 from sealst.pl._slides.kaplan_meier import kaplan_meier
@@ -27,6 +24,7 @@ from sealst.pl._slides.methods import classes_of, embeddings_of, held_out, no_cu
 _TASKS = ("classification", "regression", "survival")
 
 
+@documented
 def slide_report(
     evaluation: SlideEvaluation,
     path: str | Path,
@@ -45,8 +43,7 @@ def slide_report(
     ----------
     evaluation
         A `tl.SlideEvaluation`.
-    path
-        File to write, ending in ``.html``; an existing file is replaced once the new one is complete.
+    %(html.path)s
     title
         Title; by default it names the targets.
     slides
@@ -72,39 +69,24 @@ def slide_report(
     """
     path = Path(path)
     require_slides(evaluation, _TASKS)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise DataError(f"`path` must end in '.html', found {str(path)!r}.")
-    if evaluation.table.empty:
-        raise DataError("The SlideEvaluation has no results (`.table` has no rows).")
+    check_page(path, evaluation.table, "SlideEvaluation")
+    facts = evaluation.facts
+    versions = facts.get("versions", facts.get("version", {}))
+    if not isinstance(versions, Mapping):
+        versions = {"sealst that made the numbers": versions}
+    folds = text.fold_tables(evaluation)
+    spread = "Models of different folds saw different patients; the spread says how much that matters."
     blocks = [
-        Block("What was compared", points=text.methods(evaluation), tables=[tables.facts_table(_facts(evaluation))]),
+        Block("What was compared", points=text.methods(evaluation), tables=[facts_table(facts)]),
         Block("Summary", tables=text.summary_tables(evaluation)),
-        *_folds(evaluation),
+        *([Block("Folds", [spread], tables=folds)] if folds else []),
         *_figures(evaluation, time_label),
         *_attention(dict(slides or {})),
         Block("Limits", points=text.limits(evaluation)),
-        Block("Versions", tables=[tables.versions_table(_versions(evaluation), __version__)]),
+        Block("Versions", tables=[versions_table({"versions": versions})]),
     ]
-    title = title or f"Slide-level prediction of {', '.join(map(str, evaluation.facts.get('targets', ['labels'])))}"
-    page = render(title, text.lead(evaluation), blocks, f"sealst {__version__}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page)
-    return path
-
-
-def _facts(evaluation: SlideEvaluation) -> dict[str, Any]:
-    return {key: value for key, value in evaluation.facts.items() if key not in ("version", "versions")}
-
-
-def _versions(evaluation: SlideEvaluation) -> dict[str, Any]:
-    known = evaluation.facts.get("versions", evaluation.facts.get("version", {}))
-    return {"versions": known if isinstance(known, Mapping) else {"sealst that made the numbers": known}}
-
-
-def _folds(evaluation: SlideEvaluation) -> list[Block]:
-    found = text.fold_tables(evaluation)
-    line = "Models of different folds saw different patients; the spread says how much that matters."
-    return [Block("Folds", [line], tables=found)] if found else []
+    title = title or f"Slide-level prediction of {', '.join(map(str, facts.get('targets', ['labels'])))}"
+    return write_page(path, title, text.lead(evaluation), blocks)
 
 
 def _figures(evaluation: SlideEvaluation, time_label: str) -> list[Block]:

@@ -9,7 +9,7 @@ from sealst._core.report import Table
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._keys import Keys
 from sealst.pl._base import number
-from sealst.pl._reports.evaluation_text import count
+from sealst.pl._reports.page import count
 from sealst.pl._slides.methods import FLOOR, embeddings_of, held_out, interval_text, label_of, targets_of
 
 #: with fewer patients, or fewer of one class or outcome, one more can change what a report says

@@ -14,13 +14,13 @@ from scipy.stats import linregress
 
 from sealst._core.scores.slide_curves import reliability
 from sealst._core.scores.slide_evaluation import SlideEvaluation
+from sealst._docs import documented
 from sealst._validate import check_positive
 from sealst.pl import _base
 from sealst.pl._base import plain
 from sealst.pl._slides.methods import (
     Slides,
     classes_of,
-    end,
     held_out,
     is_class,
     legend_below,
@@ -32,6 +32,7 @@ from sealst.pl._slides.methods import (
 )
 
 
+@documented
 def slide_calibration(
     evaluation: SlideEvaluation,
     *,
@@ -56,28 +57,18 @@ def slide_calibration(
     ----------
     evaluation
         A `tl.SlideEvaluation` of a classification or a regression.
-    targets
-        Targets to show; by default all.
+    %(shown.targets)s
     classes
         Classes to show, of a classification; by default the second of two, or all.
-    methods
-        Embeddings to show, such as ``"X_seal"``; by default all, the adapted one first.
+    %(embeddings.methods)s
     n_bins
         Bins of the predicted probability.
-    n_cols
-        Panels in a row; by default up to 4.
-    ax
-        Axes to draw into, for a single panel.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(by_number.n_cols)s
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -101,14 +92,14 @@ def slide_calibration(
         for one, slides in zip(axes, pairs, strict=True):
             same = [other for other in pairs if other.target == slides.target]
             _draw_pairs(one, slides, evaluation, limits=_limits(same))
-        return end(axes, ax, save, show)
+        return _base.finish(_base.figure_of(axes[0]), ax, save, show)
     panels = [(target, name) for target in shown for name in classes_of(evaluation, target, classes)]
     groups = [[held_out(evaluation, t, m, ["truth", f"p_{name}"]) for m in kept] for t, name in panels]
     axes = panel_axes(ax, len(panels), n_cols, how="`targets=` and `classes=`", below=1.2)
     for one, (target, name), own in zip(axes, panels, groups, strict=True):
         _draw_bins(one, own, name, n_bins, title=f"{target}: {name}")
         legend_below(one, -0.36)
-    return end(axes, ax, save, show)
+    return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
 def _draw_bins(ax: Axes, methods: Sequence[Slides], name: str, n_bins: int, *, title: str) -> None:

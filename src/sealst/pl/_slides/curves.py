@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sealst._core.scores import slide_curves
 from sealst._core.scores.slide_curves import Curve
 from sealst._core.scores.slide_evaluation import SlideEvaluation
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._logging import warn
 from sealst.pl import _base
@@ -22,7 +23,6 @@ from sealst.pl._base import plain
 from sealst.pl._slides.methods import (
     Slides,
     classes_of,
-    end,
     held_out,
     is_class,
     legend_below,
@@ -35,6 +35,7 @@ from sealst.pl._slides.methods import (
 )
 
 
+@documented
 def roc(
     evaluation: SlideEvaluation,
     *,
@@ -58,31 +59,21 @@ def roc(
     ----------
     evaluation
         A `tl.SlideEvaluation` of a classification.
-    targets
-        Targets to show; by default all.
+    %(shown.targets)s
     classes
         Classes to show against the rest; by default the second of two, or all. By default those that no held-out slide
         is of are left out, with a warning.
-    methods
-        Embeddings to show, such as ``"X_seal"``; by default all, the adapted one first.
+    %(embeddings.methods)s
     n_bootstrap
         Bootstrap draws behind the band; 0 leaves it out.
     seed
         Seed of these draws.
-    n_cols
-        Panels in a row; by default up to 4.
-    ax
-        Axes to draw into, for a single panel.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(by_number.n_cols)s
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -102,6 +93,7 @@ def roc(
     return _curves(evaluation, kind, chosen, ax=ax, save=save, show=show)
 
 
+@documented
 def precision_recall(
     evaluation: SlideEvaluation,
     *,
@@ -125,31 +117,21 @@ def precision_recall(
     ----------
     evaluation
         A `tl.SlideEvaluation` of a classification.
-    targets
-        Targets to show; by default all.
+    %(shown.targets)s
     classes
         Classes to show against the rest; by default the second of two, or all. By default those that no held-out slide
         is of are left out, with a warning.
-    methods
-        Embeddings to show, such as ``"X_seal"``; by default all, the adapted one first.
+    %(embeddings.methods)s
     n_bootstrap
         Bootstrap draws behind the band; 0 leaves it out.
     seed
         Seed of these draws.
-    n_cols
-        Panels in a row; by default up to 4.
-    ax
-        Axes to draw into, for a single panel.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(by_number.n_cols)s
+    %(ax)s
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -213,7 +195,7 @@ def _curves(
         for method in own:
             _draw(one, method, name, kind, chosen=chosen, evaluation=evaluation if binary else None)
         legend_below(one)
-    return end(axes, ax, save, show)
+    return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
 def _panels(

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sealst._core.scores.slide_curves import at_risk, log_rank, survival_curve
 from sealst._core.scores.slide_evaluation import SlideEvaluation
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._validate import check_choice, listed
@@ -22,7 +23,6 @@ from sealst.pl import _base
 from sealst.pl._base import RISK_COLOURS, plain
 from sealst.pl._slides.methods import (
     Slides,
-    end,
     held_out,
     methods_of,
     panel_axes,
@@ -39,6 +39,7 @@ _TABLE_PT, _LINE_PT = 32.0, 10.5
 _LEFT_PT = -12
 
 
+@documented
 def kaplan_meier(
     evaluation: SlideEvaluation,
     *,
@@ -62,10 +63,8 @@ def kaplan_meier(
     ----------
     evaluation
         A `tl.SlideEvaluation` of survival.
-    targets
-        Targets to show; by default all.
-    methods
-        Embeddings to show, such as ``"X_seal"``; by default all, the adapted one first.
+    %(shown.targets)s
+    %(embeddings.methods)s
     split
         ``"fold"``: at the median within each fold, since every fold's model has a scale of its own; ``"all"``: at the
         median of all held-out patients.
@@ -75,16 +74,10 @@ def kaplan_meier(
         Panels in a row; by default the embeddings of one target.
     ax
         Axes to draw into, for a single panel; leave room below it for the patients at risk.
-    save
-        File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
-        `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
-    show
-        True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-        ends); False closes the figure in pyplot, so that only what is returned shows it.
+    %(save)s
+    %(show)s
 
-    Returns
-    -------
-    The Figure, or `ax` where it was given.
+    %(returns_figure)s
 
     Raises
     ------
@@ -114,7 +107,7 @@ def kaplan_meier(
             _draw(one, slides.frame[rows], name, colour)
         _add_table(one, slides.frame, high)
         one.legend(fontsize=_base.SMALL_SIZE, frameon=False, loc="best")
-    return end(axes, ax, save, show)
+    return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
 def _patients(slides: Slides) -> Slides:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._errors import DataError, MissingKeyError
@@ -95,14 +93,6 @@ def label_of(method: str) -> str:
     return f"{known[method]} ({method})" if method in known else method
 
 
-def slide_colours(evaluation: SlideEvaluation) -> dict[str, str]:
-    """Colour by method: adapted and frozen have those of every other figure."""
-    known = [*embeddings_of(evaluation), FLOOR]
-    other = {Keys.EMBEDDING: ADAPTED, Keys.FROZEN: FROZEN, FLOOR: MEAN}
-    colours = colours_of([other.get(one, one) for one in known])
-    return {one: colours[other.get(one, one)] for one in known}
-
-
 def held_out(evaluation: SlideEvaluation, target: str, method: str, columns: Sequence[str]) -> Slides:
     """Slides of a target with a prediction of a method and a known outcome."""
     frame = evaluation.predictions
@@ -114,7 +104,10 @@ def held_out(evaluation: SlideEvaluation, target: str, method: str, columns: Seq
     frame = frame.dropna(subset=list(columns))
     if frame.empty:
         raise DataError(f"No held-out slide has a prediction of {target!r} by {method!r}.")
-    return Slides(target, method, label_of(method), slide_colours(evaluation)[method], frame)
+    # Adapted and frozen have the colours of every other figure.
+    other = {Keys.EMBEDDING: ADAPTED, Keys.FROZEN: FROZEN, FLOOR: MEAN}
+    colours = colours_of([other.get(one, one) for one in (*embeddings_of(evaluation), FLOOR)])
+    return Slides(target, method, label_of(method), colours[other.get(method, method)], frame)
 
 
 def classes_of(evaluation: SlideEvaluation, target: str, classes: str | Sequence[str] | None) -> list[str]:
@@ -174,21 +167,11 @@ def panel_axes(ax: Axes | None, n: int, n_cols: int | None, *, how: str, below: 
     if ax is not None:
         return [ax]
     n_cols = min(n_cols or min(n, 4), n)
-    n_rows = -(-n // n_cols)
     side = _SIDE_IN if n <= 4 else _SMALL_IN
-    figure: Figure = plt.figure(figsize=(n_cols * side, n_rows * (side + below)), layout="constrained")
-    grid = figure.add_gridspec(n_rows, n_cols)
-    return [figure.add_subplot(grid[divmod(i, n_cols)]) for i in range(n)]
+    return _base.grid_axes(n, n_cols, size=(side, side + below))
 
 
 def legend_below(ax: Axes, y: float = -0.19) -> None:
     """Legend under the panel's own labels: inside it would hide what is drawn."""
     style = {"fontsize": _base.SMALL_SIZE, "frameon": False, "borderaxespad": 0.0, "labelspacing": 0.3}
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, y), **style)
-
-
-def end(axes: Sequence[Axes], ax: Axes | None, save: object, show: bool | None) -> Figure | Axes:
-    """Save and show as asked; return the figure, or the axes that were given."""
-    figure = _base.figure_of(axes[0])
-    _base.finish(figure, save, show, own=ax is None)  # type: ignore[arg-type]
-    return figure if ax is None else ax

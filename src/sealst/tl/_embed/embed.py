@@ -11,6 +11,7 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._core.device import resolve_device
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -21,6 +22,7 @@ from sealst.models import Encoder, SealModel, build_encoder
 from sealst.models._encoders.digests import base_name
 
 
+@documented
 def embed(
     sdata: SpatialData | Collection,
     model: SealModel | Encoder | str,
@@ -56,15 +58,12 @@ def embed(
         that it was trained on.
     key_added
         Slot in ``.obsm``; default ``"X_seal"`` for images, ``"X_seal_gene"`` for expression.
-    region
-        Region(s) of the table; by default all.
-    table_key
-        Table to write to.
+    %(region)s
+    %(table_key)s
     device
         Device; default the model's own. On CUDA devices an encoder runs in the precision of its published users
         (`spec.precision`), elsewhere in float32.
-    progress
-        Progress bar; default ``settings.progress``.
+    %(progress)s
     copy
         Whether to return a copy of the table instead of writing to it.
 

@@ -12,6 +12,7 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._core.device import resolve_device
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -21,6 +22,7 @@ from sealst.tl._embed.inputs import check_model
 from sealst.tl._pathways.pathways import PathwayResult, score_sets, write_pathways
 
 
+@documented
 def predict(
     sdata: SpatialData,
     model: SealModel,
@@ -56,10 +58,8 @@ def predict(
     region, table_key
         Region(s) to embed where that is still to be done, by default all; and the table to write to. Regions that this
         model embedded before are predicted too.
-    device
-        Device; default the model's own.
-    progress
-        Progress bar; default ``settings.progress``.
+    %(model.device)s
+    %(progress)s
     copy
         Whether to return a copy of the table instead of writing to it.
 

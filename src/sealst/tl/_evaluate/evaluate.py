@@ -13,6 +13,7 @@ from spatialdata import SpatialData
 from sealst._core.device import resolve_device
 from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.protocols import Protocol, resolve_protocol
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._keys import Keys
@@ -36,6 +37,7 @@ from sealst.tl._evaluate.views import SectionReader, SectionView
 from sealst.tl._pathways.pathways import Net
 
 
+@documented
 def evaluate(
     model: SealModel | Encoder | str | Mapping[str, Any],
     sections: SpatialData | Sequence[SpatialData] | HestBench,
@@ -107,10 +109,8 @@ def evaluate(
         Whether a patient (or copied spots) may stand on both sides, for in-sample checks; refused otherwise.
     device
         Where an encoder runs that is not part of a model; default ``settings.device``.
-    table_key
-        Table of each section.
-    progress
-        Progress bar; default ``settings.progress``.
+    %(table_key)s
+    %(progress)s
     seed
         Seed of the bootstrap intervals, and of the permutation.
 

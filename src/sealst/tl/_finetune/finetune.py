@@ -20,6 +20,7 @@ from sealst._core.genes.panel import GenePanel
 from sealst._core.losses.domain import balanced_weights
 from sealst._core.seeds import seeded
 from sealst._data.dataset import PairDataset, joined_expression
+from sealst._docs import documented
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -44,6 +45,7 @@ from sealst.tl._finetune.run_folder import MODEL, begin, facts_of, finish, is_fi
 _MIN_SPOTS = 16
 
 
+@documented
 def finetune(
     sections: SpatialData | Sequence[SpatialData],
     *,
@@ -131,12 +133,9 @@ def finetune(
         run it starts one, so a pipeline may always say so. Another run in the folder is refused.
     seed
         Seed of everything random; default ``settings.seed``.
-    device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, …; default ``settings.device``.
-    progress
-        Progress bars; default ``settings.progress``.
-    table_key
-        Table of each section.
+    %(device)s
+    %(progress)s
+    %(table_key)s
     trainer_kwargs
         Passed on to `lightning.Trainer`: ``{"devices": 4, "strategy": "ddp"}``, ``{"num_nodes": 2}``, a ``logger``, …
 

@@ -17,6 +17,7 @@ from anndata import AnnData
 from sealst import _section
 from sealst._core.genes.panel import check_named
 from sealst._core.genes.sets import as_net, overlap, restrict
+from sealst._docs import documented
 from sealst._errors import DataError, OrderError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -48,6 +49,7 @@ class PathwayResult:
     facts: dict[str, Any]
 
 
+@documented
 def pathways(
     data: Data,
     net: Net,
@@ -89,8 +91,7 @@ def pathways(
         Smallest number of a set's genes that must be at hand; smaller sets are left out and named.
     key_added
         Slot in ``.obsm``; default ``"seal_pathways"`` for predicted, ``"measured_pathways"`` for measured expression.
-    table_key
-        Table to write to.
+    %(table_key)s
     copy
         Whether to return a copy of the table instead of writing to it.
     verbose

@@ -12,6 +12,7 @@ from scipy.stats import false_discovery_control
 
 from sealst import _section
 from sealst._core.scores.region_tests import replicate_test
+from sealst._docs import documented
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -27,6 +28,7 @@ _COLUMNS += ["n", "n_reference", "design"]
 _FIELDS = {"names": "pathway", "scores": "score", "pvals": "pval", "pvals_adj": "pval_adj", "differences": "difference"}
 
 
+@documented
 def rank_pathways(
     data: Data,
     groupby: str,
@@ -69,10 +71,8 @@ def rank_pathways(
         DataFrame in ``.obsm``. Rows of NaN (spots without a crop) and spots without a group are left out.
     key_added
         Slot in ``.uns``.
-    region
-        Region(s) to use; by default all.
-    table_key
-        Table to read from and write to.
+    %(region)s
+    %(table_key)s
 
     Returns
     -------

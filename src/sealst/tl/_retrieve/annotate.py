@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from sealst import _section
 from sealst._core.search.votes import nearest_votes
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -39,6 +40,7 @@ class _Reference:
     layers: list[str]
 
 
+@documented
 def annotate(
     data: Data,
     model: SealModel,
@@ -81,12 +83,10 @@ def annotate(
     layer
         Layer of the references. Default: the one the model was trained on where a reference has it, else ``"lognorm"``,
         as for single cells, which have no neighbours to take context from.
-    key
-        Slot in ``.obsm`` with the image embeddings.
+    %(embeddings.key)s
     key_added
         Name of the column; prefix of the other slots.
-    region
-        Region(s) to label; by default all.
+    %(region)s
     table_key
         Table to read from and write to, also of a reference that is a SpatialData.
     copy

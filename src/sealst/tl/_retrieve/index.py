@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sealst._data.index.vectors import Snapshot, open_store
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._html import as_html
 from sealst._keys import Keys
@@ -129,6 +130,7 @@ class SealIndex:
         return as_html("SealIndex", facts)
 
     # -- search -------------------------------------------------------------------------------------------------------
+    @documented
     def search(
         self,
         vectors: np.ndarray,
@@ -150,8 +152,7 @@ class SealIndex:
             Values that columns of `metadata` must have: ``{"organ": ["breast", "lung"], "technology": "Visium"}``.
         exclude
             Values of columns that leave a spot out, such as ``{"patient": "p1"}``.
-        suppress_um
-            Smallest distance in µm between two hits of a section: hits closer to a better one are skipped. 0 keeps all.
+        %(suppress_um)s
 
         Returns
         -------
@@ -235,6 +236,7 @@ class SealIndex:
         return facts
 
     # -- changes ------------------------------------------------------------------------------------------------------
+    @documented
     def add(self, sections: Sections, *, model: SealModel | None = None, table_key: str = Keys.TABLE) -> None:
         """Add embedded sections.
 
@@ -244,8 +246,7 @@ class SealIndex:
             As in `build_index`; embeddings of the same model, in the same slot, names of sections that are new.
         model
             The model, for an index of its shared space.
-        table_key
-            Table to read.
+        %(table_key)s
 
         Raises
         ------
@@ -284,6 +285,7 @@ def check_suppress(suppress_um: float) -> None:
         raise DataError(f"`suppress_um` must be a distance in µm of at least 0, found {suppress_um!r}.")
 
 
+@documented
 def build_index(
     sections: Sections,
     path: str | PathLike[str],
@@ -307,8 +309,7 @@ def build_index(
         without an embedding are left out.
     path
         Folder to write.
-    key
-        Slot in ``.obsm`` with the embeddings.
+    %(embeddings.key)s
     kind
         ``"exact"`` compares with every vector and needs no faiss; ``"flat"`` is faiss' way of the same; ``"ivf"``
         (lists of near vectors) and ``"hnsw"`` (a graph) look at a part. ``"auto"`` is ``"exact"`` below 200,000
@@ -322,8 +323,7 @@ def build_index(
         The model that made the embeddings, if it was trained with projection heads and genes, signatures or profiles
         will be asked for: the index then holds what its heads make of the embeddings, where expression lies too.
         Without it the index holds embeddings as they are. For models without projection heads both are the same.
-    table_key
-        Table to read.
+    %(table_key)s
     overwrite
         Whether to replace an index that is there; it stays until the new one is complete.
 

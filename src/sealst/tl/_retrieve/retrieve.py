@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from sealst import _section
 from sealst._core.search.queries import QUERY_STD, centred, cosine, mean_ranks, spaced_hits
+from sealst._docs import documented
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -39,6 +40,7 @@ class _Answer:
     scores: np.ndarray
 
 
+@documented
 def retrieve(
     data: Data | SealIndex,
     model: SealModel,
@@ -89,18 +91,14 @@ def retrieve(
         For genes and signatures: how far the reference profile is moved, in standard deviations of a gene.
     n_hits
         Hits to record.
-    suppress_um
-        Smallest distance in µm between two hits of a section: hits closer to a better one are skipped. 0 keeps all.
+    %(suppress_um)s
     where
         Of an index: values that columns of its metadata must have, see `SealIndex.search`.
-    key
-        Slot in ``.obsm`` with the embeddings.
+    %(embeddings.key)s
     key_added
         Prefix of the columns.
-    region
-        Region(s) to search; by default all.
-    table_key
-        Table to read from and write to.
+    %(region)s
+    %(table_key)s
     copy
         Whether to return a copy of the table instead of writing to it.
 

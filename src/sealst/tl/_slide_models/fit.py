@@ -19,6 +19,7 @@ from sealst._core.seeds import mixed_seed, seeded
 from sealst._core.splits.slides import Fold, check_sides, inner_split, named_folds, patient_folds, strata_of
 from sealst._data.bags.bags import Bags
 from sealst._data.bags.memory import BagStore
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -35,6 +36,7 @@ from sealst.tl._slide_models.labels import Labels, check_enough, labels_of, task
 from sealst.tl._slide_models.rows import Outcome, floor_of, prediction_table, score_table
 
 
+@documented
 def fit_slide(
     bags: Bags,
     target: str | Sequence[str],
@@ -84,10 +86,8 @@ def fit_slide(
         Draws of patients behind the intervals; 0 leaves them out.
     seed
         Seed of folds, weights, order of slides, draws of tiles and of patients; default ``settings.seed``.
-    device
-        Device; default ``settings.device``.
-    progress
-        Progress bar; default ``settings.progress``.
+    %(device)s
+    %(progress)s
 
     Returns
     -------

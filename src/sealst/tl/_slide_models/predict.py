@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from sealst import _logging, _section
 from sealst._data.bags.bags import Bag, Bags, BlankSlideError, made_by
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
@@ -23,6 +24,7 @@ from sealst.tl._slide_models.contenders import check_same_embedding
 _CALL = "predict_slide"
 
 
+@documented
 def predict_slide(
     data: Data | Bags,
     model: SlideModel,
@@ -51,12 +53,9 @@ def predict_slide(
     region
         Region(s) of the table; by default all. The others keep what an earlier call with the same model and target
         wrote, and lose what another wrote.
-    table_key
-        Table to write to.
-    device
-        Device; default where the model is.
-    progress
-        Progress bar over bags; default ``settings.progress``.
+    %(table_key)s
+    %(model.device)s
+    %(progress)s
     copy
         Whether to return a copy of the table instead of writing to it.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sealst._core.scores.slides import SCORERS, Held, Scorer, bootstrap_scores
+from sealst._core.scores.slides import SCORERS, HeldOut, Scorer, bootstrap_scores
 from sealst._keys import Keys
 from sealst._train.slide_engine import CLASSIFICATION, REGRESSION, SURVIVAL
 from sealst.tl._slide_models.labels import Labels
@@ -38,10 +38,10 @@ class Outcome:
     train: Mapping[str, np.ndarray]
 
     @property
-    def held(self) -> Held:
+    def held(self) -> HeldOut:
         """Truth, folds and patients of the predicted rows."""
         patients = self.obs[Keys.PATIENT].to_numpy(dtype=object)[self.rows]
-        return Held(self.labels.values[self.rows], self.fold, patients, self.train)
+        return HeldOut(self.labels.values[self.rows], self.fold, patients, self.train)
 
 
 def floor_of(labels: Labels, train: np.ndarray, n: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def floor_of(labels: Labels, train: np.ndarray, n: int) -> np.ndarray:
     return np.repeat(one[None], n, axis=0)
 
 
-def _floor_scores(floor: np.ndarray, held: Held, score: Scorer) -> dict[str, float]:
+def _floor_scores(floor: np.ndarray, held: HeldOut, score: Scorer) -> dict[str, float]:
     """Scores of the folds' constants; where these differ, their order says nothing and is not scored."""
     constant = score(np.repeat(floor[:1], len(floor), axis=0), held)
     return constant | {metric: value for metric, value in score(floor, held).items() if metric in _OF_LEVEL}
@@ -66,7 +66,7 @@ def score_table(outcome: Outcome, *, n_bootstrap: int, seed: int) -> pd.DataFram
     intervals = bootstrap_scores(outcome.predicted, held, score, n=n_bootstrap, seed=seed)
     rows: list[dict[str, Any]] = []
 
-    def add(fold: str, method: str, scores: Mapping[str, float], part: Held) -> None:
+    def add(fold: str, method: str, scores: Mapping[str, float], part: HeldOut) -> None:
         facts: dict[str, Any] = {"fold": fold, "method": method, "target": outcome.labels.target}
         facts |= {"n": len(part.truth), "n_patients": len(np.unique(part.patients))}
         for metric, value in scores.items():

@@ -16,6 +16,7 @@ import pandas as pd
 
 from sealst._core.genes.sets import restrict
 from sealst._data.bags.parts import run_folder
+from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._files import write_json
 from sealst._logging import logger, warn
@@ -33,6 +34,7 @@ from sealst.tl._slides.workers import workers_for
 _RUN = "run.json"
 
 
+@documented
 def embed_slides(
     manifest: pd.DataFrame | str | PathLike[str],
     out: str | PathLike[str],
@@ -79,8 +81,7 @@ def embed_slides(
         an encoder by name by default that of its published users, or 112 µm.
     step_um
         Distance of neighbouring tiles in µm; by default `tile_um`, so that they touch.
-    min_tissue
-        Smallest share of a tile that must be tissue, 0 to 1.
+    %(min_tissue)s
     frozen
         Whether to write the embeddings of the encoder without its adapter too, from one reading of the pixels; by
         default for a SEAL model.
@@ -110,8 +111,7 @@ def embed_slides(
     device
         Device of the model, on every worker; default that of a model in memory, else ``settings.device`` of this
         process. Workers take its ``settings.precision`` and ``settings.n_jobs`` too. ``"auto"`` is settled on each.
-    progress
-        Progress bar; default ``settings.progress``.
+    %(progress)s
 
     Returns
     -------

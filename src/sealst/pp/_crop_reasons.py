@@ -27,7 +27,7 @@ def base_reasons(table: AnnData) -> np.ndarray:
     return reasons
 
 
-def judged(
+def crop_reasons(
     table: AnnData, columns: Mapping[str, np.ndarray], tissue: Mapping[str, Any], quality: Mapping[str, Any]
 ) -> np.ndarray:
     """Reason of every crop from the measures and thresholds of all calls, whatever their order.
