@@ -73,7 +73,7 @@ def tiled() -> SpatialData:
     spots = source.tables["table"]
     with sl.settings.override(progress=False):
         sdata = SpatialData(images=dict(source.images))
-        sl.pp.tile(sdata, tile_um=56)
+        sl.pp.tile(sdata, crop_um=56)
         sl.pp.pair_crops(sdata, crop_um=56, crop_px=112)
     table, rng = sdata.tables["table"], np.random.default_rng(1)
     nearest = cKDTree(spots.obsm["spatial"]).query(table.obsm["spatial"], k=3)[1]

@@ -31,7 +31,7 @@ Draw = Callable[..., Figure | Axes]
 #: every figure of `sl.pl` by name; options (`save=`, `show=`, `ax=`) go through
 FIGURES: dict[str, Draw] = {
     "slide": lambda **o: sl.pl.slide(data.tiled(), ["tissue_class", "ERBB2", "X_seal:0"], **o),
-    "attention": lambda **o: sl.pl.attention(data.tiled(), n=8, **o),
+    "attention": lambda **o: sl.pl.attention(data.tiled(), n_crops=8, **o),
     "roc": lambda **o: sl.pl.roc(data.slides("classification"), **o),
     "precision_recall": lambda **o: sl.pl.precision_recall(data.slides("classification"), **o),
     "slide_calibration": lambda **o: sl.pl.slide_calibration(data.slides("classification"), **o),
@@ -39,8 +39,8 @@ FIGURES: dict[str, Draw] = {
     "kaplan_meier": lambda **o: sl.pl.kaplan_meier(data.slides("survival"), time_label="months", **o),
     "expression": lambda **o: sl.pl.expression(data.section(), ["ERBB2", "COL1A1"], **o),
     "pathways": lambda **o: sl.pl.pathways(data.section(), **o),
-    "retrieval": lambda **o: sl.pl.retrieval(data.section(), n=4, **o),
-    "crops": lambda **o: sl.pl.crops(data.section(), n=6, n_cols=6, order_by="ERBB2", **o),
+    "retrieval": lambda **o: sl.pl.retrieval(data.section(), n_crops=4, **o),
+    "crops": lambda **o: sl.pl.crops(data.section(), n_crops=6, n_cols=6, order_by="ERBB2", **o),
     "evaluation": lambda **o: sl.pl.evaluation(data.evaluation(), metrics="pearson", **o),
     "gene_scatter": lambda **o: sl.pl.gene_scatter(data.evaluation(), **o),
     "residual_maps": lambda **o: sl.pl.residual_maps(data.evaluation(), "ERBB2", sdata=data.section(), **o),
@@ -62,9 +62,9 @@ SINGLE: dict[str, Draw] = {
     "gene_scatter": lambda **o: sl.pl.gene_scatter(data.evaluation(), sections=data.SECTIONS[0], **o),
     "calibration": FIGURES["calibration"],
     "pathway_agreement": lambda **o: sl.pl.pathway_agreement(data.evaluation().pathways, methods="seal head", **o),
-    "attention": lambda **o: sl.pl.attention(data.tiled(), n=0, **o),
-    "retrieval": lambda **o: sl.pl.retrieval(data.section(), n=0, **o),
-    "crops": lambda **o: sl.pl.crops(data.section(), n=1, **o),
+    "attention": lambda **o: sl.pl.attention(data.tiled(), n_crops=0, **o),
+    "retrieval": lambda **o: sl.pl.retrieval(data.section(), n_crops=0, **o),
+    "crops": lambda **o: sl.pl.crops(data.section(), n_crops=1, **o),
     "residual_maps": lambda **o: sl.pl.residual_maps(data.evaluation(), "ERBB2", maps="residual", **o),
     "training": lambda **o: sl.pl.training(data.history(), stages="align", metrics=[], **o),
 }

@@ -256,7 +256,7 @@ def seal_model():
             for section in sections:
                 sl.pp.pair_crops(section, crop_um=112, crop_px=32)
                 sl.pp.normalize(section)
-            made.update(sections=sections, model=tiny_model(sl.pp.select_genes(sections, n=12)))
+            made.update(sections=sections, model=tiny_model(sl.pp.select_genes(sections, n_genes=12)))
         s1, s2, s3 = made["sections"]
         return made | {"sdata": s1, "s1": s1, "s2": s2, "s3": s3}
 

@@ -168,7 +168,7 @@ def test_folds_are_trained_and_scored_twice_alike(toy_section):
     with warnings.catch_warnings(), sl.settings.override(device="cuda"):
         warnings.simplefilter("ignore", sl.SealstWarning)
         tables = [
-            sl.tl.evaluate(recipe, cohort, folds="patient", genes={"mine": ["EPCAM", "VIM"]}, seeds=[0]).table
+            sl.tl.evaluate(cohort, recipe, folds="patient", genes={"mine": ["EPCAM", "VIM"]}, seeds=[0]).table
             for _ in range(2)
         ]
     assert np.isfinite(tables[0]["value"]).any()

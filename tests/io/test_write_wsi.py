@@ -26,7 +26,7 @@ def slide(tmp_path: Path) -> Path:
 
 def tiled(slide: Path) -> sd.SpatialData:
     sdata = sl.io.read_wsi(slide, patient="p")
-    sl.pp.tile(sdata, tile_um=100)
+    sl.pp.tile(sdata, crop_um=100)
     sl.pp.pair_crops(sdata, crop_um=100, crop_px=32)
     sl.pp.tissue(sdata)
     return sdata

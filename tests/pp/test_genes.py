@@ -291,4 +291,4 @@ def test_expression_that_is_no_number_is_named() -> None:
     table = section("odd")
     table.layers["lognorm"].data[5] = np.nan
     with pytest.raises(sl.DataError, match=r"`.layers\['lognorm'\]` of section 'odd' holds NaN or infinite values"):
-        sl.pp.select_genes([table], n=10)
+        sl.pp.select_genes([table], n_genes=10)

@@ -322,7 +322,7 @@ def test_a_store_that_is_gone_is_named_and_not_read_as_black(tmp_path):
         lambda: sl.pp.pair_crops(read, crop_um=20, overwrite=True),
         lambda: sl.tl.embed(read, encoder, device="cpu"),
         lambda: sl.pl.slide(read),
-        lambda: sl.pl.crops(read, n=1),
+        lambda: sl.pl.crops(read, n_crops=1),
     ):
         with pytest.raises(sl.DataError, match=r"is read from '.*s.zarr', which is not there any more"):
             call()

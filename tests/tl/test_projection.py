@@ -148,7 +148,7 @@ def test_an_index_of_the_shared_space_answers_as_the_table_does(trained, tmp_pat
 def test_evaluation_compares_behind_the_projections(trained):
     model, train, test, _ = trained
     genes = {"all": list(model.panel.genes)}
-    table = sl.tl.evaluate(model, train, test, genes=genes).table
+    table = sl.tl.evaluate(train, model, test=test, genes=genes).table
     table = table[table["section"] != ""].set_index(["method", "metric"])["value"]
     z = np.asarray(test.tables["table"].obsm["X_seal"])
     ok = np.isfinite(z).all(axis=1)

@@ -78,7 +78,7 @@ def slides_embed(
 
     folder: Any = encoder if model is None else model_folder(model)
     with settings.override(**stated(batch_size=batch_size)):
-        found = embed_slides(manifest, out, folder, device=device, **options)
+        found = embed_slides(manifest, folder, out, device=device, **options)
     failed = int((found["status"] != "done").sum())
     counts = {"slides": len(found), "failed": failed, "tiles": int(found["n_tiles"].sum())}
     text = f"{len(found) - failed} of {len(found)} slides, {counts['tiles']} tiles: {out}"

@@ -57,7 +57,7 @@ def _tile(sdata: Any, options: Mapping[str, Any]) -> None:
         raise DataError(f"There is no table {options['table_key']!r}; found {listed(sdata.tables)}. Use --table-key.")
     given = {n: options[n] for n in ("step_um", "min_tissue", "image_key")}
     pp.tile(
-        sdata, tile_um=options["tile_um"] or options["crop_um"][0], table_key=options["table_key"], **stated(**given)
+        sdata, crop_um=options["tile_um"] or options["crop_um"][0], table_key=options["table_key"], **stated(**given)
     )
 
 
