@@ -112,9 +112,9 @@ def test_another_column_of_the_manifest_is_the_patient(tmp_path: Path) -> None:
     assert "case_id" not in bags.obs
     with pytest.raises(sl.MissingKeyError, match=r"'case' .*the manifest of the source.*'case_id'"):
         sl.io.read_bags(folder, patient_key="case")
-    with pytest.raises(sl.MissingKeyError, match=r"'case_id' .*`patient=`, in a table with `labels=`"):
+    with pytest.raises(sl.MissingKeyError, match=r"'case_id' .*`patient_key=`, in a table with `labels=`"):
         sl.io.read_bags({"s1": features()}, patient_key="case_id")
-    with pytest.raises(sl.DataError, match=r"`slide='barcode'` names a column of `labels`"):
+    with pytest.raises(sl.DataError, match=r"`slide_key='barcode'` names a column of `labels`"):
         sl.io.read_bags(folder, slide_key="barcode")
     with pytest.raises(sl.MissingKeyError, match=r"'barcode' .*the columns of `labels`"):
         sl.io.read_bags(folder, labels=labels_of("01", "02"), slide_key="barcode")

@@ -248,7 +248,7 @@ def crop_definition(table: AnnData, region: Region, crop_um: float | None = None
     if (key := f"{crop_um:g}") not in entry["sizes"]:
         raise DataError(
             f"Region {region.name!r} has crops of {', '.join(entry['sizes'])} µm, not of {key} µm. Pair them with "
-            f"`sl.pp.pair_crops(sdata, crop_um=[{key}, ...], overwrite=True)`."
+            f"`sl.pp.pair_crops(sdata, crop_um=[{key}, ...])`."
         )
     return entry | {"crop_um": float(crop_um), "shapes_key": entry["sizes"][key]}
 
@@ -275,7 +275,7 @@ def crop_boxes(
         sdata.shapes,
         definition["shapes_key"],
         where="`sdata.shapes`",
-        hint="Run `sl.pp.pair_crops(sdata, overwrite=True)` again.",
+        hint="Run `sl.pp.pair_crops(sdata)` again.",
     )
     shapes = sdata.shapes[definition["shapes_key"]]
     image = he_image(sdata, definition["image_key"])
@@ -320,7 +320,7 @@ def lognorm(table: AnnData, layer: str = Keys.LOGNORM) -> Any:
     if layer not in table.layers:
         raise OrderError(
             f"Layer {layer!r} not found in `.layers`; found: {listed(layer_names(table))}. "
-            "Run `sl.pp.normalize(sdata)` first (with `context=True, overwrite=True` if it ran without context)."
+            "Run `sl.pp.normalize(sdata)` first (with `context=True` if it ran without context)."
         )
     return table.layers[layer]
 
@@ -344,7 +344,7 @@ def expression(
     if used is not None and not np.isclose(used, panel.target_sum):
         raise PanelError(
             f"Expression was normalised to {used:g} counts per spot, the panel's is {panel.target_sum:g}. Run "
-            f"`sl.pp.normalize(sdata, target_sum={panel.target_sum:g}, overwrite=True)`."
+            f"`sl.pp.normalize(sdata, target_sum={panel.target_sum:g})`."
         )
     joined = masked and panel.availability is not None
     min_shared = 0.0 if joined else 0.5

@@ -43,7 +43,6 @@ def tissue(
     labels_key: str | None = None,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
-    overwrite: bool = False,
 ) -> None:
     """Measure how much of every crop is tissue, and set aside the crops with too little.
 
@@ -60,13 +59,12 @@ def tissue(
         Smallest share of a crop's area that must be tissue, 0 to 1. The default is the one of HEST-1k.
     labels_key
         Labels element that holds the tissue (above 0), such as one drawn by hand. By default ``"<section>_tissue"``,
-        which is used where it exists and otherwise made.
+        which is used where it exists (it may have been corrected by hand) and otherwise made; delete it
+        (``del sdata.labels["<section>_tissue"]``) to have the tissue found anew.
     region
         Region(s) of the table; by default all.
     table_key
         Table whose rows are the spots.
-    overwrite
-        Whether to find the tissue anew where ``"<section>_tissue"`` exists.
 
     Returns
     -------
@@ -105,7 +103,7 @@ def tissue(
     labels, entries = {}, dict(stored)
     for one in _section.regions_of(table, region):
         crops = _section.crop_definition(table, one)
-        element = section_labels(sdata, one, crops["image_key"], labels_key, anew=overwrite)
+        element = section_labels(sdata, one, crops["image_key"], labels_key)
         fractions[one.rows] = _fractions(sdata, table, one, element)
         if labels_key is None:
             labels[Keys.tissue(one.section)] = element
@@ -114,8 +112,6 @@ def tissue(
     columns = {Keys.TISSUE_FRACTION: fractions}
     reasons = judged(table, columns, entries, table.uns.get(Keys.UNS, {}).get("quality", {}))
     for key, element in labels.items():
-        if key in sdata.labels and sdata.labels[key] is not element:
-            del sdata.labels[key]
         if key not in sdata.labels:
             sdata.labels[key] = element
     table.obs[Keys.TISSUE_FRACTION] = fractions
@@ -124,12 +120,12 @@ def tissue(
     _report(table, _section.regions_of(table, region), min_tissue)
 
 
-def section_labels(sdata: SpatialData, region: Region, image_key: str, labels_key: str | None, *, anew: bool) -> Any:
+def section_labels(sdata: SpatialData, region: Region, image_key: str, labels_key: str | None) -> Any:
     """Tissue of a section as labels: the element named, the one `tissue` wrote, or found now (and not written)."""
     if labels_key is not None:
         check_key(sdata.labels, labels_key, where="`sdata.labels`", hint="Leave `labels_key` out to find the tissue.")
         return sdata.labels[labels_key]
-    if not anew and Keys.tissue(region.section) in sdata.labels:
+    if Keys.tissue(region.section) in sdata.labels:
         return sdata.labels[Keys.tissue(region.section)]
     mask, (across, down) = tissue_mask(sdata, image_key)
     shrunk = Scale([across, down], axes=("x", "y"))

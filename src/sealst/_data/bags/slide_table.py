@@ -62,7 +62,7 @@ def check_some_agree(slides: pd.Index, labels: pd.Index) -> None:
         raise DataError(
             f"No slide is named in `labels`: slides are {listed(slides, 3)}, labels of {listed(labels, 3)}. "
             "Names must agree exactly, endings included, and stand in a column 'slide' or in the index; `read_bags` "
-            "takes another column's name as `slide=`."
+            "takes another column's name as `slide_key=`."
         )
 
 

@@ -26,7 +26,7 @@ def retrieval(
     *,
     key: str = Keys.SIMILARITY,
     rank_key: str | None = None,
-    n: int = 8,
+    n_crops: int = 8,
     title: str | None = None,
     percentiles: tuple[float, float] = (1.0, 99.0),
     cmap: str = "viridis",
@@ -51,9 +51,8 @@ def retrieval(
         ``.obs`` column with the similarity that `tl.retrieve` wrote.
     rank_key
         ``.obs`` column with the rank (1 = most similar), which stands before the similarity in the crops' titles. None
-        takes the one that `tl.retrieve` wrote beside `key`: ``"plasma_rank"`` beside ``"plasma_similarity"``; beside
-        ``"seal_similarity"``, and a column with another ending, titles do without where there is none.
-    n
+        takes the one that `tl.retrieve` wrote beside `key`, ``<key>_rank``; titles do without where there is none.
+    n_crops
         Most similar, and least similar, crops to show; 0 for the map alone.
     title
         Title above the map and its crops; by default the query that `tl.retrieve` recorded.
@@ -72,7 +71,7 @@ def retrieval(
     table_key
         Table whose rows are the spots.
     ax
-        Axes to draw into, for the map alone (``n=0``).
+        Axes to draw into, for the map alone (``n_crops=0``).
     save
         File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
         `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
@@ -94,25 +93,25 @@ def retrieval(
     Examples
     --------
     >>> import sealst as sl
-    >>> figure = sl.pl.retrieval(sdata, n=8, save="hits.png")  # doctest: +SKIP
+    >>> figure = sl.pl.retrieval(sdata, n_crops=8, save="hits.png")  # doctest: +SKIP
     """
     _base.require_spatialdata(sdata)
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
-    n = whole("n", n, least=0)
+    n_crops = whole("n_crops", n_crops, least=0)
     table = _section.get_table(sdata, table_key)
     one = _base.one_region(table, region)
     similarity = _base.stored_column(table, key, "sl.tl.retrieve(sdata, model, query)")
     rank = _ranks(table, key, rank_key)
     usable = _section.crop_boxes(sdata, table, one)[0]
-    best, worst = _ends(similarity, usable, n, one.name)
-    _base.check_single(ax, 1 + len(best) + len(worst), how="`n=0`, which is the map alone")
+    best, worst = _ends(similarity, usable, n_crops, one.name)
+    _base.check_single(ax, 1 + len(best) + len(worst), how="`n_crops=0`, which is the map alone")
     tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
     values = similarity[one.rows]
     heading = _query(table, key) if title is None else title
-    panel = Panel("" if n else heading, values, "similarity", cmap, _base.robust_limits([values], percentiles))
+    panel = Panel("" if n_crops else heading, values, "similarity", cmap, _base.robust_limits([values], percentiles))
     style = MapStyle(image_alpha, spot_size)
-    if not n:
+    if not n_crops:
         return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
     hits = load_crops(sdata, table, np.concatenate([best, worst]), [one], _crop_um(table, key))
     texts = _titles(table, hits, similarity, rank)
@@ -138,14 +137,10 @@ def _ends(similarity: np.ndarray, usable: np.ndarray, n: int, region: str) -> tu
 
 def _ranks(table: AnnData, key: str, rank_key: str | None) -> np.ndarray | None:
     """Ranks of the query that `key` answers; those of another query would look right and be wrong."""
-    prefix = key.removesuffix("_similarity")
-    found = rank_key
-    if rank_key is None:
-        found = f"{prefix}_rank"
-        if found not in table.obs and (prefix == key or key == Keys.SIMILARITY):
-            return None
-    call = f"sl.tl.retrieve(sdata, model, query, key_added={prefix!r})"
-    return _base.stored_column(table, str(found), call)
+    found = Keys.related(key, "rank") if rank_key is None else rank_key
+    if rank_key is None and found not in table.obs:
+        return None
+    return _base.stored_column(table, found, f"sl.tl.retrieve(sdata, model, query, key_added={key!r})")
 
 
 def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank: np.ndarray | None) -> list[str]:
@@ -157,9 +152,7 @@ def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank: 
 
 
 def _recorded(table: AnnData, key: str) -> dict[str, Any]:
-    # `tl.retrieve` records a query with a prefix of its own beside the default one.
-    entry = "retrieve" if key == Keys.SIMILARITY else f"retrieve_{key.removesuffix('_similarity')}"
-    return dict(table.uns.get(Keys.UNS, {}).get(entry, {}))
+    return dict(table.uns.get(Keys.UNS, {}).get("retrieve", {}).get(key, {}))
 
 
 def _crop_um(table: AnnData, key: str) -> float | None:

@@ -16,7 +16,8 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import tables as _section
-from sealst._section.tables import Region
+from sealst._section.copies import for_writing
+from sealst._section.tables import Data, Region
 from sealst._validate import check_choice
 from sealst.io import Collection
 from sealst.models import Encoder, SealModel, build_encoder
@@ -38,7 +39,7 @@ def embed(
     device: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> Data | None:
     """Embed every spot's crop (or its expression) and write the embeddings into the table.
 
     Parameters
@@ -69,11 +70,11 @@ def embed(
     progress
         Progress bar; default ``settings.progress``.
     copy
-        Whether to return a copy of the table instead of writing to it.
+        Whether to return a copy of `sdata` with the result, in place of writing to it.
 
     Returns
     -------
-    None, or with ``copy=True`` the table with
+    None, or with ``copy=True`` a copy of `sdata`; in the table
 
     - ``.obsm["X_seal" | key_added]``: float32 (n_obs, dim), not normalised; NaN for spots without a crop. Rows of
       other regions keep what the same model wrote
@@ -120,9 +121,9 @@ def embed(
             device=device,
             show=progress,
         )
-    target = table.copy() if copy else table
+    given, target = for_writing(sdata, table_key, copy=copy)
     write_embedding(target, key, *merged(target, key, embedding, entry))
-    return target if copy else None
+    return given if copy else None
 
 
 def embed_crops(

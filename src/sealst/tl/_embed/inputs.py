@@ -61,7 +61,7 @@ def crop_spec(table: AnnData, regions: Sequence[Region], crop_um: float | None =
     if len(sizes) > 1:
         raise DataError(
             f"Regions have crops of different size (µm, px): {sorted(sizes)}. Pair them alike with "
-            "`sl.pp.pair_crops(sdata, crop_um=..., crop_px=..., overwrite=True)`."
+            "`sl.pp.pair_crops(sdata, crop_um=..., crop_px=...)`."
         )
     um, px = sizes.pop()
     return CropSpec(float(um), int(px))
@@ -75,7 +75,7 @@ def check_crops_fit(table: AnnData, regions: Sequence[Region], model: CropSpec) 
             raise DataError(
                 f"Crops of {region.name!r} are {', '.join(stored['sizes'])} µm at {stored['crop_px']} px, but the "
                 f"model was trained on {model.crop_um:g} µm at {model.crop_px} px. Run `sl.pp.pair_crops(sdata, "
-                f"crop_um={model.crop_um:g}, crop_px={model.crop_px}, overwrite=True)`."
+                f"crop_um={model.crop_um:g}, crop_px={model.crop_px})`."
             )
 
 
