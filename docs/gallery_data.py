@@ -55,8 +55,8 @@ def section() -> SpatialData:
     table.obsm["seal_pathways"] = pd.DataFrame(scores, table.obs_names, [str(c).upper() for c in programs.columns[:3]])
     likeness = programs["epithelium"].to_numpy() * 0.9 - 0.3 + rng.normal(0, 0.05, table.n_obs)
     table.obs["seal_similarity"] = likeness
-    table.obs["seal_rank"] = pd.Series(-likeness).rank().to_numpy()
-    table.uns["sealst"] = {**table.uns["sealst"], "retrieve": {"query": "EPCAM, KRT8"}}
+    table.obs["seal_similarity_rank"] = pd.Series(-likeness).rank().to_numpy()
+    table.uns["sealst"] = {**table.uns["sealst"], "retrieve": {"seal_similarity": {"query": "EPCAM, KRT8"}}}
     return sdata
 
 

@@ -56,7 +56,7 @@ SINGLE: dict[str, Draw] = {
     "slide_calibration": FIGURES["slide_calibration"],
     "slide_regression": lambda **o: sl.pl.slide_calibration(data.slides("regression"), methods="X_seal", **o),
     "kaplan_meier": lambda **o: sl.pl.kaplan_meier(data.slides("survival"), methods="X_seal", **o),
-    "expression": lambda **o: sl.pl.expression(data.section(), "ERBB2", layer=None, **o),
+    "expression": lambda **o: sl.pl.expression(data.section(), "ERBB2", maps="predicted", **o),
     "pathways": lambda **o: sl.pl.pathways(data.section(), "TUMOUR", **o),
     "evaluation": FIGURES["evaluation"],
     "gene_scatter": lambda **o: sl.pl.gene_scatter(data.evaluation(), sections=data.SECTIONS[0], **o),

@@ -419,7 +419,7 @@ def test_nothing_is_overwritten_or_half_written(tmp_path: Path) -> None:
     with h5py.File(folder / "features_seal" / "s1.h5") as file:
         np.testing.assert_array_equal(file["features"][:], features(9))
     unsized = sl.io.read_bags({"s": features()}, labels=labels_of("s"))
-    with pytest.raises(sl.DataError, match="'tile_px', 'level0_px', 'mpp' of its tiles are not recorded"):
+    with pytest.raises(sl.DataError, match="'crop_px', 'level0_px', 'mpp' of its tiles are not recorded"):
         sl.io.write_trident(unsized, tmp_path / "b")
     assert not (tmp_path / "b").exists()
     with pytest.raises(sl.DataError, match="has no positions"):

@@ -38,7 +38,7 @@ def size(path: Path) -> int:
 
 def embedded(sdata: sd.SpatialData) -> np.ndarray:
     options = {"pretrained": False, "device": "cpu", "copy": True}
-    return sl.tl.embed(sdata, "vit_tiny_patch16_224", **options).obsm["X_seal"]
+    return sl.tl.embed(sdata, "vit_tiny_patch16_224", **options).tables["table"].obsm["X_seal"]
 
 
 def test_pixels_stay_in_the_slide(slide: Path, tmp_path: Path) -> None:

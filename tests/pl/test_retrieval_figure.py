@@ -64,7 +64,7 @@ def test_no_spot_is_both_most_and_least_similar(filled):
 
 def test_without_rank_or_query(filled):
     table = filled.tables["table"]
-    del table.obs["seal_rank"]
+    del table.obs["seal_similarity_rank"]
     del table.uns["sealst"]["retrieve"]
     figure = sl.pl.retrieval(filled, n_crops=1)
     assert figure.axes[1].get_title().split("\n")[1] == "0.90"
@@ -73,16 +73,15 @@ def test_without_rank_or_query(filled):
 
 def test_ranks_are_those_of_the_same_query(filled):
     table = filled.tables["table"]
-    table.obs["plasma_similarity"] = -table.obs["seal_similarity"]
-    with pytest.raises(sl.OrderError, match=r"'plasma_rank' not found in `\.obs`.*key_added='plasma'"):
-        sl.pl.retrieval(filled, key="plasma_similarity")
-    table.obs["plasma_rank"] = table.obs["plasma_similarity"].rank(ascending=False)
-    title = sl.pl.retrieval(filled, key="plasma_similarity", n_crops=1).axes[1].get_title()
+    table.obs["plasma"] = -table.obs["seal_similarity"]
+    assert sl.pl.retrieval(filled, key="plasma", n_crops=1).axes[1].get_title().split("\n")[1] == "0.40"
+    table.obs["plasma_rank"] = table.obs["plasma"].rank(ascending=False)
+    title = sl.pl.retrieval(filled, key="plasma", n_crops=1).axes[1].get_title()
     assert title.split("\n")[1] == "#1  0.40"
     # A column of one's own has no ranks, and does not get another's; a name that is given must be there.
     table.obs["score"] = table.obs["seal_similarity"]
     assert sl.pl.retrieval(filled, key="score", n_crops=1).axes[1].get_title().split("\n")[1] == "0.90"
-    with pytest.raises(sl.OrderError, match=r"'ranks' not found in `\.obs`"):
+    with pytest.raises(sl.OrderError, match=r"'ranks' not found in `\.obs`.*key_added='seal_similarity'"):
         sl.pl.retrieval(filled, rank_key="ranks")
 
 

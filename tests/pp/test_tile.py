@@ -78,7 +78,7 @@ def test_only_tiles_with_tissue_are_kept(slide: SpatialData) -> None:
     fraction = every.obs["tissue_fraction"].to_numpy()
     assert fraction[inside].min() > 0.6
     assert fraction[~inside].max() < 0.4
-    sl.pp.tile(slide, crop_um=100, min_tissue=0.5, overwrite=True)
+    sl.pp.tile(slide, crop_um=100, min_tissue=0.5)
     table = slide.tables["table"]
     assert set(table.obs["spot_id"]) == set(every.obs["spot_id"][inside])
     assert len(slide.shapes["s_spots"]) == table.n_obs == 90
@@ -137,21 +137,21 @@ def test_nothing_is_lost_or_left_behind(slide: SpatialData, toy_section) -> None
     sl.pp.tile(slide, crop_um=100)
     sl.pp.pair_crops(slide, crop_um=[100, 200])
     table, before = slide.tables["table"], elements()
-    with pytest.raises(
-        sl.DataError, match=r"`sdata.shapes\['s_spots'\]` and `sdata.tables\['table'\]` exist\(s\) already"
-    ):
+    table.obs["grade"] = 1
+    with pytest.raises(sl.DataError, match=r"`sdata.tables\['table'\]` holds 'grade', which sealst did not write"):
         sl.pp.tile(slide, crop_um=200)
+    del table.obs["grade"]
     with pytest.raises(sl.DataError, match="A tile is 1600 px"):
-        sl.pp.tile(slide, crop_um=1600, overwrite=True)
+        sl.pp.tile(slide, crop_um=1600)
     assert elements() == before
     assert slide.tables["table"] is table
-    sl.pp.tile(slide, crop_um=200, overwrite=True)
+    sl.pp.tile(slide, crop_um=200)
     assert elements() == ["s_he", "s_spots", "table"], "crops of the old tiles are gone"
 
     measured = toy_section(section="m")
     with pytest.raises(sl.DataError, match=r"`sdata.tables\['table'\]` holds measured spots"):
-        sl.pp.tile(measured, crop_um=100, overwrite=True)
-    with pytest.raises(sl.DataError, match=r"shapes\['m_spots'\]` exist"):
+        sl.pp.tile(measured, crop_um=100)
+    with pytest.raises(sl.DataError, match=r"shapes\['m_spots'\]` is there, which `sl.pp.tile` did not write"):
         sl.pp.tile(measured, crop_um=100, table_key="tiles")
     sl.pp.tile(measured, crop_um=100, table_key="tiles", section="m_tiles", min_tissue=0)
     assert measured.tables["table"].n_obs == 36

@@ -22,7 +22,7 @@ from sealst.tl._slides import work as _slide_work
 from sealst.tl._slides.job import opened
 
 ENCODER = "vit_tiny_patch16_224"
-SMALL = {"tile_um": 64, "tile_px": 32, "pretrained": False, "device": "cpu"}
+SMALL = {"crop_um": 64, "crop_px": 32, "pretrained": False, "device": "cpu"}
 
 
 def write_slide(path: Path, seed: int = 0, *, size: int = 800) -> Path:
@@ -390,8 +390,8 @@ def test_arguments_that_are_refused(folder: Path, model, tmp_path: Path) -> None
     def call(given, **options):
         return sl.tl.embed_slides(folder / "manifest.csv", given, tmp_path / "out", **options)
 
-    with pytest.raises(sl.DataError, match="`tile_um` is 100, but the model was trained on 64"):
-        call(model, tile_um=100)
+    with pytest.raises(sl.DataError, match="`crop_um` is 100, but the model was trained on 64"):
+        call(model, crop_um=100)
     with pytest.raises(sl.DataError, match="'frozen', 'net': only a SEAL model offers that"):
         call(ENCODER, **SMALL, frozen=True, net={"a": ["b"]})
     with pytest.raises(sl.DataError, match="pass `expression=True` too"):

@@ -34,7 +34,7 @@ def test_whole_and_targeted_sections_train_together(mixed, ready, finetune, capl
     back = sl.models.load(tmp_path / "model", device="cpu")
     np.testing.assert_array_equal(back.panel.availability, [[True, True, True], [False, False, True]])
     # A new section gets all genes, whatever its own panel measures; measured expression as input keeps its guard.
-    copied = sl.tl.predict(held[1], model, copy=True)
+    copied = sl.tl.predict(held[1], model, copy=True).tables["table"]
     assert np.isfinite(copied.obsm["seal_expression"][["EPCAM", "KRT8", "VIM"]]).all().all()
     with pytest.raises(sl.PanelError, match="Only 1 of the panel's 3 genes .*at least 50% are needed"):
         sl.tl.embed(held[1], model, modality="gene")

@@ -112,6 +112,8 @@ def test_evaluation_and_embedding_take_collections(cohort, alive, model, tmp_pat
     assert set(alive) == {0}
     embedded = [sd.read_zarr(tmp_path / "own" / f"{name}.zarr").tables["table"].obsm["X_seal"] for name in "ab"]
     for found, sdata in zip(embedded, memory, strict=False):
-        np.testing.assert_allclose(found, sl.tl.embed(sdata, model, copy=True).obsm["X_seal"], atol=1e-5)
+        np.testing.assert_allclose(
+            found, sl.tl.embed(sdata, model, copy=True).tables["table"].obsm["X_seal"], atol=1e-5
+        )
     with pytest.raises(sl.DataError, match="`copy=True` works on one section"):
         sl.tl.embed(copied, model, copy=True)

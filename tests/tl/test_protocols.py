@@ -45,7 +45,7 @@ def single(found):
 
 
 def embedded(sdata, genes):
-    table = sl.tl.embed(sdata, "vit_tiny_patch16_224", pretrained=False, key_added="z", copy=True)
+    table = sl.tl.embed(sdata, "vit_tiny_patch16_224", pretrained=False, key_added="z", copy=True).tables["table"]
     # log1p in float32, as tables hold it: where `lsqr` stops depends on the last digits.
     return table.obsm["z"].astype(float), np.log1p(table[:, list(genes)].layers["counts"].toarray()).astype(float)
 

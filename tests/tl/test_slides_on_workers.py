@@ -25,7 +25,7 @@ import sealst as sl
 distributed = pytest.importorskip("distributed")
 
 ENCODER = "vit_tiny_patch16_224"
-OPTIONS = {"tile_um": 64, "tile_px": 32, "step_um": 32, "pretrained": False, "device": "cpu", "tiles_per_task": 16}
+OPTIONS = {"crop_um": 64, "crop_px": 32, "step_um": 32, "pretrained": False, "device": "cpu", "tiles_per_task": 16}
 #: what a job does, with the folder, the number of workers and the options in its arguments
 JOB = """
 import json, sys
@@ -33,7 +33,7 @@ import sealst as sl
 if __name__ == "__main__":
     folder, n_workers, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     out = folder + "/job"
-    sl.tl.embed_slides(folder + "/manifest.csv", out, "vit_tiny_patch16_224", n_workers=n_workers, **options)
+    sl.tl.embed_slides(folder + "/manifest.csv", "vit_tiny_patch16_224", out, n_workers=n_workers, **options)
 """
 
 
