@@ -35,11 +35,12 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "progress": (None,),
     "device": (None,),
     "batch_size": (None,),
-    "seed": (None, 0),
+    "seed": (None,),
+    "seeds": (None,),
     "save": (None,),
     "show": (None,),
     "region": (None, REQUIRED),
-    "layer": (None, "counts", "lognorm", "context"),
+    "layer": (None, "auto", "lognorm", "context"),
     "allow_shared_patients": (False,),
 }
 #: names that other packages use for these, and what they are called here

@@ -76,7 +76,10 @@ def test_one_colour_bar_per_scale(filled):
 
     assert bars(sl.pl.expression(filled, "EPCAM")) == ["log1p CP10k"]
     assert bars(sl.pl.expression(filled, "EPCAM", scale="own")) == ["log1p CP10k"] * 2
-    assert bars(sl.pl.expression(filled, "EPCAM", maps=["measured", "predicted", "residual"])) == ["log1p CP10k", "measured − predicted"]
+    assert bars(sl.pl.expression(filled, "EPCAM", maps=["measured", "predicted", "residual"])) == [
+        "log1p CP10k",
+        "measured − predicted",
+    ]
 
 
 def test_residual_is_measured_minus_predicted_around_zero(filled, spots_of):

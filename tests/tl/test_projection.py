@@ -123,7 +123,9 @@ def test_an_index_of_the_shared_space_answers_as_the_table_does(trained, tmp_pat
         table = sl.tl.retrieve(test, model, query, n_hits=5, copy=True).tables["table"]
         hits = sl.tl.retrieve(shared, model, query, n_hits=5)
         assert hits["obs_name"].tolist() == list(table.uns["sealst"]["retrieve"]["seal_similarity"]["hits"])
-        np.testing.assert_allclose(hits["similarity"], table.uns["sealst"]["retrieve"]["seal_similarity"]["similarities"], atol=1e-5)
+        np.testing.assert_allclose(
+            hits["similarity"], table.uns["sealst"]["retrieve"]["seal_similarity"]["similarities"], atol=1e-5
+        )
     # A picture finds the spot that it was cut from, in either space.
     region = _section.regions_of(test.tables["table"])[0]
     rows, source = _section.crop_source(test, test.tables["table"], region, model.crop.crop_um)

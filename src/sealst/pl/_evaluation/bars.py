@@ -28,7 +28,7 @@ _WIDEST_BAR = 0.3
 
 
 def evaluation(
-    result: Evaluation | pd.DataFrame,
+    evaluation: Evaluation | pd.DataFrame,
     *,
     metrics: str | Sequence[str] | None = None,
     methods: str | Sequence[str] | None = None,
@@ -46,7 +46,7 @@ def evaluation(
 
     Parameters
     ----------
-    result
+    evaluation
         What `tl.evaluate` returns, or its table: columns ``section``, ``method``, ``genes`` (name of the gene set),
         ``metric`` and ``value``; where they exist also ``fold`` and ``seed``, ``low`` and ``high`` (ends of an
         interval), and ``chance``, which a dotted line shows.
@@ -93,7 +93,7 @@ def evaluation(
     """
     _base.check_save(save)
     check_choice("by", by, ["section", "method"])
-    table = frame_of(result, "table")
+    table = frame_of(evaluation, "table")
     check_columns(table, _NEEDED, what="the table of results")
     _check_repeats(table)
     table = _select(table, methods, sections, pooled=pooled and by == "section")

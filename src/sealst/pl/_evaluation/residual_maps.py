@@ -31,7 +31,7 @@ _RADIUS, _EDGE = 0.46, "#9A9A9A"
 
 
 def residual_maps(
-    result: Evaluation,
+    evaluation: Evaluation,
     genes: str | Sequence[str],
     *,
     section: str | None = None,
@@ -60,7 +60,7 @@ def residual_maps(
 
     Parameters
     ----------
-    result
+    evaluation
         What `tl.evaluate` returns, with held-out spots in ``.spots``.
     genes
         Gene or genes to show, in any case.
@@ -113,13 +113,13 @@ def residual_maps(
     Examples
     --------
     >>> import sealst as sl
-    >>> figure = sl.pl.residual_maps(result, ["EPCAM", "VIM"], section="B4", sdata=b4)  # doctest: +SKIP
+    >>> figure = sl.pl.residual_maps(evaluation, ["EPCAM", "VIM"], section="B4", sdata=b4)  # doctest: +SKIP
     """
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_choice("scale", scale, ["z", "log1p"])
-    name = _one_section(require_spots(result), section)
-    spots = result.spots[name]
+    name = _one_section(require_spots(evaluation), section)
+    spots = evaluation.spots[name]
     pick("method", [method], _section.layer_names(spots))
     genes, maps = _base.as_list(genes, name="genes"), _base.as_list(maps, name="maps")
     for kind in maps:

@@ -38,7 +38,7 @@ _GENE_COLUMNS = ("section", "method", "gene", "pearson", "moran_measured")
 
 
 def report(
-    result: Evaluation,
+    evaluation: Evaluation,
     path: str | Path,
     *,
     title: str | None = None,
@@ -53,7 +53,7 @@ def report(
 
     Parameters
     ----------
-    result
+    evaluation
         What `tl.evaluate` returns.
     path
         File to write, ending in ``.html``; an existing file is replaced once the new one is complete.
@@ -79,31 +79,31 @@ def report(
     Examples
     --------
     >>> import sealst as sl
-    >>> sl.pl.report(result, "evaluation.html", sections={"B4": b4})  # doctest: +SKIP
+    >>> sl.pl.report(evaluation, "evaluation.html", sections={"B4": b4})  # doctest: +SKIP
     """
     path = Path(path)
-    _check(result, path)
-    maps = _maps(result, dict(sections or {}), genes)
+    _check(evaluation, path)
+    maps = _maps(evaluation, dict(sections or {}), genes)
     blocks = [
         Block(
             "What was compared",
-            text.preset(result),
-            points=text.methods(result),
-            tables=[tables.facts_table(result.facts)] if result.facts else [],
+            text.preset(evaluation),
+            points=text.methods(evaluation),
+            tables=[tables.facts_table(evaluation.facts)] if evaluation.facts else [],
         ),
-        *_summary(result),
-        *_genes(result),
-        *_calibration(result),
+        *_summary(evaluation),
+        *_genes(evaluation),
+        *_calibration(evaluation),
         *maps,
-        *_retrieval(result),
-        *_pathways(result),
-        Block("Limits", points=text.limits(result)),
-        Block("Versions", tables=[tables.versions_table(result.facts, __version__)]),
+        *_retrieval(evaluation),
+        *_pathways(evaluation),
+        Block("Limits", points=text.limits(evaluation)),
+        Block("Versions", tables=[tables.versions_table(evaluation.facts, __version__)]),
     ]
-    encoder = tables.plain_text(result.facts.get("encoder", ""))
+    encoder = tables.plain_text(evaluation.facts.get("encoder", ""))
     title = title or (f"Evaluation of {encoder}" if encoder else "Evaluation")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, render(title, text.lead(result), blocks, f"sealst {__version__}"))
+    write_text(path, render(title, text.lead(evaluation), blocks, f"sealst {__version__}"))
     return path
 
 
