@@ -42,8 +42,7 @@ FORBIDDEN = {
     "ncols": "n_cols",
     "prefix": "key_added",
 }
-#: order of what is given by place; each may be missing
-ORDER = ("data", "model", "question")
+#: what may be given by place after the data: a model or gene sets first, then what is asked
 MODELS, QUESTIONS = {"model", "net"}, {"query", "reference", "target", "groupby", "genes", "pathways", "color", "path"}
 #: readers: what stands in `.obs` is given as a value
 VALUES = ("section", "patient", "organ", "technology")

@@ -117,6 +117,11 @@ def test_selection_does_not_depend_on_the_order_of_sections_or_columns(criterion
 def test_one_data_set_may_hold_several_sections() -> None:
     a, b = section("a", seed=1), section("b", seed=2)
     joint = sd.concatenate([as_spatialdata(a), as_spatialdata(b)], concatenate_tables=True)
+    # Concatenation drops the record of who wrote the layers.
+    with pytest.raises(sl.DataError, match="holds 'lognorm', 'context', which `sl.pp.normalize` did not write"):
+        sl.pp.normalize(joint)
+    for key in ("lognorm", "context"):
+        del joint.tables["table"].layers[key]
     sl.pp.normalize(joint)
     panel, reference = sl.pp.select_genes([joint], 20), sl.pp.select_genes([a, b], 20)
     assert panel.genes == reference.genes
