@@ -263,7 +263,7 @@ def test_sections_that_do_not_belong(tables: list[ad.AnnData], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"k": 0}, DataError, "`k` must be a positive number"),
+        ({"n_hits": 0}, DataError, "`n_hits` must be a positive number"),
         ({"suppress_um": -1}, DataError, "`suppress_um` must be a distance in µm"),
         ({"where": {"tissue": "x"}}, MissingKeyError, "'tissue' not found in the index's metadata; found: 'section'"),
         ({"where": {"organ": ["lung", "x"]}}, DataError, "no spot has organ 'x'; found: 'breast', 'lung', 'skin'"),

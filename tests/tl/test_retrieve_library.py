@@ -13,6 +13,7 @@ from spatialdata import SpatialData
 
 import sealst as sl
 from sealst._errors import DataError, MissingKeyError, OrderError, PanelError
+from sealst._section import tables as _section
 from sealst.models import SealModel
 from sealst.tl import SealIndex, retrieve
 
@@ -116,7 +117,7 @@ def test_reference_by_hand(sections: list[SpatialData], model: SealModel) -> Non
     high = np.arange(table.n_obs) % 3 == 0
     table.obs["high"], table.obs["label"] = high, np.where(high, "x", "y")
     result = retrieve(table, model, "VIM", n_std=3, reference="high", copy=True)
-    start = sl.tl._reference._section.expression(table, model.panel, np.flatnonzero(high)).mean(axis=0)
+    start = _section.expression(table, model.panel, np.flatnonzero(high)).mean(axis=0)
     end = start.copy()
     gene = list(model.panel.genes).index("VIM")
     end[gene] += 3 * model.panel.std[gene]

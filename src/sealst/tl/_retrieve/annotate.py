@@ -144,8 +144,9 @@ def annotate(
         raise DataError("No spot has an embedding; see `.obs['crop_reason']`.")
     found = _embed_references(reference, model, labels=labels, layer=layer, table_key=table_key, table=table)
     codes = pd.Categorical(found.labels, categories=found.names).codes
-    options: dict[str, Any] = {"k": n_neighbors, "temperature": temperature, "balance": balance}
-    votes = nearest_votes(model.shared_images(embedding[rows]), found.z, codes, n_labels=len(found.names), **options)
+    options: dict[str, Any] = {"temperature": temperature, "balance": balance}
+    options |= {"n_labels": len(found.names), "n_neighbors": n_neighbors}
+    votes = nearest_votes(model.shared_images(embedding[rows]), found.z, codes, **options)
     columns = _columns(found.names)
     given, target = for_writing(data, table_key, copy=copy)
     counts = np.bincount(codes, minlength=len(found.names))
@@ -154,7 +155,8 @@ def annotate(
         "n_profiles": counts,
         "layers": np.array(found.layers),
     }
-    facts |= {"labels": labels, "model": model.fingerprint, "key": key} | options
+    facts |= {"labels": labels, "model": model.fingerprint, "key": key}
+    facts |= {"k": n_neighbors, "temperature": temperature, "balance": balance}
     _write(target, key_added, rows, votes, found.names, columns, facts)
     return given if copy else None
 
