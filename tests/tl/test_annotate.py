@@ -220,7 +220,7 @@ def test_bad_references(model: SealModel, table: ad.AnnData, reference: ad.AnnDa
         annotate(table, model, [], labels="region")
     with pytest.raises(DataError, match=r"holds the label\(s\) 'tumour'; at least 2"):
         annotate(table, model, reference[reference.obs["region"] == "tumour"].copy(), labels="region")
-    with pytest.raises(DataError, match="`n_neighbors` must be a whole number from 1 to the 60 labelled reference profiles"):
+    with pytest.raises(DataError, match="`n_neighbors` must be a whole number from 1 to the 60 labelled"):
         annotate(table, model, reference, labels="region", n_neighbors=61)
     with pytest.raises(DataError, match="`temperature` must be a positive number"):
         annotate(table, model, reference, labels="region", temperature=-1.0)
