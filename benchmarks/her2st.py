@@ -51,7 +51,7 @@ def section(name: str, args: argparse.Namespace) -> object:
 def untrained(train: list[object], test: list[object], args: argparse.Namespace) -> pd.DataFrame:
     """A floor: probe and retrieval on the encoder's architecture with random weights."""
     encoder = sl.models.build_encoder(f"local-dir:{args.weights}", pretrained=False, pool=args.pool, seed=args.seed)
-    table = sl.tl.evaluate(encoder, train, test, allow_shared_patients=True).table
+    table = sl.tl.evaluate(train, encoder, test=test, allow_shared_patients=True).table
     table = table[table["method"] == "frozen + ridge"]
     return table.assign(method="random weights + ridge")
 
@@ -80,7 +80,7 @@ def main() -> None:
     model = sl.tl.finetune(train, encoder=encoder, pool=args.pool, adapter=adapter, seed=args.seed, params=args.params)
     trained = time.perf_counter()
     # Allowed for the in-sample check alone: the other test sections are of other patients, as the table shows.
-    table = sl.tl.evaluate(model, train, list(test.values()), allow_shared_patients=True).table
+    table = sl.tl.evaluate(train, model, test=list(test.values()), allow_shared_patients=True).table
     table = kept(pd.concat([table, untrained(train, list(test.values()), args)]))
     print(model)
     print(f"\n{SAME_PATIENT}: patient C, as in training (in-sample check). {', '.join(OTHERS)}: other patients.\n")

@@ -94,7 +94,7 @@ def kept_run(
         return sl.tl.Evaluation(**tables, spots=spots, facts=json.loads((folder / "facts.json").read_text()))
     started = time.perf_counter()
     trained = {} if args.frozen else {"baselines": args.baselines, "seeds": [seed]}
-    found = sl.tl.evaluate(subject, sections, preset=args.preset, near_um=250, **options, **trained)
+    found = sl.tl.evaluate(sections, subject, preset=args.preset, near_um=250, **options, **trained)
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         getattr(found, name).to_parquet(folder / f"{name}.parquet")

@@ -104,7 +104,7 @@ def main() -> None:
                 progress=False,
             )
             seconds = time.perf_counter() - started
-            table = sl.tl.evaluate(model, train, held, allow_shared_patients=True, progress=False).table
+            table = sl.tl.evaluate(train, model, test=held, allow_shared_patients=True, progress=False).table
             table = table[table["section"] != ""]
             facts = {"setting": name, "seed": seed, "seconds": round(seconds), "given": json.dumps(setting)}
             row = pd.DataFrame([facts | scores(table)])

@@ -203,7 +203,7 @@ def annotation(sdata: SpatialData, args: argparse.Namespace, model: sl.models.Se
     rows, classes = known_classes(table)
     truth, results = table.obs[LABEL].astype(str).to_numpy()[rows], []
     for balance in (False, True):
-        sl.tl.annotate(sdata, model, references, labels=LABEL, k=50, balance=balance)
+        sl.tl.annotate(sdata, model, references, labels=LABEL, n_neighbors=50, balance=balance)
         guess = table.obs["seal_annotation"].astype(str).to_numpy()[rows]
         results.append({"method": f"annotate, balance={balance}"} | scored(truth, guess, classes))
     # The genes behind it: the same vote with A1's measured expression in place of its image.

@@ -104,7 +104,7 @@ def sealst(paths: list[Path], out: Path, client: Any = None) -> int:
 
     frame = pd.DataFrame({"path": [str(p) for p in paths], "patient": [p.stem for p in paths]})
     found = sl.tl.embed_slides(
-        frame, out, ARGS.key, tile_um=TILE_UM, tile_px=ARGS.tile_px, device="cpu", scheduler=client, progress=False,
+        frame, ARGS.key, out, crop_um=TILE_UM, crop_px=ARGS.tile_px, device="cpu", scheduler=client, progress=False,
         tiles_per_task=128,
     )  # fmt: skip
     if (found["status"] != "done").any():
@@ -202,7 +202,7 @@ def _warm(folder: str, key: str, px: int) -> None:
 
     with tempfile.TemporaryDirectory() as work:
         sdata = sl.io.read_wsi(Path(folder) / "warm.tif", section="warm")
-        sl.pp.tile(sdata, tile_um=TILE_UM)
+        sl.pp.tile(sdata, crop_um=TILE_UM)
         sl.pp.pair_crops(sdata, crop_um=TILE_UM, crop_px=px)
         sl.tl.embed(sdata, key, device="cpu", progress=False)
         sdata.tables["table"].write_h5ad(Path(work) / "a.h5ad")

@@ -55,8 +55,8 @@ def section() -> SpatialData:
     table.obsm["seal_pathways"] = pd.DataFrame(scores, table.obs_names, [str(c).upper() for c in programs.columns[:3]])
     likeness = programs["epithelium"].to_numpy() * 0.9 - 0.3 + rng.normal(0, 0.05, table.n_obs)
     table.obs["seal_similarity"] = likeness
-    table.obs["seal_rank"] = pd.Series(-likeness).rank().to_numpy()
-    table.uns["sealst"] = {**table.uns["sealst"], "retrieve": {"query": "EPCAM, KRT8"}}
+    table.obs["seal_similarity_rank"] = pd.Series(-likeness).rank().to_numpy()
+    table.uns["sealst"] = {**table.uns["sealst"], "retrieve": {"seal_similarity": {"query": "EPCAM, KRT8"}}}
     return sdata
 
 
@@ -73,7 +73,7 @@ def tiled() -> SpatialData:
     spots = source.tables["table"]
     with sl.settings.override(progress=False):
         sdata = SpatialData(images=dict(source.images))
-        sl.pp.tile(sdata, tile_um=56)
+        sl.pp.tile(sdata, crop_um=56)
         sl.pp.pair_crops(sdata, crop_um=56, crop_px=112)
     table, rng = sdata.tables["table"], np.random.default_rng(1)
     nearest = cKDTree(spots.obsm["spatial"]).query(table.obsm["spatial"], k=3)[1]

@@ -34,11 +34,12 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "progress": (None,),
     "device": (None,),
     "batch_size": (None,),
-    "seed": (None, 0),
+    "seed": (None,),
+    "seeds": (None,),
     "save": (None,),
     "show": (None,),
     "region": (None, REQUIRED),
-    "layer": (None, "counts", "lognorm", "context"),
+    "layer": (None, "auto", "lognorm", "context"),
     "allow_shared_patients": (False,),
 }
 #: names that other packages use for these, and what they are called here
@@ -255,7 +256,7 @@ def seal_model():
             for section in sections:
                 sl.pp.pair_crops(section, crop_um=112, crop_px=32)
                 sl.pp.normalize(section)
-            made.update(sections=sections, model=tiny_model(sl.pp.select_genes(sections, n=12)))
+            made.update(sections=sections, model=tiny_model(sl.pp.select_genes(sections, n_genes=12)))
         s1, s2, s3 = made["sections"]
         return made | {"sdata": s1, "s1": s1, "s2": s2, "s3": s3}
 

@@ -15,7 +15,7 @@ def test_a_warning_points_at_the_users_line_however_deep_it_arises(tmp_path):
     frame = pd.DataFrame({"path": [tmp_path / "nothing.svs"]})
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        sl.tl.embed_slides(frame, tmp_path / "out", "resnet18", pretrained=False, retries=0)
+        sl.tl.embed_slides(frame, "resnet18", tmp_path / "out", pretrained=False, retries=0)
     own = [w for w in found if issubclass(w.category, sl.SealstWarning)]
     assert {str(w.message)[:40] for w in own} >= {"1 of 1 slides failed; " + repr(str(tmp_path))[:18]}
     assert {w.filename for w in own} == {__file__}

@@ -66,7 +66,7 @@ def test_a_model_sees_on_a_gpu_what_it_sees_on_a_cpu(toy_section, pool):
             key = f"{device} {precision}"
             sl.tl.embed(sdata, model, device=device, key_added=key)
             found[key] = sdata.tables["table"].obsm[key]
-            again = sl.tl.embed(sdata, model, device=device, copy=True)
+            again = sl.tl.embed(sdata, model, device=device, copy=True).tables["table"]
             np.testing.assert_array_equal(again.obsm["X_seal"], found[key])
     expected = found["cpu auto"]
     # Convolutions round their factors to 10 bits (TF32), as torch does by default.
@@ -144,7 +144,7 @@ def test_a_section_is_learned_stored_and_predicted(toy_section, tmp_path, num_wo
     for one, device in ((model, None), (loaded, "cpu")):
         sl.tl.predict(held, one, device=device, key_added=f"X_{device}")
         sl.tl.embed(held, one, device=device)
-        hits = sl.tl.retrieve(held, one, "EPCAM", copy=True)
+        hits = sl.tl.retrieve(held, one, "EPCAM", copy=True).tables["table"]
         found[device] = held.tables["table"].obsm[f"X_{device}"], hits.obs["seal_similarity"].to_numpy()
     for on_gpu, on_cpu in zip(found[None], found["cpu"], strict=True):
         assert np.abs(np.asarray(on_gpu) - np.asarray(on_cpu)).max() < 0.1
@@ -168,7 +168,7 @@ def test_folds_are_trained_and_scored_twice_alike(toy_section):
     with warnings.catch_warnings(), sl.settings.override(device="cuda"):
         warnings.simplefilter("ignore", sl.SealstWarning)
         tables = [
-            sl.tl.evaluate(recipe, cohort, folds="patient", genes={"mine": ["EPCAM", "VIM"]}, seeds=[0]).table
+            sl.tl.evaluate(cohort, recipe, folds="patient", genes={"mine": ["EPCAM", "VIM"]}, seeds=[0]).table
             for _ in range(2)
         ]
     assert np.isfinite(tables[0]["value"]).any()

@@ -22,7 +22,6 @@ class Keys:
     CROP_REASON = "crop_reason"
     TISSUE_FRACTION = "tissue_fraction"
     SIMILARITY = "seal_similarity"
-    RANK = "seal_rank"
     ANNOTATION = "seal_annotation"
     ATTENTION = "seal_attention"
 
@@ -45,6 +44,11 @@ class Keys:
     COUNTS = "counts"
     LOGNORM = "lognorm"
     CONTEXT = "context"
+
+    @staticmethod
+    def related(key: str, what: str) -> str:
+        """Slot beside one that a call writes (its `key_added`), such as the ranks beside similarities."""
+        return f"{key}_{what}"
 
     @staticmethod
     def image(section: str) -> str:

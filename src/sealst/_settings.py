@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sealst._errors import DataError
+from sealst._validate import whole
 
 #: names of `Settings.precision`, in Lightning's words
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
@@ -146,8 +147,7 @@ class Settings:
     batch_size
         Crops per forward pass at inference (``SEALST_BATCH_SIZE``).
     seed
-        Seed of `sealst.tl.finetune`, `sealst.tl.fit_slide` and every command where they are given none
-        (``SEALST_SEED``).
+        Seed of every call and command that is given none (``SEALST_SEED``).
     n_jobs
         Threads that read crops and images. None is the cores that this process may use, at most 8; -1 all of them
         (``SEALST_N_JOBS``). Results do not depend on it.
@@ -199,3 +199,8 @@ class Settings:
 
 
 settings = Settings()
+
+
+def resolve_seed(seed: int | None) -> int:
+    """The seed of a call: the one it was given, else that of the settings."""
+    return settings.seed if seed is None else whole("seed", seed)

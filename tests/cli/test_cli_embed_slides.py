@@ -48,7 +48,7 @@ def run(*args: str):
 
 
 def test_slides_from_the_shell(manifest: Path, encoder: str, tmp_path: Path) -> None:
-    options = ("--out", str(tmp_path / "out"), "--encoder", encoder, "--tile-um", "64", "--tile-px", "32", "--json")
+    options = ("--out", str(tmp_path / "out"), "--encoder", encoder, "--crop-um", "64", "--crop-px", "32", "--json")
     done = run(str(manifest), *options)
     assert done.exit_code == 3, done.output
     found = json.loads(done.stdout)

@@ -79,7 +79,7 @@ def test_several_stores_and_options_named_as_in_python(cohort, tmp_path, asked):
     options = ("--encoder", "e", "--crop-um", 64, "--crop-px", 32, "--net", "hallmark", "--out", tmp_path / "out")
     more = ("--near-um", 250, "--control", "--device", "cpu")
     run(*stores[:2], "--test", stores[2], "--seeds", "1,2", "--baselines", "st-net,bleep", *more, *options)
-    subject, sections, given = asked[0]
+    sections, subject, given = asked[0]
     assert subject == ("e", None)
     assert sections.names == [p.stem for p in stores[:2]]
     assert given["test"].names == [stores[2].stem]
@@ -103,7 +103,7 @@ def test_only_what_was_changed_stays_open(cohort, tmp_path, asked):
             sl.pp.normalize(sdata)
         sdata.write(folder / store.name)
     run(folder, "--encoder", "e", "--crop-um", 64, "--crop-px", 32, "--out", tmp_path / "out")
-    sections = asked[0][1]
+    sections = asked[0][0]
     assert list(sections.manifest["path"] == "") == [True, False, False]
     opened = [id(sections[i]) for i in (0, 1, 2)]
     assert id(sections[0]) == opened[0]

@@ -84,8 +84,8 @@ def filled(paired: SpatialData) -> SpatialData:
     similarity = np.linspace(-0.4, 0.9, 36, dtype=np.float32)
     similarity[table.obs_names == NO_CROP] = np.nan
     table.obs["seal_similarity"] = similarity
-    table.obs["seal_rank"] = pd.Series(-similarity).rank().to_numpy()
-    table.uns["sealst"] = {**table.uns["sealst"], "retrieve": {"query": "EPCAM, KRT8"}}
+    table.obs["seal_similarity_rank"] = pd.Series(-similarity).rank().to_numpy()
+    table.uns["sealst"] = {**table.uns["sealst"], "retrieve": {"seal_similarity": {"query": "EPCAM, KRT8"}}}
     return paired
 
 

@@ -226,14 +226,14 @@ def test_embeddings_are_the_same_from_the_store(toy_section, tmp_path):
     sdata = toy_section()
     sl.pp.pair_crops(sdata, crop_um=112, crop_px=224)
     options = {"pretrained": False, "copy": True}
-    plain = sl.tl.embed(sdata, "vit_tiny_patch16_224", **options).obsm["X_seal"]
+    plain = sl.tl.embed(sdata, "vit_tiny_patch16_224", **options).tables["table"].obsm["X_seal"]
     assert sl.pp.cache_crops(sdata, tmp_path) is None
     assert store_of(sdata).parent == tmp_path
     cut = []
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("error", SealstWarning)
         patch.setattr("sealst._data.crops.source.iter_crops", lambda *a, **k: cut.append(1))
-        cached = sl.tl.embed(sdata, "vit_tiny_patch16_224", **options).obsm["X_seal"]
+        cached = sl.tl.embed(sdata, "vit_tiny_patch16_224", **options).tables["table"].obsm["X_seal"]
     assert not cut
     # The batches are others, so the last bits may differ.
     np.testing.assert_allclose(cached, plain, atol=1e-5)
@@ -257,9 +257,9 @@ def test_new_crops_forget_the_store_of_the_old(toy_section, tmp_path):
     sdata = toy_section()
     sl.pp.pair_crops(sdata, crop_px=32)
     sl.pp.cache_crops(sdata, tmp_path)
-    sl.pp.pair_crops(sdata, crop_px=32, overwrite=True)
+    sl.pp.pair_crops(sdata, crop_px=32)
     assert store_of(sdata).exists()
-    sl.pp.pair_crops(sdata, crop_px=16, overwrite=True)
+    sl.pp.pair_crops(sdata, crop_px=16)
     assert sdata.tables["table"].uns["sealst"]["crop_caches"] == {}
 
 

@@ -141,7 +141,7 @@ def test_several_magnifications_are_concentric(tmp_path):
         np.testing.assert_allclose((bounds[:, :2] + bounds[:, 2:]) / 2, table.obsm["spatial"])
         np.testing.assert_allclose(bounds[:, 2] - bounds[:, 0], um / MPP)
     sdata.write(tmp_path / "s.zarr")
-    sl.pp.pair_crops(sdata, crop_um=10, crop_px=32, overwrite=True)
+    sl.pp.pair_crops(sdata, crop_um=10, crop_px=32)
     assert [k for k in sdata.shapes if "crops" in k] == ["s_spots_crops"]
 
 
@@ -151,7 +151,7 @@ def test_a_spot_needs_a_crop_of_every_size():
     # 100 µm are 200 px: a square around x = 12 lies inside by 56 %.
     sl.pp.pair_crops(sdata, crop_um=[20, 100], crop_px=32, min_inside=0.6)
     assert list(sdata.tables["table"].obs["crop_ok"]) == [True, True, False]
-    sl.pp.pair_crops(sdata, crop_um=20, crop_px=32, min_inside=0.6, overwrite=True)
+    sl.pp.pair_crops(sdata, crop_um=20, crop_px=32, min_inside=0.6)
     assert sdata.tables["table"].obs["crop_ok"].all()
 
 

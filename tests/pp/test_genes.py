@@ -62,7 +62,7 @@ def test_included_genes_come_first_and_count() -> None:
         sl.pp.select_genes(sections, 10, include=["NOPE"])
     with pytest.raises(sl.PanelError, match="`include` names 'GENE01' more than once"):
         sl.pp.select_genes(sections, 10, include=["GENE01", "gene01"])
-    with pytest.raises(sl.DataError, match="`include` names 3 genes, more than `n` = 2"):
+    with pytest.raises(sl.DataError, match="`include` names 3 genes, more than `n_genes` = 2"):
         sl.pp.select_genes(sections, 2, include=GENES[:3])
     with pytest.raises(sl.DataError, match=r"must be a list of genes, found 'GENE01'; use \['GENE01'\]"):
         sl.pp.select_genes(sections, 2, include="GENE01")
@@ -117,7 +117,12 @@ def test_selection_does_not_depend_on_the_order_of_sections_or_columns(criterion
 def test_one_data_set_may_hold_several_sections() -> None:
     a, b = section("a", seed=1), section("b", seed=2)
     joint = sd.concatenate([as_spatialdata(a), as_spatialdata(b)], concatenate_tables=True)
-    sl.pp.normalize(joint, overwrite=True)
+    # Concatenation drops the record of who wrote the layers.
+    with pytest.raises(sl.DataError, match="holds 'lognorm', 'context', which `sl.pp.normalize` did not write"):
+        sl.pp.normalize(joint)
+    for key in ("lognorm", "context"):
+        del joint.tables["table"].layers[key]
+    sl.pp.normalize(joint)
     panel, reference = sl.pp.select_genes([joint], 20), sl.pp.select_genes([a, b], 20)
     assert panel.genes == reference.genes
     assert panel.sections == ("a", "b")
@@ -205,9 +210,9 @@ def test_nothing_is_written() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ({"n": 0}, sl.DataError, "`n` must be a whole number above 0, found 0"),
-        ({"n": -5}, sl.DataError, "`n` must be a whole number above 0, found -5"),
-        ({"n": 10.5}, sl.DataError, "`n` must be a whole number above 0, found 10.5"),
+        ({"n_genes": 0}, sl.DataError, "`n_genes` must be a whole number above 0, found 0"),
+        ({"n_genes": -5}, sl.DataError, "`n_genes` must be a whole number above 0, found -5"),
+        ({"n_genes": 10.5}, sl.DataError, "`n_genes` must be a whole number above 0, found 10.5"),
         ({"criterion": "svg"}, sl.DataError, "`criterion` must be 'hvg', 'heg' or a list of genes, found 'svg'"),
         ({"criterion": []}, sl.PanelError, "`criterion` is an empty list"),
         ({"criterion": ["GENE01", "gene01"]}, sl.PanelError, r"`criterion` names 'GENE01' more than once"),
@@ -291,4 +296,4 @@ def test_expression_that_is_no_number_is_named() -> None:
     table = section("odd")
     table.layers["lognorm"].data[5] = np.nan
     with pytest.raises(sl.DataError, match=r"`.layers\['lognorm'\]` of section 'odd' holds NaN or infinite values"):
-        sl.pp.select_genes([table], n=10)
+        sl.pp.select_genes([table], n_genes=10)

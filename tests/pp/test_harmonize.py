@@ -64,7 +64,7 @@ def test_a_gene_measured_beside_its_earlier_name_stays_apart_unless_asked() -> N
 def test_two_earlier_names_of_one_gene_stay_apart() -> None:
     table = pd.DataFrame({"symbol": ["NEW"], "previous": ["OLD1|OLD2"]})
     with pytest.warns(sl.SealstWarning, match=r"2 column\(s\) keep"):
-        apart = sl.pp.harmonize_genes(counts(["OLD1", "OLD2", *MORE]), table=table, copy=True)
+        apart = sl.pp.harmonize_genes(counts(["OLD1", "OLD2", *MORE]), gene_table=table, copy=True)
     assert list(apart.var_names[:2]) == ["OLD1", "OLD2"]
 
 
@@ -106,10 +106,10 @@ def test_dates_that_stand_for_two_genes_are_reported_and_never_summed() -> None:
 def test_a_table_of_the_user_brings_aliases_and_other_species(tmp_path) -> None:
     table = counts(["HER2", "MCP1", *MORE])
     aliases = pd.DataFrame({"symbol": ["ERBB2", "CCL2"], "aliases": ["HER2|NEU", "MCP1"]})
-    assert list(sl.pp.harmonize_genes(table, table=aliases, copy=True).var_names[:2]) == ["ERBB2", "CCL2"]
+    assert list(sl.pp.harmonize_genes(table, gene_table=aliases, copy=True).var_names[:2]) == ["ERBB2", "CCL2"]
     mouse = tmp_path / "mouse.tsv"
     mouse.write_text("symbol\tensembl\nEpcam\tENSMUSG00000045394\nMarchf1\tENSMUSG00000036469\n")
-    out = sl.pp.harmonize_genes(counts(["ENSMUSG00000045394.9", "Vim"]), table=mouse, species="mouse", copy=True)
+    out = sl.pp.harmonize_genes(counts(["ENSMUSG00000045394.9", "Vim"]), gene_table=mouse, species="mouse", copy=True)
     assert list(out.var_names) == ["Epcam", "Vim"]
     assert out.uns["sealst"]["harmonize_genes"]["table"] == "mouse.tsv"
 
@@ -173,7 +173,7 @@ def test_spatialdata_gets_a_new_table_and_still_validates(toy_section, tmp_path,
     names = ["SEPT2", "KRT8", "VIM", "COL1A1", "CD3E", "MS4A1", "BLANK_1", "ACTB"]
     before.var_names = names
     with caplog.at_level(logging.INFO, logger="sealst"):
-        copied = sl.pp.harmonize_genes(sdata, copy=True)
+        copied = sl.pp.harmonize_genes(sdata, copy=True).tables["table"]
         assert list(sdata.tables["table"].var_names) == names
         assert sl.pp.harmonize_genes(sdata) is None
     after = sdata.tables["table"]
@@ -225,5 +225,5 @@ def test_the_advice_for_normalised_tables_works() -> None:
     sl.pp.normalize(table, context=False)
     del table.layers["lognorm"]
     sl.pp.harmonize_genes(table)
-    sl.pp.normalize(table, context=False, overwrite=True)
+    sl.pp.normalize(table, context=False)
     assert "lognorm" in table.layers

@@ -124,7 +124,7 @@ def test_sections_of_a_bare_anndata_never_mix() -> None:
 
 def test_regions_can_be_normalised_one_after_the_other() -> None:
     joint = sd.concatenate([section(name="a", seed=1), section(name="b", seed=2)], concatenate_tables=True)
-    whole = sl.pp.normalize(joint, copy=True)
+    whole = sl.pp.normalize(joint, copy=True).tables["table"]
     sl.pp.normalize(joint, region="b_spots")
     table = table_of(joint)
     first = table.obs["section"].to_numpy() == "a"
@@ -133,8 +133,7 @@ def test_regions_can_be_normalised_one_after_the_other() -> None:
 
     with pytest.raises(sl.DataError, match="'b' were normalised with target_sum=10000.0, now found target_sum=100.0"):
         sl.pp.normalize(joint, region="a_spots", target_sum=100)
-    with pytest.raises(sl.DataError, match=r"already holds 'lognorm', 'context'\. Pass `overwrite=True`"):
-        sl.pp.normalize(joint, region="b_spots")
+    sl.pp.normalize(joint, region="b_spots")
     sl.pp.normalize(joint, region="a_spots")
     np.testing.assert_array_equal(dense(table, "lognorm"), dense(whole, "lognorm"))
     np.testing.assert_array_equal(dense(table, "context"), dense(whole, "context"))
@@ -182,28 +181,36 @@ def test_counts_can_come_from_a_layer() -> None:
 
 def test_copy_leaves_the_input_alone() -> None:
     sdata = section()
-    result = sl.pp.normalize(sdata, copy=True)
+    result = sl.pp.normalize(sdata, copy=True).tables["table"]
     assert set(result.layers) - {None} == {"counts", "lognorm", "context"}
     assert not table_of(sdata).layers
     assert "sealst" not in table_of(sdata).uns
 
 
-def test_existing_layers_are_replaced_only_when_told() -> None:
+def test_own_layers_are_replaced_and_those_of_others_are_not() -> None:
     sdata = section()
     sl.pp.normalize(sdata)
     first = dense(table_of(sdata), "lognorm")
-    with pytest.raises(sl.DataError, match="already holds 'lognorm', 'context'.*overwrite=True"):
-        sl.pp.normalize(sdata, target_sum=100)
-    np.testing.assert_array_equal(dense(table_of(sdata), "lognorm"), first)
-    sl.pp.normalize(sdata, target_sum=100, context=False, overwrite=True)
+    sl.pp.normalize(sdata, target_sum=100, context=False)
     assert set(table_of(sdata).layers) - {None} == {"counts", "lognorm"}
     assert dense(table_of(sdata), "lognorm").max() < first.max()
+    # Normalised values are no counts, whoever made them.
+    table_of(sdata).X = table_of(sdata).layers["lognorm"]
+    with pytest.raises(sl.DataError, match="does not hold raw counts"):
+        sl.pp.normalize(sdata)
+    sl.pp.normalize(sdata, layer="counts")
+    np.testing.assert_array_equal(dense(table_of(sdata), "lognorm"), first)
+    mine = table_of(section()).copy()
+    mine.layers["lognorm"] = mine.X * 0
+    with pytest.raises(sl.DataError, match=r"holds 'lognorm', which `sl\.pp\.normalize` did not write.*\['lognorm'\]"):
+        sl.pp.normalize(mine)
+    assert not mine.layers["lognorm"].toarray().any()
 
 
 def test_foreign_counts_are_not_overwritten() -> None:
     table = table_of(section()).copy()
     table.layers["counts"] = table.X * 2
-    with pytest.raises(sl.DataError, match="already holds 'counts'.*name it with `layer=`"):
+    with pytest.raises(sl.DataError, match="holds 'counts', which .* did not write.*name it with `layer=`"):
         sl.pp.normalize(table)
 
 

@@ -132,7 +132,7 @@ def test_spots_at_the_edge_are_padded_with_white_or_dropped():
     edge = crops[list(rows).index(25)]
     assert (edge[:, :28] == 255).all()
     assert (edge[:, 32:, 2] == 0).all()
-    sl.pp.pair_crops(sdata, crop_um=32, crop_px=64, min_inside=1.0, overwrite=True)
+    sl.pp.pair_crops(sdata, crop_um=32, crop_px=64, min_inside=1.0)
     obs = sdata.tables["table"].obs
     assert not obs["crop_ok"].iloc[25]
     assert obs["crop_reason"].iloc[25] == "outside image"
@@ -269,13 +269,18 @@ def test_bad_input_is_refused_and_nothing_written(damage, options, error, text):
         assert "sealst" not in sdata.tables["table"].uns
 
 
-def test_existing_crops_are_kept_unless_overwritten():
+def test_own_crops_are_replaced_and_shapes_of_others_are_not():
     sdata = section()
-    sl.pp.pair_crops(sdata, crop_um=16, crop_px=32)
-    with pytest.raises(sl.DataError, match="exists already; replace it with `overwrite=True`"):
-        sl.pp.pair_crops(sdata, crop_um=20, crop_px=32)
-    sl.pp.pair_crops(sdata, crop_um=20, crop_px=32, overwrite=True)
+    sdata.shapes["s_spots_crops"] = sdata.shapes["s_spots"]
+    with pytest.raises(sl.DataError, match=r"shapes\['s_spots_crops'\]` is there, which `sl.pp.pair_crops` did not"):
+        sl.pp.pair_crops(sdata, crop_um=16, crop_px=32)
+    assert sdata.shapes["s_spots_crops"] is sdata.shapes["s_spots"]
+    del sdata.shapes["s_spots_crops"]
+    sl.pp.pair_crops(sdata, crop_um=[16, 32], crop_px=32)
+    assert "s_spots_crops_32um" in sdata.shapes
+    sl.pp.pair_crops(sdata, crop_um=20, crop_px=32)
     assert sdata.tables["table"].uns["sealst"]["crops"]["s_spots"]["crop_um"] == 20
+    assert set(sdata.shapes) == {"s_spots", "s_spots_crops"}, "a later pairing replaces all sizes"
 
 
 def test_enlarged_crops_are_announced():
@@ -320,10 +325,10 @@ def test_a_store_that_is_gone_is_named_and_not_read_as_black(tmp_path):
     shutil.rmtree(tmp_path / "s.zarr")
     encoder = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False)
     for call in (
-        lambda: sl.pp.pair_crops(read, crop_um=20, overwrite=True),
+        lambda: sl.pp.pair_crops(read, crop_um=20),
         lambda: sl.tl.embed(read, encoder, device="cpu"),
         lambda: sl.pl.slide(read),
-        lambda: sl.pl.crops(read, n=1),
+        lambda: sl.pl.crops(read, n_crops=1),
     ):
         with pytest.raises(sl.DataError, match=r"is read from '.*s.zarr', which is not there any more"):
             call()

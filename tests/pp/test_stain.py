@@ -121,7 +121,7 @@ def test_crops_can_be_cut_from_it_and_name_it():
     assert uns["stain"]["s1_he_norm"]["reference"]["method"] == "macenko"
     assert sdata.tables["table"].obs["crop_ok"].all()
     # Without a name, the image as it was scanned is still the default.
-    sl.pp.pair_crops(sdata, overwrite=True)
+    sl.pp.pair_crops(sdata)
     assert sdata.tables["table"].uns["sealst"]["crops"]["s1_spots"]["image_key"] == "s1_he"
 
 
@@ -167,13 +167,14 @@ def test_errors_leave_nothing_behind():
         sl.pp.fit_stain(sdata, "ruifrok")
     with pytest.raises(TypeError, match="`reference` must be a Stain"):
         sl.pp.normalize_stain(sdata, "macenko")
-    with pytest.raises(sl.DataError, match="exists already"):
+    with pytest.raises(sl.DataError, match=r"\['s1_he'\]` is there, which `sl.pp.normalize_stain` did not write"):
         sl.pp.normalize_stain(sdata, reference, key_added="s1_he")
     assert list(sdata.images) == ["s1_he"]
     sl.pp.normalize_stain(sdata, reference)
-    with pytest.raises(sl.DataError, match="'s1_he_norm'.*exists already"):
+    sl.pp.normalize_stain(sdata, reference)
+    sl.pp.pair_crops(sdata, image_key="s1_he_norm")
+    with pytest.warns(sl.SealstWarning, match="crops of 's1_spots' are of an image that was replaced"):
         sl.pp.normalize_stain(sdata, reference)
-    sl.pp.normalize_stain(sdata, reference, overwrite=True)
     blank = sl.io.from_arrays(
         np.full((600, 600, 3), 250, np.uint8), np.ones((3, 1)), np.full((3, 2), 300), genes=["A"], mpp=2, spot_um=55
     )

@@ -43,7 +43,7 @@ def slide(he: np.ndarray) -> SpatialData:
 
 
 def test_tiles_are_squares_on_a_grid(slide: SpatialData) -> None:
-    sl.pp.tile(slide, tile_um=100, min_tissue=0)
+    sl.pp.tile(slide, crop_um=100, min_tissue=0)
     table, shapes = slide.tables["table"], slide.shapes["s_spots"]
     assert table.shape == (15 * 20, 0)
     assert list(table.obs["spot_id"]) == list(shapes.index)
@@ -60,7 +60,7 @@ def test_tiles_are_squares_on_a_grid(slide: SpatialData) -> None:
 
 
 def test_tiles_may_overlap_and_stay_inside(slide: SpatialData) -> None:
-    sl.pp.tile(slide, tile_um=112, step_um=50.5, min_tissue=0, patient="other", thumbnail=False)
+    sl.pp.tile(slide, crop_um=112, step_um=50.5, min_tissue=0, patient="other", thumbnail=False)
     x0, y0, x1, y1 = slide.shapes["s_spots"].bounds.to_numpy().T
     assert x0.min() == y0.min() == 0
     assert WIDTH - 50.5 < x1.max() <= WIDTH
@@ -71,14 +71,14 @@ def test_tiles_may_overlap_and_stay_inside(slide: SpatialData) -> None:
 
 
 def test_only_tiles_with_tissue_are_kept(slide: SpatialData) -> None:
-    sl.pp.tile(slide, tile_um=100, min_tissue=0)
+    sl.pp.tile(slide, crop_um=100, min_tissue=0)
     every = slide.tables["table"]
     x0, y0 = slide.shapes["s_spots"].bounds.to_numpy()[:, :2].T
     inside = (x0 >= TISSUE[0]) & (x0 < TISSUE[2]) & (y0 >= TISSUE[1]) & (y0 < TISSUE[3])
     fraction = every.obs["tissue_fraction"].to_numpy()
     assert fraction[inside].min() > 0.6
     assert fraction[~inside].max() < 0.4
-    sl.pp.tile(slide, tile_um=100, min_tissue=0.5, overwrite=True)
+    sl.pp.tile(slide, crop_um=100, min_tissue=0.5)
     table = slide.tables["table"]
     assert set(table.obs["spot_id"]) == set(every.obs["spot_id"][inside])
     assert len(slide.shapes["s_spots"]) == table.n_obs == 90
@@ -86,7 +86,7 @@ def test_only_tiles_with_tissue_are_kept(slide: SpatialData) -> None:
 
 
 def test_tiles_are_spots_to_later_calls(slide: SpatialData, tmp_path) -> None:
-    sl.pp.tile(slide, tile_um=200)
+    sl.pp.tile(slide, crop_um=200)
     sl.pp.pair_crops(slide, crop_um=200, crop_px=32)
     table = slide.tables["table"]
     assert table.obs["crop_ok"].all()
@@ -111,7 +111,7 @@ def test_tiles_follow_the_image_into_its_frame(he: np.ndarray) -> None:
     )
     transforms = {"global": placed, "um": Scale([2.0, 2.0], axes=("x", "y"))}
     sdata = SpatialData(images={"s_he": multiscale(levels_of(he), transforms)})
-    sl.pp.tile(sdata, tile_um=400)
+    sl.pp.tile(sdata, crop_um=400)
     shapes, table = sdata.shapes["s_spots"], sdata.tables["table"]
     assert np.allclose(shapes.area, 200**2)
     centres = np.column_stack([shapes.centroid.x, shapes.centroid.y])
@@ -127,33 +127,33 @@ def test_nothing_is_lost_or_left_behind(slide: SpatialData, toy_section) -> None
 
     before = elements()
     with pytest.raises(sl.DataError, match=r"A tile is 1600 px wide, more than image 's_he' \(2000 x 1500 px\)"):
-        sl.pp.tile(slide, tile_um=1600)
+        sl.pp.tile(slide, crop_um=1600)
     with pytest.raises(sl.DataError, match=r"0 of 2 tiles of 1000 µm .* hold 1 tissue \(most: 0\.[0-9]+\); at least 2"):
-        sl.pp.tile(slide, tile_um=1000, min_tissue=1)
+        sl.pp.tile(slide, crop_um=1000, min_tissue=1)
     with pytest.raises(sl.DataError, match="`min_tissue` must lie between 0 and 1"):
         sl.pp.tile(slide, min_tissue=50)
     assert elements() == before
 
-    sl.pp.tile(slide, tile_um=100)
+    sl.pp.tile(slide, crop_um=100)
     sl.pp.pair_crops(slide, crop_um=[100, 200])
     table, before = slide.tables["table"], elements()
-    with pytest.raises(
-        sl.DataError, match=r"`sdata.shapes\['s_spots'\]` and `sdata.tables\['table'\]` exist\(s\) already"
-    ):
-        sl.pp.tile(slide, tile_um=200)
+    table.obs["grade"] = 1
+    with pytest.raises(sl.DataError, match=r"`sdata.tables\['table'\]` holds 'grade', which sealst did not write"):
+        sl.pp.tile(slide, crop_um=200)
+    del table.obs["grade"]
     with pytest.raises(sl.DataError, match="A tile is 1600 px"):
-        sl.pp.tile(slide, tile_um=1600, overwrite=True)
+        sl.pp.tile(slide, crop_um=1600)
     assert elements() == before
     assert slide.tables["table"] is table
-    sl.pp.tile(slide, tile_um=200, overwrite=True)
+    sl.pp.tile(slide, crop_um=200)
     assert elements() == ["s_he", "s_spots", "table"], "crops of the old tiles are gone"
 
     measured = toy_section(section="m")
     with pytest.raises(sl.DataError, match=r"`sdata.tables\['table'\]` holds measured spots"):
-        sl.pp.tile(measured, tile_um=100, overwrite=True)
-    with pytest.raises(sl.DataError, match=r"shapes\['m_spots'\]` exist"):
-        sl.pp.tile(measured, tile_um=100, table_key="tiles")
-    sl.pp.tile(measured, tile_um=100, table_key="tiles", section="m_tiles", min_tissue=0)
+        sl.pp.tile(measured, crop_um=100)
+    with pytest.raises(sl.DataError, match=r"shapes\['m_spots'\]` is there, which `sl.pp.tile` did not write"):
+        sl.pp.tile(measured, crop_um=100, table_key="tiles")
+    sl.pp.tile(measured, crop_um=100, table_key="tiles", section="m_tiles", min_tissue=0)
     assert measured.tables["table"].n_obs == 36
     assert measured.tables["tiles"].n_obs == 36
 
@@ -169,7 +169,7 @@ def test_slides_that_cannot_be_tiled(slide: SpatialData, he: np.ndarray) -> None
     with pytest.raises(sl.ScaleError, match=r"Image 't_he' has no coordinate system 'um'"):
         sl.pp.tile(slide, image_key="t_he")
     set_transformation(slide.images["t_he"], Scale([1.0, 1.0], axes=("x", "y")), "um")
-    sl.pp.tile(slide, image_key="t_he", table_key="t", tile_um=100)
+    sl.pp.tile(slide, image_key="t_he", table_key="t", crop_um=100)
     assert slide.tables["t"].n_obs == 90
     assert set(get_transformation(slide.shapes["t_spots"], get_all=True)) == {"global", "um"}
     with pytest.raises(TypeError, match="Expected a SpatialData, found AnnData"):

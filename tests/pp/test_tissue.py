@@ -99,14 +99,15 @@ def test_mask_drawn_by_hand_is_used(paired):
     assert "s1_tissue" not in paired.labels
 
 
-def test_mask_that_was_corrected_is_kept_until_overwrite(paired):
+def test_mask_that_was_corrected_is_kept_until_it_is_deleted(paired):
     sl.pp.tissue(paired)
     before = obs(paired)["tissue_fraction"].copy()
     paired.labels["s1_tissue"].data = paired.labels["s1_tissue"].data * 0
     with pytest.warns(sl.SealstWarning, match="No crop of 's1_spots' is left: 5 hold less than 0.15"):
         sl.pp.tissue(paired)
     assert (obs(paired)["tissue_fraction"] == 0).all()
-    sl.pp.tissue(paired, overwrite=True)
+    del paired.labels["s1_tissue"]
+    sl.pp.tissue(paired)
     np.testing.assert_array_equal(obs(paired)["tissue_fraction"], before)
 
 
@@ -141,7 +142,7 @@ def test_errors_name_the_next_call(paired):
 
 def test_crops_paired_anew_are_judged_anew(paired):
     sl.pp.tissue(paired, min_tissue=0.9)
-    sl.pp.pair_crops(paired, crop_um=60, crop_px=56, overwrite=True)
+    sl.pp.pair_crops(paired, crop_um=60, crop_px=56)
     # Fractions of the former crops say nothing about the new ones.
     sl.pp.quality(paired, metrics=["brightness_mean"], progress=False)
     assert obs(paired)["crop_ok"].all()

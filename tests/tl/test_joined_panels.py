@@ -34,7 +34,7 @@ def test_whole_and_targeted_sections_train_together(mixed, ready, finetune, capl
     back = sl.models.load(tmp_path / "model", device="cpu")
     np.testing.assert_array_equal(back.panel.availability, [[True, True, True], [False, False, True]])
     # A new section gets all genes, whatever its own panel measures; measured expression as input keeps its guard.
-    copied = sl.tl.predict(held[1], model, copy=True)
+    copied = sl.tl.predict(held[1], model, copy=True).tables["table"]
     assert np.isfinite(copied.obsm["seal_expression"][["EPCAM", "KRT8", "VIM"]]).all().all()
     with pytest.raises(sl.PanelError, match="Only 1 of the panel's 3 genes .*at least 50% are needed"):
         sl.tl.embed(held[1], model, modality="gene")
@@ -54,7 +54,7 @@ def test_evaluation_leaves_out_what_a_section_lacks(mixed, ready, finetune, capl
     held = [ready(section="c", patient="p3", seed=2), targeted(ready, section="d", patient="p4", seed=3)]
     sets = {"both": ["EPCAM", "VIM"], "lacking": ["EPCAM"], "measured": ["VIM"]}
     with caplog.at_level(logging.INFO, logger="sealst"):
-        table = sl.tl.evaluate(model, mixed, held, genes=sets).table
+        table = sl.tl.evaluate(mixed, model, test=held, genes=sets).table
     assert "Section 'd' measures 2 of the 4 genes; the others are not scored." in caplog.text
     score = table[table["metric"] == "pearson"].set_index(["section", "method", "genes"])["value"].sort_index()
     methods = score.index.get_level_values("method").unique()
@@ -66,10 +66,10 @@ def test_evaluation_leaves_out_what_a_section_lacks(mixed, ready, finetune, capl
     # EPCAM is learned from the one training section that measures it, not from fills.
     assert score["c", "colour + ridge", "lacking"] > 0.4
     assert table.loc[table["metric"] == "R@10", "value"].notna().all()
-    default = sl.tl.evaluate(model, mixed, held[0], n_genes=3).table
+    default = sl.tl.evaluate(mixed, model, test=held[0], n_genes=3).table
     assert set(default.loc[default["metric"] == "pearson", "genes"]) == {"hvg3", "heg3"}
     # A gene that no training section measures cannot be fitted by the others, so no method is scored on it.
-    lacking = sl.tl.evaluate(model, mixed[1], held[0], genes={"lacking": ["EPCAM"]}).table
+    lacking = sl.tl.evaluate(mixed[1], model, test=held[0], genes={"lacking": ["EPCAM"]}).table
     score = lacking[lacking["metric"] == "pearson"].set_index("method")["value"]
     assert score.isna().all()
 
@@ -83,5 +83,5 @@ def test_default_gene_sets_where_training_sections_share_no_gene(ready, finetune
     sections = [first, second] if joined else [whole]
     panel = sl.pp.select_genes(sections, criterion=["EPCAM", "VIM", "KRT8", "CD3E"], min_sections=1)
     model = finetune(sections, panel=panel)
-    table = sl.tl.evaluate(model, [first, second], held, n_genes=4).table
+    table = sl.tl.evaluate([first, second], model, test=held, n_genes=4).table
     assert set(table.loc[table["metric"] == "pearson", "genes"]) == {"hvg4", "heg4"}

@@ -101,10 +101,10 @@ def test_training_gathers_with_one_section_open(cohort, alive, finetune, fast):
 def test_evaluation_and_embedding_take_collections(cohort, alive, model, tmp_path):
     sections = sl.io.read_collection(cohort)
     options = {"genes": {"mine": ["EPCAM", "VIM"]}, "allow_shared_patients": True}
-    table = sl.tl.evaluate(model, sections[:2], sections[2:], **options).table
+    table = sl.tl.evaluate(sections[:2], model, test=sections[2:], **options).table
     assert max(alive) <= 2
     memory = in_memory(cohort)
-    expected = sl.tl.evaluate(model, memory[:2], memory[2:], **options).table
+    expected = sl.tl.evaluate(memory[:2], model, test=memory[2:], **options).table
     np.testing.assert_allclose(table["value"], expected["value"], atol=1e-5)
     copied = sections[:2].write(tmp_path / "own")
     alive.clear()
@@ -112,6 +112,8 @@ def test_evaluation_and_embedding_take_collections(cohort, alive, model, tmp_pat
     assert set(alive) == {0}
     embedded = [sd.read_zarr(tmp_path / "own" / f"{name}.zarr").tables["table"].obsm["X_seal"] for name in "ab"]
     for found, sdata in zip(embedded, memory, strict=False):
-        np.testing.assert_allclose(found, sl.tl.embed(sdata, model, copy=True).obsm["X_seal"], atol=1e-5)
+        np.testing.assert_allclose(
+            found, sl.tl.embed(sdata, model, copy=True).tables["table"].obsm["X_seal"], atol=1e-5
+        )
     with pytest.raises(sl.DataError, match="`copy=True` works on one section"):
         sl.tl.embed(copied, model, copy=True)

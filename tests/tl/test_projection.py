@@ -84,7 +84,7 @@ def test_embeddings_keep_the_size_of_the_encoder(trained):
     model, _, test, _ = trained
     table = test.tables["table"]
     assert table.obsm["X_seal"].shape[1] == model.dim == model.encoder.spec.dim
-    copy = sl.tl.embed(test, model, modality="gene", copy=True)
+    copy = sl.tl.embed(test, model, modality="gene", copy=True).tables["table"]
     assert copy.obsm["X_seal_gene"].shape[1] == model.dim
 
 
@@ -94,11 +94,11 @@ def test_expression_is_looked_for_behind_the_projections_and_pictures_before(tra
     z = np.asarray(table.obsm["X_seal"])
     ok = np.isfinite(z).all(axis=1)
     profile = pd.Series(model.panel.mean * 1.2, index=list(model.panel.genes))
-    found = sl.tl.retrieve(test, model, profile, copy=True).obs["seal_similarity"].to_numpy()
+    found = sl.tl.retrieve(test, model, profile, copy=True).tables["table"].obs["seal_similarity"].to_numpy()
     g = model.shared_genes(model.embed_genes(profile.to_numpy()[None]))
     np.testing.assert_allclose(found[ok], (unit(model.shared_images(z[ok])) @ unit(g).T)[:, 0], atol=1e-5)
 
-    found = sl.tl.retrieve(test, model, "ERBB2", copy=True).obs["seal_similarity"].to_numpy()
+    found = sl.tl.retrieve(test, model, "ERBB2", copy=True).tables["table"].obs["seal_similarity"].to_numpy()
     raised = np.stack([model.panel.mean, model.panel.mean])
     i = model.panel.genes.index("ERBB2")
     raised[1, i] += 10 * model.panel.std[i]
@@ -107,7 +107,7 @@ def test_expression_is_looked_for_behind_the_projections_and_pictures_before(tra
     np.testing.assert_allclose(found[ok], unit(images - images.mean(0)) @ unit((end - start)[None])[0], atol=1e-4)
 
     name = table.obs_names[np.flatnonzero(ok)[0]]
-    found = sl.tl.retrieve(test, model, name, kind="spot", copy=True).obs["seal_similarity"].to_numpy()
+    found = sl.tl.retrieve(test, model, name, kind="spot", copy=True).tables["table"].obs["seal_similarity"].to_numpy()
     np.testing.assert_allclose(found[ok], unit(z[ok]) @ unit(z[ok])[0], atol=1e-5)
 
 
@@ -120,10 +120,12 @@ def test_an_index_of_the_shared_space_answers_as_the_table_does(trained, tmp_pat
     with pytest.raises(sl.DataError, match="has no place.*`sl.tl.build_index\\(sections, path, model=model\\)`"):
         sl.tl.retrieve(plain, model, "ERBB2")
     for query in ("ERBB2", pd.Series(model.panel.mean * 1.2, index=list(model.panel.genes))):
-        table = sl.tl.retrieve(test, model, query, n_hits=5, copy=True)
+        table = sl.tl.retrieve(test, model, query, n_hits=5, copy=True).tables["table"]
         hits = sl.tl.retrieve(shared, model, query, n_hits=5)
-        assert hits["obs_name"].tolist() == list(table.uns["sealst"]["retrieve"]["hits"])
-        np.testing.assert_allclose(hits["similarity"], table.uns["sealst"]["retrieve"]["similarities"], atol=1e-5)
+        assert hits["obs_name"].tolist() == list(table.uns["sealst"]["retrieve"]["seal_similarity"]["hits"])
+        np.testing.assert_allclose(
+            hits["similarity"], table.uns["sealst"]["retrieve"]["seal_similarity"]["similarities"], atol=1e-5
+        )
     # A picture finds the spot that it was cut from, in either space.
     region = _section.regions_of(test.tables["table"])[0]
     crops = _section.region_crops(test, test.tables["table"], region, model.crop.crop_um)
@@ -149,7 +151,7 @@ def test_an_index_of_the_shared_space_answers_as_the_table_does(trained, tmp_pat
 def test_evaluation_compares_behind_the_projections(trained):
     model, train, test, _ = trained
     genes = {"all": list(model.panel.genes)}
-    table = sl.tl.evaluate(model, train, test, genes=genes).table
+    table = sl.tl.evaluate(train, model, test=test, genes=genes).table
     table = table[table["section"] != ""].set_index(["method", "metric"])["value"]
     z = np.asarray(test.tables["table"].obsm["X_seal"])
     ok = np.isfinite(z).all(axis=1)

@@ -5,6 +5,7 @@ A section has an H&E image, a shapes element of circles (one per spot) that is a
 full-resolution image, x to the right, y down; pixel 0 covers [0, 1)). The system ``"um"`` carries the physical scale.
 """
 
+from sealst._section.copies import for_writing, with_table
 from sealst._section.crops import (
     PairedTable,
     RegionCrops,
@@ -59,6 +60,7 @@ __all__ = [
     "crop_size",
     "expression",
     "find_image",
+    "for_writing",
     "get_table",
     "has_crops",
     "he_image",
@@ -87,4 +89,5 @@ __all__ = [
     "target_sum",
     "unchanged_regions",
     "walk",
+    "with_table",
 ]

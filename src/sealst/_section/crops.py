@@ -86,6 +86,8 @@ class PairedTable:
     size: CropSpec
     #: crop definitions by region, as provenance of what is computed from them
     record: dict[str, Any]
+    #: what made the embeddings that the table has, by slot
+    embedded: dict[str, Any]
 
 
 def paired_table(
@@ -115,7 +117,8 @@ def paired_table(
     size = crop_size(table, sections, crop_um) if trained_on is None else trained_on
     found = [region_crops(sdata, table, one, size.crop_um) for one in sections]
     record = {one.region.name: one.definition for one in found}
-    return PairedTable(table=table, sections=found, size=size, record=record)
+    embedded = recorded(table, "embed")
+    return PairedTable(table=table, sections=found, size=size, record=record, embedded=embedded)
 
 
 def region_crops(sdata: SpatialData, table: AnnData, region: Region, crop_um: float | None = None) -> RegionCrops:
@@ -125,7 +128,7 @@ def region_crops(sdata: SpatialData, table: AnnData, region: Region, crop_um: fl
         sdata.shapes,
         definition["shapes_key"],
         where="`sdata.shapes`",
-        hint="Run `sl.pp.pair_crops(sdata, overwrite=True)` again.",
+        hint="Run `sl.pp.pair_crops(sdata)` again.",
     )
     shapes = sdata.shapes[definition["shapes_key"]]
     image = he_image(sdata, definition["image_key"])
@@ -166,7 +169,7 @@ def crop_definition(table: AnnData, region: Region, crop_um: float | None = None
     if (key := f"{crop_um:g}") not in entry["sizes"]:
         raise DataError(
             f"Region {region.name!r} has crops of {', '.join(entry['sizes'])} µm, not of {key} µm. Pair them with "
-            f"`sl.pp.pair_crops(sdata, crop_um=[{key}, ...], overwrite=True)`."
+            f"`sl.pp.pair_crops(sdata, crop_um=[{key}, ...])`."
         )
     return entry | {"crop_um": float(crop_um), "shapes_key": entry["sizes"][key]}
 
@@ -195,7 +198,7 @@ def crop_size(table: AnnData, regions: Sequence[Region], crop_um: float | None =
     if len(sizes) > 1:
         raise DataError(
             f"Regions have crops of different size (µm, px): {sorted(sizes)}. Pair them alike with "
-            "`sl.pp.pair_crops(sdata, crop_um=..., crop_px=..., overwrite=True)`."
+            "`sl.pp.pair_crops(sdata, crop_um=..., crop_px=...)`."
         )
     um, px = sizes.pop()
     return CropSpec(float(um), int(px))
@@ -209,7 +212,7 @@ def check_crops_fit(table: AnnData, regions: Sequence[Region], model: CropSpec) 
             raise DataError(
                 f"Crops of {region.name!r} are {', '.join(stored['sizes'])} µm at {stored['crop_px']} px, but the "
                 f"model was trained on {model.crop_um:g} µm at {model.crop_px} px. Run `sl.pp.pair_crops(sdata, "
-                f"crop_um={model.crop_um:g}, crop_px={model.crop_px}, overwrite=True)`."
+                f"crop_um={model.crop_um:g}, crop_px={model.crop_px})`."
             )
 
 

@@ -57,7 +57,7 @@ def lognorm(table: AnnData, layer: str = Keys.LOGNORM) -> Any:
     if layer not in table.layers:
         raise OrderError(
             f"Layer {layer!r} not found in `.layers`; found: {listed(layer_names(table))}. "
-            "Run `sl.pp.normalize(sdata)` first (with `context=True, overwrite=True` if it ran without context)."
+            "Run `sl.pp.normalize(sdata)` first (with `context=True` if it ran without context)."
         )
     return table.layers[layer]
 
@@ -81,7 +81,7 @@ def expression(
     if used is not None and not np.isclose(used, panel.target_sum):
         raise PanelError(
             f"Expression was normalised to {used:g} counts per spot, the panel's is {panel.target_sum:g}. Run "
-            f"`sl.pp.normalize(sdata, target_sum={panel.target_sum:g}, overwrite=True)`."
+            f"`sl.pp.normalize(sdata, target_sum={panel.target_sum:g})`."
         )
     joined = masked and panel.availability is not None
     min_shared = 0.0 if joined else 0.5

@@ -141,7 +141,7 @@ def _run(work: Path, seed: int) -> _Result:
     logger.info("Predicting, comparing and searching on the held-out patient")
     sl.tl.predict(test, model, net=sl.datasets.synthetic_net())
     sl.tl.retrieve(test, model, GENES[0])
-    found = sl.tl.evaluate(model, train, test, seed=seed)
+    found = sl.tl.evaluate(train, model, test=test, seed=seed)
     found.table.to_csv(work / "evaluation.csv", index=False)
     with quiet_writing():
         test.write(work / "held_out.zarr")
@@ -166,7 +166,7 @@ def _figures(result: _Result, folder: Path) -> dict[str, Path]:
     test, genes = result.test, list(GENES)
     paths = {name: folder / f"{name}.png" for name in ("crops", "training", "evaluation", "expression")}
     paths |= {name: folder / f"{name}.png" for name in ("pathways", "retrieval")}
-    sl.pl.crops(test, n=16, save=paths["crops"], show=False)
+    sl.pl.crops(test, n_crops=16, save=paths["crops"], show=False)
     sl.pl.training(result.model, save=paths["training"], show=False)
     sl.pl.evaluation(result.table, metrics=["pearson", "R@10"], save=paths["evaluation"], show=False)
     sl.pl.expression(test, genes, save=paths["expression"], show=False)

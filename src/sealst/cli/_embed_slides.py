@@ -35,8 +35,8 @@ def slides() -> None:
 @click.option("--model", type=EXISTING, default=None, help="Folder of a SEAL model, or of the run that made it.")
 @click.option("--encoder", default=None, help="Or an encoder as it is: key, timm name, or local-dir:FOLDER.")
 @click.option("--pool", default=None, help="Pooling of --encoder: cls, mean, cls+mean.")
-@click.option("--tile-um", type=float, default=None, help="Side of a tile in µm; default the model's.")
-@click.option("--tile-px", type=click.IntRange(min=1), default=None, help="And in pixels; default the model's.")
+@click.option("--crop-um", type=float, default=None, help="Side of a tile in µm; default the model's.")
+@click.option("--crop-px", type=click.IntRange(min=1), default=None, help="And in pixels; default the model's.")
 @click.option("--step-um", type=float, default=None, help="Distance of tiles in µm; default: they touch.")
 @click.option("--min-tissue", type=float, default=0.5, show_default=True, help="Least share of tissue in a tile.")
 @click.option("--frozen/--no-frozen", default=None,
@@ -78,7 +78,7 @@ def slides_embed(
 
     folder: Any = encoder if model is None else model_folder(model)
     with settings.override(**stated(batch_size=batch_size)):
-        found = embed_slides(manifest, out, folder, device=device, **options)
+        found = embed_slides(manifest, folder, out, device=device, **options)
     failed = int((found["status"] != "done").sum())
     counts = {"slides": len(found), "failed": failed, "tiles": int(found["n_tiles"].sum())}
     text = f"{len(found) - failed} of {len(found)} slides, {counts['tiles']} tiles: {out}"

@@ -139,9 +139,9 @@ def _run(subject: Any, sections: Sequence[Path], *, crops: _Crops, test: Sequenc
         if len(sections) > 1 or test:
             raise click.UsageError(f"{str(bench[0])!r} is a task of HEST-bench, with folds of its own; give it alone.")
         given.pop("folds")
-        return compare(subject, read_hest_bench(bench[0]), **given)
+        return compare(read_hest_bench(bench[0]), subject, **given)
     held = _prepared(test, crops, options["table_key"]) if test else None
-    return compare(subject, _prepared(sections, crops, options["table_key"]), test=held, **given)
+    return compare(_prepared(sections, crops, options["table_key"]), subject, test=held, **given)
 
 
 def _prepared(paths: Sequence[Path], crops: _Crops, table_key: str) -> Any:

@@ -32,8 +32,9 @@ _bags = stacked(
     click.option("--labels", type=EXISTING_FILE, default=None,
                  help="Table (csv, tsv) of labels by slide; default what the folder's manifest holds."),
     click.option("--key", default=None, help="Embedding to read, such as X_seal or X_frozen."),
-    click.option("--patient", default=None, help="Column of patients, of --labels or the manifest; default patient."),
-    click.option("--slide", default=None, help="Column of slides in --labels; default slide."),
+    click.option("--patient-key", default=None,
+                 help="Column of patients, of --labels or the manifest; default patient."),
+    click.option("--slide-key", default=None, help="Column of slides in --labels; default slide."),
 )  # fmt: skip
 
 
@@ -71,8 +72,8 @@ def slides_fit(
     overwrite: bool,
     labels: Path | None,
     key: str | None,
-    patient: str | None,
-    slide: str | None,
+    patient_key: str | None,
+    slide_key: str | None,
     folds: str,
     test: Path | None,
     compare: tuple[str, ...],
@@ -93,7 +94,7 @@ def slides_fit(
     if report is not None:
         check_new(report, overwrite, option="--report")
     io, tl = (importlib.import_module(f"sealst.{name}") for name in ("io", "tl"))
-    reading = stated(labels=labels, key=key, patient=patient, slide=slide)
+    reading = stated(labels=labels, key=key, patient_key=patient_key, slide_key=slide_key)
     model = tl.fit_slide(
         io.read_bags(bags, **reading),
         target[0] if len(target) == 1 else list(target),

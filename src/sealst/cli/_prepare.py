@@ -50,9 +50,9 @@ _pictures = stacked(
     click.option("--crop-um", type=float, multiple=True, default=(112.0,), show_default=True,
                  help="Side of a crop in µm; repeat it for several magnifications."),
     click.option("--crop-px", type=click.IntRange(min=1), default=224, show_default=True, help="And in pixels."),
-    click.option("--tile-um", type=float, default=None,
-                 help="Slides without spots: side of a tile in µm; default the first --crop-um."),
-    click.option("--step-um", type=float, default=None, help="And the distance of tiles; default --tile-um."),
+    click.option("--step-um", type=float, default=None,
+                 help="Slides without spots: distance of tiles in µm, whose side is the first --crop-um; default: they "
+                      "touch."),
     click.option("--min-tissue", type=click.FloatRange(0, 1), default=None,
                  help="Find the tissue and set aside crops with a smaller share of it (HEST-1k 0.15). For slides "
                       "without spots: smallest share of a tile, default 0.5."),

@@ -22,7 +22,8 @@ def prepare_section(sdata: Any, options: Mapping[str, Any], facts: str) -> str:
         _tile(sdata, options)
     elif options["harmonize"] and sdata.tables[key].n_vars:
         names = {n: options[n] for n in ("species", "sum_aliases")}
-        pp.harmonize_genes(sdata, table_key=key, **names, **stated(table=options["gene_table"]))
+        pp.harmonize_genes(sdata, table_key=key, **names, **stated(gene_table=options["gene_table"]))
+    _make_room(sdata, options)
     scale = stated(**{n: options[n] for n in ("mpp", "pitch_um", "spot_um", "image_key")})
     pp.pair_crops(
         sdata,
@@ -30,7 +31,6 @@ def prepare_section(sdata: Any, options: Mapping[str, Any], facts: str) -> str:
         crop_px=options["crop_px"],
         coordinate_system=options["coordinate_system"],
         table_key=key,
-        overwrite=True,
         **scale,
     )
     if min_tissue is not None and not tiled:
@@ -39,9 +39,25 @@ def prepare_section(sdata: Any, options: Mapping[str, Any], facts: str) -> str:
     table = _section.get_table(sdata, key)
     if options["normalize"] and table.n_vars:
         given = {n: options[n] for n in ("target_sum", "context_weight", "grid")}
-        pp.normalize(sdata, table_key=key, overwrite=True, **given)
+        pp.normalize(sdata, table_key=key, **given)
     _section.record(table, "prepare", {"options": facts})
     return _name(table)
+
+
+def _make_room(sdata: Any, options: Mapping[str, Any]) -> None:
+    """Take away crops, measures and layers, whoever made them: they are made anew in this copy."""
+    from sealst import _section
+
+    table = _section.get_table(sdata, options["table_key"])
+    for one in _section.regions_of(table):
+        for key in [Keys.crops(one.name), *(Keys.crop_size(one.name, f"{um:g}") for um in options["crop_um"])]:
+            if key in sdata.shapes:
+                del sdata.shapes[key]
+    measured = [Keys.quality(metric) for metric in {*options["metrics"], *options["thresholds"]}]
+    table.obs = table.obs.drop(columns=measured, errors="ignore")
+    if options["normalize"] and table.n_vars:
+        for key in (Keys.COUNTS, Keys.LOGNORM, Keys.CONTEXT):
+            table.layers.pop(key, None)
 
 
 def _tile(sdata: Any, options: Mapping[str, Any]) -> None:
@@ -55,9 +71,7 @@ def _tile(sdata: Any, options: Mapping[str, Any]) -> None:
     if sdata.tables:
         raise DataError(f"There is no table {options['table_key']!r}; found {listed(sdata.tables)}. Use --table-key.")
     given = {n: options[n] for n in ("step_um", "min_tissue", "image_key")}
-    pp.tile(
-        sdata, tile_um=options["tile_um"] or options["crop_um"][0], table_key=options["table_key"], **stated(**given)
-    )
+    pp.tile(sdata, crop_um=options["crop_um"][0], table_key=options["table_key"], **stated(**given))
 
 
 def _quality(sdata: Any, options: Mapping[str, Any]) -> None:
@@ -70,7 +84,6 @@ def _quality(sdata: Any, options: Mapping[str, Any]) -> None:
             metrics=metrics,
             thresholds=options["thresholds"] or None,
             table_key=options["table_key"],
-            overwrite=True,
         )
 
 

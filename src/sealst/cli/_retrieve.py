@@ -32,7 +32,6 @@ from sealst.cli._types import Genes, KeyValue, YamlMapping, merged
 if TYPE_CHECKING:
     import pandas as pd
 
-_PREFIX = "seal"
 _QUERIES = ("genes", "signature", "pathway", "profile", "image", "spot")
 
 _query = stacked(
@@ -57,7 +56,8 @@ _search = stacked(
     click.option("--where", multiple=True, type=KeyValue(),
                  help="Of an index: value of a column, such as organ=breast; may be repeated."),
     click.option("--key", default=Keys.EMBEDDING, show_default=True, help="Slot in .obsm with the embeddings."),
-    click.option("--key-added", default=_PREFIX, show_default=True, help="Prefix of the columns in .obs."),
+    click.option("--key-added", default=Keys.SIMILARITY, show_default=True,
+                 help="Column of .obs with the similarities; that of the ranks ends in _rank."),
 )  # fmt: skip
 
 
@@ -155,12 +155,12 @@ def _of_sections(work: Work, model: Any, given: Mapping[str, Any]) -> pd.DataFra
 
     from sealst.tl import retrieve as search
 
-    prefix, frames = given["key_added"], []
+    key, frames = given["key_added"], []
 
     def run(data: Any) -> dict[str, Any]:
         search(data, model, **given)
         table = data.tables[given["table_key"]] if hasattr(data, "tables") else data
-        frames.append(_hits(table, prefix))
+        frames.append(_hits(table, key))
         return {}
 
     records = work.run(run)
@@ -169,10 +169,10 @@ def _of_sections(work: Work, model: Any, given: Mapping[str, Any]) -> pd.DataFra
     return pd.concat(frames, ignore_index=True)
 
 
-def _hits(table: Any, prefix: str) -> pd.DataFrame:
+def _hits(table: Any, key: str) -> pd.DataFrame:
     import pandas as pd
 
-    entry = table.uns[Keys.UNS]["retrieve" if prefix == _PREFIX else f"retrieve_{prefix}"]
+    entry = table.uns[Keys.UNS]["retrieve"][key]
     names = [str(name) for name in entry["hits"]]
     frame = pd.DataFrame({"rank": range(1, len(names) + 1), "obs_name": names, "similarity": entry["similarities"]})
     if Keys.SPATIAL in table.obsm:

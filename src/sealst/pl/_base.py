@@ -154,7 +154,7 @@ def stored_frame(table: AnnData, key: str, call: str) -> pd.DataFrame:
     if not isinstance(frame, pd.DataFrame):
         raise DataError(
             f"`.obsm[{key!r}]` must be a DataFrame with named columns, found {type(frame).__name__}. "
-            f"Run `{call}` again with `overwrite=True`."
+            f"Run `{call}` again."
         )
     return frame
 

@@ -48,13 +48,12 @@ def pair_crops(
     min_inside: float = 0.5,
     max_outside: float = 0.1,
     table_key: str = Keys.TABLE,
-    overwrite: bool = False,
 ) -> None:
     """Pair every spot with the square of H&E to cut around it.
 
     Only geometry is written, never pixels. The physical scale is never guessed: it comes from the image's ``"um"``
     coordinate system, from `mpp`, from the known pitch of the array or from the known diameter of a spot. Where several
-    are known they must agree within 5 %.
+    are known they must agree within 5 %. A later call replaces the crops of an earlier one, of all its sizes.
 
     Parameters
     ----------
@@ -79,8 +78,6 @@ def pair_crops(
     max_outside
         Largest share of spots whose centre may lie outside the image before the call refuses.
     %(table_key)s
-    overwrite
-        Whether to replace crops paired before.
 
     Returns
     -------
@@ -98,8 +95,8 @@ def pair_crops(
     ScaleError
         When the physical scale is unknown or contradictory, or pixels are not square.
     DataError
-        When spots lie outside the image (wrong coordinate system or wrong image), no spot has a usable crop, crops
-        exist already, or the store that the image is read from is gone.
+        When spots lie outside the image (wrong coordinate system or wrong image), no spot has a usable crop, there
+        are shapes of one of these names that this call did not write, or the store that the image is read from is gone.
     MissingKeyError
         When table, image, spots or coordinate system are absent.
 
@@ -125,13 +122,8 @@ def pair_crops(
             check_positive(name, value)
 
     options = _Options(sizes, int(crop_px), stated, image_key, coordinate_system, min_inside, max_outside)
-    paired = []
-    for one in _section.regions_of(table, region):
-        if Keys.crops(one.name) in sdata.shapes and not overwrite:
-            raise DataError(
-                f"`sdata.shapes[{Keys.crops(one.name)!r}]` exists already; replace it with `overwrite=True`."
-            )
-        paired.append(_pair(sdata, table, one, options))
+    paired = [_pair(sdata, table, one, options) for one in _section.regions_of(table, region)]
+    _refuse_foreign(sdata, table, paired)
     _write(sdata, table, paired)
 
 
@@ -265,6 +257,19 @@ def _digest(region: Region, boxes: np.ndarray) -> str:
     """Changes when a spot moves, so that results from earlier crops are recognised."""
     text = "\n".join(map(str, region.ids)).encode()
     return hashlib.sha256(text + boxes.round(3).tobytes()).hexdigest()[:16]
+
+
+def _refuse_foreign(sdata: SpatialData, table: AnnData, paired: Sequence[_Paired]) -> None:
+    """Raise where shapes would be lost that `pair_crops` did not write."""
+    stored = _section.recorded(table, "crops")
+    for region, _, _, entry in paired:
+        before = dict(stored.get(region.name, {}))
+        own = {*dict(before.get("sizes", {})).values(), before.get("shapes_key")}
+        if taken := [key for key in entry["sizes"].values() if key in sdata.shapes and key not in own]:
+            raise DataError(
+                f"`sdata.shapes[{taken[0]!r}]` is there, which `sl.pp.pair_crops` did not write for this table and "
+                f"would replace. Rename or delete it (`del sdata.shapes[{taken[0]!r}]`)."
+            )
 
 
 def _write(sdata: SpatialData, table: Any, paired: list[_Paired]) -> None:

@@ -56,8 +56,7 @@ def survey(sections: Data | Sequence[Data], layer: str, table_key: str) -> list[
         if len(values) > 1 and (name == "target_sum" or layer == Keys.CONTEXT):
             cases = ", ".join(f"{one.name!r}: {getattr(one, name):g}" for one in found[:8])
             raise DataError(
-                f"The sections were normalised with different `{name}` ({cases}). Run `sl.pp.normalize` alike on all, "
-                "with `overwrite=True`."
+                f"The sections were normalised with different `{name}` ({cases}). Run `sl.pp.normalize` alike on all."
             )
     return found
 
@@ -77,7 +76,7 @@ def _survey(part: Part, layer: str) -> Survey:
     if not np.isfinite(rows.data).all():
         raise DataError(
             f"`.layers[{Keys.LOGNORM!r}]` of section {part.section!r} holds NaN or infinite values. Run "
-            "`sl.pp.normalize` again, with `overwrite=True`."
+            "`sl.pp.normalize` again."
         )
     ids = np.full(table.n_vars, "", dtype=object)
     for column in _ID_COLUMNS:

@@ -23,7 +23,7 @@ from sealst.pp._gene_stats import Survey, availability, moments, pooled_means, s
 @documented
 def select_genes(
     sections: Data | Sequence[Data],
-    n: int = 2000,
+    n_genes: int = 2000,
     *,
     criterion: Literal["hvg", "heg"] | Sequence[str] = "hvg",
     include: Sequence[str] = (),
@@ -45,7 +45,7 @@ def select_genes(
     sections
         Training sections after `sl.pp.normalize`, as SpatialData or AnnData, or a `sealst.io.Collection`, of which
         one section at a time is open.
-    n
+    n_genes
         Number of genes. Where fewer are available all are taken, with a warning. Not used with a list of genes.
     criterion
         - ``"hvg"``: highly variable genes, `scanpy.pp.highly_variable_genes` (``flavor="seurat"``) on layer
@@ -56,7 +56,7 @@ def select_genes(
         - a list of gene symbols: these, in this order; `min_spots` does not apply.
     include
         Genes that are in the panel whatever their rank, such as ``["ERBB2", "ESR1"]``; they come first and count among
-        the `n`. By variability alone known markers can be left out, above all where counts are few.
+        the `n_genes`. By variability alone known markers can be left out, above all where counts are few.
     layer
         Layer whose mean and standard deviation the panel keeps: ``"context"`` or ``"lognorm"``.
     min_spots
@@ -89,24 +89,26 @@ def select_genes(
 
     Examples
     --------
-    >>> panel = sl.pp.select_genes([s1, s2], n=50, include=["ERBB2", "CD3E"])
+    >>> panel = sl.pp.select_genes([s1, s2], n_genes=50, include=["ERBB2", "CD3E"])
     >>> panel.genes[:2]
     ('ERBB2', 'CD3E')
     >>> panel.to_tsv("panel.tsv")
     >>> joined = sl.pp.select_genes([visium, xenium_bins], min_sections=1)  # doctest: +SKIP
     """
-    _check_options(n, criterion, layer)
+    _check_options(n_genes, criterion, layer)
     check_fraction("min_spots", min_spots)
     found = survey(sections, layer, table_key)
     least = _least_sections(min_sections, len(found))
     if isinstance(criterion, str):
         if isinstance(include, str):
             raise DataError(f"`include` must be a list of genes, found {include!r}; use [{include!r}].")
-        if len(include) > n:
-            raise DataError(f"`include` names {len(include)} genes, more than `n` = {n}.")
+        if len(include) > n_genes:
+            raise DataError(f"`include` names {len(include)} genes, more than `n_genes` = {n_genes}.")
         first = _listed_genes(found, include, least, argument="include") if len(include) else []
-        ranked = _ranked(sections, found, n, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key)
-        genes = [*first, *(gene for gene in ranked if gene not in set(first))][:n]
+        ranked = _ranked(
+            sections, found, n_genes, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key
+        )
+        genes = [*first, *(gene for gene in ranked if gene not in set(first))][:n_genes]
     elif len(include):
         raise DataError("`include` adds to genes that are ranked; with a list as `criterion` put them into the list.")
     else:
@@ -135,7 +137,7 @@ def select_genes(
 
 def rank_genes(
     sections: Data | Sequence[Data],
-    n: int = 2000,
+    n_genes: int = 2000,
     *,
     criterion: Literal["hvg", "heg"] = "hvg",
     min_spots: float = 0.05,
@@ -146,14 +148,14 @@ def rank_genes(
 
     Parameters
     ----------
-    sections, n, min_spots, min_sections, table_key
+    sections, n_genes, min_spots, min_sections, table_key
         As for `sealst.pp.select_genes`.
     criterion
         ``"hvg"`` (most variable) or ``"heg"`` (most expressed).
 
     Returns
     -------
-    Upper-cased symbols, the first `n` by the criterion.
+    Upper-cased symbols, the first `n_genes` by the criterion.
 
     Raises
     ------
@@ -164,14 +166,14 @@ def rank_genes(
 
     Examples
     --------
-    >>> sl.pp.rank_genes([s1, s2], n=50, criterion="heg")  # doctest: +SKIP
+    >>> sl.pp.rank_genes([s1, s2], n_genes=50, criterion="heg")  # doctest: +SKIP
     """
     check_choice("criterion", criterion, ("hvg", "heg"))
-    _check_options(n, criterion, Keys.LOGNORM)
+    _check_options(n_genes, criterion, Keys.LOGNORM)
     check_fraction("min_spots", min_spots)
     found = survey(sections, Keys.LOGNORM, table_key)
     least = _least_sections(min_sections, len(found))
-    return _ranked(sections, found, n, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key)
+    return _ranked(sections, found, n_genes, criterion=criterion, least=least, min_spots=min_spots, table_key=table_key)
 
 
 def _ranked(
@@ -227,7 +229,7 @@ def _least_sections(min_sections: int | float | None, n_sections: int) -> int:
 
 def _check_options(n: int, criterion: str | Sequence[str], layer: str) -> None:
     if not isinstance(n, int | np.integer) or isinstance(n, bool) or n <= 0:
-        raise DataError(f"`n` must be a whole number above 0, found {n!r}.")
+        raise DataError(f"`n_genes` must be a whole number above 0, found {n!r}.")
     check_choice("layer", layer, (Keys.CONTEXT, Keys.LOGNORM))
     if isinstance(criterion, str) and criterion not in ("hvg", "heg"):
         raise DataError(f"`criterion` must be 'hvg', 'heg' or a list of genes, found {criterion!r}.")

@@ -31,7 +31,7 @@ from sealst._docs import documented
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import Data
+from sealst._section import Data, with_table
 from sealst._validate import check_choice, listed
 
 _STEP = "harmonize_genes"
@@ -61,14 +61,14 @@ class _Plan:
 def harmonize_genes(
     data: Data,
     *,
-    table: pd.DataFrame | str | os.PathLike[str] | None = None,
+    gene_table: pd.DataFrame | str | os.PathLike[str] | None = None,
     species: str = "human",
     to: Literal["symbol", "ensembl"] = "symbol",
     drop_controls: bool = True,
     sum_aliases: bool = False,
     table_key: str = Keys.TABLE,
     copy: bool = False,
-) -> AnnData | None:
+) -> Data | None:
     """Give every gene its current name, so that sections of different sources match; run before `sl.pp.normalize`.
 
     Ensembl ids lose their version and become symbols; earlier symbols (``MARCH1``) and aliases become the current
@@ -84,7 +84,7 @@ def harmonize_genes(
     ----------
     data
         SpatialData, or the AnnData of its table, with raw counts.
-    table
+    gene_table
         What genes are called: a DataFrame, or the path of a TSV or CSV file, with the columns ``symbol``, ``ensembl``,
         ``previous`` and ``aliases`` (several values joined by ``|``); HGNC's complete set works as it is. Default for
         human: approved and previous symbols of HGNC (CC0) in the package, without aliases. Other species have none;
@@ -99,11 +99,11 @@ def harmonize_genes(
         Whether to sum columns that are one gene by an earlier name, an alias or a spelling.
     %(table_key)s
     copy
-        Whether to return a copy of the table with the new names and leave `data` as it is.
+        Whether to return a copy of `data` with the new names, and leave it as it is.
 
     Returns
     -------
-    None, or with `copy` an AnnData. Changes ``.var_names``, ``.X`` and all layers, and writes
+    None, or with `copy` a copy of `data`. Changes ``.var_names``, ``.X`` and all layers, and writes
 
     - ``.var["gene_original"]``: str, the names before; those of summed columns joined by ``;``
     - ``.var["ensembl"]``: str, Ensembl id without version, ``""`` where unknown
@@ -128,7 +128,7 @@ def harmonize_genes(
     >>> import sealst as sl
     >>> sdata = sl.datasets.synthetic(size_um=600, n_genes=144)
     >>> sl.pp.harmonize_genes(sdata)
-    >>> sl.pp.harmonize_genes(sdata, table="hgnc_complete_set.txt", to="ensembl")  # doctest: +SKIP
+    >>> sl.pp.harmonize_genes(sdata, gene_table="hgnc_complete_set.txt", to="ensembl")  # doctest: +SKIP
     """
     check_choice("to", to, ("symbol", "ensembl"))
     counts = _section.get_table(data, table_key)
@@ -137,10 +137,10 @@ def harmonize_genes(
         deleted = ", ".join(f"table.layers[{key!r}]" for key in layers)
         raise OrderError(
             f"`sl.pp.normalize` already ran on this table: its layers {listed(layers)} cannot be summed. Delete them "
-            f"(`del {deleted}`), harmonise, and normalise again with `overwrite=True`."
+            f"(`del {deleted}`), harmonise, and normalise again."
         )
     names = _names(counts)
-    known = load_table(table) if table is not None else human_table() if species == "human" else None
+    known = load_table(gene_table) if gene_table is not None else human_table() if species == "human" else None
     fold_case = _check_species(names, species)
     _check_table(names, known, species, to)
     # Ensembl ids that the table gives beside the names.
@@ -177,7 +177,7 @@ def harmonize_genes(
     target.var[Keys.ENSEMBL] = plan.ensembl
     _section.record(target, _STEP, entry)
     if copy:
-        return target
+        return with_table(data, table_key, target)
     if isinstance(data, SpatialData):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The key .* already exists")

@@ -18,7 +18,7 @@ from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, warn
-from sealst._section import Data, Region, sections_of
+from sealst._section import Data, Region, for_writing, sections_of
 from sealst._validate import (
     check_choice,
     check_counts,
@@ -45,16 +45,16 @@ def normalize(
     context: bool = True,
     context_weight: float = 0.5,
     grid: Literal["auto", "hex", "square"] = "auto",
-    overwrite: bool = False,
     copy: bool = False,
-) -> AnnData | None:
+) -> Data | None:
     """Keep raw counts, log-normalise them, and mix every spot with its array neighbours.
 
     `lognorm` is ``log1p(counts * target_sum / total of the spot)``. `context` is the same of the mixed counts
     ``(1 - w) * counts + w * mean(counts of the neighbours)``: the view that the gene encoder of SEAL is trained on
     (Hemker et al., arXiv 2602.14177). Neighbours are the up to 6 (hex) or 4 (square) spots next to a spot on its array,
     in the same section, and in the table: spots at the edge of the tissue have fewer, and a spot without any keeps its
-    own counts. They are found from ``.obsm["spatial"]``, whatever its unit, rotation and jitter.
+    own counts. They are found from ``.obsm["spatial"]``, whatever its unit, rotation and jitter. A later call replaces
+    the layers that an earlier one wrote.
 
     Parameters
     ----------
@@ -65,24 +65,22 @@ def normalize(
         Regions to normalise; default all. Rows of other regions keep what the layers hold, or stay zero. All regions
         of a table must be normalised alike.
     layer
-        Layer with the raw counts; default ``.X``.
+        Layer with the raw counts; None is ``.X``.
     target_sum
         Counts per spot after library-size normalisation.
     context
-        Whether to write the context layer. Without, a context layer from before is removed (with `overwrite`).
+        Whether to write the context layer. Without, a context layer from before is removed.
     context_weight
         Share `w` of the neighbours, 0 to 1.
     grid
         Kind of spot array: ``"hex"`` (Visium), ``"square"`` (legacy Spatial Transcriptomics, Visium HD bins), or
         ``"auto"``, which tells them apart by the symmetry of the positions, per section.
-    overwrite
-        Whether to replace layers that exist.
     copy
-        Whether to return a copy of the table with the new slots and leave `data` as it is.
+        Whether to return a copy of `data` with the new slots, and leave it as it is.
 
     Returns
     -------
-    None, or with `copy` an AnnData. Writes, all CSR float32 (n_obs, n_vars):
+    None, or with `copy` a copy of `data`. Writes, all CSR float32 (n_obs, n_vars):
 
     - ``.layers["counts"]``: raw counts
     - ``.layers["lognorm"]``: log1p of counts scaled to `target_sum`; zero for spots without counts
@@ -93,7 +91,7 @@ def normalize(
     ------
     DataError
         When the matrix does not hold raw counts, gene names are empty or occur twice, a section has fewer than two
-        spots, the grid is not clear, or a layer exists without `overwrite`.
+        spots, the grid is not clear, or a layer of one of these names is there that this call did not write.
     MissingKeyError
         When the layer, or the positions, are absent.
 
@@ -118,8 +116,7 @@ def normalize(
         "context_weight": float(context_weight) if context else 0.0,
     }
     earlier = _earlier_facts(table, parts, common)
-    if not overwrite:
-        _check_free(table, parts, counts)
+    _refuse_foreign(table, counts)
 
     rows = np.concatenate([part.rows for part in parts])
     layers = {Keys.LOGNORM: _lognorm(counts[rows], target_sum)}
@@ -142,9 +139,9 @@ def normalize(
             f"{empty.size} of {rows.size} spots have no counts; their `lognorm` is zero for every gene "
             f"(e.g. {listed(table.obs_names[empty[:3]])}). Drop them before training."
         )
-    target = table.copy() if copy else table
+    given, target = for_writing(data, table_key, copy=copy)
     _write(target, {Keys.COUNTS: counts, **layers}, common=common, facts=earlier + facts)
-    return target if copy else None
+    return given if copy else None
 
 
 @dataclass(frozen=True)
@@ -195,19 +192,18 @@ def _earlier_facts(table: AnnData, parts: Sequence[Region], common: dict[str, An
     return kept
 
 
-def _check_free(table: AnnData, parts: Sequence[Region], counts: sp.csr_matrix) -> None:
-    stored = normalization_of(table)
-    done = set() if stored is None else {str(s) for s in stored["sections"]}
+def _refuse_foreign(table: AnnData, counts: sp.csr_matrix) -> None:
+    """Raise where layers would be lost that `normalize` did not write."""
+    if _section.recorded(table, _STEP):
+        return
     taken = [key for key in (Keys.LOGNORM, Keys.CONTEXT) if key in table.layers]
-    if stored is not None and not done & {p.section for p in parts}:
-        taken = []
     # Raw counts under their usual name are no obstacle as long as they are these.
     if Keys.COUNTS in table.layers and (sp.csr_matrix(table.layers[Keys.COUNTS]) != counts).nnz:
         taken.insert(0, Keys.COUNTS)
     if taken:
         raise DataError(
-            f"`table.layers` already holds {listed(taken)}. Pass `overwrite=True` to replace them; if the raw counts "
-            "are in a layer, also name it with `layer=`."
+            f"`table.layers` holds {listed(taken)}, which `sl.pp.normalize` did not write and would replace. Rename or "
+            f"delete them (`del table.layers[{taken[0]!r}]`); if the raw counts are in a layer, name it with `layer=`."
         )
 
 

@@ -46,14 +46,14 @@ def quality(
     thresholds: Mapping[str, tuple[float | None, float | None]] | None = None,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
-    overwrite: bool = False,
     progress: bool | None = None,
 ) -> None:
     """Measure the pictures of the crops, and set aside those outside the thresholds.
 
     The measures are those of `squidpy.experimental.im.qc_image`, taken on the crops as the encoder sees them, so they
-    compare between sections only at the same `crop_um` and `crop_px`. There is no measure of pen marks: squidpy has
-    none. Staining and folds assume H&E.
+    compare between sections only at the same `crop_um` and `crop_px`. What was measured on the present crops is not
+    measured again while its column is there; thresholds are applied anew in every call. There is no measure of pen
+    marks: squidpy has none. Staining and folds assume H&E.
 
     Parameters
     ----------
@@ -71,8 +71,6 @@ def quality(
         set aside by its quality.
     %(region)s
     %(table_key)s
-    overwrite
-        Whether to measure again what was measured on the same crops. Thresholds are applied anew either way.
     %(progress)s
 
     Returns
@@ -115,7 +113,7 @@ def quality(
     for one in regions:
         paired = _section.region_crops(sdata, table, one)
         crops = paired.definition
-        before = {} if overwrite else entries.get(one.name, {})
+        before = entries.get(one.name, {})
         kept = [m for m in before["metrics"] if Keys.quality(m) in table.obs] if of_present_crops(before, crops) else []
         missing = [m for m in names if m not in kept]
         if missing:

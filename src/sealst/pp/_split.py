@@ -19,6 +19,7 @@ from sealst._html import as_html
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Data, Part, parts_of
+from sealst._settings import resolve_seed
 from sealst._validate import check_key, check_positive, listed
 
 _BLOCK_FOLDS = 5
@@ -67,7 +68,7 @@ def split(
     allow_shared_patients: bool = False,
     block_um: float = 1000.0,
     buffer_um: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     table_key: str = Keys.TABLE,
 ) -> list[Split]:
     """Divide spots into folds for cross-validation, by default so that no patient stands on both sides.
@@ -97,7 +98,8 @@ def split(
         mixes in test counts. Default: 1.42 times the pitch of the spots, which takes every array neighbour; 0 keeps
         all.
     seed
-        Seed of the position of the blocks and of their order; patients and sections involve no chance.
+        Seed of the position of the blocks and of their order; default ``settings.seed``. Patients and sections involve
+        no chance.
     %(table_key)s
 
     Returns
@@ -129,7 +131,9 @@ def split(
         check_positive("block_um", block_um)
         if buffer_um is not None and not buffer_um >= 0:
             raise DataError(f"`buffer_um` must be 0 or more, found {buffer_um!r}.")
-        folds = _split_blocks(parts, n_folds or _BLOCK_FOLDS, block_um=block_um, buffer_um=buffer_um, seed=seed)
+        folds = _split_blocks(
+            parts, n_folds or _BLOCK_FOLDS, block_um=block_um, buffer_um=buffer_um, seed=resolve_seed(seed)
+        )
         if not allow_shared_patients:
             warn(
                 "Splits by block put every patient on both sides: the scores say how well a model fills gaps in tissue "

@@ -8,6 +8,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
@@ -16,7 +17,7 @@ from sealst._core.space.stain import STAIN_VALUES, Stain
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._logging import logger, quiet_import, quiet_squidpy
+from sealst._logging import logger, quiet_import, quiet_squidpy, warn
 from sealst._section import Region, multiscale
 from sealst._validate import check_choice, listed
 from sealst.pp._tissue import section_labels, tissue_at
@@ -77,7 +78,7 @@ def fit_stain(
     if len(regions) > 1:
         raise DataError(f"Several regions ({listed(r.name for r in regions)}): name one with `region=`.")
     image = _section.find_image(sdata, regions[0], image_key)
-    labels = section_labels(sdata, regions[0], image, labels_key, anew=False)
+    labels = section_labels(sdata, regions[0], image, labels_key)
     picture, mask = _fit_picture(_section.he_image(sdata, image), labels, image)
     small = SpatialData(images={_IMAGE: multiscale([picture])}, labels={_MASK: multiscale([_as_labels(mask)])})
     try:
@@ -104,7 +105,6 @@ def normalize_stain(
     labels_key: str | None = None,
     keep_background: bool | None = None,
     table_key: str = Keys.TABLE,
-    overwrite: bool = False,
 ) -> None:
     """Add images whose stain is that of a reference, computed only where they are read.
 
@@ -127,8 +127,6 @@ def normalize_stain(
     keep_background
         Whether pixels that are no tissue stay as they are. By default only with Reinhard, which would tint the glass.
     %(table_key)s
-    overwrite
-        Whether to replace an image of that name.
 
     Returns
     -------
@@ -140,8 +138,8 @@ def normalize_stain(
     Raises
     ------
     DataError
-        When the image exists already, several regions share one `key_added`, or the section's own stain cannot be
-        fitted.
+        When there is an image of that name that this call did not write, several regions share one `key_added`, or the
+        section's own stain cannot be fitted.
 
     Examples
     --------
@@ -159,21 +157,34 @@ def normalize_stain(
     if key_added is not None and len(sources) > 1:
         raise DataError(f"`key_added` names one image, but there are {len(sources)} ({listed(sources)}); leave it out.")
     keep = reference.method == "reinhard" if keep_background is None else keep_background
-    images, entries = {}, _section.recorded(table, "stain")
+    images, before = {}, _section.recorded(table, "stain")
+    entries = dict(before)
     for image, one in sources.items():
         key = key_added or Keys.normalised_image(image)
-        if key == image or (key in sdata.images and not overwrite):
+        if key == image or (key in sdata.images and key not in before):
             raise DataError(
-                f"`sdata.images[{key!r}]` exists already; name another with `key_added=`, or `overwrite=True`."
+                f"`sdata.images[{key!r}]` is there, which `sl.pp.normalize_stain` did not write and would replace. "
+                "Name another with `key_added=`, or rename or delete that image."
             )
         images[key] = _normalize_image(sdata, one, image, reference, labels_key=labels_key, keep=keep)
         entries[key] = {"image_key": image, "keep_background": keep, "reference": reference.as_dict()}
+    _warn_of_crops(table, set(images) & set(sdata.images))
     for key, element in images.items():
         if key in sdata.images:
             del sdata.images[key]
         sdata.images[key] = element
     _section.record(table, "stain", entries)
     logger.info("Added %s, stained as %r (%s)", listed(images), reference.section, reference.method)
+
+
+def _warn_of_crops(table: AnnData, replaced: set[str]) -> None:
+    """Say which crops get other pixels under the same name."""
+    crops = table.uns.get(Keys.UNS, {}).get("crops", {})
+    if used := [name for name, entry in crops.items() if entry["image_key"] in replaced]:
+        warn(
+            f"The crops of {listed(used)} are of an image that was replaced: what was embedded, predicted and measured "
+            "from them is of the earlier stain. Run these calls again (`del` the columns of `sl.pp.quality` first)."
+        )
 
 
 def _fit_picture(element: Any, labels: Any, image_key: str) -> tuple[da.Array, np.ndarray]:
@@ -193,7 +204,7 @@ def _normalize_image(
     sdata: SpatialData, region: Region, image_key: str, reference: Stain, *, labels_key: str | None, keep: bool
 ) -> xr.DataTree:
     element = _section.he_image(sdata, image_key)
-    labels = section_labels(sdata, region, image_key, labels_key, anew=False)
+    labels = section_labels(sdata, region, image_key, labels_key)
     picture, mask = _fit_picture(element, labels, image_key)
     levels = []
     for level in _section.image_levels(element):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
+from spatialdata.models import TableModel
 from spatialdata.transformations import get_transformation, set_transformation
 
 from sealst import _section
@@ -25,13 +26,15 @@ from sealst._validate import check_fraction, check_key, check_positive, listed
 from sealst.pp._tissue import tissue_mask
 
 _SUFFIX = Keys.image("")
+#: calls that record what they write under its name
+_ADDING = ("embed", "predict", "pathways", "retrieve", "annotate", "predict_slide")
 
 
 @documented
 def tile(
     sdata: SpatialData,
     *,
-    tile_um: float = 112.0,
+    crop_um: float = 112.0,
     step_um: float | None = None,
     min_tissue: float = 0.5,
     image_key: str | None = None,
@@ -41,21 +44,21 @@ def tile(
     technology: str | None = None,
     table_key: str = Keys.TABLE,
     thumbnail: bool = True,
-    overwrite: bool = False,
 ) -> None:
     """Cut the tissue of a slide into square tiles that stand for spots in every later call.
 
     Tiles lie on a grid that starts in the image's upper left corner, and wholly inside the image. Tissue is found on a
-    coarse level as by `sealst.pp.tissue`.
+    coarse level as by `sealst.pp.tissue`. A later call replaces the tiles of an earlier one, with all that other calls
+    wrote about them.
 
     Parameters
     ----------
     sdata
         Slide with an H&E image whose scale is known, see `sealst.io.read_wsi`.
-    tile_um
-        Side of a tile in µm.
+    crop_um
+        Side of a tile in µm, as of the crops that `sealst.pp.pair_crops` will cut.
     step_um
-        Distance of neighbouring tiles, centre to centre, in µm; by default `tile_um`, so that they touch.
+        Distance of neighbouring tiles, centre to centre, in µm; by default `crop_um`, so that they touch.
     %(min_tissue)s
     image_key
         H&E image; by default the only one.
@@ -68,8 +71,6 @@ def tile(
         Name of the new table.
     thumbnail
         Whether to store a small picture in ``.uns["spatial"]``.
-    overwrite
-        Whether to replace tiles cut before, with their table and crops.
 
     Returns
     -------
@@ -85,7 +86,8 @@ def tile(
     ScaleError
         When the image has no physical scale.
     DataError
-        When tiles or the table exist already, the image is smaller than a tile, or fewer than 2 tiles hold tissue.
+        When shapes or a table of these names are there that this call did not write, or the table has slots of one's
+        own; the image is smaller than a tile, or fewer than 2 tiles hold tissue.
     MissingKeyError
         When there is no image, or several and none is named.
 
@@ -93,27 +95,27 @@ def tile(
     --------
     >>> import sealst as sl
     >>> sdata = sl.io.read_wsi("slide.svs")  # doctest: +SKIP
-    >>> sl.pp.tile(sdata, tile_um=112, min_tissue=0.5)  # doctest: +SKIP
+    >>> sl.pp.tile(sdata, crop_um=112, min_tissue=0.5)  # doctest: +SKIP
     >>> sl.pp.pair_crops(sdata, crop_um=112)  # doctest: +SKIP
     """
-    step_um = tile_um if step_um is None else step_um
-    check_positive("tile_um", tile_um)
+    step_um = crop_um if step_um is None else step_um
+    check_positive("crop_um", crop_um)
     check_positive("step_um", step_um)
     check_fraction("min_tissue", min_tissue)
     image_key = _find_image(sdata, image_key)
     section = image_key.removesuffix(_SUFFIX) if section is None else section
-    stale = _check_replaceable(sdata, Keys.spots(section), table_key, overwrite)
+    stale = _check_replaceable(sdata, Keys.spots(section), table_key)
     element = _section.he_image(sdata, image_key)
     mpp = _scale(element, image_key)
     height, width = _section.image_levels(element)[0].shape[1:]
-    array, centres = _grid((height, width), tile_um / mpp, step_um / mpp, image_key)
+    array, centres = _grid((height, width), crop_um / mpp, step_um / mpp, image_key)
     mask, (across, down) = tissue_mask(sdata, image_key)
-    fractions = box_fractions(mask, square_boxes(centres, tile_um / mpp) / [across, down, across, down])
+    fractions = box_fractions(mask, square_boxes(centres, crop_um / mpp) / [across, down, across, down])
     kept = fractions >= min_tissue - 1e-9
     if kept.sum() < 2:
         raise BlankSlideError(
-            f"{kept.sum()} of {len(kept)} tiles of {tile_um:g} µm in {image_key!r} hold {min_tissue:g} tissue "
-            f"(most: {fractions.max():.2f}); at least 2 are needed. Lower `min_tissue`, `tile_um` or `step_um`."
+            f"{kept.sum()} of {len(kept)} tiles of {crop_um:g} µm in {image_key!r} hold {min_tissue:g} tissue "
+            f"(most: {fractions.max():.2f}); at least 2 are needed. Lower `min_tissue`, `crop_um` or `step_um`."
         )
     given = {Keys.PATIENT: patient, Keys.ORGAN: organ, Keys.TECHNOLOGY: technology}
     array, centres = array[kept], centres[kept]
@@ -124,7 +126,7 @@ def tile(
         centres,
         genes=[],
         mpp=mpp,
-        spot_um=tile_um,
+        spot_um=crop_um,
         spot_ids=[f"{column}x{row}" for row, column in array],
         array=array,
         obs=pd.DataFrame({Keys.TISSUE_FRACTION: fractions[kept]}),
@@ -136,10 +138,10 @@ def tile(
     systems = get_transformation(element, get_all=True)
     set_transformation(tiles.shapes[Keys.spots(section)], dict(systems), set_all=True)
     table.obsm[Keys.SPATIAL] = apply_affine(_section.affine(element, "global"), centres)
-    entry = {"image_key": image_key, "tile_um": float(tile_um), "step_um": float(step_um), "mpp": mpp}
+    entry = {"image_key": image_key, "tile_um": float(crop_um), "step_um": float(step_um), "mpp": mpp}
     _section.record(table, "tile", entry | {"min_tissue": float(min_tissue)})
     _write(sdata, tiles, table_key, stale)
-    logger.info("%s: %d of %d tiles of %g µm hold tissue", section, kept.sum(), len(kept), tile_um)
+    logger.info("%s: %d of %d tiles of %g µm hold tissue", section, kept.sum(), len(kept), crop_um)
 
 
 def _find_image(sdata: SpatialData, image_key: str | None) -> str:
@@ -159,16 +161,14 @@ def _find_image(sdata: SpatialData, image_key: str | None) -> str:
     )
 
 
-def _check_replaceable(sdata: SpatialData, region: str, table_key: str, overwrite: bool) -> list[str]:
-    """Shapes that go with the tiles to replace; refuses to replace what is not asked for."""
-    found = [f"sdata.shapes[{region!r}]"] * (region in sdata.shapes)
-    found += [f"sdata.tables[{table_key!r}]"] * (table_key in sdata.tables)
-    if found and not overwrite:
-        raise DataError(
-            f"`{'` and `'.join(found)}` exist(s) already; replace with `overwrite=True`, or name another table with "
-            "`table_key=`."
-        )
+def _check_replaceable(sdata: SpatialData, region: str, table_key: str) -> list[str]:
+    """Shapes that go with the tiles to replace; refuses to replace what this call did not write."""
     if table_key not in sdata.tables:
+        if region in sdata.shapes:
+            raise DataError(
+                f"`sdata.shapes[{region!r}]` is there, which `sl.pp.tile` did not write for table {table_key!r} and "
+                "would replace. Name another `section`, or rename or delete these shapes."
+            )
         return []
     table = sdata.tables[table_key]
     others = [one.name for one in _section.regions_of(table) if one.name != region]
@@ -177,8 +177,24 @@ def _check_replaceable(sdata: SpatialData, region: str, table_key: str, overwrit
             f"`sdata.tables[{table_key!r}]` holds {listed(others) if others else 'measured spots'}, not only tiles of "
             f"{region!r}, and would be lost. Name another table with `table_key=`."
         )
+    if own := _foreign(table):
+        raise DataError(
+            f"`sdata.tables[{table_key!r}]` holds {listed(own)}, which sealst did not write and which would be lost "
+            f"with the tiles. Keep a copy and delete the table (`del sdata.tables[{table_key!r}]`), or name another "
+            "with `table_key=`."
+        )
     crops = _section.recorded(table, "crops").get(region, {})
     return [*crops.get("sizes", {}).values(), *([crops["shapes_key"]] if crops else [])]
+
+
+def _foreign(table: AnnData) -> list[str]:
+    """Columns and arrays of a table that no call of sealst writes."""
+    constants = {value for value in vars(Keys).values() if isinstance(value, str)}
+    constants |= {table.uns[TableModel.ATTRS_KEY][name] for name in ("region_key", "instance_key")}
+    added = {str(key) for call in _ADDING for key in table.uns[Keys.UNS].get(call, {})}
+    written = (Keys.quality(""), *(Keys.related(key, "") for key in added))
+    names = [*table.obs.columns, *table.obsm, *table.layers]
+    return [name for name in names if name not in constants | added and not str(name).startswith(written)]
 
 
 def _scale(element: Any, image_key: str) -> float:

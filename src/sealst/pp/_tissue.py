@@ -42,7 +42,6 @@ def tissue(
     labels_key: str | None = None,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
-    overwrite: bool = False,
 ) -> None:
     """Measure how much of every crop is tissue, and set aside the crops with too little.
 
@@ -59,11 +58,10 @@ def tissue(
         Smallest share of a crop's area that must be tissue, 0 to 1. The default is the one of HEST-1k.
     labels_key
         Labels element that holds the tissue (above 0), such as one drawn by hand. By default ``"<section>_tissue"``,
-        which is used where it exists and otherwise made.
+        which is used where it exists (it may have been corrected by hand) and otherwise made; delete it
+        (``del sdata.labels["<section>_tissue"]``) to have the tissue found anew.
     %(region)s
     %(table_key)s
-    overwrite
-        Whether to find the tissue anew where ``"<section>_tissue"`` exists.
 
     Returns
     -------
@@ -102,7 +100,7 @@ def tissue(
     for one in _section.regions_of(table, region):
         paired = _section.region_crops(sdata, table, one)
         crops = paired.definition
-        element = section_labels(sdata, one, crops["image_key"], labels_key, anew=overwrite)
+        element = section_labels(sdata, one, crops["image_key"], labels_key)
         mask, scale, shift = _frame(element, sdata.images[crops["image_key"]])
         fractions[one.rows] = box_fractions(mask, paired.every_box * np.tile(scale, 2) + np.tile(shift, 2))
         if labels_key is None:
@@ -112,8 +110,6 @@ def tissue(
     columns = {Keys.TISSUE_FRACTION: fractions}
     reasons = crop_reasons(table, columns, entries, _section.recorded(table, "quality"))
     for key, element in labels.items():
-        if key in sdata.labels and sdata.labels[key] is not element:
-            del sdata.labels[key]
         if key not in sdata.labels:
             sdata.labels[key] = element
     table.obs[Keys.TISSUE_FRACTION] = fractions
@@ -122,12 +118,12 @@ def tissue(
     _report(table, _section.regions_of(table, region), min_tissue)
 
 
-def section_labels(sdata: SpatialData, region: Region, image_key: str, labels_key: str | None, *, anew: bool) -> Any:
+def section_labels(sdata: SpatialData, region: Region, image_key: str, labels_key: str | None) -> Any:
     """Tissue of a section as labels: the element named, the one `tissue` wrote, or found now (and not written)."""
     if labels_key is not None:
         check_key(sdata.labels, labels_key, where="`sdata.labels`", hint="Leave `labels_key` out to find the tissue.")
         return sdata.labels[labels_key]
-    if not anew and Keys.tissue(region.section) in sdata.labels:
+    if Keys.tissue(region.section) in sdata.labels:
         return sdata.labels[Keys.tissue(region.section)]
     mask, (across, down) = tissue_mask(sdata, image_key)
     shrunk = Scale([across, down], axes=("x", "y"))

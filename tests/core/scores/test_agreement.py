@@ -70,7 +70,7 @@ def test_what_cannot_be_matched(scores: tuple[pd.DataFrame, pd.DataFrame]) -> No
 def test_votes_are_the_formula(balance: bool) -> None:
     rng = np.random.default_rng(0)
     query, pool, codes = rng.normal(size=(7, 4)), rng.normal(size=(40, 4)), np.r_[np.arange(3), rng.choice(3, 37)]
-    found = nearest_votes(query, pool, codes, n_labels=3, k=9, temperature=0.2, balance=balance)
+    found = nearest_votes(query, pool, codes, n_labels=3, n_neighbors=9, temperature=0.2, balance=balance)
     size = np.bincount(codes) if balance else np.ones(3)
     for i, q in enumerate(query):
         s = pool @ q / np.linalg.norm(pool, axis=1) / np.linalg.norm(q)
@@ -88,7 +88,7 @@ def test_blocks_and_order_of_the_reference_change_nothing(monkeypatch: pytest.Mo
     # Equal rows with different labels: all that are as near as the last of k vote.
     pool[10:] = pool[:10]
     codes[10:] = 1 - codes[:10]
-    options = {"n_labels": 2, "k": 3, "temperature": 1e-3}
+    options = {"n_labels": 2, "n_neighbors": 3, "temperature": 1e-3}
     whole = nearest_votes(query, pool, codes, **options)
     np.testing.assert_allclose(whole, 0.5)
     monkeypatch.setattr(votes, "_BLOCK", 45)
@@ -98,11 +98,11 @@ def test_blocks_and_order_of_the_reference_change_nothing(monkeypatch: pytest.Mo
 
 def test_bad_votes() -> None:
     z, codes = np.eye(3), np.array([0, 1, 1])
-    with pytest.raises(DataError, match="`k` must be a whole number from 1 to the 3 labelled reference profiles"):
-        nearest_votes(z, z, codes, n_labels=2, k=4, temperature=1)
+    with pytest.raises(DataError, match="`n_neighbors` must be a whole number from 1 to the 3 labelled"):
+        nearest_votes(z, z, codes, n_labels=2, n_neighbors=4, temperature=1)
     with pytest.raises(DataError, match="`temperature` must be a positive number, found 0"):
-        nearest_votes(z, z, codes, n_labels=2, k=1, temperature=0)
+        nearest_votes(z, z, codes, n_labels=2, n_neighbors=1, temperature=0)
     with pytest.raises(DataError, match=r"must be \(n, d\) and \(m, d\), found \(3, 2\), \(3, 3\)"):
-        nearest_votes(z[:, :2], z, codes, n_labels=2, k=1, temperature=1)
+        nearest_votes(z[:, :2], z, codes, n_labels=2, n_neighbors=1, temperature=1)
     with pytest.raises(DataError, match=r"one label for each of 3 rows, found \(2,\)"):
-        nearest_votes(z, z, codes[:2], n_labels=2, k=1, temperature=1)
+        nearest_votes(z, z, codes[:2], n_labels=2, n_neighbors=1, temperature=1)

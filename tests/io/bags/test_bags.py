@@ -107,17 +107,17 @@ def test_another_column_of_the_manifest_is_the_patient(tmp_path: Path) -> None:
     folder = embedded(tmp_path)
     manifest = pd.read_csv(folder / "manifest.csv", dtype=str).iloc[:2].assign(case_id=["007", "007"])
     manifest.to_csv(folder / "manifest.csv", index=False)
-    bags = sl.io.read_bags(folder, patient="case_id")
+    bags = sl.io.read_bags(folder, patient_key="case_id")
     assert list(bags.obs["patient"]) == ["007", "007"]
     assert "case_id" not in bags.obs
     with pytest.raises(sl.MissingKeyError, match=r"'case' .*the manifest of the source.*'case_id'"):
-        sl.io.read_bags(folder, patient="case")
-    with pytest.raises(sl.MissingKeyError, match=r"'case_id' .*`patient=`, in a table with `labels=`"):
-        sl.io.read_bags({"s1": features()}, patient="case_id")
-    with pytest.raises(sl.DataError, match=r"`slide='barcode'` names a column of `labels`"):
-        sl.io.read_bags(folder, slide="barcode")
+        sl.io.read_bags(folder, patient_key="case")
+    with pytest.raises(sl.MissingKeyError, match=r"'case_id' .*`patient_key=`, in a table with `labels=`"):
+        sl.io.read_bags({"s1": features()}, patient_key="case_id")
+    with pytest.raises(sl.DataError, match=r"`slide_key='barcode'` names a column of `labels`"):
+        sl.io.read_bags(folder, slide_key="barcode")
     with pytest.raises(sl.MissingKeyError, match=r"'barcode' .*the columns of `labels`"):
-        sl.io.read_bags(folder, labels=labels_of("01", "02"), slide="barcode")
+        sl.io.read_bags(folder, labels=labels_of("01", "02"), slide_key="barcode")
 
 
 def test_bags_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
@@ -291,13 +291,13 @@ def test_text_of_a_label_file(tmp_path: Path) -> None:
     path = tmp_path / "l.csv"
     path.write_text("name,case,y,kind\n007,001,NA,None\nNA,NA,2,x\n", encoding="utf-8")
     arrays = {"007": features(), "NA": features()}
-    obs = sl.io.read_bags(arrays, labels=path, slide="name", patient="case").obs
+    obs = sl.io.read_bags(arrays, labels=path, slide_key="name", patient_key="case").obs
     assert list(obs["patient"]) == ["001", "NA"]
     assert obs["y"].dtype == float
     assert list(obs["kind"]) == ["None", "x"]
     path.write_bytes("name,y\n007,Müller\n".encode("latin-1"))
     with pytest.raises(sl.DataError, match=r"l\.csv is not encoded as UTF-8"):
-        sl.io.read_bags(arrays, labels=path, slide="name")
+        sl.io.read_bags(arrays, labels=path, slide_key="name")
     path.write_text("", encoding="utf-8")
     with pytest.raises(sl.DataError, match=r"l\.csv could not be read as a table"):
         sl.io.read_bags(arrays, labels=path)
@@ -324,7 +324,7 @@ def test_labels_are_joined_by_name(tmp_path: Path, ending: str) -> None:
         table.to_csv(labels, index=False, sep="," if ending == "csv" else "\t")
     arrays = {name: features() for name in ("02", "03", "04")}
     with pytest.warns(sl.SealstWarning) as caught:
-        bags = sl.io.read_bags(arrays, labels=labels, patient="case")
+        bags = sl.io.read_bags(arrays, labels=labels, patient_key="case")
     texts = [str(w.message) for w in caught]
     assert any("1 of 3 slides have no row in `labels`: '04'" in t for t in texts)
     assert any("1 row(s) of `labels` have no embeddings and are left out: '99'" in t for t in texts)
@@ -341,7 +341,7 @@ def test_labels_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(sl.DataError, match="'s1' more than once"):
         sl.io.read_bags(arrays, labels=labels_of("s1", "s1"))
     with pytest.raises(sl.MissingKeyError, match="'case' not found in the columns"):
-        sl.io.read_bags(arrays, labels=labels_of("s1"), patient="case")
+        sl.io.read_bags(arrays, labels=labels_of("s1"), patient_key="case")
     with pytest.raises(sl.DataError, match="no file"):
         sl.io.read_bags(arrays, labels=tmp_path / "l.csv")
     with pytest.raises(sl.DataError, match=r"must be a file of '.csv'"):
@@ -419,11 +419,11 @@ def test_nothing_is_overwritten_or_half_written(tmp_path: Path) -> None:
     with h5py.File(folder / "features_seal" / "s1.h5") as file:
         np.testing.assert_array_equal(file["features"][:], features(9))
     unsized = sl.io.read_bags({"s": features()}, labels=labels_of("s"))
-    with pytest.raises(sl.DataError, match="'tile_px', 'level0_px', 'mpp' of its tiles are not recorded"):
+    with pytest.raises(sl.DataError, match="'crop_px', 'level0_px', 'mpp' of its tiles are not recorded"):
         sl.io.write_trident(unsized, tmp_path / "b")
     assert not (tmp_path / "b").exists()
     with pytest.raises(sl.DataError, match="has no positions"):
-        sl.io.write_trident(unsized, tmp_path / "b", tile_px=224, level0_px=448, mpp=0.25)
+        sl.io.write_trident(unsized, tmp_path / "b", crop_px=224, level0_px=448, mpp=0.25)
     assert not list((tmp_path / "b").rglob("*.h5*"))
 
 

@@ -177,7 +177,7 @@ def test_tiles_and_tissue_do_not_depend_on_the_format(picture: np.ndarray, tmp_p
     for name, (write, _) in FORMATS.items():
         sdata = sl.io.read_wsi(write(tmp_path / name, picture), section="s")
         assert all(hasattr(level.data, "dask") for level in image_levels(sdata.images["s_he"]))
-        sl.pp.tile(sdata, tile_um=56, thumbnail=False)
+        sl.pp.tile(sdata, crop_um=56, thumbnail=False)
         tiles[name] = sdata.tables["table"].obs.set_index("spot_id")["tissue_fraction"]
     first = tiles.pop("slide.ome.tif")
     assert len(first) > 50

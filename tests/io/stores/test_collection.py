@@ -177,7 +177,7 @@ def test_preparation_is_written_back(store):
     assert [p.name for p in store.parent.iterdir() if not p.name.endswith(".lock")] == ["a.zarr"]
 
     def again_smaller(sdata):
-        sl.pp.pair_crops(sdata, crop_um=32, crop_px=32, overwrite=True)
+        sl.pp.pair_crops(sdata, crop_um=32, crop_px=32)
         del sdata.tables["table"].layers["context"]
 
     sections.apply(again_smaller)
@@ -382,7 +382,7 @@ def test_removed_elements_are_removed_and_placements_written(store):
     s = sections[0]
     sl.pp.pair_crops(s, crop_um=[40, 20], crop_px=32)
     sections.save(s)
-    sl.pp.pair_crops(s, crop_um=40, crop_px=32, overwrite=True)
+    sl.pp.pair_crops(s, crop_um=40, crop_px=32)
     sd.transformations.set_transformation(s.images["a_he"], sd.transformations.Scale([2, 2], axes=("x", "y")), "um")
     sections.save(s)
     back = sd.read_zarr(store)

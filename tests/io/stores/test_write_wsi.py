@@ -26,7 +26,7 @@ def slide(tmp_path: Path) -> Path:
 
 def tiled(slide: Path) -> sd.SpatialData:
     sdata = sl.io.read_wsi(slide, patient="p")
-    sl.pp.tile(sdata, tile_um=100)
+    sl.pp.tile(sdata, crop_um=100)
     sl.pp.pair_crops(sdata, crop_um=100, crop_px=32)
     sl.pp.tissue(sdata)
     return sdata
@@ -38,7 +38,7 @@ def size(path: Path) -> int:
 
 def embedded(sdata: sd.SpatialData) -> np.ndarray:
     options = {"pretrained": False, "device": "cpu", "copy": True}
-    return sl.tl.embed(sdata, "vit_tiny_patch16_224", **options).obsm["X_seal"]
+    return sl.tl.embed(sdata, "vit_tiny_patch16_224", **options).tables["table"].obsm["X_seal"]
 
 
 def test_pixels_stay_in_the_slide(slide: Path, tmp_path: Path) -> None:

@@ -590,7 +590,7 @@ def test_analysis_with_an_unnamed_panel(unnamed, toy_section):
         lambda: sl.tl.retrieve(sdata, unnamed, "EPCAM"),
         lambda: sl.tl.retrieve(sdata, unnamed, {"EPCAM": 1.0}),
         lambda: sl.tl.retrieve(sdata, unnamed, pd.Series([1.5, 0.2], index=["EPCAM", "VIM"])),
-        lambda: sl.tl.evaluate(unnamed, sdata, sdata, allow_shared_patients=True),
+        lambda: sl.tl.evaluate(sdata, unnamed, test=sdata, allow_shared_patients=True),
     ]
     for call in calls:
         with pytest.raises(sl.PanelError, match=text):

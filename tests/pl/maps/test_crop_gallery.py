@@ -22,14 +22,14 @@ def test_crops_are_the_pixels_that_the_model_sees(filled):
 
 
 def test_random_draw_depends_on_the_seed_only(filled):
-    first = _titles(sl.pl.crops(filled, n=6))
+    first = _titles(sl.pl.crops(filled, n_crops=6))
     assert len(first) == 6
-    assert first == _titles(sl.pl.crops(filled, n=6))
-    assert first != _titles(sl.pl.crops(filled, n=6, seed=1))
+    assert first == _titles(sl.pl.crops(filled, n_crops=6))
+    assert first != _titles(sl.pl.crops(filled, n_crops=6, seed=1))
 
 
 def test_more_crops_than_spots_shows_all_that_have_one(filled):
-    titles = _titles(sl.pl.crops(filled, n=100))
+    titles = _titles(sl.pl.crops(filled, n_crops=100))
     assert len(titles) == 35
     assert "toy_2x1" not in titles
 
@@ -43,7 +43,7 @@ def test_ordered_by_a_gene_or_a_column(filled, ascending):
         ("seal_similarity", table.obs["seal_similarity"][usable]),
     ):
         expected = values.sort_values(ascending=ascending, kind="stable").index[:3]
-        titles = _titles(sl.pl.crops(filled, n=3, order_by=name, ascending=ascending))
+        titles = _titles(sl.pl.crops(filled, n_crops=3, order_by=name, ascending=ascending))
         assert [t.split("\n")[0] for t in titles] == list(expected)
         value = f"{values[expected[0]]:.3g}".replace("-", "−")
         assert titles[0].split("\n")[1] == f"{name.removeprefix('seal_')} {value}"
@@ -53,11 +53,11 @@ def test_gene_that_is_only_predicted_orders_too(filled):
     table = filled.tables["table"]
     del table.layers["lognorm"]
     best = table.obsm["seal_expression"]["VIM"].idxmax()
-    assert _titles(sl.pl.crops(filled, n=1, order_by="vim"))[0].startswith(best)
+    assert _titles(sl.pl.crops(filled, n_crops=1, order_by="vim"))[0].startswith(best)
 
 
 def test_scale_bar_stands_in_the_first_crop_only(filled):
-    figure = sl.pl.crops(filled, n=3)
+    figure = sl.pl.crops(filled, n_crops=3)
     bars = [[a for a in ax.artists if hasattr(a, "size_bar")] for ax in figure.axes]
     assert [len(b) for b in bars] == [1, 0, 0]
     # Axes are in µm: 60 µm crops.
@@ -69,22 +69,22 @@ def test_scale_bar_stands_in_the_first_crop_only(filled):
 def test_titles_from_a_column_or_a_list(filled):
     filled.tables["table"].obs["label"] = [f"t{i}" for i in range(36)]
     assert _titles(sl.pl.crops(filled, spots=["toy_1x0"], title_by="label")) == ["t1"]
-    assert _titles(sl.pl.crops(filled, n=2, title=["tumour", "stroma"])) == ["tumour", "stroma"]
-    assert _titles(sl.pl.crops(filled, n=1, title="tumour")) == ["tumour"]
+    assert _titles(sl.pl.crops(filled, n_crops=2, title=["tumour", "stroma"])) == ["tumour", "stroma"]
+    assert _titles(sl.pl.crops(filled, n_crops=1, title="tumour")) == ["tumour"]
     with pytest.raises(sl.DataError, match=r"one text per crop \(2\), found 1"):
-        sl.pl.crops(filled, n=2, title=["tumour"])
+        sl.pl.crops(filled, n_crops=2, title=["tumour"])
     with pytest.raises(sl.DataError, match=r"one text per crop \(2\), found 'label'"):
-        sl.pl.crops(filled, n=2, title="label")
+        sl.pl.crops(filled, n_crops=2, title="label")
     with pytest.raises(sl.MissingKeyError, match="`title_by` 'cluster' is no column of `.obs`"):
         sl.pl.crops(filled, title_by="cluster")
     with pytest.raises(sl.DataError, match="pass one of them"):
-        sl.pl.crops(filled, n=1, title="tumour", title_by="label")
+        sl.pl.crops(filled, n_crops=1, title="tumour", title_by="label")
 
 
 def test_long_names_are_shortened_and_stay_apart(filled):
     table = filled.tables["table"]
     table.obs_names = [f"V1_Breast_Cancer_Block_A_{n}" for n in table.obs_names]
-    figure = sl.pl.crops(filled, n=4, n_cols=2)
+    figure = sl.pl.crops(filled, n_crops=4, n_cols=2)
     renderer = figure.canvas.get_renderer()
     boxes = [ax.title.get_window_extent(renderer) for ax in figure.axes]
     assert boxes[0].x1 < boxes[1].x0
@@ -103,7 +103,7 @@ def test_several_regions_are_drawn_from_together(toy_section):
     figure = sl.pl.crops(both, spots=["b_0x0", "a_5x5", "b_1x0"])
     red = [np.asarray(ax.images[0].get_array())[15:17, 15:17, 0].mean() for ax in figure.axes]
     np.testing.assert_allclose(red, np.array([75, 75 + 450, 165]) * 255 / 600, atol=2)
-    assert all(t.startswith("b_") for t in _titles(sl.pl.crops(both, n=5, region="b_spots")))
+    assert all(t.startswith("b_") for t in _titles(sl.pl.crops(both, n_crops=5, region="b_spots")))
 
 
 def test_what_is_missing_is_named(filled, toy_section):
@@ -118,4 +118,4 @@ def test_what_is_missing_is_named(filled, toy_section):
     with pytest.raises(sl.DataError, match=r"`\.obs\['section'\]` must hold numbers"):
         sl.pl.crops(filled, order_by="section")
     with pytest.raises(sl.DataError, match="`n` must be a positive number, found 0"):
-        sl.pl.crops(filled, n=0)
+        sl.pl.crops(filled, n_crops=0)

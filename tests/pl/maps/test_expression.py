@@ -31,7 +31,7 @@ def test_measured_beside_predicted_with_the_correlation_over_shared_spots(filled
 
 
 def test_circles_lie_on_the_spots_with_their_true_size(filled, spots_of):
-    ax = sl.pl.expression(filled, "EPCAM", predicted_key=None).axes[0]
+    ax = sl.pl.expression(filled, "EPCAM", maps="measured").axes[0]
     circles = spots_of(ax)
     table = filled.tables["table"]
     np.testing.assert_allclose(circles.get_offsets(), table.obsm["spatial"])
@@ -42,9 +42,9 @@ def test_circles_lie_on_the_spots_with_their_true_size(filled, spots_of):
 
 
 def test_values_follow_the_spots_when_shapes_are_in_another_order(filled, spots_of):
-    before = spots_of(sl.pl.expression(filled, "EPCAM", layer=None).axes[0]).get_offsets()
+    before = spots_of(sl.pl.expression(filled, "EPCAM", maps="predicted").axes[0]).get_offsets()
     filled.shapes["toy_spots"] = filled.shapes["toy_spots"].iloc[::-1]
-    after = spots_of(sl.pl.expression(filled, "EPCAM", layer=None).axes[0]).get_offsets()
+    after = spots_of(sl.pl.expression(filled, "EPCAM", maps="predicted").axes[0]).get_offsets()
     np.testing.assert_array_equal(before, after)
 
 
@@ -76,11 +76,14 @@ def test_one_colour_bar_per_scale(filled):
 
     assert bars(sl.pl.expression(filled, "EPCAM")) == ["log1p CP10k"]
     assert bars(sl.pl.expression(filled, "EPCAM", scale="own")) == ["log1p CP10k"] * 2
-    assert bars(sl.pl.expression(filled, "EPCAM", residual=True)) == ["log1p CP10k", "measured − predicted"]
+    assert bars(sl.pl.expression(filled, "EPCAM", maps=["measured", "predicted", "residual"])) == [
+        "log1p CP10k",
+        "measured − predicted",
+    ]
 
 
 def test_residual_is_measured_minus_predicted_around_zero(filled, spots_of):
-    figure = sl.pl.expression(filled, "KRT8", residual=True)
+    figure = sl.pl.expression(filled, "KRT8", maps=["measured", "predicted", "residual"])
     assert len(figure.axes) == 3
     residual = spots_of(figure.axes[2])
     table = filled.tables["table"]
@@ -140,7 +143,7 @@ def test_many_genes_fit_without_overlap(filled, n):
 
 
 def test_image_under_the_spots_is_the_right_part(filled):
-    ax = sl.pl.expression(filled, "EPCAM", layer=None).axes[0]
+    ax = sl.pl.expression(filled, "EPCAM", maps="predicted").axes[0]
     picture = ax.images[0]
     left, right, bottom, top = picture.get_extent()
     pixels = np.asarray(picture.get_array()).astype(float)
@@ -178,6 +181,25 @@ def test_region_must_be_named_where_there_are_several(toy_section, spots_of):
     np.testing.assert_allclose(spots_of(ax).get_array(), both.tables["table"].to_df("lognorm")["EPCAM"][own], rtol=1e-6)
 
 
+def normalised_only(sdata):
+    del sdata.tables["table"].obsm["seal_expression"]
+    return sdata
+
+
+def test_no_layer_is_x(filled, spots_of):
+    table = filled.tables["table"]
+    ax = sl.pl.expression(filled, "EPCAM", layer=None, maps="measured").axes[0]
+    assert ax.get_title() == "EPCAM, measured (X)"
+    raw = np.asarray(table[:, "EPCAM"].X.todense()).ravel()
+    np.testing.assert_allclose(spots_of(ax).get_array().filled(np.nan), raw, rtol=1e-5)
+    with pytest.raises(sl.DataError, match=r"Measured values in `\.X` are not in the unit of predictions"):
+        sl.pl.expression(filled, "EPCAM", layer=None)
+    (alone,) = sl.pl.expression(filled, "EPCAM", maps="residual").axes[:1]
+    assert alone.get_title() == "EPCAM, residual"
+    with pytest.raises(sl.DataError, match="`maps` must be one of 'measured', 'predicted', 'residual'"):
+        sl.pl.expression(filled, "EPCAM", maps="difference")
+
+
 def test_missing_slots_name_the_call_to_run(toy_section, filled):
     with pytest.raises(sl.OrderError, match=r"sl\.pp\.normalize\(sdata\).*sl\.tl\.predict\(sdata, model\)"):
         sl.pl.expression(toy_section(), "EPCAM")
@@ -185,8 +207,8 @@ def test_missing_slots_name_the_call_to_run(toy_section, filled):
         sl.pl.expression(filled, "EPCAM", predicted_key="other")
     with pytest.raises(sl.OrderError, match="Layer 'smooth' not found"):
         sl.pl.expression(filled, "EPCAM", layer="smooth")
-    with pytest.raises(sl.OrderError, match="Expected both of layer None"):
-        sl.pl.expression(filled, "EPCAM", layer=None, residual=True)
+    with pytest.raises(sl.OrderError, match="Expected both of layer 'lognorm'.*predictions 'seal_expression'"):
+        sl.pl.expression(normalised_only(filled), "EPCAM", maps="residual")
     with pytest.raises(sl.MissingKeyError, match=r"'EPCAN' not found in layer 'lognorm' or .*closest: 'EPCAM'"):
         sl.pl.expression(filled, "EPCAN")
     with pytest.raises(sl.DataError, match="`genes` names nothing"):
@@ -207,7 +229,7 @@ def test_bad_options_raise(filled):
 
 def test_given_axes_are_drawn_into_for_a_single_map(filled, spots_of):
     _, (left, right) = plt.subplots(1, 2)
-    assert sl.pl.expression(filled, "EPCAM", layer=None, ax=right) is right
+    assert sl.pl.expression(filled, "EPCAM", maps="predicted", ax=right) is right
     assert len(spots_of(right).get_offsets()) == 36
     assert not left.collections
     with pytest.raises(sl.DataError, match="`ax` takes one panel, found 2"):
@@ -265,7 +287,7 @@ def test_show_is_called_only_on_demand(filled, monkeypatch):
 def test_global_settings_and_the_section_stay_as_they_are(filled):
     before, obs = dict(mpl.rcParams), filled.tables["table"].obs.copy()
     keys = (set(filled.tables["table"].obsm), set(filled.shapes))
-    sl.pl.expression(filled, "EPCAM", residual=True)
+    sl.pl.expression(filled, "EPCAM", maps=["measured", "predicted", "residual"])
     assert dict(mpl.rcParams) == before
     pd.testing.assert_frame_equal(filled.tables["table"].obs, obs)
     assert (set(filled.tables["table"].obsm), set(filled.shapes)) == keys
@@ -289,7 +311,7 @@ def test_spots_that_are_squares_are_drawn_as_squares(filled):
     transforms = get_transformation(old, get_all=True)
     del filled.shapes["toy_spots"]
     filled.shapes["toy_spots"] = ShapesModel.parse(squares, transformations=dict(transforms))
-    ax = sl.pl.expression(filled, "EPCAM", layer=None).axes[0]
+    ax = sl.pl.expression(filled, "EPCAM", maps="predicted").axes[0]
     (drawn,) = [c for c in ax.collections if isinstance(c, PolyCollection)]
     assert len(drawn.get_paths()) == 36
     corners = drawn.get_paths()[0].get_extents()

@@ -8,9 +8,9 @@ import sealst as sl
 
 def test_circles_lie_on_the_tissue(her2st_c2, spots_of):
     # The fixture is shared: work on a copy of the table.
-    table = sl.pp.normalize(her2st_c2, copy=True)
+    table = sl.pp.normalize(her2st_c2, copy=True).tables["table"]
     sdata = SpatialData(images=dict(her2st_c2.images), shapes=dict(her2st_c2.shapes), tables={"table": table})
-    ax = sl.pl.expression(sdata, "ERBB2", predicted_key=None).axes[0]
+    ax = sl.pl.expression(sdata, "ERBB2", maps="measured").axes[0]
     picture = ax.images[0]
     left, right, bottom, top = picture.get_extent()
     pixels = np.asarray(picture.get_array()).astype(float)

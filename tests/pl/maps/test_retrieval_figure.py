@@ -8,7 +8,7 @@ import sealst as sl
 
 
 def test_map_on_the_left_best_and_worst_crops_on_the_right(filled, spots_of):
-    figure = sl.pl.retrieval(filled, n=4)
+    figure = sl.pl.retrieval(filled, n_crops=4)
     table = filled.tables["table"]
     similarity = table.obs["seal_similarity"]
     overview, *crops = figure.axes
@@ -28,16 +28,16 @@ def test_map_on_the_left_best_and_worst_crops_on_the_right(filled, spots_of):
 
 def test_map_alone_goes_into_given_axes(filled, spots_of):
     _, ax = plt.subplots()
-    assert sl.pl.retrieval(filled, n=0, ax=ax) is ax
+    assert sl.pl.retrieval(filled, n_crops=0, ax=ax) is ax
     assert ax.get_title() == "Query: EPCAM, KRT8"
     expected = filled.tables["table"].obs["seal_similarity"]
     np.testing.assert_allclose(spots_of(ax).get_array().filled(np.nan), expected, rtol=1e-6)
-    alone = sl.pl.retrieval(filled, n=0, title="tumour").axes
+    alone = sl.pl.retrieval(filled, n_crops=0, title="tumour").axes
     assert [one.get_title() for one in alone] == ["tumour"]
     with pytest.raises(sl.DataError, match="`ax` takes one panel, found 9.*`n=0`"):
-        sl.pl.retrieval(filled, n=4, ax=ax)
+        sl.pl.retrieval(filled, n_crops=4, ax=ax)
     with pytest.raises(sl.DataError, match="`n` must be a whole number, 0 or more, found -1"):
-        sl.pl.retrieval(filled, n=-1)
+        sl.pl.retrieval(filled, n_crops=-1)
 
 
 def test_titles_stay_inside_and_apart(filled):
@@ -56,7 +56,7 @@ def test_titles_stay_inside_and_apart(filled):
 def test_no_spot_is_both_most_and_least_similar(filled):
     table = filled.tables["table"]
     table.obs.loc[table.obs_names[5:], "seal_similarity"] = np.nan
-    crops = sl.pl.retrieval(filled, n=8).axes[1:]
+    crops = sl.pl.retrieval(filled, n_crops=8).axes[1:]
     names = [ax.get_title().split("\n")[0] for ax in crops]
     assert len(names) == 4
     assert len(set(names)) == 4
@@ -64,25 +64,24 @@ def test_no_spot_is_both_most_and_least_similar(filled):
 
 def test_without_rank_or_query(filled):
     table = filled.tables["table"]
-    del table.obs["seal_rank"]
+    del table.obs["seal_similarity_rank"]
     del table.uns["sealst"]["retrieve"]
-    figure = sl.pl.retrieval(filled, n=1)
+    figure = sl.pl.retrieval(filled, n_crops=1)
     assert figure.axes[1].get_title().split("\n")[1] == "0.90"
     assert figure.texts[0].get_text() == "Similarity to the query"
 
 
 def test_ranks_are_those_of_the_same_query(filled):
     table = filled.tables["table"]
-    table.obs["plasma_similarity"] = -table.obs["seal_similarity"]
-    with pytest.raises(sl.OrderError, match=r"'plasma_rank' not found in `\.obs`.*key_added='plasma'"):
-        sl.pl.retrieval(filled, key="plasma_similarity")
-    table.obs["plasma_rank"] = table.obs["plasma_similarity"].rank(ascending=False)
-    title = sl.pl.retrieval(filled, key="plasma_similarity", n=1).axes[1].get_title()
+    table.obs["plasma"] = -table.obs["seal_similarity"]
+    assert sl.pl.retrieval(filled, key="plasma", n_crops=1).axes[1].get_title().split("\n")[1] == "0.40"
+    table.obs["plasma_rank"] = table.obs["plasma"].rank(ascending=False)
+    title = sl.pl.retrieval(filled, key="plasma", n_crops=1).axes[1].get_title()
     assert title.split("\n")[1] == "#1  0.40"
     # A column of one's own has no ranks, and does not get another's; a name that is given must be there.
     table.obs["score"] = table.obs["seal_similarity"]
-    assert sl.pl.retrieval(filled, key="score", n=1).axes[1].get_title().split("\n")[1] == "0.90"
-    with pytest.raises(sl.OrderError, match=r"'ranks' not found in `\.obs`"):
+    assert sl.pl.retrieval(filled, key="score", n_crops=1).axes[1].get_title().split("\n")[1] == "0.90"
+    with pytest.raises(sl.OrderError, match=r"'ranks' not found in `\.obs`.*key_added='seal_similarity'"):
         sl.pl.retrieval(filled, rank_key="ranks")
 
 

@@ -38,7 +38,7 @@ def test_every_kind_of_name_is_found_and_drawn(filled, spots_of, name, slot, tit
     # The crops in order of the same name: the first one has the highest value.
     table = filled.tables["table"]
     usable = np.where(table.obs["crop_ok"], wanted, -np.inf)
-    first = sl.pl.crops(filled, n=1, order_by=name).axes[0].get_title()
+    first = sl.pl.crops(filled, n_crops=1, order_by=name).axes[0].get_title()
     assert first.startswith(table.obs_names[usable.argmax()])
 
 
@@ -145,12 +145,12 @@ def attended(filled):
 
 
 def test_attention_is_scaled_to_percentiles_and_the_label_says_so(attended, spots_of):
-    figure = sl.pl.attention(attended, n=4)
+    figure = sl.pl.attention(attended, n_crops=4)
     values = spots_of(figure.axes[0]).get_array().filled(np.nan)
     assert np.isnan(values[0])
     np.testing.assert_allclose(values[1:], 100 * (np.arange(35) + 0.5) / 35)
     assert [bar.get_ylabel() for bar in figure.axes[0].child_axes] == ["attention (percentile within the slide)"]
-    linear = sl.pl.attention(attended, n=4, scale="linear")
+    linear = sl.pl.attention(attended, n_crops=4, scale="linear")
     mean = np.nanmean(np.arange(1, 36) ** 2)
     np.testing.assert_allclose(spots_of(linear.axes[0]).get_array()[1:], np.arange(1, 36) ** 2 / mean, rtol=1e-6)
 
@@ -158,7 +158,7 @@ def test_attention_is_scaled_to_percentiles_and_the_label_says_so(attended, spot
 def test_most_attended_crops_stand_beside_and_are_circled(attended):
     table = attended.tables["table"]
     order = [row for row in np.arange(36)[::-1] if table.obs["crop_ok"].iloc[row]][:3]
-    figure = sl.pl.attention(attended, n=3)
+    figure = sl.pl.attention(attended, n_crops=3)
     titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
     mean = np.nanmean(np.arange(1, 36) ** 2)
     assert titles == [f"{table.obs_names[r]}\n{r**2 / mean:.1f} × the mean" for r in order]
@@ -176,9 +176,9 @@ def test_most_attended_crops_stand_beside_and_are_circled(attended):
 
 
 def test_attention_map_alone_goes_into_given_axes(attended, spots_of):
-    beside = spots_of(sl.pl.attention(attended, n=3).axes[0]).get_array()
+    beside = spots_of(sl.pl.attention(attended, n_crops=3).axes[0]).get_array()
     _, ax = plt.subplots()
-    assert sl.pl.attention(attended, n=0, ax=ax) is ax
+    assert sl.pl.attention(attended, n_crops=0, ax=ax) is ax
     np.testing.assert_array_equal(spots_of(ax).get_array(), beside)
     assert "half of the attention" in ax.get_title().replace("\n", " ")
 

@@ -74,7 +74,7 @@ def test_prediction_is_named_log_expression_from_the_embedding(ready, model):
     assert list(found.index) == list(table.obs_names)
     np.testing.assert_array_equal(found.to_numpy(), model.predict_expression(table.obsm["X_seal"]))
     assert table.uns["sealst"]["predict"]["seal_expression"]["unit"] == "log1p-CP10k"
-    one = sl.tl.predict(sdata, model, genes=["vim", "EPCAM"], copy=True)
+    one = sl.tl.predict(sdata, model, genes=["vim", "EPCAM"], copy=True).tables["table"]
     assert list(one.obsm["seal_expression"].columns) == ["VIM", "EPCAM"]
     assert tuple(table.obsm["seal_expression"].columns) == model.panel.genes
 
@@ -89,7 +89,7 @@ def test_stored_embedding_is_used_only_when_it_is_this_models(ready, model, fine
     other = finetune([ready(section="a"), ready(section="b", patient="p2")], seed=8)
     sl.tl.predict(sdata, other)
     assert np.abs(sdata.tables["table"].obsm["X_seal"] - before).max() > 0
-    sl.pp.pair_crops(sdata, crop_um=64, crop_px=32, min_inside=0.9, overwrite=True)
+    sl.pp.pair_crops(sdata, crop_um=64, crop_px=32, min_inside=0.9)
     calls = []
     from sealst.tl._embed import predict as _predict
 
@@ -160,7 +160,7 @@ def test_pathways_in_the_same_call(ready, model):
 
 def test_copy_leaves_the_section_alone_and_slots_survive_zarr(ready, model, tmp_path):
     sdata = ready(section="t")
-    table = sl.tl.predict(sdata, model, copy=True)
+    table = sl.tl.predict(sdata, model, copy=True).tables["table"]
     assert "X_seal" not in sdata.tables["table"].obsm
     sl.tl.predict(sdata, model)
     sdata.write(tmp_path / "t.zarr")
@@ -188,7 +188,7 @@ def test_bad_input_is_refused_and_nothing_written(ready, model, toy_section):
     for call, error, text in cases:
         with pytest.raises(error, match=text):
             call()
-    sl.pp.pair_crops(sdata, crop_um=32, crop_px=32, overwrite=True)
+    sl.pp.pair_crops(sdata, crop_um=32, crop_px=32)
     text = r"Crops of .t_spots. are 32 µm at 32 px, but the model was trained on 64 µm at 32 px"
     with pytest.raises(sl.DataError, match=text):
         sl.tl.embed(sdata, model)
@@ -227,7 +227,7 @@ def _shared(a, b):
 def test_regions_can_be_done_one_by_one(toy_section, model):
     both = _shared(toy_section(section="a"), toy_section(section="b", seed=1))
     sl.pp.pair_crops(both, crop_um=64, crop_px=32)
-    at_once = sl.tl.predict(both, model, copy=True)
+    at_once = sl.tl.predict(both, model, copy=True).tables["table"]
     sl.tl.embed(both, model, region="a_spots")
     table = both.tables["table"]
     assert np.isfinite(table.obsm["X_seal"]).all(1).sum() == 36
@@ -240,7 +240,7 @@ def test_regions_can_be_done_one_by_one(toy_section, model):
 def test_crops_stay_on_their_spots_after_a_spatial_query(ready, model):
     """A bounding-box query cuts the image and moves its frame; the squares must follow."""
     sdata = ready(section="t")
-    whole = sl.tl.embed(sdata, model, copy=True)
+    whole = sl.tl.embed(sdata, model, copy=True).tables["table"]
     part = sdata.query.bounding_box(
         axes=("x", "y"), min_coordinate=[130, 130], max_coordinate=[470, 470], target_coordinate_system="global"
     )
@@ -266,14 +266,14 @@ def test_moved_spots_make_the_stored_embedding_stale(ready, model):
     spots.attrs = {}
     spots["geometry"] = spots.geometry.translate(20, 0)
     sdata.shapes["t_spots"] = ShapesModel.parse(spots, transformations={"global": Identity()})
-    sl.pp.pair_crops(sdata, crop_um=64, crop_px=32, overwrite=True)
+    sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
     sl.tl.predict(sdata, model)
     assert np.abs(sdata.tables["table"].obsm["X_seal"] - before).max() > 1e-3
 
 
 def test_expression_of_another_scale_is_refused(ready, model):
     sdata = ready(section="t")
-    sl.pp.normalize(sdata, target_sum=1e6, overwrite=True)
+    sl.pp.normalize(sdata, target_sum=1e6)
     with pytest.raises(sl.PanelError, match="normalised to 1e\\+06 counts per spot, the panel's is 10000"):
         sl.tl.embed(sdata, model, modality="gene")
 

@@ -34,7 +34,7 @@ def cohort(ready):
 def evaluated(cohort, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sl.SealstWarning)
-        return sl.tl.evaluate(RECIPE, cohort, folds="patient", genes={"mine": ["EPCAM", "VIM"]}, **options)
+        return sl.tl.evaluate(cohort, RECIPE, folds="patient", genes={"mine": ["EPCAM", "VIM"]}, **options)
 
 
 def crops(n: int = 4, seed: int = 0) -> np.ndarray:

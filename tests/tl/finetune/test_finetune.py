@@ -232,7 +232,7 @@ def _no_layers(s):
 
 
 def _other_crops(s):
-    sl.pp.pair_crops(s[0], crop_um=32, crop_px=32, overwrite=True)
+    sl.pp.pair_crops(s[0], crop_um=32, crop_px=32)
 
 
 BAD = [

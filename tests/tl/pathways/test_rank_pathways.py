@@ -108,7 +108,7 @@ def test_groups_need_not_be_text_nor_spots_be_unique(table: ad.AnnData) -> None:
 
 # -- over replicates --------------------------------------------------------------------------------------------------
 def test_patients_are_paired(table: ad.AnnData) -> None:
-    result = rank_pathways(table, "label", groups="tumour", replicate="patient").set_index("pathway")
+    result = rank_pathways(table, "label", groups="tumour", replicate_key="patient").set_index("pathway")
     means = [side.groupby(table.obs["patient"]).mean() for side in sides(table, "tumour")]
     expected = stats.ttest_rel(*means)
     np.testing.assert_allclose(result.loc[PATHWAYS, "score"], expected.statistic)
@@ -121,12 +121,12 @@ def test_patients_are_paired(table: ad.AnnData) -> None:
 
 def test_patients_of_one_side_only_are_not_paired(table: ad.AnnData) -> None:
     table.obs.loc[(table.obs["label"] == "tumour") & (table.obs["patient"] == "p4"), "label"] = None
-    result = rank_pathways(table, "label", groups="tumour", replicate="patient")
+    result = rank_pathways(table, "label", groups="tumour", replicate_key="patient")
     assert result[["n", "n_reference"]].drop_duplicates().to_numpy().tolist() == [[3, 3]]
 
 
 def test_patients_with_one_group_each_are_not_paired(table: ad.AnnData) -> None:
-    result = rank_pathways(table, "diagnosis", groups="bad", replicate="patient").set_index("pathway")
+    result = rank_pathways(table, "diagnosis", groups="bad", replicate_key="patient").set_index("pathway")
     means = table.obsm["seal_pathways"].groupby(table.obs["patient"]).mean()
     expected = stats.ttest_ind(means.loc[["p3", "p4"]], means.loc[["p1", "p2"]], equal_var=False)
     np.testing.assert_allclose(result.loc[PATHWAYS, "pval"], expected.pvalue)
@@ -136,7 +136,7 @@ def test_patients_with_one_group_each_are_not_paired(table: ad.AnnData) -> None:
 def test_too_few_patients(table: ad.AnnData) -> None:
     one = table[table.obs["patient"] == "p1"].copy()
     with pytest.raises(DataError, match=r"Group 'fat' lies in replicate\(s\) 'p1', its reference in 'p1': 1 hold both"):
-        rank_pathways(one, "label", replicate="patient")
+        rank_pathways(one, "label", replicate_key="patient")
     assert KEY not in one.uns
 
 
@@ -168,7 +168,7 @@ def test_bad_input(table: ad.AnnData) -> None:
     with pytest.raises(MissingKeyError, match=r"'region' not found in `.obs`; found: 'label'"):
         rank_pathways(table, "region")
     with pytest.raises(MissingKeyError, match=r"'donor' not found in `.obs`"):
-        rank_pathways(table, "label", replicate="donor")
+        rank_pathways(table, "label", replicate_key="donor")
     with pytest.raises(OrderError, match=r"'measured_pathways' not found in `.obsm`.*`sl.tl.pathways`"):
         rank_pathways(table, "label", key="measured_pathways")
     with pytest.raises(DataError, match=r"`groups` names 'lung'; `.obs\['label'\]` has 'fat', 'stroma', 'tumour'"):

@@ -107,17 +107,17 @@ def test_known_labels_are_found(model: SealModel, table: ad.AnnData, reference: 
 
 
 def test_votes_come_from_the_gene_embeddings(model: SealModel, table: ad.AnnData, reference: ad.AnnData) -> None:
-    annotate(table, model, reference, labels="region", k=40, temperature=0.3, balance=True)
+    annotate(table, model, reference, labels="region", n_neighbors=40, temperature=0.3, balance=True)
     z = model.embed_genes(reference.layers["context"].toarray())
     known = np.setdiff1d(np.arange(20), NO_CROP)
-    options = {"n_labels": 3, "k": 40, "temperature": 0.3, "balance": True}
+    options = {"n_labels": 3, "n_neighbors": 40, "temperature": 0.3, "balance": True}
     expected = nearest_votes(table.obsm["X_seal"][known], z, np.arange(60) % 3, **options)
     np.testing.assert_allclose(table.obsm["seal_annotation_votes"].to_numpy()[known], expected, atol=1e-6)
 
 
 def test_balance_helps_a_rare_label(model: SealModel, table: ad.AnnData, reference: ad.AnnData) -> None:
     rare = reference[np.flatnonzero((np.arange(60) % 3 != 1) | (np.arange(60) < 6))].copy()
-    options = {"labels": "region", "k": 42, "temperature": np.inf}
+    options = {"labels": "region", "n_neighbors": 42, "temperature": np.inf}
     annotate(table, model, rare, **options)
     annotate(table, model, rare, **options, balance=True, key_added="even")
     assert (table.obs["seal_annotation"] != "T/NK").all()
@@ -193,7 +193,7 @@ def test_after_embed(ready, model: SealModel) -> None:
     with seeded(0):
         trained = SealModel(
             build_encoder("vit_tiny_patch16_224", pretrained=False),
-            sl.pp.select_genes([other], n=8),
+            sl.pp.select_genes([other], n_genes=8),
             crop=CropSpec(64, 32),
             adapter=LoraParams(),
             gene_encoder=GeneVAEParams(hidden=(16,)),
@@ -220,8 +220,8 @@ def test_bad_references(model: SealModel, table: ad.AnnData, reference: ad.AnnDa
         annotate(table, model, [], labels="region")
     with pytest.raises(DataError, match=r"holds the label\(s\) 'tumour'; at least 2"):
         annotate(table, model, reference[reference.obs["region"] == "tumour"].copy(), labels="region")
-    with pytest.raises(DataError, match="`k` must be a whole number from 1 to the 60 labelled reference profiles"):
-        annotate(table, model, reference, labels="region", k=61)
+    with pytest.raises(DataError, match="`n_neighbors` must be a whole number from 1 to the 60 labelled"):
+        annotate(table, model, reference, labels="region", n_neighbors=61)
     with pytest.raises(DataError, match="`temperature` must be a positive number"):
         annotate(table, model, reference, labels="region", temperature=-1.0)
     clash = reference.copy()

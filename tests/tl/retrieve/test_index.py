@@ -69,7 +69,7 @@ def expected(query: np.ndarray, tables: list[ad.AnnData], choose: Callable[[pd.D
 # -- search -----------------------------------------------------------------------------------------------------------
 def test_hits_are_the_most_similar_spots(index: SealIndex, tables: list[ad.AnnData]) -> None:
     queries = np.random.default_rng(5).standard_normal((4, 12)) * 7
-    hits = index.search(queries, k=9)
+    hits = index.search(queries, n_hits=9)
     assert list(hits) == ["query", "rank", "section", "obs_name", "similarity", *COLUMNS[2:]]
     assert hits["query"].tolist() == np.repeat(range(4), 9).tolist()
     for i, query in enumerate(queries):
@@ -80,7 +80,7 @@ def test_hits_are_the_most_similar_spots(index: SealIndex, tables: list[ad.AnnDa
 
 
 def test_an_embedding_finds_itself_and_its_facts(index: SealIndex, tables: list[ad.AnnData]) -> None:
-    hit = index.search(tables[1].obsm["X_seal"][17], k=1).iloc[0]
+    hit = index.search(tables[1].obsm["X_seal"][17], n_hits=1).iloc[0]
     assert (hit["obs_name"], hit["section"], hit["patient"], hit["organ"]) == ("b_17", "b", "p2", "lung")
     assert (hit["x_um"], hit["y_um"]) == (7 * 50, 1 * 50)
     assert hit["similarity"] == pytest.approx(1, abs=1e-6)
@@ -100,9 +100,9 @@ def test_an_embedding_finds_itself_and_its_facts(index: SealIndex, tables: list[
 def test_filters(index: SealIndex, tables: list[ad.AnnData], filters: dict[str, Any], choose: Any) -> None:
     query = np.random.default_rng(6).standard_normal(12)
     best = expected(query, tables, choose)
-    hits = index.search(query, k=1000, **filters)
+    hits = index.search(query, n_hits=1000, **filters)
     assert hits["obs_name"].tolist() == best.index.tolist()
-    hits = index.search(query, k=5, **filters)
+    hits = index.search(query, n_hits=5, **filters)
     assert hits["obs_name"].tolist() == best.index[:5].tolist()
 
 
@@ -112,7 +112,7 @@ def test_filters_of_an_approximate_index(tables: list[ad.AnnData], tmp_path: Pat
     query = np.random.default_rng(6).standard_normal((3, 12))
     for kind, params in (("flat", {}), ("ivf", {"n_probe": 1}), ("hnsw", {"ef_search": 1})):
         index = build_index(tables, tmp_path / kind, kind=kind, params=params)
-        hits = index.search(query, k=40, where={"section": "c"})
+        hits = index.search(query, n_hits=40, where={"section": "c"})
         assert hits["section"].eq("c").all()
         assert hits.groupby("query").size().tolist() == [39] * 3
         assert not hits.duplicated(["query", "obs_name"]).any()
@@ -120,7 +120,7 @@ def test_filters_of_an_approximate_index(tables: list[ad.AnnData], tmp_path: Pat
 
 def test_hits_keep_their_distance(index: SealIndex, tables: list[ad.AnnData]) -> None:
     queries = np.random.default_rng(7).standard_normal((2, 12))
-    hits = index.search(queries, k=500, suppress_um=120)
+    hits = index.search(queries, n_hits=500, suppress_um=120)
     for i, query in enumerate(queries):
         mine = hits[hits["query"] == i]
         left, best = [], expected(query, tables, lambda f: f["section"] != "")
@@ -129,14 +129,14 @@ def test_hits_keep_their_distance(index: SealIndex, tables: list[ad.AnnData]) ->
             if all(n[0] != name[0] or np.linalg.norm(xy[n] - xy[name]) >= 120 for n in left):
                 left.append(name)
         assert mine["obs_name"].tolist() == left
-    few = index.search(queries, k=3, suppress_um=120)
+    few = index.search(queries, n_hits=3, suppress_um=120)
     assert few[few["query"] == 1]["obs_name"].tolist() == left[:3]
 
 
 def test_equal_spots_come_in_order(tables: list[ad.AnnData], tmp_path: Path) -> None:
     tables[0].obsm["X_seal"][[5, 9]] = tables[0].obsm["X_seal"][20]
     tables[2].obsm["X_seal"][0] = 3 * tables[0].obsm["X_seal"][20]
-    hits = build_index(tables, tmp_path / "i").search(tables[0].obsm["X_seal"][20], k=4)
+    hits = build_index(tables, tmp_path / "i").search(tables[0].obsm["X_seal"][20], n_hits=4)
     assert hits["obs_name"].tolist() == ["a_5", "a_9", "a_20", "c_0"]
 
 
@@ -160,23 +160,23 @@ def test_changes(index: SealIndex, tables: list[ad.AnnData]) -> None:
     other = SealIndex.load(index.path)
     new = section("d", seed=9, organ="skin")
     index.add(new)
-    assert index.search(new.obsm["X_seal"][8], k=1)["obs_name"].tolist() == ["d_8"]
+    assert index.search(new.obsm["X_seal"][8], n_hits=1)["obs_name"].tolist() == ["d_8"]
     assert index.delete(where={"organ": "skin"}) == 39 + 59
     assert index.delete(where={"section": "d"}) == 0
     assert (len(index), index.n_deleted, index.sections) == (118, 98, ["a", "b"])
     assert "98 deleted" in repr(index)
-    everybody = index.search(new.obsm["X_seal"][8], k=1000)
+    everybody = index.search(new.obsm["X_seal"][8], n_hits=1000)
     assert set(everybody["section"]) == {"a", "b"}
     assert len(everybody) == 118
     assert len(index.metadata) == 118
     # An object that is behind changes what is there, not what it saw.
     other.add(section("d", seed=10))
     assert other.sections == ["a", "b", "d"]
-    assert other.search(new.obsm["X_seal"][8], k=1)["obs_name"].tolist() != ["d_8"]
-    before = other.search(new.obsm["X_seal"][8], k=30)
+    assert other.search(new.obsm["X_seal"][8], n_hits=1)["obs_name"].tolist() != ["d_8"]
+    before = other.search(new.obsm["X_seal"][8], n_hits=30)
     other.compact()
     assert (other.n_deleted, len(other), other.sections) == (0, 177, ["a", "b", "d"])
-    pd.testing.assert_frame_equal(SealIndex.load(index.path).search(new.obsm["X_seal"][8], k=30), before)
+    pd.testing.assert_frame_equal(SealIndex.load(index.path).search(new.obsm["X_seal"][8], n_hits=30), before)
     assert other.delete(where={"technology": "toy"}) == 177
     with pytest.raises(DataError, match="is empty: all its spots are deleted"):
         other.search(np.ones(12))
@@ -190,7 +190,7 @@ def test_further_columns(tables: list[ad.AnnData], tmp_path: Path) -> None:
         table.obs["depth"] = np.arange(table.n_obs) + 100 * i
     index = build_index(tables[:2], tmp_path / "i", columns=["stage", "depth"])
     index.add(tables[2])
-    hits = index.search(np.ones(12), k=500, where={"stage": "I"})
+    hits = index.search(np.ones(12), n_hits=500, where={"stage": "I"})
     assert set(hits["section"]) == {"b", "c"}
     assert index.search(np.ones(12), where={"depth": 207})["obs_name"].tolist() == ["c_7"]
     wrong = section("d")
@@ -209,7 +209,7 @@ def test_overwrite(index: SealIndex, tables: list[ad.AnnData]) -> None:
         build_index([tables[0], tables[0]], index.path, overwrite=True)
     assert len(SealIndex.load(index.path)) == 157
     assert len(build_index(tables[:1], index.path, overwrite=True)) == 59
-    assert index.search(np.ones(12), k=1000)["section"].nunique() == 3
+    assert index.search(np.ones(12), n_hits=1000)["section"].nunique() == 3
 
 
 def test_auto_takes_faiss_for_many(tables: list[ad.AnnData], tmp_path: Path, monkeypatch: Any) -> None:
@@ -263,7 +263,7 @@ def test_sections_that_do_not_belong(tables: list[ad.AnnData], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"k": 0}, DataError, "`k` must be a positive number"),
+        ({"n_hits": 0}, DataError, "`n_hits` must be a positive number"),
         ({"suppress_um": -1}, DataError, "`suppress_um` must be a distance in µm"),
         ({"where": {"tissue": "x"}}, MissingKeyError, "'tissue' not found in the index's metadata; found: 'section'"),
         ({"where": {"organ": ["lung", "x"]}}, DataError, "no spot has organ 'x'; found: 'breast', 'lung', 'skin'"),

@@ -80,15 +80,15 @@ def known(table: ad.AnnData) -> np.ndarray:
     return np.setdiff1d(np.arange(table.n_obs), NO_CROP)
 
 
-def stored(table: ad.AnnData, name: str = "retrieve") -> dict[str, Any]:
-    return table.uns["sealst"][name]
+def stored(table: ad.AnnData, key: str = "seal_similarity") -> dict[str, Any]:
+    return table.uns["sealst"]["retrieve"][key]
 
 
 # -- profiles, spots, images ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("row", [0, 17, 45])
 def test_a_profile_finds_its_own_spot(model: SealModel, table: ad.AnnData, profiles: np.ndarray, row: int) -> None:
     assert retrieve(table, model, pd.Series(profiles[row], index=GENES)) is None
-    assert table.obs["seal_rank"].iloc[row] == 1
+    assert table.obs["seal_similarity_rank"].iloc[row] == 1
     assert table.obs["seal_similarity"].iloc[row] == pytest.approx(1, abs=1e-6)
     assert stored(table)["hits"][0] == table.obs_names[row]
     assert stored(table)["kind"] == "profile"
@@ -107,7 +107,7 @@ def test_order_and_case_of_a_profile_do_not_matter(model: SealModel, table: ad.A
     retrieve(table, model, profile)
     shuffled = profile.sample(frac=1, random_state=0).rename(index=str.lower)
     retrieve(table, model, pd.concat([shuffled, pd.Series({"OTHER1": 5.5, "OTHER2": 0.3})]), key_added="again")
-    np.testing.assert_allclose(table.obs["again_similarity"], table.obs["seal_similarity"], atol=1e-6)
+    np.testing.assert_allclose(table.obs["again"], table.obs["seal_similarity"], atol=1e-6)
 
 
 def test_missing_genes_of_a_profile_take_the_mean(model: SealModel, table: ad.AnnData, profiles: np.ndarray) -> None:
@@ -119,8 +119,8 @@ def test_missing_genes_of_a_profile_take_the_mean(model: SealModel, table: ad.An
     filled = profile.copy()
     filled[["CD3E", "VIM"]] = model.panel.mean[[4, 8]]
     retrieve(table, model, filled, key_added="filled")
-    np.testing.assert_allclose(table.obs["filled_similarity"], table.obs["seal_similarity"], atol=1e-6)
-    assert "missing" not in stored(table, "retrieve_filled")
+    np.testing.assert_allclose(table.obs["filled"], table.obs["seal_similarity"], atol=1e-6)
+    assert "missing" not in stored(table, "filled")
 
 
 def test_an_image_finds_its_own_crop(model: SealModel) -> None:
@@ -136,7 +136,7 @@ def test_an_image_finds_its_own_crop(model: SealModel) -> None:
 
 def test_a_spot_is_most_like_itself_but_not_its_own_hit(model: SealModel, table: ad.AnnData) -> None:
     retrieve(table, model, "s2_7", kind="spot", n_hits=3)
-    assert table.obs.loc["s2_7", "seal_rank"] == 1
+    assert table.obs.loc["s2_7", "seal_similarity_rank"] == 1
     order = table.obs["seal_similarity"].sort_values(ascending=False).index
     assert stored(table)["hits"].tolist() == order[1:4].tolist()
     retrieve(table, model, "s2_7", kind="spot", n_hits=1000)
@@ -168,7 +168,7 @@ def test_a_signature_finds_the_spots_that_score_high(model: SealModel, table: ad
     assert stored(table)["query"] == "-EPCAM, COL1A1, COL3A1"
     np.testing.assert_allclose(stored(table)["weights"], np.array([-1, 2, 1]) / np.sqrt(6))
     retrieve(table, model, pd.Series({"COL1A1": 20, "COL3A1": 10, "EPCAM": -10}), kind="signature", key_added="same")
-    np.testing.assert_allclose(table.obs["same_similarity"], table.obs["seal_similarity"])
+    np.testing.assert_allclose(table.obs["same"], table.obs["seal_similarity"])
 
 
 def test_direction_query_by_hand(model: SealModel, table: ad.AnnData) -> None:
@@ -191,22 +191,22 @@ def test_forms_of_a_gene_query(model: SealModel, table: ad.AnnData) -> None:
     forms: list[Any] = ["ERBB2", ["erbb2"], ("ERBB2",), {"ERBB2": 7.0}, pd.Index(["ERBB2"])]
     for i, form in enumerate(forms):
         retrieve(table, model, form, key_added=f"f{i}")
-        np.testing.assert_allclose(table.obs[f"f{i}_similarity"], table.obs["f0_similarity"])
+        np.testing.assert_allclose(table.obs[f"f{i}"], table.obs["f0"])
     retrieve(table, model, np.array(["ERBB2"]), kind="gene", key_added="array")
-    np.testing.assert_allclose(table.obs["array_similarity"], table.obs["f0_similarity"])
+    np.testing.assert_allclose(table.obs["array"], table.obs["f0"])
 
 
 # -- what is written --------------------------------------------------------------------------------------------------
 def test_ranks_and_spots_without_a_crop(model: SealModel, table: ad.AnnData) -> None:
     before = set(table.obs)
     retrieve(table, model, "VIM")
-    assert set(table.obs) - before == {"seal_similarity", "seal_rank"}
-    columns = table.obs[["seal_similarity", "seal_rank"]]
+    assert set(table.obs) - before == {"seal_similarity", "seal_similarity_rank"}
+    columns = table.obs[["seal_similarity", "seal_similarity_rank"]]
     assert (columns.dtypes == np.float64).all()
     assert columns.iloc[NO_CROP].isna().to_numpy().all()
     rest = columns.iloc[known(table)]
-    assert sorted(rest["seal_rank"]) == list(range(1, len(rest) + 1))
-    assert rest.sort_values("seal_rank")["seal_similarity"].is_monotonic_decreasing
+    assert sorted(rest["seal_similarity_rank"]) == list(range(1, len(rest) + 1))
+    assert rest.sort_values("seal_similarity_rank")["seal_similarity"].is_monotonic_decreasing
     assert rest["seal_similarity"].between(-1, 1).all()
     np.testing.assert_array_equal(stored(table)["similarities"], sorted(rest["seal_similarity"], reverse=True)[:10])
 
@@ -214,14 +214,14 @@ def test_ranks_and_spots_without_a_crop(model: SealModel, table: ad.AnnData) -> 
 def test_equal_spots_share_their_rank(model: SealModel, table: ad.AnnData, profiles: np.ndarray) -> None:
     table.obsm["X_seal"][[1, 2, 3]] = table.obsm["X_seal"][0]
     retrieve(table, model, pd.Series(profiles[0], index=GENES))
-    assert table.obs["seal_rank"].iloc[:4].tolist() == [2.5] * 4
+    assert table.obs["seal_similarity_rank"].iloc[:4].tolist() == [2.5] * 4
     assert stored(table)["hits"][:4].tolist() == ["s1_0", "s1_1", "s1_2", "s1_3"]
 
 
 def test_region(model: SealModel, table: ad.AnnData) -> None:
     retrieve(table, model, "VIM", region="s2_spots")
-    assert table.obs["seal_rank"].iloc[:PER_SECTION].isna().all()
-    assert table.obs["seal_rank"].max() == PER_SECTION - 1
+    assert table.obs["seal_similarity_rank"].iloc[:PER_SECTION].isna().all()
+    assert table.obs["seal_similarity_rank"].max() == PER_SECTION - 1
     assert all(name.startswith("s2") for name in stored(table)["hits"])
 
 
@@ -233,10 +233,10 @@ def test_hits_keep_their_distance(model: SealModel, table: ad.AnnData) -> None:
     assert apart[~np.eye(len(hits), dtype=bool)].min() >= 150
     assert 10 < len(hits) < 40
     # Nothing is hidden from the ranking.
-    assert table.obs["seal_rank"].notna().sum() == len(known(table))
+    assert table.obs["seal_similarity_rank"].notna().sum() == len(known(table))
     retrieve(table, model, "VIM", n_hits=60, suppress_um=100, key_added="touching")
-    assert len(stored(table, "retrieve_touching")["hits"]) == len(known(table))
-    assert stored(table, "retrieve_touching")["suppress_um"] == 100
+    assert len(stored(table, "touching")["hits"]) == len(known(table))
+    assert stored(table, "touching")["suppress_um"] == 100
 
 
 def test_scale_of_each_section_counts(model: SealModel, table: ad.AnnData) -> None:
@@ -274,15 +274,15 @@ def test_a_spot_keeps_its_neighbours_from_the_hits(model: SealModel, table: ad.A
     assert not {"s1_12", "s1_11", "s1_13", "s1_7", "s1_17"} & set(stored(table)["hits"])
 
 
-def test_copy_and_prefix(model: SealModel, table: ad.AnnData) -> None:
+def test_copy_and_key_added(model: SealModel, table: ad.AnnData) -> None:
     before = table.copy()
     result = retrieve(table, model, "VIM", key_added="vim", copy=True)
     assert result is not None
     assert list(table.obs) == list(before.obs)
-    assert "retrieve_vim" not in table.uns["sealst"]
-    assert {"vim_similarity", "vim_rank"} <= set(result.obs)
+    assert "retrieve" not in table.uns["sealst"]
+    assert {"vim", "vim_rank"} <= set(result.obs)
     retrieve(result, model, "ERBB2")
-    assert stored(result, "retrieve_vim")["query"] == "VIM"
+    assert stored(result, "vim")["query"] == "VIM"
     assert stored(result)["query"] == "ERBB2"
     assert stored(result)["model"] == model.fingerprint
 
@@ -297,7 +297,7 @@ def test_round_trip(model: SealModel, table: ad.AnnData, profiles: np.ndarray, t
     (table.write_h5ad if suffix == "h5ad" else table.write_zarr)(path)
     back = (ad.read_h5ad if suffix == "h5ad" else ad.read_zarr)(path)
     pd.testing.assert_frame_equal(back.obs, table.obs, check_dtype=False, check_categorical=False)
-    for name in ("retrieve", "retrieve_spot", "retrieve_profile"):
+    for name in ("seal_similarity", "spot", "profile"):
         assert set(stored(back, name)) == set(stored(table, name))
         for key, value in stored(table, name).items():
             np.testing.assert_array_equal(stored(back, name)[key], value)
@@ -318,11 +318,11 @@ def test_after_embed_on_a_real_section(model: SealModel) -> None:
     embed(sdata, model, progress=False)
     table = sdata.tables["table"]
     retrieve(sdata, model, "s1_5", kind="spot")
-    assert table.obs.loc["s1_5", "seal_rank"] == 1
+    assert table.obs.loc["s1_5", "seal_similarity_rank"] == 1
     crop = image[80:208, 80:208]  # 64 µm around (144, 144)
     retrieve(sdata, model, np.ascontiguousarray(crop.reshape(PX, 4, PX, 4, 3).mean((1, 3)).astype(np.uint8)))
     assert stored(table)["hits"][0] == "s1_5"
-    sl.pp.pair_crops(sdata, crop_um=80, crop_px=PX, overwrite=True)
+    sl.pp.pair_crops(sdata, crop_um=80, crop_px=PX)
     with pytest.raises(OrderError, match=r"made from other crops of 's1_spots'.*sl.tl.embed"):
         retrieve(sdata, model, "VIM")
 
@@ -410,7 +410,7 @@ def test_joined_tables_are_searched_as_one(model: SealModel, table: ad.AnnData) 
     for one in (table, joined):
         retrieve(one, model, "VIM", suppress_um=150)
     np.testing.assert_allclose(joined.obs["seal_similarity"], table.obs["seal_similarity"])
-    assert joined.uns["sealst"]["retrieve"]["hits"].tolist() == table.uns["sealst"]["retrieve"]["hits"].tolist()
+    assert stored(joined)["hits"].tolist() == stored(table)["hits"].tolist()
     with pytest.raises(OrderError, match=r"by an unknown model, or by several.*uns_merge"):
         retrieve(ad.concat(parts), model, "VIM")
     parts[1].uns["sealst"]["embed"]["X_seal"]["model"] = "0123456789abcdef"

@@ -12,6 +12,7 @@ import pytest
 from spatialdata import SpatialData
 
 import sealst as sl
+from sealst import _section
 from sealst._errors import DataError, MissingKeyError, OrderError, PanelError
 from sealst.models import SealModel
 from sealst.tl import SealIndex, retrieve
@@ -42,7 +43,9 @@ def index(sections: list[SpatialData], made: dict[str, Any], tmp_path_factory: A
 
 
 def of_table(sdata: SpatialData, model: SealModel, query: Any, **options: Any) -> tuple[list[str], np.ndarray]:
-    entry = retrieve(sdata, model, query, copy=True, **options).uns["sealst"]["retrieve"]
+    entry = (
+        retrieve(sdata, model, query, copy=True, **options).tables["table"].uns["sealst"]["retrieve"]["seal_similarity"]
+    )
     return entry["hits"].tolist(), entry["similarities"]
 
 
@@ -114,7 +117,7 @@ def test_reference_by_hand(sections: list[SpatialData], model: SealModel) -> Non
     high = np.arange(table.n_obs) % 3 == 0
     table.obs["high"], table.obs["label"] = high, np.where(high, "x", "y")
     result = retrieve(table, model, "VIM", n_std=3, reference="high", copy=True)
-    start = sl.tl._reference._section.expression(table, model.panel, np.flatnonzero(high)).mean(axis=0)
+    start = _section.expression(table, model.panel, np.flatnonzero(high)).mean(axis=0)
     end = start.copy()
     gene = list(model.panel.genes).index("VIM")
     end[gene] += 3 * model.panel.std[gene]
@@ -125,15 +128,15 @@ def test_reference_by_hand(sections: list[SpatialData], model: SealModel) -> Non
     x -= x.mean(axis=0)
     similarity = x @ (z[1] - z[0]) / np.linalg.norm(x, axis=1) / np.linalg.norm(z[1] - z[0])
     np.testing.assert_allclose(result.obs["seal_similarity"], similarity, atol=1e-4)
-    assert result.uns["sealst"]["retrieve"]["reference"] == "high"
+    assert result.uns["sealst"]["retrieve"]["seal_similarity"]["reference"] == "high"
     profile = pd.Series(np.asarray(start).ravel(), index=model.panel.genes, name="mine")
     forms: list[Any] = [high, pd.Series(high, index=table.obs_names), {"label": "x"}, {"label": ["x"]}, profile]
     for form in forms:
         again = retrieve(table, model, "VIM", n_std=3, reference=form, copy=True)
         np.testing.assert_allclose(again.obs["seal_similarity"], similarity, atol=1e-4)
-    assert again.uns["sealst"]["retrieve"]["reference"] == "mine"
+    assert again.uns["sealst"]["retrieve"]["seal_similarity"]["reference"] == "mine"
     plain = retrieve(table, model, "VIM", n_std=3, copy=True)
-    assert "reference" not in plain.uns["sealst"]["retrieve"]
+    assert "reference" not in plain.uns["sealst"]["retrieve"]["seal_similarity"]
     mean = pd.Series(model.panel.mean, index=model.panel.genes)
     same = retrieve(table, model, "VIM", n_std=3, reference=mean, copy=True)
     np.testing.assert_allclose(same.obs["seal_similarity"], plain.obs["seal_similarity"], atol=1e-5)
@@ -170,7 +173,11 @@ def test_a_pathway_is_the_signature_of_its_weights(
         found = of_table(sections[0], model, "s", net=form)
         assert found[0] == signature[0]
         np.testing.assert_allclose(found[1], signature[1])
-    entry = retrieve(sections[0], model, "epithelium", net=NET, copy=True).uns["sealst"]["retrieve"]
+    entry = (
+        retrieve(sections[0], model, "epithelium", net=NET, copy=True)
+        .tables["table"]
+        .uns["sealst"]["retrieve"]["seal_similarity"]
+    )
     assert (entry["query"], entry["kind"], entry["set_size"]) == ("epithelium", "pathway", 3)
     assert entry["genes"].tolist() == ["EPCAM", "KRT8"]
     gene = of_table(sections[0], model, "VIM", net=NET, kind="gene")
@@ -213,8 +220,8 @@ def test_what_an_index_cannot_answer(
         retrieve(other, model, "VIM")
     with pytest.raises(DataError, match=r"'a_2x3' is a spot of 2 sections: 'a', 'b'"):
         other.spot("a_2x3")
-    sl.pp.pair_crops(moved := ready(section="m"), crop_um=64, crop_px=32, overwrite=True)
+    sl.pp.pair_crops(moved := ready(section="m"), crop_um=64, crop_px=32)
     sl.tl.embed(moved, model)
-    sl.pp.pair_crops(moved, crop_um=70, crop_px=32, overwrite=True)
+    sl.pp.pair_crops(moved, crop_um=70, crop_px=32)
     with pytest.raises(OrderError, match="Section 'm': .*was made from other crops of 'm_spots'"):
         index.add(moved)

@@ -363,7 +363,7 @@ def test_embeddings_of_another_model_are_refused(graded: sl.models.SlideModel) -
 def test_files_may_name_the_embedding_otherwise(graded: sl.models.SlideModel, tmp_path) -> None:
     tables = {name: table_of(name, x) for name, x in cohort(3, 8)[0].items()}
     bags = sl.io.read_bags(tables)
-    sl.io.write_trident(bags, tmp_path, name="seal", tile_px=224, level0_px=100, mpp=0.5)
+    sl.io.write_trident(bags, tmp_path, name="seal", crop_px=224, level0_px=100, mpp=0.5)
     patients = bags.obs.reset_index()
     files = sl.io.read_bags(tmp_path, labels=patients)
     pd.testing.assert_frame_equal(*(sl.tl.predict_slide(b, graded) for b in (bags, files)))

@@ -23,7 +23,7 @@ from sealst.tl._slides.job import opened
 from sealst.tl._slides.manifest import read_manifest
 
 ENCODER = "vit_tiny_patch16_224"
-SMALL = {"tile_um": 64, "tile_px": 32, "pretrained": False, "device": "cpu"}
+SMALL = {"crop_um": 64, "crop_px": 32, "pretrained": False, "device": "cpu"}
 
 
 def write_slide(path: Path, seed: int = 0, *, size: int = 800) -> Path:
@@ -77,7 +77,7 @@ def test_slides_are_embedded_like_sections(folder: Path, model, tmp_path: Path) 
     net = pd.DataFrame({"source": ["s"] * 6, "target": model.panel.genes[:6]})
     genes = list(model.panel.genes[:3])
     found = sl.tl.embed_slides(
-        folder / "manifest.csv", tmp_path / "out", model, expression=True, genes=genes, net=net, tiles_per_task=30
+        folder / "manifest.csv", model, tmp_path / "out", expression=True, genes=genes, net=net, tiles_per_task=30
     )
     assert list(found["slide"]) == ["a", "b", "c"]
     assert list(found["patient"]) == ["p1", "p1", "p2"]
@@ -95,7 +95,7 @@ def test_slides_are_embedded_like_sections(folder: Path, model, tmp_path: Path) 
 
     tiles = table(tmp_path / "out", "b")
     sdata = sl.io.read_wsi(folder / "b.tif", patient="p1", organ="breast")
-    sl.pp.tile(sdata, tile_um=64)
+    sl.pp.tile(sdata, crop_um=64)
     sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
     sl.tl.predict(sdata, model, net=net)
     expected = sdata.tables["table"][tiles.obs_names]
@@ -125,7 +125,7 @@ def test_slides_are_embedded_like_sections(folder: Path, model, tmp_path: Path) 
 
 
 def test_an_encoder_by_name(folder: Path, tmp_path: Path) -> None:
-    found = sl.tl.embed_slides(folder / "manifest.csv", tmp_path / "out", ENCODER, step_um=128, **SMALL)
+    found = sl.tl.embed_slides(folder / "manifest.csv", ENCODER, tmp_path / "out", step_um=128, **SMALL)
     tiles = table(tmp_path / "out", "c")
     assert set(tiles.obsm) == {"X_seal", "spatial"}
     assert tiles.obsm["X_seal"].shape == (found["n_tiles"][2], 192)
@@ -138,7 +138,7 @@ def test_an_encoder_by_name(folder: Path, tmp_path: Path) -> None:
     pooled = {}
     for pool in (None, "mean"):
         sdata = sl.io.read_wsi(folder / "c.tif", patient="p2")
-        sl.pp.tile(sdata, tile_um=64, step_um=300)
+        sl.pp.tile(sdata, crop_um=64, step_um=300)
         sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
         sl.tl.embed(sdata, ENCODER, pool=pool, pretrained=False)
         pooled[pool] = sdata.tables["table"].uns["sealst"]["embed"]["X_seal"]["fingerprint"]
@@ -150,12 +150,12 @@ def test_an_encoder_by_name(folder: Path, tmp_path: Path) -> None:
 def test_what_is_finished_is_not_done_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pd.read_csv(folder / "manifest.csv").assign(path=lambda f: [str(folder / p) for p in f["path"]])
     options = SMALL | {"tiles_per_task": 20}
-    sl.tl.embed_slides(frame.iloc[:2], tmp_path / "out", ENCODER, **options)
+    sl.tl.embed_slides(frame.iloc[:2], ENCODER, tmp_path / "out", **options)
     times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "slides").glob("*.h5ad")}
     embedded = []
     original = _slide_work._embed
     monkeypatch.setattr(_slide_work, "_embed", lambda s, *rest: embedded.append(s.name) or original(s, *rest))
-    found = sl.tl.embed_slides(frame.iloc[1:], tmp_path / "out", ENCODER, **options)
+    found = sl.tl.embed_slides(frame.iloc[1:], ENCODER, tmp_path / "out", **options)
     assert list(found["slide"]) == ["b", "c"]
     assert set(embedded) == {"c"}
     assert list(pd.read_csv(tmp_path / "out" / "manifest.csv")["slide"]) == ["a", "b", "c"]
@@ -163,7 +163,7 @@ def test_what_is_finished_is_not_done_again(folder: Path, tmp_path: Path, monkey
         assert (tmp_path / "out" / "slides" / name).stat().st_mtime_ns == time
     # A patient that is corrected in the manifest is corrected in the table; nothing is embedded for that.
     embedded.clear()
-    sl.tl.embed_slides(frame.iloc[:1].assign(patient="p9"), tmp_path / "out", ENCODER, **options)
+    sl.tl.embed_slides(frame.iloc[:1].assign(patient="p9"), ENCODER, tmp_path / "out", **options)
     assert not embedded
     assert set(table(tmp_path / "out", "a").obs["patient"]) == {"p9"}
     assert list(pd.read_csv(tmp_path / "out" / "manifest.csv").set_index("slide")["patient"].loc[["a", "b"]]) == [
@@ -174,12 +174,12 @@ def test_what_is_finished_is_not_done_again(folder: Path, tmp_path: Path, monkey
     copy = tmp_path / "a.tif"
     copy.write_bytes((folder / "a.tif").read_bytes())
     embedded.clear()
-    sl.tl.embed_slides(frame.iloc[:1].assign(path=str(copy)), tmp_path / "out", ENCODER, **options)
+    sl.tl.embed_slides(frame.iloc[:1].assign(path=str(copy)), ENCODER, tmp_path / "out", **options)
     assert set(embedded) == {"a"}
     with pytest.raises(sl.DataError, match=r"holds slides embedded otherwise \(step_um 64\.0, now 32\.0\)"):
-        sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **options, step_um=32)
+        sl.tl.embed_slides(frame, ENCODER, tmp_path / "out", **options, step_um=32)
     embedded.clear()
-    sl.tl.embed_slides(frame.iloc[:1], tmp_path / "out", ENCODER, **options, step_um=128, overwrite=True)
+    sl.tl.embed_slides(frame.iloc[:1], ENCODER, tmp_path / "out", **options, step_um=128, overwrite=True)
     assert embedded
     assert [p.name for p in (tmp_path / "out" / "slides").glob("*.h5ad")] == ["a.h5ad"]
     assert list(pd.read_csv(tmp_path / "out" / "manifest.csv")["slide"]) == ["a"]
@@ -189,7 +189,7 @@ def test_a_run_that_was_cut_off_is_continued(folder: Path, tmp_path: Path, monke
     """Stopped before every single write, once each: no range is done twice, none is lost, and results are the same."""
     from sealst._data.bags import parts as slide_parts
 
-    sl.tl.embed_slides(folder / "manifest.csv", tmp_path / "whole", ENCODER, **SMALL, tiles_per_task=50)
+    sl.tl.embed_slides(folder / "manifest.csv", ENCODER, tmp_path / "whole", **SMALL, tiles_per_task=50)
     done: list[tuple[str, int]] = []
     original, write = _slide_work._embed, slide_parts.Parts.write
     stop_at = {"left": 0}
@@ -205,7 +205,7 @@ def test_a_run_that_was_cut_off_is_continued(folder: Path, tmp_path: Path, monke
     for left in (1, 2, 2, 1, 99):
         stop_at["left"] = left
         try:
-            sl.tl.embed_slides(folder / "manifest.csv", tmp_path / "cut", ENCODER, **SMALL, tiles_per_task=50)
+            sl.tl.embed_slides(folder / "manifest.csv", ENCODER, tmp_path / "cut", **SMALL, tiles_per_task=50)
         except KeyboardInterrupt:
             assert left != 99
     assert sorted(done) == [(name, start) for name in "abc" for start in (0, 50)]
@@ -222,10 +222,10 @@ def test_slides_that_left_the_cohort(tmp_path: Path, caplog: pytest.LogCaptureFi
     out, names = tmp_path / "out", ["NA", "b"]
     paths = [str(write_slide(tmp_path / f"{name}.tif", i, size=400)) for i, name in enumerate(names)]
     frame = pd.DataFrame({"slide": names, "path": paths, "patient": ["NA", "001"], "grade": ["01", "None"]})
-    sl.tl.embed_slides(frame, out, ENCODER, **SMALL)
+    sl.tl.embed_slides(frame, ENCODER, out, **SMALL)
     (out / "parts" / "b").mkdir()
     with caplog.at_level("INFO", logger="sealst"):
-        found = sl.tl.embed_slides(frame[:1], out, ENCODER, **SMALL)
+        found = sl.tl.embed_slides(frame[:1], ENCODER, out, **SMALL)
     assert "1 slide(s) of earlier runs that are not in this manifest stay" in caplog.text
     assert list(found["slide"]) == ["NA"]
     assert rows_of(out) == ["b", "NA"]
@@ -233,7 +233,7 @@ def test_slides_that_left_the_cohort(tmp_path: Path, caplog: pytest.LogCaptureFi
     kept = pd.read_csv(out / "manifest.csv", dtype=str, keep_default_na=False).set_index("slide")
     assert kept.loc["b", ["patient", "grade"]].tolist() == ["001", "None"]
     assert kept.loc["NA", ["patient", "grade"]].tolist() == ["NA", "01"]
-    sl.tl.embed_slides(frame[:1], out, ENCODER, **SMALL, prune=True)
+    sl.tl.embed_slides(frame[:1], ENCODER, out, **SMALL, prune=True)
     assert rows_of(out) == ["NA"]
     assert [p.name for p in (out / "slides").glob("*.h5ad")] == ["NA.h5ad"]
     assert not list((out / "parts").iterdir())
@@ -247,7 +247,7 @@ def test_a_run_leaves_the_files_of_others(tmp_path: Path, model) -> None:
     out.mkdir()
     with run_folder(out) as other:
         (other / "net.parquet").touch()
-        found = sl.tl.embed_slides(frame, out, model, net=net)
+        found = sl.tl.embed_slides(frame, model, out, net=net)
         assert list(found["status"]) == ["done"]
         assert "seal_pathways" in table(out, "a").obsm
         assert list(out.glob(".job-*")) == [other]
@@ -259,10 +259,10 @@ def test_a_slide_of_a_cohort_is_opened_with_its_picture(tmp_path: Path) -> None:
     names = {"a": write_slide(tmp_path / "a.tif", size=400), "b": write_slide(tmp_path / "b.tif", 1, size=500)}
     frame = pd.DataFrame({"slide": list(names), "path": list(map(str, names.values())), "patient": ["p", "q"]})
     out = tmp_path / "out"
-    sl.tl.embed_slides(frame, out, ENCODER, **SMALL)
+    sl.tl.embed_slides(frame, ENCODER, out, **SMALL)
     found = sl.io.read_slide(out, "b")
     expected = sl.io.read_wsi(names["b"], section="b", patient="q")
-    sl.pp.tile(expected, tile_um=64)
+    sl.pp.tile(expected, crop_um=64)
     sl.pp.pair_crops(expected, crop_um=64, crop_px=32)
     assert set(found.shapes) == set(expected.shapes)
     assert found.attrs["b_he"]["patient"] == "q"
@@ -277,7 +277,7 @@ def test_a_slide_of_a_cohort_is_opened_with_its_picture(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*(image_levels(s.images["b_he"])[0].values for s in (found, expected)))
     tiles.obs["seal_attention"] = 1 / tiles.n_obs
     sl.pl.slide(found, "tissue_fraction", show=False)
-    sl.pl.attention(found, n=2, show=False)
+    sl.pl.attention(found, n_crops=2, show=False)
     # Its pixels give the embeddings that it came with.
     sl.tl.embed(found, ENCODER, pretrained=False, device="cpu", key_added="again")
     np.testing.assert_allclose(tiles.obsm["again"], tiles.obsm["X_seal"], atol=1e-4)
@@ -315,14 +315,14 @@ def test_a_broken_slide_stops_nobody(folder: Path, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "glass.tif", glass, photometric="rgb", resolution=(1e4, 1e4), resolutionunit=3)
     blank = pd.DataFrame({"path": [str(tmp_path / "glass.tif")], "patient": ["v"]})
     with pytest.warns(sl.SealstWarning, match="1 of 1 slides failed"):
-        sl.tl.embed_slides(blank, tmp_path / "blank", ENCODER, **SMALL, retries=2)
+        sl.tl.embed_slides(blank, ENCODER, tmp_path / "blank", **SMALL, retries=2)
     # What holds no tissue is not looked at again.
     (failure,) = pd.read_csv(tmp_path / "blank" / "failures.csv").to_dict("records")
     assert failure["attempts"] == 1
     assert "at least 2 are needed" in failure["error"]
     frame = pd.DataFrame({"path": [str(p) for p in paths], "patient": list("wxyz")})
     with pytest.warns(sl.SealstWarning, match=r"3 of 4 slides failed; .*failures\.csv' says why"):
-        found = sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL, retries=2)
+        found = sl.tl.embed_slides(frame, ENCODER, tmp_path / "out", **SMALL, retries=2)
     assert list(found["status"]) == ["failed", "done", "failed", "failed"]
     failures = pd.read_csv(tmp_path / "out" / "failures.csv").set_index("slide")
     assert list(failures.columns) == ["path", "error", "attempts"]
@@ -336,7 +336,7 @@ def test_a_broken_slide_stops_nobody(folder: Path, tmp_path: Path) -> None:
     frame["mpp"] = [np.nan, np.nan, np.nan, 1.0]
     frame.loc[2, "path"] = str(write_slide(tmp_path / "nothing.tif", 5))
     with pytest.warns(sl.SealstWarning, match="2 of 4 slides failed"):
-        found = sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL, retries=0)
+        found = sl.tl.embed_slides(frame, ENCODER, tmp_path / "out", **SMALL, retries=0)
     assert list(found["status"]) == ["failed", "done", "done", "failed"]
     assert set(pd.read_csv(tmp_path / "out" / "failures.csv")["slide"]) == {"broken", "noscale"}
 
@@ -364,7 +364,7 @@ def test_a_broken_slide_stops_nobody(folder: Path, tmp_path: Path) -> None:
 )
 def test_manifests_that_are_refused(rows: dict, error: type, message: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=message):
-        sl.tl.embed_slides(pd.DataFrame(rows), tmp_path / "out", ENCODER, **SMALL)
+        sl.tl.embed_slides(pd.DataFrame(rows), ENCODER, tmp_path / "out", **SMALL)
     assert not (tmp_path / "out").exists()
 
 
@@ -385,15 +385,15 @@ def test_a_manifest_is_read_whatever_separates_its_columns(name: str, text: str,
 def test_a_manifest_may_have_one_column(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("path\nx.tif\n")
     with pytest.warns(sl.SealstWarning, match="1 of 1 slides failed"):
-        sl.tl.embed_slides(tmp_path / "c.csv", tmp_path / "out", ENCODER, **SMALL, retries=0)
+        sl.tl.embed_slides(tmp_path / "c.csv", ENCODER, tmp_path / "out", **SMALL, retries=0)
 
 
 def test_arguments_that_are_refused(folder: Path, model, tmp_path: Path) -> None:
     def call(given, **options):
-        return sl.tl.embed_slides(folder / "manifest.csv", tmp_path / "out", given, **options)
+        return sl.tl.embed_slides(folder / "manifest.csv", given, tmp_path / "out", **options)
 
-    with pytest.raises(sl.DataError, match="`tile_um` is 100, but the model was trained on 64"):
-        call(model, tile_um=100)
+    with pytest.raises(sl.DataError, match="`crop_um` is 100, but the model was trained on 64"):
+        call(model, crop_um=100)
     with pytest.raises(sl.DataError, match="'frozen', 'net': only a SEAL model offers that"):
         call(ENCODER, **SMALL, frozen=True, net={"a": ["b"]})
     with pytest.raises(sl.DataError, match="pass `expression=True` too"):
@@ -407,7 +407,7 @@ def test_arguments_that_are_refused(folder: Path, model, tmp_path: Path) -> None
     with pytest.raises(TypeError, match="`model` must be a SealModel, its folder, or the name of an encoder"):
         call(3)
     with pytest.raises(sl.DataError, match="must be a DataFrame|No manifest at"):
-        sl.tl.embed_slides(folder / "none.csv", tmp_path / "out", model)
+        sl.tl.embed_slides(folder / "none.csv", model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").touch()
@@ -422,7 +422,7 @@ def test_settings_of_the_call_are_part_of_the_job(tmp_path: Path, monkeypatch: p
     workers, features = _slides.workers_for, _slide_work.features_of
     monkeypatch.setattr(_slides, "workers_for", lambda job, **how: jobs.append(job) or workers(job, **how))
     with sl.settings.override(precision="bf16-mixed", n_jobs=1, device="cpu"):
-        sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL | {"device": None})
+        sl.tl.embed_slides(frame, ENCODER, tmp_path / "out", **SMALL | {"device": None})
     job = pickle.loads(pickle.dumps(jobs[0]))
     assert job.model.device == "cpu"
     # As on a worker, whose process has settings of its own.
@@ -438,12 +438,12 @@ def test_settings_of_the_call_are_part_of_the_job(tmp_path: Path, monkeypatch: p
     assert seen == [("bf16-mixed", 1)]
     assert sl.settings.precision == "auto"
     with pytest.raises(sl.DataError, match=r"\(precision 'bf16-mixed', now 'auto'\)"):
-        sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL)
+        sl.tl.embed_slides(frame, ENCODER, tmp_path / "out", **SMALL)
     stated = json.loads((tmp_path / "out" / "run.json").read_text())
     del stated["settings"]["precision"]
     (tmp_path / "out" / "run.json").write_text(json.dumps(stated))
     with pytest.raises(sl.DataError, match=r"\(precision not noted, now 'auto'\).*overwrite=True"):
-        sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL)
+        sl.tl.embed_slides(frame, ENCODER, tmp_path / "out", **SMALL)
 
 
 def test_the_device_of_a_model_in_memory_is_that_of_the_workers(model) -> None:
@@ -454,13 +454,13 @@ def test_the_device_of_a_model_in_memory_is_that_of_the_workers(model) -> None:
 def test_a_result_is_a_manifest(tmp_path: Path) -> None:
     """The columns of an earlier run are taken for what they are."""
     frame = pd.DataFrame({"path": [str(write_slide(tmp_path / "a.tif", size=400))], "patient": ["p"], "grade": [1]})
-    found = sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL)
-    again = sl.tl.embed_slides(found, tmp_path / "out", ENCODER, **SMALL)
+    found = sl.tl.embed_slides(frame, ENCODER, tmp_path / "out", **SMALL)
+    again = sl.tl.embed_slides(found, ENCODER, tmp_path / "out", **SMALL)
     pd.testing.assert_frame_equal(found, again)
 
 
 def test_patients_default_to_slides_with_a_warning(folder: Path, tmp_path: Path) -> None:
     frame = pd.DataFrame({"path": [str(folder / "a.tif")]})
     with pytest.warns(sl.SealstWarning, match="does not name the patient of every slide"):
-        found = sl.tl.embed_slides(frame, tmp_path / "out", ENCODER, **SMALL)
+        found = sl.tl.embed_slides(frame, ENCODER, tmp_path / "out", **SMALL)
     assert list(found["patient"]) == ["a"]

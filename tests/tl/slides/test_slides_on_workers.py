@@ -25,7 +25,7 @@ import sealst as sl
 distributed = pytest.importorskip("distributed")
 
 ENCODER = "vit_tiny_patch16_224"
-OPTIONS = {"tile_um": 64, "tile_px": 32, "step_um": 32, "pretrained": False, "device": "cpu", "tiles_per_task": 16}
+OPTIONS = {"crop_um": 64, "crop_px": 32, "step_um": 32, "pretrained": False, "device": "cpu", "tiles_per_task": 16}
 #: what a job does, with the folder, the number of workers and the options in its arguments
 JOB = """
 import json, sys
@@ -33,7 +33,7 @@ import sealst as sl
 if __name__ == "__main__":
     folder, n_workers, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     out = folder + "/job"
-    sl.tl.embed_slides(folder + "/manifest.csv", out, "vit_tiny_patch16_224", n_workers=n_workers, **options)
+    sl.tl.embed_slides(folder + "/manifest.csv", "vit_tiny_patch16_224", out, n_workers=n_workers, **options)
 """
 
 
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = [f"s{seed}" for seed in range(4)]
     frame = pd.DataFrame({"slide": names, "path": [f"{name}.tif" for name in names], "patient": names})
     frame.to_csv(folder / "manifest.csv", index=False)
-    sl.tl.embed_slides(folder / "manifest.csv", folder / "whole", ENCODER, **OPTIONS)
+    sl.tl.embed_slides(folder / "manifest.csv", ENCODER, folder / "whole", **OPTIONS)
     return folder
 
 
@@ -111,7 +111,7 @@ def test_workers_that_are_killed(folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", sl.SealstWarning)
             sl.tl.embed_slides(
-                folder / "manifest.csv", folder / "killed", ENCODER, scheduler=client, retries=3, **OPTIONS
+                folder / "manifest.csv", ENCODER, folder / "killed", scheduler=client, retries=3, **OPTIONS
             )
         watch.ended.set()
     assert set(watch.seen.values()) == {1}, "no range was written twice"
@@ -142,8 +142,8 @@ def test_a_job_that_is_killed_and_started_again(folder: Path) -> None:
 def test_workers_of_this_machine(folder: Path, model) -> None:
     """A model in memory reaches the workers, and its file is gone afterwards."""
     manifest = pd.read_csv(folder / "manifest.csv").assign(path=lambda f: [str(folder / p) for p in f["path"]])
-    here = sl.tl.embed_slides(manifest, folder / "here", model)
-    there = sl.tl.embed_slides(manifest, folder / "there", model, n_workers=2, tiles_per_task=10)
+    here = sl.tl.embed_slides(manifest, model, folder / "here")
+    there = sl.tl.embed_slides(manifest, model, folder / "there", n_workers=2, tiles_per_task=10)
     assert list(here["digest"]) == list(there["digest"])
     for name in here["slide"]:
         a, b = (ad.read_h5ad(folder / run / "slides" / f"{name}.h5ad") for run in ("here", "there"))
@@ -156,7 +156,7 @@ def test_workers_of_this_machine(folder: Path, model) -> None:
 def test_without_the_extra(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(sl.DataError, match=r'pip install "sealst\[cluster\]"'):
-        sl.tl.embed_slides(folder / "manifest.csv", tmp_path / "out", ENCODER, n_workers=1, **OPTIONS)
+        sl.tl.embed_slides(folder / "manifest.csv", ENCODER, tmp_path / "out", n_workers=1, **OPTIONS)
 
 
 def test_a_scheduler_that_does_not_answer(folder: Path, tmp_path: Path) -> None:
@@ -166,4 +166,4 @@ def test_a_scheduler_that_does_not_answer(folder: Path, tmp_path: Path) -> None:
         dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),
         pytest.raises(sl.DataError, match="No Dask scheduler answers at 'tcp://127.0.0.1:9'"),
     ):
-        sl.tl.embed_slides(folder / "manifest.csv", tmp_path / "out", ENCODER, scheduler="tcp://127.0.0.1:9", **OPTIONS)
+        sl.tl.embed_slides(folder / "manifest.csv", ENCODER, tmp_path / "out", scheduler="tcp://127.0.0.1:9", **OPTIONS)

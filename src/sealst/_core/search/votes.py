@@ -20,13 +20,13 @@ def nearest_votes(
     codes: np.ndarray,
     *,
     n_labels: int,
-    k: int,
+    n_neighbors: int,
     temperature: float,
     balance: bool = False,
 ) -> np.ndarray:
     r"""Share of every label among the nearest reference rows of each query.
 
-    With cosines :math:`s_j` of the k nearest rows :math:`N`, labels :math:`l_j` and a label's number of rows
+    With cosines :math:`s_j` of the nearest rows :math:`N`, labels :math:`l_j` and a label's number of rows
     :math:`n_c`,
 
     .. math:: v_c \propto b_c \sum_{j \in N,\, l_j = c} \exp(s_j / \tau), \qquad \sum_c v_c = 1,
@@ -43,11 +43,11 @@ def nearest_votes(
         Label of every reference row, int (m,), 0 … n_labels - 1; every label occurs.
     n_labels
         Number of labels.
-    k
+    n_neighbors
         Number of nearest rows, at most m. Rows as similar as the last of them (within 1e-12) vote too, so that the
         order of the reference does not matter.
     temperature
-        :math:`\tau`; the smaller, the more the nearest row counts. ``inf`` weighs all k alike.
+        :math:`\tau`; the smaller, the more the nearest row counts. ``inf`` weighs all alike.
     balance
         Whether to weigh labels as if they were equally frequent in the reference.
 
@@ -63,19 +63,20 @@ def nearest_votes(
     Examples
     --------
     >>> z = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
-    >>> nearest_votes(z[:1], z, np.array([0, 1, 1]), n_labels=2, k=3, temperature=np.inf).round(3)
+    >>> nearest_votes(z[:1], z, np.array([0, 1, 1]), n_labels=2, n_neighbors=3, temperature=np.inf).round(3)
     array([[0.333, 0.667]])
-    >>> nearest_votes(z[:1], z, np.array([0, 1, 1]), n_labels=2, k=3, temperature=np.inf, balance=True)
+    >>> nearest_votes(z[:1], z, np.array([0, 1, 1]), n_labels=2, n_neighbors=3, temperature=np.inf, balance=True)
     array([[0.5, 0.5]])
     """
     if query.ndim != 2 or reference.ndim != 2 or query.shape[1] != reference.shape[1]:
         raise DataError(f"`query` and `reference` must be (n, d) and (m, d), found {query.shape}, {reference.shape}.")
     if codes.shape != (len(reference),):
         raise DataError(f"`codes` must hold one label for each of {len(reference)} rows, found {codes.shape}.")
-    check_positive("k", k)
-    if k != int(k) or k > len(reference):
+    check_positive("n_neighbors", n_neighbors)
+    if n_neighbors != int(n_neighbors) or n_neighbors > len(reference):
         raise DataError(
-            f"`k` must be a whole number from 1 to the {len(reference)} labelled reference profiles, found {k!r}."
+            f"`n_neighbors` must be a whole number from 1 to the {len(reference)} labelled reference profiles, found "
+            f"{n_neighbors!r}."
         )
     if temperature != np.inf:
         check_positive("temperature", temperature)
@@ -88,7 +89,7 @@ def nearest_votes(
     for start in range(0, len(query), step):
         part = slice(start, start + step)
         s = normalize(np.asarray(query[part], dtype=np.float64)) @ pool
-        last = np.partition(s, -k, axis=1)[:, -k, None]
+        last = np.partition(s, -n_neighbors, axis=1)[:, -n_neighbors, None]
         # From the largest, so that no small temperature overflows.
         weights = np.where(s >= last - _TIE, np.exp((s - s.max(axis=1, keepdims=True)) / temperature), 0.0)
         votes[part] = weights @ onehot

@@ -58,7 +58,7 @@ def join_labels(slides: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
         raise DataError(
             f"No slide is named in `labels`: slides are {listed(slides.index, 3)}, labels of "
             f"{listed(labels.index, 3)}. Names must agree exactly, endings included, and stand in a column 'slide' or "
-            "in the index; `read_bags` takes another column's name as `slide=`."
+            "in the index; `read_bags` takes another column's name as `slide_key=`."
         )
     found = labels.reindex(slides.index)
     if Keys.PATIENT in found and Keys.PATIENT in slides:

@@ -10,6 +10,7 @@ import pandas as pd
 from spatialdata import SpatialData
 
 from sealst._errors import DataError
+from sealst._settings import resolve_seed
 from sealst._validate import check_choice, check_positive
 from sealst.datasets._synthetic.drawing import Stain, render
 from sealst.datasets._synthetic.histology import CLASSES, KINDS, Tissue, make_tissue, smooth_field
@@ -89,7 +90,7 @@ def synthetic(
     depth: float = 4000.0,
     batch_effect: float = 0.3,
     stain_variation: float = 1.0,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> SpatialData | list[SpatialData]:
     """Draw H&E sections with spots whose expression follows from the drawn tissue, with the truth kept.
 
@@ -122,7 +123,7 @@ def synthetic(
     stain_variation
         How much patients differ in hue and strength of the stain; 0 for none, 1 as between laboratories.
     seed
-        Same seed, same sections. Genes and programs are the same for every seed.
+        Same seed, same sections; default ``settings.seed``. Genes and programs are the same for every seed.
 
     Returns
     -------
@@ -162,7 +163,7 @@ def synthetic(
         depth=depth,
         batch_effect=batch_effect,
         stain_variation=stain_variation,
-        seed=seed,
+        seed=resolve_seed(seed),
     )
     _check_whole("n_sections", n_sections, 1)
     people = n_sections if n_patients is None else n_patients

@@ -34,8 +34,8 @@ def read_bags(
     *,
     labels: pd.DataFrame | str | Path | None = None,
     key: str | None = None,
-    patient: str = Keys.PATIENT,
-    slide: str = SLIDE,
+    patient_key: str = Keys.PATIENT,
+    slide_key: str = SLIDE,
     table_key: str = Keys.TABLE,
 ) -> Bags:
     """Slides as bags of tile embeddings, joined with their labels by name.
@@ -57,11 +57,11 @@ def read_bags(
         stand in the file; among other columns, empty cells and ``NA`` are missing labels.
     key
         Embedding that the bags hold; default ``"X_seal"`` where it is there, else the only one.
-    patient
+    patient_key
         Column of `labels` with the patient; without `labels`, column of the manifest of ``tl.embed_slides``. Where
         there is no column ``"patient"`` the source says who it is; failing that, every slide is a patient of its own,
         with a warning.
-    slide
+    slide_key
         Column of `labels` with the name of the slide; where there is no column ``"slide"`` the index is the name.
     %(table_key)s
 
@@ -73,8 +73,8 @@ def read_bags(
     Raises
     ------
     MissingKeyError
-        When no embedding is common to all slides, or `key` is not; or there is no column `patient` or `slide` of
-        another name than the default.
+        When no embedding is common to all slides, or `key` is not; or there is no column `patient_key` or `slide_key`
+        of another name than the default.
     DataError
         When names occur twice or none agrees with `labels`, or slides were embedded by different models or on crops of
         different size.
@@ -87,12 +87,12 @@ def read_bags(
     >>> sl.io.read_bags(arrays, labels=table)
     Bags of 2 slides, 2 patients: 'features' of ('features',); labels 'grade'
     """
-    if labels is None and slide != SLIDE:
+    if labels is None and slide_key != SLIDE:
         raise DataError(
-            f"`slide={slide!r}` names a column of `labels`, and there are none. Pass `labels=`, or leave it out: a "
-            "source names its own slides."
+            f"`slide_key={slide_key!r}` names a column of `labels`, and there are none. Pass `labels=`, or leave it "
+            "out: a source names its own slides."
         )
-    readers, known = _open(source, table_key, patient)
+    readers, known = _open(source, table_key, patient_key)
     models = _common_models(readers)
     if key is not None:
         check_key(models, key, where="the embeddings that all slides have", hint="Name one of them with `key=`.")
@@ -102,11 +102,11 @@ def read_bags(
         raise DataError(f"The slides have several embeddings, {listed(models)}; name one with `key=`.")
     obs = pd.DataFrame(index=pd.Index(list(readers), name="slide")).join(known)
     if labels is not None:
-        table = _label_table(labels, slide, patient)
+        table = _label_table(labels, slide_key, patient_key)
         obs = join_labels(obs, table)
         _report_join(obs.index, table.index)
-    elif patient != Keys.PATIENT:
-        obs = _rename_patient(obs, patient, where="the manifest of the source")
+    elif patient_key != Keys.PATIENT:
+        obs = _rename_patient(obs, patient_key, where="the manifest of the source")
     obs[Keys.PATIENT] = _patients(obs, readers)
     facts = {"models": models, "tiles": {name: reader.facts() for name, reader in readers.items()}}
     if isinstance(source, str | Path):
@@ -261,7 +261,7 @@ def _common_models(readers: Mapping[str, BagReader]) -> dict[str, str | None]:
 
 
 # -- labels -----------------------------------------------------------------------------------------------------------
-def _label_table(labels: Any, slide: str, patient: str) -> pd.DataFrame:
+def _label_table(labels: Any, slide_key: str, patient_key: str) -> pd.DataFrame:
     """Labels with slide names as index."""
     if isinstance(labels, str | Path):
         path = Path(labels).expanduser()
@@ -269,20 +269,22 @@ def _label_table(labels: Any, slide: str, patient: str) -> pd.DataFrame:
             raise DataError(f"`labels` must be a file of {listed(ENDINGS)}, found {path.name!r}.")
         if not path.is_file():
             raise DataError(f"`labels`: no file {str(path)!r}.")
-        labels = read_slide_table(path, names=(slide, patient))
-        check_key(labels.columns, slide, where=f"the columns of {path.name!r}", hint="Name the column with `slide=`.")
+        labels = read_slide_table(path, names=(slide_key, patient_key))
+        check_key(
+            labels.columns, slide_key, where=f"the columns of {path.name!r}", hint="Name the column with `slide_key=`."
+        )
     if not isinstance(labels, pd.DataFrame):
         raise TypeError(f"`labels` must be a DataFrame or a path, found {type(labels).__name__}.")
-    if slide not in (SLIDE, labels.index.name):
-        check_key(labels.columns, slide, where="the columns of `labels`", hint="Name the column with `slide=`.")
-    if patient != Keys.PATIENT:
-        labels = _rename_patient(labels, patient, where="the columns of `labels`")
-    return labels_by_slide(labels, slide)
+    if slide_key not in (SLIDE, labels.index.name):
+        check_key(labels.columns, slide_key, where="the columns of `labels`", hint="Name the column with `slide_key=`.")
+    if patient_key != Keys.PATIENT:
+        labels = _rename_patient(labels, patient_key, where="the columns of `labels`")
+    return labels_by_slide(labels, slide_key)
 
 
 def _rename_patient(table: pd.DataFrame, patient: str, *, where: str) -> pd.DataFrame:
     """Table whose column `patient` says who the patient is, in place of one that is called so."""
-    check_key(table.columns, patient, where=where, hint="Name the column with `patient=`, in a table with `labels=`.")
+    check_key(table.columns, patient, where=where, hint="Name it with `patient_key=`, in a table with `labels=`.")
     return table.drop(columns=[Keys.PATIENT], errors="ignore").rename(columns={patient: Keys.PATIENT})
 
 

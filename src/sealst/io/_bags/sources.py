@@ -193,7 +193,7 @@ class FileReader(BagReader):
     def facts(self) -> dict[str, Any]:
         with _open_features(next(iter(self.paths.values()))) as file:
             attrs = dict(file["coords"].attrs) if "coords" in file else {}
-        names = {"patch_size_level0": "level0_px", "patch_size": "tile_px", "overlap": "overlap_px", "mpp": "mpp"}
+        names = {"patch_size_level0": "level0_px", "patch_size": "crop_px", "overlap": "overlap_px", "mpp": "mpp"}
         return {ours: float(attrs[theirs]) for theirs, ours in names.items() if theirs in attrs}
 
 
@@ -232,7 +232,7 @@ def tile_facts(uns: Any) -> dict[str, Any]:
         return {"level0_px": float(tile["tile_um"]) / float(tile["mpp"]), "mpp": float(tile["mpp"])} if tile else {}
     um, px, mpp = (float(crops[0][name]) for name in ("crop_um", "crop_px", "mpp"))
     step = float(tile.get("step_um", um))
-    return {"level0_px": um / mpp, "tile_px": px, "overlap_px": max(0.0, um - step) / um * px, "mpp": mpp}
+    return {"level0_px": um / mpp, "crop_px": px, "overlap_px": max(0.0, um - step) / um * px, "mpp": mpp}
 
 
 def _one_patient(slide: str, patients: Iterable[Any]) -> str | None:

@@ -25,11 +25,11 @@ _MAGNIFIED = 10.0
 
 def write_trident(
     bags: Bags | AnnData | SpatialData,
-    folder: str | Path,
+    path: str | Path,
     *,
     key: str | None = None,
     name: str | None = None,
-    tile_px: float | None = None,
+    crop_px: float | None = None,
     level0_px: float | None = None,
     mpp: float | None = None,
     overwrite: bool = False,
@@ -40,13 +40,13 @@ def write_trident(
     ----------
     bags
         Slides (`sealst.io.read_bags`), or sections with embeddings.
-    folder
+    path
         Folder of the job.
     key
         Embedding to write; default the one that the bags hold.
     name
         Name of the encoder in the folder's name; default `key`.
-    tile_px
+    crop_px
         Side of a tile as the encoder saw it, in pixels; default as recorded when it was cut.
     level0_px
         Side of a tile in pixels of the full-resolution image; default as recorded.
@@ -79,11 +79,11 @@ def write_trident(
     if not isinstance(bags, Bags):
         bags = read_bags(bags, key=key)
     bags = bags if key is None else bags.with_key(key)
-    target = Path(folder).expanduser()
+    target = Path(path).expanduser()
     for text, what in ((name or bags.key, "Encoder name"), *((slide, "Slide name") for slide in bags.obs.index)):
         check_file_name(str(text), what=what)
     features, patches = target / f"features_{name or bags.key}", target / "patches"
-    stated = {"tile_px": tile_px, "level0_px": level0_px, "mpp": mpp}
+    stated = {"crop_px": crop_px, "level0_px": level0_px, "mpp": mpp}
     for label, value in stated.items():
         if value is not None:
             check_positive(label, value)
@@ -115,7 +115,7 @@ def _size(bags: Bags, slide: str, stated: dict[str, float | None]) -> dict[str, 
     found = dict(recorded) | {name: float(value) for name, value in stated.items() if value is not None}
     if missing := [name for name in stated if name not in found]:
         raise DataError(
-            f"Slide {slide!r}: {listed(missing)} of its tiles are not recorded; state them, e.g. `tile_px=224, "
+            f"Slide {slide!r}: {listed(missing)} of its tiles are not recorded; state them, e.g. `crop_px=224, "
             "level0_px=448, mpp=0.25`."
         )
     return found
@@ -126,9 +126,9 @@ def _coords(bag: Bag, size: dict[str, float], folder: Path) -> tuple[np.ndarray,
     if bag.xy is None:
         raise DataError(f"Slide {bag.name!r} has no positions (`.obsm['spatial']`); pipelines need coordinates.")
     corners = np.rint(bag.xy - size["level0_px"] / 2).astype(np.int64)
-    scale = size["level0_px"] / size["tile_px"]
+    scale = size["level0_px"] / size["crop_px"]
     attributes = {
-        "patch_size": round(size["tile_px"]),
+        "patch_size": round(size["crop_px"]),
         "patch_size_level0": round(size["level0_px"]),
         "level0_magnification": round(_MAGNIFIED / size["mpp"]),
         "target_magnification": round(_MAGNIFIED / (size["mpp"] * scale)),

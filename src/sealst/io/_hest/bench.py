@@ -93,7 +93,7 @@ class HestBench:
 
 
 def read_hest_bench(path: str | PathLike[str]) -> HestBench:
-    """Read a task of HEST-bench, to be evaluated with ``sealst.tl.evaluate(model, task, preset="hest")``.
+    """Read a task of HEST-bench, to be evaluated with ``sealst.tl.evaluate(task, model, preset="hest")``.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def read_hest_bench(path: str | PathLike[str]) -> HestBench:
     Examples
     --------
     >>> task = sl.io.read_hest_bench("bench_data/IDC")  # doctest: +SKIP
-    >>> sl.tl.evaluate("uni2-h", task, preset="hest").summary()  # doctest: +SKIP
+    >>> sl.tl.evaluate(task, "uni2-h", preset="hest").summary()  # doctest: +SKIP
 
     References
     ----------

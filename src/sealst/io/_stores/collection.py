@@ -168,15 +168,15 @@ class Collection(Sequence[SpatialData]):
         for i in range(len(self)):
             self._apply(i, function)
 
-    def write(self, folder: str | PathLike[str]) -> Collection:
-        """Write every section as ``<folder>/<section>.zarr`` and return the collection of these stores."""
-        target = Path(folder).expanduser()
+    def write(self, path: str | PathLike[str]) -> Collection:
+        """Write every section as ``<path>/<section>.zarr`` and return the collection of these stores."""
+        target = Path(path).expanduser()
         paths = [target / f"{name}.zarr" for name in self.names]
         if there := [p.name for p in paths if p.exists()]:
             raise DataError(f"{str(target)!r} already holds {listed(there)}; name another folder.")
         target.mkdir(parents=True, exist_ok=True)
-        for i, path in enumerate(paths):
-            write_whole(self._opened(i), path)
+        for i, store in enumerate(paths):
+            write_whole(self._opened(i), store)
         return Collection(paths, keep=self._keep)
 
     def _apply(self, position: int, function: Callable[[SpatialData], Any]) -> None:

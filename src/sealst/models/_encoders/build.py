@@ -17,6 +17,7 @@ from torch import nn
 from sealst._core.modes import evaluating
 from sealst._core.seeds import seeded
 from sealst._errors import DataError, WeightsError
+from sealst._settings import resolve_seed
 from sealst._validate import check_choice, listed
 from sealst.models._encoders.blocks import block_layers
 from sealst.models._encoders.convert import State
@@ -38,7 +39,7 @@ def build_encoder(
     pretrained: bool = True,
     pool: str | None = None,
     weights: str | Path | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Encoder:
     """Build an image encoder with its pretrained weights.
 
@@ -59,7 +60,7 @@ def build_encoder(
         they are looked for in the folder that the environment variable ``SEALST_WEIGHTS`` names (``<key>/`` or
         ``<key>.<ending>`` inside), in the hub's cache, and on the hub.
     seed
-        Seed of random weights.
+        Seed of random weights; default ``settings.seed``.
 
     Returns
     -------
@@ -85,9 +86,11 @@ def build_encoder(
         raise WeightsError(REFUSED[encoder])
     if weights is not None and not pretrained:
         raise DataError("`weights` names pretrained weights, but `pretrained` is False; pass one of them.")
+    # Of pretrained weights nothing is drawn; their record does not depend on the settings.
+    used = 0 if pretrained and seed is None else resolve_seed(seed)
     if encoder in REGISTRY:
-        return build_from_spec(REGISTRY[encoder], pretrained=pretrained, pool=pool, weights=weights, seed=seed)
-    return _build_timm(encoder, pretrained=pretrained, pool=pool, weights=weights, seed=seed)
+        return build_from_spec(REGISTRY[encoder], pretrained=pretrained, pool=pool, weights=weights, seed=used)
+    return _build_timm(encoder, pretrained=pretrained, pool=pool, weights=weights, seed=used)
 
 
 def build_from_spec(

@@ -29,7 +29,7 @@ _WIDEST_BAR = 0.3
 
 @documented
 def evaluation(
-    result: Evaluation | pd.DataFrame,
+    evaluation: Evaluation | pd.DataFrame,
     *,
     metrics: str | Sequence[str] | None = None,
     methods: str | Sequence[str] | None = None,
@@ -47,7 +47,7 @@ def evaluation(
 
     Parameters
     ----------
-    result
+    evaluation
         What `tl.evaluate` returns, or its table: columns ``section``, ``method``, ``genes`` (name of the gene set),
         ``metric`` and ``value``; where they exist also ``fold`` and ``seed``, ``low`` and ``high`` (ends of an
         interval), and ``chance``, which a dotted line shows.
@@ -85,7 +85,7 @@ def evaluation(
     """
     _base.check_save(save)
     check_choice("by", by, ["section", "method"])
-    table = frame_of(result, "table")
+    table = frame_of(evaluation, "table")
     check_columns(table, _NEEDED, what="the table of results")
     repeated = table.duplicated([*_BAR, *(c for c in ("fold", "seed") if c in table)])
     if repeated.any():

@@ -24,7 +24,7 @@ _MIN_IN_BIN = 5
 
 @documented
 def calibration(
-    result: Evaluation,
+    evaluation: Evaluation,
     *,
     methods: str | Sequence[str] | None = None,
     sections: str | Sequence[str] | None = None,
@@ -44,7 +44,7 @@ def calibration(
 
     Parameters
     ----------
-    result
+    evaluation
         What `tl.evaluate` returns, with held-out spots in ``.spots``.
     methods
         Methods to show; by default all.
@@ -70,16 +70,17 @@ def calibration(
     Examples
     --------
     >>> import sealst as sl
-    >>> figure = sl.pl.calibration(result, save="calibration.png")  # doctest: +SKIP
+    >>> figure = sl.pl.calibration(evaluation, save="calibration.png")  # doctest: +SKIP
     """
     _base.check_save(save)
     check_positive("n_bins", n_bins)
-    names = pick("sections", sections, list(require_spots(result).spots))
-    known = list(dict.fromkeys(m for name in names for m in _section.layer_names(result.spots[name])))
+    spots = require_spots(evaluation).spots
+    names = pick("sections", sections, list(spots))
+    known = list(dict.fromkeys(m for name in names for m in _section.layer_names(spots[name])))
     chosen = pick("methods", methods, known)
     _base.check_single(ax, len(names), how="`sections=`")
     lines = {
-        name: {m: _bin_means(result.spots[name], m, genes, n_bins) for m in chosen if m in result.spots[name].layers}
+        name: {m: _bin_means(spots[name], m, genes, n_bins) for m in chosen if m in spots[name].layers}
         for name in names
     }
     n_cols = _base.columns_of(len(names), n_cols)

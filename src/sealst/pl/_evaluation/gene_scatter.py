@@ -24,7 +24,7 @@ _SCORES = ("pearson", "spearman", "r2", "slope")
 
 @documented
 def gene_scatter(
-    result: Evaluation | pd.DataFrame,
+    evaluation: Evaluation | pd.DataFrame,
     *,
     x: str = FROZEN,
     y: str = ADAPTED,
@@ -43,7 +43,7 @@ def gene_scatter(
 
     Parameters
     ----------
-    result
+    evaluation
         What `tl.evaluate` returns, or its ``.genes``.
     x
         Method on the x axis.
@@ -80,7 +80,7 @@ def gene_scatter(
     """
     _base.check_save(save)
     check_choice("metric", metric, _SCORES)
-    genes = frame_of(result, "genes")
+    genes = frame_of(evaluation, "genes")
     check_columns(genes, [*_NEEDED, metric], what="the table of genes")
     pick("method", [x, y], [str(m) for m in pd.unique(genes["method"])])
     panels = _pairs(genes, x, y, metric=metric, sections=sections)

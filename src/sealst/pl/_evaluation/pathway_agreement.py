@@ -14,6 +14,7 @@ from matplotlib.image import AxesImage
 
 from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError
+from sealst._evaluation import Evaluation
 from sealst._validate import check_choice, listed
 from sealst.pl import _base
 
@@ -27,7 +28,7 @@ _LONGEST_NAME = 48
 
 @documented
 def pathway_agreement(
-    table: pd.DataFrame,
+    evaluation: Evaluation | pd.DataFrame,
     *,
     metric: str = "pearson",
     pathways: str | Sequence[str] | None = None,
@@ -44,9 +45,9 @@ def pathway_agreement(
 
     Parameters
     ----------
-    table
-        Tidy results: columns ``section`` (``""`` for all sections together), ``method``, ``pathway`` and the metric,
-        as in ``.pathways`` of `tl.evaluate`.
+    evaluation
+        What `tl.evaluate` returned with ``net=``, or tidy results as in its ``.pathways``: columns ``section`` (``""``
+        for all sections together), ``method``, ``pathway`` and the metric.
     metric
         ``"pearson"`` or ``"spearman"``.
     pathways
@@ -78,6 +79,7 @@ def pathway_agreement(
     """
     _base.check_save(save)
     check_choice("metric", metric, _METRICS)
+    table = evaluation.pathways if isinstance(evaluation, Evaluation) else evaluation
     _check_table(table, metric)
     blocks = _blocks(table, metric, pathways, methods)
     _base.check_single(ax, len(blocks), how="`methods=`")

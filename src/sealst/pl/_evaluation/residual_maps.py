@@ -33,7 +33,7 @@ _RADIUS, _EDGE = 0.46, "#9A9A9A"
 
 @documented
 def residual_maps(
-    result: Evaluation,
+    evaluation: Evaluation,
     genes: str | Sequence[str],
     *,
     section: str | None = None,
@@ -62,7 +62,7 @@ def residual_maps(
 
     Parameters
     ----------
-    result
+    evaluation
         What `tl.evaluate` returns, with held-out spots in ``.spots``.
     genes
         Gene or genes to show, in any case.
@@ -105,18 +105,18 @@ def residual_maps(
     Examples
     --------
     >>> import sealst as sl
-    >>> figure = sl.pl.residual_maps(result, ["EPCAM", "VIM"], section="B4", sdata=b4)  # doctest: +SKIP
+    >>> figure = sl.pl.residual_maps(evaluation, ["EPCAM", "VIM"], section="B4", sdata=b4)  # doctest: +SKIP
     """
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_choice("scale", scale, ["z", "log1p"])
-    known = list(require_spots(result).spots)
+    known = list(require_spots(evaluation).spots)
     if section is None and len(known) > 1:
         raise DataError(
             f"Maps show one section, the Evaluation has {len(known)}: {listed(known)}. Name one with `section=`."
         )
     name = pick("section", known if section is None else [section], known)[0]
-    spots = result.spots[name]
+    spots = evaluation.spots[name]
     pick("method", [method], _section.layer_names(spots))
     genes, maps = _base.as_list(genes, name="genes"), _base.as_list(maps, name="maps")
     for kind in maps:

@@ -28,7 +28,7 @@ def attention(
     sdata: SpatialData,
     *,
     key: str = Keys.ATTENTION,
-    n: int = 8,
+    n_crops: int = 8,
     scale: Literal["percentile", "linear"] = "percentile",
     title: str | None = None,
     percentiles: tuple[float, float] = (1.0, 99.0),
@@ -56,7 +56,7 @@ def attention(
         Slide with attention (`tl.predict_slide`) and crops (`pp.pair_crops`).
     key
         ``.obs`` column with the attention: weights that are not negative and sum to 1 over the slide.
-    n
+    n_crops
         Most attended crops to show, beside the map; 0 for the map alone.
     scale
         ``"percentile"``: rank within the slide, 0 to 100; ``"linear"``: multiple of the mean.
@@ -89,12 +89,12 @@ def attention(
     Examples
     --------
     >>> import sealst as sl
-    >>> figure = sl.pl.attention(sdata, n=8, save="attention.png")  # doctest: +SKIP
+    >>> figure = sl.pl.attention(sdata, n_crops=8, save="attention.png")  # doctest: +SKIP
     """
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_fraction("alpha", alpha)
-    n = whole("n", n, least=0)
+    n_crops = whole("n_crops", n_crops, least=0)
     check_choice("scale", scale, ["percentile", "linear"])
     table, one = _base.table_with_region(sdata, table_key, region)
     weights = _base.stored_column(table, key, "sl.tl.predict_slide(sdata, model)")
@@ -103,13 +103,13 @@ def attention(
     rows = usable[np.isfinite(folds[usable])]
     if not rows.size:
         raise DataError(f"No tile of region {one.name!r} has both attention and a crop; pair crops with the tiles.")
-    rows = rows[np.argsort(-folds[rows], kind="stable")][:n]
-    _base.check_single(ax, 1 + len(rows), how="`n=0`, which is the map alone")
+    rows = rows[np.argsort(-folds[rows], kind="stable")][:n_crops]
+    _base.check_single(ax, 1 + len(rows), how="`n_crops=0`, which is the map alone")
     tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
     heading = f"{one.section}: {_concentration(folds[one.rows])}" if title is None else title
     panel = _panel(folds[one.rows], scale, cmap, percentiles)
     style = MapStyle(image_alpha, spot_size, alpha=alpha)
-    if not n:
+    if not n_crops:
         panel = replace(panel, title=heading)
         return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
     texts = [

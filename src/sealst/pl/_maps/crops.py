@@ -19,6 +19,7 @@ from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._section import Region
+from sealst._settings import resolve_seed
 from sealst._validate import check_positive, listed
 from sealst.pl import _base
 from sealst.pl._maps.colour_by import numbers_of
@@ -58,13 +59,13 @@ class Gallery:
 def crops(
     sdata: SpatialData,
     *,
-    n: int = 16,
+    n_crops: int = 16,
     spots: str | Sequence[str] | None = None,
     order_by: str | None = None,
     ascending: bool = False,
     title: str | Sequence[str] | None = None,
     n_cols: int = 8,
-    seed: int = 0,
+    seed: int | None = None,
     crop_um: float | None = None,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
@@ -81,21 +82,21 @@ def crops(
     ----------
     sdata
         Section with crops (`pp.pair_crops`).
-    n
+    n_crops
         Crops to show; not used with `spots`.
     spots
         Names (``.obs_names``) of the spots to show, in this order.
     order_by
-        Show the `n` spots with the highest values of this: a numeric ``.obs`` column, else a gene of the layer
+        Show the `n_crops` spots with the highest values of this: a numeric ``.obs`` column, else a gene of the layer
         ``"lognorm"``, else a gene of the predictions, else a pathway, else ``"key:column"`` of ``.obsm``. Without it,
-        `n` spots are drawn at random.
+        `n_crops` spots are drawn at random.
     ascending
         Show the lowest values of `order_by` instead.
     title
         One title per crop; by default the spot's name, with its value of `order_by`.
     %(n_cols)s
     seed
-        Seed of the random draw.
+        Seed of the random draw; default ``settings.seed``.
     crop_um
         Which of the paired crop sizes to show, in µm; default the first.
     %(region)s
@@ -122,11 +123,11 @@ def crops(
     >>> import sealst as sl
     >>> sdata = sl.datasets.synthetic(size_um=600)
     >>> sl.pp.pair_crops(sdata)
-    >>> figure = sl.pl.crops(sdata, n=8)
+    >>> figure = sl.pl.crops(sdata, n_crops=8)
     """
     _base.require_spatialdata(sdata)
     _base.check_save(save)
-    check_positive("n", n)
+    check_positive("n_crops", n_crops)
     check_positive("n_cols", n_cols)
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table, region)
@@ -135,13 +136,13 @@ def crops(
     if spots is not None:
         rows = _named_rows(table, _base.as_list(spots, name="spots"), usable)
     else:
-        rows = _pick_rows(usable, values, n=n, ascending=ascending, seed=seed)
+        rows = _pick_rows(usable, values, n=n_crops, ascending=ascending, seed=resolve_seed(seed))
     labels = None
     if values is not None:
         what = _base.shorten(str(order_by).removeprefix("seal_"), _NAME_WIDTH - 6)
         labels = [f"{what} {_base.number(value, '.3g')}" for value in values[rows]]
     texts = _titles(table, rows, title, title_by, labels)
-    _base.check_single(ax, len(rows), how="`n=1` or one of `spots`")
+    _base.check_single(ax, len(rows), how="`n_crops=1` or one of `spots`")
     shown = load_crops(sdata, table, rows, regions, crop_um)
 
     if ax is not None:

@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._docs import documented
-from sealst._errors import DataError, OrderError
+from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._validate import check_choice, listed
@@ -23,6 +23,7 @@ from sealst.pl import _base
 from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
 
 _RESIDUAL_CMAP = "RdBu_r"
+_MAPS = _MEASURED, _PREDICTED, _RESIDUAL = ("measured", "predicted", "residual")
 #: layers in the unit of predictions
 _COMPARABLE = (Keys.LOGNORM, Keys.CONTEXT)
 
@@ -33,8 +34,8 @@ def expression(
     genes: str | Sequence[str],
     *,
     layer: str | None = Keys.LOGNORM,
-    predicted_key: str | None = Keys.EXPRESSION,
-    residual: bool = False,
+    predicted_key: str = Keys.EXPRESSION,
+    maps: str | Sequence[str] = _MAPS[:2],
     scale: Literal["shared", "own"] = "shared",
     percentiles: tuple[float, float] = (1.0, 99.0),
     cmap: str = "viridis",
@@ -62,11 +63,12 @@ def expression(
     genes
         Gene or genes to show; upper and lower case are told apart only where both exist.
     layer
-        Layer with the measured expression; None leaves the measured map out.
+        Layer with the measured expression; None is ``.X``.
     predicted_key
-        ``.obsm`` slot that `tl.predict` wrote; None leaves the predicted map out.
-    residual
-        Whether to add a third map, measured − predicted, centred on zero.
+        ``.obsm`` slot that `tl.predict` wrote.
+    maps
+        Which maps to draw, in this order: ``"measured"``, ``"predicted"``, ``"residual"`` (measured − predicted,
+        centred on zero). Of measured and predicted, one that is not there is left out.
     scale
         ``"shared"``: one colour scale per gene for both maps. Both are in log1p CP10k, so equal colours mean equal
         expression, and a prediction that is too flat looks flat. ``"own"``: each map gets its own limits, which shows
@@ -86,7 +88,7 @@ def expression(
     title
         One title per map; by default the gene, where its values come from, and how well they agree.
     ax
-        Axes to draw into, for a single map (`layer=None` or `predicted_key=None`).
+        Axes to draw into, for a single map (one gene and ``maps="predicted"``).
     %(save)s
     %(show)s
 
@@ -95,7 +97,7 @@ def expression(
     Raises
     ------
     OrderError
-        When neither measured nor predicted expression exists, or `residual` lacks one of them.
+        When neither measured nor predicted expression exists, or the residual lacks one of them.
     MissingKeyError
         When a gene is in neither of them.
     DataError
@@ -107,24 +109,22 @@ def expression(
     >>> sdata = sl.datasets.synthetic(size_um=600)
     >>> sl.pp.normalize(sdata)
     >>> gene = sdata.tables["table"].var_names[0]
-    >>> figure = sl.pl.expression(sdata, gene, predicted_key=None)
+    >>> figure = sl.pl.expression(sdata, gene, maps="measured")
     """
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_choice("scale", scale, ["shared", "own"])
     table, one = _base.table_with_region(sdata, table_key, region)
     genes = _base.as_list(genes, name="genes")
-    layer, predicted_key = _find_sources(table, layer, predicted_key, both=residual)
-    compared = layer is not None and predicted_key is not None and (scale == "shared" or residual)
-    if compared and layer not in _COMPARABLE:
-        raise DataError(
-            f"Layer {layer!r} is not in the unit of predictions ({_base.EXPRESSION_UNIT}), so both cannot share "
-            f"colours or be subtracted. Use `layer={Keys.LOGNORM!r}`, or `scale='own'` without `residual`."
-        )
-    options = _Options(layer, predicted_key, residual, scale == "shared", percentiles, cmap)
+    maps = _base.as_list(maps, name="maps")
+    for kind in maps:
+        check_choice("maps", kind, _MAPS)
+    found = _find_sources(table, layer, predicted_key, maps)
+    _check_comparable(layer, found, compared=scale == "shared" or _RESIDUAL in maps)
+    options = _Options(layer, predicted_key, found, maps, scale == "shared", percentiles, cmap)
     groups = _base.with_titles([options.panels(table, gene, one.rows) for gene in genes], title)
     n_maps = sum(len(group) for group in groups)
-    _base.check_single(ax, n_maps, how="one gene and `layer=None` or `predicted_key=None`")
+    _base.check_single(ax, n_maps, how='one gene and `maps="measured"` or `maps="predicted"`')
 
     tissue = read_tissue(sdata, table, one, image_key=image_key, coordinate_system=coordinate_system, n_maps=n_maps)
     style = MapStyle(image_alpha, spot_size)
@@ -134,47 +134,62 @@ def expression(
     return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
 
 
-def _find_sources(
-    table: AnnData, layer: str | None, predicted_key: str | None, *, both: bool
-) -> tuple[str | None, str | None]:
-    """Slots that exist; a default slot may be absent, one that the user named may not."""
-    runs = {"layer": "sl.pp.normalize(sdata)", "predicted_key": "sl.tl.predict(sdata, model)"}
-    if layer not in (None, Keys.LOGNORM):
+def _per_row(n_genes: int, n_maps: int) -> int:
+    if n_maps == 1:
+        return 4
+    return 1 if n_genes <= 3 else 2 if n_genes <= 12 or n_maps > 2 else 3
+
+
+def _find_sources(table: AnnData, layer: str | None, predicted_key: str, maps: Sequence[str]) -> list[str]:
+    """Which of measured and predicted values exist; a default slot may be absent, one that the user named may not."""
+    runs = {_MEASURED: "sl.pp.normalize(sdata)", _PREDICTED: "sl.tl.predict(sdata, model)"}
+    both = _RESIDUAL in maps
+    wanted = [kind for kind in runs if both or kind in maps]
+    if _MEASURED in wanted and layer not in (None, Keys.LOGNORM):
         _section.lognorm(table, str(layer))
-    if predicted_key is not None and (predicted_key != Keys.EXPRESSION or predicted_key in table.obsm):
-        _base.stored_frame(table, predicted_key, runs["predicted_key"])
-    found = {
-        "layer": layer if layer in table.layers else None,
-        "predicted_key": predicted_key if predicted_key in table.obsm else None,
-    }
-    n_found = sum(key is not None for key in found.values())
-    if n_found < 1 + both:
+    if _PREDICTED in wanted and (predicted_key != Keys.EXPRESSION or predicted_key in table.obsm):
+        _base.stored_frame(table, predicted_key, runs[_PREDICTED])
+    at_hand = {_MEASURED: layer is None or layer in table.layers, _PREDICTED: predicted_key in table.obsm}
+    found = [kind for kind in wanted if at_hand[kind]]
+    if len(found) < 1 + both:
         layers = listed(_section.layer_names(table))
         raise OrderError(
             f"Expected {'both' if both else 'one'} of layer {layer!r} (found in `.layers`: {layers}) and "
-            f"predictions {predicted_key!r} (found in `.obsm`: {listed(table.obsm)}). Run `{runs['layer']}` for "
-            f"measured and `{runs['predicted_key']}` for predicted expression first."
+            f"predictions {predicted_key!r} (found in `.obsm`: {listed(table.obsm)}). Run `{runs[_MEASURED]}` for "
+            f"measured and `{runs[_PREDICTED]}` for predicted expression first."
         )
-    for name, wanted in (("layer", layer), ("predicted_key", predicted_key)):
-        if wanted is not None and found[name] is None:
-            logger.info("%r not found, so its maps are left out; `%s` writes it", wanted, runs[name])
-    return found["layer"], found["predicted_key"]
+    for kind in wanted:
+        if kind not in found:
+            slot = layer if kind == _MEASURED else predicted_key
+            logger.info("%r not found, so its maps are left out; `%s` writes it", slot, runs[kind])
+    return found
+
+
+def _check_comparable(layer: str | None, found: Sequence[str], *, compared: bool) -> None:
+    if len(found) == 2 and compared and layer not in _COMPARABLE:
+        raise DataError(
+            f"Measured values in {_named(layer)} are not in the unit of predictions ({_base.EXPRESSION_UNIT}), so both "
+            f"cannot share colours or be subtracted. Use `layer={Keys.LOGNORM!r}`, or `scale='own'` alone."
+        )
+
+
+def _named(layer: str | None) -> str:
+    return "`.X`" if layer is None else f"layer {layer!r}"
 
 
 def _measured(table: AnnData, layer: str | None, gene: str, rows: np.ndarray) -> np.ndarray | None:
     name = _base.find_gene(gene, table.var_names)
-    if layer is None or name is None:
+    if name is None:
         return None
     if not table.var_names.is_unique:
         raise DataError("Gene names occur twice in `.var_names`. Run `adata.var_names_make_unique()` first.")
-    column = table.layers[layer][:, table.var_names.get_loc(name)]
+    values = table.X if layer is None else table.layers[layer]
+    column = values[:, table.var_names.get_loc(name)]
     dense = column.toarray() if hasattr(column, "toarray") else np.asarray(column)
     return dense.ravel()[rows].astype(float)
 
 
-def _predicted(table: AnnData, key: str | None, gene: str, rows: np.ndarray) -> np.ndarray | None:
-    if key is None:
-        return None
+def _predicted(table: AnnData, key: str, gene: str, rows: np.ndarray) -> np.ndarray | None:
     frame = table.obsm[key]
     name = _base.find_gene(gene, frame.columns)
     return None if name is None else frame[name].to_numpy(dtype=float)[rows]
@@ -183,32 +198,37 @@ def _predicted(table: AnnData, key: str | None, gene: str, rows: np.ndarray) -> 
 @dataclass(frozen=True)
 class _Options:
     layer: str | None
-    predicted_key: str | None
-    residual: bool
+    predicted_key: str
+    #: which of measured and predicted values are there and needed
+    found: Sequence[str]
+    maps: Sequence[str]
     shared: bool
     percentiles: tuple[float, float]
     cmap: str
 
     def panels(self, table: AnnData, gene: str, rows: np.ndarray) -> list[Panel]:
         """Return the maps of one gene."""
-        measured = _measured(table, self.layer, gene, rows)
-        predicted = _predicted(table, self.predicted_key, gene, rows)
+        measured = _measured(table, self.layer, gene, rows) if _MEASURED in self.found else None
+        predicted = _predicted(table, self.predicted_key, gene, rows) if _PREDICTED in self.found else None
         if measured is None and predicted is None:
-            known = list(table.var_names) if self.layer else list(table.obsm[self.predicted_key].columns)
-            slots = [f"layer {self.layer!r}"] * bool(self.layer)
-            slots += [f"`.obsm[{self.predicted_key!r}]`"] * bool(self.predicted_key)
-            raise _base.missing_name(gene, known, where=" or ".join(slots))
-        panels = []
-        if self.layer is not None:
-            name = "measured" if self.layer == Keys.LOGNORM else f"measured ({self.layer})"
-            unit = _base.EXPRESSION_UNIT if self.layer in _COMPARABLE else self.layer
-            panels.append(self._panel(f"{gene}, {name}", measured, predicted, label=unit, absent="not measured"))
-        if self.predicted_key is not None:
-            title = f"{gene}, predicted{_base.correlation(measured, predicted)}"
-            panels.append(self._panel(title, predicted, measured, label=_base.EXPRESSION_UNIT, absent="not predicted"))
-        if self.residual and measured is not None and predicted is not None:
-            panels.append(self._residual(gene, measured - predicted))
-        return panels
+            raise self._missing(table, gene)
+        drawn: dict[str, Panel] = {}
+        if _MEASURED in self.found:
+            layer = "X" if self.layer is None else self.layer
+            name = _MEASURED if layer == Keys.LOGNORM else f"{_MEASURED} ({layer})"
+            unit = _base.EXPRESSION_UNIT if layer in _COMPARABLE else layer
+            drawn[_MEASURED] = self._panel(f"{gene}, {name}", measured, predicted, label=unit, absent="not measured")
+        if _PREDICTED in self.found:
+            title, unit = f"{gene}, predicted{_base.correlation(measured, predicted)}", _base.EXPRESSION_UNIT
+            drawn[_PREDICTED] = self._panel(title, predicted, measured, label=unit, absent="not predicted")
+        if measured is not None and predicted is not None:
+            drawn[_RESIDUAL] = self._residual(gene, measured - predicted)
+        return [drawn[kind] for kind in self.maps if kind in drawn]
+
+    def _missing(self, table: AnnData, gene: str) -> MissingKeyError:
+        slots = {_MEASURED: _named(self.layer), _PREDICTED: f"`.obsm[{self.predicted_key!r}]`"}
+        known = table.var_names if _MEASURED in self.found else table.obsm[self.predicted_key].columns
+        return _base.missing_name(gene, list(known), where=" or ".join(slots[kind] for kind in self.found))
 
     def _panel(
         self, title: str, values: np.ndarray | None, other: np.ndarray | None, *, label: str, absent: str

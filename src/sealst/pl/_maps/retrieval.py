@@ -27,7 +27,7 @@ def retrieval(
     *,
     key: str = Keys.SIMILARITY,
     rank_key: str | None = None,
-    n: int = 8,
+    n_crops: int = 8,
     title: str | None = None,
     percentiles: tuple[float, float] = (1.0, 99.0),
     cmap: str = "viridis",
@@ -52,9 +52,8 @@ def retrieval(
         ``.obs`` column with the similarity that `tl.retrieve` wrote.
     rank_key
         ``.obs`` column with the rank (1 = most similar), which stands before the similarity in the crops' titles. None
-        takes the one that `tl.retrieve` wrote beside `key`: ``"plasma_rank"`` beside ``"plasma_similarity"``; beside
-        ``"seal_similarity"``, and a column with another ending, titles do without where there is none.
-    n
+        takes the one that `tl.retrieve` wrote beside `key`, ``<key>_rank``; titles do without where there is none.
+    n_crops
         Most similar, and least similar, crops to show; 0 for the map alone.
     title
         Title above the map and its crops; by default the query that `tl.retrieve` recorded.
@@ -82,28 +81,26 @@ def retrieval(
     Examples
     --------
     >>> import sealst as sl
-    >>> figure = sl.pl.retrieval(sdata, n=8, save="hits.png")  # doctest: +SKIP
+    >>> figure = sl.pl.retrieval(sdata, n_crops=8, save="hits.png")  # doctest: +SKIP
     """
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
-    n = whole("n", n, least=0)
+    n_crops = whole("n_crops", n_crops, least=0)
     table, one = _base.table_with_region(sdata, table_key, region)
     similarity = _base.stored_column(table, key, "sl.tl.retrieve(sdata, model, query)")
     rank = _ranks(table, key, rank_key)
     usable = _section.region_crops(sdata, table, one).rows
-    best, worst = _ends(similarity, usable, n, one.name)
-    _base.check_single(ax, 1 + len(best) + len(worst), how="`n=0`, which is the map alone")
+    best, worst = _ends(similarity, usable, n_crops, one.name)
+    _base.check_single(ax, 1 + len(best) + len(worst), how="`n_crops=0`, which is the map alone")
     tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
     values = similarity[one.rows]
-    # `tl.retrieve` records a query with a prefix of its own beside the default one.
-    entry = "retrieve" if key == Keys.SIMILARITY else f"retrieve_{key.removesuffix('_similarity')}"
-    query = _section.recorded(table, entry)
+    query = _section.recorded(table, "retrieve").get(key, {})
     asked = query.get("query")
     heading = f"Query: {asked}" if isinstance(asked, str) and asked else "Similarity to the query"
     heading = heading if title is None else title
-    panel = Panel("" if n else heading, values, "similarity", cmap, _base.robust_limits([values], percentiles))
+    panel = Panel("" if n_crops else heading, values, "similarity", cmap, _base.robust_limits([values], percentiles))
     style = MapStyle(image_alpha, spot_size)
-    if not n:
+    if not n_crops:
         return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
     hits = load_crops(sdata, table, np.concatenate([best, worst]), [one], embedded_um(table, query.get("key")))
     texts = _titles(table, hits, similarity, rank)
@@ -128,14 +125,10 @@ def _ends(similarity: np.ndarray, usable: np.ndarray, n: int, region: str) -> tu
 
 def _ranks(table: AnnData, key: str, rank_key: str | None) -> np.ndarray | None:
     """Ranks of the query that `key` answers; those of another query would look right and be wrong."""
-    prefix = key.removesuffix("_similarity")
-    found = rank_key
-    if rank_key is None:
-        found = f"{prefix}_rank"
-        if found not in table.obs and (prefix == key or key == Keys.SIMILARITY):
-            return None
-    call = f"sl.tl.retrieve(sdata, model, query, key_added={prefix!r})"
-    return _base.stored_column(table, str(found), call)
+    found = Keys.related(key, "rank") if rank_key is None else rank_key
+    if rank_key is None and found not in table.obs:
+        return None
+    return _base.stored_column(table, found, f"sl.tl.retrieve(sdata, model, query, key_added={key!r})")
 
 
 def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank: np.ndarray | None) -> list[str]:

@@ -32,7 +32,7 @@ _GENE_COLUMNS = ("section", "method", "gene", "pearson", "moran_measured")
 
 @documented
 def report(
-    result: Evaluation,
+    evaluation: Evaluation,
     path: str | Path,
     *,
     title: str | None = None,
@@ -47,7 +47,7 @@ def report(
 
     Parameters
     ----------
-    result
+    evaluation
         What `tl.evaluate` returns.
     %(html.path)s
     title
@@ -72,32 +72,33 @@ def report(
     Examples
     --------
     >>> import sealst as sl
-    >>> sl.pl.report(result, "evaluation.html", sections={"B4": b4})  # doctest: +SKIP
+    >>> sl.pl.report(evaluation, "evaluation.html", sections={"B4": b4})  # doctest: +SKIP
     """
     path = Path(path)
-    if not isinstance(result, Evaluation):
-        raise TypeError(f"Expected an Evaluation, as `sl.tl.evaluate(...)` returns it, found {type(result).__name__}.")
-    check_page(path, result.table, "Evaluation")
-    maps = _maps(result, dict(sections or {}), genes)
+    if not isinstance(evaluation, Evaluation):
+        found = type(evaluation).__name__
+        raise TypeError(f"Expected an Evaluation, as `sl.tl.evaluate(...)` returns it, found {found}.")
+    check_page(path, evaluation.table, "Evaluation")
+    maps = _maps(evaluation, dict(sections or {}), genes)
     blocks = [
         Block(
             "What was compared",
-            text.preset(result),
-            points=text.methods(result),
-            tables=[facts_table(result.facts)] if result.facts else [],
+            text.preset(evaluation),
+            points=text.methods(evaluation),
+            tables=[facts_table(evaluation.facts)] if evaluation.facts else [],
         ),
-        *_summary(result),
-        *_genes(result),
-        *_calibration(result),
+        *_summary(evaluation),
+        *_genes(evaluation),
+        *_calibration(evaluation),
         *maps,
-        *_retrieval(result),
-        *_pathways(result),
-        Block("Limits", points=text.limits(result)),
-        Block("Versions", tables=[versions_table(result.facts)]),
+        *_retrieval(evaluation),
+        *_pathways(evaluation),
+        Block("Limits", points=text.limits(evaluation)),
+        Block("Versions", tables=[versions_table(evaluation.facts)]),
     ]
-    encoder = plain_text(result.facts.get("encoder", ""))
+    encoder = plain_text(evaluation.facts.get("encoder", ""))
     title = title or (f"Evaluation of {encoder}" if encoder else "Evaluation")
-    return write_page(path, title, text.lead(result), blocks)
+    return write_page(path, title, text.lead(evaluation), blocks)
 
 
 def _best(rows: pd.DataFrame) -> str:

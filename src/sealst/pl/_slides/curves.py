@@ -18,6 +18,7 @@ from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._logging import warn
+from sealst._settings import resolve_seed
 from sealst.pl import _base
 from sealst.pl._base import plain
 from sealst.pl._slides.methods import (
@@ -43,7 +44,7 @@ def roc(
     classes: str | Sequence[str] | None = None,
     methods: str | Sequence[str] | None = None,
     n_bootstrap: int = 200,
-    seed: int = 0,
+    seed: int | None = None,
     n_cols: int | None = None,
     ax: Axes | None = None,
     save: str | Path | None = None,
@@ -67,7 +68,7 @@ def roc(
     n_bootstrap
         Bootstrap draws behind the band; 0 leaves it out.
     seed
-        Seed of these draws.
+        Seed of these draws; default ``settings.seed``.
     %(by_number.n_cols)s
     %(ax)s
     %(save)s
@@ -89,7 +90,7 @@ def roc(
     >>> figure = sl.pl.roc(model.evaluation, save="roc.png")  # doctest: +SKIP
     """
     kind = _Kind(slide_curves.roc, False, ("auroc", "roc_auc"), "AUROC", roc_auc_score)
-    chosen = _Choice(targets, classes, methods, n_cols, n_bootstrap, seed)
+    chosen = _Choice(targets, classes, methods, n_cols, n_bootstrap, resolve_seed(seed))
     return _curves(evaluation, kind, chosen, ax=ax, save=save, show=show)
 
 
@@ -101,7 +102,7 @@ def precision_recall(
     classes: str | Sequence[str] | None = None,
     methods: str | Sequence[str] | None = None,
     n_bootstrap: int = 200,
-    seed: int = 0,
+    seed: int | None = None,
     n_cols: int | None = None,
     ax: Axes | None = None,
     save: str | Path | None = None,
@@ -125,7 +126,7 @@ def precision_recall(
     n_bootstrap
         Bootstrap draws behind the band; 0 leaves it out.
     seed
-        Seed of these draws.
+        Seed of these draws; default ``settings.seed``.
     %(by_number.n_cols)s
     %(ax)s
     %(save)s
@@ -148,7 +149,7 @@ def precision_recall(
     """
     names = ("average_precision", "auprc")
     kind = _Kind(slide_curves.precision_recall, True, names, "AP", average_precision_score)
-    chosen = _Choice(targets, classes, methods, n_cols, n_bootstrap, seed)
+    chosen = _Choice(targets, classes, methods, n_cols, n_bootstrap, resolve_seed(seed))
     return _curves(evaluation, kind, chosen, ax=ax, save=save, show=show)
 
 

@@ -15,7 +15,7 @@ from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import PairedTable, Region
+from sealst._section import Data, PairedTable, Region, for_writing
 from sealst._validate import check_choice
 from sealst.io import Collection
 from sealst.models import Encoder, SealModel, build_encoder
@@ -37,7 +37,7 @@ def embed(
     device: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> Data | None:
     """Embed every spot's crop (or its expression) and write the embeddings into the table.
 
     Parameters
@@ -65,11 +65,11 @@ def embed(
         (`spec.precision`), elsewhere in float32.
     %(progress)s
     copy
-        Whether to return a copy of the table instead of writing to it.
+        Whether to return a copy of `sdata` with the result, in place of writing to it.
 
     Returns
     -------
-    None, or with ``copy=True`` the table with
+    None, or with ``copy=True`` a copy of `sdata`; in the table
 
     - ``.obsm["X_seal" | key_added]``: float32 (n_obs, dim), not normalised; NaN for spots without a crop. Rows of
       other regions keep what the same model wrote
@@ -103,14 +103,15 @@ def embed(
             model.to(resolve_device(device))
         table = _section.get_table(sdata, table_key)
         embedding, entry = _embed_genes(table, _section.regions_of(table, region), model)
+        before = _section.recorded(table, "embed").get(key)
     else:
         trained_on = model.crop if isinstance(model, SealModel) else None
         paired = _section.paired_table(sdata, table_key, region=region, crop_um=crop_um, trained_on=trained_on)
-        table = paired.table
+        before = paired.embedded.get(key)
         embedding, entry = embed_crops(paired, model, pool=pool, pretrained=pretrained, device=device, show=progress)
-    target = table.copy() if copy else table
-    write_embedding(target, key, *merged(target, key, embedding, entry))
-    return target if copy else None
+    given, target = for_writing(sdata, table_key, copy=copy)
+    write_embedding(target, key, *merged(target, key, embedding, entry, before))
+    return given if copy else None
 
 
 def embed_crops(
@@ -153,9 +154,10 @@ def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict
         )
 
 
-def merged(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-    """Keep what the same model wrote for other regions, so that regions can be embedded one by one."""
-    before = _section.recorded(table, "embed").get(key)
+def merged(
+    table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any], before: dict[str, Any] | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Keep what the same model wrote for other regions (`before` is its record): they can be embedded in turn."""
     if before is None or key not in table.obsm or table.obsm[key].shape != embedding.shape:
         return embedding, entry
     if any(before.get(k) != v for k, v in entry.items() if k != "crops"):

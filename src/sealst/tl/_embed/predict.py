@@ -16,10 +16,11 @@ from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._section import Data, for_writing
 from sealst.models import SealModel
 from sealst.tl._embed.embed import embed_crops, merged, stored_embedding, write_embedding
 from sealst.tl._embed.inputs import check_model
-from sealst.tl._pathways.pathways import PathwayResult, score_sets, write_pathways
+from sealst.tl._pathways.pathways import PathwayResult, pathways_key, score_sets, write_pathways
 
 
 @documented
@@ -36,7 +37,7 @@ def predict(
     device: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> Data | None:
     """Predict gene expression from H&E alone and write it into the table.
 
     Embeds the crops first, or uses ``.obsm["X_seal"]`` when this model made it from the same crops.
@@ -61,16 +62,16 @@ def predict(
     %(model.device)s
     %(progress)s
     copy
-        Whether to return a copy of the table instead of writing to it.
+        Whether to return a copy of `sdata` with the result, in place of writing to it.
 
     Returns
     -------
-    None, or with ``copy=True`` the table with
+    None, or with ``copy=True`` a copy of `sdata`; in the table
 
     - ``.obsm["seal_expression" | key_added]``: DataFrame (n_obs, genes), float32, log1p-CP10k, named genes; NaN for
       spots without a crop
-    - ``.obsm["X_seal"]``: the embeddings
-    - ``.obsm["seal_pathways"]``: DataFrame (n_obs, pathways), with `net`
+    - ``.obsm["X_seal"]``: the embeddings, as `sealst.tl.embed` writes them
+    - ``.obsm["seal_pathways" | key_added + "_pathways"]``: DataFrame (n_obs, pathways), with `net`
     - ``.uns["sealst"]["predict"][key]``: model fingerprint, unit, layer
 
     Raises
@@ -98,18 +99,17 @@ def predict(
     if embedding is None:
         paired = _section.paired_table(sdata, table_key, region=region, trained_on=model.crop)
         embedding, entry = embed_crops(paired, model, device=device, show=progress)
+        embedding, entry = merged(table, Keys.EMBEDDING, embedding, entry, paired.embedded.get(Keys.EMBEDDING))
     elif device is not None:
         model.to(resolve_device(device))
-    if entry is not None:
-        embedding, entry = merged(table, Keys.EMBEDDING, embedding, entry)
     # All spots that this model has embedded, so that regions can be predicted one by one.
     expression = _expression(table, model, embedding)
     pathways = None if net is None else score_sets(expression, net, method=method)
-    target = table.copy() if copy else table
+    given, target = for_writing(sdata, table_key, copy=copy)
     if entry is not None:
         write_embedding(target, Keys.EMBEDDING, embedding, entry)
     _write(target, model, expression[wanted], pathways, key_added)
-    return target if copy else None
+    return given if copy else None
 
 
 def _expression(table: AnnData, model: SealModel, embedding: np.ndarray) -> pd.DataFrame:
@@ -129,4 +129,4 @@ def _write(
     _section.record_slot(table, "predict", key, entry)
     logger.info("Wrote .obsm[%r]: %d genes", key, expression.shape[1])
     if pathways is not None:
-        write_pathways(table, Keys.PATHWAYS, pathways, source="predicted", slot=key)
+        write_pathways(table, pathways_key(key), pathways, source="predicted", slot=key)

@@ -19,6 +19,7 @@ from sealst._evaluation import Evaluation
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._session_info import session_info
+from sealst._settings import resolve_seed, settings
 from sealst._validate import check_positive
 from sealst._version import __version__
 from sealst.io import HestBench
@@ -39,24 +40,24 @@ from sealst.tl._pathways.pathways import Net
 
 @documented
 def evaluate(
-    model: SealModel | Encoder | str | Mapping[str, Any],
     sections: SpatialData | Sequence[SpatialData] | HestBench,
-    test: SpatialData | Sequence[SpatialData] | None = None,
+    model: SealModel | Encoder | str | Mapping[str, Any],
     *,
+    test: SpatialData | Sequence[SpatialData] | None = None,
     preset: str | Protocol = "cv",
     folds: str | Sequence[Split] = "patient",
     genes: Mapping[str, Sequence[str]] | None = None,
     n_genes: int | None = None,
     baselines: Sequence[str] = (),
     net: Net | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     near_um: float | None = None,
     control: bool = False,
     allow_shared_patients: bool = False,
     device: str | None = None,
     table_key: str = Keys.TABLE,
     progress: bool | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Evaluation:
     """Compare encoders by what they tell about held-out tissue: adapted, frozen, baselines, floors.
 
@@ -65,6 +66,10 @@ def evaluate(
 
     Parameters
     ----------
+    sections
+        With `test`, the sections to fit on. Alone, all sections, of which `folds` makes folds. SpatialData after
+        `sealst.pp.pair_crops` and `sealst.pp.normalize`, a `sealst.io.Collection`, or a task of HEST-bench
+        (`sealst.io.read_hest_bench`).
     model
         What is evaluated:
 
@@ -73,10 +78,6 @@ def evaluate(
           trains its own model on its training sections. With ``params["patience"]`` it holds out about a fifth of their
           spots to stop by: whole patients, or whole sections where one patient is left to train on
         - an encoder (`sealst.models.build_encoder`) or its name: the frozen encoder alone
-    sections
-        With `test`, the sections to fit on. Alone, all sections, of which `folds` makes folds. SpatialData after
-        `sealst.pp.pair_crops` and `sealst.pp.normalize`, a `sealst.io.Collection`, or a task of HEST-bench
-        (`sealst.io.read_hest_bench`).
     test
         Held-out sections.
     preset
@@ -99,7 +100,7 @@ def evaluate(
     net
         Gene sets, as for `sealst.tl.pathways`: agreement of their activity in predicted and measured expression.
     seeds
-        Seeds of the models that are trained; each gives rows of its own.
+        Seeds of the models that are trained; each gives rows of its own. Default: ``settings.seed`` alone.
     near_um
         Distance in µm within which another spot counts as found too; adds metrics ``"near R@k"``.
     control
@@ -112,7 +113,7 @@ def evaluate(
     %(table_key)s
     %(progress)s
     seed
-        Seed of the bootstrap intervals, and of the permutation.
+        Seed of the bootstrap intervals, and of the permutation; default ``settings.seed``.
 
     Returns
     -------
@@ -154,9 +155,9 @@ def evaluate(
 
     Examples
     --------
-    >>> found = sl.tl.evaluate(model, [s1, s2], test=s3)  # doctest: +SKIP
+    >>> found = sl.tl.evaluate([s1, s2], model, test=s3)  # doctest: +SKIP
     >>> recipe = {"encoder": "uni2-h"}  # doctest: +SKIP
-    >>> found = sl.tl.evaluate(recipe, sections, baselines=["st-net", "bleep"])  # doctest: +SKIP
+    >>> found = sl.tl.evaluate(sections, recipe, baselines=["st-net", "bleep"])  # doctest: +SKIP
     >>> found.table.query("metric == 'pearson' and section != ''")  # doctest: +SKIP
     """
     protocol = resolve_protocol(preset)
@@ -167,6 +168,7 @@ def evaluate(
         check_positive("near_um", near_um)
         if isinstance(sections, HestBench):
             raise DataError("`near_um` needs positions in µm; the files of HEST-bench have pixels of unknown size.")
+    seed, seeds = resolve_seed(seed), (settings.seed,) if seeds is None else seeds
     if isinstance(seeds, int) or not len(seeds):
         raise DataError(f"`seeds` must be a list of one or more whole numbers, found {seeds!r}.")
     cohort, made = _cohort(sections, test, folds, allow_shared_patients, table_key)

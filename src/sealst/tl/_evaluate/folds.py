@@ -163,8 +163,7 @@ def check_units(parts: Sequence[Part], folds: Sequence[Split]) -> None:
     if len(set(totals.values())) > 1:
         cases = ", ".join(f"{name!r}: {total:g}" for name, total in list(totals.items())[:8])
         raise DataError(
-            f"The sections were normalised with different `target_sum` ({cases}). Run `sl.pp.normalize` alike on all, "
-            "with `overwrite=True`."
+            f"The sections were normalised with different `target_sum` ({cases}). Run `sl.pp.normalize` alike on all."
         )
 
 

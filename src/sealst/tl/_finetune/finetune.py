@@ -24,7 +24,7 @@ from sealst._docs import documented
 from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._settings import settings
+from sealst._settings import resolve_seed, settings
 from sealst._train.baseline import frozen_baseline
 from sealst._train.engine import RESERVED, Run, run_stages
 from sealst._train.inputs import Wanted, image_inputs
@@ -170,7 +170,7 @@ def finetune(
     _check_options(params, warmup, held, options, nowhere=resume and run_dir is None, panel=panel, include=include)
     spec = _shared_crop_spec(train, held, crop_um, table_key)
     where = resolve_device(device, options.get("devices", 1))
-    seed = settings.seed if seed is None else int(seed)
+    seed = resolve_seed(seed)
     rank = processes(options.get("devices", 1), options.get("num_nodes", 1), where.type)[1]
     folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
 
@@ -282,7 +282,7 @@ def _shared_crop_spec(
     if len(set(specs)) > 1:
         raise DataError(
             f"Sections have crops of different size: {sorted({(s.crop_um, s.crop_px) for s in specs})} (µm, px). Pair "
-            "them alike with `sl.pp.pair_crops(sdata, crop_um=..., crop_px=..., overwrite=True)`."
+            "them alike with `sl.pp.pair_crops(sdata, crop_um=..., crop_px=...)`."
         )
     return specs[0]
 

@@ -21,7 +21,7 @@ from sealst._docs import documented
 from sealst._errors import DataError, OrderError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import Data
+from sealst._section import Data, for_writing
 from sealst._validate import check_choice, check_gene_names, check_positive, listed
 
 Net: TypeAlias = pd.DataFrame | Mapping[str, Sequence[str]] | str | Path
@@ -63,7 +63,7 @@ def pathways(
     table_key: str = Keys.TABLE,
     copy: bool = False,
     verbose: bool = False,
-) -> AnnData | None:
+) -> Data | None:
     """Score pathway activity on predicted or measured expression.
 
     Runs a method of decoupler on every spot that has expression. Genes match by upper-cased symbol. How many genes of
@@ -90,22 +90,23 @@ def pathways(
     tmin
         Smallest number of a set's genes that must be at hand; smaller sets are left out and named.
     key_added
-        Slot in ``.obsm``; default ``"seal_pathways"`` for predicted, ``"measured_pathways"`` for measured expression.
+        Slot in ``.obsm``; default ``"seal_pathways"`` for predicted, ``"measured_pathways"`` for measured expression,
+        and ``<expression_key>_pathways`` for predictions in another slot than ``"seal_expression"``.
     %(table_key)s
     copy
-        Whether to return a copy of the table instead of writing to it.
+        Whether to return a copy of `data` with the result, in place of writing to it.
     verbose
         Whether decoupler reports its steps.
 
     Returns
     -------
-    None, or with ``copy=True`` the table with
+    None, or with ``copy=True`` a copy of `data`; in the table
 
     - ``.obsm["seal_pathways" | key_added]``: DataFrame (n_obs, sets), float64, in the method's unit (t-values for
       ``"ulm"``); NaN for spots without a prediction, without counts, or with the same value in every gene
-    - ``.obsm[key + "_padj"]``: DataFrame of the same shape, only for methods that test; p-values adjusted over the sets
-      of a spot, as decoupler does. They take genes as independent, which co-expressed genes are not, least of all
-      predicted ones: compare them between spots, do not read them as error rates
+    - ``.obsm[key_added + "_padj"]``: DataFrame of the same shape, only for methods that test; p-values adjusted over
+      the sets of a spot, as decoupler does. They take genes as independent, which co-expressed genes are not, least of
+      all predicted ones: compare them between spots, do not read them as error rates
     - ``.uns["sealst"]["pathways"][key]``: method, source, and for every gene set its name (``set``), ``size``, genes at
       hand (``found``) and whether it was ``scored``
 
@@ -134,10 +135,10 @@ def pathways(
     slot = expression_key if predicted else layer
     x, genes = _predicted(table, slot) if predicted else (_section.lognorm(table, slot), table.var_names)
     result = _score(x, table.obs_names, genes, net=net, method=method, tmin=tmin, verbose=verbose)
-    target = table.copy() if copy else table
-    key = key_added or (Keys.PATHWAYS if predicted else f"{_MEASURED}_pathways")
+    given, target = for_writing(data, table_key, copy=copy)
+    key = key_added or (pathways_key(slot) if predicted else Keys.related(_MEASURED, "pathways"))
     write_pathways(target, key, result, source=source, slot=slot)
-    return target if copy else None
+    return given if copy else None
 
 
 def score_sets(
@@ -158,6 +159,11 @@ def score_sets(
     return _score(x, expression.index, genes, net=net, method=method, tmin=tmin, verbose=verbose, expressed=present)
 
 
+def pathways_key(expression_key: str) -> str:
+    """Slot of the scores on predicted expression."""
+    return Keys.PATHWAYS if expression_key == Keys.EXPRESSION else Keys.related(expression_key, "pathways")
+
+
 def pathways_entry(result: PathwayResult, *, source: str, slot: str) -> dict[str, Any]:
     """Provenance of scores."""
     seen = result.overlap
@@ -172,10 +178,10 @@ def write_pathways(
     stored = _section.recorded(table, "pathways")
     entry = pathways_entry(result, source=source, slot=slot)
     # What an earlier method tested does not belong to these scores.
-    table.obsm.pop(f"{key}_padj", None)
+    table.obsm.pop(Keys.related(key, "padj"), None)
     table.obsm[key] = result.scores
     if result.padj is not None:
-        table.obsm[f"{key}_padj"] = result.padj
+        table.obsm[Keys.related(key, "padj")] = result.padj
     _section.record(table, "pathways", stored | {key: entry})
     logger.info("Wrote .obsm[%r]: %d gene sets by %s", key, result.scores.shape[1], result.facts["method"])
 

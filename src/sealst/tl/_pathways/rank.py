@@ -36,7 +36,7 @@ def rank_pathways(
     groups: str | Sequence[str] = _ALL,
     reference: str = _REST,
     method: str = "wilcoxon",
-    replicate: str | None = None,
+    replicate_key: str | None = None,
     key: str = Keys.PATHWAYS,
     key_added: str = Keys.PATHWAY_RANKS,
     region: str | Sequence[str] | None = None,
@@ -46,8 +46,8 @@ def rank_pathways(
 
     Spots of one section are not independent: neighbours share tissue and counts, and a p-value over spots tests whether
     *these* spots differ, not whether the next patient's will. It falls with the number of spots, however few patients
-    there are. Use it to rank. With sections of two or more patients, name their column with `replicate`: then the mean
-    of every group and patient is one value, and the test counts patients.
+    there are. Use it to rank. With sections of two or more patients, name their column with `replicate_key`: then the
+    mean of every group and patient is one value, and the test counts patients.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ def rank_pathways(
         What a group is compared with: ``"rest"``, the spots of all other groups; or one of the groups.
     method
         Test over spots: ``"wilcoxon"`` (ties corrected), ``"t-test"`` or ``"t-test_overestim_var"``, as in
-        `scanpy.tl.rank_genes_groups`. Not used with `replicate`.
-    replicate
+        `scanpy.tl.rank_genes_groups`. Not used with `replicate_key`.
+    replicate_key
         Column of ``.obs`` whose values are independent, such as ``"patient"``. Where two or more replicates hold spots
         of both sides, the paired t-test of their differences (others are left out); where none holds both, Welch's
         t-test of the replicates' means.
@@ -106,15 +106,15 @@ def rank_pathways(
     check_choice("method", method, _METHODS)
     table = _section.get_table(data, table_key)
     rows = np.concatenate([one.rows for one in _section.regions_of(table, region)])
-    scores, column, replicates = _scored(table, rows, groupby, replicate=replicate, key=key)
+    scores, column, replicates = _scored(table, rows, groupby, replicate=replicate_key, key=key)
     wanted = _groups(column, groups, reference, groupby)
     if replicates is None:
         result = _over_spots(scores, column, wanted, reference=reference, method=method)
     else:
         result = _over_replicates(scores, column, wanted, reference=reference, replicates=replicates)
     params = {"groupby": groupby, "reference": reference, "use_raw": False, "layer": None, "key": key}
-    params |= {"method": method if replicate is None else "t-test", "corr_method": "benjamini-hochberg"}
-    table.uns[key_added] = _as_scanpy(result, params | {"replicate": replicate or ""})
+    params |= {"method": method if replicate_key is None else "t-test", "corr_method": "benjamini-hochberg"}
+    table.uns[key_added] = _as_scanpy(result, params | {"replicate": replicate_key or ""})
     logger.info("Wrote .uns[%r]: %d pathways for %d group(s) of %r", key_added, scores.shape[1], len(wanted), groupby)
     return result
 

@@ -16,12 +16,13 @@ from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import Data
+from sealst._section import Data, for_writing
 from sealst._validate import check_key, listed
 from sealst.models import SealModel
 from sealst.tl._embed.inputs import check_model
 from sealst.tl._retrieve.retrieve import image_embedding
 
+_AUTO = "auto"
 # Profiles that are made dense at a time.
 _BLOCK = 2**14
 
@@ -47,20 +48,20 @@ def annotate(
     reference: Data | Sequence[Data],
     *,
     labels: str,
-    k: int = 15,
+    n_neighbors: int = 15,
     temperature: float = 0.05,
     balance: bool = False,
-    layer: str | None = None,
+    layer: str = _AUTO,
     key: str = Keys.EMBEDDING,
     key_added: str = Keys.ANNOTATION,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
     copy: bool = False,
-) -> AnnData | None:
+) -> Data | None:
     r"""Label crops by the reference expression profiles that fit their image best.
 
-    The gene encoder embeds every labelled profile of the reference. The `k` profiles whose embedding is nearest to that
-    of a crop's image vote for its label. Measured expression of `data` is not used.
+    The gene encoder embeds every labelled profile of the reference. The `n_neighbors` profiles whose embedding is
+    nearest to that of a crop's image vote for its label. Measured expression of `data` is not used.
 
     Parameters
     ----------
@@ -73,28 +74,28 @@ def annotate(
         Genes of the panel that a reference lacks take the panel's mean; half of the panel must be there.
     labels
         Column of ``.obs`` in every reference. Profiles without a label, or without any expression, are left out.
-    k
+    n_neighbors
         Number of profiles that vote.
     temperature
-        Weight of near profiles, see below. The default is the temperature of training; ``inf`` weighs all k alike.
+        Weight of near profiles, see below. The default is the temperature of training; ``inf`` weighs all alike.
     balance
         Whether to weigh labels as if they were equally frequent in the reference. Without it rare labels lose to common
         ones; with it, a single profile of a rare label may win.
     layer
-        Layer of the references. Default: the one the model was trained on where a reference has it, else ``"lognorm"``,
-        as for single cells, which have no neighbours to take context from.
+        Layer of the references. ``"auto"`` is the one the model was trained on where a reference has it, else
+        ``"lognorm"``, as for single cells, which have no neighbours to take context from.
     %(embeddings.key)s
     key_added
-        Name of the column; prefix of the other slots.
+        Column of ``.obs``; the names of the other slots begin with it.
     %(region)s
     table_key
         Table to read from and write to, also of a reference that is a SpatialData.
     copy
-        Whether to return a copy of the table instead of writing to it.
+        Whether to return a copy of `data` with the result, in place of writing to it.
 
     Returns
     -------
-    None, or with ``copy=True`` the table with
+    None, or with ``copy=True`` a copy of `data`; in the table
 
     - ``.obs["seal_annotation" | key_added]``: categorical, all labels of the reference are categories; missing for
       spots without a crop and in other regions
@@ -112,11 +113,11 @@ def annotate(
     PanelError
         When a reference lacks half of the panel, or was normalised to another total.
     DataError
-        When fewer than two labels or fewer than `k` labelled profiles are found, or no spot has an embedding.
+        When fewer than two labels or fewer than `n_neighbors` labelled profiles are found, or no spot has an embedding.
 
     Notes
     -----
-    With cosines :math:`s_j` of the k nearest profiles :math:`N`, label :math:`c` receives
+    With cosines :math:`s_j` of the nearest profiles :math:`N`, label :math:`c` receives
 
     .. math:: v_c = \frac{b_c \sum_{j \in N,\, l_j = c} e^{s_j / \tau}}
         {\sum_{c'} b_{c'} \sum_{j \in N,\, l_j = c'} e^{s_j / \tau}}
@@ -142,19 +143,21 @@ def annotate(
         raise DataError("No spot has an embedding; see `.obs['crop_reason']`.")
     found = _embed_references(reference, model, labels=labels, layer=layer, table_key=table_key, table=table)
     codes = pd.Categorical(found.labels, categories=found.names).codes
-    options: dict[str, Any] = {"k": k, "temperature": temperature, "balance": balance}
-    votes = nearest_votes(model.shared_images(embedding[rows]), found.z, codes, n_labels=len(found.names), **options)
+    options: dict[str, Any] = {"temperature": temperature, "balance": balance}
+    options |= {"n_labels": len(found.names), "n_neighbors": n_neighbors}
+    votes = nearest_votes(model.shared_images(embedding[rows]), found.z, codes, **options)
     columns = _columns(found.names)
-    target = table.copy() if copy else table
+    given, target = for_writing(data, table_key, copy=copy)
     counts = np.bincount(codes, minlength=len(found.names))
     facts: dict[str, Any] = {
         "label": np.array(found.names, dtype=str),
         "n_profiles": counts,
         "layers": np.array(found.layers),
     }
-    facts |= {"labels": labels, "model": model.fingerprint, "key": key} | options
+    facts |= {"labels": labels, "model": model.fingerprint, "key": key}
+    facts |= {"k": n_neighbors, "temperature": temperature, "balance": balance}
     _write(target, key_added, rows, votes, found.names, columns, facts)
-    return target if copy else None
+    return given if copy else None
 
 
 def _embed_references(
@@ -162,7 +165,7 @@ def _embed_references(
     model: SealModel,
     *,
     labels: str,
-    layer: str | None,
+    layer: str,
     table_key: str,
     table: AnnData,
 ) -> _Reference:
@@ -178,7 +181,8 @@ def _embed_references(
         check_key(one.obs.columns, labels, where=where, hint="Name the column of cell types or regions with `labels=`.")
         column = one.obs[labels].astype("category")
         seen |= dict.fromkeys(str(c) for c in column.cat.categories if (column == c).any())
-        layers.append(layer or (model.panel.layer if model.panel.layer in one.layers else Keys.LOGNORM))
+        trained_on = model.panel.layer if model.panel.layer in one.layers else Keys.LOGNORM
+        layers.append(trained_on if layer == _AUTO else layer)
         rows = _usable(one, column, layers[-1])
         _warn_of_shared(table, one, rows)
         z.append(_embed(one, model, rows, layers[-1]))
@@ -246,8 +250,8 @@ def _write(
     confidence = np.full(table.n_obs, np.nan)
     confidence[rows] = votes.max(axis=1)
     table.obs[key] = pd.Categorical.from_codes(codes, categories=list(names))
-    table.obs[f"{key}_confidence"] = confidence
-    table.obsm[f"{key}_votes"] = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(columns))
+    table.obs[Keys.related(key, "confidence")] = confidence
+    table.obsm[Keys.related(key, "votes")] = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(columns))
     _section.record_slot(table, "annotate", key, facts)
     won = pd.Series(np.array(names)[codes[rows]]).value_counts()
     logger.info("Wrote .obs[%r]: %s", key, ", ".join(f"{name} {n}" for name, n in won.items()))

@@ -35,7 +35,7 @@ class SealIndex:
     --------
     >>> index = sl.tl.build_index(sl.io.read_collection("cohort"), "library")  # doctest: +SKIP
     >>> index = sl.tl.SealIndex.load("library")  # doctest: +SKIP
-    >>> index.search(vectors, k=20, where={"organ": ["breast"]}, suppress_um=200)  # doctest: +SKIP
+    >>> index.search(vectors, n_hits=20, where={"organ": ["breast"]}, suppress_um=200)  # doctest: +SKIP
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -134,7 +134,7 @@ class SealIndex:
     def search(
         self,
         vectors: np.ndarray,
-        k: int = 50,
+        n_hits: int = 50,
         *,
         where: Where | None = None,
         exclude: Where | None = None,
@@ -146,7 +146,7 @@ class SealIndex:
         ----------
         vectors
             Queries, (n_queries, dim) or (dim,), of any length but 0.
-        k
+        n_hits
             Hits per query; fewer only where fewer spots fit.
         where
             Values that columns of `metadata` must have: ``{"organ": ["breast", "lung"], "technology": "Visium"}``.
@@ -169,10 +169,10 @@ class SealIndex:
             When there is no such column, or `suppress_um` is asked and positions are not known.
         """
         queries = self._queries(vectors)
-        check_positive("k", k)
+        check_positive("n_hits", n_hits)
         check_suppress(suppress_um)
         keep = self._keep(where, exclude)
-        found = self._searcher.search(queries, int(k), keep=keep, suppress_um=float(suppress_um))
+        found = self._searcher.search(queries, int(n_hits), keep=keep, suppress_um=float(suppress_um))
         return self._hits(*found)
 
     def has_spot(self, name: str) -> bool:
@@ -187,7 +187,7 @@ class SealIndex:
     def ask(
         self,
         vector: np.ndarray,
-        k: int,
+        n_hits: int,
         *,
         where: Where | None = None,
         suppress_um: float = 0.0,
@@ -200,7 +200,7 @@ class SealIndex:
         ----------
         vector
             Query, (dim,).
-        k, where, suppress_um
+        n_hits, where, suppress_um
             As in `search`.
         shift
             Whether the query is a direction, to be compared with vectors minus the mean of their section.
@@ -210,8 +210,10 @@ class SealIndex:
         keep, queries = self._keep(where, None), self._queries(vector)
         # A spot that asks is the best hit: it keeps near copies of itself away, and is then left out.
         itself = row >= 0 and (keep is None or bool(keep[row]))
-        rows, similarity = self._searcher.search(queries, k + itself, keep=keep, suppress_um=suppress_um, shift=shift)
-        others = np.flatnonzero((rows[0] != row) & (rows[0] >= 0))[:k]
+        rows, similarity = self._searcher.search(
+            queries, n_hits + itself, keep=keep, suppress_um=suppress_um, shift=shift
+        )
+        others = np.flatnonzero((rows[0] != row) & (rows[0] >= 0))[:n_hits]
         return self._hits(rows[:, others], similarity[:, others])
 
     def _queries(self, vectors: Any) -> np.ndarray:

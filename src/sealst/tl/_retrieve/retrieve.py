@@ -16,7 +16,7 @@ from sealst._docs import documented
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import Data, Region, sections_of
+from sealst._section import Data, Region, for_writing, sections_of
 from sealst._validate import check_key, check_positive, listed
 from sealst.models import SealModel
 from sealst.tl._embed.inputs import check_model
@@ -26,8 +26,6 @@ from sealst.tl._retrieve.index_search import Where
 from sealst.tl._retrieve.library import embed_hint, positions_um, provenance
 from sealst.tl._retrieve.questions import Context, Query, Question, ask, kind_of
 from sealst.tl._retrieve.reference import Reference, reference_profile
-
-_PREFIX = "seal"
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,11 @@ def retrieve(
     suppress_um: float = 0.0,
     where: Where | None = None,
     key: str = Keys.EMBEDDING,
-    key_added: str = _PREFIX,
+    key_added: str = Keys.SIMILARITY,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
     copy: bool = False,
-) -> AnnData | pd.DataFrame | None:
+) -> Data | pd.DataFrame | None:
     """Rank spots of a section, or of a library of sections, by how well their image fits a query.
 
     Parameters
@@ -96,20 +94,20 @@ def retrieve(
         Of an index: values that columns of its metadata must have, see `SealIndex.search`.
     %(embeddings.key)s
     key_added
-        Prefix of the columns.
+        Column of ``.obs`` with the similarities; the name of the ranks begins with it.
     %(region)s
     %(table_key)s
     copy
-        Whether to return a copy of the table instead of writing to it.
+        Whether to return a copy of `data` with the result, in place of writing to it.
 
     Returns
     -------
-    None, or with ``copy=True`` the table with
+    None, or with ``copy=True`` a copy of `data`; in the table
 
-    - ``.obs["seal_similarity" | key_added + "_similarity"]``: float64, cosine, -1 to 1; NaN for spots without a crop
-    - ``.obs["seal_rank" | key_added + "_rank"]``: float64, 1 = most similar, ties share their mean rank; NaN as above
-    - ``.uns["sealst"]["retrieve" | "retrieve_" + key_added]``: query, kind, genes and weights, ``hits`` (names of
-      spots, best first; a spot that asks is not its own hit), their ``similarities``, model fingerprint
+    - ``.obs["seal_similarity" | key_added]``: float64, cosine, -1 to 1; NaN for spots without a crop
+    - ``.obs[key_added + "_rank"]``: float64, 1 = most similar, ties share their mean rank; NaN as above
+    - ``.uns["sealst"]["retrieve"][key_added]``: query, kind, genes and weights, ``hits`` (names of spots, best first; a
+      spot that asks is not its own hit), their ``similarities``, model fingerprint
 
     Of an index nothing is written: a DataFrame with one row per hit, as of `SealIndex.search`, whose column ``query``
     says in words what was asked.
@@ -171,10 +169,10 @@ def retrieve(
     # Pictures are compared with pictures by what the encoder gives, with expression where training aligned them.
     z = model.shared_images(embedding) if question.expression else embedding
     answer = _answer(table, regions, z, question=question, n_hits=int(n_hits), suppress_um=float(suppress_um))
-    target = table.copy() if copy else table
+    given, target = for_writing(data, table_key, copy=copy)
     entry = {"query": question.label, "kind": kind, "model": model.fingerprint, "key": key} | question.facts
     _write(target, answer, entry | {"suppress_um": float(suppress_um)}, key_added)
-    return target if copy else None
+    return given if copy else None
 
 
 @dataclass(frozen=True)
@@ -288,14 +286,12 @@ def _answer(
     return _Answer(rows, similarity, mean_ranks(similarity), rows[best], similarity[best])
 
 
-def _write(table: AnnData, answer: _Answer, entry: dict[str, Any], prefix: str) -> None:
-    for name, values in ((f"{prefix}_similarity", answer.similarity), (f"{prefix}_rank", answer.rank)):
+def _write(table: AnnData, answer: _Answer, entry: dict[str, Any], key: str) -> None:
+    for name, values in ((key, answer.similarity), (Keys.related(key, "rank"), answer.rank)):
         column = np.full(table.n_obs, np.nan)
         column[answer.rows] = values
         table.obs[name] = column
     hits = table.obs_names[answer.hits].to_numpy(dtype=str)
-    name = "retrieve" if prefix == _PREFIX else f"retrieve_{prefix}"
-    _section.record(table, name, entry | {"hits": hits, "similarities": answer.scores})
-    logger.info(
-        "Wrote .obs[%r] for %s %r; best: %s", f"{prefix}_similarity", entry["kind"], entry["query"], listed(hits, 3)
-    )
+    stored = dict(table.uns.get(Keys.UNS, {}).get("retrieve", {}))
+    _section.record(table, "retrieve", stored | {key: entry | {"hits": hits, "similarities": answer.scores}})
+    logger.info("Wrote .obs[%r] for %s %r; best: %s", key, entry["kind"], entry["query"], listed(hits, 3))

@@ -23,7 +23,7 @@ from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._settings import settings
+from sealst._settings import resolve_seed
 from sealst._train.slide_engine import SURVIVAL, Job, fit_net
 from sealst._train.slide_params import SlideParams, slide_params
 from sealst._validate import check_choice, check_key, listed, need, whole
@@ -128,7 +128,7 @@ def fit_slide(
     chosen = slide_params(params)
     check_choice("aggregator", aggregator, list(list_aggregators().index))
     n_bootstrap = whole("n_bootstrap", n_bootstrap, least=0)
-    seed = whole("seed", settings.seed if seed is None else seed)
+    seed = resolve_seed(seed)
     event = None if event is None else str(event)
     targets = [str(name) for name in ([target] if isinstance(target, str) else dict.fromkeys(target))]
     if not targets:

@@ -15,7 +15,7 @@ from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import Data, sections_of
+from sealst._section import Data, for_writing, sections_of
 from sealst._validate import check_choice, check_key, listed, patient_names
 from sealst.models import SlideModel
 from sealst.models._slides.net import SlideOutput
@@ -36,7 +36,7 @@ def predict_slide(
     device: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> pd.DataFrame | AnnData | None:
+) -> pd.DataFrame | Data | None:
     """Predict labels of slides; in a table of tiles, also write the weight of every tile.
 
     Parameters
@@ -57,7 +57,7 @@ def predict_slide(
     %(model.device)s
     %(progress)s
     copy
-        Whether to return a copy of the table instead of writing to it.
+        Whether to return a copy of `data` with the result, in place of writing to it.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def predict_slide(
     ``<target>_p_<class>``; for regression ``<target>`` in its unit; for survival ``<time>_log_risk``, higher is worse.
     Slides without any embedding have missing values, with a warning.
 
-    Otherwise None, or with ``copy=True`` the table, with
+    Otherwise None, or with ``copy=True`` a copy of `data`; in the table
 
     - ``.obs["seal_attention" | key_added]``: float64 (n_obs,), weight of the tile in the prediction, mean over the
       networks of the folds; sums to 1 over a slide; NaN for tiles without an embedding
@@ -100,9 +100,9 @@ def predict_slide(
         return _of_bags(data, model, progress)
     table = _section.get_table(data, table_key)
     found = _of_table(table, model, target, region)
-    written = table.copy() if copy else table
+    given, written = for_writing(data, table_key, copy=copy)
     _write(written, key_added, found, model=model, target=target)
-    return written if copy else None
+    return given if copy else None
 
 
 def _of_bags(bags: Bags, model: SlideModel, show: bool | None) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -42,6 +42,8 @@ class ModelRef:
     encoder: str = ""
     pool: str | None = None
     pretrained: bool = True
+    #: of random weights, which are the same in every process; None for pretrained ones
+    seed: int | None = None
     #: of every process; "auto" is settled where the model is loaded
     device: str = "auto"
 
@@ -49,7 +51,7 @@ class ModelRef:
         """The model, on its device."""
         if self.folder is not None:
             return load(self.folder, device=self.device)
-        built = build_encoder(self.encoder, pool=self.pool, pretrained=self.pretrained)
+        built = build_encoder(self.encoder, pool=self.pool, pretrained=self.pretrained, seed=self.seed)
         return built.to(resolve_device(self.device))
 
 
@@ -155,18 +157,18 @@ def opened(model: Any, *, pool: str | None, pretrained: bool, device: str | None
             raise DataError("`pool` is for encoders by name; a SEAL model has its own.")
         restored = load(folder, device=device)
         return restored, ModelRef(restored.fingerprint, folder, device=device)
-    ref = ModelRef("", encoder=model, pool=pool, pretrained=pretrained, device=device)
+    seed = None if pretrained else settings.seed
+    ref = ModelRef("", encoder=model, pool=pool, pretrained=pretrained, seed=seed, device=device)
     encoder = ref.load()
     if not isinstance(encoder, Encoder):
         raise RuntimeError("an encoder by name is an Encoder")
-    identity = base_name(encoder)
-    return encoder, ModelRef(identity, encoder=model, pool=pool, pretrained=pretrained, device=device)
+    return encoder, replace(ref, identity=base_name(encoder))
 
 
-def crop_of(model: Model, tile_um: float | None, tile_px: int | None) -> CropSpec:
+def crop_of(model: Model, crop_um: float | None, crop_px: int | None) -> CropSpec:
     """Size of a tile in µm and as the encoder sees it in pixels."""
     if isinstance(model, SealModel):
-        for name, given, own in (("tile_um", tile_um, model.crop.crop_um), ("tile_px", tile_px, model.crop.crop_px)):
+        for name, given, own in (("crop_um", crop_um, model.crop.crop_um), ("crop_px", crop_px, model.crop.crop_px)):
             if given is not None and given != own:
                 raise DataError(
                     f"`{name}` is {given:g}, but the model was trained on {own:g}. Leave it out; `step_um` says how "
@@ -175,7 +177,7 @@ def crop_of(model: Model, tile_um: float | None, tile_px: int | None) -> CropSpe
         return model.crop
     spec = model.spec
     native = _DEFAULT_UM if spec.native_mpp is None else spec.native_mpp * spec.input_px
-    return CropSpec(float(native if tile_um is None else tile_um), spec.input_px if tile_px is None else int(tile_px))
+    return CropSpec(float(native if crop_um is None else crop_um), spec.input_px if crop_px is None else int(crop_px))
 
 
 def features_of(model: Model, job: Job) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

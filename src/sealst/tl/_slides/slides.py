@@ -37,11 +37,11 @@ _RUN = "run.json"
 @documented
 def embed_slides(
     manifest: pd.DataFrame | str | PathLike[str],
-    out: str | PathLike[str],
     model: SealModel | str | PathLike[str],
+    path: str | PathLike[str],
     *,
-    tile_um: float | None = None,
-    tile_px: int | None = None,
+    crop_um: float | None = None,
+    crop_px: int | None = None,
     step_um: float | None = None,
     min_tissue: float = 0.5,
     frozen: bool | None = None,
@@ -71,16 +71,16 @@ def embed_slides(
         Table (or CSV or TSV file) with one slide per row: ``path``, and if known ``slide`` (name, default from the
         file's name), ``patient`` (default the slide), ``organ`` and ``mpp`` (µm per pixel, where the file does not
         state it). Further columns are labels and are kept. Paths in a file are relative to it.
-    out
-        Folder for the results; one that an earlier run of the same model and parameters wrote is continued. Slides of
-        earlier runs stay, see `prune`.
     model
         A SEAL model, its folder, or the name of an encoder, see `sealst.models.build_encoder`.
-    tile_um, tile_px
+    path
+        Folder for the results; one that an earlier run of the same model and parameters wrote is continued. Slides of
+        earlier runs stay, see `prune`.
+    crop_um, crop_px
         Side of a tile in µm, and in pixels as the encoder sees it. A SEAL model takes the size that it was trained on;
         an encoder by name by default that of its published users, or 112 µm.
     step_um
-        Distance of neighbouring tiles in µm; by default `tile_um`, so that they touch.
+        Distance of neighbouring tiles in µm; by default `crop_um`, so that they touch.
     %(min_tissue)s
     frozen
         Whether to write the embeddings of the encoder without its adapter too, from one reading of the pixels; by
@@ -97,7 +97,7 @@ def embed_slides(
         guarded by ``if __name__ == "__main__":``.
     scheduler
         Address of a Dask scheduler (``"tcp://host:8786"``) or a Dask client, in place of `n_workers`. Its workers must
-        see `out`, the slides and the model under the same paths.
+        see `path`, the slides and the model under the same paths.
     tiles_per_task
         Tiles of a range. Memory and what is lost when a worker dies are bounded by it.
     retries
@@ -107,7 +107,7 @@ def embed_slides(
     prune
         Whether to remove the results of slides that are not in this manifest, at the end. By default they stay, in
         ``manifest.csv`` too, and their number is logged. Leave it off where several runs with rows of their own share
-        `out`.
+        `path`.
     device
         Device of the model, on every worker; default that of a model in memory, else ``settings.device`` of this
         process. Workers take its ``settings.precision`` and ``settings.n_jobs`` too. ``"auto"`` is settled on each.
@@ -117,7 +117,7 @@ def embed_slides(
     -------
     Table with one row per slide, as in ``manifest.csv``: ``slide``, ``patient``, ``path``, ``file``, ``n_tiles``,
     ``status`` (``"done"`` or ``"failed"``), ``seconds`` (of computing), ``digest``, ``organ`` and the labels. Writes
-    to `out`
+    to `path`
 
     - ``manifest.csv``, and ``failures.csv`` (``slide``, ``path``, ``error``, ``attempts``)
     - ``slides/<slide>.h5ad``: one row per tile, as `sealst.pp.tile` and `sealst.tl.embed` make it, with
@@ -129,24 +129,24 @@ def embed_slides(
     ------
     DataError
         When slides occur twice or have names that files cannot have, columns are named like those of the result,
-        parameters contradict each other, or `out` holds results of another model.
+        parameters contradict each other, or `path` holds results of another model.
     MissingKeyError
         When the manifest has no column ``path``.
 
     Examples
     --------
     >>> import sealst as sl
-    >>> found = sl.tl.embed_slides("cohort.csv", "cohort", "my_model", n_workers=2)  # doctest: +SKIP
+    >>> found = sl.tl.embed_slides("cohort.csv", "my_model", "cohort", n_workers=2)  # doctest: +SKIP
     >>> found[found["status"] == "failed"]  # doctest: +SKIP
     """
-    for name, value in (("tiles_per_task", tiles_per_task), ("step_um", step_um), ("tile_um", tile_um)):
+    for name, value in (("tiles_per_task", tiles_per_task), ("step_um", step_um), ("crop_um", crop_um)):
         if value is not None:
             check_positive(name, value)
     check_fraction("min_tissue", min_tissue)
     _check_workers(n_workers, scheduler, retries)
     slides = read_manifest(manifest)
     loaded, ref = opened(model, pool=pool, pretrained=pretrained, device=device)
-    crop, folder = crop_of(loaded, tile_um, tile_px), Path(out).expanduser().absolute()
+    crop, folder = crop_of(loaded, crop_um, crop_px), Path(path).expanduser().absolute()
     asked, edges = _asked(loaded, frozen, expression=expression, genes=genes, net=net)
     job = Job(
         out=folder,
@@ -224,7 +224,7 @@ def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool
             "with `overwrite=True`."
         )
     if job.out.exists() and not job.out.is_dir():
-        raise DataError(f"{str(job.out)!r} is a file; `out` must be a folder.")
+        raise DataError(f"{str(job.out)!r} is a file; `path` must be a folder.")
     if before is None and job.out.is_dir() and any(p for p in job.out.iterdir() if not p.name.startswith(".")):
         raise DataError(f"{str(job.out)!r} holds something else (it has no {_RUN}); name another folder.")
     job.out.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ def _rows(parts: Parts, starts: list[int], n_tiles: int) -> int:
 def _plan(slide: Slide, job: Job, parts: Parts) -> None:
     with quietly():
         sdata = _opened(slide)
-        tile(sdata, tile_um=job.tile_um, step_um=job.step_um, min_tissue=job.min_tissue)
+        tile(sdata, crop_um=job.tile_um, step_um=job.step_um, min_tissue=job.min_tissue)
         image = _section.image_levels(sdata.images[Keys.image(slide.name)])
         pair_crops(sdata, crop_um=job.tile_um, crop_px=job.tile_px)
         table = sdata.tables[Keys.TABLE]
