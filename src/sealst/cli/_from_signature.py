@@ -163,7 +163,8 @@ def _tree(module: Path) -> ast.Module:
 
 def _defined(module: Path, name: str) -> tuple[ast.AST, Path]:
     """What a name of a module stands for, and the module of the package that defines it."""
-    for node in _tree(module).body:
+    # From the end: what overloads declare stands before the function itself.
+    for node in reversed(_tree(module).body):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             return node, module
         if isinstance(node, ast.Assign) and name in (assigned := _assigned(node)):
