@@ -61,7 +61,7 @@ def _default(param: click.Option) -> str:
 
 def _text(param: click.Option) -> str:
     choices = f" ({', '.join(map(str, param.type.choices))})" if isinstance(param.type, click.Choice) else ""
-    return ((param.help or "") + choices).replace("|", "\\|").replace("<section>", "`<section>`")
+    return re.sub(r"<\w+>", r"`\g<0>`", (param.help or "") + choices).replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -80,8 +80,13 @@ def documented(function: F) -> F:
     Name of the table in a SpatialData; its rows are the spots or tiles.
     """
     if function.__doc__:  # absent under `python -OO`
-        function.__doc__ = re.sub(r"^%\((.+)\)s$", _part, inspect.cleandoc(function.__doc__), flags=re.M)
+        function.__doc__ = filled(inspect.cleandoc(function.__doc__))
     return function
+
+
+def filled(text: str) -> str:
+    """Docstring, without the indent of its source, with the shared parts in place of their marks."""
+    return re.sub(r"^%\((.+)\)s$", _part, text, flags=re.M)
 
 
 def _part(mark: re.Match[str]) -> str:

@@ -466,6 +466,12 @@ assert [p.name for p in folder.iterdir()] == ["checkpoint.pt"]
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_what_a_killed_process_left_of_a_checkpoint_is_removed(tmp_path):
+    (tmp_path / ".checkpoint-0123abcd.pt").write_bytes(b"half")
+    write_checkpoint(tmp_path, {"x": 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
 def test_checkpoints_hold_no_code(tmp_path):
     write_checkpoint(tmp_path, {"x": torch.ones(2), "rows": [{"a": 1.0}], "best": -float("inf")})
     assert read_checkpoint(tmp_path)["rows"] == [{"a": 1.0}]

@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from sealst.cli._common import EXIT_DATA, Answer, SealstCommand
-from sealst.cli._options import EXISTING, sections_argument, stated
+from sealst.cli._from_signature import options_of
+from sealst.cli._options import scale_options, sections_argument, stated
 from sealst.cli._sections import is_several
+from sealst.cli._types import EXISTING
 
 
 @click.command(
@@ -19,15 +21,9 @@ from sealst.cli._sections import is_several
     "(warnings may be left), 1 unexpected failure, 2 wrong usage, 3 errors found.",
 )
 @sections_argument
-@click.option("--image", type=EXISTING, default=None,
-              help="Full-resolution image, where it lies outside the folder.")  # fmt: skip
-@click.option("--region", default=None, help="Region of the table; by default all.")
-@click.option("--image-key", default=None, help="Name of the H&E image in a SpatialData store.")
-@click.option("--coordinate-system", default="global", show_default=True, help="System in which image and spots meet.")
-@click.option("--mpp", type=float, default=None, help="µm per pixel of the full-resolution image.")
-@click.option("--pitch-um", type=float, default=None, help="Distance of neighbouring spots in µm (Visium 100).")
-@click.option("--spot-um", type=float, default=None, help="Diameter of a spot in µm (Visium 55).")
-@click.option("--table-key", default="table", show_default=True, help="Table whose rows are the spots.")
+@options_of("io.check", "region", image={"type": EXISTING, "help": "Full-resolution image, where it lies elsewhere."})
+@scale_options
+@options_of("io.check", "table_key")
 def check(sections: tuple[Path, ...], *, image: Path | None, mpp: float | None, **options: Any) -> Answer:
     """Say what SECTIONS hold and what will go wrong with them.
 

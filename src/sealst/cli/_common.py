@@ -20,6 +20,7 @@ from sealst._errors import SealstError, SealstWarning
 from sealst._logging import logger
 from sealst._settings import settings
 from sealst._validate import from_yaml, listed, near
+from sealst.cli._from_signature import Derived
 from sealst.cli._types import expected
 
 #: what a pipeline may rely on
@@ -83,10 +84,24 @@ class SealstCommand(click.Command):
     While the function runs, stdout is stderr: what libraries print cannot get into the JSON.
     """
 
+    _params: list[click.Parameter]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("epilog", EXIT_CODES)
+        epilog = str(kwargs.get("epilog") or "")
+        kwargs["epilog"] = epilog if "Exit codes" in epilog else f"{epilog} {EXIT_CODES}".strip()
         kwargs["params"] = [*(kwargs.get("params") or []), *_shared_options()]
         super().__init__(*args, **kwargs)
+
+    @property
+    def params(self) -> list[click.Parameter]:
+        """Arguments and options; what a signature says about them is read when they are first asked for."""
+        if any(isinstance(param, Derived) for param in self._params):
+            self._params = [param.made() if isinstance(param, Derived) else param for param in self._params]
+        return self._params
+
+    @params.setter
+    def params(self, params: list[click.Parameter]) -> None:
+        self._params = params
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the options; a wrong value of a config file is named by file and key, not by an option nobody typed."""

@@ -9,18 +9,10 @@ from typing import Any
 import click
 
 from sealst._text_table import ENDINGS, first_lines, separator_of
-from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
+from sealst.cli import _options as opt
+from sealst.cli._common import Answer, SealstCommand
 from sealst.cli._embed_slides import slides_embed
-from sealst.cli._options import (
-    EXISTING,
-    device_option,
-    load_model,
-    region_option,
-    sections_argument,
-    stated,
-    table_key_option,
-    table_out_options,
-)
+from sealst.cli._from_signature import options_of
 from sealst.cli._sections import Work, saved_text
 
 
@@ -49,36 +41,20 @@ def _lists_slides(path: Path) -> bool:
 @click.command(
     cls=_Embed,
     epilog="Examples: `sealst embed s1.zarr s2.zarr --model run`; `sealst embed sections --encoder uni2-h --key-added "
-    f"X_uni --out tables`. {EXIT_CODES}",
+    "X_uni --out tables`.",
 )
-@sections_argument
-@click.option("--model", type=EXISTING, default=None, help="Folder of a SEAL model, or of the run that made it.")
-@click.option("--encoder", default=None, help="An encoder as it is: key of `sealst encoders`, timm name, local-dir:…")
-@click.option("--weights", type=EXISTING, default=None, help="With --model: the base encoder's weights.")
-@click.option("--base", default=None, help="With --model: where the base encoder is now, if it moved.")
-@click.option("--modality", type=click.Choice(["image", "gene"]), default="image", show_default=True,
-              help="What is embedded: the picture, or the measured expression.")  # fmt: skip
-@click.option("--pool", default=None, help="With --encoder: cls, mean or cls+mean; default its own way.")
-@click.option("--pretrained/--no-pretrained", default=True, show_default=True, help="With --encoder.")
-@click.option("--crop-um", type=float, default=None, help="With --encoder: paired crop size; default the first.")
-@click.option("--key-added", default=None, help="Slot in .obsm; default X_seal, or X_seal_gene for expression.")
-@table_out_options
-@region_option
-@table_key_option
-@device_option
-def embed(
-    sections: tuple[Path, ...],
-    *,
-    model: Path | None,
-    encoder: str | None,
-    weights: Path | None,
-    base: str | None,
-    out: Path | None,
-    overwrite: bool,
-    table_key: str,
-    device: str | None,
-    **options: Any,
-) -> Answer:
+@opt.model_options(required=False)
+@opt.encoder_option
+@options_of(
+    "tl.embed", "modality", "pool", "pretrained", "crop_um", "key_added",
+    modality={"type": click.Choice(["image", "gene"])},
+    pool={"help": "With --encoder: cls, mean or cls+mean; default its own way."},
+    pretrained={"help": "With --encoder: its weights, or random ones for tests."},
+)  # fmt: skip
+@opt.region_option
+@opt.work_options()
+@opt.device_option
+def embed(work: Work, *, model: opt.Stored | None, encoder: str | None, device: str | None, **options: Any) -> Answer:
     """Embed the crop of every spot (tl.embed).
 
     SECTIONS are zarr stores of `sealst prepare`, a folder of them, or a manifest. Without --out the embeddings are
@@ -87,18 +63,15 @@ def embed(
     """
     if (model is None) == (encoder is None):
         raise click.UsageError("Give one of --model and --encoder.")
-    if model is None and (weights or base):
-        raise click.UsageError("--weights and --base belong to --model.")
-    work = Work(sections, out, overwrite, table_key)
-    chosen: Any = encoder if model is None else load_model(model, weights=weights, base=base, device=device)
+    chosen: Any = encoder if model is None else model.load(device)
     from sealst import tl
 
     key = options["key_added"] or ("X_seal" if options["modality"] == "image" else "X_seal_gene")
-    given = stated(**options) | stated(table_key=table_key, device=device)
+    given = opt.stated(table_key=work.table_key, device=device, **options)
 
     def run(sdata: Any) -> dict[str, Any]:
         tl.embed(sdata, chosen, **given)
-        return _found(sdata.tables[table_key].obsm[key])
+        return _found(work.table(sdata).obsm[key])
 
     records = work.run(run)
     return Answer({"key": key, "sections": records}, saved_text(records, "n_obs", "n_embedded", "dim"))

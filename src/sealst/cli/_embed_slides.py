@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from sealst._settings import settings
+from sealst.cli import _options as opt
 from sealst.cli._common import EXIT_CODES, EXIT_DATA, Answer, SealstCommand
 from sealst.cli._fit_slides import slides_fit, slides_predict
-from sealst.cli._options import ANY_PATH, EXISTING, EXISTING_FILE, device_option, model_folder, net_help, stated
-from sealst.cli._types import Genes
+from sealst.cli._from_signature import options_of
+from sealst.cli._types import ANY_PATH, EXISTING, EXISTING_FILE
 
 
 @click.group(
@@ -33,29 +34,21 @@ def slides() -> None:
 @click.option("--out", type=ANY_PATH, required=True,
               help="Folder for results; an earlier run in it is continued.")  # fmt: skip
 @click.option("--model", type=EXISTING, default=None, help="Folder of a SEAL model, or of the run that made it.")
-@click.option("--encoder", default=None, help="Or an encoder as it is: key, timm name, or local-dir:FOLDER.")
-@click.option("--pool", default=None, help="Pooling of --encoder: cls, mean, cls+mean.")
-@click.option("--crop-um", type=float, default=None, help="Side of a tile in µm; default the model's.")
-@click.option("--crop-px", type=click.IntRange(min=1), default=None, help="And in pixels; default the model's.")
-@click.option("--step-um", type=float, default=None, help="Distance of tiles in µm; default: they touch.")
-@click.option("--min-tissue", type=float, default=0.5, show_default=True, help="Least share of tissue in a tile.")
-@click.option("--frozen/--no-frozen", default=None,
-              help="Also embed without the adapter; default for a SEAL model.")  # fmt: skip
-@click.option("--expression", is_flag=True, help="Also write predicted expression.")
-@click.option("--genes", type=Genes(), default=None,
-              help="Of these genes only, by commas, or a text file with one per line.")  # fmt: skip
-@click.option("--net", default=None, help=f"Score the activity of gene sets too. {net_help}")
-@click.option("--n-workers", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Processes on this machine; 0 works in the command's own.")  # fmt: skip
-@click.option("--scheduler", default=None, help="Address of a Dask scheduler, such as tcp://host:8786.")
-@click.option("--tiles-per-task", type=click.IntRange(min=1), default=4096, show_default=True,
-              help="Tiles that are embedded and kept at a time.")  # fmt: skip
+@opt.encoder_option
+@options_of(
+    "tl.embed_slides", "pool", "crop_um", "crop_px", "step_um", "min_tissue", "frozen", "expression", "genes", "net",
+    "n_workers", "scheduler", "tiles_per_task", "retries", "overwrite", "prune",
+    crop_um={"sentences": 2},
+    crop_px={"sentences": 2},
+    expression={"help": "Write predicted expression too."},
+    genes={"help": "Of which genes, by commas, or a text file with one per line; by default of the whole panel."},
+    tiles_per_task={"sentences": 2},
+    net={"help": f"Score the activity of gene sets too. {opt.net_help}"},
+    retries={"type": click.IntRange(min=0)},
+)  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=None,
               help="Tiles per forward pass; default settings' batch_size (64).")  # fmt: skip
-@click.option("--retries", type=click.IntRange(min=0), default=1, show_default=True, help="Of a step that failed.")
-@device_option
-@click.option("--overwrite", is_flag=True, help="Embed slides again that are finished.")
-@click.option("--prune", is_flag=True, help="Remove results of slides that are not in MANIFEST, at the end.")
+@opt.device_option
 def slides_embed(
     manifest: Path,
     *,
@@ -76,8 +69,8 @@ def slides_embed(
         raise click.UsageError("Give one of --model and --encoder.")
     from sealst.tl import embed_slides
 
-    folder: Any = encoder if model is None else model_folder(model)
-    with settings.override(**stated(batch_size=batch_size)):
+    folder: Any = encoder if model is None else opt.model_folder(model)
+    with settings.override(**opt.stated(batch_size=batch_size)):
         found = embed_slides(manifest, folder, out, device=device, **options)
     failed = int((found["status"] != "done").sum())
     counts = {"slides": len(found), "failed": failed, "tiles": int(found["n_tiles"].sum())}

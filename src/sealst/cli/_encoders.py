@@ -9,16 +9,10 @@ import click
 
 from sealst._errors import DataError
 from sealst._validate import check_key
-from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
-from sealst.cli._options import (
-    ANY_PATH,
-    EXISTING_FILE,
-    device_option,
-    load_model,
-    model_options,
-    overwrite_option,
-)
+from sealst.cli._common import Answer, SealstCommand
+from sealst.cli._options import Stored, device_option, model_options, out_option
 from sealst.cli._sections import check_new
+from sealst.cli._types import EXISTING_FILE
 
 #: columns of the table for people; --show and --json give all
 _SHOWN = ["dim", "input_px", "native_mpp", "pool", "licence", "gated", "commercial"]
@@ -26,7 +20,7 @@ _SHOWN = ["dim", "input_px", "native_mpp", "pool", "licence", "gated", "commerci
 
 @click.command(
     cls=SealstCommand,
-    epilog=f"Examples: `sealst encoders`; `sealst encoders --show uni2-h`; `sealst encoders --json`. {EXIT_CODES}",
+    epilog="Examples: `sealst encoders`; `sealst encoders --show uni2-h`; `sealst encoders --json`.",
 )
 @click.option("--show", default=None, help="Everything about one of them.")
 def encoders(show: str | None) -> Answer:
@@ -58,26 +52,17 @@ def _missing(value: Any) -> bool:
 @click.command(
     cls=SealstCommand,
     epilog="Examples: `sealst export --model run --out encoder`; `sealst export --model run --format adapter --out "
-    f"lora`. {EXIT_CODES}",
+    "lora`.",
 )
-@model_options
-@click.option("--out", type=ANY_PATH, required=True, help="New folder.")
-@overwrite_option
+@model_options()
+@out_option("New folder.")
 @click.option("--format", "kind", type=click.Choice(["timm", "adapter"]), default="timm", show_default=True,
               help="timm: the encoder with the adapter merged in; adapter: LoRA alone, in peft's format.")  # fmt: skip
 @click.option("--evaluation", type=EXISTING_FILE, default=None,
               help="evaluation.csv of `sealst evaluate`, for the model card.")  # fmt: skip
 @device_option
 def export(
-    model: Path,
-    *,
-    weights: Path | None,
-    base: str | None,
-    out: Path,
-    overwrite: bool,
-    kind: str,
-    evaluation: Path | None,
-    device: str | None,
+    *, model: Stored, out: Path, overwrite: bool, kind: str, evaluation: Path | None, device: str | None
 ) -> Answer:
     """Write a model's image encoder for other tools.
 
@@ -85,7 +70,7 @@ def export(
     put in its place. Mind the licence of the base encoder: many do not let merged weights be passed on.
     """
     check_new(out, overwrite)
-    seal = load_model(model, weights=weights, base=base, device=device)
+    seal = model.load(device)
     write = seal.export_timm if kind == "timm" else seal.export_adapter
     folder = write(out, evaluation=None if evaluation is None else _table(evaluation), overwrite=overwrite)
     files = sorted(p.name for p in Path(folder).iterdir())

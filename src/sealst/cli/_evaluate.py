@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,11 @@ import click
 from sealst._errors import DataError
 from sealst._files import new_folder, write_json
 from sealst._settings import settings
-from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
-from sealst.cli._options import (
-    ANY_PATH,
-    EXISTING,
-    EXISTING_FILE,
-    base_options,
-    device_option,
-    load_model,
-    net_help,
-    sections_argument,
-    stated,
-    table_key_option,
-)
+from sealst.cli import _options as opt
+from sealst.cli._common import Answer, SealstCommand
+from sealst.cli._from_signature import options_of
 from sealst.cli._sections import check_new, open_sections
-from sealst.cli._types import Several
+from sealst.cli._types import EXISTING_FILE, Several
 
 #: what tells the folder of an evaluation
 _MARKER = "facts.json"
@@ -34,61 +23,47 @@ _MARKER = "facts.json"
 _BENCH = "var_50genes.json"
 
 
-@dataclass(frozen=True)
-class _Crops:
-    """How sections without crops are paired."""
-
-    um: float
-    px: int
-
-
 @click.command(
     cls=SealstCommand,
     epilog="Examples: `sealst evaluate sections --model run --test held_out --out evaluation`; `sealst evaluate "
-    "s1.zarr s2.zarr s3.zarr --recipe recipe.yaml --baselines st-net,bleep --out evaluation`. " + EXIT_CODES,
+    "s1.zarr s2.zarr s3.zarr --recipe recipe.yaml --baselines st-net,bleep --out evaluation`.",
 )
-@sections_argument
-@click.option("--out", type=ANY_PATH, required=True, help="Folder for tables and report; new.")
-@click.option("--model", type=EXISTING, default=None,
-              help="Folder of a SEAL model or of its run, not trained on these patients.")  # fmt: skip
-@base_options
-@click.option("--encoder", default=None, help="A frozen encoder: key, timm name, or local-dir:FOLDER.")
+@opt.sections_argument
+@opt.out_option("Folder for tables and report; new.")
+@opt.model_options(required=False, help="Folder of a SEAL model or of its run, not trained on these patients.")
+@opt.encoder_option
 @click.option("--pool", default=None, help="With --encoder: cls, mean or cls+mean; default its own way.")
 @click.option("--recipe", type=EXISTING_FILE, default=None,
               help="YAML file with arguments of tl.finetune: every fold trains its own model.")  # fmt: skip
-@click.option("--test", type=EXISTING, multiple=True,
-              help="Held-out sections; may be repeated. Without it SECTIONS are split into folds.")  # fmt: skip
-@click.option("--preset", type=click.Choice(["cv", "hest"]), default="cv", show_default=True, help="Protocol.")
-@click.option("--folds", default="patient", show_default=True, help="patient, section, block or a column of .obs.")
-@click.option("--baselines", type=Several(click.Choice(["st-net", "bleep"])), default=None,
-              help="Train these too in every fold, by commas (needs --recipe): st-net, bleep.")  # fmt: skip
-@click.option("--net", default=None, help=f"Compare the activity of gene sets too. {net_help}")
-@click.option("--n-genes", type=click.IntRange(min=1), default=None, help="Size of the gene sets; default 50.")
+@options_of(
+    "tl.evaluate", "test", "preset", "folds", "baselines", "net", "n_genes", "near_um", "control",
+    "allow_shared_patients",
+    test={"help": "Held-out sections; may be repeated. Without it SECTIONS are split into folds."},
+    preset={"type": click.Choice(["cv", "hest"]), "sentences": 2},
+    baselines={"type": Several(click.Choice(["st-net", "bleep"])),
+               "help": "Train these too in every fold, by commas (needs --recipe): st-net, bleep."},
+    net={"help": f"Compare the activity of gene sets too. {opt.net_help}"},
+    control={"sentences": 2},
+)  # fmt: skip
 @click.option("--seeds", type=Several(click.INT), default=None,
               callback=lambda _context, _option, given: given or (settings.seed,),
               help="Seeds of training, by commas; each trains its own models. Default settings' seed (0).")  # fmt: skip
-@click.option("--near-um", type=float, default=None,
-              help="Also count spots within so many µm as found by a search.")  # fmt: skip
-@click.option("--control", is_flag=True, help="Also score a probe of permuted expression; it must come out around 0.")
-@click.option("--crop-um", type=float, default=112, show_default=True, help="Crops of sections that have none, in µm.")
-@click.option("--crop-px", type=int, default=224, show_default=True, help="And in pixels.")
-@click.option("--allow-shared-patients", is_flag=True, help="Let a patient stand on both sides (in-sample check).")
-@table_key_option
-@device_option
-@click.option("--overwrite", is_flag=True, help="Replace an earlier evaluation in --out.")
+@options_of(
+    "pp.pair_crops",
+    crop_um={"type": click.FLOAT, "help": "Crops of sections that have none, in µm."},
+    crop_px={"help": "And in pixels."},
+)
+@opt.table_key_option
+@opt.device_option
 def evaluate(
     sections: tuple[Path, ...],
     *,
     out: Path,
-    model: Path | None,
-    weights: Path | None,
-    base: str | None,
+    overwrite: bool,
+    model: opt.Stored | None,
     encoder: str | None,
     pool: str | None,
     recipe: Path | None,
-    crop_um: float,
-    crop_px: int,
-    overwrite: bool,
     **options: Any,
 ) -> Answer:
     """Compare encoders on held-out tissue and write a report.
@@ -100,18 +75,14 @@ def evaluate(
     """
     if sum(given is not None for given in (model, encoder, recipe)) != 1:
         raise click.UsageError("Give one of --model, --encoder and --recipe.")
-    if model is None and (weights or base):
-        raise click.UsageError("--weights and --base belong to --model.")
     if encoder is None and pool:
         raise click.UsageError("--pool belongs to --encoder; a recipe has a line 'pool' of its own.")
     check_new(out, overwrite)
-    if model is not None:
-        subject = load_model(model, weights=weights, base=base, device=options["device"])
-    else:
-        subject = _untrained(encoder, recipe, pool)
+    subject = _untrained(encoder, recipe, pool) if model is None else model.load(options["device"])
+    crops = {name: options.pop(name) for name in ("crop_um", "crop_px")}
     # A recipe trains where the settings say.
-    with settings.override(**stated(device=options["device"])):
-        found = _run(subject, sections, crops=_Crops(crop_um, crop_px), **options)
+    with settings.override(**opt.stated(device=options["device"])):
+        found = _run(subject, sections, crops=crops, **options)
     _write(found, out, overwrite)
     summary = found.summary("all").round(4)
     text = f"{summary['pearson'].dropna(how='all').to_string()}\n\nReport: {out / 'report.html'}"
@@ -130,11 +101,13 @@ def _untrained(encoder: str | None, recipe: Path | None, pool: str | None) -> An
     return given
 
 
-def _run(subject: Any, sections: Sequence[Path], *, crops: _Crops, test: Sequence[Path], **options: Any) -> Any:
+def _run(
+    subject: Any, sections: Sequence[Path], *, crops: Mapping[str, Any], test: Sequence[Path], **options: Any
+) -> Any:
     from sealst.io import read_hest_bench
     from sealst.tl import evaluate as compare
 
-    given = stated(**options)
+    given = opt.stated(**options)
     if bench := [path for path in sections if (path / _BENCH).is_file()]:
         if len(sections) > 1 or test:
             raise click.UsageError(f"{str(bench[0])!r} is a task of HEST-bench, with folds of its own; give it alone.")
@@ -144,7 +117,7 @@ def _run(subject: Any, sections: Sequence[Path], *, crops: _Crops, test: Sequenc
     return compare(_prepared(sections, crops, options["table_key"]), subject, test=held, **given)
 
 
-def _prepared(paths: Sequence[Path], crops: _Crops, table_key: str) -> Any:
+def _prepared(paths: Sequence[Path], crops: Mapping[str, Any], table_key: str) -> Any:
     """Sections with crops and layers; those that lack them get them in memory, and nothing is written."""
     sections = open_sections(paths)
     held = {}
@@ -156,7 +129,7 @@ def _prepared(paths: Sequence[Path], crops: _Crops, table_key: str) -> Any:
     return sections.replaced(held)
 
 
-def _completed(sdata: Any, crops: _Crops, table_key: str) -> Any:
+def _completed(sdata: Any, crops: Mapping[str, Any], table_key: str) -> Any:
     """The section with crops paired and counts normalised; None where it needed neither."""
     from sealst import pp
     from sealst._keys import Keys
@@ -165,7 +138,7 @@ def _completed(sdata: Any, crops: _Crops, table_key: str) -> Any:
     table = get_table(sdata, table_key)
     bare, raw = not recorded(table, "crops"), Keys.LOGNORM not in table.layers
     if bare:
-        pp.pair_crops(sdata, crop_um=crops.um, crop_px=crops.px, table_key=table_key)
+        pp.pair_crops(sdata, table_key=table_key, **crops)
     if raw:
         pp.normalize(sdata, table_key=table_key)
     return sdata if bare or raw else None

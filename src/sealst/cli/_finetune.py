@@ -10,54 +10,28 @@ import click
 
 from sealst._errors import DataError
 from sealst._files import new_folder
-from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
-from sealst.cli._options import (
-    ANY_PATH,
-    EXISTING,
-    EXISTING_FILE,
-    device_option,
-    overwrite_option,
-    sections_argument,
-    seed_option,
-    stacked,
-    stated,
-    table_key_option,
-)
+from sealst.cli import _options as opt
+from sealst.cli._common import Answer, SealstCommand
+from sealst.cli._from_signature import options_of
 from sealst.cli._sections import check_new, open_sections
-from sealst.cli._types import Genes, YamlMapping
 
 #: file that tells the folder of a run
 _MARKER = "run.json"
 #: options that are fields of `params`
 _FIELDS = ("epochs", "batch_size", "lr", "patience", "num_workers")
 
-_model = stacked(
-    click.option("--encoder", required=True, help="Key of `sealst encoders`, a timm name, or local-dir:FOLDER."),
-    click.option("--pretrained/--no-pretrained", default=True, show_default=True,
-                 help="Random weights are for tests and demonstrations only."),
-    click.option("--pool", default=None, help="cls, mean or cls+mean; default the encoder's own way."),
-    click.option("--panel", type=EXISTING_FILE, default=None, help="Genes of the model (GenePanel TSV)."),
-    click.option("--n-genes", type=click.IntRange(min=1), default=2000, show_default=True,
-                 help="Size of the panel, where none is given."),
-    click.option("--include", type=Genes(), default=None,
-                 help="Genes that are in that panel whatever their rank: separated by commas, or a text file."),
-    click.option("--crop-um", type=float, default=None, help="Paired crop size to train on; default the first."),
-    click.option("--adapter", type=YamlMapping(word=True), default="lora", show_default=True,
-                 help="lora, blocks, full, bottleneck, none; or settings such as '{kind: lora, r: 16}'."),
-    click.option("--gene-encoder", type=YamlMapping(word=True), default="vae", show_default=True,
-                 help="vae, mlp, mae, transformer; or settings such as '{kind: mlp, hidden: [512]}'."),
-    click.option("--projection", type=YamlMapping(word=True), default="none", show_default=True,
-                 help="none, linear, mlp; or settings such as '{kind: mlp, dim: 256}'."),
+_arguments = options_of(
+    "tl.finetune", "encoder", "pretrained", "pool", "panel", "n_genes", "include", "crop_um", "adapter", "gene_encoder",
+    "projection", "validation", "allow_shared_patients", "warmup", "params", "trainer_kwargs",
+    pretrained={"help": "Random weights are for tests and demonstrations only."},
+    panel={"help": "Genes of the model (GenePanel TSV); default the --n-genes most variable of the sections."},
+    adapter={"help": "lora, blocks, full, bottleneck, none; or settings such as '{kind: lora, r: 16}'."},
+    gene_encoder={"help": "vae, mlp, mae, transformer; or settings such as '{kind: mlp, hidden: [512]}'."},
+    projection={"help": "none, linear, mlp; or settings such as '{kind: mlp, dim: 256}'."},
+    warmup={"help": "h5ad with expression without images for the warm-up; may be repeated."},
 )  # fmt: skip
 
-_training = stacked(
-    click.option("--validation", type=EXISTING, multiple=True,
-                 help="Held-out sections, scored after every epoch; may be repeated."),
-    click.option("--allow-shared-patients", is_flag=True, help="Let training and validation share patients."),
-    click.option("--warmup", type=EXISTING_FILE, multiple=True,
-                 help="h5ad with expression without images for the warm-up; may be repeated."),
-    click.option("--params", type=YamlMapping(), default=None,
-                 help="Fields of tl.TrainParams, such as '{epochs: 5, views: 4}', or a YAML file."),
+_fields = opt.stacked(
     click.option("--epochs", type=click.IntRange(min=1), default=None,
                  help="Field of params, over which it wins: passes over the spots."),
     click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Field of params: spots per step."),
@@ -66,27 +40,23 @@ _training = stacked(
                  help="Field of params: epochs without a better held-out score before it stops."),
     click.option("--num-workers", type=click.IntRange(min=0), default=None,
                  help="Field of params: worker processes of the loader."),
-    click.option("--trainer-kwargs", type=YamlMapping(), default=None,
-                 help="Arguments of lightning.Trainer, such as '{devices: 4, strategy: ddp}'."),
 )  # fmt: skip
 
 
 @click.command(
     cls=SealstCommand,
     epilog="Example: `sealst finetune s1.zarr s2.zarr --encoder uni2-h --out run --resume`, and the same from a file: "
-    f"`sealst finetune sections --config finetune.yaml --out run`. {EXIT_CODES}",
+    "`sealst finetune sections --config finetune.yaml --out run`.",
 )
-@sections_argument
-@click.option("--out", type=ANY_PATH, required=True,
-              help="Folder of the run: run.json, metrics.csv, training.png and model/.")  # fmt: skip
+@opt.sections_argument
+@opt.out_option("Folder of the run: run.json, metrics.csv, training.png and model/.")
 @click.option("--resume", is_flag=True,
               help="Go on with the run in --out, or start it; a finished one is left as it is.")  # fmt: skip
-@overwrite_option
-@_model
-@_training
-@seed_option
-@device_option
-@table_key_option
+@_arguments
+@_fields
+@opt.seed_option
+@opt.device_option
+@opt.table_key_option
 def finetune(sections: tuple[Path, ...], *, out: Path, resume: bool, overwrite: bool, **options: Any) -> Answer:
     """Align an image encoder with gene expression (tl.finetune).
 
@@ -97,7 +67,7 @@ def finetune(sections: tuple[Path, ...], *, out: Path, resume: bool, overwrite: 
         raise click.UsageError("Give one of --overwrite and --resume.")
     if not resume:
         check_new(out, overwrite)
-    arguments = _arguments(options)
+    arguments = _given(options)
     if overwrite and out.exists():
         # The earlier run stays until the new one is complete.
         with new_folder(out, overwrite=True, marker=_MARKER) as work:
@@ -110,12 +80,12 @@ def finetune(sections: tuple[Path, ...], *, out: Path, resume: bool, overwrite: 
     return Answer(facts | {"last_epoch": last}, f"{model!r}\n\nModel: {out / 'model'}")
 
 
-def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `tl.finetune`; fields given by themselves win over `params`."""
     given = dict(options)
-    fields = stated(**{name: given.pop(name) for name in _FIELDS})
+    fields = opt.stated(**{name: given.pop(name) for name in _FIELDS})
     given["params"] = (dict(given["params"] or {}) | fields) or None
-    return stated(**given)
+    return opt.stated(**given)
 
 
 def _train(sections: Sequence[Path], folder: Path, *, resume: bool, arguments: Mapping[str, Any]) -> Any:

@@ -12,68 +12,41 @@ from click.core import ParameterSource
 from sealst._errors import MissingKeyError
 from sealst._files import is_store
 from sealst._keys import Keys
-from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
-from sealst.cli._options import (
-    ANY_PATH,
-    EXISTING,
-    EXISTING_FILE,
-    device_option,
-    overwrite_option,
-    region_option,
-    seed_option,
-    stacked,
-    stated,
-    table_key_option,
-)
+from sealst.cli import _options as opt
+from sealst.cli._common import Answer, SealstCommand
+from sealst.cli._from_signature import options_of
 from sealst.cli._sections import H5AD, Work, check_ending, check_new, saved_text, write_frame
-from sealst.cli._types import YamlMapping
-
-_bags = stacked(
-    click.option("--labels", type=EXISTING_FILE, default=None,
-                 help="Table (csv, tsv) of labels by slide; default what the folder's manifest holds."),
-    click.option("--key", default=None, help="Embedding to read, such as X_seal or X_frozen."),
-    click.option("--patient-key", default=None,
-                 help="Column of patients, of --labels or the manifest; default patient."),
-    click.option("--slide-key", default=None, help="Column of slides in --labels; default slide."),
-)  # fmt: skip
+from sealst.cli._types import ANY_PATH, EXISTING
 
 
 @click.command(
     "fit",
     cls=SealstCommand,
-    epilog="Example: `sealst slides fit cohort --target grade --labels labels.csv --out grade_model`. " + EXIT_CODES,
+    epilog="Example: `sealst slides fit cohort --target grade --labels labels.csv --out grade_model`.",
 )
 @click.argument("bags", type=EXISTING)
-@click.option("--target", multiple=True, required=True, help="Column to predict; may be repeated.")
-@click.option("--out", type=ANY_PATH, required=True, help="New folder for the model and its evaluation.")
-@overwrite_option
-@_bags
-@click.option("--task", type=click.Choice(["classification", "regression", "survival"]), default=None,
-              help="Default: inferred from the column, with the reason in a message.")  # fmt: skip
-@click.option("--event", default=None, help="Survival: column with 1 where the event was seen, 0 where censored.")
-@click.option("--aggregator", default="abmil", show_default=True, help="How tiles become one prediction.")
-@click.option("--folds", default="5", show_default=True, help="Number of folds, or a column whose values are folds.")
-@click.option("--test", type=EXISTING, default=None, help="Slides that are kept out of the folds, as BAGS.")
-@click.option("--compare", multiple=True, help="Embedding to stand beside; default X_frozen where there is one.")
+@options_of("tl.fit_slide", "target")
+@opt.out_option("New folder for the model and its evaluation.")
+@options_of("io.read_bags", "labels", "key", "patient_key", "slide_key")
+@options_of(
+    "tl.fit_slide", "task", "event", "aggregator", "folds", "test", "compare",
+    task={"type": click.Choice(["classification", "regression", "survival"])},
+    test={"help": "Slides that are kept out of the folds, as BAGS."},
+    compare={"type": click.STRING, "multiple": True,
+             "help": "Embedding to stand beside; default X_frozen where there is one."},
+)  # fmt: skip
 @click.option("--no-compare", is_flag=True, help="Let no other embedding stand beside.")
-@click.option("--params", type=YamlMapping(), default=None,
-              help="Fields of tl.SlideParams, such as '{epochs: 30}', or a YAML file.")  # fmt: skip
-@click.option("--n-bootstrap", type=click.IntRange(min=0), default=1000, show_default=True,
-              help="Resamplings of patients behind the intervals.")  # fmt: skip
+@options_of("tl.fit_slide", "params", n_bootstrap={"type": click.IntRange(min=0)})
 @click.option("--report", type=ANY_PATH, default=None,
               help="Write a page on the cross-validation here (.html; pl.slide_report).")  # fmt: skip
-@seed_option
-@device_option
+@opt.seed_option
+@opt.device_option
 def slides_fit(
     bags: Path,
     *,
     target: tuple[str, ...],
     out: Path,
     overwrite: bool,
-    labels: Path | None,
-    key: str | None,
-    patient_key: str | None,
-    slide_key: str | None,
     folds: str,
     test: Path | None,
     compare: tuple[str, ...],
@@ -94,14 +67,14 @@ def slides_fit(
     if report is not None:
         check_new(report, overwrite, option="--report")
     io, tl = (importlib.import_module(f"sealst.{name}") for name in ("io", "tl"))
-    reading = stated(labels=labels, key=key, patient_key=patient_key, slide_key=slide_key)
+    reading = opt.stated(**{name: options.pop(name) for name in ("labels", "key", "patient_key", "slide_key")})
     model = tl.fit_slide(
         io.read_bags(bags, **reading),
         target[0] if len(target) == 1 else list(target),
         folds=int(folds) if folds.isdigit() else folds,
         test=None if test is None else io.read_bags(test, **reading),
         compare=list(compare) if compare or no_compare else None,
-        **stated(**options),
+        **opt.stated(**options),
     )
     model.save(out, overwrite=overwrite)
     return _fitted(model, out, report)
@@ -127,28 +100,15 @@ def _fitted(model: Any, out: Path, report: Path | None) -> Answer:
     "predict",
     cls=SealstCommand,
     epilog="Examples: `sealst slides predict new_cohort --model grade_model --predictions grades.csv`; `sealst slides "
-    f"predict s1.h5ad --model grade_model`. {EXIT_CODES}",
+    "predict s1.h5ad --model grade_model`.",
 )
-@click.argument("sections", metavar="SLIDES", nargs=-1, required=True, type=EXISTING)
 @click.option("--model", type=EXISTING, required=True, help="Folder of `sealst slides fit`.")
 @click.option("--predictions", type=ANY_PATH, default=None, help="Write predictions here: .csv, .tsv or .json.")
-@click.option("--target", default=None, help="Target whose attention is written; default the first.")
-@click.option("--key-added", default=Keys.ATTENTION, show_default=True, help="Column of .obs for the attention.")
-@click.option("--out", type=ANY_PATH, default=None, help="Write tables of tiles here (.h5ad, or a folder for several).")
-@overwrite_option
-@region_option
-@table_key_option
-@device_option
-def slides_predict(
-    sections: tuple[Path, ...],
-    *,
-    model: Path,
-    predictions: Path | None,
-    out: Path | None,
-    overwrite: bool,
-    device: str | None,
-    **options: Any,
-) -> Answer:
+@options_of("tl.predict_slide", "target", key_added={"help": "Column of .obs for the attention."})
+@opt.region_option
+@opt.work_options(tables=True, metavar="SLIDES")
+@opt.device_option
+def slides_predict(work: Work, *, model: Path, predictions: Path | None, device: str | None, **options: Any) -> Answer:
     """Predict labels of slides, and where the model looked (tl.predict_slide).
 
     SLIDES is one folder of bags, whose predictions are a table; or tables of tiles (.h5ad) or zarr stores, which get
@@ -156,33 +116,30 @@ def slides_predict(
     """
     if predictions is not None:
         check_ending(predictions, "--predictions")
-        check_new(predictions, overwrite, option="--predictions")
-    tables = all(path.suffix == H5AD or is_store(path) for path in sections)
-    if not tables and (len(sections) > 1 or out is not None):
+        check_new(predictions, work.overwrite, option="--predictions")
+    tables = all(path.suffix == H5AD or is_store(path) for path in work.paths)
+    if not tables and (len(work.paths) > 1 or work.out is not None):
         raise click.UsageError("Of a folder of bags give one, and --predictions in place of --out.")
     if not tables:
         _check_of_bags(predictions)
     tl, models = (importlib.import_module(f"sealst.{name}") for name in ("tl", "models"))
     slide_model = models.load_slide(model, device=device)
     if not tables:
-        found = (
-            tl.predict_slide(_bags_of(sections[0], slide_model.spec.key), slide_model)
-            .rename_axis("slide")
-            .reset_index()
-        )
+        found = tl.predict_slide(_bags_of(work.paths[0], slide_model.spec.key), slide_model)
+        found = found.rename_axis("slide").reset_index()
         return _answer(found, predictions, [], found.to_string(index=False))
     import pandas as pd
 
     frames = []
 
     def run(data: Any) -> dict[str, Any]:
-        tl.predict_slide(data, slide_model, **stated(**options))
-        table = data.tables[options["table_key"]] if hasattr(data, "tables") else data
+        tl.predict_slide(data, slide_model, table_key=work.table_key, **opt.stated(**options))
+        table = work.table(data)
         entry = table.uns[Keys.UNS]["predict_slide"][options["key_added"]]
         frames.append(pd.DataFrame(entry["predictions"]))
         return {"n_obs": int(table.n_obs)}
 
-    records = Work(sections, out, overwrite, options["table_key"], tables=True).run(run)
+    records = work.run(run)
     return _answer(pd.concat(frames, ignore_index=True), predictions, records, saved_text(records, "n_obs"))
 
 

@@ -9,13 +9,13 @@ import click
 from sealst._core.cores import n_cores
 from sealst._session_info import installed_version, session_info
 from sealst._settings import settings
-from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
+from sealst.cli._common import Answer, SealstCommand
 
 #: what extras bring
 _EXTRAS = ("distributed", "faiss-cpu", "openslide-python", "scikit-survival", "tensorboard", "torchmil", "wsidata")
 
 
-@click.command(cls=SealstCommand, epilog=f"Example: `sealst info > info.txt`, for a report of a bug. {EXIT_CODES}")
+@click.command(cls=SealstCommand, epilog="Example: `sealst info > info.txt`, for a report of a bug.")
 def info() -> Answer:
     """Say what sealst runs on: versions, devices, settings. Nothing secret is shown."""
     found = session_info()

@@ -10,7 +10,7 @@ import click
 from sealst._errors import SealstError
 from sealst._version import __version__
 from sealst.cli._check import check
-from sealst.cli._common import EXIT_CODES, EXIT_DATA, Answer, SealstCommand, verbosity_options
+from sealst.cli._common import EXIT_DATA, Answer, SealstCommand, verbosity_options
 from sealst.cli._embed import embed
 from sealst.cli._embed_slides import slides
 from sealst.cli._encoders import encoders, export
@@ -18,11 +18,12 @@ from sealst.cli._evaluate import evaluate
 from sealst.cli._finetune import finetune
 from sealst.cli._index import index
 from sealst.cli._info import info
-from sealst.cli._options import ANY_PATH, overwrite_option, seed_option
+from sealst.cli._options import overwrite_option, seed_option
 from sealst.cli._predict import pathways, predict
 from sealst.cli._prepare import prepare
 from sealst.cli._retrieve import retrieve
 from sealst.cli._synthetic import synthetic
+from sealst.cli._types import ANY_PATH
 
 
 class _InOrder(click.Group):
@@ -43,7 +44,7 @@ def cli() -> None:
     """Pathology image encoders that know molecules."""
 
 
-@click.command(cls=SealstCommand, epilog=f"Example: `sealst demo --out sealst_demo`. {EXIT_CODES}")
+@click.command(cls=SealstCommand, epilog="Example: `sealst demo --out sealst_demo`.")
 @click.option("--out", type=ANY_PATH, default=Path("sealst_demo"), show_default=True,
               help="Folder for results; must not exist.")  # fmt: skip
 @seed_option

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,12 +13,11 @@ import click
 
 from sealst._keys import Keys
 from sealst._settings import settings
+from sealst.cli._from_signature import options_of
+from sealst.cli._sections import Work
+from sealst.cli._types import ANY_PATH, EXISTING
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-EXISTING = click.Path(path_type=Path, exists=True)
-EXISTING_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-ANY_PATH = click.Path(path_type=Path)
 
 
 def stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -35,28 +36,58 @@ seed_option = click.option(
 )  # fmt: skip
 table_key_option = click.option("--table-key", default=Keys.TABLE, show_default=True, help="Table to read and write.")
 region_option = click.option("--region", multiple=True, help="Region of the table; may be repeated. Default: all.")
-net_help = "Gene sets: a .gmt, .csv or .tsv file, or hallmark, progeny, collectri, dorothea (downloaded)."
-method_option = click.option("--method", default="ulm", show_default=True, help="Method of decoupler.")
-
-#: where tables go; without it they go back to where they came from
-table_out_options = stacked(
-    click.option("--out", type=ANY_PATH, default=None,
-                 help="Write the tables here (.h5ad, or a folder for several) and leave SECTIONS as they are."),
-    overwrite_option,
-)  # fmt: skip
-
-#: where the base encoder of a model is
-base_options = stacked(
-    click.option("--weights", type=EXISTING, default=None,
-                 help="File or folder with the base encoder's weights; default as models.build_encoder finds them."),
-    click.option("--base", default=None,
-                 help="Where the base encoder is now, if it moved: local-dir:FOLDER or a timm name."),
-)  # fmt: skip
-
-model_options = stacked(
-    click.option("--model", type=EXISTING, required=True, help="Folder of a SEAL model, or of the run that made it."),
-    base_options,
+#: an encoder in place of a model
+encoder_option = click.option(
+    "--encoder", default=None, help="An encoder as it is: key of `sealst encoders`, timm name, or local-dir:FOLDER."
 )
+#: where spots lie on the picture, and how large it is
+scale_options = options_of("pp.pair_crops", "mpp", "pitch_um", "spot_um", "image_key", "coordinate_system")
+net_help = "Gene sets: a .gmt, .csv or .tsv file, or hallmark, progeny, collectri, dorothea (downloaded)."
+
+
+def out_option(help: str) -> Callable[[F], F]:
+    """``--out`` and ``--overwrite`` of a command that makes something new."""
+    return stacked(click.option("--out", type=ANY_PATH, required=True, help=help), overwrite_option)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The model that a command is told to use."""
+
+    folder: Path
+    weights: Path | None
+    base: str | None
+
+    def load(self, device: str | None) -> Any:
+        """Read it."""
+        from sealst.models import load
+
+        return load(self.folder, encoder=self.base, weights=self.weights, device=device)
+
+
+def model_options(
+    *, required: bool = True, help: str = "Folder of a SEAL model, or of the run that made it."
+) -> Callable[[F], F]:
+    """``--model`` and where its base encoder is, which a command gets as `model`: a `Stored`, or None without."""
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def call(*args: Any, model: Path | None, weights: Path | None, base: str | None, **options: Any) -> Any:
+            if model is None and (weights or base):
+                raise click.UsageError("--weights and --base belong to --model.")
+            stored = None if model is None else Stored(model_folder(model), weights, base)
+            return function(*args, model=stored, **options)
+
+        return stacked(
+            click.option("--model", type=EXISTING, required=required, help=help),
+            click.option("--weights", type=EXISTING, default=None,
+                         help="File or folder with the base encoder's weights; default as models.build_encoder finds "
+                              "them."),
+            click.option("--base", default=None,
+                         help="Where the base encoder is now, if it moved: local-dir:FOLDER or a timm name."),
+        )(call)  # type: ignore[return-value]  # fmt: skip
+
+    return decorate
 
 
 def model_folder(path: Path) -> Path:
@@ -66,11 +97,23 @@ def model_folder(path: Path) -> Path:
     return inside if is_run else path
 
 
-def load_model(path: Path, *, weights: Path | None, base: str | None, device: str | None) -> Any:
-    """Model of a model folder, or of the folder of a run."""
-    from sealst.models import load
+def work_options(*, tables: bool = False, metavar: str | None = None) -> Callable[[F], F]:
+    """``SECTIONS`` and where results go, which a command gets as `work`; `tables` allows h5ad files."""
 
-    return load(model_folder(path), encoder=base, weights=weights, device=device)
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def call(sections: tuple[Path, ...], out: Path | None, overwrite: bool, table_key: str, **options: Any) -> Any:
+            return function(Work(sections, out, overwrite, table_key, tables=tables), **options)
+
+        return stacked(
+            click.argument("sections", metavar=metavar, nargs=-1, required=True, type=EXISTING),
+            click.option("--out", type=ANY_PATH, default=None,
+                         help="Write the tables here (.h5ad, or a folder for several) and leave the input as it is."),
+            overwrite_option,
+            table_key_option,
+        )(call)  # type: ignore[return-value]  # fmt: skip
+
+    return decorate
 
 
 def stated(**options: Any) -> dict[str, Any]:

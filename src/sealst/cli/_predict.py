@@ -2,57 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from sealst._keys import Keys
-from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
-from sealst.cli._options import (
-    device_option,
-    load_model,
-    method_option,
-    model_options,
-    net_help,
-    region_option,
-    sections_argument,
-    stated,
-    table_key_option,
-    table_out_options,
-)
+from sealst.cli import _options as opt
+from sealst.cli._common import Answer, SealstCommand
+from sealst.cli._from_signature import options_of
 from sealst.cli._sections import Work, saved_text
-from sealst.cli._types import Genes
 
 
 @click.command(
     cls=SealstCommand,
-    epilog="Example: `sealst predict s1.zarr --model run --genes ERBB2,COL1A1 --net hallmark.gmt --out s1.h5ad`. "
-    f"{EXIT_CODES}",
+    epilog="Example: `sealst predict s1.zarr --model run --genes ERBB2,COL1A1 --net hallmark.gmt --out s1.h5ad`.",
 )
-@sections_argument
-@model_options
-@click.option("--genes", type=Genes(), default=None,
-              help="Genes to write, by commas, or a text file with one per line; default the panel.")  # fmt: skip
-@click.option("--net", default=None, help=f"Score pathways on the predicted panel too. {net_help}")
-@method_option
-@click.option("--key-added", default=Keys.EXPRESSION, show_default=True, help="Slot in .obsm.")
-@table_out_options
-@region_option
-@table_key_option
-@device_option
-def predict(
-    sections: tuple[Path, ...],
-    *,
-    model: Path,
-    weights: Path | None,
-    base: str | None,
-    out: Path | None,
-    overwrite: bool,
-    table_key: str,
-    device: str | None,
-    **options: Any,
-) -> Answer:
+@opt.model_options()
+@options_of(
+    "tl.predict", "genes", "net", "method", "key_added",
+    net={"help": f"Score pathways on the predicted panel too. {opt.net_help}"},
+)  # fmt: skip
+@opt.region_option
+@opt.work_options()
+@opt.device_option
+def predict(work: Work, *, model: opt.Stored, device: str | None, **options: Any) -> Answer:
     """Predict gene expression from H&E alone (tl.predict).
 
     SECTIONS are zarr stores of `sealst prepare`, a folder of them, or a manifest. Embeddings that this model made
@@ -61,16 +34,14 @@ def predict(
     """
     from sealst import tl
 
-    work = Work(sections, out, overwrite, table_key)
-    seal = load_model(model, weights=weights, base=base, device=device)
-    given = stated(**options) | {"table_key": table_key}
+    seal = model.load(device)
 
     def run(sdata: Any) -> dict[str, Any]:
-        tl.predict(sdata, seal, **given)
-        table = sdata.tables[table_key]
-        found = table.obsm[options["key_added"]]
+        tl.predict(sdata, seal, table_key=work.table_key, **opt.stated(**options))
+        slots = work.table(sdata).obsm
+        found = slots[options["key_added"]]
         facts = {"n_obs": len(found), "n_predicted": int(found.iloc[:, 0].notna().sum()), "n_genes": found.shape[1]}
-        return facts | ({} if options["net"] is None else {"n_pathways": table.obsm[Keys.PATHWAYS].shape[1]})
+        return facts | ({} if options["net"] is None else {"n_pathways": slots[Keys.PATHWAYS].shape[1]})
 
     records = work.run(run)
     text = saved_text(records, "n_obs", "n_predicted", "n_genes", "n_pathways")
@@ -78,24 +49,15 @@ def predict(
 
 
 @click.command(
-    cls=SealstCommand,
-    epilog=f"Example: `sealst pathways s1.h5ad --net hallmark.gmt --out s1_pathways.h5ad`. {EXIT_CODES}",
+    cls=SealstCommand, epilog="Example: `sealst pathways s1.h5ad --net hallmark.gmt --out s1_pathways.h5ad`."
 )
-@sections_argument
-@click.option("--net", required=True, help=net_help)
-@click.option("--source", type=click.Choice(["predicted", "measured"]), default="predicted", show_default=True,
-              help="Expression to score.")  # fmt: skip
-@method_option
-@click.option("--expression-key", default=Keys.EXPRESSION, show_default=True, help="Slot of predicted expression.")
-@click.option("--layer", default=Keys.LOGNORM, show_default=True, help="Layer of measured expression.")
-@click.option("--tmin", type=click.IntRange(min=1), default=5, show_default=True,
-              help="Smallest number of a set's genes at hand; smaller sets are left out.")  # fmt: skip
-@click.option("--key-added", default=None, help="Slot in .obsm; default seal_pathways or measured_pathways.")
-@table_out_options
-@table_key_option
-def pathways(
-    sections: tuple[Path, ...], *, net: str, out: Path | None, overwrite: bool, table_key: str, **options: Any
-) -> Answer:
+@options_of(
+    "tl.pathways", "net", "source", "method", "expression_key", "layer", "tmin", "key_added",
+    net={"help": opt.net_help},
+    source={"type": click.Choice(["predicted", "measured"])},
+)  # fmt: skip
+@opt.work_options(tables=True)
+def pathways(work: Work, *, net: str, **options: Any) -> Answer:
     """Score pathways on predicted or measured expression.
 
     Calls tl.pathways. SECTIONS are zarr stores after `sealst predict`, a folder of them, a manifest, or h5ad tables
@@ -107,14 +69,10 @@ def pathways(
     key = options["key_added"] or default
 
     def run(data: Any) -> dict[str, Any]:
-        tl.pathways(data, net, table_key=table_key, **stated(**options))
-        table = data.tables[table_key] if hasattr(data, "tables") else data
-        sets = table.uns[Keys.UNS]["pathways"][key]
-        return {"n_obs": int(table.n_obs), "n_pathways": table.obsm[key].shape[1], "n_left_out": _unscored(sets)}
+        tl.pathways(data, net, table_key=work.table_key, **opt.stated(**options))
+        table = work.table(data)
+        left_out = sum(not done for done in table.uns[Keys.UNS]["pathways"][key]["scored"])
+        return {"n_obs": int(table.n_obs), "n_pathways": table.obsm[key].shape[1], "n_left_out": int(left_out)}
 
-    records = Work(sections, out, overwrite, table_key, tables=True).run(run)
+    records = work.run(run)
     return Answer({"key": key, "sections": records}, saved_text(records, "n_obs", "n_pathways", "n_left_out"))
-
-
-def _unscored(entry: Any) -> int:
-    return int(sum(not done for done in entry["scored"]))

@@ -13,11 +13,12 @@ from sealst._files import is_store, new_folder
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_writing
 from sealst._validate import listed
+from sealst.cli import _options as opt
 from sealst.cli._common import EXIT_CODES, EXIT_DATA, Answer, SealstCommand, as_json
-from sealst.cli._options import ANY_PATH, EXISTING, EXISTING_FILE, overwrite_option, stacked, stated, table_key_option
+from sealst.cli._from_signature import options_of
 from sealst.cli._prepare_steps import prepare_section, summary
 from sealst.cli._sections import check_new, is_several, saved_text
-from sealst.cli._types import KeyValue, Limits, merged
+from sealst.cli._types import EXISTING, KeyValue, Limits, merged
 
 _ZARR = ".zarr"
 _FORMATS = ["visium", "visium_hd", "xenium", "hest", "st", "wsi", "zarr"]
@@ -25,8 +26,8 @@ _METRICS = ["tenengrad", "var_of_laplacian", "variance", "fft_high_freq_energy",
 _METRICS += ["brightness_mean", "brightness_std", "entropy", "hematoxylin_mean", "hematoxylin_std"]
 _METRICS += ["eosin_mean", "eosin_std", "he_ratio", "fold_fraction"]
 
-_reading = stacked(
-    click.option("--format", type=click.Choice(_FORMATS), default=None, help="Format; by default what is recognised."),
+_reading = opt.stacked(
+    options_of("io.read", format={"type": click.Choice(_FORMATS), "help": "Format; by default what is recognised."}),
     click.option("--image", type=EXISTING, default=None,
                  help="Full-resolution image, where it lies outside the folder."),
     click.option("--section", default=None, help="Name of the section; default as the reader names it."),
@@ -36,45 +37,30 @@ _reading = stacked(
                  help="Further argument of the reader, such as bin_um=16; may be repeated."),
 )  # fmt: skip
 
-_scale = stacked(
-    click.option("--mpp", type=float, default=None, help="µm per pixel of the full-resolution image."),
-    click.option("--pitch-um", type=float, default=None, help="Distance of neighbouring spots in µm (Visium 100)."),
-    click.option("--spot-um", type=float, default=None, help="Diameter of a spot in µm (Visium 55)."),
-    click.option("--image-key", default=None, help="Name of the H&E image in a SpatialData store."),
-    click.option("--coordinate-system", default="global", show_default=True,
-                 help="System in which image and spots meet."),
-    table_key_option,
-)  # fmt: skip
-
-_pictures = stacked(
-    click.option("--crop-um", type=float, multiple=True, default=(112.0,), show_default=True,
-                 help="Side of a crop in µm; repeat it for several magnifications."),
-    click.option("--crop-px", type=click.IntRange(min=1), default=224, show_default=True, help="And in pixels."),
-    click.option("--step-um", type=float, default=None,
-                 help="Slides without spots: distance of tiles in µm, whose side is the first --crop-um; default: they "
-                      "touch."),
+_pictures = opt.stacked(
+    options_of("pp.pair_crops", "crop_px",
+               crop_um={"help": "Side of a crop in µm; repeat it for several magnifications."}),
+    options_of("pp.tile",
+               step_um={"help": "Slides without spots: distance of tiles in µm, whose side is the first --crop-um; "
+                                "default: they touch."}),
     click.option("--min-tissue", type=click.FloatRange(0, 1), default=None,
                  help="Find the tissue and set aside crops with a smaller share of it (HEST-1k 0.15). For slides "
                       "without spots: smallest share of a tile, default 0.5."),
-    click.option("--quality", "metrics", multiple=True, type=click.Choice(_METRICS),
-                 help="Measure this of every crop; may be repeated."),
-    click.option("--threshold", "thresholds", multiple=True, type=Limits(),
-                 help="Set aside crops outside the limits, e.g. fold_fraction=:0.1; may be repeated."),
+    options_of("pp.quality",
+               metrics={"flag": "--quality", "type": click.Choice(_METRICS), "multiple": True, "default": None,
+                        "help": "Measure this of every crop; may be repeated."},
+               thresholds={"flag": "--threshold", "type": Limits(), "multiple": True,
+                           "help": "Set aside crops outside the limits, e.g. fold_fraction=:0.1; may be repeated."}),
 )  # fmt: skip
 
-_genes = stacked(
+_genes = opt.stacked(
     click.option("--harmonize/--no-harmonize", default=True, show_default=True, help="Give genes their current names."),
-    click.option("--species", default="human", show_default=True, help="human, mouse or another."),
-    click.option("--gene-table", type=EXISTING_FILE, default=None,
-                 help="Names of genes (symbol, ensembl, previous, aliases); default HGNC for human."),
-    click.option("--sum-aliases", is_flag=True, help="Sum columns that are one gene by an earlier name or an alias."),
+    options_of("pp.harmonize_genes", "species", "sum_aliases",
+               gene_table={"help": "Names of genes (symbol, ensembl, previous, aliases); default HGNC for human."}),
     click.option("--normalize/--no-normalize", default=True, show_default=True,
                  help="Log-normalise counts and mix them with the neighbours'."),
-    click.option("--target-sum", type=float, default=1e4, show_default=True, help="Counts per spot."),
-    click.option("--context-weight", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-                 help="Share of the neighbours."),
-    click.option("--grid", type=click.Choice(["auto", "hex", "square"]), default="auto", show_default=True,
-                 help="Kind of spot array."),
+    options_of("pp.normalize", "target_sum", "context_weight", "grid",
+               context_weight={"type": click.FloatRange(0, 1)}),
 )  # fmt: skip
 
 
@@ -84,12 +70,11 @@ _genes = stacked(
     f"--out sections --min-tissue 0.15 --resume`. {EXIT_CODES} 3 also where some sections of a manifest failed.",
 )
 @click.argument("source", metavar="INPUT", type=EXISTING)
-@click.option("--out", type=ANY_PATH, required=True,
-              help="New store that ends in .zarr, or a folder for <section>.zarr of each section.")  # fmt: skip
-@overwrite_option
+@opt.out_option("New store that ends in .zarr, or a folder for <section>.zarr of each section.")
 @click.option("--resume", is_flag=True, help="Leave stores in --out that this call with these options made already.")
 @_reading
-@_scale
+@opt.scale_options
+@opt.table_key_option
 @_pictures
 @_genes
 def prepare(source: Path, *, out: Path, overwrite: bool, resume: bool, **options: Any) -> Answer:
@@ -125,7 +110,7 @@ def _all(
         return
     from sealst.io import read_collection
 
-    given = sorted(stated(**{n: options[n] for n in ("format", "image", "section", "patient", "organ")}))
+    given = sorted(opt.stated(**{n: options[n] for n in ("format", "image", "section", "patient", "organ")}))
     if given or options["options"]:
         raise DataError(f"--{', --'.join(given or ['option'])}: of several sections a manifest says this, in columns.")
     sections = read_collection(source)
@@ -183,12 +168,12 @@ def _kept(path: Path, facts: str, *, overwrite: bool, resume: bool) -> dict[str,
 def _read(source: Path, options: Mapping[str, Any]) -> Any:
     from sealst.io import read
 
-    given = stated(**{n: options[n] for n in ("image", "section", "patient", "organ")}) | options["options"]
+    given = opt.stated(**{n: options[n] for n in ("image", "section", "patient", "organ")}) | options["options"]
     if is_store(source):
         if given:
             raise DataError(f"--{', --'.join(sorted(given))}: a zarr store says this itself; leave it out.")
         return read(source, format=options["format"])
-    return read(source, format=options["format"], **given, **stated(mpp=options["mpp"]))
+    return read(source, format=options["format"], **given, **opt.stated(mpp=options["mpp"]))
 
 
 def _write(sdata: Any, path: Path, overwrite: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sealst._errors import DataError
@@ -15,31 +16,24 @@ def prepare_section(sdata: Any, options: Mapping[str, Any], facts: str) -> str:
     """Tile, name genes, pair crops, measure, normalise; returns the section's name."""
     from sealst import _section, pp
 
-    key, um = options["table_key"], list(options["crop_um"])
-    min_tissue = options["min_tissue"]
+    key, min_tissue = options["table_key"], options["min_tissue"]
     tiled = key not in sdata.tables
     if tiled:
         _tile(sdata, options)
     elif options["harmonize"] and sdata.tables[key].n_vars:
-        names = {n: options[n] for n in ("species", "sum_aliases")}
-        pp.harmonize_genes(sdata, table_key=key, **names, **stated(gene_table=options["gene_table"]))
+        pp.harmonize_genes(sdata, **fitting(pp.harmonize_genes, options))
     _make_room(sdata, options)
-    scale = stated(**{n: options[n] for n in ("mpp", "pitch_um", "spot_um", "image_key")})
-    pp.pair_crops(
-        sdata,
-        crop_um=um if len(um) > 1 else um[0],
-        crop_px=options["crop_px"],
-        coordinate_system=options["coordinate_system"],
-        table_key=key,
-        **scale,
-    )
+    sizes = list(options["crop_um"])
+    scale = fitting(pp.pair_crops, options) | {"crop_um": sizes if len(sizes) > 1 else sizes[0]}
+    pp.pair_crops(sdata, **scale)
     if min_tissue is not None and not tiled:
         pp.tissue(sdata, min_tissue=min_tissue, table_key=key)
-    _quality(sdata, options)
+    if metrics := list(dict.fromkeys([*options["metrics"], *options["thresholds"]])):
+        limits = options["thresholds"] or None
+        pp.quality(sdata, metrics=metrics, thresholds=limits, table_key=key)
     table = _section.get_table(sdata, key)
     if options["normalize"] and table.n_vars:
-        given = {n: options[n] for n in ("target_sum", "context_weight", "grid")}
-        pp.normalize(sdata, table_key=key, **given)
+        pp.normalize(sdata, **fitting(pp.normalize, options))
     _section.record(table, "prepare", {"options": facts})
     return _name(table)
 
@@ -70,21 +64,13 @@ def _tile(sdata: Any, options: Mapping[str, Any]) -> None:
         )
     if sdata.tables:
         raise DataError(f"There is no table {options['table_key']!r}; found {listed(sdata.tables)}. Use --table-key.")
-    given = {n: options[n] for n in ("step_um", "min_tissue", "image_key")}
-    pp.tile(sdata, crop_um=options["crop_um"][0], table_key=options["table_key"], **stated(**given))
+    given = {n: options[n] for n in ("step_um", "min_tissue", "image_key", "table_key")}
+    pp.tile(sdata, crop_um=options["crop_um"][0], **stated(**given))
 
 
-def _quality(sdata: Any, options: Mapping[str, Any]) -> None:
-    from sealst import pp
-
-    metrics = list(dict.fromkeys([*options["metrics"], *options["thresholds"]]))
-    if metrics:
-        pp.quality(
-            sdata,
-            metrics=metrics,
-            thresholds=options["thresholds"] or None,
-            table_key=options["table_key"],
-        )
+def fitting(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that are arguments of a function."""
+    return stated(**{name: options[name] for name in inspect.signature(function).parameters if name in options})
 
 
 def _name(table: Any) -> str:

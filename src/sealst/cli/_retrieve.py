@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,83 +12,55 @@ import click
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._text_table import read_text_table
-from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
-from sealst.cli._options import (
-    ANY_PATH,
-    EXISTING_FILE,
-    device_option,
-    load_model,
-    model_options,
-    net_help,
-    region_option,
-    sections_argument,
-    stacked,
-    stated,
-    table_key_option,
-    table_out_options,
-)
+from sealst.cli import _options as opt
+from sealst.cli._common import Answer, SealstCommand
+from sealst.cli._from_signature import options_of
 from sealst.cli._sections import Work, check_ending, check_new, write_frame
-from sealst.cli._types import Genes, KeyValue, YamlMapping, merged
+from sealst.cli._types import ANY_PATH, EXISTING_FILE, Genes, KeyValue, YamlMapping, merged
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _QUERIES = ("genes", "signature", "pathway", "profile", "image", "spot")
 
-_query = stacked(
+_query = opt.stacked(
     click.option("--genes", type=Genes(), default=None, help="Gene, or several separated by commas, or a text file."),
     click.option("--signature", type=YamlMapping(), default=None,
                  help="Weights of genes, such as '{ERBB2: 1, VIM: -1}', or a YAML file."),
     click.option("--pathway", default=None, help="Name of a gene set of --net."),
-    click.option("--net", default=None, help=f"With --pathway. {net_help}"),
+    click.option("--net", default=None, help=f"With --pathway. {opt.net_help}"),
     click.option("--profile", type=EXISTING_FILE, default=None,
                  help="CSV or TSV with a gene and its log1p-CP10k per line."),
     click.option("--image", type=EXISTING_FILE, default=None, help="Picture of the model's crop size in pixels."),
     click.option("--spot", default=None, help="Name of a spot: crops that look like its crop."),
 )  # fmt: skip
 
-_search = stacked(
-    click.option("--n-hits", type=click.IntRange(min=1), default=10, show_default=True, help="Hits of each section."),
-    click.option("--suppress-um", type=click.FloatRange(min=0), default=0.0, show_default=True,
-                 help="Smallest distance in µm between two hits of a section."),
-    click.option("--n-std", type=float, default=10.0, show_default=True,
-                 help="Genes and signatures: how far the reference is moved, in standard deviations."),
-    click.option("--reference", default=None, help="Genes and signatures: boolean column of .obs, from whose mean."),
-    click.option("--where", multiple=True, type=KeyValue(),
-                 help="Of an index: value of a column, such as organ=breast; may be repeated."),
-    click.option("--key", default=Keys.EMBEDDING, show_default=True, help="Slot in .obsm with the embeddings."),
-    click.option("--key-added", default=Keys.SIMILARITY, show_default=True,
-                 help="Column of .obs with the similarities; that of the ranks ends in _rank."),
+_search = options_of(
+    "tl.retrieve", "n_hits", "suppress_um", "n_std", "reference", "where", "key", "key_added",
+    n_hits={"help": "Hits of each section."},
+    suppress_um={"type": click.FloatRange(min=0)},
+    reference={"help": "Genes and signatures: boolean column of .obs, from whose mean."},
+    key_added={"help": "Column of .obs with the similarities; that of the ranks ends in _rank."},
+    where={"multiple": True, "type": KeyValue(),
+           "help": "Of an index: value of a column, such as organ=breast; may be repeated."},
 )  # fmt: skip
 
 
 @click.command(
     cls=SealstCommand,
     epilog="Examples: `sealst retrieve s1.zarr --model run --genes ERBB2 --hits erbb2.csv`; `sealst retrieve library "
-    f"--model run --pathway HALLMARK_HYPOXIA --net hallmark.gmt --where organ=breast`. {EXIT_CODES}",
+    "--model run --pathway HALLMARK_HYPOXIA --net hallmark.gmt --where organ=breast`.",
 )
-@sections_argument
-@model_options
+@opt.model_options()
 @_query
 @_search
 @click.option("--hits", type=ANY_PATH, default=None, help="Write the hits here: .csv, .tsv or .json.")
 @click.option("--save/--no-save", default=True, show_default=True, help="Write similarities and ranks into .obs.")
-@table_out_options
-@region_option
-@table_key_option
-@device_option
+@opt.region_option
+@opt.work_options(tables=True)
+@opt.device_option
 def retrieve(
-    sections: tuple[Path, ...],
-    *,
-    model: Path,
-    weights: Path | None,
-    base: str | None,
-    device: str | None,
-    hits: Path | None,
-    out: Path | None,
-    overwrite: bool,
-    save: bool,
-    **options: Any,
+    work: Work, *, model: opt.Stored, device: str | None, hits: Path | None, save: bool, **options: Any
 ) -> Answer:
     """Find spots whose picture fits a gene, pathway or spot.
 
@@ -95,16 +68,16 @@ def retrieve(
     wrote, or one index of `sealst index`. Give one query. Of sections .obs gets similarity and rank of every spot,
     saved where the tables came from or in --out; the hits of each section are printed, and written to --hits.
     """
-    _check(options, hits, overwrite)
-    if out is not None and not save:
+    _check(options, hits, work.overwrite)
+    if work.out is not None and not save:
         raise click.UsageError("Give one of --out and --no-save.")
-    is_index = len(sections) == 1 and (sections[0] / "config.json").is_file()
-    if is_index and out is not None:
+    is_index = len(work.paths) == 1 and (work.paths[0] / "config.json").is_file()
+    if is_index and work.out is not None:
         raise click.UsageError("An index has no tables to write; name a file for the hits with --hits.")
-    work = Work(sections, out, overwrite, options["table_key"], save=save, tables=True)
-    seal = load_model(model, weights=weights, base=base, device=device)
+    seal = model.load(device)
     name, given = _call(options)
-    found = _of_index(sections[0], seal, given) if is_index else _of_sections(work, seal, given)
+    given["table_key"] = work.table_key
+    found = _of_index(work.paths[0], seal, given) if is_index else _of_sections(replace(work, save=save), seal, given)
     found.insert(0, "asked", name)
     if hits is not None:
         write_frame(found, hits)
@@ -139,7 +112,7 @@ def _call(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         query, name = _picture(value), value.name
     else:
         query, name = value, value
-    return name, {"query": query, "kind": kind} | stated(**rest)
+    return name, {"query": query, "kind": kind} | opt.stated(**rest)
 
 
 def _of_index(path: Path, model: Any, given: Mapping[str, Any]) -> pd.DataFrame:
@@ -159,8 +132,7 @@ def _of_sections(work: Work, model: Any, given: Mapping[str, Any]) -> pd.DataFra
 
     def run(data: Any) -> dict[str, Any]:
         search(data, model, **given)
-        table = data.tables[given["table_key"]] if hasattr(data, "tables") else data
-        frames.append(_hits(table, key))
+        frames.append(_hits(work.table(data), key))
         return {}
 
     records = work.run(run)

@@ -113,6 +113,11 @@ class Work:
     #: whether h5ad tables will do
     tables: bool = False
 
+    def table(self, data: Any) -> AnnData:
+        """Table of a section, or the table itself."""
+        table: AnnData = data.tables[self.table_key] if hasattr(data, "tables") else data
+        return table
+
     def run(self, function: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
         """Call a function on every section and save what it wrote; one record per section."""
         if self.tables and (paths := _tables_of(self.paths)):

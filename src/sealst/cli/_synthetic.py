@@ -9,8 +9,9 @@ import click
 
 from sealst._files import new_folder, write_text
 from sealst._logging import quiet_writing
-from sealst.cli._common import EXIT_CODES, Answer, SealstCommand
-from sealst.cli._options import ANY_PATH, overwrite_option, seed_option, stated
+from sealst.cli._common import Answer, SealstCommand
+from sealst.cli._from_signature import options_of
+from sealst.cli._options import out_option, seed_option, stated
 from sealst.cli._sections import check_new
 
 _MANIFEST = "manifest.csv"
@@ -19,17 +20,14 @@ _MANIFEST = "manifest.csv"
 @click.command(
     cls=SealstCommand,
     epilog="Example: `sealst synthetic --out data --n-sections 3`, then `sealst prepare data/manifest.csv --out "
-    f"sections`. {EXIT_CODES}",
+    "sections`.",
 )
-@click.option("--out", type=ANY_PATH, required=True, help="New folder.")
-@overwrite_option
-@click.option("--n-sections", type=click.IntRange(min=1), default=3, show_default=True, help="Number of sections.")
-@click.option("--n-patients", type=click.IntRange(min=1), default=None, help="Of patients; default one per section.")
-@click.option("--size-um", type=float, default=2000.0, show_default=True, help="Side of the picture in µm.")
-@click.option("--mpp", type=float, default=0.5, show_default=True, help="µm per pixel.")
-@click.option("--array", type=click.Choice(["hex", "square"]), default="hex", show_default=True, help="Spot array.")
-@click.option("--pitch-um", type=float, default=100.0, show_default=True, help="Distance of neighbouring spots in µm.")
-@click.option("--n-genes", type=click.IntRange(min=1), default=600, show_default=True, help="Number of genes.")
+@out_option("New folder.")
+@options_of(
+    "datasets.synthetic", "n_sections", "n_patients", "size_um", "mpp", "array", "pitch_um", "n_genes",
+    n_sections={"default": 3},
+    array={"type": click.Choice(["hex", "square"])},
+)  # fmt: skip
 @seed_option
 def synthetic(out: Path, *, overwrite: bool, n_sections: int, **options: Any) -> Answer:
     """Draw H&E sections with spots (datasets.synthetic).

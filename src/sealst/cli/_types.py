@@ -12,6 +12,10 @@ import yaml
 from sealst._errors import DataError
 from sealst._validate import from_yaml, listed, parse_yaml
 
+EXISTING = click.Path(path_type=Path, exists=True)
+EXISTING_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+ANY_PATH = click.Path(path_type=Path)
+
 
 class YamlMapping(click.ParamType):
     """Names and values: inline YAML such as ``{epochs: 5}``, or a YAML file; with `word` also a single word."""

@@ -1,0 +1,63 @@
+"""Files and folders appear complete or not at all."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+
+from sealst._errors import CheckpointError
+from sealst._files import complete_file, new_folder, replace_folder, write_json, write_text
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path, sync):
+    path = tmp_path / "a.txt"
+    write_text(path, "old", sync=sync)
+
+    def half() -> None:
+        with complete_file(path, sync=sync) as partial:
+            assert (partial.parent, partial.suffix) == (path.parent, path.suffix)
+            partial.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        half()
+    assert path.read_text() == "old"
+    write_json(path, {"a": 1}, sync=sync)
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_files_have_the_rights_of_others_beside_them(tmp_path):
+    write_text(tmp_path / "ours.txt", "x")
+    (tmp_path / "plain.txt").write_text("x")
+    ours, plain = ((tmp_path / f"{name}.txt").stat().st_mode for name in ("ours", "plain"))
+    assert stat.S_IMODE(ours) == stat.S_IMODE(plain)
+
+
+def test_a_folder_is_replaced_only_where_it_is_of_the_kind_and_only_when_complete(tmp_path):
+    path = tmp_path / "run"
+    with new_folder(path, overwrite=False, marker="m") as work:
+        (work / "m").write_text("1")
+    with (
+        pytest.raises(CheckpointError, match="exists; pass `overwrite=True`"),
+        new_folder(path, overwrite=False, marker="m"),
+    ):
+        pass
+    with pytest.raises(CheckpointError, match="holds something else"), new_folder(path, overwrite=True, marker="n"):
+        pass
+
+    def half() -> None:
+        with new_folder(path, overwrite=True, marker="m") as work:
+            (work / "m").write_text("2")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half()
+    assert (path / "m").read_text() == "1"
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "m").write_text("3")
+    replace_folder(tmp_path / "done", path)
+    assert (path / "m").read_text() == "3"
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
