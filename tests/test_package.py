@@ -32,7 +32,7 @@ LAYERS = ("base", "_core", "_data", "models | _train", "_section", "adapters", "
 #: files that know annotated data and that all adapters share
 SECTION_FILES = ("_section", "_evaluation")
 
-MAX_BODY, MAX_FILE, MAX_POSITIONAL = 40, 400, 3
+MAX_BODY, MAX_FILE, MAX_POSITIONAL = 60, 400, 3
 
 #: import names whose distribution is called something else
 DISTRIBUTIONS = {"PIL": "pillow", "faiss": "faiss-cpu", "openslide": "openslide-python", "sksurv": "scikit-survival"}
