@@ -147,7 +147,7 @@ def _described(node: Any, names: Collection[str]) -> dict[str, tuple[str, ...]]:
         r"^Parameters\n-+\n(.*?)(?=^\w+\n-+$|\Z)", filled(ast.get_docstring(node) or ""), flags=re.M | re.S
     )
     found = re.findall(r"^(\w[\w, ]*)\n((?:^ .*\n?|^\n)+)", section[1] if section else "", flags=re.M)
-    return {name: _sentences(text, names) for listed, text in found for name in listed.split(", ")}
+    return {name: _sentences(words, names) for listed, words in found for name in listed.split(", ")}
 
 
 def _sentences(text: str, names: Collection[str]) -> tuple[str, ...]:
