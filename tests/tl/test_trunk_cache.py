@@ -17,7 +17,7 @@ from timm.models import save_for_hf
 
 import sealst as sl
 from sealst._data.crops import source as store
-from sealst._train.inputs import CachePlan, may_cache, use_trunk_cache
+from sealst._train.inputs import CacheCost, may_cache, use_trunk_cache
 from sealst.models import build_encoder
 from sealst.models._encoders.encoder import Encoder
 
@@ -154,7 +154,7 @@ def test_trunk_facts_do_not_depend_on_the_adapter():
         assert adapted.trunk_facts(10) == plain
 
 
-def plan(**changes) -> CachePlan:
+def plan(**changes) -> CacheCost:
     standard = {
         "n_blocks": 12,
         "n_trunk": 11,
@@ -164,7 +164,7 @@ def plan(**changes) -> CachePlan:
         "size": GIB,
         "free": 9 * GIB,
     }
-    return CachePlan(**(standard | changes))
+    return CacheCost(**(standard | changes))
 
 
 CHOICES = {
