@@ -199,9 +199,10 @@ def image_inputs(
     absent = {key: entry for key, entry in distinct.items() if not is_complete(entry)}
     missing = sum(entry.n * entry.views for entry in absent.values())
     cost = CacheCost(
-        spec.n_blocks,
-        model.n_trunk,
-        *(sum(len(crops) for crops in crop_sets if crops.train == train) for train in (True, False)),
+        n_blocks=spec.n_blocks,
+        n_trunk=model.n_trunk,
+        n_train=sum(len(crops) for crops in crop_sets if crops.train),
+        n_held=sum(len(crops) for crops in crop_sets if not crops.train),
         missing=missing,
         size=token_bytes(missing, 1, (px // spec.patch_px) ** 2 + spec.n_prefix, spec.width),
         free=_free(),

@@ -126,12 +126,12 @@ class Stage(L.LightningModule, ABC):
         if params.mask_genes:
             shown, hidden = mask_genes(shown, params.mask_genes)
         code = self.model.gene_encoder(shown, sample=params.kl)
-        told = code.z
+        z = code.z
         if "organ" in batch:
             # -1 is an unknown organ.
             vectors = self.model.organ_embedding(batch["organ"].clamp(min=0))
-            told = told + vectors * (batch["organ"] >= 0)[:, None]
-        decoded = self.model.gene_encoder.decode(told)
+            z = z + vectors * (batch["organ"] >= 0)[:, None]
+        decoded = self.model.gene_encoder.decode(z)
         terms = {"gene": self.reconstruction(decoded, target, batch)}
         if hidden is not None:
             asked = hidden if "mask" not in batch else hidden & batch["mask"]
