@@ -57,13 +57,17 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
 _SILENCE_S = 30.0
 
 
-class SameProcesses(L.Callback):
-    """Refuses to train where Lightning counts the processes otherwise than the sampler: they would share spots."""
+class SegmentSchedule(L.Callback):
+    """Keeps Lightning in step with the sampler: the same processes, and held-out scores at the end of an epoch alone.
+
+    An epoch of Lightning's is a stretch of the sampler's; it counts from the one that a run goes on with.
+    """
 
     def __init__(self, sampler: SegmentSampler) -> None:
         self.sampler = sampler
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        # Where both count otherwise, processes would share spots.
         expected, found = (self.sampler.world, self.sampler.rank), (trainer.world_size, trainer.global_rank)
         # All of them stop, as one alone would leave the others waiting for it.
         if trainer.strategy.reduce_boolean_decision(expected == found):
@@ -74,29 +78,13 @@ class SameProcesses(L.Callback):
             "started, and unset what is left of another one (WORLD_SIZE, RANK, LOCAL_RANK)."
         )
 
-
-class EpochEnds(L.Callback):
-    """Scores held-out spots after the last stretch of every epoch; Lightning counts from the one a run goes on with."""
-
-    def __init__(self, sampler: SegmentSampler) -> None:
-        self.sampler = sampler
-
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         number = self.sampler.first + trainer.current_epoch + 1
         last = number % self.sampler.segments_per_epoch == 0
         trainer.check_val_every_n_epoch = 1 if last else trainer.current_epoch + 2
 
 
-def _broken(stage: Any, loss: float) -> str | None:
-    """What is no number any more: the loss, or the weights, which the last steps may break unseen by any loss."""
-    if not math.isfinite(loss):
-        return f"The loss became {loss}"
-    state = stage.model.trained_state() | stage.own()
-    bad = [name for name, values in state.items() if values.is_floating_point() and not values.isfinite().all()]
-    return f"Weights became NaN or infinite ({listed(bad, 3)})" if bad else None
-
-
-class Recorder(L.Callback):
+class MetricsLog(L.Callback):
     """One row per stretch, in memory and, atomically, in the run folder; one progress bar over all of them."""
 
     def __init__(
@@ -123,7 +111,13 @@ class Recorder(L.Callback):
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if found or not k.startswith("val_")}
         done = self.sampler.segment + 1
         epoch = done / self.sampler.segments_per_epoch
-        if broken := _broken(pl_module, metrics["train_loss"]):
+        # The last steps may break weights unseen by any loss.
+        state = pl_module.model.trained_state() | pl_module.own()
+        bad = [name for name, values in state.items() if values.is_floating_point() and not values.isfinite().all()]
+        broken = f"Weights became NaN or infinite ({listed(bad, 3)})" if bad else None
+        if not math.isfinite(metrics["train_loss"]):
+            broken = f"The loss became {metrics['train_loss']}"
+        if broken is not None:
             raise DataError(
                 f"{broken} in epoch {math.ceil(epoch)} of stage {pl_module.name!r}. Lower `params.lr`, or check the "
                 "expression for extreme values. The last checkpoint is as it was."
@@ -133,18 +127,17 @@ class Recorder(L.Callback):
         if any(name.startswith("val_") for name in metrics):
             row |= {f"baseline_{name}": value for name, value in self.baseline.items()}
         self.rows.append(row)
-        self.bar.set_postfix({k.removeprefix("train_"): self._beside_baseline(k, v) for k, v in metrics.items()})
+        shown = {k.removeprefix("train_"): f"{v:.3f}" for k, v in metrics.items()}
+        for name, value in self.baseline.items():
+            if f"val_{name}" in shown:
+                shown[f"val_{name}"] += f" (frozen {value:.3f})"
+        self.bar.set_postfix(shown)
         self.bar.update()
         if self.bar.disable and time.monotonic() - self.said > _SILENCE_S:
             self.said = time.monotonic()
             logger.info("%s: %d of %d done, loss %.3f", pl_module.name, done, self.total, metrics["train_loss"])
         if self.path is not None and trainer.is_global_zero:
             write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False))
-
-    def _beside_baseline(self, name: str, value: float) -> str:
-        """A score as the bar shows it, with the line to beat where there is one."""
-        baseline = self.baseline.get(name.removeprefix("val_")) if name.startswith("val_") else None
-        return f"{value:.3f}" if baseline is None else f"{value:.3f} (frozen {baseline:.3f})"
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.bar.close()
@@ -154,17 +147,7 @@ class Recorder(L.Callback):
             self.bar.close()
 
 
-def _wait_to_be_named_last(folder: Path) -> None:
-    """Wait, a second at most, until the name of a new event file sorts after those there.
-
-    TensorBoard reads files in the order of their names, which hold the second and then the process and a counter as
-    plain numbers ("10" before "9"): a run that goes on within the second it was stopped in would be read first.
-    """
-    if any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
-        time.sleep(1.0)
-
-
-class Curves(L.Callback):
+class TensorBoardLog(L.Callback):
     """The same rows as event files for TensorBoard, one folder per stage; what a resumed run repeats is replaced."""
 
     def __init__(self, folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -173,9 +156,12 @@ class Curves(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purged = pl_module.done + 1 if pl_module.done else None
-        _wait_to_be_named_last(self.folder / pl_module.name)
-        self.writer = SummaryWriter(self.folder / pl_module.name, purge_step=purged)
+        folder = self.folder / pl_module.name
+        # TensorBoard reads files in the order of their names, which hold the second and then process and counter as
+        # plain numbers ("10" before "9"): a run that goes on within the second it was stopped in would be read first.
+        if any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+            time.sleep(1.0)
+        self.writer = SummaryWriter(folder, purge_step=pl_module.done + 1 if pl_module.done else None)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         row = self.rows[-1]
@@ -192,8 +178,11 @@ class Curves(L.Callback):
             self.writer.close()
 
 
-class Keeper(L.Callback):
-    """Best weights by a held-out metric, and whether it is time to stop."""
+class EarlyStopping(L.Callback):
+    """Best weights by a held-out metric, in memory, and whether it is time to stop.
+
+    Lightning's own would stop at a score that is no number, and its checkpoints keep the frozen weights too.
+    """
 
     def __init__(self, monitor: str, patience: int | None) -> None:
         self.monitor, self.patience = f"val_{monitor}", patience
@@ -218,24 +207,36 @@ class Keeper(L.Callback):
             model.load_trained(self.weights)
             logger.info("best %s: %.4f; its weights are kept", self.monitor, self.best)
 
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+    def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited, "weights": self.weights}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
-        self.best, self.waited, self.weights = state["best"], state["waited"], state["weights"]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.best, self.waited, self.weights = (state_dict[name] for name in ("best", "waited", "weights"))
 
 
-class Checkpointer(L.Callback):
-    """Everything that the next step depends on, after every stretch; at most one every `seconds` within a stage."""
+class Checkpoints(L.Callback):
+    """Everything that the next step depends on, after every stretch; at most one every `seconds` within a stage.
+
+    Starts from `state`, where there is one.
+    """
 
     def __init__(
-        self, folder: Path | None, *, sampler: SegmentSampler, keeper: Keeper, rows: list[dict[str, Any]],
-        total: int, seconds: float, cache: str,
+        self, folder: Path | None, state: Mapping[str, Any] | None, *, sampler: SegmentSampler, best: EarlyStopping,
+        rows: list[dict[str, Any]], total: int, seconds: float, cache: str,
     ) -> None:  # fmt: skip
-        self.cache, self.folder, self.sampler, self.keeper, self.rows = cache, folder, sampler, keeper, rows
-        self.total, self.seconds, self._last = total, seconds, -math.inf
+        self.folder, self.state, self.sampler, self.best, self.rows = folder, state, sampler, best, rows
+        self.total, self.seconds, self.cache, self._last = total, seconds, cache, -math.inf
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self.state is None:
+            return
+        trainer.optimizers[0].load_state_dict(self.state["optimizer"])
+        trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["scheduler"])
+        pl_module.load_state_dict(self.state["stage_state"], strict=False)
+        # Checkpoints of earlier versions have none.
+        if precision := self.state.get("precision"):
+            trainer.precision_plugin.load_state_dict(precision)
+        self.state = None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         segment = self.sampler.segment + 1
@@ -249,7 +250,6 @@ class Checkpointer(L.Callback):
             {
                 "stage": pl_module.name,
                 "segment": self.total if over else segment,
-                # Cached tokens are rounded, so the way of reading belongs to the state.
                 "cache": self.cache,
                 "step": pl_module.done + trainer.global_step,
                 "model": {k: v.detach().cpu() for k, v in pl_module.model.trained_state().items()},
@@ -258,26 +258,8 @@ class Checkpointer(L.Callback):
                 "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
                 # In float16 the scale of the loss, which grows for thousands of steps.
                 "precision": trainer.precision_plugin.state_dict(),
-                "keeper": self.keeper.state(),
+                "keeper": self.best.state_dict(),
                 "rows": self.rows,
             },
         )
         self._last = time.monotonic()
-
-
-class Restorer(L.Callback):
-    """Continue from a checkpoint."""
-
-    def __init__(self, state: Mapping[str, Any] | None) -> None:
-        self.state = state
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if self.state is None:
-            return
-        trainer.optimizers[0].load_state_dict(self.state["optimizer"])
-        trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["scheduler"])
-        pl_module.load_state_dict(self.state["stage_state"], strict=False)
-        # Checkpoints of earlier versions have none.
-        if precision := self.state.get("precision"):
-            trainer.precision_plugin.load_state_dict(precision)
-        self.state = None

@@ -24,7 +24,7 @@ from sealst._core.device import has_bf16, processes
 from sealst._core.seeds import mixed_seed
 from sealst._data.dataset import PairDataset, as_is
 from sealst._errors import DataError
-from sealst._train.callbacks import Checkpointer, Curves, EpochEnds, Keeper, Recorder, Restorer, SameProcesses
+from sealst._train.callbacks import Checkpoints, EarlyStopping, MetricsLog, SegmentSchedule, TensorBoardLog
 from sealst._train.module import AlignStage, Stage, WarmupStage
 from sealst._train.params import TrainParams
 from sealst._train.sampler import MAX_SEGMENT_STEPS, InOrder, SegmentSampler
@@ -104,27 +104,22 @@ def _loader(data: PairDataset, sampler: Any, params: TrainParams, device: torch.
     )
 
 
-def _precision(params: TrainParams, device: torch.device) -> str:
-    if params.precision != "auto":
-        return params.precision
-    return "bf16-mixed" if has_bf16(device) else "32-true"
-
-
-def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: int, callbacks: Any, world: int
-             ) -> L.Trainer:  # fmt: skip
+def _trainer(
+    run: Run, params: TrainParams, device: torch.device, *, stretches: int, callbacks: list[L.Callback], world: int
+) -> L.Trainer:
     given = dict(run.trainer_kwargs)
     own = [device.index] if device.type == "cuda" and device.index is not None else 1
-    devices = given.pop("devices", own)
     strategy = given.pop("strategy", "auto")
     if world > 1 and strategy in ("auto", "ddp"):
         # The warm-up leaves out the encoder, and without the KL term nothing asks for the variance of the code.
         strategy = "ddp_find_unused_parameters_true"
+    best = "bf16-mixed" if has_bf16(device) else "32-true"
     options: dict[str, Any] = {
         "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
-        "devices": devices,
+        "devices": given.pop("devices", own),
         "strategy": strategy,
         "max_epochs": stretches,
-        "precision": _precision(params, device),
+        "precision": best if params.precision == "auto" else params.precision,
         "gradient_clip_val": params.clip_norm,
         "accumulate_grad_batches": params.accumulate,
         # Whether a stretch ends an epoch is told by a callback.
@@ -138,66 +133,6 @@ def _trainer(run: Run, params: TrainParams, device: torch.device, *, stretches: 
         "num_sanity_val_steps": 0,
     }
     return L.Trainer(**({"logger": False, "log_every_n_steps": 1} | given | options))
-
-
-def _processes(run: Run, device: torch.device) -> tuple[int, int]:
-    given = run.trainer_kwargs
-    return processes(given.get("devices", 1), given.get("num_nodes", 1), device.type)
-
-
-def _logs(run: Run, rows: list[dict[str, Any]], rank: int, **options: Any) -> list[L.Callback]:
-    """The log as a table, and as event files where TensorBoard is installed and the user brings no logger."""
-    path = None if run.folder is None else run.folder / "metrics.csv"
-    logs: list[L.Callback] = [Recorder(rows, path, show=run.show, **options)]
-    if path is not None and rank == 0 and "logger" not in run.trainer_kwargs and find_spec("tensorboard"):
-        logs.append(Curves(path.with_name("tensorboard"), rows))
-    return logs
-
-
-def _fit(
-    stage: Stage,
-    params: TrainParams,
-    run: Run,
-    *,
-    device: torch.device,
-    sampler: SegmentSampler,
-    total: int,
-    train: PairDataset,
-    held_out: PairDataset | None,
-    rows: list[dict[str, Any]],
-    baseline: Mapping[str, float],
-    cache: str,
-) -> None:
-    """Run one stage from where it stands."""
-    model = stage.model
-    state = run.state if run.state is not None and run.state["stage"] == stage.name else None
-    keeper = Keeper(params.monitor, params.patience if held_out is not None else None)
-    if state is not None:
-        sampler.first, stage.done = state["segment"], state["step"]
-        keeper.load(state["keeper"])
-    common: dict[str, Any] = {"sampler": sampler, "total": total}
-    callbacks = [
-        SameProcesses(sampler),
-        EpochEnds(sampler),
-        Restorer(state),
-        keeper,
-        *_logs(run, rows, sampler.rank, baseline=baseline, **common),
-        Checkpointer(run.folder, keeper=keeper, rows=rows, seconds=run.seconds, cache=cache, **common),
-    ]
-    stage.first_batch = sampler.first * sampler.steps
-    if sampler.first < total:
-        trainer = _trainer(
-            run, params, device, stretches=total - sampler.first, callbacks=callbacks, world=sampler.world,
-        )  # fmt: skip
-        validation = None
-        if held_out is not None:
-            # Of several batches, all but the last divide among the processes.
-            size = min(int(params.batch_size or 1) // sampler.world * sampler.world, len(held_out))
-            shares = InOrder(len(held_out), size, rank=sampler.rank, world=sampler.world)
-            validation = _loader(held_out, shares, params, device)
-        with interruptible(), _plain_errors(run):
-            trainer.fit(stage, _loader(train, sampler, params, device), validation)
-    keeper.restore(model)
 
 
 @contextmanager
@@ -232,49 +167,71 @@ def run_stages(
     `warmup` is expression for the first stage (default that of `train`), `weights` the probability of each training
     spot to be drawn, `baseline` held-out scores of the frozen encoder for the log.
     """
-    rows: list[dict[str, Any]] = list(run.state["rows"]) if run.state is not None else []
-    device = model.device
-    world, rank = _processes(run, device)
+    device, given, batch = model.device, run.trainer_kwargs, int(params.batch_size or 1)
+    world, rank = processes(given.get("devices", 1), given.get("num_nodes", 1), device.type)
+    rows: list[dict[str, Any]] = []
     if run.state is not None:
+        rows += run.state["rows"]
         model.load_trained(run.state["model"])
 
-    cache = "trunk" if train.caches_tokens else "none"
-
-    def sampler(data: PairDataset, name: str, probability: np.ndarray | None) -> SegmentSampler:
-        size = _batch_size(params, len(data), world)
-        return SegmentSampler(
-            len(data), batch_size=size, views=data.views, seed=mixed_seed(run.seed, name), weights=probability,
-            max_steps=run.max_steps, rank=rank, world=world,
-        )  # fmt: skip
-
-    def fit(make: Callable[..., Stage], data: PairDataset, lr: float, epochs: int, **options: Any) -> None:
+    def fit(
+        make: Callable[..., Stage], data: PairDataset, epochs: int, lr: float, *,
+        weights: np.ndarray | None = None, held_out: PairDataset | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        """Run one stage from where it stands."""
         # Lightning leaves a model that it has trained on the CPU.
         model.to(device)
-        drawn = sampler(data, make.__name__, options.pop("weights", None))
-        total = epochs * drawn.segments_per_epoch
-        steps = max(1, total * math.ceil(drawn.steps / params.accumulate))
-        stage = make(model, params, lr, steps, run.seed, **options.pop("stage", {}))
-        _fit(
-            stage, params, run, device=device, sampler=drawn, total=total, train=data, rows=rows, cache=cache, **options
-        )
+        # Spots per step over all processes, the same number in each.
+        size = min(batch, len(data))
+        if size < world:
+            raise DataError(f"`params.batch_size` is {size}, fewer than the {world} processes that share it.")
+        sampler = SegmentSampler(
+            len(data), batch_size=size // world * world, views=data.views, seed=mixed_seed(run.seed, make.__name__),
+            weights=weights, max_steps=run.max_steps, rank=rank, world=world,
+        )  # fmt: skip
+        total = epochs * sampler.segments_per_epoch
+        steps = max(1, total * math.ceil(sampler.steps / params.accumulate))
+        stage = make(model, params, lr, steps, run.seed, **options)
+        state = run.state if run.state is not None and run.state["stage"] == stage.name else None
+        best = EarlyStopping(params.monitor, params.patience if held_out is not None else None)
+        if state is not None:
+            sampler.first, stage.done = state["segment"], state["step"]
+            best.load_state_dict(state["keeper"])
+        stage.first_batch = sampler.first * sampler.steps
+        if sampler.first < total:
+            path = None if run.folder is None else run.folder / "metrics.csv"
+            callbacks: list[L.Callback] = [
+                SegmentSchedule(sampler),
+                best,
+                MetricsLog(rows, path, sampler=sampler, total=total, baseline=baseline or {}, show=run.show),
+                Checkpoints(
+                    run.folder, state, sampler=sampler, best=best, rows=rows, total=total, seconds=run.seconds,
+                    # Cached tokens are rounded, so the way of reading belongs to the state.
+                    cache="trunk" if train.caches_tokens else "none",
+                ),
+            ]  # fmt: skip
+            # Event files too, where TensorBoard is installed and the user brings no logger.
+            if path is not None and rank == 0 and "logger" not in given and find_spec("tensorboard"):
+                callbacks.insert(-1, TensorBoardLog(path.with_name("tensorboard"), rows))
+            trainer = _trainer(run, params, device, stretches=total - sampler.first, callbacks=callbacks, world=world)
+            validation = None
+            if held_out is not None:
+                # Of several batches, all but the last divide among the processes.
+                shares = InOrder(len(held_out), min(batch // world * world, len(held_out)), rank=rank, world=world)
+                validation = _loader(held_out, shares, params, device)
+            with interruptible(), _plain_errors(run):
+                trainer.fit(stage, _loader(data, sampler, params, device), validation)
+        best.restore(model)
 
     with quiet_lightning():
         model.train()
         if params.warmup_epochs and (run.state is None or run.state["stage"] == WarmupStage.name):
             alone = warmup or PairDataset(None, train.expression, measured=train.measured, extra=train.extra)
-            fit(WarmupStage, alone, params.warmup_lr, params.warmup_epochs, held_out=None, baseline={})
+            fit(WarmupStage, alone, params.warmup_epochs, params.warmup_lr)
         domains = {"n_domains": int(train.extra["domain"].max()) + 1} if "domain" in train.extra else {}
         fit(
-            AlignStage, train, float(params.lr or 0), int(params.epochs or 0), weights=weights, held_out=held_out,
-            baseline=baseline or {}, stage=domains,
+            AlignStage, train, int(params.epochs or 0), float(params.lr or 0), weights=weights, held_out=held_out,
+            **domains,
         )  # fmt: skip
     model.to(device).eval()
     return pd.DataFrame(rows)
-
-
-def _batch_size(params: TrainParams, n: int, world: int) -> int:
-    """Spots per step over all processes, the same number in each."""
-    size = min(int(params.batch_size or 1), n)
-    if size // world < 1:
-        raise DataError(f"`params.batch_size` is {size}, fewer than the {world} processes that share it.")
-    return size // world * world

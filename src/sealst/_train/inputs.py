@@ -29,8 +29,8 @@ _WORTH = 0.1
 Images = np.ndarray | Stacked
 
 
-class Wanted(NamedTuple):
-    """Crops that a run needs."""
+class CropSet(NamedTuple):
+    """Crops of the training spots, or of the held-out ones."""
 
     sources: Sequence[CropSource]
     #: whether augmented views are wanted
@@ -41,8 +41,18 @@ class Wanted(NamedTuple):
     def __len__(self) -> int:
         return sum(len(source.boxes) for source in self.sources)
 
+    def parts(self) -> list[tuple[CropSource, slice]]:
+        """Sources that have any crops, and where these stand among all of the set."""
+        ends = np.cumsum([len(source.boxes) for source in self.sources]).tolist()
+        found = zip(self.sources, ends, strict=True)
+        return [(source, slice(end - len(source.boxes), end)) for source, end in found if len(source.boxes)]
 
-class CachePlan(NamedTuple):
+    def read(self, px: int, *, show: bool | None) -> np.ndarray | CachedCrops:
+        """All crops, uint8 (n, px, px, 3)."""
+        return gather_crops(self.sources, px, self.folder, show=show)
+
+
+class CacheCost(NamedTuple):
     """What a trunk cache would save and cost."""
 
     #: blocks of the encoder, and how many of them come first and are frozen
@@ -88,31 +98,31 @@ def may_cache(params: TrainParams, n_trunk: int) -> bool:
     return True
 
 
-def use_trunk_cache(params: TrainParams, plan: CachePlan) -> bool:
+def use_trunk_cache(params: TrainParams, cost: CacheCost) -> bool:
     """Whether to train on cached tokens: on request, or when that is estimated to be less work and there is room.
 
     Work is counted in blocks per crop: a forward pass is 1, a backward pass 2. An epoch of the plain loop costs L + 2k
     (k of L blocks are adapted), on cached tokens 3k, and making one view L - k. A last block that runs for the class
     token alone counts in neither L nor k.
     """
-    room = plan.size <= _DISK_SHARE * plan.free
+    room = cost.size <= _DISK_SHARE * cost.free
     if params.cache == "trunk":
         if not room:
             raise DataError(
-                f"The trunk cache needs {_bytes(plan.size)}, but the disk of {str(token_root())!r} has "
-                f"{_bytes(plan.free)} free, of which a tenth is left alone. {no_room_advice()}"
+                f"The trunk cache needs {_bytes(cost.size)}, but the disk of {str(token_root())!r} has "
+                f"{_bytes(cost.free)} free, of which a tenth is left alone. {no_room_advice()}"
             )
         return True
-    blocks, epochs = plan.n_blocks - plan.n_light, int(params.epochs or 1)
-    adapted = max(0, blocks - plan.n_trunk)
-    plain = epochs * (plan.n_train * (blocks + 2 * adapted) + plan.n_held * blocks)
-    cached = epochs * (3 * plan.n_train + plan.n_held) * adapted + plan.missing * plan.n_trunk
+    blocks, epochs = cost.n_blocks - cost.n_light, int(params.epochs or 1)
+    adapted = max(0, blocks - cost.n_trunk)
+    plain = epochs * (cost.n_train * (blocks + 2 * adapted) + cost.n_held * blocks)
+    cached = epochs * (3 * cost.n_train + cost.n_held) * adapted + cost.missing * cost.n_trunk
     cheaper = cached < (1 - _WORTH) * plain
     verdict = f"{cached / plain:.0%} of the plain loop's work in {epochs} epochs"
     if not cheaper:
         verdict += ": too little gain"
     elif not room:
-        verdict = f"tokens need {_bytes(plan.size)}, but {_bytes(plan.free)} are free; {no_room_advice()}"
+        verdict = f"tokens need {_bytes(cost.size)}, but {_bytes(cost.free)} are free; {no_room_advice()}"
     logger.info("cache = %s (%s)", "trunk" if cheaper and room else "none", verdict)
     return cheaper and room
 
@@ -148,7 +158,7 @@ def _trunk(model: Any, params: TrainParams) -> Trunk:
 
 
 def image_inputs(
-    model: Any, wanted: Sequence[Wanted], params: TrainParams, *, show: bool | None = None
+    model: Any, crop_sets: Sequence[CropSet], params: TrainParams, *, show: bool | None = None
 ) -> list[Images]:
     """Crops of the training and of the held-out spots, or their cached tokens.
 
@@ -156,94 +166,78 @@ def image_inputs(
     ----------
     model
         A `SealModel`, in evaluation mode.
-    wanted
+    crop_sets
         What to read, in this order.
     params
         With every field filled.
     show
         Progress bars; None follows the settings.
     """
-    px = model.crop.crop_px
+    px, spec = model.crop.crop_px, model.encoder.spec
     if not may_cache(params, model.n_trunk):
-        return [gather_crops(w.sources, px, w.folder, show=show) for w in wanted]
+        return [crops.read(px, show=show) for crops in crop_sets]
     trunk, views = _trunk(model, params), n_views(params)
-    kept, entries = _entries(trunk, wanted, px, views=views, show=show)
-    flat = [entry for some in entries for entry in some]
-    distinct = {entry.key: entry for entry in flat}
+
+    # Crops where all of them fit into memory, and the entry of every section that has any.
+    total = sum(map(len, crop_sets))
+    small = fits_memory(total, px)
+    kept: list[Any] = [crops.read(px, show=show) if small else None for crops in crop_sets]
+    entries: list[list[Entry]] = []
+    with progress(None, "reading crops", total=total, show=False if small else show) as bar:
+        for crops, pixels in zip(crop_sets, kept, strict=True):
+            entries.append([])
+            for source, rows in crops.parts():
+                n = len(source.boxes)
+                if pixels is None:
+                    digest = source_digest(source, px, bar=bar)
+                else:
+                    digest = crops_digest([(slice(None), pixels[rows])], n)
+                count = views if crops.train else 1
+                entries[-1].append(trunk.entry(token_root(), digest=digest, n=n, px=px, views=count))
+
+    distinct = {entry.key: entry for some in entries for entry in some}
     absent = {key: entry for key, entry in distinct.items() if not is_complete(entry)}
-    plan = _plan(model, wanted, list(absent.values()))
-    if not use_trunk_cache(params, plan):
+    missing = sum(entry.n * entry.views for entry in absent.values())
+    cost = CacheCost(
+        n_blocks=spec.n_blocks,
+        n_trunk=model.n_trunk,
+        n_train=sum(len(crops) for crops in crop_sets if crops.train),
+        n_held=sum(len(crops) for crops in crop_sets if not crops.train),
+        missing=missing,
+        size=token_bytes(missing, 1, (px // spec.patch_px) ** 2 + spec.n_prefix, spec.width),
+        free=_free(),
+        n_light=model.encoder.n_light,
+    )
+    if not use_trunk_cache(params, cost):
         return [
-            gather_crops(w.sources, px, w.folder, show=show) if crops is None else crops
-            for w, crops in zip(wanted, kept, strict=True)
+            crops.read(px, show=show) if pixels is None else pixels
+            for crops, pixels in zip(crop_sets, kept, strict=True)
         ]
     logger.info(
         "trunk cache: %s to write for %d crops x %d views in %s, %s free; %d of %d sections are there",
-        _bytes(plan.size), plan.n_train, views, token_root(), _bytes(plan.free), len(distinct) - len(absent),
+        _bytes(cost.size), cost.n_train, views, token_root(), _bytes(cost.free), len(distinct) - len(absent),
         len(distinct),
     )  # fmt: skip
-    with progress(None, "trunk cache", total=plan.missing, show=show if absent else False) as bar:
-        for w, crops, some in zip(wanted, kept, entries, strict=True):
-            _fill(trunk, w, some, absent=absent, crops=crops, px=px, bar=bar)
+    with progress(None, "trunk cache", total=cost.missing, show=show if absent else False) as bar:
+        for crops, pixels, some in zip(crop_sets, kept, entries, strict=True):
+            for entry, (source, rows) in zip(some, crops.parts(), strict=True):
+                if entry.key not in absent:
+                    continue
+                # Crops that are not in memory are read section by section and dropped again.
+                with tempfile.TemporaryDirectory(dir=crops.folder) as scratch:
+
+                    def read(
+                        source: CropSource = source, rows: slice = rows, pixels: Any = pixels, scratch: str = scratch
+                    ) -> Any:
+                        if pixels is not None:
+                            return pixels[rows]
+                        return gather_crops([source], px, Path(scratch), show=False)
+
+                    trunk.fill(entry, read, bar=bar)
     touch(distinct.values())
     return [stacked_tokens([entry.folder for entry in some]) for some in entries]
-
-
-def _plan(model: Any, wanted: Sequence[Wanted], absent: Sequence[Entry]) -> CachePlan:
-    spec, px = model.encoder.spec, model.crop.crop_px
-    missing = sum(entry.n * entry.views for entry in absent)
-    size = token_bytes(missing, 1, (px // spec.patch_px) ** 2 + spec.n_prefix, spec.width)
-    n_train, n_held = (sum(len(w) for w in wanted if w.train == train) for train in (True, False))
-    light = model.encoder.n_light
-    return CachePlan(spec.n_blocks, model.n_trunk, n_train, n_held, missing, size, _free(), n_light=light)
 
 
 def _free() -> int:
     settings.cache_dir.mkdir(parents=True, exist_ok=True)
     return shutil.disk_usage(settings.cache_dir).free
-
-
-def _filled(w: Wanted) -> list[CropSource]:
-    return [source for source in w.sources if len(source.boxes)]
-
-
-def _slices(w: Wanted) -> list[slice]:
-    ends = np.cumsum([len(source.boxes) for source in _filled(w)])
-    return [slice(end - len(source.boxes), end) for end, source in zip(ends.tolist(), _filled(w), strict=True)]
-
-
-def _entries(
-    trunk: Trunk, wanted: Sequence[Wanted], px: int, *, views: int, show: bool | None
-) -> tuple[list[np.ndarray | None], list[list[Entry]]]:
-    """Crops where all of them fit into memory, and the entry of every section that has any."""
-    small = fits_memory(sum(map(len, wanted)), px)
-    kept: list[Any] = [gather_crops(w.sources, px, w.folder, show=show) if small else None for w in wanted]
-    entries = []
-    with progress(None, "reading crops", total=sum(map(len, wanted)), show=False if small else show) as bar:
-        for w, crops in zip(wanted, kept, strict=True):
-            some = []
-            for source, rows in zip(_filled(w), _slices(w), strict=True):
-                n = len(source.boxes)
-                if crops is None:
-                    digest = source_digest(source, px, bar=bar)
-                else:
-                    digest = crops_digest([(slice(None), crops[rows])], n)
-                count = views if w.train else 1
-                some.append(trunk.entry(token_root(), digest=digest, n=n, px=px, views=count))
-            entries.append(some)
-    return kept, entries
-
-
-def _fill(
-    trunk: Trunk, w: Wanted, entries: Sequence[Entry], *, absent: dict[str, Entry], crops: Any, px: int, bar: Any
-) -> None:
-    """Write what is absent; crops that are not in memory are read section by section and dropped again."""
-    for entry, source, rows in zip(entries, _filled(w), _slices(w), strict=True):
-        if entry.key not in absent:
-            continue
-        with tempfile.TemporaryDirectory(dir=w.folder) as scratch:
-
-            def read(source: CropSource = source, rows: slice = rows, scratch: str = scratch) -> Any:
-                return gather_crops([source], px, Path(scratch), show=False) if crops is None else crops[rows]
-
-            trunk.fill(entry, read, bar=bar)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import lightning as L
@@ -29,7 +29,7 @@ Batch = dict[str, torch.Tensor]
 MAX_POOL = 20_000
 
 
-class Alignable(Protocol):
+class AlignmentModel(Protocol):
     """What training needs of a model."""
 
     encoder: Any
@@ -62,22 +62,13 @@ class Alignable(Protocol):
         ...
 
 
-def _cosine(warm: int, total: int) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
-
-    return factor
-
-
 class Stage(L.LightningModule, ABC):
     """Optimiser, schedule and logging that both stages share."""
 
     #: its name in the log
     name: str
 
-    def __init__(self, model: Alignable, params: TrainParams, lr: float, total_steps: int, seed: int = 0) -> None:
+    def __init__(self, model: AlignmentModel, params: TrainParams, lr: float, total_steps: int, seed: int = 0) -> None:
         super().__init__()
         self.model, self.params, self.lr, self.total_steps, self.seed = model, params, lr, total_steps, seed
         self.reconstruct = (RECONSTRUCTION | COUNT_RECONSTRUCTION)[params.reconstruction]
@@ -109,7 +100,13 @@ class Stage(L.LightningModule, ABC):
         fused = self.model.device.type == "cpu" and "mixed" not in str(self.trainer.precision)
         optimiser = torch.optim.AdamW(options, lr=self.lr, fused=fused or None)
         warm = max(1, round(0.05 * self.total_steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(warm, self.total_steps))
+
+        def factor(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, self.total_steps - warm))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -119,33 +116,29 @@ class Stage(L.LightningModule, ABC):
 
     def gene_terms(self, batch: Batch) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
         """Code, standardised target and the gene side's loss terms."""
-        target = self.model.standardise(batch["expression"])
-        shown, hidden = self._corrupted(target, batch.get("mask"))
-        code = self.model.gene_encoder(shown, sample=self.params.kl)
-        decoded = self.model.gene_encoder.decode(self._with_organ(code.z, batch.get("organ")))
+        params, target = self.params, self.model.standardise(batch["expression"])
+        shown, hidden = target, None
+        if params.noise:
+            shown = add_noise(target, params.noise)
+            if "mask" in batch:
+                # Genes that are not measured stay at 0, by which some encoders know them.
+                shown = shown.masked_fill(~batch["mask"], 0)
+        if params.mask_genes:
+            shown, hidden = mask_genes(shown, params.mask_genes)
+        code = self.model.gene_encoder(shown, sample=params.kl)
+        z = code.z
+        if "organ" in batch:
+            # -1 is an unknown organ.
+            vectors = self.model.organ_embedding(batch["organ"].clamp(min=0))
+            z = z + vectors * (batch["organ"] >= 0)[:, None]
+        decoded = self.model.gene_encoder.decode(z)
         terms = {"gene": self.reconstruction(decoded, target, batch)}
         if hidden is not None:
             asked = hidden if "mask" not in batch else hidden & batch["mask"]
-            terms["masked"] = self.params.reconstruction_scale * mse(decoded, target, asked)
-        if self.params.kl:
+            terms["masked"] = params.reconstruction_scale * mse(decoded, target, asked)
+        if params.kl:
             terms["kl"] = kl_with_flows(code.mu, code.logvar, code.log_det) / self.model.dim
         return code, target, terms
-
-    def _with_organ(self, z: torch.Tensor, organ: torch.Tensor | None) -> torch.Tensor:
-        """Codes plus the vector of each spot's organ; -1 is an unknown one."""
-        if organ is None:
-            return z
-        return z + self.model.organ_embedding(organ.clamp(min=0)) * (organ >= 0)[:, None]
-
-    def _corrupted(
-        self, target: torch.Tensor, measured: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the gene encoder sees in training, and which genes were hidden from it."""
-        shown = add_noise(target, self.params.noise) if self.params.noise else target
-        if measured is not None and self.params.noise:
-            # Genes that are not measured stay at 0, by which some encoders know them.
-            shown = shown.masked_fill(~measured, 0)
-        return mask_genes(shown, self.params.mask_genes) if self.params.mask_genes else (shown, None)
 
     def reconstruction(self, predicted: torch.Tensor, target: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Scaled loss of predicted expression, over the genes that each spot's section measures."""
@@ -203,7 +196,7 @@ class AlignStage(Stage):
     name = "align"
 
     def __init__(
-        self, model: Alignable, params: TrainParams, lr: float, total_steps: int, seed: int = 0, n_domains: int = 0
+        self, model: AlignmentModel, params: TrainParams, lr: float, total_steps: int, seed: int = 0, n_domains: int = 0
     ) -> None:
         super().__init__(model, params, lr, total_steps, seed)
         self.contrast = CONTRASTIVE[params.contrastive]
@@ -227,16 +220,15 @@ class AlignStage(Stage):
         size = self.params.chunk_size or len(inputs)
         if len(inputs) <= size or not torch.is_grad_enabled():
             return self._tail(inputs)
-        # Activations of one chunk at a time: they are thrown away, and computed again on the way back.
-        parts = [checkpoint(self._tail, self._in_front(part), use_reentrant=False) for part in inputs.split(size)]
+        parts = []
+        for part in inputs.split(size):
+            if _are_images(part) and self.model.n_trunk:
+                # Frozen blocks need not be computed again.
+                with torch.no_grad():
+                    part = self._trunk(part)
+            # Activations of one chunk at a time: they are thrown away, and computed again on the way back.
+            parts.append(checkpoint(self._tail, part, use_reentrant=False))
         return torch.cat(parts)
-
-    def _in_front(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Tokens of crops behind the frozen blocks, which need not be computed again; else what was given."""
-        if not _are_images(inputs) or not self.model.n_trunk:
-            return inputs
-        with torch.no_grad():
-            return self._trunk(inputs)
 
     def _embed(self, inputs: torch.Tensor) -> torch.Tensor:
         encoder = self.model.encoder

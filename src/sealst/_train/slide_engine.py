@@ -20,7 +20,7 @@ from sealst._core.seeds import mixed_seed, seeded
 from sealst._data.bags.memory import BagDataset, BagStore, Sample
 from sealst._data.dataset import as_is
 from sealst._errors import DataError
-from sealst._train.callbacks import Keeper
+from sealst._train.callbacks import EarlyStopping
 from sealst._train.engine import interruptible, quiet_lightning
 from sealst._train.slide_params import SlideParams
 
@@ -179,7 +179,7 @@ def fit_net(net: Any, job: Job, params: SlideParams, *, arrange: Callable[..., n
         watch = make(job.watch, labels[job.watch], max_tiles=None)
         watched = DataLoader(watch, batch_size=math.ceil(len(learn) / steps), collate_fn=collate)
     stage = SlideStage(net, _LOSSES[job.task](job, params), params, arrange=arrange, classes=job.task == CLASSIFICATION)
-    log, best = _Log(learn), Keeper("score", params.patience)
+    log, best = _Log(learn), EarlyStopping("score", params.patience)
     device = net.device
     with quiet_lightning(), interruptible(), seeded(mixed_seed(job.seed, "fit") % 2**32):
         _trainer(params, device, [log, best]).fit(stage, loader, watched)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ def test_save_load_predict_is_exact(model, crops, tmp_path):
 
 def test_folder_is_laid_out_as_documented(model, tmp_path):
     folder = model.save(tmp_path / "m")
-    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    names = files_of(folder)
     assert {"config.json", "panel.tsv", "base.json", "heads.safetensors", "README.md"} <= names
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= names
     assert {"base/config.json", "base/model.safetensors"} <= names  # random weights exist nowhere else
@@ -36,6 +37,37 @@ def test_folder_is_laid_out_as_documented(model, tmp_path):
     assert "random weights" in (folder / "README.md").read_text()
     assert all("lora_" in name for name in load_file(folder / "adapter" / "adapter_model.safetensors"))
     assert not [p for p in tmp_path.iterdir() if p != folder], "temporary folders left behind"
+
+
+def test_a_folder_that_an_earlier_version_saved_loads_to_the_same_model(tmp_path):
+    """`format_3` was written before modules were moved; layout, names of tensors and fingerprint must stay."""
+    folder = Path(__file__).with_name("format_3")
+    back = sl.models.load(folder, device="cpu")
+    assert back.fingerprint == "c61b5e00e7a8e2e7"
+    assert back.panel.genes == ("ERBB2", "EPCAM", "VIM", "COL1A1", "CD3E")
+    assert back.organs == ("breast", "skin")
+    assert back.history["train_loss"].tolist() == [0.5]
+    assert back.provenance["sections"] == ["A1"]
+    pixels = (np.arange(2 * 32 * 32 * 3) % 251).astype(np.uint8).reshape(2, 32, 32, 3)
+    z = back.embed_images(pixels)
+    np.testing.assert_allclose(z[0, :4], [-0.4017752, 1.3879012, -0.6280486, 1.4834311], rtol=1e-3)
+    np.testing.assert_allclose(z[1, 4:], [-0.71235, 0.8984181, -1.3676344, -0.2300164], rtol=1e-3)
+    expected = [0.337153, 0.7078751, 0.700501, 1.8771963, 2.3318579]
+    np.testing.assert_allclose(back.predict_expression(z)[0], expected, rtol=1e-3)
+    genes = back.embed_genes(np.ones((1, 5), np.float32))
+    np.testing.assert_allclose(genes[0, :3], [0.5398062, 0.3499491, -0.1652496], rtol=1e-3)
+    again = back.save(tmp_path / "again")
+    assert files_of(again) == files_of(folder)
+    for name in ("heads.safetensors", "adapter/adapter_model.safetensors", "base/model.safetensors"):
+        old, new = load_file(folder / name), load_file(again / name)
+        assert {k: v.shape for k, v in new.items()} == {k: v.shape for k, v in old.items()}
+        assert all((new[k] == old[k]).all() for k in old)
+    stored, written = (json.loads((path / "config.json").read_text()) for path in (folder, again))
+    assert {k: v for k, v in written.items() if k != "sealst"} == {k: v for k, v in stored.items() if k != "sealst"}
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_embeddings_do_not_depend_on_batch_size_and_repeat_exactly(model, crops):

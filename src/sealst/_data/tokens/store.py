@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -198,8 +198,10 @@ def no_room_advice() -> str:
 
 
 def _write(entry: Entry, crops: Any, tokens: Callable[[np.ndarray, int, int], torch.Tensor], bar: Any) -> None:
-    record = _resumable(entry)
-    if record:
+    record = _read_json(entry.folder / _PROGRESS)
+    if record is None or record.get("key") != entry.key or not _sound(entry.folder, record, record["rows"]):
+        record = None
+    else:
         logger.info("tokens of %d of %d crops are already on disk", record["rows"], entry.n)
     try:
         record = _append(entry, crops, tokens, record=record or {"dtype": "float16", "rows": 0}, bar=bar)
@@ -214,13 +216,6 @@ def _write(entry: Entry, crops: Any, tokens: Callable[[np.ndarray, int, int], to
     (entry.folder / _PROGRESS).unlink()
 
 
-def _resumable(entry: Entry) -> dict[str, Any] | None:
-    record = _read_json(entry.folder / _PROGRESS)
-    if record is None or record.get("key") != entry.key or not _sound(entry.folder, record, record["rows"]):
-        return None
-    return record
-
-
 def _append(
     entry: Entry,
     crops: Any,
@@ -232,7 +227,8 @@ def _append(
     """Write what is missing, block by block; the record is only ahead of nothing that is not on disk."""
     rows = record["rows"]
     bar.update(rows * entry.views)
-    with _opened(entry.folder / _TOKENS, rows) as file, _opened(entry.folder / _CHECKS, rows) as checks:
+    mode = "r+b" if rows else "wb"
+    with open(entry.folder / _TOKENS, mode) as file, open(entry.folder / _CHECKS, mode) as checks:
         if rows:
             file.seek(len(_header(record)) + rows * _row_bytes(record))
             checks.seek(4 * rows)
@@ -250,10 +246,6 @@ def _append(
             record["rows"] = start + len(block)
             write_text(entry.folder / _PROGRESS, json.dumps(record))
     return record
-
-
-def _opened(path: Path, rows: int) -> BinaryIO:
-    return open(path, "r+b" if rows else "wb")
 
 
 def _block(

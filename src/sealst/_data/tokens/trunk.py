@@ -62,16 +62,12 @@ class Trunk:
         write_entry(entry, crops, tokens, bar=bar)
 
 
-def _digests(crops: np.ndarray) -> np.ndarray:
-    made = [hashlib.blake2b(np.ascontiguousarray(crop).data, digest_size=16).digest() for crop in crops]
-    return np.frombuffer(b"".join(made), dtype=np.uint8).reshape(-1, 16)
-
-
 def crops_digest(parts: Iterable[tuple[Any, np.ndarray]], n: int) -> str:
     """Digest of crops in their order, given as positions and crops in any order."""
     found = np.zeros((n, 16), dtype=np.uint8)
     for positions, crops in parts:
-        found[positions] = _digests(crops)
+        made = b"".join(hashlib.blake2b(np.ascontiguousarray(c).data, digest_size=16).digest() for c in crops)
+        found[positions] = np.frombuffer(made, dtype=np.uint8).reshape(-1, 16)
     return hashlib.sha256(found.tobytes()).hexdigest()
 
 

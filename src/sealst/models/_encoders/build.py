@@ -178,46 +178,40 @@ def _build_timm(encoder: str, *, pretrained: bool, pool: str | None, weights: st
 def _describe(encoder: str, module: Any, pool: str | None, *, pretrained: bool, seed: int) -> EncoderSpec:
     """Record of a timm model, from its own configuration."""
     config = timm.data.resolve_model_data_config(module)
-    facts: dict[str, Any] = {
-        "key": encoder,
-        "arch": str(module.pretrained_cfg.get("architecture", encoder)),
-        "model_args": _model_args(encoder),
-        "input_px": int(config["input_size"][-1]),
-        "interpolation": str(config["interpolation"]),
-        "mean": tuple(float(v) for v in config["mean"]),
-        "std": tuple(float(v) for v in config["std"]),
-        "licence": str(module.pretrained_cfg.get("license") or "unknown"),
-        "n_params": sum(p.numel() for p in module.parameters()),
-        "pretrained": pretrained,
-        "seed": seed,
-    }
-    described = _vit_facts(module) if isinstance(module, VisionTransformer) else _cnn_facts(module, encoder)
-    pool = pool or described["pools"][0]
-    dim = described["width"] * len(pool.split("+"))
-    spec = EncoderSpec(pool=pool, dim=dim, **described, **facts)
+    if isinstance(module, VisionTransformer):
+        facts: dict[str, Any] = {
+            "pools": ("cls", "mean", "cls+mean") if module.has_class_token else ("mean",),
+            "width": module.num_features,
+            "n_blocks": len(module.blocks),
+            "n_prefix": module.num_prefix_tokens,
+            "patch_px": int(module.patch_embed.patch_size[0]),
+        }
+    else:
+        facts = {"family": "cnn", "pools": ("mean",), "width": _pooled_width(module, encoder)}
+        facts |= {"n_blocks": len(block_layers(module)), "n_prefix": 0, "patch_px": 1}
+    args = {}
+    if encoder.startswith(_LOCAL):
+        stored = (Path(encoder.removeprefix(_LOCAL)) / "config.json").read_text(encoding="utf-8")
+        args = dict(json.loads(stored).get("model_args", {}))
+    pool = pool or facts["pools"][0]
+    spec = EncoderSpec(
+        key=encoder,
+        arch=str(module.pretrained_cfg.get("architecture", encoder)),
+        pool=pool,
+        dim=facts["width"] * len(pool.split("+")),
+        model_args=args,
+        input_px=int(config["input_size"][-1]),
+        interpolation=str(config["interpolation"]),
+        mean=tuple(float(v) for v in config["mean"]),
+        std=tuple(float(v) for v in config["std"]),
+        licence=str(module.pretrained_cfg.get("license") or "unknown"),
+        n_params=sum(p.numel() for p in module.parameters()),
+        pretrained=pretrained,
+        seed=seed,
+        **facts,
+    )
     _check_pool(spec, pool, has_class_token="cls" in spec.pools)
     return spec
-
-
-def _vit_facts(vit: Any) -> dict[str, Any]:
-    return {
-        "pools": ("cls", "mean", "cls+mean") if vit.has_class_token else ("mean",),
-        "width": vit.num_features,
-        "n_blocks": len(vit.blocks),
-        "n_prefix": vit.num_prefix_tokens,
-        "patch_px": int(vit.patch_embed.patch_size[0]),
-    }
-
-
-def _cnn_facts(module: Any, name: str) -> dict[str, Any]:
-    return {
-        "family": "cnn",
-        "pools": ("mean",),
-        "width": _pooled_width(module, name),
-        "n_blocks": len(block_layers(module)),
-        "n_prefix": 0,
-        "patch_px": 1,
-    }
 
 
 def _pooled_width(module: Any, name: str) -> int:
@@ -240,13 +234,6 @@ def _other_kind(module: Any, name: str) -> WeightsError:
         f"{name!r} is a {type(module).__name__}: neither a timm VisionTransformer nor a convolutional network that "
         "takes crops of any size. Pass a key of `sl.models.list_encoders()` or another timm model."
     )
-
-
-def _model_args(encoder: str) -> dict[str, Any]:
-    if not encoder.startswith(_LOCAL):
-        return {}
-    config = json.loads((Path(encoder.removeprefix(_LOCAL)) / "config.json").read_text(encoding="utf-8"))
-    return dict(config.get("model_args", {}))
 
 
 def _check_name(encoder: str, needs_weights: bool) -> None:

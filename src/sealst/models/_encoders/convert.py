@@ -35,6 +35,12 @@ _V1_5_GRID = 14
 _HF_UNUSED = re.compile(r"^(embeddings\.mask_token$|pooler\.)")
 _DINO_UNUSED = re.compile(r"^(mask_token$|(dino_|ibot_)?head\.)")
 _CONCH_UNUSED = re.compile(r"^(text\.|text_decoder\.|logit_scale$|attn_pool_caption\.|ln_caption\.|proj_caption$)")
+_CONCH_PARTS = (
+    (r"^trunk\.", ""),
+    (r"^attn_pool_contrast\.", "attn_pool."),
+    (r"^proj_contrast$", "attn_pool.to_text"),
+    (r"^ln_contrast\.", "attn_pool.ln."),
+)
 _CONCH_NAMES = (
     (r"^attn_pool\.attn\.([qkv])_proj_weight$", r"attn_pool.\1.weight"),
     (r"^attn_pool\.(attn\.out_proj|to_out)\.", "attn_pool.proj."),
@@ -110,8 +116,13 @@ def _join(state: State, parts: tuple[str, ...], whole: str) -> None:
 
 
 def _conch(state: State, target: Mapping[str, torch.Tensor]) -> State:
+    """Image side of a CONCH checkpoint: trunk and the contrastive pooler."""
     out: State = {}
-    for name, tensor in _visual(state).items():
+    for name, tensor in state.items():
+        if _CONCH_UNUSED.match(name):
+            continue
+        for pattern, new in _CONCH_PARTS:
+            name = re.sub(pattern, new, name)
         if name == "attn_pool.attn.in_proj_bias":
             out |= {f"attn_pool.{p}.bias": t for p, t in zip("qkv", tensor.chunk(3), strict=True)}
         elif name == "attn_pool.to_kv.weight":
@@ -138,19 +149,6 @@ def _conch_v1_5(state: State, target: Mapping[str, torch.Tensor]) -> State:
     grid = grid if old == _V1_5_GRID else _resized(grid, _V1_5_GRID, "bilinear")
     grid = _resized(grid, side, "bicubic").permute(0, 2, 3, 1).flatten(1, 2)
     return out | {"pos_embed": torch.cat([found[:, :1], grid], dim=1)}
-
-
-def _visual(state: State) -> State:
-    """Image side of a CONCH checkpoint: trunk and the contrastive pooler."""
-    out = {}
-    for name, tensor in state.items():
-        if _CONCH_UNUSED.match(name):
-            continue
-        name = re.sub(r"^trunk\.", "", name)
-        name = re.sub(r"^attn_pool_contrast\.", "attn_pool.", name)
-        name = re.sub(r"^proj_contrast$", "attn_pool.to_text", name)
-        out[re.sub(r"^ln_contrast\.", "attn_pool.ln.", name)] = tensor
-    return out
 
 
 def _resized(grid: torch.Tensor, side: int, mode: str) -> torch.Tensor:

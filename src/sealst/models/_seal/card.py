@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sealst.models._encoders.encoder import Encoder
-
-if TYPE_CHECKING:
     import pandas as pd
 
+    from sealst.models._encoders.encoder import Encoder
     from sealst.models._encoders.spec import EncoderSpec
     from sealst.models._seal.net import SealNet
-
 
 SEAL_SNIPPET = """
 import sealst as sl
@@ -21,7 +18,6 @@ import sealst as sl
 model = sl.models.load("<this folder>")
 sl.tl.predict(sdata, model)
 """
-
 
 ADAPTER_SNIPPET = """
 import sealst as sl
@@ -31,7 +27,6 @@ from peft import PeftModel
 base = sl.models.build_encoder("{key}", pool="{pool}").vit
 model = PeftModel.from_pretrained(base, "<this folder>").merge_and_unload().eval()
 """
-
 
 _LOAD = """
 import timm
@@ -47,12 +42,10 @@ with torch.inference_mode():
     out = model(images)
 """
 
-
 _TOKENS = """
 # timm has no such pooling: the model returns all tokens, and they are pooled here.
 z = torch.cat([PARTS], dim=1)
 """
-
 
 _ATTENTION = """
 # timm has no such pooling: the model returns all tokens, and one learned query attends to them.

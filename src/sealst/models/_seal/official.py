@@ -10,7 +10,6 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from torch import nn
 
 from sealst._core.device import resolve_device
 from sealst._core.genes.names import placeholder_names
@@ -153,8 +152,12 @@ def load_release(
         model = SealModel(encoder, panel, crop=crop, adapter=adapter, gene_encoder=gene_encoder, head=head)
     lora = {name: tensor for name, tensor in encoder.vit.state_dict().items() if "lora_" in name}
     _fill(lora, dict(zip(lora, lora, strict=True)), parts.lora, paths["vision"], release)
-    _fill_module(model.image_head, VISION_HEAD, parts.head, paths["vision"], release)
-    _fill_module(model.gene_encoder, OMICS, flat_flows(states["omics"]), paths["omics"], release)
+    for module, modules, state, kind in (
+        (model.image_head, VISION_HEAD, parts.head, "vision"),
+        (model.gene_encoder, OMICS, flat_flows(states["omics"]), "omics"),
+    ):
+        own = module.state_dict()
+        _fill(own, file_names(own, modules), state, paths[kind], release)
     model.provenance = {
         "source": HF_ID,
         "files": {kind: {"name": path.name, "sha256": _sha256(path)} for kind, path in paths.items()},
@@ -200,11 +203,6 @@ def _check_kind(release: Release, kind: str, state: State, path: Path) -> None:
             f"{str(path)!r} is not of {release.name!r}: {probe} has shape {tuple(found.shape)}, so embeddings have "
             f"{found.shape[axis]} values, expected {dim}. Pass {expected!r}; both files must be of the same encoder."
         )
-
-
-def _fill_module(module: nn.Module, modules: Mapping[str, str], state: State, path: Path, release: Release) -> None:
-    own = module.state_dict()
-    _fill(own, file_names(own, modules), state, path, release)
 
 
 def _fill(own: State, names: Mapping[str, str], state: State, path: Path, release: Release) -> None:

@@ -59,13 +59,8 @@ def _read(path: Path) -> Any:
 
 def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: bool) -> Path:
     """Write to a temporary folder beside `path`, then rename; see `SealModel.save`."""
-    with new_folder(path, overwrite=overwrite, marker="config.json") as work:
-        _write(model, work, include_base or not model.encoder.spec.pretrained)
-    return path
-
-
-def _write(model: SealNet, folder: Path, include_base: bool) -> None:
-    spec = model.encoder.spec
+    spec, encoder = model.encoder.spec, model.encoder
+    included = include_base or not spec.pretrained
     config = {
         "format": _FORMAT,
         "sealst": __version__,
@@ -79,24 +74,23 @@ def _write(model: SealNet, folder: Path, include_base: bool) -> None:
         "fingerprint": model.fingerprint,
         "training": model.provenance,
     }
-    write_json(folder / "config.json", config)
-    model.panel.to_tsv(folder / "panel.tsv")
-    write_json(folder / "base.json", {"sha256": weights_hash(model.encoder.base_state()), "included": include_base})
-    save_adapter(model.encoder, folder / "adapter")
-    heads = {k: v.detach().cpu().contiguous() for k, v in model.own_state().items()}
-    save_file(heads, folder / "heads.safetensors")
-    if include_base:
-        _write_base(model.encoder, folder / "base")
-    if len(model.history):
-        model.history.to_csv(folder / "history.csv", index=False)
-    (folder / "README.md").write_text(model_card(model), encoding="utf-8")
-
-
-def _write_base(encoder: Encoder, folder: Path) -> None:
-    """Store the pretrained encoder as a timm folder that ``timm.create_model("local-dir:…")`` loads."""
-    plain = encoder.plain()
-    plain.load_state_dict(encoder.base_state())
-    timm.models.save_for_hf(plain, str(folder), model_args=dict(encoder.spec.model_args), safe_serialization=True)
+    with new_folder(path, overwrite=overwrite, marker="config.json") as work:
+        write_json(work / "config.json", config)
+        model.panel.to_tsv(work / "panel.tsv")
+        write_json(work / "base.json", {"sha256": weights_hash(encoder.base_state()), "included": included})
+        save_adapter(encoder, work / "adapter")
+        heads = {k: v.detach().cpu().contiguous() for k, v in model.own_state().items()}
+        save_file(heads, work / "heads.safetensors")
+        if included:
+            # A timm folder, which ``timm.create_model("local-dir:…")`` loads.
+            plain = encoder.plain()
+            plain.load_state_dict(encoder.base_state())
+            args = dict(spec.model_args)
+            timm.models.save_for_hf(plain, str(work / "base"), model_args=args, safe_serialization=True)
+        if len(model.history):
+            model.history.to_csv(work / "history.csv", index=False)
+        (work / "README.md").write_text(model_card(model), encoding="utf-8")
+    return path
 
 
 def read_model(
@@ -134,24 +128,15 @@ def _restored(
             f"The base weights of {built.spec.key!r} (sha256 {found[:12]}…) are not those the adapter was trained on "
             f"({base['sha256'][:12]}…, {spec.key!r}). Pass the right ones with `encoder=`."
         )
-    _check_architecture(built.spec, spec)
-    # The stored record decides how crops are fed; where the weights are now is all that may have changed.
-    moved = replace(spec, key=encoder or spec.key, model_args=built.spec.model_args)
-    model = build(
-        Encoder(built.vit, moved),
-        GenePanel.from_tsv(folder / "panel.tsv"),
-        crop=CropSpec(**config["crop"]),
-        **_parts(config),
-    )
-    _load_trained(model, folder)
-    model.provenance = config["training"]
-    return model
-
-
-def _parts(config: dict[str, Any]) -> dict[str, Any]:
-    """Records of the trained parts."""
+    # Arguments without weights of their own, such as the number of heads, are not in the hash of the weights.
+    a, b = ({k: v for k, v in s.model_args.items() if k not in _FREE_ARGS} for s in (built.spec, spec))
+    if a != b or (built.spec.n_prefix, built.spec.patch_px) != (spec.n_prefix, spec.patch_px):
+        raise CheckpointError(
+            f"The base encoder {built.spec.key!r} has the right weights, but is built with {a}; the adapter was "
+            f"trained on {b}. Pass the right one with `encoder=`."
+        )
     try:
-        return {
+        parts = {
             "adapter": resolve_adapter(config["adapter"]),
             "gene_encoder": resolve_gene_encoder(config["gene_encoder"]),
             "head": HeadParams(**config["head"]),
@@ -160,16 +145,18 @@ def _parts(config: dict[str, Any]) -> dict[str, Any]:
         }
     except DataError as error:
         raise CheckpointError(f"config.json is damaged or of another version: {error}") from error
-
-
-def _check_architecture(built: EncoderSpec, stored: EncoderSpec) -> None:
-    """Arguments without weights of their own, such as the number of heads, are not in the hash of the weights."""
-    a, b = ({k: v for k, v in spec.model_args.items() if k not in _FREE_ARGS} for spec in (built, stored))
-    if a != b or (built.n_prefix, built.patch_px) != (stored.n_prefix, stored.patch_px):
-        raise CheckpointError(
-            f"The base encoder {built.key!r} has the right weights, but is built with {a}; the adapter was trained on "
-            f"{b}. Pass the right one with `encoder=`."
-        )
+    # The stored record decides how crops are fed; where the weights are now is all that may have changed.
+    moved = Encoder(built.vit, replace(spec, key=encoder or spec.key, model_args=built.spec.model_args))
+    model = build(moved, GenePanel.from_tsv(folder / "panel.tsv"), crop=CropSpec(**config["crop"]), **parts)
+    try:
+        heads = load_file(folder / "heads.safetensors")
+        load_adapter(model.encoder, folder / "adapter")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"Weights in {str(folder)!r} cannot be read: {error}") from error
+    check_tensors("heads.safetensors", model.own_state(), heads)
+    model.load_trained(heads)
+    model.provenance = config["training"]
+    return model
 
 
 def _base(spec: EncoderSpec, stored: Path | None, encoder: str | None, weights: str | Path | None) -> Encoder:
@@ -217,14 +204,3 @@ def _model_near(folder: Path) -> str:
 
 def _is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in FILES)
-
-
-def _load_trained(model: SealNet, folder: Path) -> None:
-    own = model.own_state()
-    try:
-        heads = load_file(folder / "heads.safetensors")
-        load_adapter(model.encoder, folder / "adapter")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"Weights in {str(folder)!r} cannot be read: {error}") from error
-    check_tensors("heads.safetensors", own, heads)
-    model.load_trained(heads)

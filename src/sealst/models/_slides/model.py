@@ -27,18 +27,10 @@ from sealst.models._adapters.files import check_tensors
 from sealst.models._slides.net import SlideNet, SlideOutput
 
 _FORMAT = 1
-
-
 _CONFIG, _MEMBERS = "config.json", "members.safetensors"
-
-
 _EVALUATIONS = ("evaluation", "test_evaluation")
-
-
-_NUMBERS = ("value", "low", "high", "time")
-
-
-_COUNTS = ("n", "n_patients")
+#: columns of stored tables that hold numbers, and whole ones
+_NUMBERS, _COUNTS = ("value", "low", "high", "time"), ("n", "n_patients")
 
 
 def save_slide(model: SlideModel, path: Path, *, overwrite: bool) -> Path:
@@ -57,13 +49,8 @@ def save_slide(model: SlideModel, path: Path, *, overwrite: bool) -> Path:
             "facts": {name: found.facts for name, found in evaluations.items() if found is not None},
         }
         write_json(work / _CONFIG, config)
-        tensors = {
-            f"{t}.{i}.{name}": tensor.detach().cpu().contiguous()
-            for t, target in enumerate(spec.targets)
-            for i, net in enumerate(members[target])
-            for name, tensor in net.trained_state().items()
-        }
-        save_file(tensors, work / _MEMBERS)
+        own = _named_tensors(spec, members)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, work / _MEMBERS)
         for name, found in evaluations.items():
             if found is not None:
                 write_text(work / f"{name}.csv", found.table.to_csv(index=False))
@@ -124,20 +111,24 @@ def _restored(folder: Path, config: dict[str, Any]) -> SlideModel:
     with seeded(0):
         for target in spec.targets:
             members[target] = [spec.build(target).eval() for _ in range(config["n_members"][target])]
-    own = {
+    own = _named_tensors(spec, members)
+    check_tensors(_MEMBERS, own, tensors)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    facts = config["facts"]
+    read = {name: _read_evaluation(folder, name, facts[name]) for name in _EVALUATIONS if name in facts}
+    return SlideModel(spec, members, read["evaluation"], read.get("test_evaluation"), provenance=config["provenance"])
+
+
+def _named_tensors(spec: SlideSpec, members: Mapping[str, Sequence[SlideNet]]) -> dict[str, torch.Tensor]:
+    """All tensors of the networks, under the names that the file has for them."""
+    return {
         f"{t}.{i}.{name}": tensor
         for t, target in enumerate(spec.targets)
         for i, net in enumerate(members[target])
         for name, tensor in net.trained_state().items()
     }
-    check_tensors(_MEMBERS, own, tensors)
-    for t, target in enumerate(spec.targets):
-        for i, net in enumerate(members[target]):
-            start = f"{t}.{i}."
-            net.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
-    facts = config["facts"]
-    read = {name: _read_evaluation(folder, name, facts[name]) for name in _EVALUATIONS if name in facts}
-    return SlideModel(spec, members, read["evaluation"], read.get("test_evaluation"), provenance=config["provenance"])
 
 
 def _read_evaluation(folder: Path, name: str, facts: dict[str, Any]) -> SlideEvaluation:

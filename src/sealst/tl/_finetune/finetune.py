@@ -27,7 +27,7 @@ from sealst._logging import logger, warn
 from sealst._settings import resolve_seed, settings
 from sealst._train.baseline import frozen_baseline
 from sealst._train.engine import RESERVED, Run, run_stages
-from sealst._train.inputs import Wanted, image_inputs
+from sealst._train.inputs import CropSet, image_inputs
 from sealst._train.params import TrainParams, train_params
 from sealst._train.recipe import choose
 from sealst._validate import listed
@@ -328,9 +328,9 @@ def _recipe(
 def _train(
     model: SealModel, params: TrainParams, pairs: Pairs, held: Pairs | None, run: Run, *, extra: PairDataset | None
 ) -> None:
-    parts = [Wanted(pairs.sources, True, pairs.folder)]
+    parts = [CropSet(pairs.sources, True, pairs.folder)]
     if held is not None:
-        parts.append(Wanted(held.sources, False, held.folder))
+        parts.append(CropSet(held.sources, False, held.folder))
     images, *seen = image_inputs(model, parts, params, show=run.show)
     train = PairDataset(images, pairs.expression, measured=pairs.measured, extra=extras_of(pairs, params))
     section = pairs.measured.section
