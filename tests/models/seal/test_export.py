@@ -22,6 +22,7 @@ import sealst as sl
 from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel, build_encoder
 from sealst.models._adapters.adapters import resolve_adapter
 from sealst.models._encoders.build import build_from_spec
+from sealst.models._encoders.digests import weights_hash
 from sealst.models._encoders.registry import REGISTRY
 from sealst.models._seal.export import POOLER_FILE
 
@@ -193,7 +194,7 @@ def test_adapter_alone_gives_the_same_embeddings_through_peft(name, adapter, mod
         found = loaded((images - model.encoder.mean) / model.encoder.std).numpy()
     close(found, model.embed_images(crops_of(model)))
     stored = json.loads((folder / "base.json").read_text())
-    assert stored["sha256"] == sl.models._encoder.weights_hash(model.encoder.base_state())
+    assert stored["sha256"] == weights_hash(model.encoder.base_state())
     named = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert named == (model.encoder.spec.hf_id or name)
 

@@ -19,6 +19,7 @@ import sealst as sl
 from sealst._data.crops import source as store
 from sealst._train.inputs import CachePlan, may_cache, use_trunk_cache
 from sealst.models import build_encoder
+from sealst.models._adapters.adapters import add_adapter, resolve_adapter
 from sealst.models._encoders.encoder import Encoder
 
 GIB = 2**30
@@ -148,9 +149,7 @@ def test_trunk_facts_are_those_of_the_first_blocks_only():
 def test_trunk_facts_do_not_depend_on_the_adapter():
     plain = build_encoder("vit_tiny_patch16_224", pretrained=False).trunk_facts(10)
     for adapter in ("lora", "blocks"):
-        adapted = sl.models._adapter.add_adapter(
-            build_encoder("vit_tiny_patch16_224", pretrained=False), sl.models._adapter.resolve_adapter(adapter)
-        )
+        adapted = add_adapter(build_encoder("vit_tiny_patch16_224", pretrained=False), resolve_adapter(adapter))
         assert adapted.trunk_facts(10) == plain
 
 
