@@ -18,6 +18,9 @@ def code_of(path: Path) -> str:
     return "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
 
 
+OF_HER2ST = [path for path in NOTEBOOKS if "sl.datasets.her2st(" in code_of(path)]
+
+
 @pytest.fixture(scope="module")
 def shared_cache(tmp_path_factory):
     """One cache for all notebooks: a run of one is found by the next, as on a user's machine."""
@@ -50,12 +53,33 @@ def test_begins_with_what_it_does_not_show_and_ends_with_what_to_do_next(path):
         assert "**What it does not show.**" in notes[0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path, tmp_path, shared_cache, request, monkeypatch):
+@pytest.fixture
+def run(shared_cache, tmp_path, request, monkeypatch):
+    """Run a notebook from top to bottom."""
     client = pytest.importorskip("nbclient", reason="notebooks need the docs extra")
-    if "sl.datasets.her2st(" in code_of(path):
-        monkeypatch.setenv("SEALST_SHARED", str(request.getfixturevalue("shared_dir")))
     monkeypatch.setenv("SEALST_CACHE", str(shared_cache))
-    notebook = nbformat.read(path, 4)
-    client.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+    def execute(path: Path) -> None:
+        if path in OF_HER2ST:
+            monkeypatch.setenv("SEALST_SHARED", str(request.getfixturevalue("shared_dir")))
+        notebook = nbformat.read(path, 4)
+        client.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+    return execute
+
+
+# Two classes, so that `--dist loadscope` gives each a worker.
+@pytest.mark.slow
+class TestOfHer2st:
+    """The first trains a model, which the others find in the cache."""
+
+    @pytest.mark.parametrize("path", OF_HER2ST, ids=lambda p: p.stem)
+    def test_notebook_runs(self, path, run):
+        run(path)
+
+
+@pytest.mark.slow
+class TestOfDrawnSections:
+    @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p not in OF_HER2ST], ids=lambda p: p.stem)
+    def test_notebook_runs(self, path, run):
+        run(path)

@@ -30,6 +30,9 @@ def cohort(ready, folder):
 @pytest.fixture
 def alive(monkeypatch):
     """Count, whenever a store is opened, how many of the sections and tables opened before are still held."""
+    # The collector looks at what is made from here on, not at everything that earlier tests have left.
+    gc.collect()
+    gc.freeze()
     opened: list[weakref.ref] = []
     counts: list[int] = []
     read = _store.read_zarr
@@ -42,7 +45,8 @@ def alive(monkeypatch):
         return sdata
 
     monkeypatch.setattr(_store, "read_zarr", counted)
-    return counts
+    yield counts
+    gc.unfreeze()
 
 
 def in_memory(folder):

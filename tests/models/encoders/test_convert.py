@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -18,6 +17,8 @@ from sealst._core.seeds import seeded
 from sealst.models._encoders.build import build_from_spec
 from sealst.models._encoders.convert import convert
 from sealst.models._encoders.registry import REGISTRY
+
+transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-5
 #: where classes of transformers name their weights as files of version 5 do

@@ -14,7 +14,7 @@ from sealst.tl._evaluate.views import ModelFeatures
 RECIPE = {
     "encoder": "vit_tiny_patch16_224",
     "pretrained": False,
-    "params": {"epochs": 2, "batch_size": 16, "views": 2},
+    "params": {"epochs": 1, "batch_size": 16, "views": 2},
     "gene_encoder": {"hidden": (16,)},
     "n_genes": 8,
 }

@@ -23,9 +23,9 @@ from sealst.tl._pathways.pathways import pathways, score_sets
 
 GENES = [f"GENE{i}" for i in range(40)]
 NO_CROP = [2, 7]
-#: methods of decoupler that need nothing optional; waggr takes half a minute to compile
+#: methods of decoupler that need nothing optional; some compile for ten seconds and more
 METHODS = [
-    pytest.param(m, marks=pytest.mark.slow) if m == "waggr" else m
+    pytest.param(m, marks=pytest.mark.slow) if m in ("aucell", "gsva", "ora", "waggr") else m
     for m in dc.mt.show()["name"]
     if m not in ("mdt", "udt")
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from sealst._core.search.queries import cosine
 from sealst._errors import CheckpointError, DataError, MissingKeyError, OrderError, SealstWarning
 from sealst.tl import SealIndex, build_index
 
-KINDS = ("exact", "flat", "ivf", "hnsw")
+FAISS = pytest.mark.skipif(find_spec("faiss") is None, reason="needs the extra `index`")
+APPROXIMATE = ("flat", "ivf", "hnsw")
 COLUMNS = ["section", "obs_name", "patient", "organ", "technology", "x_um", "y_um"]
 
 
@@ -45,7 +47,7 @@ def tables() -> list[ad.AnnData]:
     ]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["exact", *(pytest.param(kind, marks=FAISS) for kind in APPROXIMATE)])
 def index(request: Any, tables: list[ad.AnnData], tmp_path: Path) -> SealIndex:
     # Lists and graphs that look at nearly all, so that what they find is what there is.
     params = {"ivf": {"n_probe": 30}, "hnsw": {"ef_search": 200}}.get(request.param)
@@ -106,6 +108,7 @@ def test_filters(index: SealIndex, tables: list[ad.AnnData], filters: dict[str, 
     assert hits["obs_name"].tolist() == best.index[:5].tolist()
 
 
+@FAISS
 def test_filters_of_an_approximate_index(tables: list[ad.AnnData], tmp_path: Path, monkeypatch: Any) -> None:
     # As with many vectors: a filtered search goes through faiss, and what it misses is looked for.
     monkeypatch.setattr("sealst.tl._retrieve.index_search._FEW", 0)
@@ -212,6 +215,7 @@ def test_overwrite(index: SealIndex, tables: list[ad.AnnData]) -> None:
     assert index.search(np.ones(12), n_hits=1000)["section"].nunique() == 3
 
 
+@FAISS
 def test_auto_takes_faiss_for_many(tables: list[ad.AnnData], tmp_path: Path, monkeypatch: Any) -> None:
     assert build_index(tables, tmp_path / "few").kind == "exact"
     monkeypatch.setattr("sealst.tl._retrieve.index_write.AUTO_VECTORS", 100)
@@ -225,7 +229,7 @@ def test_auto_takes_faiss_for_many(tables: list[ad.AnnData], tmp_path: Path, mon
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.warns(SealstWarning, match=r'as faiss is not installed. `pip install "sealst\[index\]"`'):
         assert build_index(tables, tmp_path / "without").kind == "exact"
-    for kind in KINDS[1:]:
+    for kind in APPROXIMATE:
         with pytest.raises(DataError, match=r'needs faiss, which is not installed: `pip install "sealst\[index\]"`'):
             build_index(tables, tmp_path / kind, kind=kind)
     with pytest.raises(DataError, match="needs faiss"):

@@ -90,6 +90,7 @@ def test_hits_over_the_library(sections: list[SpatialData], index: SealIndex, mo
 
 
 def test_after_deleting_and_compacting(sections: list[SpatialData], model: SealModel, tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="needs the extra `index`")
     index = sl.tl.build_index(sections, tmp_path / "i", kind="hnsw")
     before = retrieve(index, model, "VIM", n_hits=30, where={"section": "b"})
     index.delete(where={"section": "a"})
