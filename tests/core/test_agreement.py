@@ -98,9 +98,7 @@ def test_blocks_and_order_of_the_reference_change_nothing(monkeypatch: pytest.Mo
 
 def test_bad_votes() -> None:
     z, codes = np.eye(3), np.array([0, 1, 1])
-    with pytest.raises(
-        DataError, match="`n_neighbors` must be a whole number from 1 to the 3 labelled"
-    ):
+    with pytest.raises(DataError, match="`n_neighbors` must be a whole number from 1 to the 3 labelled"):
         nearest_votes(z, z, codes, n_labels=2, n_neighbors=4, temperature=1)
     with pytest.raises(DataError, match="`temperature` must be a positive number, found 0"):
         nearest_votes(z, z, codes, n_labels=2, n_neighbors=1, temperature=0)
