@@ -70,7 +70,9 @@ def predict(
         table = sdata.tables[table_key]
         found = table.obsm[options["key_added"]]
         facts = {"n_obs": len(found), "n_predicted": int(found.iloc[:, 0].notna().sum()), "n_genes": found.shape[1]}
-        return facts | ({} if options["net"] is None else {"n_pathways": table.obsm[Keys.PATHWAYS].shape[1]})
+        return facts | (
+            {} if options["net"] is None else {"n_pathways": table.obsm[Keys.pathways(options["key_added"])].shape[1]}
+        )
 
     records = work.run(run)
     text = saved_text(records, "n_obs", "n_predicted", "n_genes", "n_pathways")
@@ -103,8 +105,8 @@ def pathways(
     """
     from sealst import tl
 
-    default = "seal_pathways" if options["source"] == "predicted" else "measured_pathways"
-    key = options["key_added"] or default
+    predicted = options["source"] == "predicted"
+    key = options["key_added"] or (Keys.pathways(options["expression_key"]) if predicted else "measured_pathways")
 
     def run(data: Any) -> dict[str, Any]:
         tl.pathways(data, net, table_key=table_key, **stated(**options))
