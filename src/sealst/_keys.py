@@ -51,6 +51,11 @@ class Keys:
         return f"{key}_{what}"
 
     @staticmethod
+    def pathways(expression_key: str) -> str:
+        """Scores of gene sets on predicted expression, by the slot of that expression."""
+        return Keys.PATHWAYS if expression_key == Keys.EXPRESSION else Keys.related(expression_key, "pathways")
+
+    @staticmethod
     def image(section: str) -> str:
         """Image element of a section."""
         return f"{section}_he"

@@ -47,7 +47,7 @@ class CropSet(NamedTuple):
         found = zip(self.sources, ends, strict=True)
         return [(source, slice(end - len(source.boxes), end)) for source, end in found if len(source.boxes)]
 
-    def read(self, px: int, *, show: bool | None) -> np.ndarray | CachedCrops:
+    def read(self, px: int, *, show: bool | None) -> Images:
         """All crops, uint8 (n, px, px, 3)."""
         return gather_crops(self.sources, px, self.folder, show=show)
 

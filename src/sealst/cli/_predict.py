@@ -41,7 +41,8 @@ def predict(work: Work, *, model: opt.Stored, device: str | None, **options: Any
         slots = work.table(sdata).obsm
         found = slots[options["key_added"]]
         facts = {"n_obs": len(found), "n_predicted": int(found.iloc[:, 0].notna().sum()), "n_genes": found.shape[1]}
-        return facts | ({} if options["net"] is None else {"n_pathways": slots[Keys.PATHWAYS].shape[1]})
+        scores = Keys.pathways(options["key_added"])
+        return facts | ({} if options["net"] is None else {"n_pathways": slots[scores].shape[1]})
 
     records = work.run(run)
     text = saved_text(records, "n_obs", "n_predicted", "n_genes", "n_pathways")
@@ -65,8 +66,8 @@ def pathways(work: Work, *, net: str, **options: Any) -> Answer:
     """
     from sealst import tl
 
-    default = "seal_pathways" if options["source"] == "predicted" else "measured_pathways"
-    key = options["key_added"] or default
+    predicted = options["source"] == "predicted"
+    key = options["key_added"] or (Keys.pathways(options["expression_key"]) if predicted else "measured_pathways")
 
     def run(data: Any) -> dict[str, Any]:
         tl.pathways(data, net, table_key=work.table_key, **opt.stated(**options))

@@ -117,5 +117,5 @@ def test_what_is_missing_is_named(filled, toy_section):
         sl.pl.crops(filled, order_by="XIST")
     with pytest.raises(sl.DataError, match=r"`\.obs\['section'\]` must hold numbers"):
         sl.pl.crops(filled, order_by="section")
-    with pytest.raises(sl.DataError, match="`n` must be a positive number, found 0"):
+    with pytest.raises(sl.DataError, match="`n_crops` must be a positive number, found 0"):
         sl.pl.crops(filled, n_crops=0)

@@ -181,11 +181,6 @@ def test_region_must_be_named_where_there_are_several(toy_section, spots_of):
     np.testing.assert_allclose(spots_of(ax).get_array(), both.tables["table"].to_df("lognorm")["EPCAM"][own], rtol=1e-6)
 
 
-def normalised_only(sdata):
-    del sdata.tables["table"].obsm["seal_expression"]
-    return sdata
-
-
 def test_no_layer_is_x(filled, spots_of):
     table = filled.tables["table"]
     ax = sl.pl.expression(filled, "EPCAM", layer=None, maps="measured").axes[0]
@@ -207,12 +202,13 @@ def test_missing_slots_name_the_call_to_run(toy_section, filled):
         sl.pl.expression(filled, "EPCAM", predicted_key="other")
     with pytest.raises(sl.OrderError, match="Layer 'smooth' not found"):
         sl.pl.expression(filled, "EPCAM", layer="smooth")
-    with pytest.raises(sl.OrderError, match="Expected both of layer 'lognorm'.*predictions 'seal_expression'"):
-        sl.pl.expression(normalised_only(filled), "EPCAM", maps="residual")
     with pytest.raises(sl.MissingKeyError, match=r"'EPCAN' not found in layer 'lognorm' or .*closest: 'EPCAM'"):
         sl.pl.expression(filled, "EPCAN")
     with pytest.raises(sl.DataError, match="`genes` names nothing"):
         sl.pl.expression(filled, [])
+    del filled.tables["table"].obsm["seal_expression"]
+    with pytest.raises(sl.OrderError, match="Expected both of layer 'lognorm'.*predictions 'seal_expression'"):
+        sl.pl.expression(filled, "EPCAM", maps="residual")
 
 
 def test_bad_options_raise(filled):
@@ -220,7 +216,7 @@ def test_bad_options_raise(filled):
         sl.pl.expression(filled, "EPCAM", scale="both")
     with pytest.raises(sl.DataError, match="`percentiles` must be two rising numbers"):
         sl.pl.expression(filled, "EPCAM", percentiles=(99, 1))
-    with pytest.raises(sl.DataError, match="Layer 'counts' is not in the unit of predictions"):
+    with pytest.raises(sl.DataError, match="Measured values in layer 'counts' are not in the unit of predictions"):
         sl.pl.expression(filled, "EPCAM", layer="counts")
     with pytest.raises(TypeError, match="Expected a SpatialData, which holds the H&E, found AnnData"):
         sl.pl.expression(filled.tables["table"], "EPCAM")

@@ -34,9 +34,9 @@ def test_map_alone_goes_into_given_axes(filled, spots_of):
     np.testing.assert_allclose(spots_of(ax).get_array().filled(np.nan), expected, rtol=1e-6)
     alone = sl.pl.retrieval(filled, n_crops=0, title="tumour").axes
     assert [one.get_title() for one in alone] == ["tumour"]
-    with pytest.raises(sl.DataError, match="`ax` takes one panel, found 9.*`n=0`"):
+    with pytest.raises(sl.DataError, match="`ax` takes one panel, found 9.*`n_crops=0`"):
         sl.pl.retrieval(filled, n_crops=4, ax=ax)
-    with pytest.raises(sl.DataError, match="`n` must be a whole number, 0 or more, found -1"):
+    with pytest.raises(sl.DataError, match="`n_crops` must be a whole number, 0 or more, found -1"):
         sl.pl.retrieval(filled, n_crops=-1)
 
 

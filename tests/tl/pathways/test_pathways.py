@@ -248,6 +248,13 @@ def test_writes_nothing_else_and_copies(table: ad.AnnData, net: pd.DataFrame) ->
     assert pathways(table, net) is None
 
 
+def test_scores_of_other_predictions_have_a_name_of_their_own(table: ad.AnnData, net: pd.DataFrame) -> None:
+    table.obsm["mine"] = table.obsm["seal_expression"]
+    pathways(table, net, expression_key="mine")
+    assert {"mine_pathways", "mine_pathways_padj"} <= set(table.obsm)
+    assert "seal_pathways" not in table.obsm
+
+
 def test_p_values_of_an_earlier_method_do_not_stay(table: ad.AnnData, net: pd.DataFrame) -> None:
     pathways(table, net, method="ulm")
     pathways(table, net, method="aucell")

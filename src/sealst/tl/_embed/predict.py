@@ -20,7 +20,7 @@ from sealst._section import Data, for_writing
 from sealst.models import SealModel
 from sealst.tl._embed.embed import embed_crops, merged, stored_embedding, write_embedding
 from sealst.tl._embed.inputs import check_model
-from sealst.tl._pathways.pathways import PathwayResult, pathways_key, score_sets, write_pathways
+from sealst.tl._pathways.pathways import PathwayResult, score_sets, write_pathways
 
 
 @documented
@@ -129,4 +129,4 @@ def _write(
     _section.record_slot(table, "predict", key, entry)
     logger.info("Wrote .obsm[%r]: %d genes", key, expression.shape[1])
     if pathways is not None:
-        write_pathways(table, pathways_key(key), pathways, source="predicted", slot=key)
+        write_pathways(table, Keys.pathways(key), pathways, source="predicted", slot=key)

@@ -136,7 +136,7 @@ def pathways(
     x, genes = _predicted(table, slot) if predicted else (_section.lognorm(table, slot), table.var_names)
     result = _score(x, table.obs_names, genes, net=net, method=method, tmin=tmin, verbose=verbose)
     given, target = for_writing(data, table_key, copy=copy)
-    key = key_added or (pathways_key(slot) if predicted else Keys.related(_MEASURED, "pathways"))
+    key = key_added or (Keys.pathways(slot) if predicted else Keys.related(_MEASURED, "pathways"))
     write_pathways(target, key, result, source=source, slot=slot)
     return given if copy else None
 
@@ -157,11 +157,6 @@ def score_sets(
     _check_options(method, tmin)
     x, genes = expression.to_numpy(), expression.columns
     return _score(x, expression.index, genes, net=net, method=method, tmin=tmin, verbose=verbose, expressed=present)
-
-
-def pathways_key(expression_key: str) -> str:
-    """Slot of the scores on predicted expression."""
-    return Keys.PATHWAYS if expression_key == Keys.EXPRESSION else Keys.related(expression_key, "pathways")
 
 
 def pathways_entry(result: PathwayResult, *, source: str, slot: str) -> dict[str, Any]:
