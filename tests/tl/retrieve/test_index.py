@@ -24,7 +24,8 @@ COLUMNS = ["section", "obs_name", "patient", "organ", "technology", "x_um", "y_u
 def section(name: str, *, n: int = 60, seed: int = 0, dim: int = 12, **facts: Any) -> ad.AnnData:
     """Table of a section with embeddings, of which row 3 is missing; spots 50 µm apart in a row of ten."""
     rng = np.random.default_rng(seed)
-    made_by = {"model": facts.pop("model", "m1"), "modality": "image"}
+    crops = {"crop_um": 64.0, "crop_px": 32, "um_per_unit": 0.5, "shapes_key": "x"}
+    made_by = {"model": facts.pop("model", "m1"), "modality": "image", "crops": {f"{name}_spots": dict(crops)}}
     obs = pd.DataFrame(
         {"section": name, "patient": "p1", "organ": "breast", "technology": "toy"} | facts, index=range(n)
     )
@@ -33,7 +34,6 @@ def section(name: str, *, n: int = 60, seed: int = 0, dim: int = 12, **facts: An
     table.obsm["X_seal"] = (rng.standard_normal((n, dim)) + 0.5).astype(np.float32)
     table.obsm["X_seal"][3] = np.nan
     table.obsm["spatial"] = np.column_stack([np.arange(n) % 10, np.arange(n) // 10]) * 100.0
-    crops = {"crop_um": 64.0, "crop_px": 32, "um_per_unit": 0.5, "shapes_key": "x"}
     table.uns["sealst"] = {"crops": {f"{name}_spots": crops}, "embed": {"X_seal": made_by}}
     return table
 
@@ -242,6 +242,11 @@ def test_sections_that_do_not_belong(tables: list[ad.AnnData], tmp_path: Path) -
     for call in (index.add, lambda one: build_index([*tables, one], path)):
         with pytest.raises(DataError, match="section 'd' differ from those of the index in model: 'm2', not 'm1'"):
             call(section("d", model="m2"))
+        other_px = section("d")
+        other_px.uns["sealst"]["embed"]["X_seal"]["crops"] = {"d_spots": {"crop_um": 64.0, "crop_px": 64}}
+        other_px.uns["sealst"]["crops"]["d_spots"] |= {"crop_px": 64}
+        with pytest.raises(DataError, match="differ from those of the index in crop_px: 64, not 32"):
+            call(other_px)
         with pytest.raises(DataError, match=r"Section 'b' is in the index already.*index.delete\(where="):
             call(section("b"))
         with pytest.raises(DataError, match="section 'd' have 7 dimensions, those of the index 12"):

@@ -116,21 +116,3 @@ class Bags(Sequence[Bag]):
         one occurs twice.
         """
         return replace(self, obs=join_labels(self.obs, labels_by_slide(labels)))
-
-
-def made_by(entry: Mapping[str, Any]) -> str | None:
-    """What made an embedding, from its entry in ``.uns["sealst"]["embed"]``; None where it does not say.
-
-    The fingerprint of a SEAL model, which fixes all else; of an encoder by name its fingerprint (failing that, name and
-    pooling) and the size of the crops, so that embeddings of one name that mean different things have different texts.
-    """
-    if "model" not in entry:
-        return None
-    name = str(entry["model"])
-    if "fingerprint" in entry:
-        name = str(entry["fingerprint"])
-    elif "pool" in entry:
-        name = f"{name} ({entry['pool']})"
-    else:
-        return name
-    return f"{name} at {float(entry['crop_um']):g} µm" if "crop_um" in entry else name

@@ -13,7 +13,8 @@ import pandas as pd
 from anndata import AnnData
 from anndata.io import read_elem
 
-from sealst._data.bags.bags import Bag, BlankSlideError, made_by
+from sealst._core.made_by import MadeBy
+from sealst._data.bags.bags import Bag, BlankSlideError
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -58,7 +59,7 @@ class BagReader:
         raise NotImplementedError
 
     def models(self) -> dict[str, str | None]:
-        """What made every embedding that is there, see `made_by`."""
+        """What made every embedding that is there, see `MadeBy.text`."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
@@ -222,7 +223,8 @@ def _embeddings(obsm: Iterable[str], uns: Any) -> dict[str, str | None]:
     """Embeddings among the slots, and what made them."""
     made = dict(uns.get("embed", {})) if hasattr(uns, "get") else {}
     keys = [key for key in obsm if key in made or key.startswith("X_")]
-    return {key: made_by(made.get(key, {})) for key in keys}
+    found = {key: MadeBy.of(made.get(key, {})) for key in keys}
+    return {key: None if one is None else one.text for key, one in found.items()}
 
 
 def tile_facts(uns: Any) -> dict[str, Any]:

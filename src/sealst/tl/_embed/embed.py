@@ -11,6 +11,7 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._core.device import resolve_device
+from sealst._core.made_by import MadeBy
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
@@ -160,7 +161,8 @@ def merged(
     """Keep what the same model wrote for other regions (`before` is its record): they can be embedded in turn."""
     if before is None or key not in table.obsm or table.obsm[key].shape != embedding.shape:
         return embedding, entry
-    if any(before.get(k) != v for k, v in entry.items() if k != "crops"):
+    was, now = MadeBy.of(before), MadeBy.of(entry)
+    if was is None or now is None or now.differences(was):
         return embedding, entry
     if "crops" not in entry:
         kept = np.isnan(embedding).all(axis=1)

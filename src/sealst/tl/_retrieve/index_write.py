@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sealst._core.made_by import MadeBy
 from sealst._data.index import approximate
 from sealst._data.index.vectors import Change, Snapshot, changing, check_target
 from sealst._data.stacked import Stacked
@@ -58,7 +59,7 @@ def build(
         check_target(folder, overwrite=overwrite)
         sheets = read_sheets(sections, key=key, table_key=table_key, columns=columns, model=model)
         segment, made_by, dim = write_segment(change, sheets, before=None)
-        config = {"asked": kind, "params": dict(params or {}), "key": key, "made_by": made_by, "dim": dim}
+        config = {"asked": kind, "params": dict(params or {}), "key": key, "made_by": made_by.as_dict(), "dim": dim}
         config |= {"space": ENCODER if model is None else SHARED}
         config |= {"columns": list(columns), "version": __version__, "segments": [segment], "kept": None}
         return change.commit(config | _with_faiss(change, config))
@@ -136,14 +137,14 @@ def compact(folder: Path, *, mmap: bool) -> Snapshot:
 
 def write_segment(
     change: Change, sheets: Iterator[Sheet], *, before: Snapshot | None
-) -> tuple[dict[str, Any], Mapping[str, Any], int]:
+) -> tuple[dict[str, Any], MadeBy, int]:
     """Write sections as one segment, one after the other; returns it, what made the embeddings, and their length."""
     names: list[str] = [] if before is None else live_sections(before)
     n_taken, tables = len(names), []
     means: list[np.ndarray] = []
     schema = None if before is None else before.spots.schema
     first = next(sheets)
-    made_by = first.made_by if before is None else before.config["made_by"]
+    made_by = first.made_by if before is None else MadeBy(**before.config["made_by"])
     dim = first.vectors.shape[1] if before is None else before.config["dim"]
     with change.vectors(dim) as sink:
         sheet: Sheet | None = first
@@ -162,18 +163,16 @@ def write_segment(
     return segment | {"sections": names[n_taken:], "n": sink.rows}, made_by, dim
 
 
-def _check_sheet(sheet: Sheet, made_by: Mapping[str, Any], dim: int, names: Sequence[str]) -> None:
+def _check_sheet(sheet: Sheet, made_by: MadeBy, dim: int, names: Sequence[str]) -> None:
     if sheet.section in names:
         raise DataError(
             f"Section {sheet.section!r} is in the index already. Names of sections must differ: rename it, or remove "
             f"the old one with `index.delete(where={{'section': {sheet.section!r}}})` first."
         )
-    if dict(made_by) != sheet.made_by:
-        wrong = [name for name in made_by if made_by[name] != sheet.made_by.get(name)]
+    if wrong := made_by.differences(sheet.made_by):
         raise DataError(
-            f"Embeddings of section {sheet.section!r} differ from those of the index in "
-            + "; ".join(f"{name}: {sheet.made_by.get(name)!r}, not {made_by[name]!r}" for name in wrong)
-            + ". Only embeddings of one model can be compared: embed all sections with the same one."
+            f"Embeddings of section {sheet.section!r} differ from those of the index in {'; '.join(wrong)}. Only "
+            "embeddings of one model and of crops of one size can be compared: embed all sections alike."
         )
     if sheet.vectors.shape[1] != dim:
         raise DataError(

@@ -15,6 +15,7 @@ from sklearn.preprocessing import normalize
 from spatialdata import SpatialData
 
 from sealst import _section
+from sealst._core.made_by import MadeBy
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._keys import Keys
 from sealst._section import Data, Region, sections_of
@@ -43,7 +44,7 @@ class Sheet:
     #: columns `FACTS` and those asked for
     facts: pd.DataFrame
     #: what made the embeddings
-    made_by: dict[str, Any]
+    made_by: MadeBy
 
 
 def provenance(table: AnnData, regions: Sequence[Region], key: str) -> dict[str, Any]:
@@ -109,17 +110,15 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
         entry = provenance(table, regions, key)
     except OrderError as error:
         raise OrderError(f"Section {regions[0].section!r}: {error}") from error
-    made_by = {name: _plain(entry.get(name)) for name in ("model", "modality", "pool", "crop_um")}
-    if model is not None and made_by["model"] != model.fingerprint:
+    made_by = MadeBy.of(entry)
+    if made_by is None:
+        raise OrderError(f"Section {regions[0].section!r}: `.obsm[{key!r}]` names no model. {embed_hint(key)}")
+    if model is not None and made_by.model != model.fingerprint:
         raise OrderError(
-            f"Section {regions[0].section!r}: `.obsm[{key!r}]` was made by {made_by['model']!r}, `model` is "
+            f"Section {regions[0].section!r}: `.obsm[{key!r}]` was made by {made_by.model!r}, `model` is "
             f"{model.fingerprint!r}. {embed_hint(key)}"
         )
     return [_sheet(table, region, key, columns, made_by, model) for region in regions]
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _sheet(
@@ -127,7 +126,7 @@ def _sheet(
     region: Region,
     key: str,
     columns: Sequence[str],
-    made_by: dict[str, Any],
+    made_by: MadeBy,
     model: SealModel | None,
 ) -> Sheet:
     z = np.asarray(table.obsm[key])

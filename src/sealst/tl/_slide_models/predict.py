@@ -10,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 
 from sealst import _logging, _section
-from sealst._data.bags.bags import Bag, Bags, BlankSlideError, made_by
+from sealst._core.made_by import MadeBy
+from sealst._data.bags.bags import Bag, Bags, BlankSlideError
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
@@ -193,7 +194,8 @@ def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequ
 
 
 def _check_table(table: AnnData, model: SlideModel) -> None:
-    made = made_by(_section.recorded(table, "embed").get(model.spec.key, {}))
+    entry = MadeBy.of(_section.recorded(table, "embed").get(model.spec.key, {}))
+    made = None if entry is None else entry.text
     expected = model.spec.embedding
     if made is not None and expected is not None and made != expected:
         raise DataError(
