@@ -102,7 +102,10 @@ def embed(
         if device is not None:
             model.to(resolve_device(device))
         table = _section.get_table(sdata, table_key)
-        embedding, entry = _embed_genes(table, _section.regions_of(table, region), model)
+        rows = np.concatenate([one.rows for one in _section.regions_of(table, region)])
+        embedding = np.full((table.n_obs, model.dim), np.nan, dtype=np.float32)
+        embedding[rows] = model.embed_genes(_section.expression(table, model.panel, rows))
+        entry = {"model": model.fingerprint, "modality": "gene", "layer": model.panel.layer}
         before = _section.recorded(table, "embed").get(key)
     else:
         trained_on = model.crop if isinstance(model, SealModel) else None
@@ -201,10 +204,3 @@ def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel
         rows = region.rows[usable[region.rows]]
         out[rows] = stored[rows]
     return out
-
-
-def _embed_genes(table: AnnData, regions: Sequence[Region], model: SealModel) -> tuple[np.ndarray, dict[str, Any]]:
-    rows = np.concatenate([region.rows for region in regions])
-    out = np.full((table.n_obs, model.dim), np.nan, dtype=np.float32)
-    out[rows] = model.embed_genes(_section.expression(table, model.panel, rows))
-    return out, {"model": model.fingerprint, "modality": "gene", "layer": model.panel.layer}

@@ -283,7 +283,13 @@ class _Job:
             shared.update(views)
         seen = [views[name].take(spots) for name, spots in fold.train.items()]
         held = [views[name].take(spots) for name, spots in fold.test.items()]
-        _check_sides(fold, seen, held)
+        for side, views in (("training", seen), ("test", held)):
+            for view in views:
+                if len(view) < 2:
+                    raise DataError(
+                        f"Fold {fold.name!r}: section {view.name!r} has {len(view)} {side} spot(s) with a usable crop; "
+                        "at least 2 are needed. See `.obs['crop_reason']`."
+                    )
         sets = ready.sets[fold.name]
         columns = np.unique(np.concatenate(list(sets.values())))
         models = ready.reader.models
@@ -294,14 +300,17 @@ class _Job:
         predicted = predictions(
             seen, held, self.protocol, models=models, genes=ready.genes, scored=columns, control=control
         )
-        centre, scale = _training_moments(seen)
+        # Mean and deviation of every gene over the training spots that measure it.
+        n = np.sum([len(v) * v.known for v in seen], axis=0).clip(min=1)
+        centre = np.sum([v.measured.sum(axis=0, dtype=np.float64) * v.known for v in seen], axis=0) / n
+        squares = np.sum([((v.measured - centre) ** 2).sum(axis=0) * v.known for v in seen], axis=0)
         scorer = FoldScorer(
             fold=fold.name,
             seed=seed,
             genes=ready.genes,
             sets=sets,
             centre=centre,
-            scale=scale,
+            scale=np.sqrt(squares / n),
             bootstrap_seed=self.seed,
             near_um=self.near_um,
         )
@@ -318,21 +327,3 @@ class _Ready:
     reader: SectionReader
     genes: GenePanel
     sets: dict[str, dict[str, np.ndarray]]
-
-
-def _training_moments(seen: Sequence[SectionView]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of every gene over the training spots that measure it."""
-    n = np.sum([len(v) * v.known for v in seen], axis=0).clip(min=1)
-    mean = np.sum([v.measured.sum(axis=0, dtype=np.float64) * v.known for v in seen], axis=0) / n
-    squares = np.sum([((v.measured - mean) ** 2).sum(axis=0) * v.known for v in seen], axis=0)
-    return mean, np.sqrt(squares / n)
-
-
-def _check_sides(fold: Split, seen: Sequence[SectionView], held: Sequence[SectionView]) -> None:
-    for side, views in (("training", seen), ("test", held)):
-        for view in views:
-            if len(view) < 2:
-                raise DataError(
-                    f"Fold {fold.name!r}: section {view.name!r} has {len(view)} {side} spot(s) with a usable crop; at "
-                    "least 2 are needed. See `.obs['crop_reason']`."
-                )

@@ -49,7 +49,10 @@ def predictions(
     searched = [m for m, model in _SEARCHED.items() if same_unit and model in held[0].codes]
     heads = [m for m, model in _HEADS.items() if same_unit and model in models]
     permuted = [] if control is None else [PERMUTED]
-    out = {m: _empty(held) for m in (*fitted, *searched, *permuted, MEAN)}
+    out = {
+        method: [np.full(view.measured.shape, np.nan, dtype=np.float32) for view in held]
+        for method in (*fitted, *searched, *permuted, MEAN)
+    }
     chosen = np.isin(np.arange(len(genes)), scored)
     patterns, which = np.unique(np.array([chosen, *(v.known for v in seen)]), axis=1, return_inverse=True)
     patterns = patterns[1:]
@@ -70,7 +73,8 @@ def predictions(
         _fill(out[MEAN], columns, held, learn.mean)
     for method in heads:
         out[method] = [_head(models[_HEADS[method]], view.features[_HEADS[method]], genes) for view in held]
-    return _ordered(out)
+    order = (FROZEN_PROBE, ADAPTED_PROBE, HEAD, IMPUTED, ST_NET, BLEEP, COLOUR_PROBE, PERMUTED, MEAN)
+    return {method: out[method] for method in order if method in out}
 
 
 class _Learner:
@@ -107,10 +111,6 @@ class _Learner:
         return mean_baseline(self.y, len(view))
 
 
-def _empty(held: Sequence[SectionView]) -> list[np.ndarray]:
-    return [np.full(v.measured.shape, np.nan, dtype=np.float32) for v in held]
-
-
 def _fill(
     parts: list[np.ndarray],
     columns: np.ndarray,
@@ -132,8 +132,3 @@ def _head(model: SealModel, z: np.ndarray, genes: GenePanel) -> np.ndarray:
         if gene.upper() in column:
             out[:, i] = predicted[:, column[gene.upper()]]
     return out
-
-
-def _ordered(found: Predictions) -> Predictions:
-    order = (FROZEN_PROBE, ADAPTED_PROBE, HEAD, IMPUTED, ST_NET, BLEEP, COLOUR_PROBE, PERMUTED, MEAN)
-    return {method: found[method] for method in order if method in found}

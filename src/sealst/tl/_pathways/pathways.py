@@ -221,8 +221,29 @@ def _score(
         expressed = np.asarray(abs(x[rows]).sum(axis=0)).ravel() > 0
     present = np.flatnonzero(expressed)
     names = genes[present].astype(str)
-    seen = _overlap(edges, names, tmin)
-    _report(seen, label, names, tmin)
+    found = overlap(edges, names)
+    # A set of every gene, weighted alike, leaves nothing to compare with: its score is 0 / 0.
+    whole = (found["found"] >= len(names)) & (edges.groupby("source", sort=False)["weight"].nunique() == 1)
+    seen = found.assign(scored=(found["found"] >= tmin) & ~whole)
+    counts = seen["found"].astype(str) + " of " + seen["size"].astype(str)
+    if not seen["scored"].any():
+        best = seen["found"].idxmax()
+        raise PanelError(
+            f"None of the {len(seen)} gene sets can be scored: at least {tmin} genes of a set (and not all genes) must "
+            f"be among the {len(names)} at hand; the most are {counts[best]} in {best!r}. The names at hand begin "
+            f"{listed(names[:3])}; sets need symbols too. Lower `tmin`, or predict more genes."
+        )
+    share = 100 * (seen["found"] / seen["size"])[seen["scored"]]
+    logger.info(
+        "%s: %d of %d gene sets scored on %d genes; of a set's genes at hand: median %.0f %%, least %.0f %% (%s, %s)",
+        *(label, len(share), len(seen), len(names)),
+        *(share.median(), share.min(), share.idxmin(), counts[share.idxmin()]),
+    )
+    if len(left := seen.index[~seen["scored"]]):
+        warn(
+            f"{len(left)} of {len(seen)} gene sets are left out, with fewer than {tmin} genes at hand (or with all): "
+            f"{listed(f'{name} ({counts[name]})' for name in left)}."
+        )
     wanted = restrict(edges, names)
     wanted = wanted[wanted["source"].isin(seen.index[seen["scored"]])]
     scores, padj = _run(x, rows, present, spots=spots, names=names, net=wanted, method=method, verbose=verbose)
@@ -299,43 +320,6 @@ def _informative(x: Any) -> np.ndarray:
         )
     rows = np.flatnonzero(finite.all(axis=1))
     return rows[x[rows].max(axis=1) > x[rows].min(axis=1)]
-
-
-def _overlap(edges: pd.DataFrame, names: pd.Index, tmin: int) -> pd.DataFrame:
-    seen = overlap(edges, names)
-    # A set of every gene, weighted alike, leaves nothing to compare with: its score is 0 / 0.
-    whole = (seen["found"] >= len(names)) & (edges.groupby("source", sort=False)["weight"].nunique() == 1)
-    return seen.assign(scored=(seen["found"] >= tmin) & ~whole)
-
-
-def _report(seen: pd.DataFrame, label: str, names: pd.Index, tmin: int) -> None:
-    counts = seen["found"].astype(str) + " of " + seen["size"].astype(str)
-    if not seen["scored"].any():
-        best = seen["found"].idxmax()
-        raise PanelError(
-            f"None of the {len(seen)} gene sets can be scored: at least {tmin} genes of a set (and not all genes) must "
-            f"be among the {len(names)} at hand; the most are {counts[best]} in {best!r}. The names at hand begin "
-            f"{listed(names[:3])}; sets need symbols too. Lower `tmin`, or predict more genes."
-        )
-    share = 100 * (seen["found"] / seen["size"])[seen["scored"]]
-    logger.info(
-        "%s: %d of %d gene sets scored on %d genes; of a set's genes at hand: median %.0f %%, least %.0f %% (%s, %s)",
-        *(
-            label,
-            len(share),
-            len(seen),
-            len(names),
-            share.median(),
-            share.min(),
-            share.idxmin(),
-            counts[share.idxmin()],
-        ),
-    )
-    if len(left := seen.index[~seen["scored"]]):
-        warn(
-            f"{len(left)} of {len(seen)} gene sets are left out, with fewer than {tmin} genes at hand (or with all): "
-            f"{listed(f'{name} ({counts[name]})' for name in left)}."
-        )
 
 
 def _run(

@@ -101,15 +101,6 @@ class Searcher:
         k = min(k, available)
         if not suppress_um:
             return self._top(queries, k, keep, shift)
-        self._check_located(keep)
-        rows, similarity = self._top(queries, min(available, _SPACED * k), keep, shift)
-        parts = [
-            self._spaced(queries[i], k, keep, suppress_um=suppress_um, shift=shift, first=(rows[i], similarity[i]))
-            for i in range(len(queries))
-        ]
-        return np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts])
-
-    def _check_located(self, keep: np.ndarray | None) -> None:
         lost = np.isnan(self.xy).any(axis=1)
         lost = lost if keep is None else lost & keep
         if lost.any():
@@ -119,6 +110,12 @@ class Searcher:
                 f"`suppress_um` needs positions in µm, which section(s) {listed(names)} lacked when they were added: "
                 "they had no `.obsm['spatial']` or no crops (`sl.pp.pair_crops`)."
             )
+        rows, similarity = self._top(queries, min(available, _SPACED * k), keep, shift)
+        parts = [
+            self._spaced(queries[i], k, keep, suppress_um=suppress_um, shift=shift, first=(rows[i], similarity[i]))
+            for i in range(len(queries))
+        ]
+        return np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts])
 
     def _top(self, queries: np.ndarray, k: int, keep: np.ndarray | None, shift: bool) -> tuple[np.ndarray, np.ndarray]:
         vectors, kind = self.snapshot.vectors, self.snapshot.config["kind"]

@@ -149,7 +149,23 @@ def write_segment(
         sheet: Sheet | None = first
         del first
         while sheet is not None:
-            _check_sheet(sheet, made_by, dim, names)
+            if sheet.section in names:
+                raise DataError(
+                    f"Section {sheet.section!r} is in the index already. Names of sections must differ: rename it, or "
+                    f"remove the old one with `index.delete(where={{'section': {sheet.section!r}}})` first."
+                )
+            if dict(made_by) != sheet.made_by:
+                wrong = [name for name in made_by if made_by[name] != sheet.made_by.get(name)]
+                raise DataError(
+                    f"Embeddings of section {sheet.section!r} differ from those of the index in "
+                    + "; ".join(f"{name}: {sheet.made_by.get(name)!r}, not {made_by[name]!r}" for name in wrong)
+                    + ". Only embeddings of one model can be compared: embed all sections with the same one."
+                )
+            if sheet.vectors.shape[1] != dim:
+                raise DataError(
+                    f"Embeddings of section {sheet.section!r} have {sheet.vectors.shape[1]} dimensions, those of the "
+                    f"index {dim}. Embed all sections with the same model."
+                )
             tables.append(_facts_table(sheet, len(means), schema))
             schema = tables[0].schema if schema is None else schema
             sink.append(sheet.vectors)
@@ -160,26 +176,6 @@ def write_segment(
     segment = {"vectors": sink.name, "spots": change.save_spots(spots), "means": change.save("means", np.stack(means))}
     logger.info("Wrote %d vectors of %d section(s) to %s", sink.rows, len(means), change.folder)
     return segment | {"sections": names[n_taken:], "n": sink.rows}, made_by, dim
-
-
-def _check_sheet(sheet: Sheet, made_by: Mapping[str, Any], dim: int, names: Sequence[str]) -> None:
-    if sheet.section in names:
-        raise DataError(
-            f"Section {sheet.section!r} is in the index already. Names of sections must differ: rename it, or remove "
-            f"the old one with `index.delete(where={{'section': {sheet.section!r}}})` first."
-        )
-    if dict(made_by) != sheet.made_by:
-        wrong = [name for name in made_by if made_by[name] != sheet.made_by.get(name)]
-        raise DataError(
-            f"Embeddings of section {sheet.section!r} differ from those of the index in "
-            + "; ".join(f"{name}: {sheet.made_by.get(name)!r}, not {made_by[name]!r}" for name in wrong)
-            + ". Only embeddings of one model can be compared: embed all sections with the same one."
-        )
-    if sheet.vectors.shape[1] != dim:
-        raise DataError(
-            f"Embeddings of section {sheet.section!r} have {sheet.vectors.shape[1]} dimensions, those of the index "
-            f"{dim}. Embed all sections with the same model."
-        )
 
 
 def _facts_table(sheet: Sheet, group: int, schema: pa.Schema | None) -> pa.Table:

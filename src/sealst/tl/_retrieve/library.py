@@ -87,19 +87,15 @@ def read_sheets(
 
     With `model` vectors lie in the space that it shares between images and expression.
     """
-    # By `map`: a variable of a loop would keep a section while the next one is opened.
-    yield from chain.from_iterable(
-        map(partial(_sheets_of, key=key, table_key=table_key, columns=columns, model=model), _items(sections))
-    )
-
-
-def _items(sections: Sections) -> Sequence[Any]:
     items = [sections] if isinstance(sections, SpatialData | AnnData) else sections
     # A sequence of any kind is not unrolled: it may make or open its sections as they are asked for.
     items = items if isinstance(items, Sequence) else list(items)
     if not items:
         raise DataError("`sections` is empty; pass at least one embedded section.")
-    return items
+    # By `map`: a variable of a loop would keep a section while the next one is opened.
+    yield from chain.from_iterable(
+        map(partial(_sheets_of, key=key, table_key=table_key, columns=columns, model=model), items)
+    )
 
 
 def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], model: SealModel | None) -> list[Sheet]:
@@ -140,12 +136,6 @@ def _sheet(
     z = z[known] if model is None else model.shared_images(z[known]).astype(np.float64)
     unit = normalize(z)
     mean = unit.mean(axis=0)
-    facts = _facts(table, region, columns)[known].reset_index(drop=True)
-    spread = np.linalg.norm(unit - mean, axis=1).astype(np.float32)
-    return Sheet(region.section, unit.astype(np.float32), mean, spread, facts, made_by)
-
-
-def _facts(table: AnnData, region: Region, columns: Sequence[str]) -> pd.DataFrame:
     obs = table.obs.iloc[region.rows]
     if missing := [name for name in columns if name not in obs]:
         raise MissingKeyError(
@@ -163,4 +153,6 @@ def _facts(table: AnnData, region: Region, columns: Sequence[str]) -> pd.DataFra
     further = [name for name in columns if name not in FACTS]
     # Whole columns alike in every section: numbers as float64, all else as text.
     numbers = {name: pd.api.types.is_numeric_dtype(obs[name]) and obs[name].dtype != bool for name in further}
-    return found.assign(**{n: obs[n].astype("float64" if numbers[n] else str) for n in further})
+    found = found.assign(**{n: obs[n].astype("float64" if numbers[n] else str) for n in further})
+    spread = np.linalg.norm(unit - mean, axis=1).astype(np.float32)
+    return Sheet(region.section, unit.astype(np.float32), mean, spread, found[known].reset_index(drop=True), made_by)

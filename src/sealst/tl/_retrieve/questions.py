@@ -24,7 +24,7 @@ Query: TypeAlias = str | Sequence[str] | Mapping[str, float] | pd.Series | np.nd
 class Spots(Protocol):
     """What is searched, as far as a query needs to know it."""
 
-    def has(self, name: str) -> bool:
+    def has_spot(self, name: str) -> bool:
         """Whether a spot has this name."""
 
     def spot(self, name: str) -> tuple[int, np.ndarray]:
@@ -87,7 +87,8 @@ def _ask_genes(query: Any, context: Context) -> Question:
     names = [query] if isinstance(query, str) else list(query)
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise DataError(f"A list of genes must hold names, found {listed(wrong, 3)}. Pass a crop as a uint8 array.")
-    if isinstance(query, str) and query.upper() not in _upper(context.model) and context.spots.has(query):
+    in_panel = {name.upper() for name in names} <= {gene.upper() for gene in context.model.panel.genes}
+    if isinstance(query, str) and not in_panel and context.spots.has_spot(query):
         raise PanelError(f"{query!r} is no gene of the panel but the name of a spot; ask with `kind='spot'`.")
     # A gene listed twice is meant once.
     weights = dict.fromkeys({str(n).strip().upper(): n for n in names}.values(), 1.0)
@@ -165,16 +166,6 @@ def _ask_profile(query: Any, context: Context) -> Question:
 def profile_in_panel(profile: pd.Series, model: SealModel) -> np.ndarray:
     """Profile (log1p-CP10k) in panel order, (1, G); absent genes hold the panel's mean."""
     model.panel.require_names()
-    values = _profile_values(profile, model)
-    try:
-        return model.panel.extract(values[None], [str(g) for g in profile.index])
-    except PanelError as error:
-        raise PanelError(
-            f"{error} A few weighted genes are a signature: pass a dict, or `kind='signature'`."
-        ) from error
-
-
-def _profile_values(profile: pd.Series, model: SealModel) -> np.ndarray:
     how = "Pass log1p-CP10k, e.g. `np.log1p(counts / counts.sum() * 1e4)`."
     if profile.empty:
         raise DataError(f"The profile is empty. {how}")
@@ -192,7 +183,12 @@ def _profile_values(profile: pd.Series, model: SealModel) -> np.ndarray:
             f"The profile looks like counts (highest value {values.max():g}, log1p-CP10k reaches {ceiling:.3g} at most "
             f"and is not made of whole numbers). {how}"
         )
-    return values
+    try:
+        return model.panel.extract(values[None], [str(g) for g in profile.index])
+    except PanelError as error:
+        raise PanelError(
+            f"{error} A few weighted genes are a signature: pass a dict, or `kind='signature'`."
+        ) from error
 
 
 def _ask_image(query: Any, context: Context) -> Question:
@@ -235,7 +231,3 @@ _KIND_OF_TYPE: tuple[tuple[Any, str], ...] = (
     (np.ndarray, "image"),
     ((Sequence, pd.Index), "gene"),
 )
-
-
-def _upper(model: SealModel) -> set[str]:
-    return {gene.upper() for gene in model.panel.genes}

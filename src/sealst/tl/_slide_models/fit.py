@@ -144,14 +144,43 @@ def fit_slide(
     total = len(contenders) * sum(len(plan) for plan in plans.values())
     with _logging.progress(None, "fitting slides", total=total, show=progress, unit="fold") as bar:
         fitted = {name: fitter.run(labels[name], plans[name], bar) for name in targets}
-    return _finished(fitter, bags, fitted, kept_out=kept_out, event=event, n_bootstrap=n_bootstrap, seed=seed)
+    rows = np.unique(np.concatenate([fit.outcome.rows for fit in fitted.values()]))
+    spec = fitter.spec(labels, event, fitter.main, dim=fitter.main.dim(int(rows[0])))
+    names = {target: list(fit.plan) for target, fit in fitted.items()}
+    facts = {
+        "task": spec.task,
+        "targets": list(spec.targets),
+        "classes": {target: list(classes) for target, classes in spec.classes.items()},
+        "aggregator": spec.aggregator,
+        "keys": list(fitter.stores),
+        "folds": next(iter(names.values())),
+        "seed": seed,
+        "n_bootstrap": n_bootstrap,
+        "version": __version__,
+    }
+    evaluation = _evaluation([fit.outcome for fit in fitted.values()], facts, n_bootstrap, seed)
+    tested = None
+    if kept_out is not None:
+        outcomes = [_tested(fit, kept_out, spec, event) for fit in fitted.values()]
+        tested = _evaluation(outcomes, facts | {"folds": ["test"]}, n_bootstrap, seed)
+    provenance = {
+        "params": asdict(chosen),
+        "slides": bags.obs.index[rows].astype(str).tolist(),
+        "patients": sorted(bags.obs[Keys.PATIENT].iloc[rows].unique()),
+        "folds": names,
+        "epochs": {target: fit.epochs for target, fit in fitted.items()},
+        "seed": seed,
+    }
+    members = {target: fit.nets[next(iter(fitter.stores))] for target, fit in fitted.items()}
+    logger.info("Fitted %s of %s on %d slides", spec.task, listed(spec.targets), len(rows))
+    return SlideModel(spec, members, evaluation, tested, provenance=provenance)
 
 
 def _plan(bags: Bags, labels: Labels, folds: int | str, seed: int) -> dict[str, Fold]:
     """Folds of the slides that have the label, in rows of ``bags.obs``."""
     if bags.obs[Keys.PATIENT].isna().any():
-        names = bags.obs.index[bags.obs[Keys.PATIENT].isna()]
-        raise DataError(f"Slide(s) {listed(names)} have no patient; splits are by patient. Name it in `bags.obs`.")
+        lacking = bags.obs.index[bags.obs[Keys.PATIENT].isna()]
+        raise DataError(f"Slide(s) {listed(lacking)} have no patient; splits are by patient. Name it in `bags.obs`.")
     patients = bags.obs[Keys.PATIENT].to_numpy(dtype=object)
     rows = np.flatnonzero(labels.known)
     check_enough(labels, patients, int(folds) if isinstance(folds, int | np.integer) else 2)
@@ -166,19 +195,15 @@ def _plan(bags: Bags, labels: Labels, folds: int | str, seed: int) -> dict[str, 
     plan = {name: (rows[train], rows[held]) for name, (train, held) in made.items()}
     for name, (train, held) in plan.items():
         check_sides(patients, train, held)
-        _check_training_side(labels, name, train)
+        strata = labels.strata[train]
+        wanted = range(len(labels.classes)) if labels.classes else [1] if labels.task == SURVIVAL else []
+        names = labels.classes or ("censored", "event")
+        if lost := [names[i] for i in wanted if not (strata == i).any()]:
+            raise DataError(
+                f"Fold {name!r} would train without {listed(lost)} of {labels.target!r}. Ask for other `folds`, or "
+                "merge classes."
+            )
     return plan
-
-
-def _check_training_side(labels: Labels, fold: str, train: np.ndarray) -> None:
-    strata = labels.strata[train]
-    wanted = range(len(labels.classes)) if labels.classes else [1] if labels.task == SURVIVAL else []
-    names = labels.classes or ("censored", "event")
-    if lost := [names[i] for i in wanted if not (strata == i).any()]:
-        raise DataError(
-            f"Fold {fold!r} would train without {listed(lost)} of {labels.target!r}. Ask for other `folds`, or merge "
-            "classes."
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,50 +311,6 @@ def predict_rows(predict: Any, store: BagStore, rows: np.ndarray) -> np.ndarray:
     bags = (store[int(row)] for row in rows)
     values = np.stack([predict(bag.features, bag.xy).value for bag in bags])
     return values[:, 0] if values.shape[1] == 1 else values
-
-
-def _finished(
-    fitter: _Fitter,
-    bags: Bags,
-    fitted: dict[str, _Fit],
-    *,
-    kept_out: dict[str, Bags] | None,
-    event: str | None,
-    n_bootstrap: int,
-    seed: int,
-) -> SlideModel:
-    """Evaluation, and the model that is kept."""
-    labels = {name: fit.labels for name, fit in fitted.items()}
-    rows = np.unique(np.concatenate([fit.outcome.rows for fit in fitted.values()]))
-    spec = fitter.spec(labels, event, fitter.main, dim=fitter.main.dim(int(rows[0])))
-    names = {target: list(fit.plan) for target, fit in fitted.items()}
-    facts = {
-        "task": spec.task,
-        "targets": list(spec.targets),
-        "classes": {target: list(classes) for target, classes in spec.classes.items()},
-        "aggregator": spec.aggregator,
-        "keys": list(fitter.stores),
-        "folds": next(iter(names.values())),
-        "seed": seed,
-        "n_bootstrap": n_bootstrap,
-        "version": __version__,
-    }
-    evaluation = _evaluation([fit.outcome for fit in fitted.values()], facts, n_bootstrap, seed)
-    tested = None
-    if kept_out is not None:
-        outcomes = [_tested(fit, kept_out, spec, event) for fit in fitted.values()]
-        tested = _evaluation(outcomes, facts | {"folds": ["test"]}, n_bootstrap, seed)
-    provenance = {
-        "params": asdict(fitter.params),
-        "slides": bags.obs.index[rows].astype(str).tolist(),
-        "patients": sorted(bags.obs[Keys.PATIENT].iloc[rows].unique()),
-        "folds": names,
-        "epochs": {target: fit.epochs for target, fit in fitted.items()},
-        "seed": seed,
-    }
-    members = {target: fit.nets[next(iter(fitter.stores))] for target, fit in fitted.items()}
-    logger.info("Fitted %s of %s on %d slides", spec.task, listed(spec.targets), len(rows))
-    return SlideModel(spec, members, evaluation, tested, provenance=provenance)
 
 
 def _evaluation(outcomes: Sequence[Outcome], facts: dict[str, Any], n_bootstrap: int, seed: int) -> SlideEvaluation:

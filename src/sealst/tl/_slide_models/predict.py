@@ -171,7 +171,13 @@ class _Found(NamedTuple):
 def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequence[str] | None) -> _Found:
     key = model.spec.key
     check_key(list(table.obsm), key, where="`.obsm`", hint="The slide model was fitted on it; run `sl.tl.embed`.")
-    _check_table(table, model)
+    made = made_by(_section.recorded(table, "embed").get(model.spec.key, {}))
+    expected = model.spec.embedding
+    if made is not None and expected is not None and made != expected:
+        raise DataError(
+            f"`.obsm[{model.spec.key!r}]` was made by model {made!r}, but the slide model was fitted on "
+            f"embeddings of {expected!r}. Embed the tiles with that model, or fit again."
+        )
     features = np.asarray(table.obsm[key], dtype=np.float32)
     xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float) if Keys.SPATIAL in table.obsm else None
     attention, looked = np.full(table.n_obs, np.nan), np.zeros(table.n_obs, dtype=bool)
@@ -190,16 +196,6 @@ def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequ
     if Keys.PATIENT in table.obs:
         _warn_seen(set(patient_names(table.obs[Keys.PATIENT]).dropna()), model)
     return _Found(attention, looked, pd.DataFrame(rows, columns=["slide", "output", "value"]))
-
-
-def _check_table(table: AnnData, model: SlideModel) -> None:
-    made = made_by(_section.recorded(table, "embed").get(model.spec.key, {}))
-    expected = model.spec.embedding
-    if made is not None and expected is not None and made != expected:
-        raise DataError(
-            f"`.obsm[{model.spec.key!r}]` was made by model {made!r}, but the slide model was fitted on "
-            f"embeddings of {expected!r}. Embed the tiles with that model, or fit again."
-        )
 
 
 def _warn_seen(patients: set[str], model: SlideModel) -> None:

@@ -49,25 +49,23 @@ class Tables:
         row |= {"digest": found.get("digest", "")}
         self._rows[slide.name] = row | {Keys.ORGAN: slide.organ} | slide.labels
         if result is None:
-            self._failures[slide.name] = {
-                SLIDE: slide.name,
-                PATH: str(slide.path),
-                "error": error,
-                "attempts": attempts,
-            }
+            failure = {SLIDE: slide.name, PATH: str(slide.path), "error": error, "attempts": attempts}
+            self._failures[slide.name] = failure
         if time.monotonic() - self._written > _PAUSE:
             self.write()
 
     def write(self) -> pd.DataFrame:
         """Write both tables, keeping rows of slides that are not of this run; returns the rows of this run."""
         with FileLock(self._out / ".tables.lock"):
-            kept, own = _read(self._out / MANIFEST), self._own()
+            own = pd.DataFrame([self._rows[name] for name in self._order if name in self._rows])
+            own = own.reindex(columns=[*COLUMNS, *(c for c in own.columns if c not in COLUMNS)])
+            kept = _read(self._out / MANIFEST)
             kept = kept[~kept[SLIDE].isin(self._rows)]
             self.kept = [name for name in kept[SLIDE] if name not in self._order]
             failures = _read(self._out / FAILURES)
-            failures = _joined(failures[~failures[SLIDE].isin(self._rows)], self._own_failures())
+            failed = pd.DataFrame(list(self._failures.values()), columns=_FAILURE_COLUMNS)
             _write(self._out / MANIFEST, _joined(kept, own))
-            _write(self._out / FAILURES, failures)
+            _write(self._out / FAILURES, _joined(failures[~failures[SLIDE].isin(self._rows)], failed))
         self._written = time.monotonic()
         return own
 
@@ -77,13 +75,6 @@ class Tables:
             for path in (self._out / MANIFEST, self._out / FAILURES):
                 frame = _read(path)
                 _write(path, frame[~frame[SLIDE].isin(names)])
-
-    def _own(self) -> pd.DataFrame:
-        frame = pd.DataFrame([self._rows[name] for name in self._order if name in self._rows])
-        return frame.reindex(columns=[*COLUMNS, *(c for c in frame.columns if c not in COLUMNS)])
-
-    def _own_failures(self) -> pd.DataFrame:
-        return pd.DataFrame(list(self._failures.values()), columns=_FAILURE_COLUMNS)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -156,9 +147,22 @@ class Run:
         elif task.step == PLAN:
             self._planned(task.slide, outcome.result or {})
         elif task.step == EMBED:
-            self._embedded(task)
+            state = self._active[task.slide]
+            state.left.discard(task.start)
+            self._bar.update(min(self._tiles_per_task, state.n_tiles - task.start))
+            if not state.left:
+                self._submit(Task(task.slide, FINISH))
         else:
-            self._finished(task.slide, outcome.result or {})
+            result = outcome.result or {}
+            self._end(task.slide, result)
+            ended, n = len(self._slides) - len(self._waiting) - len(self._active), len(self._slides)
+            left = (time.monotonic() - self._began) / max(1, ended - self.n_skipped) * (n - ended)
+            minutes = round(left / 60)
+            soon = f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+            logger.info(
+                "%s: %d tiles in %.0f s (slide %d of %d, about %s left)",
+                *(self._slides[task.slide].name, result["n_tiles"], result["seconds"], ended, n, soon),
+            )
 
     def _planned(self, index: int, result: dict[str, Any]) -> None:
         self._tiles[index] = result["n_tiles"]
@@ -173,22 +177,6 @@ class Run:
             self._submit(Task(index, EMBED, start))
         if not result["left"]:
             self._submit(Task(index, FINISH))
-
-    def _embedded(self, task: Task) -> None:
-        state = self._active[task.slide]
-        state.left.discard(task.start)
-        self._bar.update(min(self._tiles_per_task, state.n_tiles - task.start))
-        if not state.left:
-            self._submit(Task(task.slide, FINISH))
-
-    def _finished(self, index: int, result: dict[str, Any]) -> None:
-        self._end(index, result)
-        ended, n = len(self._slides) - len(self._waiting) - len(self._active), len(self._slides)
-        left = (time.monotonic() - self._began) / max(1, ended - self.n_skipped) * (n - ended)
-        logger.info(
-            "%s: %d tiles in %.0f s (slide %d of %d, about %s left)",
-            *(self._slides[index].name, result["n_tiles"], result["seconds"], ended, n, _duration(left)),
-        )
 
     def _end(self, index: int, result: dict[str, Any]) -> None:
         del self._active[index]
@@ -211,8 +199,3 @@ class Run:
         self.n_failed += 1
         self._tables.add(slide, None, text, attempts)
         logger.warning("%s failed: %s", slide.name, text)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

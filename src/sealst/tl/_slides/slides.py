@@ -143,7 +143,11 @@ def embed_slides(
         if value is not None:
             check_positive(name, value)
     check_fraction("min_tissue", min_tissue)
-    _check_workers(n_workers, scheduler, retries)
+    for name, value in (("n_workers", n_workers), ("retries", retries)):
+        if not isinstance(value, int) or value < 0:
+            raise DataError(f"`{name}` must be a whole number from 0 on, found {value!r}.")
+    if n_workers and scheduler is not None:
+        raise DataError("Give `n_workers` for processes on this machine, or `scheduler` for a cluster, not both.")
     slides = read_manifest(manifest)
     loaded, ref = opened(model, pool=pool, pretrained=pretrained, device=device)
     crop, folder = crop_of(loaded, crop_um, crop_px), Path(path).expanduser().absolute()
@@ -170,17 +174,18 @@ def embed_slides(
                 run(show=progress)
         finally:
             found = tables.write()
-    _report(found, run, folder)
+    n_done = int((found["status"] == "done").sum())
+    logger.info(
+        "Wrote %s: %d of %d slides (%d were there), %d tiles",
+        *(folder / MANIFEST, n_done, len(found), run.n_skipped, found["n_tiles"].sum()),
+    )
+    if run.n_failed:
+        warn(
+            f"{run.n_failed} of {len(found)} slides failed; {str(folder / FAILURES)!r} says why. Call again to retry "
+            "them."
+        )
     _settle(job, tables, prune=prune)
     return found
-
-
-def _check_workers(n_workers: int, scheduler: Any, retries: int) -> None:
-    for name, value in (("n_workers", n_workers), ("retries", retries)):
-        if not isinstance(value, int) or value < 0:
-            raise DataError(f"`{name}` must be a whole number from 0 on, found {value!r}.")
-    if n_workers and scheduler is not None:
-        raise DataError("Give `n_workers` for processes on this machine, or `scheduler` for a cluster, not both.")
 
 
 def _asked(
@@ -286,15 +291,3 @@ def _settle(job: Job, tables: Tables, *, prune: bool) -> None:
         shutil.rmtree(job.out / "parts" / name, ignore_errors=True)
         (job.out / "slides" / f"{name}.h5ad").unlink(missing_ok=True)
     logger.info("Removed %d slide(s) that are not in this manifest: %s", len(kept), listed(kept))
-
-
-def _report(found: pd.DataFrame, run: Run, out: Path) -> None:
-    done = int((found["status"] == "done").sum())
-    logger.info(
-        "Wrote %s: %d of %d slides (%d were there), %d tiles",
-        *(out / MANIFEST, done, len(found), run.n_skipped, found["n_tiles"].sum()),
-    )
-    if run.n_failed:
-        warn(
-            f"{run.n_failed} of {len(found)} slides failed; {str(out / FAILURES)!r} says why. Call again to retry them."
-        )
