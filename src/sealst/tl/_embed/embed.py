@@ -129,11 +129,18 @@ def embed_crops(
     """Image embeddings (n_obs, dim), NaN where there is no crop, and their provenance."""
     if not any(one.usable.any() for one in paired.sections):
         raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
-    entry: dict[str, Any]
+    entry: dict[str, Any] = {}
     if isinstance(model, SealModel):
         encoder, entry = model.encoder, {"model": model.fingerprint}
+    elif isinstance(model, str):
+        encoder = build_encoder(model, pool=pool, pretrained=pretrained)
+    elif not isinstance(model, Encoder):
+        raise TypeError(f"`model` must be a SealModel, an encoder or its name, found {type(model).__name__}.")
+    elif pool is not None:
+        raise DataError("`pool` is for an encoder given by name; this one has its own. Leave it out.")
     else:
-        encoder = _frozen(model, pool=pool, pretrained=pretrained)
+        encoder = model
+    if not entry:
         name = model if isinstance(model, str) else encoder.spec.key
         entry = {"model": name, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
     if device is not None or isinstance(model, str):
@@ -174,16 +181,6 @@ def merged(
             embedding[region.rows] = table.obsm[key][region.rows]
             crops[region.name] = before["crops"][region.name]
     return embedding, entry | {"crops": crops}
-
-
-def _frozen(model: Encoder | str, *, pool: str | None, pretrained: bool) -> Encoder:
-    if isinstance(model, str):
-        return build_encoder(model, pool=pool, pretrained=pretrained)
-    if not isinstance(model, Encoder):
-        raise TypeError(f"`model` must be a SealModel, an encoder or its name, found {type(model).__name__}.")
-    if pool is not None:
-        raise DataError("`pool` is for an encoder given by name; this one has its own. Leave it out.")
-    return model
 
 
 def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
@@ -20,7 +19,7 @@ from sealst._section import Data, for_writing
 from sealst.models import SealModel
 from sealst.tl._embed.embed import embed_crops, merged, stored_embedding, write_embedding
 from sealst.tl._embed.inputs import check_model
-from sealst.tl._pathways.pathways import PathwayResult, score_sets, write_pathways
+from sealst.tl._pathways.pathways import score_sets, write_pathways
 
 
 @documented

@@ -95,19 +95,17 @@ class FoldScorer:
 
     def add(self, held: Sequence[SectionView], predicted: Predictions, out: Results) -> None:
         """Append scores of every section, and of all together."""
-        scored = [self._scored(view, predicted, i) for i, view in enumerate(held)]
+        scored = []
         for i, view in enumerate(held):
             own = {method: parts[i] for method, parts in predicted.items()}
-            self._section(view, own, scored[i], out)
+            # The same genes for every method: those that all can predict and the section measures.
+            able = np.all([np.isfinite(values).all(axis=0) for values in own.values()], axis=0)
+            if lost := int((view.known & ~able).sum()):
+                logger.info("%s: %d genes that not every method can predict are not scored", view.name, lost)
+            scored.append(view.known & able)
+            self._section(view, own, scored[-1], out)
         self._together(held, predicted, scored, out)
         self._differences(out)
-
-    def _scored(self, view: SectionView, predicted: Predictions, i: int) -> np.ndarray:
-        """The same genes for every method: those that all can predict and the section measures."""
-        able = np.all([np.isfinite(parts[i]).all(axis=0) for parts in predicted.values()], axis=0)
-        if lost := int((view.known & ~able).sum()):
-            logger.info("%s: %d genes that not every method can predict are not scored", view.name, lost)
-        return view.known & able
 
     def _section(self, view: SectionView, own: Mapping[str, np.ndarray], scored: np.ndarray, out: Results) -> None:
         columns = np.unique(np.concatenate(list(self.sets.values())))
@@ -128,13 +126,10 @@ class FoldScorer:
                 moments = self.centre[own_unit], self.scale[own_unit]
                 found = spot_scores(values[:, own_unit], view.measured[:, own_unit], *moments)
                 self._means(view, method, "spot_", name, found, out)
-            out.genes.append(self._gene_rows(view, method, by_gene))
+            facts = {"fold": self.fold, "seed": self.seed, "section": view.name, "patient": view.patient}
+            names = [self.genes.genes[i] for i in by_gene.index]
+            out.genes.append(by_gene.reset_index(drop=True).assign(**facts, method=method, gene=names))
         self._keep_maps(view, own, columns, out)
-
-    def _gene_rows(self, view: SectionView, method: str, by_gene: pd.DataFrame) -> pd.DataFrame:
-        facts = {"fold": self.fold, "seed": self.seed, "section": view.name, "patient": view.patient}
-        names = [self.genes.genes[i] for i in by_gene.index]
-        return by_gene.reset_index(drop=True).assign(**facts, method=method, gene=names)
 
     def _keep_maps(self, view: SectionView, own: Mapping[str, np.ndarray], columns: np.ndarray, out: Results) -> None:
         size = len(view) * len(columns) * (len(own) + 1)

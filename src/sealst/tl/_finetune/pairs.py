@@ -66,7 +66,7 @@ def gather_pairs(
             library.append(_counts_per_spot(table, rows))
             labels["patient"].append("/".join(_section.patients_of(table, region.rows)))
             labels["organ"].append(
-                (str(table.obs[Keys.ORGAN].iloc[region.rows[0]]) if Keys.ORGAN in table.obs else _UNKNOWN)
+                str(table.obs[Keys.ORGAN].iloc[region.rows[0]]) if Keys.ORGAN in table.obs else _UNKNOWN
             )
             if not measured[-1].all():
                 logger.info(

@@ -133,7 +133,17 @@ def pathways(
     table = _section.get_table(data, table_key)
     predicted = source == _PREDICTED
     slot = expression_key if predicted else layer
-    x, genes = _predicted(table, slot) if predicted else (_section.lognorm(table, slot), table.var_names)
+    if not predicted:
+        x, genes = _section.lognorm(table, slot), table.var_names
+    elif slot not in table.obsm:
+        raise OrderError(
+            f"No predicted expression: {slot!r} not found in `.obsm`; found: {listed(table.obsm)}. Run "
+            "`sl.tl.predict(sdata, model)` first, or score the measured expression with `source='measured'`."
+        )
+    elif not isinstance(frame := table.obsm[slot], pd.DataFrame):
+        raise DataError(f"`.obsm[{slot!r}]` must be a DataFrame with named genes, found {type(frame).__name__}.")
+    else:
+        x, genes = frame.to_numpy(), frame.columns
     result = _score(x, table.obs_names, genes, net=net, method=method, tmin=tmin, verbose=verbose)
     given, target = for_writing(data, table_key, copy=copy)
     key = key_added or (Keys.pathways(slot) if predicted else Keys.related(_MEASURED, "pathways"))
@@ -186,18 +196,6 @@ def _check_options(method: str, tmin: int) -> None:
 
     check_choice("method", method, sorted(dc.mt.show()["name"]))
     check_positive("tmin", tmin)
-
-
-def _predicted(table: AnnData, key: str) -> tuple[np.ndarray, pd.Index]:
-    if key not in table.obsm:
-        raise OrderError(
-            f"No predicted expression: {key!r} not found in `.obsm`; found: {listed(table.obsm)}. Run "
-            "`sl.tl.predict(sdata, model)` first, or score the measured expression with `source='measured'`."
-        )
-    frame = table.obsm[key]
-    if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"`.obsm[{key!r}]` must be a DataFrame with named genes, found {type(frame).__name__}.")
-    return frame.to_numpy(), frame.columns
 
 
 def _score(
@@ -264,7 +262,18 @@ def gene_set_edges(net: Any) -> pd.DataFrame:
 
 def _edges(net: Net) -> tuple[pd.DataFrame, str]:
     if isinstance(net, str) and net in RESOURCES:
-        return _storable(as_net(_download(net))), net
+        import decoupler as dc
+
+        try:
+            edges = getattr(dc.op, net)()
+        except (OSError, AssertionError, LookupError, ValueError) as error:
+            what = (str(error).splitlines() or [""])[0][:200]
+            raise DataError(
+                f"decoupler could not download the gene sets {net!r} ({type(error).__name__}: {what}). Is this machine "
+                "offline? Pass a GMT file (e.g. from gsea-msigdb.org) or a DataFrame (source, target[, weight]) "
+                f"instead; `decoupler.op.{net}().to_csv(...)` on another machine makes one."
+            ) from error
+        return _storable(as_net(edges)), net
     label = str(net) if isinstance(net, str | Path) else type(net).__name__
     try:
         return _storable(as_net(net)), label
@@ -288,20 +297,6 @@ def _storable(edges: pd.DataFrame) -> pd.DataFrame:
         "'/' becomes '_' in the names of %d gene set(s), so that they can be saved: %s", len(slashed), listed(slashed)
     )
     return edges.assign(source=renamed)
-
-
-def _download(name: str) -> pd.DataFrame:
-    import decoupler as dc
-
-    try:
-        return getattr(dc.op, name)()
-    except (OSError, AssertionError, LookupError, ValueError) as error:
-        what = (str(error).splitlines() or [""])[0][:200]
-        raise DataError(
-            f"decoupler could not download the gene sets {name!r} ({type(error).__name__}: {what}). Is this machine "
-            "offline? Pass a GMT file (e.g. from gsea-msigdb.org) or a DataFrame (source, target[, weight]) instead; "
-            f"`decoupler.op.{name}().to_csv(...)` on another machine makes one."
-        ) from error
 
 
 def _informative(x: Any) -> np.ndarray:

@@ -194,7 +194,12 @@ def _embed_references(
                 f"{len(shared)} spots to be labelled have profiles of the same name in the reference (e.g. "
                 f"{listed(shared[:2])}). A spot that votes for its own label says nothing about new tissue."
             )
-        z.append(_embed(one, model, rows, layers[-1]))
+        z.append(np.empty((len(rows), model.shared_dim), dtype=np.float32))
+        # Block by block: single cells are many.
+        for start in range(0, len(rows), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            profiles = _section.expression(one, model.panel, rows[part], layers[-1])
+            z[-1][part] = model.shared_genes(model.embed_genes(profiles))
         found.append(column.iloc[rows].astype(str).to_numpy())
     values = np.concatenate(found)
     names = [name for name in seen if name in set(values)]
@@ -203,13 +208,3 @@ def _embed_references(
             f"`reference.obs[{labels!r}]` holds the label(s) {listed(names)}; at least 2 are needed to choose from."
         )
     return np.concatenate(z), values, names, layers
-
-
-def _embed(table: AnnData, model: SealModel, rows: np.ndarray, layer: str) -> np.ndarray:
-    """Embed profiles block by block: single cells are many."""
-    out = np.empty((len(rows), model.shared_dim), dtype=np.float32)
-    for start in range(0, len(rows), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        z = model.embed_genes(_section.expression(table, model.panel, rows[part], layer))
-        out[part] = model.shared_genes(z)
-    return out

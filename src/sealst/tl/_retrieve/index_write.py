@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from sealst._data.index import approximate
 from sealst._data.index.vectors import Change, Snapshot, changing, check_target
-from sealst._data.stacked import Stacked
 from sealst._errors import DataError, OrderError
 from sealst._logging import logger, warn
 from sealst._validate import check_choice
@@ -69,7 +68,13 @@ def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool, model: 
     with changing(folder, mmap=mmap) as change:
         before = change.present
         config = dict(before.config)
-        model = _projecting(before, model)
+        if space_of(before) == ENCODER:
+            model = None
+        elif model is None:
+            raise OrderError(
+                "The index holds what the model's projection heads make of embeddings; add sections with "
+                "`index.add(sections, model=model)`."
+            )
         sheets = read_sheets(sections, key=config["key"], table_key=table_key, columns=config["columns"], model=model)
         segment, _, _ = write_segment(change, sheets, before=before)
         config["segments"] = [*before.segments, segment]
@@ -78,7 +83,7 @@ def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool, model: 
             config["kept"] = change.save("kept", kept)
         if before.faiss is not None:
             index = approximate.read(before.faiss, mmap=False)
-            approximate.extend(index, _vectors(change.folder, config), len(before.vectors))
+            approximate.extend(index, Snapshot(change.folder, config, True).vectors, len(before.vectors))
             config["faiss"] = _save(change, index)
         return change.commit(config)
 
@@ -86,18 +91,6 @@ def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool, model: 
 def space_of(snapshot: Snapshot) -> str:
     """Which vectors an index holds: `ENCODER` or `SHARED`."""
     return str(snapshot.config.get("space", ENCODER))
-
-
-def _projecting(snapshot: Snapshot, model: SealModel | None) -> SealModel | None:
-    """The model whose heads make the vectors of an index, where heads do."""
-    if space_of(snapshot) == ENCODER:
-        return None
-    if model is None:
-        raise OrderError(
-            "The index holds what the model's projection heads make of embeddings; add sections with "
-            "`index.add(sections, model=model)`."
-        )
-    return model
 
 
 def delete(folder: Path, choose: Any, *, mmap: bool) -> tuple[Snapshot, int]:
@@ -201,13 +194,9 @@ def _facts_table(sheet: Sheet, group: int, schema: pa.Schema | None) -> pa.Table
     return table
 
 
-def _vectors(folder: Path, config: Mapping[str, Any]) -> Stacked:
-    return Snapshot(folder, config, True).vectors
-
-
 def _with_faiss(change: Change, config: Mapping[str, Any]) -> dict[str, Any]:
     """Kind of index for so many vectors, and the file of the faiss index where there is one."""
-    kind, vectors = config["asked"], _vectors(change.folder, config)
+    kind, vectors = config["asked"], Snapshot(change.folder, config, True).vectors
     if kind == "auto":
         kind = "exact" if len(vectors) < AUTO_VECTORS else _AUTO_KIND
         if kind != "exact" and not approximate.has_faiss():

@@ -105,37 +105,31 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
         entry = provenance(table, regions, key)
     except OrderError as error:
         raise OrderError(f"Section {regions[0].section!r}: {error}") from error
-    made_by = {name: _plain(entry.get(name)) for name in ("model", "modality", "pool", "crop_um")}
+    facts = {name: entry.get(name) for name in ("model", "modality", "pool", "crop_um")}
+    made_by = {name: value.item() if isinstance(value, np.generic) else value for name, value in facts.items()}
     if model is not None and made_by["model"] != model.fingerprint:
         raise OrderError(
             f"Section {regions[0].section!r}: `.obsm[{key!r}]` was made by {made_by['model']!r}, `model` is "
             f"{model.fingerprint!r}. {embed_hint(key)}"
         )
-    return [_sheet(table, region, key, columns, made_by, model) for region in regions]
+    embedding = np.asarray(table.obsm[key])
+    if embedding.ndim != 2:
+        raise DataError(f"`.obsm[{key!r}]` must be (n_obs, dim), found {embedding.shape}. {embed_hint(key)}")
+    sheets = []
+    for region in regions:
+        z = embedding[region.rows].astype(np.float64)
+        known = np.isfinite(z).all(axis=1) & (z != 0).any(axis=1)
+        if not known.any():
+            raise DataError(f"No spot of section {region.section!r} has an embedding; see `.obs['crop_reason']`.")
+        unit = normalize(z[known] if model is None else model.shared_images(z[known]).astype(np.float64))
+        mean = unit.mean(axis=0)
+        spread = np.linalg.norm(unit - mean, axis=1).astype(np.float32)
+        facts_of = _facts(table, region, columns)[known].reset_index(drop=True)
+        sheets.append(Sheet(region.section, unit.astype(np.float32), mean, spread, facts_of, made_by))
+    return sheets
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _sheet(
-    table: AnnData,
-    region: Region,
-    key: str,
-    columns: Sequence[str],
-    made_by: dict[str, Any],
-    model: SealModel | None,
-) -> Sheet:
-    z = np.asarray(table.obsm[key])
-    if z.ndim != 2:
-        raise DataError(f"`.obsm[{key!r}]` must be (n_obs, dim), found {z.shape}. {embed_hint(key)}")
-    z = z[region.rows].astype(np.float64)
-    known = np.isfinite(z).all(axis=1) & (z != 0).any(axis=1)
-    if not known.any():
-        raise DataError(f"No spot of section {region.section!r} has an embedding; see `.obs['crop_reason']`.")
-    z = z[known] if model is None else model.shared_images(z[known]).astype(np.float64)
-    unit = normalize(z)
-    mean = unit.mean(axis=0)
+def _facts(table: AnnData, region: Region, columns: Sequence[str]) -> pd.DataFrame:
     obs = table.obs.iloc[region.rows]
     if missing := [name for name in columns if name not in obs]:
         raise MissingKeyError(
@@ -145,14 +139,9 @@ def _sheet(
     patient = patient_names(obs[Keys.PATIENT]).fillna("") if Keys.PATIENT in obs else region.section
     located = Keys.SPATIAL in table.obsm and _section.has_crops(table, region)
     xy = positions_um(table, region) if located else np.full((len(obs), 2), np.nan)
-    found = pd.DataFrame(
-        {Keys.SECTION: region.section, OBS_NAME: obs.index.astype(str), Keys.PATIENT: patient} | texts,
-        index=obs.index,
-    )
-    found = found.assign(**{X_UM: xy[:, 0], Y_UM: xy[:, 1]})
+    named = {Keys.SECTION: region.section, OBS_NAME: obs.index.astype(str), Keys.PATIENT: patient}
+    found = pd.DataFrame(named | texts, index=obs.index).assign(**{X_UM: xy[:, 0], Y_UM: xy[:, 1]})
     further = [name for name in columns if name not in FACTS]
     # Whole columns alike in every section: numbers as float64, all else as text.
     numbers = {name: pd.api.types.is_numeric_dtype(obs[name]) and obs[name].dtype != bool for name in further}
-    found = found.assign(**{n: obs[n].astype("float64" if numbers[n] else str) for n in further})
-    spread = np.linalg.norm(unit - mean, axis=1).astype(np.float32)
-    return Sheet(region.section, unit.astype(np.float32), mean, spread, found[known].reset_index(drop=True), made_by)
+    return found.assign(**{n: obs[n].astype("float64" if numbers[n] else str) for n in further})

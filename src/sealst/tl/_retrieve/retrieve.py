@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,8 +24,7 @@ from sealst.tl._pathways.pathways import Net
 from sealst.tl._retrieve.index import SealIndex, check_suppress
 from sealst.tl._retrieve.index_search import Where
 from sealst.tl._retrieve.library import embed_hint, positions_um, provenance
-from sealst.tl._retrieve.questions import Context, Query, Question, ask, kind_of
-from sealst.tl._retrieve.reference import Reference, reference_profile
+from sealst.tl._retrieve.questions import Context, Query, Question, Reference, ask, kind_of, reference_profile
 
 
 @documented
@@ -175,7 +174,15 @@ def retrieve(
     rows, groups = rows[known], groups[known]
     z = z[rows]
     similarity = cosine(question.vector, centred(z, groups) if question.shift else z)
-    xy = _located(table, regions, known) if suppress_um else None
+    xy = None
+    if suppress_um:
+        xy = np.concatenate([positions_um(table, one) for one in regions])[known]
+        if not np.isfinite(xy).all():
+            raise DataError(
+                f"`suppress_um` needs the positions of spots, but those in `.obsm[{Keys.SPATIAL!r}]` have gaps or are "
+                "not where the spots lie on the image. Store the spots' centres there and run `sl.pp.pair_crops` "
+                "again, or leave `suppress_um` out."
+            )
     # A spot that asks is the best hit: it keeps near copies of itself away, and is then left out.
     best = spaced_hits(similarity, xy, groups, n=n_hits + (question.row in rows), min_um=suppress_um)
     best = best[rows[best] != question.row][:n_hits]
@@ -187,8 +194,7 @@ def retrieve(
     hits = target.obs_names[rows[best]].to_numpy(dtype=str)
     entry = {"query": question.label, "kind": kind, "model": model.fingerprint, "key": key} | question.facts
     entry |= {"suppress_um": suppress_um, "hits": hits, "similarities": similarity[best]}
-    stored = dict(target.uns.get(Keys.UNS, {}).get("retrieve", {}))
-    _section.record(target, "retrieve", stored | {key_added: entry})
+    _section.record_slot(target, "retrieve", key_added, entry)
     logger.info("Wrote .obs[%r] for %s %r; best: %s", key_added, kind, question.label, listed(hits, 3))
     return given if copy else None
 
@@ -236,14 +242,3 @@ def image_embedding(table: AnnData, regions: Sequence[Region], model: SealModel,
     if embedding.ndim != 2 or embedding.shape[1] != model.dim:
         raise DataError(f"`.obsm[{key!r}]` must be (n_obs, {model.dim}), found {embedding.shape}. {hint}")
     return embedding
-
-
-def _located(table: AnnData, regions: Sequence[Region], known: np.ndarray) -> np.ndarray:
-    xy = np.concatenate([positions_um(table, one) for one in regions])[known]
-    if not np.isfinite(xy).all():
-        raise DataError(
-            f"`suppress_um` needs the positions of spots, but those in `.obsm[{Keys.SPATIAL!r}]` have gaps or are not "
-            "where the spots lie on the image. Store the spots' centres there and run `sl.pp.pair_crops` again, or "
-            "leave `suppress_um` out."
-        )
-    return xy

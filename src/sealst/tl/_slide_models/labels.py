@@ -75,21 +75,7 @@ def task_of(obs: pd.DataFrame, targets: Sequence[str], task: str | None, event: 
 
 def labels_of(obs: pd.DataFrame, target: str, task: str, *, event: str | None = None,
               classes: Sequence[str] | None = None) -> Labels:  # fmt: skip
-    """Read one target.
-
-    Parameters
-    ----------
-    obs
-        One row per slide.
-    target
-        Column.
-    task
-        What to make of it.
-    event
-        Column of survival that says whether the event was seen.
-    classes
-        Classes that are known already, for slides that are only tested on.
-    """
+    """Read one target of all slides; `classes` are known already for slides that are only tested on."""
     if task == CLASSIFICATION:
         return _classes(obs[target], target, classes)
     values = _numbers(obs[target], target)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from sealst._section import Data, for_writing, sections_of
 from sealst._validate import check_choice, check_key, listed, patient_names
 from sealst.models import SlideModel
 from sealst.models._slides.net import SlideOutput
-from sealst.tl._slide_models.contenders import check_same_embedding
+from sealst.tl._slide_models.fit import check_same_embedding
 
 _CALL = "predict_slide"
 
@@ -99,9 +100,19 @@ def predict_slide(
             raise DataError("`copy=True` is for tables; of bags a new table is returned in any case.")
         return _of_bags(data, model, progress)
     table = _section.get_table(data, table_key)
-    found = _of_table(table, model, target, region)
+    attention, looked, predictions = _of_table(table, model, target, region)
     given, written = for_writing(data, table_key, copy=copy)
-    _write(written, key_added, found, model=model, target=target)
+    stored = _section.recorded(written, _CALL)
+    entry: dict[str, Any] = {"target": target, "model": model.fingerprint, "embedding": model.spec.key}
+    before = stored.get(key_added, {})
+    if key_added in written.obs and not looked.all() and all(before.get(name) == entry[name] for name in entry):
+        # Other slides of the table keep what the same model said about them.
+        attention = np.where(looked, attention, written.obs[key_added].to_numpy(dtype=float))
+        others = before["predictions"][~before["predictions"]["slide"].isin(predictions["slide"])]
+        predictions = pd.concat([others, predictions], ignore_index=True)
+    written.obs[key_added] = attention
+    _section.record(written, _CALL, stored | {key_added: entry | {"predictions": predictions}})
+    logger.info("Wrote .obs[%r]: attention of %s", key_added, model.spec.aggregator)
     return given if copy else None
 
 
@@ -112,7 +123,10 @@ def _of_bags(bags: Bags, model: SlideModel, show: bool | None) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for i in _logging.progress(range(len(bags)), "predicting slides", show=show, unit="slide"):
         found: dict[str, Any] = {}
-        if (bag := _bag_or_none(bags, i)) is not None:
+        bag: Bag | None = None
+        with suppress(BlankSlideError):
+            bag = bags[i]
+        if bag is not None and len(bag):
             for name in model.spec.targets:
                 found |= _outputs(model, name, model.predict(bag.features, bag.xy, target=name))
         rows.append(found)
@@ -124,15 +138,6 @@ def _of_bags(bags: Bags, model: SlideModel, show: bool | None) -> pd.DataFrame:
     table = pd.DataFrame(rows, index=bags.obs.index)
     table.insert(0, Keys.PATIENT, bags.obs[Keys.PATIENT])
     return table
-
-
-def _bag_or_none(bags: Bags, i: int) -> Bag | None:
-    """One slide; None where none of its tiles has an embedding."""
-    try:
-        bag: Bag = bags[i]
-    except BlankSlideError:
-        return None
-    return bag if len(bag) else None
 
 
 def _key_of(bags: Bags, model: SlideModel) -> str:
@@ -157,18 +162,10 @@ def _outputs(model: SlideModel, target: str, output: SlideOutput) -> dict[str, A
     return {target if spec.event is None else f"{target}_log_risk": float(output.value[0])}
 
 
-class _Found(NamedTuple):
-    """What a call says about a table."""
-
-    #: of every row (n_obs,), NaN where there is none
-    attention: np.ndarray
-    #: which rows are of the slides that were looked at (n_obs,)
-    looked: np.ndarray
-    #: every slide in long form
-    predictions: pd.DataFrame
-
-
-def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequence[str] | None) -> _Found:
+def _of_table(
+    table: AnnData, model: SlideModel, target: str, region: str | Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    """Attention of every row, NaN where there is none; which rows were looked at; predictions in long form."""
     key = model.spec.key
     check_key(list(table.obsm), key, where="`.obsm`", hint="The slide model was fitted on it; run `sl.tl.embed`.")
     made = made_by(_section.recorded(table, "embed").get(model.spec.key, {}))
@@ -195,7 +192,7 @@ def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequ
                 attention[kept] = output.attention
     if Keys.PATIENT in table.obs:
         _warn_seen(set(patient_names(table.obs[Keys.PATIENT]).dropna()), model)
-    return _Found(attention, looked, pd.DataFrame(rows, columns=["slide", "output", "value"]))
+    return attention, looked, pd.DataFrame(rows, columns=["slide", "output", "value"])
 
 
 def _warn_seen(patients: set[str], model: SlideModel) -> None:
@@ -204,17 +201,3 @@ def _warn_seen(patients: set[str], model: SlideModel) -> None:
             f"The slide model was fitted on patient(s) {listed(seen)}; what it says about them is not held out "
             "(`model.evaluation.predictions` is)."
         )
-
-
-def _write(table: AnnData, key: str, found: _Found, *, model: SlideModel, target: str) -> None:
-    stored = _section.recorded(table, _CALL)
-    entry: dict[str, Any] = {"target": target, "model": model.fingerprint, "embedding": model.spec.key}
-    attention, predictions, before = found.attention, found.predictions, stored.get(key, {})
-    if key in table.obs and not found.looked.all() and all(before.get(name) == entry[name] for name in entry):
-        # Other slides of the table keep what the same model said about them.
-        attention = np.where(found.looked, attention, table.obs[key].to_numpy(dtype=float))
-        others = before["predictions"][~before["predictions"]["slide"].isin(predictions["slide"])]
-        predictions = pd.concat([others, predictions], ignore_index=True)
-    table.obs[key] = attention
-    _section.record(table, _CALL, stored | {key: entry | {"predictions": predictions}})
-    logger.info("Wrote .obs[%r]: attention of %s", key, model.spec.aggregator)

@@ -64,8 +64,10 @@ class Tables:
             self.kept = [name for name in kept[SLIDE] if name not in self._order]
             failures = _read(self._out / FAILURES)
             failed = pd.DataFrame(list(self._failures.values()), columns=_FAILURE_COLUMNS)
-            _write(self._out / MANIFEST, _joined(kept, own))
-            _write(self._out / FAILURES, _joined(failures[~failures[SLIDE].isin(self._rows)], failed))
+            write_text(self._out / MANIFEST, _joined(kept, own).to_csv(index=False))
+            write_text(
+                self._out / FAILURES, _joined(failures[~failures[SLIDE].isin(self._rows)], failed).to_csv(index=False)
+            )
         self._written = time.monotonic()
         return own
 
@@ -74,7 +76,7 @@ class Tables:
         with FileLock(self._out / ".tables.lock"):
             for path in (self._out / MANIFEST, self._out / FAILURES):
                 frame = _read(path)
-                _write(path, frame[~frame[SLIDE].isin(names)])
+                write_text(path, frame[~frame[SLIDE].isin(names)].to_csv(index=False))
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -87,10 +89,6 @@ def _read(path: Path) -> pd.DataFrame:
 def _joined(kept: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     columns = [*own.columns, *(c for c in kept.columns if c not in own.columns)]
     return (pd.concat([kept, own]) if len(kept) else own).reindex(columns=columns)
-
-
-def _write(path: Path, frame: pd.DataFrame) -> None:
-    write_text(path, frame.to_csv(index=False))
 
 
 @dataclass

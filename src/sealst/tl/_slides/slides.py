@@ -217,8 +217,12 @@ def _asked(
 
 def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool) -> None:
     """Make or check the folder of a run, and remove what is to be replaced."""
-    given, path = job.settings(), job.out / _RUN
-    before = _stored(path)
+    given, path, before = job.settings(), job.out / _RUN, None
+    if path.is_file():
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{str(path)!r} is damaged: {error}. Name another folder.") from error
     if before is not None and before != given and not overwrite:
         other = [key for key in given if before.get(key) != given[key]]
         # Folders of earlier versions do not say everything.
@@ -247,15 +251,6 @@ def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool
     facts |= {"genes": list(job.genes), "net": job.net_label}
     facts |= {"tiles_per_task": job.tiles_per_task, "batch_size": job.batch_size}
     write_json(path, {"settings": given, "facts": facts, "versions": session_info()})
-
-
-def _stored(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{str(path)!r} is damaged: {error}. Name another folder.") from error
 
 
 @contextmanager
