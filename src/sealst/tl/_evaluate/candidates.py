@@ -154,13 +154,7 @@ class TrainedInFolds(Candidate):
 
 
 def candidate_of(
-    model: Any,
-    cohort: Cohort,
-    *,
-    baselines: Sequence[str],
-    device: torch.device,
-    table_key: str,
-    show: bool | None,
+    model: Any, cohort: Cohort, *, baselines: Sequence[str], device: torch.device, table_key: str, show: bool | None
 ) -> Candidate:
     """Tell by its type what is evaluated."""
     for name in baselines:

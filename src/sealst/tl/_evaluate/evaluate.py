@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import anndata
 import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
@@ -34,7 +35,7 @@ from sealst.tl._evaluate.methods import predictions
 from sealst.tl._evaluate.pathway_rows import Activities
 from sealst.tl._evaluate.score_rows import FoldScorer, Results
 from sealst.tl._evaluate.views import SectionReader, SectionView, TrunkMemory
-from sealst.tl._pathways.pathways import Net
+from sealst.tl._pathways.pathways import Net, gene_set_edges
 
 #: reader of a fold's sections, and by fold the columns of its sets of genes
 _Ready: TypeAlias = tuple[SectionReader, dict[str, dict[str, np.ndarray]]]
@@ -184,7 +185,9 @@ def evaluate(
         check_copies(cohort.parts(), made)
     # Before the first fold is trained: the last one may leave nothing to stop by.
     stopped = candidate.stopped_by(made)
-    job = _Job(cohort, candidate, protocol, genes, Activities.of(net), table_key, progress, seed, near_um, control)
+    # A resource is fetched once.
+    activities = Activities(None if net is None else gene_set_edges(net))
+    job = _Job(cohort, candidate, protocol, genes, activities, table_key, progress, seed, near_um, control)
     results = job.run(made, [int(s) for s in seeds] if candidate.trains else [0])
     facts: dict[str, Any] = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
     facts |= {"seeds": list(map(int, seeds)) if candidate.trains else [], "encoder": candidate.label}
@@ -195,7 +198,7 @@ def evaluate(
         table=pd.DataFrame(results.table),
         genes=pd.concat(results.genes, ignore_index=True) if results.genes else pd.DataFrame(),
         pathways=pd.concat(results.pathways, ignore_index=True) if results.pathways else pd.DataFrame(),
-        spots=results.maps(),
+        spots={name: anndata.concat(parts, join="inner") for name, parts in results.spots.items()},
         facts=facts,
     )
 

@@ -34,11 +34,7 @@ def given_fold(train: Sequence[SpatialData], test: Sequence[SpatialData], table_
 
 
 def made_folds(
-    sections: Sequence[SpatialData],
-    folds: str | Sequence[Split],
-    *,
-    allow_shared_patients: bool,
-    table_key: str,
+    sections: Sequence[SpatialData], folds: str | Sequence[Split], *, allow_shared_patients: bool, table_key: str
 ) -> list[Split]:
     """Folds by name (see `sealst.pp.split`), or as given after a check for leaks."""
     if isinstance(folds, str):

@@ -19,7 +19,7 @@ from sealst._section import Part
 from sealst.models import SealModel
 from sealst.tl._evaluate.methods import MEAN, ST_NET, Predictions
 from sealst.tl._evaluate.views import SectionView
-from sealst.tl._pathways.pathways import Net, gene_set_edges, score_sets
+from sealst.tl._pathways.pathways import score_sets
 from sealst.tl._retrieve.questions import signature_vector
 
 
@@ -47,11 +47,6 @@ class Activities:
 
     net: pd.DataFrame | None = None
     tmin: int = 5
-
-    @classmethod
-    def of(cls, net: Net | None) -> Activities:
-        """From a net as `sealst.tl.pathways` takes it; a resource is fetched once."""
-        return cls(None if net is None else gene_set_edges(net))
 
     def genes(self, parts: Sequence[Part]) -> list[str]:
         """Genes of the sets that every section measures."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import anndata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -57,6 +56,7 @@ class Results:
     table: list[dict[str, Any]] = field(default_factory=list)
     genes: list[pd.DataFrame] = field(default_factory=list)
     pathways: list[pd.DataFrame] = field(default_factory=list)
+    #: held-out spots by section, a table for every fold
     spots: dict[str, list[AnnData]] = field(default_factory=dict)
     kept: int = 0
 
@@ -72,10 +72,6 @@ class Results:
             row: dict[str, Any] = {"fold": "", "seed": run} | dict.fromkeys(_LABELS, "")
             row |= {"method": method, "metric": "pearson_difference", "genes": genes, "value": value}
             self.table.append(row | {"low": low, "high": high, "pool": np.nan, "chance": np.nan})
-
-    def maps(self) -> dict[str, AnnData]:
-        """Held-out spots by section, over all folds."""
-        return {name: anndata.concat(parts, join="inner") for name, parts in self.spots.items()}
 
 
 @dataclass(frozen=True)
@@ -171,13 +167,7 @@ class FoldScorer:
                     self._means(None, method, prefix, name, found, out)
 
     def _means(
-        self,
-        view: SectionView | None,
-        method: str,
-        prefix: str,
-        genes: str,
-        found: Mapping[str, np.ndarray],
-        out: Results,
+        self, view: SectionView | None, method: str, prefix: str, genes: str, found: dict[str, np.ndarray], out: Results
     ) -> None:
         """Mean and interval of every metric, over genes or over spots."""
         for metric, values in found.items():
@@ -207,20 +197,25 @@ class FoldScorer:
         if SEAL not in models or SEAL not in held[0].codes:
             return
         pairs = [_pairs(view, predicted[FROZEN_PROBE][i], models, self.genes) for i, view in enumerate(held)]
-        profiles = [self._profile(view) for view in held]
-        for view, one, profile in zip(held, pairs, profiles, strict=True):
-            self._recalls(view, one, self._near(view), out)
-            self._among_crops(view, one, profile, out)
+        profiles = []
+        for view, one in zip(held, pairs, strict=True):
+            xy = None if self.near_um is None else view.xy
+            if xy is not None and not np.isfinite(xy).all():
+                warn(
+                    f"Positions of the spots of {view.name!r} in µm are not known; it has no scores of hits nearby "
+                    "(`near_um`)."
+                )
+                xy = None
+            self._recalls(view, one, xy, out)
+            # Measured expression of single spots as deviations from the training mean; 0 where none is known.
+            told = view.known & (self.scale > _CONSTANT)
+            profiles.append(np.where(told, (view.measured - self.centre) / np.where(told, self.scale, 1), 0))
+            self._among_crops(view, one, profiles[-1], out)
         if len(held) > 1 and sum(map(len, held)) <= _MAX_POOL:
             image, gene = ({m: np.concatenate([one[m][i] for one in pairs]) for m in pairs[0]} for i in (0, 1))
             pool = {method: (image[method], gene[method]) for method in image}
             self._recalls(None, pool, None, out)
             self._among_crops(None, pool, np.concatenate(profiles), out)
-
-    def _profile(self, view: SectionView) -> np.ndarray:
-        """Measured expression (n, G) of single spots as deviations from the training mean; 0 where none is known."""
-        told = view.known & (self.scale > _CONSTANT)
-        return np.where(told, (view.measured - self.centre) / np.where(told, self.scale, 1), 0)
 
     def _among_crops(self, view: SectionView | None, pairs: _Pairs, profile: np.ndarray, out: Results) -> None:
         """Recall of the other spot whose measured expression is most similar, by similarity of the images."""
@@ -237,17 +232,6 @@ class FoldScorer:
                 out.table.append(self._row(view, method, f"{CROPS}R@{k}", found[f"R@{k}"], **row))
             row = {"pool": len(own) - 1, "chance": len(own) / 2}
             out.table.append(self._row(view, method, f"{CROPS}median_rank", found["median_rank"], **row))
-
-    def _near(self, view: SectionView) -> np.ndarray | None:
-        """Positions for hits nearby, where they are asked for and known."""
-        if self.near_um is None:
-            return None
-        if np.isfinite(view.xy).all():
-            return view.xy
-        warn(
-            f"Positions of the spots of {view.name!r} in µm are not known; it has no scores of hits nearby (`near_um`)."
-        )
-        return None
 
     def _recalls(self, view: SectionView | None, pairs: _Pairs, xy: np.ndarray | None, out: Results) -> None:
         for method, (image, gene) in pairs.items():

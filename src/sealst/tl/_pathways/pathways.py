@@ -245,13 +245,8 @@ def _score(
     wanted = restrict(edges, names)
     wanted = wanted[wanted["source"].isin(seen.index[seen["scored"]])]
     scores, padj = _run(x, rows, present, spots=spots, names=names, net=wanted, method=method, verbose=verbose)
-    facts = {
-        "net": label,
-        "method": method,
-        "tmin": int(tmin),
-        "n_genes": len(names),
-        "decoupler": version("decoupler"),
-    }
+    facts = {"net": label, "method": method, "tmin": int(tmin), "n_genes": len(names)}
+    facts |= {"decoupler": version("decoupler")}
     return PathwayResult(scores, padj, seen, facts)
 
 

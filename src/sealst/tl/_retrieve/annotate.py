@@ -161,13 +161,7 @@ def annotate(
 
 
 def _embed_references(
-    reference: Data | Sequence[Data],
-    model: SealModel,
-    *,
-    labels: str,
-    layer: str,
-    table_key: str,
-    table: AnnData,
+    reference: Data | Sequence[Data], model: SealModel, *, labels: str, layer: str, table_key: str, table: AnnData
 ) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
     """Labelled profiles as embeddings (m, dim), the label of each, all labels in order, and the layer per reference."""
     model.panel.require_names()

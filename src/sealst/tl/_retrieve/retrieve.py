@@ -24,7 +24,7 @@ from sealst.tl._pathways.pathways import Net
 from sealst.tl._retrieve.index import SealIndex, check_suppress
 from sealst.tl._retrieve.index_search import Where
 from sealst.tl._retrieve.library import embed_hint, positions_um, provenance
-from sealst.tl._retrieve.questions import Context, Query, Question, Reference, ask, kind_of, reference_profile
+from sealst.tl._retrieve.questions import Context, Query, Reference, ask, kind_of, reference_profile
 
 
 @documented
@@ -153,7 +153,15 @@ def retrieve(
             )
         start = reference_profile(reference, model)
         question = ask(query, kind, Context(model, data, float(n_std), start, net))
-        question = _placed(question, kind, data, model)
+        heads = model.projection.kind != "none"
+        if heads and data.space == "shared" and kind == "image":
+            # A spot's vector comes from the index itself.
+            question = replace(question, vector=model.shared_images(question.vector[None])[0])
+        elif heads and data.space != "shared" and question.expression:
+            raise DataError(
+                "The index holds the encoder's embeddings, in which this model's expression has no place: it compares "
+                "both behind projection heads. Build it with `sl.tl.build_index(sections, path, model=model)`."
+            )
         options: dict[str, Any] = {"where": where, "suppress_um": suppress_um}
         found = data.ask(question.vector, n_hits, shift=question.shift, row=question.row, **options)
         return found.assign(query=question.label)
@@ -214,21 +222,6 @@ class _TableSpots:
         if not np.isfinite(self.embedding[row]).all():
             raise DataError(f"Spot {name!r} has no crop, so no embedding; see `.obs['crop_reason']`.")
         return row, self.embedding[row]
-
-
-def _placed(question: Question, kind: str, index: SealIndex, model: SealModel) -> Question:
-    """The question in the space of the index's vectors."""
-    if model.projection.kind == "none":
-        return question
-    if index.space == "shared":
-        # A spot's vector comes from the index itself.
-        return replace(question, vector=model.shared_images(question.vector[None])[0]) if kind == "image" else question
-    if question.expression:
-        raise DataError(
-            "The index holds the encoder's embeddings, in which this model's expression has no place: it compares both "
-            "behind projection heads. Build it with `sl.tl.build_index(sections, path, model=model)`."
-        )
-    return question
 
 
 def image_embedding(table: AnnData, regions: Sequence[Region], model: SealModel, key: str) -> np.ndarray:

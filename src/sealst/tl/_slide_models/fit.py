@@ -269,9 +269,7 @@ class _Fitter:
             labels=labels,
             rows=held,
             obs=self.main.bags.obs,
-            fold=np.concatenate([np.full(len(test), name, dtype=object) for name, (_, test) in plan.items()]).astype(
-                str
-            ),
+            fold=np.repeat(np.array(list(plan), dtype=str), [len(test) for _, test in plan.values()]),
             predicted=predicted,
             floor=np.concatenate([floor_of(labels, train, len(test)) for train, test in plan.values()]),
             train={name: labels.values[train] for name, (train, _) in plan.items()},

@@ -117,7 +117,14 @@ def predict_slide(
 
 
 def _of_bags(bags: Bags, model: SlideModel, show: bool | None) -> pd.DataFrame:
-    bags = bags.with_key(_key_of(bags, model))
+    key, expected, made = model.spec.key, model.spec.embedding, dict(bags.facts.get("models", {}))
+    same = [name for name in bags.keys if expected is not None and made.get(name) == expected]
+    if key not in bags.keys and len(same) == 1:
+        # Files may call the model's embedding otherwise.
+        (key,) = same
+        logger.info("%r are the embeddings %r that the slide model was fitted on", key, model.spec.key)
+    check_key(bags.keys, key, where="the bags' embeddings", hint="The slide model was fitted on it.")
+    bags = bags.with_key(key)
     check_same_embedding(model.spec.embedding, bags)
     _warn_seen(set(bags.obs[Keys.PATIENT].dropna()), model)
     rows: list[dict[str, Any]] = []
@@ -138,18 +145,6 @@ def _of_bags(bags: Bags, model: SlideModel, show: bool | None) -> pd.DataFrame:
     table = pd.DataFrame(rows, index=bags.obs.index)
     table.insert(0, Keys.PATIENT, bags.obs[Keys.PATIENT])
     return table
-
-
-def _key_of(bags: Bags, model: SlideModel) -> str:
-    """Name of the model's embedding among the bags', which files may call otherwise."""
-    made = dict(bags.facts.get("models", {}))
-    if model.spec.key not in bags.keys and model.spec.embedding is not None:
-        same = [key for key in bags.keys if made.get(key) == model.spec.embedding]
-        if len(same) == 1:
-            logger.info("%r are the embeddings %r that the slide model was fitted on", same[0], model.spec.key)
-            return same[0]
-    check_key(bags.keys, model.spec.key, where="the bags' embeddings", hint="The slide model was fitted on it.")
-    return model.spec.key
 
 
 def _outputs(model: SlideModel, target: str, output: SlideOutput) -> dict[str, Any]:

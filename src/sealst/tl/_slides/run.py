@@ -136,14 +136,24 @@ class Run:
         self._workers.submit(task, self._slides[task.slide], self._active[task.slide].digest)
 
     def _take(self, outcome: Outcome) -> None:
-        task = outcome.task
+        task, result = outcome.task, outcome.result or {}
         if task.slide not in self._active:
             # Of a slide that has failed by another of its tasks.
             return
         if outcome.error is not None:
             self._failed(task, outcome.error)
         elif task.step == PLAN:
-            self._planned(task.slide, outcome.result or {})
+            self._tiles[task.slide] = result["n_tiles"]
+            if result.get("done"):
+                self.n_skipped += 1
+                self._bar.update(result["n_tiles"])
+                self._end(task.slide, result)
+            else:
+                self._active[task.slide] = _State(result["digest"], result["n_tiles"], set(result["left"]))
+                self._bar.update(result["kept"])
+                following = [Task(task.slide, EMBED, start) for start in result["left"]]
+                for step in following or [Task(task.slide, FINISH)]:
+                    self._submit(step)
         elif task.step == EMBED:
             state = self._active[task.slide]
             state.left.discard(task.start)
@@ -151,7 +161,6 @@ class Run:
             if not state.left:
                 self._submit(Task(task.slide, FINISH))
         else:
-            result = outcome.result or {}
             self._end(task.slide, result)
             ended, n = len(self._slides) - len(self._waiting) - len(self._active), len(self._slides)
             left = (time.monotonic() - self._began) / max(1, ended - self.n_skipped) * (n - ended)
@@ -161,20 +170,6 @@ class Run:
                 "%s: %d tiles in %.0f s (slide %d of %d, about %s left)",
                 *(self._slides[task.slide].name, result["n_tiles"], result["seconds"], ended, n, soon),
             )
-
-    def _planned(self, index: int, result: dict[str, Any]) -> None:
-        self._tiles[index] = result["n_tiles"]
-        if result.get("done"):
-            self.n_skipped += 1
-            self._bar.update(result["n_tiles"])
-            self._end(index, result)
-            return
-        self._active[index] = _State(result["digest"], result["n_tiles"], set(result["left"]))
-        self._bar.update(result["kept"])
-        for start in result["left"]:
-            self._submit(Task(index, EMBED, start))
-        if not result["left"]:
-            self._submit(Task(index, FINISH))
 
     def _end(self, index: int, result: dict[str, Any]) -> None:
         del self._active[index]

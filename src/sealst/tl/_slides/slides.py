@@ -184,7 +184,19 @@ def embed_slides(
             f"{run.n_failed} of {len(found)} slides failed; {str(folder / FAILURES)!r} says why. Call again to retry "
             "them."
         )
-    _settle(job, tables, prune=prune)
+    # A name makes paths.
+    kept = [name for name in tables.kept if name == section_name(name)]
+    if kept and not prune:
+        logger.info(
+            "%d slide(s) of earlier runs that are not in this manifest stay in %s: %s. `prune=True` removes them.",
+            *(len(kept), folder / MANIFEST, listed(kept)),
+        )
+    elif kept:
+        tables.drop(kept)
+        for name in kept:
+            shutil.rmtree(folder / "parts" / name, ignore_errors=True)
+            (folder / "slides" / f"{name}.h5ad").unlink(missing_ok=True)
+        logger.info("Removed %d slide(s) that are not in this manifest: %s", len(kept), listed(kept))
     return found
 
 
@@ -268,21 +280,3 @@ def _equipped(job: Job, model: Model, edges: pd.DataFrame | None, *, elsewhere: 
                 job = replace(job, model=replace(job.model, folder=files / "model"))
         stack.enter_context(held(job.model, model))
         yield job
-
-
-def _settle(job: Job, tables: Tables, *, prune: bool) -> None:
-    """Say how many slides of earlier runs stay, or remove them."""
-    # A name makes paths.
-    if not (kept := [name for name in tables.kept if name == section_name(name)]):
-        return
-    if not prune:
-        logger.info(
-            "%d slide(s) of earlier runs that are not in this manifest stay in %s: %s. `prune=True` removes them.",
-            *(len(kept), job.out / MANIFEST, listed(kept)),
-        )
-        return
-    tables.drop(kept)
-    for name in kept:
-        shutil.rmtree(job.out / "parts" / name, ignore_errors=True)
-        (job.out / "slides" / f"{name}.h5ad").unlink(missing_ok=True)
-    logger.info("Removed %d slide(s) that are not in this manifest: %s", len(kept), listed(kept))

@@ -90,11 +90,8 @@ def plan(slide: Slide, job: Job) -> dict[str, Any]:
                 table.write_h5ad(path)
     n_tiles = len(parts.boxes())
     left = [start for start in parts.starts(n_tiles) if not parts.is_done(start)]
-    return {"digest": digest, "n_tiles": n_tiles, "left": left, "kept": n_tiles - _rows(parts, left, n_tiles)}
-
-
-def _rows(parts: Parts, starts: list[int], n_tiles: int) -> int:
-    return sum(min(parts.tiles_per_task, n_tiles - start) for start in starts)
+    n_left = sum(min(parts.tiles_per_task, n_tiles - start) for start in left)
+    return {"digest": digest, "n_tiles": n_tiles, "left": left, "kept": n_tiles - n_left}
 
 
 def _opened(slide: Slide) -> Any:
