@@ -289,8 +289,8 @@ class _Job:
             shared.update(views)
         seen = [views[name].take(spots) for name, spots in fold.train.items()]
         held = [views[name].take(spots) for name, spots in fold.test.items()]
-        for side, views in (("training", seen), ("test", held)):
-            for view in views:
+        for side, sections in (("training", seen), ("test", held)):
+            for view in sections:
                 if len(view) < 2:
                     raise DataError(
                         f"Fold {fold.name!r}: section {view.name!r} has {len(view)} {side} spot(s) with a usable crop; "

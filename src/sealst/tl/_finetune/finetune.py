@@ -190,7 +190,8 @@ def finetune(
         parent = settings.cache_dir if folder is None else folder
         parent.mkdir(parents=True, exist_ok=True)
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix(rank), dir=parent)))
-        pairs, others = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train"), None
+        pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train")
+        others: Pairs | None = None
         if len(pairs) < _MIN_SPOTS:
             raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
         if held:

@@ -65,9 +65,8 @@ def gather_pairs(
             labels["section"].append(region.section)
             library.append(_counts_per_spot(table, rows))
             labels["patient"].append("/".join(_section.patients_of(table, region.rows)))
-            labels["organ"].append(
-                str(table.obs[Keys.ORGAN].iloc[region.rows[0]]) if Keys.ORGAN in table.obs else _UNKNOWN
-            )
+            organ = table.obs[Keys.ORGAN].iloc[region.rows[0]] if Keys.ORGAN in table.obs else _UNKNOWN
+            labels["organ"].append(str(organ))
             if not measured[-1].all():
                 logger.info(
                     "Section %r measures %d of the panel's %d genes; its spots do not count for the others.",

@@ -180,14 +180,13 @@ def write_pathways(
     table: AnnData, key: str, result: PathwayResult, *, source: str, slot: str = Keys.EXPRESSION
 ) -> None:
     """Write scores, adjusted p-values where there are any, and provenance."""
-    stored = _section.recorded(table, "pathways")
     entry = pathways_entry(result, source=source, slot=slot)
     # What an earlier method tested does not belong to these scores.
     table.obsm.pop(Keys.related(key, "padj"), None)
     table.obsm[key] = result.scores
     if result.padj is not None:
         table.obsm[Keys.related(key, "padj")] = result.padj
-    _section.record(table, "pathways", stored | {key: entry})
+    _section.record_slot(table, "pathways", key, entry)
     logger.info("Wrote .obsm[%r]: %d gene sets by %s", key, result.scores.shape[1], result.facts["method"])
 
 

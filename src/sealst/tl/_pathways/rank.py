@@ -19,7 +19,6 @@ from sealst._logging import logger, warn
 from sealst._section import Data
 from sealst._validate import check_choice, check_key, listed
 
-_METHODS = ("wilcoxon", "t-test", "t-test_overestim_var")
 _REST, _ALL = "rest", "all"
 #: columns of the result, in their order
 _COLUMNS = ["group", "pathway", "score", "difference", "mean", "mean_reference", "pval", "pval_adj"]
@@ -103,7 +102,7 @@ def rank_pathways(
     ...     sdata.tables["table"], "invasive cancer", key="seal_rank_pathways"
     ... )
     """
-    check_choice("method", method, _METHODS)
+    check_choice("method", method, ("wilcoxon", "t-test", "t-test_overestim_var"))
     table = _section.get_table(data, table_key)
     rows = np.concatenate([one.rows for one in _section.regions_of(table, region)])
     if key not in table.obsm:

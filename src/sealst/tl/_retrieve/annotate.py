@@ -151,9 +151,8 @@ def annotate(
     confidence[rows] = votes.max(axis=1)
     target.obs[key_added] = pd.Categorical.from_codes(won, categories=names)
     target.obs[Keys.related(key_added, "confidence")] = confidence
-    target.obsm[Keys.related(key_added, "votes")] = pd.DataFrame(
-        values, index=target.obs_names, columns=pd.Index(columns)
-    )
+    shares = pd.DataFrame(values, index=target.obs_names, columns=pd.Index(columns))
+    target.obsm[Keys.related(key_added, "votes")] = shares
     _section.record_slot(target, "annotate", key_added, facts)
     counted = pd.Series(np.array(names)[won[rows]]).value_counts()
     logger.info("Wrote .obs[%r]: %s", key_added, ", ".join(f"{name} {n}" for name, n in counted.items()))

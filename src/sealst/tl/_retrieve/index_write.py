@@ -26,7 +26,6 @@ ENCODER, SHARED = "encoder", "shared"
 KINDS = ("auto", "exact", *approximate.KINDS)
 #: from so many vectors on `kind="auto"` takes an approximate index
 AUTO_VECTORS = 200_000
-_AUTO_KIND = "ivf"
 _BLOCK = 65_536
 
 
@@ -198,7 +197,7 @@ def _with_faiss(change: Change, config: Mapping[str, Any]) -> dict[str, Any]:
     """Kind of index for so many vectors, and the file of the faiss index where there is one."""
     kind, vectors = config["asked"], Snapshot(change.folder, config, True).vectors
     if kind == "auto":
-        kind = "exact" if len(vectors) < AUTO_VECTORS else _AUTO_KIND
+        kind = "exact" if len(vectors) < AUTO_VECTORS else "ivf"
         if kind != "exact" and not approximate.has_faiss():
             warn(
                 f"{len(vectors):,} vectors are searched one by one, as faiss is not installed. `pip install "

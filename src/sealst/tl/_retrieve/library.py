@@ -93,9 +93,8 @@ def read_sheets(
     if not items:
         raise DataError("`sections` is empty; pass at least one embedded section.")
     # By `map`: a variable of a loop would keep a section while the next one is opened.
-    yield from chain.from_iterable(
-        map(partial(_sheets_of, key=key, table_key=table_key, columns=columns, model=model), items)
-    )
+    sheets_of = partial(_sheets_of, key=key, table_key=table_key, columns=columns, model=model)
+    yield from chain.from_iterable(map(sheets_of, items))
 
 
 def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], model: SealModel | None) -> list[Sheet]:
@@ -105,8 +104,8 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
         entry = provenance(table, regions, key)
     except OrderError as error:
         raise OrderError(f"Section {regions[0].section!r}: {error}") from error
-    facts = {name: entry.get(name) for name in ("model", "modality", "pool", "crop_um")}
-    made_by = {name: value.item() if isinstance(value, np.generic) else value for name, value in facts.items()}
+    made = {name: entry.get(name) for name in ("model", "modality", "pool", "crop_um")}
+    made_by = {name: value.item() if isinstance(value, np.generic) else value for name, value in made.items()}
     if model is not None and made_by["model"] != model.fingerprint:
         raise OrderError(
             f"Section {regions[0].section!r}: `.obsm[{key!r}]` was made by {made_by['model']!r}, `model` is "
@@ -124,8 +123,8 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
         unit = normalize(z[known] if model is None else model.shared_images(z[known]).astype(np.float64))
         mean = unit.mean(axis=0)
         spread = np.linalg.norm(unit - mean, axis=1).astype(np.float32)
-        facts_of = _facts(table, region, columns)[known].reset_index(drop=True)
-        sheets.append(Sheet(region.section, unit.astype(np.float32), mean, spread, facts_of, made_by))
+        facts = _facts(table, region, columns)[known].reset_index(drop=True)
+        sheets.append(Sheet(region.section, unit.astype(np.float32), mean, spread, facts, made_by))
     return sheets
 
 

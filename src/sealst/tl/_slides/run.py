@@ -64,10 +64,9 @@ class Tables:
             self.kept = [name for name in kept[SLIDE] if name not in self._order]
             failures = _read(self._out / FAILURES)
             failed = pd.DataFrame(list(self._failures.values()), columns=_FAILURE_COLUMNS)
+            failures = _joined(failures[~failures[SLIDE].isin(self._rows)], failed)
             write_text(self._out / MANIFEST, _joined(kept, own).to_csv(index=False))
-            write_text(
-                self._out / FAILURES, _joined(failures[~failures[SLIDE].isin(self._rows)], failed).to_csv(index=False)
-            )
+            write_text(self._out / FAILURES, failures.to_csv(index=False))
         self._written = time.monotonic()
         return own
 

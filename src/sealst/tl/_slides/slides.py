@@ -229,7 +229,8 @@ def _asked(
 
 def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool) -> None:
     """Make or check the folder of a run, and remove what is to be replaced."""
-    given, path, before = job.settings(), job.out / _RUN, None
+    given, path = job.settings(), job.out / _RUN
+    before: dict[str, Any] | None = None
     if path.is_file():
         try:
             before = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
