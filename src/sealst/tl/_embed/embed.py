@@ -103,7 +103,10 @@ def embed(
         if device is not None:
             model.to(resolve_device(device))
         table = _section.get_table(sdata, table_key)
-        embedding, entry = _embed_genes(table, _section.regions_of(table, region), model)
+        rows = np.concatenate([one.rows for one in _section.regions_of(table, region)])
+        embedding = np.full((table.n_obs, model.dim), np.nan, dtype=np.float32)
+        embedding[rows] = model.embed_genes(_section.expression(table, model.panel, rows))
+        entry = {"model": model.fingerprint, "modality": "gene", "layer": model.panel.layer}
         before = _section.recorded(table, "embed").get(key)
     else:
         trained_on = model.crop if isinstance(model, SealModel) else None
@@ -127,11 +130,18 @@ def embed_crops(
     """Image embeddings (n_obs, dim), NaN where there is no crop, and their provenance."""
     if not any(one.usable.any() for one in paired.sections):
         raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
-    entry: dict[str, Any]
+    entry: dict[str, Any] = {}
     if isinstance(model, SealModel):
         encoder, entry = model.encoder, {"model": model.fingerprint}
+    elif isinstance(model, str):
+        encoder = build_encoder(model, pool=pool, pretrained=pretrained)
+    elif not isinstance(model, Encoder):
+        raise TypeError(f"`model` must be a SealModel, an encoder or its name, found {type(model).__name__}.")
+    elif pool is not None:
+        raise DataError("`pool` is for an encoder given by name; this one has its own. Leave it out.")
     else:
-        encoder = _frozen(model, pool=pool, pretrained=pretrained)
+        encoder = model
+    if not entry:
         name = model if isinstance(model, str) else encoder.spec.key
         entry = {"model": name, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
     if device is not None or isinstance(model, str):
@@ -175,16 +185,6 @@ def merged(
     return embedding, entry | {"crops": crops}
 
 
-def _frozen(model: Encoder | str, *, pool: str | None, pretrained: bool) -> Encoder:
-    if isinstance(model, str):
-        return build_encoder(model, pool=pool, pretrained=pretrained)
-    if not isinstance(model, Encoder):
-        raise TypeError(f"`model` must be a SealModel, an encoder or its name, found {type(model).__name__}.")
-    if pool is not None:
-        raise DataError("`pool` is for an encoder given by name; this one has its own. Leave it out.")
-    return model
-
-
 def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:
     """``X_seal`` when this very model made it from the present crops of these regions, else None."""
     entry = _section.recorded(table, "embed").get(Keys.EMBEDDING)
@@ -203,10 +203,3 @@ def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel
         rows = region.rows[usable[region.rows]]
         out[rows] = stored[rows]
     return out
-
-
-def _embed_genes(table: AnnData, regions: Sequence[Region], model: SealModel) -> tuple[np.ndarray, dict[str, Any]]:
-    rows = np.concatenate([region.rows for region in regions])
-    out = np.full((table.n_obs, model.dim), np.nan, dtype=np.float32)
-    out[rows] = model.embed_genes(_section.expression(table, model.panel, rows))
-    return out, {"model": model.fingerprint, "modality": "gene", "layer": model.panel.layer}

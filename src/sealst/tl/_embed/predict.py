@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
@@ -20,7 +19,7 @@ from sealst._section import Data, for_writing
 from sealst.models import SealModel
 from sealst.tl._embed.embed import embed_crops, merged, stored_embedding, write_embedding
 from sealst.tl._embed.inputs import check_model
-from sealst.tl._pathways.pathways import PathwayResult, score_sets, write_pathways
+from sealst.tl._pathways.pathways import score_sets, write_pathways
 
 
 @documented
@@ -103,30 +102,20 @@ def predict(
     elif device is not None:
         model.to(resolve_device(device))
     # All spots that this model has embedded, so that regions can be predicted one by one.
-    expression = _expression(table, model, embedding)
-    pathways = None if net is None else score_sets(expression, net, method=method)
-    given, target = for_writing(sdata, table_key, copy=copy)
-    if entry is not None:
-        write_embedding(target, Keys.EMBEDDING, embedding, entry)
-    _write(target, model, expression[wanted], pathways, key_added)
-    return given if copy else None
-
-
-def _expression(table: AnnData, model: SealModel, embedding: np.ndarray) -> pd.DataFrame:
     rows = np.flatnonzero(np.isfinite(embedding).all(1))
     if not rows.size:
         raise DataError("No spot has a usable crop; see `.obs['crop_reason']`.")
     values = np.full((table.n_obs, len(model.panel)), np.nan, dtype=np.float32)
     values[rows] = model.predict_expression(embedding[rows])
-    return pd.DataFrame(values, index=table.obs_names, columns=pd.Index(model.panel.genes))
-
-
-def _write(
-    table: AnnData, model: SealModel, expression: pd.DataFrame, pathways: PathwayResult | None, key: str
-) -> None:
-    table.obsm[key] = expression
-    entry = {"model": model.fingerprint, "unit": "log1p-CP10k", "layer": model.panel.layer}
-    _section.record_slot(table, "predict", key, entry)
-    logger.info("Wrote .obsm[%r]: %d genes", key, expression.shape[1])
+    expression = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(model.panel.genes))
+    pathways = None if net is None else score_sets(expression, net, method=method)
+    given, target = for_writing(sdata, table_key, copy=copy)
+    if entry is not None:
+        write_embedding(target, Keys.EMBEDDING, embedding, entry)
+    target.obsm[key_added] = expression[wanted]
+    made = {"model": model.fingerprint, "unit": "log1p-CP10k", "layer": model.panel.layer}
+    _section.record_slot(target, "predict", key_added, made)
+    logger.info("Wrote .obsm[%r]: %d genes", key_added, len(wanted))
     if pathways is not None:
-        write_pathways(table, Keys.pathways(key), pathways, source="predicted", slot=key)
+        write_pathways(target, Keys.pathways(key_added), pathways, source="predicted", slot=key_added)
+    return given if copy else None

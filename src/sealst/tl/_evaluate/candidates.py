@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -13,11 +13,10 @@ from sealst._train.params import train_params
 from sealst._validate import check_choice, listed
 from sealst.models import CropSpec, Encoder, SealModel, build_encoder
 from sealst.pp import Split
-from sealst.tl._embed.trunk_memory import TrunkMemory
-from sealst.tl._evaluate.cohorts import NO_TRAINING, Cohort
+from sealst.tl._evaluate.cohorts import BenchCohort, Cohort
 from sealst.tl._evaluate.folds import check_held_out, check_unseen, check_warmup
 from sealst.tl._evaluate.methods import BLEEP, ST_NET
-from sealst.tl._evaluate.views import SEAL, EncoderFeatures, Extractor, ModelFeatures
+from sealst.tl._evaluate.views import SEAL, EncoderFeatures, Extractor, ModelFeatures, TrunkMemory
 from sealst.tl._finetune.finetune import finetune
 from sealst.tl._finetune.pairs import warmup_patients
 
@@ -38,36 +37,33 @@ BASELINES: dict[str, dict[str, Any]] = {
 _TAKEN = ("sections", "seed", "validation", "run_dir", "resume", "allow_shared_patients", "progress", "table_key")
 
 
-class Candidate(Protocol):
+class Candidate:
     """What an evaluation is about."""
 
     #: what it is called in the facts of an evaluation
     label: str
     crop: CropSpec
     #: whether every fold trains its own models
-    trains: bool
+    trains = False
 
     def models(self, fold: Split, seed: int) -> dict[str, SealModel]:
         """Models of one fold by method; none where an encoder is evaluated as it is."""
-        ...
+        return {}
 
     def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None) -> Extractor:
-        """How crops become features."""
-        ...
+        """How crops become features: by all models of a fold, with and without the adapter."""
+        return ModelFeatures(models, memory)
 
     def check_leaks(self, cohort: Cohort, folds: Sequence[Split]) -> None:
-        """Refuse folds that test on patients whom it knows."""
-        ...
+        """Refuse folds that test on patients whose expression it knows."""
 
     def stopped_by(self, folds: Sequence[Split]) -> dict[str, list[str]]:
         """Sections that the training of every fold stops by; empty without early stopping."""
-        ...
+        return {}
 
 
-class GivenModel:
+class GivenModel(Candidate):
     """A SEAL model that is trained already."""
-
-    trains = False
 
     def __init__(self, model: SealModel) -> None:
         model.panel.require_names()
@@ -77,13 +73,9 @@ class GivenModel:
         """The model, in every fold."""
         return {SEAL: self.model}
 
-    def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None) -> Extractor:
-        """Features by the model, with and without its adapter."""
-        return ModelFeatures(models, memory)
-
     def check_leaks(self, cohort: Cohort, folds: Sequence[Split]) -> None:
         """Refuse patients that the model was trained on."""
-        if not cohort.names_patients:
+        if isinstance(cohort, BenchCohort):
             raise LeakError(
                 "The files of HEST-bench do not name patients, so nothing tells whether the model was trained on them. "
                 "Pass the frozen encoder, or `allow_shared_patients=True` if you know that it was not."
@@ -91,36 +83,19 @@ class GivenModel:
         tested = {name for fold in folds for name in fold.test}
         check_unseen(self.model, [part for part in cohort.parts() if part.section in tested])
 
-    def stopped_by(self, folds: Sequence[Split]) -> dict[str, list[str]]:
-        """Nothing is trained."""
-        return {}
 
-
-class GivenEncoder:
-    """An encoder as it is."""
-
-    trains = False
+class GivenEncoder(Candidate):
+    """An encoder as it is, which has seen no expression."""
 
     def __init__(self, encoder: Encoder, crop: CropSpec, device: torch.device) -> None:
         self.label, self.crop, self.features = encoder.spec.key, crop, EncoderFeatures(encoder, device)
-
-    def models(self, fold: Split, seed: int) -> dict[str, SealModel]:
-        """None: it is all there is."""
-        return {}
 
     def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None) -> Extractor:
         """Features by the encoder."""
         return self.features
 
-    def check_leaks(self, cohort: Cohort, folds: Sequence[Split]) -> None:
-        """It has seen no expression."""
 
-    def stopped_by(self, folds: Sequence[Split]) -> dict[str, list[str]]:
-        """Nothing is trained."""
-        return {}
-
-
-class TrainedInFolds:
+class TrainedInFolds(Candidate):
     """A recipe (arguments of `finetune`) by which every fold trains a model and baselines on its training sections."""
 
     trains = True
@@ -128,8 +103,11 @@ class TrainedInFolds:
     def __init__(
         self, recipe: Mapping[str, Any], cohort: Cohort, baselines: Sequence[str], *, table_key: str, show: bool | None
     ) -> None:
-        if not cohort.names_patients:
-            raise DataError(NO_TRAINING)
+        if isinstance(cohort, BenchCohort):
+            raise DataError(
+                "Models cannot be trained on the patches of HEST-bench: spots have no neighbours there. Read the "
+                "samples of HEST-1k with `sl.io.read_hest`."
+            )
         if "encoder" not in recipe:
             raise DataError(f"The mapping must name an 'encoder', as `sl.tl.finetune` does; found: {listed(recipe)}.")
         if taken := sorted(set(recipe) & set(_TAKEN)):
@@ -156,14 +134,15 @@ class TrainedInFolds:
         models = {SEAL: finetune(sections, **self.recipe, **common)}
         for name in self.baselines:
             logger.info("baseline %s", name)
-            given = _with_params(self.recipe, BASELINES[name]) | {"panel": models[SEAL].panel, "include": ()}
-            models[name] = finetune(sections, **given, **common)
+            params = self.recipe.get("params") or {}
+            if not isinstance(params, Mapping):
+                raise DataError(
+                    "With baselines, `params` of the mapping must be a mapping too, not a file or TrainParams."
+                )
+            given = {"params": dict(params) | BASELINES[name], "panel": models[SEAL].panel, "include": ()}
+            models[name] = finetune(sections, **dict(self.recipe) | given, **common)
         check_held_out(fold, models)
         return models
-
-    def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None) -> Extractor:
-        """Features by all models of a fold."""
-        return ModelFeatures(models, memory)
 
     def check_leaks(self, cohort: Cohort, folds: Sequence[Split]) -> None:
         """Refuse patients whose expression every fold warms up on."""
@@ -175,13 +154,7 @@ class TrainedInFolds:
 
 
 def candidate_of(
-    model: Any,
-    cohort: Cohort,
-    *,
-    baselines: Sequence[str],
-    device: torch.device,
-    table_key: str,
-    show: bool | None,
+    model: Any, cohort: Cohort, *, baselines: Sequence[str], device: torch.device, table_key: str, show: bool | None
 ) -> Candidate:
     """Tell by its type what is evaluated."""
     for name in baselines:
@@ -202,10 +175,3 @@ def candidate_of(
             f"found {type(model).__name__}."
         )
     return GivenEncoder(encoder, cohort.crop(), device)
-
-
-def _with_params(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    params = recipe.get("params") or {}
-    if not isinstance(params, Mapping):
-        raise DataError("With baselines, `params` of the mapping must be a mapping too, not a file or TrainParams.")
-    return dict(recipe) | {"params": dict(params) | dict(changes)}

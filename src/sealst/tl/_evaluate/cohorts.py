@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection as Names
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 from spatialdata import SpatialData
@@ -21,51 +21,9 @@ from sealst.tl._evaluate.folds import picked, side_tables, stopping_split
 from sealst.tl._evaluate.scored_genes import hest_genes
 from sealst.tl._evaluate.views import SectionReader, SectionView
 
-NO_TRAINING = (
-    "Models cannot be trained on the patches of HEST-bench: spots have no neighbours there. Read the samples of "
-    "HEST-1k with `sl.io.read_hest`."
-)
-
-
-class Cohort(Protocol):
-    """Sections of an evaluation."""
-
-    #: whether it tells whose the spots are
-    names_patients: bool
-
-    def parts(self) -> list[Part]:
-        """Names and spots of all sections."""
-        ...
-
-    def views(self, reader: SectionReader, names: Names[str]) -> Iterator[SectionView]:
-        """Views of the named sections."""
-        ...
-
-    def train_side(self, fold: Split) -> Sequence[Data]:
-        """What may be known of a fold's training spots when genes are chosen."""
-        ...
-
-    def crop(self) -> CropSpec:
-        """Size of the crops."""
-        ...
-
-    def hest_genes(self, n: int, panel: GenePanel | None) -> list[str]:
-        """Genes that HEST-bench's protocol scores, of `panel` where there is one."""
-        ...
-
-    def whole(self, fold: Split) -> Sequence[SpatialData]:
-        """Training sections of a fold that cuts through none, to train a model on."""
-        ...
-
-    def stopping(self, fold: Split) -> Split:
-        """The training side of a fold divided once more, for early stopping; its test side is what it stops by."""
-        ...
-
 
 class SectionCohort:
     """SpatialData with paired crops, in one group or two (training, held-out); a collection opens one at a time."""
-
-    names_patients = True
 
     def __init__(self, groups: Sequence[Sequence[SpatialData]], table_key: str) -> None:
         self.groups, self.table_key = groups, table_key
@@ -88,7 +46,7 @@ class SectionCohort:
                     yield from (view for view in reader.read(group[i]) if view.name in names)
 
     def train_side(self, fold: Split) -> Sequence[Data]:
-        """Sections as they are where the fold takes them whole; tables of its own spots where it cuts through."""
+        """What may be known of training spots when genes are chosen: sections that the fold takes whole, or tables."""
         return side_tables(self.parts(), fold.train) if self._cut(fold) else self._chosen(fold)
 
     def whole(self, fold: Split) -> Sequence[SpatialData]:
@@ -144,8 +102,6 @@ class SectionCohort:
 class BenchCohort:
     """A task of HEST-bench: crops from its files, tables in memory."""
 
-    names_patients = False
-
     def __init__(self, bench: HestBench) -> None:
         self.bench = bench
         self._tables = {name: bench.table(name) for name in bench.samples}
@@ -177,14 +133,6 @@ class BenchCohort:
         """The task's own genes."""
         return list(self.bench.genes)
 
-    def whole(self, fold: Split) -> Sequence[SpatialData]:
-        """Nothing can be trained on patches alone."""
-        raise DataError(NO_TRAINING)
-
-    def stopping(self, fold: Split) -> Split:
-        """Nothing can be trained on patches alone."""
-        raise DataError(NO_TRAINING)
-
     def folds(self) -> list[Split]:
         """Its published folds."""
         spots = {part.section: part.obs_names for part in self.parts()}
@@ -192,3 +140,7 @@ class BenchCohort:
             Split({s: spots[s] for s in train}, {s: spots[s] for s in test}, f"split-{k}")
             for k, (train, test) in enumerate(self.bench.folds)
         ]
+
+
+#: sections of an evaluation
+Cohort: TypeAlias = SectionCohort | BenchCohort

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
+import anndata
 import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
@@ -26,7 +27,6 @@ from sealst.io import HestBench
 from sealst.models import Encoder, SealModel
 from sealst.pp import Split, check_split
 from sealst.tl._embed.inputs import as_sections
-from sealst.tl._embed.trunk_memory import TrunkMemory
 from sealst.tl._evaluate import scored_genes as scored
 from sealst.tl._evaluate.candidates import Candidate, candidate_of
 from sealst.tl._evaluate.cohorts import BenchCohort, Cohort, SectionCohort
@@ -34,8 +34,11 @@ from sealst.tl._evaluate.folds import check_copies, check_units, given_fold, mad
 from sealst.tl._evaluate.methods import predictions
 from sealst.tl._evaluate.pathway_rows import Activities
 from sealst.tl._evaluate.score_rows import FoldScorer, Results
-from sealst.tl._evaluate.views import SectionReader, SectionView
-from sealst.tl._pathways.pathways import Net
+from sealst.tl._evaluate.views import SectionReader, SectionView, TrunkMemory
+from sealst.tl._pathways.pathways import Net, gene_set_edges
+
+#: reader of a fold's sections, and by fold the columns of its sets of genes
+_Ready: TypeAlias = tuple[SectionReader, dict[str, dict[str, np.ndarray]]]
 
 
 @documented
@@ -182,7 +185,9 @@ def evaluate(
         check_copies(cohort.parts(), made)
     # Before the first fold is trained: the last one may leave nothing to stop by.
     stopped = candidate.stopped_by(made)
-    job = _Job(cohort, candidate, protocol, genes, Activities.of(net), table_key, progress, seed, near_um, control)
+    # A resource is fetched once.
+    activities = Activities(None if net is None else gene_set_edges(net))
+    job = _Job(cohort, candidate, protocol, genes, activities, table_key, progress, seed, near_um, control)
     results = job.run(made, [int(s) for s in seeds] if candidate.trains else [0])
     facts: dict[str, Any] = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
     facts |= {"seeds": list(map(int, seeds)) if candidate.trains else [], "encoder": candidate.label}
@@ -193,7 +198,7 @@ def evaluate(
         table=pd.DataFrame(results.table),
         genes=pd.concat(results.genes, ignore_index=True) if results.genes else pd.DataFrame(),
         pathways=pd.concat(results.pathways, ignore_index=True) if results.pathways else pd.DataFrame(),
-        spots=results.maps(),
+        spots={name: anndata.concat(parts, join="inner") for name, parts in results.spots.items()},
         facts=facts,
     )
 
@@ -251,6 +256,7 @@ class _Job:
         return results
 
     def _prepared(self, folds: Sequence[Split], models: Mapping[str, SealModel], memory: TrunkMemory | None) -> _Ready:
+        """What folds need before their sections are looked at: a reader, and the columns of their sets of genes."""
         panel = models["seal"].panel if models else None
         sets = {fold.name: self._sets(fold, panel) for fold in folds}
         extra = [] if panel is not None else self.activities.genes(self.cohort.parts())
@@ -264,7 +270,7 @@ class _Job:
             table_key=self.table_key,
             show=self.show,
         )
-        return _Ready(reader, genes, {name: scored.columns_of(part, genes) for name, part in sets.items()})
+        return reader, {name: scored.columns_of(part, genes) for name, part in sets.items()}
 
     def _sets(self, fold: Split, panel: GenePanel | None) -> scored.Sets:
         within = panel if self.protocol.target == "lognorm" else None
@@ -276,63 +282,42 @@ class _Job:
         return {f"hest{len(found)}": found}
 
     def _score(self, fold: Split, seed: int, ready: _Ready, shared: dict[str, SectionView], results: Results) -> None:
-        wanted = {*fold.train, *fold.test}
+        (reader, all_sets), wanted = ready, {*fold.train, *fold.test}
         views = dict(shared)
-        views.update((v.name, v) for v in self.cohort.views(ready.reader, wanted - set(shared)))
+        views.update((v.name, v) for v in self.cohort.views(reader, wanted - set(shared)))
         if not self.candidate.trains:
             shared.update(views)
         seen = [views[name].take(spots) for name, spots in fold.train.items()]
         held = [views[name].take(spots) for name, spots in fold.test.items()]
-        _check_sides(fold, seen, held)
-        sets = ready.sets[fold.name]
+        for side, sections in (("training", seen), ("test", held)):
+            for view in sections:
+                if len(view) < 2:
+                    raise DataError(
+                        f"Fold {fold.name!r}: section {view.name!r} has {len(view)} {side} spot(s) with a usable crop; "
+                        "at least 2 are needed. See `.obs['crop_reason']`."
+                    )
+        sets, models, genes = all_sets[fold.name], reader.models, reader.genes
         columns = np.unique(np.concatenate(list(sets.values())))
-        models = ready.reader.models
         control = self.seed if self.control else None
         logger.info(
             "fold %s: fitting probes on %d spots, predicting %d", fold.name, sum(map(len, seen)), sum(map(len, held))
         )
-        predicted = predictions(
-            seen, held, self.protocol, models=models, genes=ready.genes, scored=columns, control=control
-        )
-        centre, scale = _training_moments(seen)
+        predicted = predictions(seen, held, self.protocol, models=models, genes=genes, scored=columns, control=control)
+        # Mean and deviation of every gene over the training spots that measure it.
+        n = np.sum([len(v) * v.known for v in seen], axis=0).clip(min=1)
+        centre = np.sum([v.measured.sum(axis=0, dtype=np.float64) * v.known for v in seen], axis=0) / n
+        squares = np.sum([((v.measured - centre) ** 2).sum(axis=0) * v.known for v in seen], axis=0)
         scorer = FoldScorer(
             fold=fold.name,
             seed=seed,
-            genes=ready.genes,
+            genes=genes,
             sets=sets,
             centre=centre,
-            scale=scale,
+            scale=np.sqrt(squares / n),
             bootstrap_seed=self.seed,
             near_um=self.near_um,
         )
-        logger.info("fold %s: scoring %d genes in %d section(s)", fold.name, len(ready.genes), len(held))
+        logger.info("fold %s: scoring %d genes in %d section(s)", fold.name, len(genes), len(held))
         scorer.add(held, predicted, results)
         scorer.add_retrieval(held, predicted, models, results)
-        results.pathways += self.activities.rows(held, predicted, ready.genes, fold=fold.name, seed=seed, models=models)
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """What a fold needs before its sections are looked at."""
-
-    reader: SectionReader
-    genes: GenePanel
-    sets: dict[str, dict[str, np.ndarray]]
-
-
-def _training_moments(seen: Sequence[SectionView]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of every gene over the training spots that measure it."""
-    n = np.sum([len(v) * v.known for v in seen], axis=0).clip(min=1)
-    mean = np.sum([v.measured.sum(axis=0, dtype=np.float64) * v.known for v in seen], axis=0) / n
-    squares = np.sum([((v.measured - mean) ** 2).sum(axis=0) * v.known for v in seen], axis=0)
-    return mean, np.sqrt(squares / n)
-
-
-def _check_sides(fold: Split, seen: Sequence[SectionView], held: Sequence[SectionView]) -> None:
-    for side, views in (("training", seen), ("test", held)):
-        for view in views:
-            if len(view) < 2:
-                raise DataError(
-                    f"Fold {fold.name!r}: section {view.name!r} has {len(view)} {side} spot(s) with a usable crop; at "
-                    "least 2 are needed. See `.obs['crop_reason']`."
-                )
+        results.pathways += self.activities.rows(held, predicted, genes, fold=fold.name, seed=seed, models=models)

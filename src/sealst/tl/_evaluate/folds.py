@@ -34,11 +34,7 @@ def given_fold(train: Sequence[SpatialData], test: Sequence[SpatialData], table_
 
 
 def made_folds(
-    sections: Sequence[SpatialData],
-    folds: str | Sequence[Split],
-    *,
-    allow_shared_patients: bool,
-    table_key: str,
+    sections: Sequence[SpatialData], folds: str | Sequence[Split], *, allow_shared_patients: bool, table_key: str
 ) -> list[Split]:
     """Folds by name (see `sealst.pp.split`), or as given after a check for leaks."""
     if isinstance(folds, str):
@@ -127,7 +123,11 @@ def _patients(parts: Iterable[Part]) -> set[str]:
 
 def check_copies(parts: Sequence[Part], folds: Sequence[Split]) -> None:
     """Refuse test sections whose spots are copies of training spots, under whatever name of section or patient."""
-    digests = {p.section: dict(zip(p.obs_names, _digests(p), strict=True)) for p in parts}
+    digests = {}
+    for part in parts:
+        counts = part.table.layers.get(Keys.COUNTS, part.table.X)[part.rows]
+        found = profile_digests(counts, [str(name).upper() for name in part.table.var_names])
+        digests[part.section] = dict(zip(part.obs_names, found, strict=True))
     for fold in folds:
         seen: dict[int, str] = {}
         for name, spots in fold.train.items():
@@ -140,12 +140,6 @@ def check_copies(parts: Sequence[Part], folds: Sequence[Split]) -> None:
                     f"the counts of training spots of {listed(sorted(set(copies)))}. They are copies, whatever their "
                     "patients are called; leave one out. `allow_shared_patients=True` evaluates all the same."
                 )
-
-
-def _digests(part: Part) -> np.ndarray:
-    table = part.table
-    counts = table.layers.get(Keys.COUNTS, table.X)
-    return profile_digests(counts[part.rows], [str(v).upper() for v in table.var_names])
 
 
 def picked(sections: Sequence[SpatialData], chosen: Sequence[int]) -> Sequence[SpatialData]:

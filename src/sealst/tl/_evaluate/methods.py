@@ -48,8 +48,10 @@ def predictions(
     fitted = [m for m, feature in _PROBES.items() if feature in held[0].features]
     searched = [m for m, model in _SEARCHED.items() if same_unit and model in held[0].codes]
     heads = [m for m, model in _HEADS.items() if same_unit and model in models]
-    permuted = [] if control is None else [PERMUTED]
-    out = {m: _empty(held) for m in (*fitted, *searched, *permuted, MEAN)}
+    out = {
+        method: [np.full(view.measured.shape, np.nan, dtype=np.float32) for view in held]
+        for method in (*fitted, *searched, *([] if control is None else [PERMUTED]), MEAN)
+    }
     chosen = np.isin(np.arange(len(genes)), scored)
     patterns, which = np.unique(np.array([chosen, *(v.known for v in seen)]), axis=1, return_inverse=True)
     patterns = patterns[1:]
@@ -60,17 +62,17 @@ def predictions(
         if not having:
             continue
         learn = _Learner(having, columns, protocol)
-        for method in fitted:
-            _fill(out[method], columns, held, learn.probe(_PROBES[method]))
-        for method in searched:
-            _fill(out[method], columns, held, learn.imputer(_SEARCHED[method]))
-        for method in permuted:
-            feature = SEAL if SEAL in held[0].features else FROZEN
-            _fill(out[method], columns, held, learn.permuted(feature, control or 0))
-        _fill(out[MEAN], columns, held, learn.mean)
+        found = {method: learn.probe(_PROBES[method]) for method in fitted}
+        found |= {method: learn.imputer(_SEARCHED[method]) for method in searched}
+        if control is not None:
+            found[PERMUTED] = learn.permuted(SEAL if SEAL in held[0].features else FROZEN, control)
+        for method, predict in (found | {MEAN: learn.mean}).items():
+            for part, view in zip(out[method], held, strict=True):
+                part[:, columns] = predict(view)
     for method in heads:
         out[method] = [_head(models[_HEADS[method]], view.features[_HEADS[method]], genes) for view in held]
-    return _ordered(out)
+    order = (FROZEN_PROBE, ADAPTED_PROBE, HEAD, IMPUTED, ST_NET, BLEEP, COLOUR_PROBE, PERMUTED, MEAN)
+    return {method: out[method] for method in order if method in out}
 
 
 class _Learner:
@@ -107,20 +109,6 @@ class _Learner:
         return mean_baseline(self.y, len(view))
 
 
-def _empty(held: Sequence[SectionView]) -> list[np.ndarray]:
-    return [np.full(v.measured.shape, np.nan, dtype=np.float32) for v in held]
-
-
-def _fill(
-    parts: list[np.ndarray],
-    columns: np.ndarray,
-    held: Sequence[SectionView],
-    predict: Callable[[SectionView], np.ndarray],
-) -> None:
-    for part, view in zip(parts, held, strict=True):
-        part[:, columns] = predict(view)
-
-
 def _head(model: SealModel, z: np.ndarray, genes: GenePanel) -> np.ndarray:
     """Direct prediction, in the order of the scored genes."""
     predicted = model.predict_expression(z)
@@ -132,8 +120,3 @@ def _head(model: SealModel, z: np.ndarray, genes: GenePanel) -> np.ndarray:
         if gene.upper() in column:
             out[:, i] = predicted[:, column[gene.upper()]]
     return out
-
-
-def _ordered(found: Predictions) -> Predictions:
-    order = (FROZEN_PROBE, ADAPTED_PROBE, HEAD, IMPUTED, ST_NET, BLEEP, COLOUR_PROBE, PERMUTED, MEAN)
-    return {method: found[method] for method in order if method in found}

@@ -19,7 +19,7 @@ from sealst._section import Part
 from sealst.models import SealModel
 from sealst.tl._evaluate.methods import MEAN, ST_NET, Predictions
 from sealst.tl._evaluate.views import SectionView
-from sealst.tl._pathways.pathways import Net, gene_set_edges, score_sets
+from sealst.tl._pathways.pathways import score_sets
 from sealst.tl._retrieve.questions import signature_vector
 
 
@@ -41,35 +41,12 @@ def set_vectors(model: SealModel, net: pd.DataFrame, *, tmin: int) -> dict[str, 
     return found
 
 
-def query_similarities(view: SectionView, name: str, vectors: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Similarity of every spot's image embedding to each gene set, (spots, sets)."""
-    images = centred(view.shared[name], np.zeros(len(view), dtype=int))
-    found = {source: cosine(vector, images) for source, vector in vectors.items()}
-    return pd.DataFrame(found, index=pd.Index(view.spots.astype(str)))
-
-
-def finds(measured: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """``auroc`` and ``average_precision`` of scores against the tenth of spots with the highest measured activity."""
-    rows = {}
-    for name in measured.columns.intersection(scores.columns):
-        known = np.isfinite(measured[name].to_numpy()) & np.isfinite(scores[name].to_numpy())
-        pair = scores[name].to_numpy()[known], measured[name].to_numpy()[known]
-        usable = len(pair[0]) > 1
-        rows[name] = (signature_auroc(*pair), signature_average_precision(*pair)) if usable else (np.nan, np.nan)
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["auroc", "average_precision"], dtype=float)
-
-
 @dataclass(frozen=True)
 class Activities:
     """Gene sets whose activity is compared; none without a net."""
 
     net: pd.DataFrame | None = None
     tmin: int = 5
-
-    @classmethod
-    def of(cls, net: Net | None) -> Activities:
-        """From a net as `sealst.tl.pathways` takes it; a resource is fetched once."""
-        return cls(None if net is None else gene_set_edges(net))
 
     def genes(self, parts: Sequence[Part]) -> list[str]:
         """Genes of the sets that every section measures."""
@@ -110,7 +87,9 @@ class Activities:
             for name, vectors in asked.items():
                 chosen = {s: vector for s, vector in vectors.items() if s in measured[0]}
                 if chosen:
-                    similar = query_similarities(view, name, chosen)
+                    images = centred(view.shared[name], np.zeros(len(view), dtype=int))
+                    cosines = {source: cosine(vector, images) for source, vector in chosen.items()}
+                    similar = pd.DataFrame(cosines, index=pd.Index(view.spots.astype(str)))
                     out.append(_agreement(measured, similar).assign(**facts, method=f"{name} query"))
         return out
 
@@ -129,5 +108,13 @@ class Activities:
 
 def _agreement(measured: tuple[pd.DataFrame, pd.Series], scores: pd.DataFrame) -> pd.DataFrame:
     found = agreement(measured[0], scores)[["pearson", "spearman"]]
-    found = found.join(finds(measured[0], scores))
+    rows = {}
+    for name in measured[0].columns.intersection(scores.columns):
+        known = np.isfinite(measured[0][name].to_numpy()) & np.isfinite(scores[name].to_numpy())
+        pair = scores[name].to_numpy()[known], measured[0][name].to_numpy()[known]
+        usable = len(pair[0]) > 1
+        rows[name] = (signature_auroc(*pair), signature_average_precision(*pair)) if usable else (np.nan, np.nan)
+    found = found.join(
+        pd.DataFrame.from_dict(rows, orient="index", columns=["auroc", "average_precision"], dtype=float)
+    )
     return found.assign(n_genes=measured[1].reindex(found.index)).rename_axis("pathway").reset_index()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-import anndata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -27,7 +26,7 @@ from sealst._core.search.exact import top_k
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst.models import SealModel
-from sealst.tl._evaluate.methods import FROZEN_PROBE, MEAN, Predictions
+from sealst.tl._evaluate.methods import FROZEN_PROBE, MEAN, ST_NET, Predictions
 from sealst.tl._evaluate.views import FROZEN, SEAL, SectionView
 
 RECALL_AT = (1, 5, 10, 50)
@@ -44,6 +43,10 @@ _MIN_CROPS = 3
 REVERSE = "gene→image "
 CROPS = "image→image "
 NEAR = "near "
+#: columns of a row that say of which section it is; empty where it is of several
+_LABELS = ("section", "patient", "organ", "technology")
+#: what is compared, image side and gene side, by method
+_Pairs: TypeAlias = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Results:
     table: list[dict[str, Any]] = field(default_factory=list)
     genes: list[pd.DataFrame] = field(default_factory=list)
     pathways: list[pd.DataFrame] = field(default_factory=list)
+    #: held-out spots by section, a table for every fold
     spots: dict[str, list[AnnData]] = field(default_factory=dict)
     kept: int = 0
 
@@ -65,19 +69,9 @@ class Results:
             return
         for (run, method, genes), rows in pd.DataFrame(self.gains).groupby(["seed", "method", "genes"], sort=False):
             value, low, high = mean_with_interval(pd.concat(list(rows["gain"])).to_numpy(), seed)
-            self.table.append(_overall(run, method, "pearson_difference", (value, low, high), genes))
-
-    def maps(self) -> dict[str, AnnData]:
-        """Held-out spots by section, over all folds."""
-        return {name: anndata.concat(parts, join="inner") for name, parts in self.spots.items()}
-
-
-def _overall(seed: int, method: str, metric: str, found: tuple[float, float, float], genes: str) -> dict[str, Any]:
-    """Row of all folds together."""
-    value, low, high = found
-    row: dict[str, Any] = {"fold": "", "seed": seed} | dict.fromkeys(("section", "patient", "organ", "technology"), "")
-    row |= {"method": method, "metric": metric, "genes": genes, "value": value, "low": low, "high": high}
-    return row | {"pool": np.nan, "chance": np.nan}
+            row: dict[str, Any] = {"fold": "", "seed": run} | dict.fromkeys(_LABELS, "")
+            row |= {"method": method, "metric": "pearson_difference", "genes": genes, "value": value}
+            self.table.append(row | {"low": low, "high": high, "pool": np.nan, "chance": np.nan})
 
 
 @dataclass(frozen=True)
@@ -97,20 +91,17 @@ class FoldScorer:
 
     def add(self, held: Sequence[SectionView], predicted: Predictions, out: Results) -> None:
         """Append scores of every section, and of all together."""
-        scored = [self._scored(view, predicted, i) for i, view in enumerate(held)]
+        scored = []
         for i, view in enumerate(held):
             own = {method: parts[i] for method, parts in predicted.items()}
-            self._section(view, own, scored[i], out)
-        self._pooled(held, predicted, scored, out)
-        self._between_sections(held, predicted, scored, out)
+            # The same genes for every method: those that all can predict and the section measures.
+            able = np.all([np.isfinite(values).all(axis=0) for values in own.values()], axis=0)
+            if lost := int((view.known & ~able).sum()):
+                logger.info("%s: %d genes that not every method can predict are not scored", view.name, lost)
+            scored.append(view.known & able)
+            self._section(view, own, scored[-1], out)
+        self._together(held, predicted, scored, out)
         self._differences(out)
-
-    def _scored(self, view: SectionView, predicted: Predictions, i: int) -> np.ndarray:
-        """The same genes for every method: those that all can predict and the section measures."""
-        able = np.all([np.isfinite(parts[i]).all(axis=0) for parts in predicted.values()], axis=0)
-        if lost := int((view.known & ~able).sum()):
-            logger.info("%s: %d genes that not every method can predict are not scored", view.name, lost)
-        return view.known & able
 
     def _section(self, view: SectionView, own: Mapping[str, np.ndarray], scored: np.ndarray, out: Results) -> None:
         columns = np.unique(np.concatenate(list(self.sets.values())))
@@ -126,22 +117,15 @@ class FoldScorer:
                 for metric, reduce in SET_METRICS.items():
                     value, low, high = reduce(kept, self.bootstrap_seed)
                     out.table.append(self._row(view, method, metric, value, genes=name, low=low, high=high))
-                self._spotwise(view, method, name, members[scored[members]], values, out)
-            out.genes.append(self._gene_rows(view, method, by_gene))
+                # A gene that does not vary in training has no unit to measure deviations in.
+                own_unit = members[scored[members] & (self.scale[members] > _CONSTANT)]
+                moments = self.centre[own_unit], self.scale[own_unit]
+                found = spot_scores(values[:, own_unit], view.measured[:, own_unit], *moments)
+                self._means(view, method, "spot_", name, found, out)
+            facts = {"fold": self.fold, "seed": self.seed, "section": view.name, "patient": view.patient}
+            names = [self.genes.genes[i] for i in by_gene.index]
+            out.genes.append(by_gene.reset_index(drop=True).assign(**facts, method=method, gene=names))
         self._keep_maps(view, own, columns, out)
-
-    def _spotwise(
-        self, view: SectionView, method: str, name: str, columns: np.ndarray, values: np.ndarray, out: Results
-    ) -> None:
-        # A gene that does not vary in training has no unit to measure deviations in.
-        columns = columns[self.scale[columns] > _CONSTANT]
-        found = spot_scores(values[:, columns], view.measured[:, columns], self.centre[columns], self.scale[columns])
-        self._means(view, method, "spot_", name, found, out)
-
-    def _gene_rows(self, view: SectionView, method: str, by_gene: pd.DataFrame) -> pd.DataFrame:
-        facts = {"fold": self.fold, "seed": self.seed, "section": view.name, "patient": view.patient}
-        names = [self.genes.genes[i] for i in by_gene.index]
-        return by_gene.reset_index(drop=True).assign(**facts, method=method, gene=names)
 
     def _keep_maps(self, view: SectionView, own: Mapping[str, np.ndarray], columns: np.ndarray, out: Results) -> None:
         size = len(view) * len(columns) * (len(own) + 1)
@@ -163,45 +147,27 @@ class FoldScorer:
         )
         out.spots.setdefault(view.name, []).append(maps)
 
-    def _pooled(
+    def _together(
         self, held: Sequence[SectionView], predicted: Predictions, scored: Sequence[np.ndarray], out: Results
     ) -> None:
-        """Scores over all held-out spots of the fold together: differences between sections count too."""
+        """Scores over all held-out spots of the fold, and over the mean expression of its sections."""
         everywhere = np.all(scored, axis=0)
-        measured = np.concatenate([v.measured for v in held])
-        for method, parts in predicted.items():
-            values = np.concatenate(parts)
-            for name, members in self.sets.items():
-                columns = members[everywhere[members]]
-                found = pooled_scores(values[:, columns], measured[:, columns])
-                self._means(None, method, "", name, found, out)
-
-    def _between_sections(
-        self, held: Sequence[SectionView], predicted: Predictions, scored: Sequence[np.ndarray], out: Results
-    ) -> None:
-        """Scores over the held-out sections of a fold of their mean expression.
-
-        Not over folds: the mean of the training sections falls where that of the one left out rises.
-        """
-        if len(held) < _MIN_SECTIONS:
-            return
-        everywhere = np.all(scored, axis=0)
-        measured = np.stack([v.measured.mean(axis=0, dtype=np.float64) for v in held])
-        for method, parts in predicted.items():
-            values = np.stack([part.mean(axis=0, dtype=np.float64) for part in parts])
-            for name, members in self.sets.items():
-                columns = members[everywhere[members]]
-                found = pooled_scores(values[:, columns], measured[:, columns])
-                self._means(None, method, "section_", name, found, out)
+        # Of all spots differences between sections count too.
+        joins: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {"": np.concatenate}
+        if len(held) >= _MIN_SECTIONS:
+            # Not over folds: the mean of the training sections falls where that of the one left out rises.
+            joins["section_"] = lambda parts: np.stack([part.mean(axis=0, dtype=np.float64) for part in parts])
+        for prefix, join in joins.items():
+            measured = join([view.measured for view in held])
+            for method, parts in predicted.items():
+                values = join(parts)
+                for name, members in self.sets.items():
+                    columns = members[everywhere[members]]
+                    found = pooled_scores(values[:, columns], measured[:, columns])
+                    self._means(None, method, prefix, name, found, out)
 
     def _means(
-        self,
-        view: SectionView | None,
-        method: str,
-        prefix: str,
-        genes: str,
-        found: Mapping[str, np.ndarray],
-        out: Results,
+        self, view: SectionView | None, method: str, prefix: str, genes: str, found: dict[str, np.ndarray], out: Results
     ) -> None:
         """Mean and interval of every metric, over genes or over spots."""
         for metric, values in found.items():
@@ -230,19 +196,26 @@ class FoldScorer:
         """Append recall of every section, and of all in one pool."""
         if SEAL not in models or SEAL not in held[0].codes:
             return
-        pairs = [_Pairs.of(view, predicted[FROZEN_PROBE][i], models, self.genes) for i, view in enumerate(held)]
-        profiles = [self._profile(view) for view in held]
-        for view, one, profile in zip(held, pairs, profiles, strict=True):
-            self._recalls(view, one, self._near(view), out)
-            self._among_crops(view, one, profile, out)
+        pairs = [_pairs(view, predicted[FROZEN_PROBE][i], models, self.genes) for i, view in enumerate(held)]
+        profiles = []
+        for view, one in zip(held, pairs, strict=True):
+            xy = None if self.near_um is None else view.xy
+            if xy is not None and not np.isfinite(xy).all():
+                warn(
+                    f"Positions of the spots of {view.name!r} in µm are not known; it has no scores of hits nearby "
+                    "(`near_um`)."
+                )
+                xy = None
+            self._recalls(view, one, xy, out)
+            # Measured expression of single spots as deviations from the training mean; 0 where none is known.
+            told = view.known & (self.scale > _CONSTANT)
+            profiles.append(np.where(told, (view.measured - self.centre) / np.where(told, self.scale, 1), 0))
+            self._among_crops(view, one, profiles[-1], out)
         if len(held) > 1 and sum(map(len, held)) <= _MAX_POOL:
-            self._recalls(None, _Pairs.joined(pairs), None, out)
-            self._among_crops(None, _Pairs.joined(pairs), np.concatenate(profiles), out)
-
-    def _profile(self, view: SectionView) -> np.ndarray:
-        """Measured expression (n, G) of single spots as deviations from the training mean; 0 where none is known."""
-        told = view.known & (self.scale > _CONSTANT)
-        return np.where(told, (view.measured - self.centre) / np.where(told, self.scale, 1), 0)
+            image, gene = ({m: np.concatenate([one[m][i] for one in pairs]) for m in pairs[0]} for i in (0, 1))
+            pool = {method: (image[method], gene[method]) for method in image}
+            self._recalls(None, pool, None, out)
+            self._among_crops(None, pool, np.concatenate(profiles), out)
 
     def _among_crops(self, view: SectionView | None, pairs: _Pairs, profile: np.ndarray, out: Results) -> None:
         """Recall of the other spot whose measured expression is most similar, by similarity of the images."""
@@ -252,7 +225,7 @@ class FoldScorer:
         # The query itself is among the two most similar, unless more than one is equal to it.
         near = top_k(profile, normalize(profile).astype(np.float32), 2)[0]
         wanted = np.where(near[:, 0] == own, near[:, 1], near[:, 0])
-        for method, (image, _) in pairs.sides.items():
+        for method, (image, _) in pairs.items():
             found = recall_at_k(retrieval_ranks(image, image, wanted, left_out=own), RECALL_AT, len(own) - 1)
             for k in RECALL_AT:
                 row = {"pool": len(own) - 1, "chance": found[f"chance@{k}"]}
@@ -260,19 +233,8 @@ class FoldScorer:
             row = {"pool": len(own) - 1, "chance": len(own) / 2}
             out.table.append(self._row(view, method, f"{CROPS}median_rank", found["median_rank"], **row))
 
-    def _near(self, view: SectionView) -> np.ndarray | None:
-        """Positions for hits nearby, where they are asked for and known."""
-        if self.near_um is None:
-            return None
-        if np.isfinite(view.xy).all():
-            return view.xy
-        warn(
-            f"Positions of the spots of {view.name!r} in µm are not known; it has no scores of hits nearby (`near_um`)."
-        )
-        return None
-
     def _recalls(self, view: SectionView | None, pairs: _Pairs, xy: np.ndarray | None, out: Results) -> None:
-        for method, (image, gene) in pairs.sides.items():
+        for method, (image, gene) in pairs.items():
             own = np.arange(len(image))
             for prefix, query, pool in (("", image, gene), (REVERSE, gene, image)):
                 found = recall_at_k(retrieval_ranks(query, pool, own), RECALL_AT, len(own))
@@ -288,46 +250,22 @@ class FoldScorer:
                         out.table.append(self._row(view, method, f"{NEAR}{prefix}R@{k}", value, **row))
 
     def _row(self, view: SectionView | None, method: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
-        where = ("section", "patient", "organ", "technology")
         facts = ("name", "patient", "organ", "technology")
-        labels = {w: "" if view is None else getattr(view, f) for w, f in zip(where, facts, strict=True)}
+        labels = {w: "" if view is None else getattr(view, f) for w, f in zip(_LABELS, facts, strict=True)}
         empty = {"genes": "", "low": np.nan, "high": np.nan, "pool": np.nan, "chance": np.nan}
         head = {"fold": self.fold, "seed": self.seed} | labels
         return head | {"method": method, "metric": metric, "genes": "", "value": float(value)} | (empty | more)
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """What is compared, image side and gene side, by method."""
-
-    sides: dict[str, tuple[np.ndarray, np.ndarray]]
-
-    @staticmethod
-    def of(
-        view: SectionView, frozen_prediction: np.ndarray, models: Mapping[str, SealModel], genes: GenePanel
-    ) -> _Pairs:
-        panel = models[SEAL].panel
-        sides = {
-            "adapted": (view.shared[SEAL], view.codes[SEAL]),
-            "frozen": (view.shared[FROZEN], view.codes[SEAL]),
-        }
-        for name in models:
-            if name not in (SEAL, "st-net"):
-                sides[name] = (view.shared[name], view.codes[name])
-        if genes.genes == panel.genes:
-            known = view.known & np.isfinite(frozen_prediction).all(axis=0)
-
-            def z(x: np.ndarray) -> np.ndarray:
-                # As the gene encoder sees it: the mean where a gene was not measured.
-                return np.where(known, (x - panel.mean) / panel.std, 0)
-
-            sides[FROZEN_PROBE] = (z(frozen_prediction), z(view.context))
-        return _Pairs(sides)
-
-    @staticmethod
-    def joined(parts: Sequence[_Pairs]) -> _Pairs:
-        """All sections in one pool."""
-        first, *_ = parts
-        return _Pairs(
-            {m: tuple(np.concatenate([p.sides[m][i] for p in parts]) for i in (0, 1)) for m in first.sides}  # type: ignore[misc]
-        )
+def _pairs(
+    view: SectionView, frozen_prediction: np.ndarray, models: Mapping[str, SealModel], genes: GenePanel
+) -> _Pairs:
+    panel = models[SEAL].panel
+    sides = {"adapted": (view.shared[SEAL], view.codes[SEAL]), "frozen": (view.shared[FROZEN], view.codes[SEAL])}
+    sides |= {name: (view.shared[name], view.codes[name]) for name in models if name not in (SEAL, ST_NET)}
+    if genes.genes == panel.genes:
+        known = view.known & np.isfinite(frozen_prediction).all(axis=0)
+        # As the gene encoder sees it: the mean where a gene was not measured.
+        seen = [np.where(known, (x - panel.mean) / panel.std, 0) for x in (frozen_prediction, view.context)]
+        sides[FROZEN_PROBE] = (seen[0], seen[1])
+    return sides

@@ -44,16 +44,17 @@ def ranked_sets(train: Sequence[Data], n: int, panel: GenePanel | None, table_ke
     """The n most variable and the n most expressed genes of the training sections, of the panel where there is one."""
     sets = {}
     for kind in get_args(Kind):
-        kept = _ranked(train, kind, n, panel, table_key)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SealstWarning)
+            if panel is None:
+                kept = rank_genes(train, n, criterion=kind, table_key=table_key)
+            else:
+                kept = _ranked_within(panel, train, kind, n, table_key)
         sets[f"{kind}{len(kept)}"] = kept
     return sets
 
 
-def _ranked(train: Sequence[Data], kind: Kind, n: int, panel: GenePanel | None, table_key: str) -> list[str]:
-    if panel is None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SealstWarning)
-            return rank_genes(train, n, criterion=kind, table_key=table_key)
+def _ranked_within(panel: GenePanel, train: Sequence[Data], kind: Kind, n: int, table_key: str) -> list[str]:
     known = {g.upper() for g in panel.genes}
     kept: list[str] = []
     # As many as the panel has: for the default panel its own order. A panel chosen otherwise may need them all, and one
@@ -61,8 +62,7 @@ def _ranked(train: Sequence[Data], kind: Kind, n: int, panel: GenePanel | None, 
     for top, least in ((len(known), None), (_ALL, None), (_ALL, 1)):
         if least is None and panel.availability is not None:
             continue
-        with warnings.catch_warnings(), suppress(PanelError):
-            warnings.simplefilter("ignore", SealstWarning)
+        with suppress(PanelError):
             ranked = rank_genes(train, top, criterion=kind, min_sections=least, table_key=table_key)
             kept = [g for g in ranked if g in known][:n]
         if len(kept) == n:

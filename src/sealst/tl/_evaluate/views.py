@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,14 +20,14 @@ from sealst._core.images import to_images
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import RegionCrops
 from sealst.models import CropSpec, Encoder, SealModel
-from sealst.tl._embed.trunk_memory import TrunkMemory, trunk_key
 
 #: features of the base encoder, and of its crops' colours
 FROZEN, COLOUR = "frozen", "colour"
 #: the model under test
 SEAL = "seal"
+#: bytes of tokens that are kept, all sections together
+ROOM = 2 * 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +75,34 @@ class SectionView:
         return replace(self, context=context, **parts)
 
 
-class Extractor(Protocol):
-    """Turns crops into the features of every method."""
+class TrunkMemory:
+    """Tokens by trunk and crops, kept between folds, seeds and methods of an evaluation until `room` bytes are full.
 
-    widths: dict[str, int]
+    They are kept as they were made: nothing is rounded, so results are those without it.
+    """
 
-    def __call__(self, crops: np.ndarray) -> np.ndarray:
-        """Features (n, sum of widths) of crops, side by side."""
-        ...
+    def __init__(self, room: int = ROOM) -> None:
+        self._room = room
+        self._kept: dict[tuple[str, bytes], torch.Tensor] = {}
+
+    def tokens(self, trunk: str, crops: np.ndarray, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Tokens of a batch of crops behind a trunk (see `trunk_key`), from `make` where they are not kept."""
+        name = trunk, hashlib.blake2b(np.ascontiguousarray(crops).data, digest_size=16).digest()
+        if name in self._kept:
+            return self._kept[name]
+        made = make()
+        if made.nbytes <= self._room:
+            self._room -= made.nbytes
+            self._kept[name] = made.cpu()
+        return made
+
+
+def trunk_key(model: SealModel) -> str:
+    """Digest of all that decides the tokens in front of a model's first adapted block; empty where it has no trunk."""
+    if not (n := model.n_trunk):
+        return ""
+    facts = model.encoder.trunk_facts(n) | {"precision": model.encoder.spec.precision, "device": str(model.device)}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 class ModelFeatures:
@@ -126,6 +148,10 @@ class EncoderFeatures:
         return np.concatenate([self.encoder.embed(crops, batch_size=len(crops)), _colour(crops)], axis=1)
 
 
+#: turns crops into the features of every method
+Extractor: TypeAlias = ModelFeatures | EncoderFeatures
+
+
 def _colour(crops: np.ndarray) -> np.ndarray:
     images = to_images(crops, torch.device("cpu"))
     return torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1).numpy()
@@ -150,7 +176,13 @@ class SectionReader:
             if not one.usable.any():
                 raise DataError(f"Section {one.region.section!r} has no usable crop; see `.obs['crop_reason']`.")
             rows, values = _section.map_crops([one], self.extract, show=self.show, desc=one.region.section)
-            yield self.view_of(paired.table, rows, values, facts=_facts(paired.table, one))
+            table, xy = paired.table, np.full((len(one.rows), 2), np.nan)
+            if Keys.SPATIAL in table.obsm:
+                xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[one.rows] * one.um_per_unit
+            facts = {"name": one.region.section, "patients": _section.patients(table, one.rows), "xy": xy}
+            for label in (Keys.ORGAN, Keys.TECHNOLOGY):
+                facts[label] = str(table.obs[label].iloc[one.rows[0]]) if label in table.obs else ""
+            yield self.view_of(table, rows, values, facts=facts)
 
     def view_of(self, table: AnnData, rows: np.ndarray, values: np.ndarray, *, facts: Mapping[str, Any]) -> SectionView:
         """SectionView from features of some rows of a table."""
@@ -194,21 +226,3 @@ class SectionReader:
         else:
             values = np.log1p(table.layers.get(Keys.COUNTS, table.X)[rows])
         return self.genes.extract(values, table.var_names, min_shared=0.0, warn_missing=False)
-
-
-def _facts(table: AnnData, crops: RegionCrops) -> dict[str, Any]:
-    rows = crops.rows
-
-    def label(column: str) -> str:
-        return str(table.obs[column].iloc[rows[0]]) if column in table.obs else ""
-
-    xy = np.full((len(rows), 2), np.nan)
-    if Keys.SPATIAL in table.obsm:
-        xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[rows] * crops.um_per_unit
-    return {
-        "name": crops.region.section,
-        "patients": _section.patients(table, rows),
-        "organ": label(Keys.ORGAN),
-        "technology": label(Keys.TECHNOLOGY),
-        "xy": xy,
-    }

@@ -39,7 +39,7 @@ from sealst.models._seal.heads import resolve_projection
 from sealst.pp import check_split, select_genes
 from sealst.tl._embed.inputs import as_sections
 from sealst.tl._finetune.pairs import Pairs, extras_of, gather_pairs, more_expression, organs_of, warmup_patients
-from sealst.tl._finetune.run_folder import MODEL, begin, facts_of, finish, is_finished, open_run, scratch_prefix
+from sealst.tl._finetune.run_folder import MODEL, begin, facts_of, finish, open_run, scratch_prefix
 
 #: fewer spots than this cannot be split into batches
 _MIN_SPOTS = 16
@@ -165,7 +165,13 @@ def finetune(
     if held and not allow_shared_patients:
         check_split(train, held, table_key=table_key)
     parts: Any = {"gene_encoder": resolve_gene_encoder(gene_encoder), "projection": resolve_projection(projection)}
-    params = _for_genes(train_params(params), parts["gene_encoder"])
+    params, genes = train_params(params), parts["gene_encoder"]
+    if params.kl and not genes.variational:
+        raise DataError(
+            f"`params.kl` is True, but the gene encoder {genes.kind!r} is not variational. Leave it out, or pass "
+            "`gene_encoder='vae'`."
+        )
+    params = params.filled(mask_genes=genes.mask_share)
     options = dict(trainer_kwargs or {})
     _check_options(params, warmup, held, options, nowhere=resume and run_dir is None, panel=panel, include=include)
     spec = _shared_crop_spec(train, held, crop_um, table_key)
@@ -174,11 +180,24 @@ def finetune(
     rank = processes(options.get("devices", 1), options.get("num_nodes", 1), where.type)[1]
     folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
 
-    base = _base_encoder(encoder, pretrained, pool, seed)
-    panel = _panel(train, panel, n_genes, include, params.layer, table_key=table_key)
+    base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
+    if not pretrained:
+        warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
+    if panel is None:
+        panel = select_genes(train, n_genes, include=include, layer=params.layer, table_key=table_key)
     with ExitStack() as stack:
-        work = _scratch(stack, folder, rank)
-        pairs, others = _all_pairs(train, held, panel, spec=spec, table_key=table_key, work=work)
+        # For what does not fit into memory (crops, expression); removed after training.
+        parent = settings.cache_dir if folder is None else folder
+        parent.mkdir(parents=True, exist_ok=True)
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix(rank), dir=parent)))
+        pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train")
+        others: Pairs | None = None
+        if len(pairs) < _MIN_SPOTS:
+            raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
+        if held:
+            others = gather_pairs(held, panel, spec, table_key=table_key, folder=work / "held_out")
+            if len(others) < 2:
+                raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
         params, adapter = _recipe(params, adapter, len(pairs), base)
         provenance = _provenance(train, held, warmup, pairs, params, seed=seed, table_key=table_key)
         stack.enter_context(seeded(seed))
@@ -189,7 +208,7 @@ def finetune(
             expression = [part.expression for part in (pairs, others, extra) if part is not None]
             facts = facts_of(model, params, seed=seed, expression=expression, provenance=provenance)
             state = begin(folder, facts, first=rank == 0)
-            if is_finished(folder):
+            if (folder / MODEL / "config.json").is_file():
                 logger.info("the run in %s is finished; its model is returned", folder)
                 return load(folder / MODEL, device=device)
         # What lies on disk decides between the ways to read crops; the choice of the first start stands.
@@ -202,41 +221,6 @@ def finetune(
     return model
 
 
-def _all_pairs(
-    train: Sequence[SpatialData],
-    held: Sequence[SpatialData],
-    panel: GenePanel,
-    *,
-    spec: CropSpec,
-    table_key: str,
-    work: Path,
-) -> tuple[Pairs, Pairs | None]:
-    """Pairs to train on and to score."""
-    pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train")
-    if len(pairs) < _MIN_SPOTS:
-        raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
-    if not held:
-        return pairs, None
-    others = gather_pairs(held, panel, spec, table_key=table_key, folder=work / "held_out")
-    if len(others) < 2:
-        raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
-    return pairs, others
-
-
-def _base_encoder(encoder: str, pretrained: bool, pool: str | None, seed: int) -> Encoder:
-    base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
-    if not pretrained:
-        warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
-    return base
-
-
-def _scratch(stack: ExitStack, run_folder: Path | None, rank: int) -> Path:
-    """Folder for what does not fit into memory (crops, expression); removed after training."""
-    parent = settings.cache_dir if run_folder is None else run_folder
-    parent.mkdir(parents=True, exist_ok=True)
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix(rank), dir=parent)))
-
-
 def _check_options(
     params: TrainParams,
     warmup: Any,
@@ -247,7 +231,16 @@ def _check_options(
     panel: GenePanel | None,
     include: Sequence[str],
 ) -> None:
-    _check_panel(panel, include, params.layer)
+    if panel is not None and len(include):
+        raise DataError(
+            f"`include` adds genes to the default panel, but `panel=` is given, too; found {include!r}. Leave one of "
+            "them out, or select the panel with `sl.pp.select_genes(sections, include=[...])`."
+        )
+    if panel is not None and panel.layer != params.layer:
+        raise PanelError(
+            f"The panel's mean and std are of layer {panel.layer!r}, but `params.layer` is {params.layer!r}. Select "
+            f"the panel with `sl.pp.select_genes(sections, layer={params.layer!r})`."
+        )
     if refused := sorted(set(options) & RESERVED):
         raise DataError(
             f"`trainer_kwargs` must not hold {listed(refused)}: epochs, precision, clipping and accumulation are "
@@ -259,16 +252,6 @@ def _check_options(
         raise DataError("`params.patience` stops by held-out scores; pass `validation=` sections, or leave it out.")
     if warmup is not None and not params.warmup_epochs:
         raise DataError("`warmup` is expression for the warm-up stage; say how long with `params.warmup_epochs`.")
-
-
-def _for_genes(params: TrainParams, genes: GeneEncoderParams) -> TrainParams:
-    """Parameters that depend on the kind of gene encoder."""
-    if params.kl and not genes.variational:
-        raise DataError(
-            f"`params.kl` is True, but the gene encoder {genes.kind!r} is not variational. Leave it out, or pass "
-            "`gene_encoder='vae'`."
-        )
-    return params.filled(mask_genes=genes.mask_share)
 
 
 def _shared_crop_spec(
@@ -285,27 +268,6 @@ def _shared_crop_spec(
             "them alike with `sl.pp.pair_crops(sdata, crop_um=..., crop_px=...)`."
         )
     return specs[0]
-
-
-def _panel(
-    train: Sequence[SpatialData], panel: GenePanel | None, n: int, include: Sequence[str], layer: str, *, table_key: str
-) -> GenePanel:
-    return select_genes(train, n, include=include, layer=layer, table_key=table_key) if panel is None else panel
-
-
-def _check_panel(panel: GenePanel | None, include: Sequence[str], layer: str) -> None:
-    if panel is None:
-        return
-    if len(include):
-        raise DataError(
-            f"`include` adds genes to the default panel, but `panel=` is given, too; found {include!r}. Leave one of "
-            "them out, or select the panel with `sl.pp.select_genes(sections, include=[...])`."
-        )
-    if panel.layer != layer:
-        raise PanelError(
-            f"The panel's mean and std are of layer {panel.layer!r}, but `params.layer` is {layer!r}. Select the panel "
-            f"with `sl.pp.select_genes(sections, layer={layer!r})`."
-        )
 
 
 def _recipe(

@@ -65,7 +65,8 @@ def gather_pairs(
             labels["section"].append(region.section)
             library.append(_counts_per_spot(table, rows))
             labels["patient"].append("/".join(_section.patients_of(table, region.rows)))
-            labels["organ"].append(_organ(table, region.rows))
+            organ = table.obs[Keys.ORGAN].iloc[region.rows[0]] if Keys.ORGAN in table.obs else _UNKNOWN
+            labels["organ"].append(str(organ))
             if not measured[-1].all():
                 logger.info(
                     "Section %r measures %d of the panel's %d genes; its spots do not count for the others.",
@@ -83,10 +84,6 @@ def _counts_per_spot(table: AnnData, rows: np.ndarray) -> np.ndarray:
     if Keys.COUNTS not in table.layers:
         return np.full(len(rows), np.nan, dtype=np.float32)
     return np.asarray(table.layers[Keys.COUNTS][rows].sum(axis=1), dtype=np.float32).ravel()
-
-
-def _organ(table: AnnData, rows: np.ndarray) -> str:
-    return str(table.obs[Keys.ORGAN].iloc[rows[0]]) if Keys.ORGAN in table.obs else _UNKNOWN
 
 
 def organs_of(pairs: Pairs, params: TrainParams) -> tuple[str, ...]:

@@ -51,11 +51,6 @@ def open_run(path: Path, *, resume: bool, rank: int) -> Path:
     return path
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the run has written its model."""
-    return (folder / MODEL / "config.json").is_file()
-
-
 def facts_of(
     model: SealModel, params: TrainParams, *, seed: int, expression: Sequence[np.ndarray], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -133,7 +133,17 @@ def pathways(
     table = _section.get_table(data, table_key)
     predicted = source == _PREDICTED
     slot = expression_key if predicted else layer
-    x, genes = _predicted(table, slot) if predicted else (_section.lognorm(table, slot), table.var_names)
+    if not predicted:
+        x, genes = _section.lognorm(table, slot), table.var_names
+    elif slot not in table.obsm:
+        raise OrderError(
+            f"No predicted expression: {slot!r} not found in `.obsm`; found: {listed(table.obsm)}. Run "
+            "`sl.tl.predict(sdata, model)` first, or score the measured expression with `source='measured'`."
+        )
+    elif not isinstance(frame := table.obsm[slot], pd.DataFrame):
+        raise DataError(f"`.obsm[{slot!r}]` must be a DataFrame with named genes, found {type(frame).__name__}.")
+    else:
+        x, genes = frame.to_numpy(), frame.columns
     result = _score(x, table.obs_names, genes, net=net, method=method, tmin=tmin, verbose=verbose)
     given, target = for_writing(data, table_key, copy=copy)
     key = key_added or (Keys.pathways(slot) if predicted else Keys.related(_MEASURED, "pathways"))
@@ -170,14 +180,13 @@ def write_pathways(
     table: AnnData, key: str, result: PathwayResult, *, source: str, slot: str = Keys.EXPRESSION
 ) -> None:
     """Write scores, adjusted p-values where there are any, and provenance."""
-    stored = _section.recorded(table, "pathways")
     entry = pathways_entry(result, source=source, slot=slot)
     # What an earlier method tested does not belong to these scores.
     table.obsm.pop(Keys.related(key, "padj"), None)
     table.obsm[key] = result.scores
     if result.padj is not None:
         table.obsm[Keys.related(key, "padj")] = result.padj
-    _section.record(table, "pathways", stored | {key: entry})
+    _section.record_slot(table, "pathways", key, entry)
     logger.info("Wrote .obsm[%r]: %d gene sets by %s", key, result.scores.shape[1], result.facts["method"])
 
 
@@ -186,18 +195,6 @@ def _check_options(method: str, tmin: int) -> None:
 
     check_choice("method", method, sorted(dc.mt.show()["name"]))
     check_positive("tmin", tmin)
-
-
-def _predicted(table: AnnData, key: str) -> tuple[np.ndarray, pd.Index]:
-    if key not in table.obsm:
-        raise OrderError(
-            f"No predicted expression: {key!r} not found in `.obsm`; found: {listed(table.obsm)}. Run "
-            "`sl.tl.predict(sdata, model)` first, or score the measured expression with `source='measured'`."
-        )
-    frame = table.obsm[key]
-    if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"`.obsm[{key!r}]` must be a DataFrame with named genes, found {type(frame).__name__}.")
-    return frame.to_numpy(), frame.columns
 
 
 def _score(
@@ -221,18 +218,34 @@ def _score(
         expressed = np.asarray(abs(x[rows]).sum(axis=0)).ravel() > 0
     present = np.flatnonzero(expressed)
     names = genes[present].astype(str)
-    seen = _overlap(edges, names, tmin)
-    _report(seen, label, names, tmin)
+    found = overlap(edges, names)
+    # A set of every gene, weighted alike, leaves nothing to compare with: its score is 0 / 0.
+    whole = (found["found"] >= len(names)) & (edges.groupby("source", sort=False)["weight"].nunique() == 1)
+    seen = found.assign(scored=(found["found"] >= tmin) & ~whole)
+    counts = seen["found"].astype(str) + " of " + seen["size"].astype(str)
+    if not seen["scored"].any():
+        best = seen["found"].idxmax()
+        raise PanelError(
+            f"None of the {len(seen)} gene sets can be scored: at least {tmin} genes of a set (and not all genes) must "
+            f"be among the {len(names)} at hand; the most are {counts[best]} in {best!r}. The names at hand begin "
+            f"{listed(names[:3])}; sets need symbols too. Lower `tmin`, or predict more genes."
+        )
+    share = 100 * (seen["found"] / seen["size"])[seen["scored"]]
+    logger.info(
+        "%s: %d of %d gene sets scored on %d genes; of a set's genes at hand: median %.0f %%, least %.0f %% (%s, %s)",
+        *(label, len(share), len(seen), len(names)),
+        *(share.median(), share.min(), share.idxmin(), counts[share.idxmin()]),
+    )
+    if len(left := seen.index[~seen["scored"]]):
+        warn(
+            f"{len(left)} of {len(seen)} gene sets are left out, with fewer than {tmin} genes at hand (or with all): "
+            f"{listed(f'{name} ({counts[name]})' for name in left)}."
+        )
     wanted = restrict(edges, names)
     wanted = wanted[wanted["source"].isin(seen.index[seen["scored"]])]
     scores, padj = _run(x, rows, present, spots=spots, names=names, net=wanted, method=method, verbose=verbose)
-    facts = {
-        "net": label,
-        "method": method,
-        "tmin": int(tmin),
-        "n_genes": len(names),
-        "decoupler": version("decoupler"),
-    }
+    facts = {"net": label, "method": method, "tmin": int(tmin), "n_genes": len(names)}
+    facts |= {"decoupler": version("decoupler")}
     return PathwayResult(scores, padj, seen, facts)
 
 
@@ -243,7 +256,18 @@ def gene_set_edges(net: Any) -> pd.DataFrame:
 
 def _edges(net: Net) -> tuple[pd.DataFrame, str]:
     if isinstance(net, str) and net in RESOURCES:
-        return _storable(as_net(_download(net))), net
+        import decoupler as dc
+
+        try:
+            edges = getattr(dc.op, net)()
+        except (OSError, AssertionError, LookupError, ValueError) as error:
+            what = (str(error).splitlines() or [""])[0][:200]
+            raise DataError(
+                f"decoupler could not download the gene sets {net!r} ({type(error).__name__}: {what}). Is this machine "
+                "offline? Pass a GMT file (e.g. from gsea-msigdb.org) or a DataFrame (source, target[, weight]) "
+                f"instead; `decoupler.op.{net}().to_csv(...)` on another machine makes one."
+            ) from error
+        return _storable(as_net(edges)), net
     label = str(net) if isinstance(net, str | Path) else type(net).__name__
     try:
         return _storable(as_net(net)), label
@@ -269,20 +293,6 @@ def _storable(edges: pd.DataFrame) -> pd.DataFrame:
     return edges.assign(source=renamed)
 
 
-def _download(name: str) -> pd.DataFrame:
-    import decoupler as dc
-
-    try:
-        return getattr(dc.op, name)()
-    except (OSError, AssertionError, LookupError, ValueError) as error:
-        what = (str(error).splitlines() or [""])[0][:200]
-        raise DataError(
-            f"decoupler could not download the gene sets {name!r} ({type(error).__name__}: {what}). Is this machine "
-            "offline? Pass a GMT file (e.g. from gsea-msigdb.org) or a DataFrame (source, target[, weight]) instead; "
-            f"`decoupler.op.{name}().to_csv(...)` on another machine makes one."
-        ) from error
-
-
 def _informative(x: Any) -> np.ndarray:
     """Rows that can be scored: no NaN, more than one value."""
     if sp.issparse(x):
@@ -299,43 +309,6 @@ def _informative(x: Any) -> np.ndarray:
         )
     rows = np.flatnonzero(finite.all(axis=1))
     return rows[x[rows].max(axis=1) > x[rows].min(axis=1)]
-
-
-def _overlap(edges: pd.DataFrame, names: pd.Index, tmin: int) -> pd.DataFrame:
-    seen = overlap(edges, names)
-    # A set of every gene, weighted alike, leaves nothing to compare with: its score is 0 / 0.
-    whole = (seen["found"] >= len(names)) & (edges.groupby("source", sort=False)["weight"].nunique() == 1)
-    return seen.assign(scored=(seen["found"] >= tmin) & ~whole)
-
-
-def _report(seen: pd.DataFrame, label: str, names: pd.Index, tmin: int) -> None:
-    counts = seen["found"].astype(str) + " of " + seen["size"].astype(str)
-    if not seen["scored"].any():
-        best = seen["found"].idxmax()
-        raise PanelError(
-            f"None of the {len(seen)} gene sets can be scored: at least {tmin} genes of a set (and not all genes) must "
-            f"be among the {len(names)} at hand; the most are {counts[best]} in {best!r}. The names at hand begin "
-            f"{listed(names[:3])}; sets need symbols too. Lower `tmin`, or predict more genes."
-        )
-    share = 100 * (seen["found"] / seen["size"])[seen["scored"]]
-    logger.info(
-        "%s: %d of %d gene sets scored on %d genes; of a set's genes at hand: median %.0f %%, least %.0f %% (%s, %s)",
-        *(
-            label,
-            len(share),
-            len(seen),
-            len(names),
-            share.median(),
-            share.min(),
-            share.idxmin(),
-            counts[share.idxmin()],
-        ),
-    )
-    if len(left := seen.index[~seen["scored"]]):
-        warn(
-            f"{len(left)} of {len(seen)} gene sets are left out, with fewer than {tmin} genes at hand (or with all): "
-            f"{listed(f'{name} ({counts[name]})' for name in left)}."
-        )
 
 
 def _run(

@@ -19,7 +19,6 @@ from sealst._logging import logger, warn
 from sealst._section import Data
 from sealst._validate import check_choice, check_key, listed
 
-_METHODS = ("wilcoxon", "t-test", "t-test_overestim_var")
 _REST, _ALL = "rest", "all"
 #: columns of the result, in their order
 _COLUMNS = ["group", "pathway", "score", "difference", "mean", "mean_reference", "pval", "pval_adj"]
@@ -103,10 +102,34 @@ def rank_pathways(
     ...     sdata.tables["table"], "invasive cancer", key="seal_rank_pathways"
     ... )
     """
-    check_choice("method", method, _METHODS)
+    check_choice("method", method, ("wilcoxon", "t-test", "t-test_overestim_var"))
     table = _section.get_table(data, table_key)
     rows = np.concatenate([one.rows for one in _section.regions_of(table, region)])
-    scores, column, replicates = _scored(table, rows, groupby, replicate=replicate_key, key=key)
+    if key not in table.obsm:
+        raise OrderError(f"{key!r} not found in `.obsm`; found: {listed(table.obsm)}. Run `sl.tl.pathways` first.")
+    frame = table.obsm[key]
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(f"`.obsm[{key!r}]` must be a DataFrame with named pathways, found {type(frame).__name__}.")
+    for name in filter(None, (groupby, replicate_key)):
+        check_key(table.obs.columns, name, where="`.obs`", hint="Name a column of `.obs`.")
+    given = table.obs[groupby]
+    # Single values of a measurement, such as a position, are no groups.
+    if pd.api.types.is_numeric_dtype(given) and not pd.api.types.is_bool_dtype(given):
+        name = f".obs[{groupby!r}]"
+        raise DataError(
+            f"`groupby` must name a column of groups; `{name}` holds numbers ({given.dtype}). If they are labels, "
+            f'make them categories: `adata{name} = adata{name}.astype("category")`.'
+        )
+    used = np.isfinite(frame.to_numpy(dtype=float)).all(axis=1) & given.notna().to_numpy()
+    if replicate_key is not None:
+        used &= table.obs[replicate_key].notna().to_numpy()
+    kept = rows[used[rows]]
+    if len(kept) < len(rows):
+        logger.info("%d of %d spots have a score and a group", len(kept), len(rows))
+    obs = table.obs.iloc[kept]
+    column = obs[groupby].astype("category").cat.remove_unused_categories().cat.rename_categories(str)
+    replicates = None if replicate_key is None else obs[replicate_key].astype(str).to_numpy()
+    scores = frame.iloc[kept].astype(float)
     wanted = _groups(column, groups, reference, groupby)
     if replicates is None:
         result = _over_spots(scores, column, wanted, reference=reference, method=method)
@@ -114,43 +137,17 @@ def rank_pathways(
         result = _over_replicates(scores, column, wanted, reference=reference, replicates=replicates)
     params = {"groupby": groupby, "reference": reference, "use_raw": False, "layer": None, "key": key}
     params |= {"method": method if replicate_key is None else "t-test", "corr_method": "benjamini-hochberg"}
-    table.uns[key_added] = _as_scanpy(result, params | {"replicate": replicate_key or ""})
+    # As `scanpy.tl.rank_genes_groups` stores it: records with one column per group.
+    by_group = {name: result[result["group"] == name] for name in pd.unique(result["group"])}
+    out: dict[str, Any] = {"params": params | {"replicate": replicate_key or ""}}
+    for slot, name in _FIELDS.items():
+        records = pd.DataFrame({group: ranked[name].to_numpy() for group, ranked in by_group.items()})
+        out[slot] = records.to_records(index=False)
+    empty = np.full(scores.shape[1], np.nan)
+    out["logfoldchanges"] = pd.DataFrame(dict.fromkeys(by_group, empty)).to_records(index=False)
+    table.uns[key_added] = out
     logger.info("Wrote .uns[%r]: %d pathways for %d group(s) of %r", key_added, scores.shape[1], len(wanted), groupby)
     return result
-
-
-def _scored(
-    table: AnnData, rows: np.ndarray, groupby: str, *, replicate: str | None, key: str
-) -> tuple[pd.DataFrame, pd.Series, np.ndarray | None]:
-    """Scores of the spots to compare, their group and their replicate."""
-    if key not in table.obsm:
-        raise OrderError(f"{key!r} not found in `.obsm`; found: {listed(table.obsm)}. Run `sl.tl.pathways` first.")
-    frame = table.obsm[key]
-    if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"`.obsm[{key!r}]` must be a DataFrame with named pathways, found {type(frame).__name__}.")
-    for name in filter(None, (groupby, replicate)):
-        check_key(table.obs.columns, name, where="`.obs`", hint="Name a column of `.obs`.")
-    _check_groups(table.obs[groupby], groupby)
-    used = np.isfinite(frame.to_numpy(dtype=float)).all(axis=1) & table.obs[groupby].notna().to_numpy()
-    if replicate is not None:
-        used &= table.obs[replicate].notna().to_numpy()
-    kept = rows[used[rows]]
-    if len(kept) < len(rows):
-        logger.info("%d of %d spots have a score and a group", len(kept), len(rows))
-    obs = table.obs.iloc[kept]
-    column = obs[groupby].astype("category").cat.remove_unused_categories().cat.rename_categories(str)
-    replicates = None if replicate is None else obs[replicate].astype(str).to_numpy()
-    return frame.iloc[kept].astype(float), column, replicates
-
-
-def _check_groups(column: pd.Series, groupby: str) -> None:
-    """Raise where groups would be the single values of a measurement, such as a position."""
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        name = f".obs[{groupby!r}]"
-        raise DataError(
-            f"`groupby` must name a column of groups; `{name}` holds numbers ({column.dtype}). If they are labels, "
-            f'make them categories: `adata{name} = adata{name}.astype("category")`.'
-        )
 
 
 def _groups(column: pd.Series, groups: str | Sequence[str], reference: str, groupby: str) -> list[str]:
@@ -230,15 +227,3 @@ def _over_replicates(
 def _tidy(parts: list[pd.DataFrame]) -> pd.DataFrame:
     frame = pd.concat(parts).rename_axis("pathway").reset_index()
     return frame.assign(difference=frame["mean"] - frame["mean_reference"])[_COLUMNS]
-
-
-def _as_scanpy(result: pd.DataFrame, params: dict[str, Any]) -> dict[str, Any]:
-    """The result as `scanpy.tl.rank_genes_groups` stores it: records with one column per group."""
-    groups = list(pd.unique(result["group"]))
-    by_group = {name: result[result["group"] == name] for name in groups}
-    out: dict[str, Any] = {"params": params}
-    for name, column in _FIELDS.items():
-        out[name] = pd.DataFrame({g: by_group[g][column].to_numpy() for g in groups}).to_records(index=False)
-    empty = np.full(len(by_group[groups[0]]), np.nan)
-    out["logfoldchanges"] = pd.DataFrame(dict.fromkeys(groups, empty)).to_records(index=False)
-    return out

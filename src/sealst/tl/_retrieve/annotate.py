@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,20 +24,6 @@ from sealst.tl._retrieve.retrieve import image_embedding
 _AUTO = "auto"
 # Profiles that are made dense at a time.
 _BLOCK = 2**14
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """Labelled profiles of all references as embeddings."""
-
-    #: (m, dim)
-    z: np.ndarray
-    #: label of every profile
-    labels: np.ndarray
-    #: labels in their order
-    names: list[str]
-    #: layer that was read, per reference
-    layers: list[str]
 
 
 @documented
@@ -141,34 +126,43 @@ def annotate(
     rows = rows[np.isfinite(embedding[rows]).all(axis=1)]
     if not rows.size:
         raise DataError("No spot has an embedding; see `.obs['crop_reason']`.")
-    found = _embed_references(reference, model, labels=labels, layer=layer, table_key=table_key, table=table)
-    codes = pd.Categorical(found.labels, categories=found.names).codes
+    z, found, names, layers = _embed_references(
+        reference, model, labels=labels, layer=layer, table_key=table_key, table=table
+    )
+    codes = pd.Categorical(found, categories=names).codes
     options: dict[str, Any] = {"temperature": temperature, "balance": balance}
-    options |= {"n_labels": len(found.names), "n_neighbors": n_neighbors}
-    votes = nearest_votes(model.shared_images(embedding[rows]), found.z, codes, **options)
-    columns = _columns(found.names)
+    options |= {"n_labels": len(names), "n_neighbors": n_neighbors}
+    votes = nearest_votes(model.shared_images(embedding[rows]), z, codes, **options)
+    # As columns on disk: zarr and HDF5 take '/' for a folder.
+    columns = [name.replace("/", "_") for name in names]
+    if len(set(columns)) < len(columns):
+        twice = [name for name, column in zip(names, columns, strict=True) if columns.count(column) > 1]
+        raise DataError(f"Labels {listed(twice)} would share a column, as '/' is stored as '_'; rename them.")
     given, target = for_writing(data, table_key, copy=copy)
-    counts = np.bincount(codes, minlength=len(found.names))
-    facts: dict[str, Any] = {
-        "label": np.array(found.names, dtype=str),
-        "n_profiles": counts,
-        "layers": np.array(found.layers),
-    }
+    counts = np.bincount(codes, minlength=len(names))
+    facts: dict[str, Any] = {"label": np.array(names, dtype=str), "n_profiles": counts, "layers": np.array(layers)}
     facts |= {"labels": labels, "model": model.fingerprint, "key": key}
     facts |= {"k": n_neighbors, "temperature": temperature, "balance": balance}
-    _write(target, key_added, rows, votes, found.names, columns, facts)
+    values = np.full((target.n_obs, len(names)), np.nan)
+    values[rows] = votes
+    won = np.full(target.n_obs, -1)
+    won[rows] = votes.argmax(axis=1)
+    confidence = np.full(target.n_obs, np.nan)
+    confidence[rows] = votes.max(axis=1)
+    target.obs[key_added] = pd.Categorical.from_codes(won, categories=names)
+    target.obs[Keys.related(key_added, "confidence")] = confidence
+    shares = pd.DataFrame(values, index=target.obs_names, columns=pd.Index(columns))
+    target.obsm[Keys.related(key_added, "votes")] = shares
+    _section.record_slot(target, "annotate", key_added, facts)
+    counted = pd.Series(np.array(names)[won[rows]]).value_counts()
+    logger.info("Wrote .obs[%r]: %s", key_added, ", ".join(f"{name} {n}" for name, n in counted.items()))
     return given if copy else None
 
 
 def _embed_references(
-    reference: Data | Sequence[Data],
-    model: SealModel,
-    *,
-    labels: str,
-    layer: str,
-    table_key: str,
-    table: AnnData,
-) -> _Reference:
+    reference: Data | Sequence[Data], model: SealModel, *, labels: str, layer: str, table_key: str, table: AnnData
+) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+    """Labelled profiles as embeddings (m, dim), the label of each, all labels in order, and the layer per reference."""
     model.panel.require_names()
     items = list(reference) if isinstance(reference, Sequence) else [reference]
     if not items:
@@ -183,9 +177,22 @@ def _embed_references(
         seen |= dict.fromkeys(str(c) for c in column.cat.categories if (column == c).any())
         trained_on = model.panel.layer if model.panel.layer in one.layers else Keys.LOGNORM
         layers.append(trained_on if layer == _AUTO else layer)
-        rows = _usable(one, column, layers[-1])
-        _warn_of_shared(table, one, rows)
-        z.append(_embed(one, model, rows, layers[-1]))
+        expressed = np.asarray(abs(_section.lognorm(one, layers[-1])).sum(axis=1)).ravel() > 0
+        rows = np.flatnonzero(column.notna().to_numpy() & expressed)
+        if len(rows) < one.n_obs:
+            logger.info("%d of %d reference profiles have a label and expression", len(rows), one.n_obs)
+        shared = one.obs_names[rows].intersection(table.obs_names)
+        if len(shared):
+            warn(
+                f"{len(shared)} spots to be labelled have profiles of the same name in the reference (e.g. "
+                f"{listed(shared[:2])}). A spot that votes for its own label says nothing about new tissue."
+            )
+        z.append(np.empty((len(rows), model.shared_dim), dtype=np.float32))
+        # Block by block: single cells are many.
+        for start in range(0, len(rows), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            profiles = _section.expression(one, model.panel, rows[part], layers[-1])
+            z[-1][part] = model.shared_genes(model.embed_genes(profiles))
         found.append(column.iloc[rows].astype(str).to_numpy())
     values = np.concatenate(found)
     names = [name for name in seen if name in set(values)]
@@ -193,65 +200,4 @@ def _embed_references(
         raise DataError(
             f"`reference.obs[{labels!r}]` holds the label(s) {listed(names)}; at least 2 are needed to choose from."
         )
-    return _Reference(np.concatenate(z), values, names, layers)
-
-
-def _usable(table: AnnData, column: pd.Series, layer: str) -> np.ndarray:
-    """Rows of a reference with a label and some expression."""
-    values = _section.lognorm(table, layer)
-    expressed = np.asarray(abs(values).sum(axis=1)).ravel() > 0
-    rows = np.flatnonzero(column.notna().to_numpy() & expressed)
-    if len(rows) < table.n_obs:
-        logger.info("%d of %d reference profiles have a label and expression", len(rows), table.n_obs)
-    return rows
-
-
-def _warn_of_shared(table: AnnData, reference: AnnData, rows: np.ndarray) -> None:
-    shared = reference.obs_names[rows].intersection(table.obs_names)
-    if len(shared):
-        warn(
-            f"{len(shared)} spots to be labelled have profiles of the same name in the reference (e.g. "
-            f"{listed(shared[:2])}). A spot that votes for its own label says nothing about new tissue."
-        )
-
-
-def _embed(table: AnnData, model: SealModel, rows: np.ndarray, layer: str) -> np.ndarray:
-    """Embed profiles block by block: single cells are many."""
-    out = np.empty((len(rows), model.shared_dim), dtype=np.float32)
-    for start in range(0, len(rows), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        z = model.embed_genes(_section.expression(table, model.panel, rows[part], layer))
-        out[part] = model.shared_genes(z)
-    return out
-
-
-def _columns(names: Sequence[str]) -> list[str]:
-    """Labels as columns on disk: zarr and HDF5 take '/' for a folder."""
-    columns = [name.replace("/", "_") for name in names]
-    if len(set(columns)) < len(columns):
-        twice = [name for name, column in zip(names, columns, strict=True) if columns.count(column) > 1]
-        raise DataError(f"Labels {listed(twice)} would share a column, as '/' is stored as '_'; rename them.")
-    return columns
-
-
-def _write(
-    table: AnnData,
-    key: str,
-    rows: np.ndarray,
-    votes: np.ndarray,
-    names: Sequence[str],
-    columns: Sequence[str],
-    facts: dict[str, Any],
-) -> None:
-    values = np.full((table.n_obs, len(names)), np.nan)
-    values[rows] = votes
-    codes = np.full(table.n_obs, -1)
-    codes[rows] = votes.argmax(axis=1)
-    confidence = np.full(table.n_obs, np.nan)
-    confidence[rows] = votes.max(axis=1)
-    table.obs[key] = pd.Categorical.from_codes(codes, categories=list(names))
-    table.obs[Keys.related(key, "confidence")] = confidence
-    table.obsm[Keys.related(key, "votes")] = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(columns))
-    _section.record_slot(table, "annotate", key, facts)
-    won = pd.Series(np.array(names)[codes[rows]]).value_counts()
-    logger.info("Wrote .obs[%r]: %s", key, ", ".join(f"{name} {n}" for name, n in won.items()))
+    return np.concatenate(z), values, names, layers

@@ -39,9 +39,6 @@ class SealIndex:
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self._state(snapshot)
-
-    def _state(self, snapshot: Snapshot) -> None:
         self._searcher = Searcher(snapshot)
 
     @property
@@ -257,9 +254,10 @@ class SealIndex:
         OrderError
             When there are no embeddings, or the model is needed.
         """
-        self._state(write.add(self.path, sections, table_key=table_key, mmap=self._snapshot.mmap, model=model))
-        grown = self._snapshot.config["asked"] == "auto" and self.kind == "exact"
-        if grown and len(self) >= write.AUTO_VECTORS:
+        grown = write.add(self.path, sections, table_key=table_key, mmap=self._snapshot.mmap, model=model)
+        self._searcher = Searcher(grown)
+        unindexed = grown.config["asked"] == "auto" and self.kind == "exact"
+        if unindexed and len(self) >= write.AUTO_VECTORS:
             logger.info("%d vectors are searched one by one; `index.compact()` makes an approximate index.", len(self))
 
     def delete(self, *, where: Where) -> int:
@@ -272,13 +270,13 @@ class SealIndex:
             raise DataError("`where` names no column; to delete everything remove the folder of the index.")
         choose = lambda snapshot: matching(snapshot.spots, where, name="where")  # noqa: E731
         snapshot, n = write.delete(self.path, choose, mmap=self._snapshot.mmap)
-        self._state(snapshot)
+        self._searcher = Searcher(snapshot)
         logger.info("Deleted %d spots from %s", n, self.path)
         return n
 
     def compact(self) -> None:
         """Write the index anew without deleted spots; of kind ``"auto"`` the size decides again what it is."""
-        self._state(write.compact(self.path, mmap=self._snapshot.mmap))
+        self._searcher = Searcher(write.compact(self.path, mmap=self._snapshot.mmap))
 
 
 def check_suppress(suppress_um: float) -> None:

@@ -21,6 +21,8 @@ from sealst.tl._retrieve.index_write import GROUP, SPREAD, groups_of
 from sealst.tl._retrieve.library import OBS_NAME, X_UM, Y_UM
 
 Where: TypeAlias = Mapping[str, Any]
+#: rows and similarities
+_Hits: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 #: where no more vectors than this pass a filter, all of them are looked at
 _FEW = 50_000
@@ -95,21 +97,12 @@ class Searcher:
 
     def search(
         self, queries: np.ndarray, k: int, *, keep: np.ndarray | None, suppress_um: float = 0.0, shift: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> _Hits:
         """Rows of the hits of each query, (q, k), -1 where there are fewer, and their similarities."""
         available = len(self.snapshot.vectors) if keep is None else int(keep.sum())
         k = min(k, available)
         if not suppress_um:
             return self._top(queries, k, keep, shift)
-        self._check_located(keep)
-        rows, similarity = self._top(queries, min(available, _SPACED * k), keep, shift)
-        parts = [
-            self._spaced(queries[i], k, keep, suppress_um=suppress_um, shift=shift, first=(rows[i], similarity[i]))
-            for i in range(len(queries))
-        ]
-        return np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts])
-
-    def _check_located(self, keep: np.ndarray | None) -> None:
         lost = np.isnan(self.xy).any(axis=1)
         lost = lost if keep is None else lost & keep
         if lost.any():
@@ -119,8 +112,14 @@ class Searcher:
                 f"`suppress_um` needs positions in µm, which section(s) {listed(names)} lacked when they were added: "
                 "they had no `.obsm['spatial']` or no crops (`sl.pp.pair_crops`)."
             )
+        rows, similarity = self._top(queries, min(available, _SPACED * k), keep, shift)
+        parts = [
+            self._spaced(queries[i], k, keep, suppress_um=suppress_um, shift=shift, first=(rows[i], similarity[i]))
+            for i in range(len(queries))
+        ]
+        return np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts])
 
-    def _top(self, queries: np.ndarray, k: int, keep: np.ndarray | None, shift: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _top(self, queries: np.ndarray, k: int, keep: np.ndarray | None, shift: bool) -> _Hits:
         vectors, kind = self.snapshot.vectors, self.snapshot.config["kind"]
         centring = self.centring if shift else None
         few = keep is not None and int(keep.sum()) <= _FEW
@@ -136,15 +135,8 @@ class Searcher:
         return rows, similarity
 
     def _spaced(
-        self,
-        query: np.ndarray,
-        k: int,
-        keep: np.ndarray | None,
-        *,
-        suppress_um: float,
-        shift: bool,
-        first: tuple[np.ndarray, np.ndarray],
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, query: np.ndarray, k: int, keep: np.ndarray | None, *, suppress_um: float, shift: bool, first: _Hits
+    ) -> _Hits:
         """Best hits of one query, none closer to a better one of its section; searches again for what is missing."""
         hits, scores = np.full(k, -1, dtype=np.int64), np.full(k, np.nan)
         left = np.ones(len(self.snapshot.vectors), dtype=bool) if keep is None else keep.copy()

@@ -13,7 +13,6 @@ import pyarrow as pa
 from sealst._core.made_by import MadeBy
 from sealst._data.index import approximate
 from sealst._data.index.vectors import Change, Snapshot, changing, check_target
-from sealst._data.stacked import Stacked
 from sealst._errors import DataError, OrderError
 from sealst._logging import logger, warn
 from sealst._validate import check_choice
@@ -28,7 +27,6 @@ ENCODER, SHARED = "encoder", "shared"
 KINDS = ("auto", "exact", *approximate.KINDS)
 #: from so many vectors on `kind="auto"` takes an approximate index
 AUTO_VECTORS = 200_000
-_AUTO_KIND = "ivf"
 _BLOCK = 65_536
 
 
@@ -70,7 +68,13 @@ def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool, model: 
     with changing(folder, mmap=mmap) as change:
         before = change.present
         config = dict(before.config)
-        model = _projecting(before, model)
+        if space_of(before) == ENCODER:
+            model = None
+        elif model is None:
+            raise OrderError(
+                "The index holds what the model's projection heads make of embeddings; add sections with "
+                "`index.add(sections, model=model)`."
+            )
         sheets = read_sheets(sections, key=config["key"], table_key=table_key, columns=config["columns"], model=model)
         segment, _, _ = write_segment(change, sheets, before=before)
         config["segments"] = [*before.segments, segment]
@@ -79,7 +83,7 @@ def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool, model: 
             config["kept"] = change.save("kept", kept)
         if before.faiss is not None:
             index = approximate.read(before.faiss, mmap=False)
-            approximate.extend(index, _vectors(change.folder, config), len(before.vectors))
+            approximate.extend(index, Snapshot(change.folder, config, True).vectors, len(before.vectors))
             config["faiss"] = _save(change, index)
         return change.commit(config)
 
@@ -87,18 +91,6 @@ def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool, model: 
 def space_of(snapshot: Snapshot) -> str:
     """Which vectors an index holds: `ENCODER` or `SHARED`."""
     return str(snapshot.config.get("space", ENCODER))
-
-
-def _projecting(snapshot: Snapshot, model: SealModel | None) -> SealModel | None:
-    """The model whose heads make the vectors of an index, where heads do."""
-    if space_of(snapshot) == ENCODER:
-        return None
-    if model is None:
-        raise OrderError(
-            "The index holds what the model's projection heads make of embeddings; add sections with "
-            "`index.add(sections, model=model)`."
-        )
-    return model
 
 
 def delete(folder: Path, choose: Any, *, mmap: bool) -> tuple[Snapshot, int]:
@@ -150,7 +142,21 @@ def write_segment(
         sheet: Sheet | None = first
         del first
         while sheet is not None:
-            _check_sheet(sheet, made_by, dim, names)
+            if sheet.section in names:
+                raise DataError(
+                    f"Section {sheet.section!r} is in the index already. Names of sections must differ: rename it, or "
+                    f"remove the old one with `index.delete(where={{'section': {sheet.section!r}}})` first."
+                )
+            if wrong := made_by.differences(sheet.made_by):
+                raise DataError(
+                    f"Embeddings of section {sheet.section!r} differ from those of the index in {'; '.join(wrong)}. "
+                    "Only embeddings of one model and of crops of one size can be compared: embed all sections alike."
+                )
+            if sheet.vectors.shape[1] != dim:
+                raise DataError(
+                    f"Embeddings of section {sheet.section!r} have {sheet.vectors.shape[1]} dimensions, those of the "
+                    f"index {dim}. Embed all sections with the same model."
+                )
             tables.append(_facts_table(sheet, len(means), schema))
             schema = tables[0].schema if schema is None else schema
             sink.append(sheet.vectors)
@@ -161,24 +167,6 @@ def write_segment(
     segment = {"vectors": sink.name, "spots": change.save_spots(spots), "means": change.save("means", np.stack(means))}
     logger.info("Wrote %d vectors of %d section(s) to %s", sink.rows, len(means), change.folder)
     return segment | {"sections": names[n_taken:], "n": sink.rows}, made_by, dim
-
-
-def _check_sheet(sheet: Sheet, made_by: MadeBy, dim: int, names: Sequence[str]) -> None:
-    if sheet.section in names:
-        raise DataError(
-            f"Section {sheet.section!r} is in the index already. Names of sections must differ: rename it, or remove "
-            f"the old one with `index.delete(where={{'section': {sheet.section!r}}})` first."
-        )
-    if wrong := made_by.differences(sheet.made_by):
-        raise DataError(
-            f"Embeddings of section {sheet.section!r} differ from those of the index in {'; '.join(wrong)}. Only "
-            "embeddings of one model and of crops of one size can be compared: embed all sections alike."
-        )
-    if sheet.vectors.shape[1] != dim:
-        raise DataError(
-            f"Embeddings of section {sheet.section!r} have {sheet.vectors.shape[1]} dimensions, those of the index "
-            f"{dim}. Embed all sections with the same model."
-        )
 
 
 def _facts_table(sheet: Sheet, group: int, schema: pa.Schema | None) -> pa.Table:
@@ -204,15 +192,11 @@ def _facts_table(sheet: Sheet, group: int, schema: pa.Schema | None) -> pa.Table
     return table
 
 
-def _vectors(folder: Path, config: Mapping[str, Any]) -> Stacked:
-    return Snapshot(folder, config, True).vectors
-
-
 def _with_faiss(change: Change, config: Mapping[str, Any]) -> dict[str, Any]:
     """Kind of index for so many vectors, and the file of the faiss index where there is one."""
-    kind, vectors = config["asked"], _vectors(change.folder, config)
+    kind, vectors = config["asked"], Snapshot(change.folder, config, True).vectors
     if kind == "auto":
-        kind = "exact" if len(vectors) < AUTO_VECTORS else _AUTO_KIND
+        kind = "exact" if len(vectors) < AUTO_VECTORS else "ivf"
         if kind != "exact" and not approximate.has_faiss():
             warn(
                 f"{len(vectors):,} vectors are searched one by one, as faiss is not installed. `pip install "

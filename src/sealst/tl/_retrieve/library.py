@@ -88,19 +88,14 @@ def read_sheets(
 
     With `model` vectors lie in the space that it shares between images and expression.
     """
-    # By `map`: a variable of a loop would keep a section while the next one is opened.
-    yield from chain.from_iterable(
-        map(partial(_sheets_of, key=key, table_key=table_key, columns=columns, model=model), _items(sections))
-    )
-
-
-def _items(sections: Sections) -> Sequence[Any]:
     items = [sections] if isinstance(sections, SpatialData | AnnData) else sections
     # A sequence of any kind is not unrolled: it may make or open its sections as they are asked for.
     items = items if isinstance(items, Sequence) else list(items)
     if not items:
         raise DataError("`sections` is empty; pass at least one embedded section.")
-    return items
+    # By `map`: a variable of a loop would keep a section while the next one is opened.
+    sheets_of = partial(_sheets_of, key=key, table_key=table_key, columns=columns, model=model)
+    yield from chain.from_iterable(map(sheets_of, items))
 
 
 def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], model: SealModel | None) -> list[Sheet]:
@@ -118,30 +113,21 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
             f"Section {regions[0].section!r}: `.obsm[{key!r}]` was made by {made_by.model!r}, `model` is "
             f"{model.fingerprint!r}. {embed_hint(key)}"
         )
-    return [_sheet(table, region, key, columns, made_by, model) for region in regions]
-
-
-def _sheet(
-    table: AnnData,
-    region: Region,
-    key: str,
-    columns: Sequence[str],
-    made_by: MadeBy,
-    model: SealModel | None,
-) -> Sheet:
-    z = np.asarray(table.obsm[key])
-    if z.ndim != 2:
-        raise DataError(f"`.obsm[{key!r}]` must be (n_obs, dim), found {z.shape}. {embed_hint(key)}")
-    z = z[region.rows].astype(np.float64)
-    known = np.isfinite(z).all(axis=1) & (z != 0).any(axis=1)
-    if not known.any():
-        raise DataError(f"No spot of section {region.section!r} has an embedding; see `.obs['crop_reason']`.")
-    z = z[known] if model is None else model.shared_images(z[known]).astype(np.float64)
-    unit = normalize(z)
-    mean = unit.mean(axis=0)
-    facts = _facts(table, region, columns)[known].reset_index(drop=True)
-    spread = np.linalg.norm(unit - mean, axis=1).astype(np.float32)
-    return Sheet(region.section, unit.astype(np.float32), mean, spread, facts, made_by)
+    embedding = np.asarray(table.obsm[key])
+    if embedding.ndim != 2:
+        raise DataError(f"`.obsm[{key!r}]` must be (n_obs, dim), found {embedding.shape}. {embed_hint(key)}")
+    sheets = []
+    for region in regions:
+        z = embedding[region.rows].astype(np.float64)
+        known = np.isfinite(z).all(axis=1) & (z != 0).any(axis=1)
+        if not known.any():
+            raise DataError(f"No spot of section {region.section!r} has an embedding; see `.obs['crop_reason']`.")
+        unit = normalize(z[known] if model is None else model.shared_images(z[known]).astype(np.float64))
+        mean = unit.mean(axis=0)
+        spread = np.linalg.norm(unit - mean, axis=1).astype(np.float32)
+        facts = _facts(table, region, columns)[known].reset_index(drop=True)
+        sheets.append(Sheet(region.section, unit.astype(np.float32), mean, spread, facts, made_by))
+    return sheets
 
 
 def _facts(table: AnnData, region: Region, columns: Sequence[str]) -> pd.DataFrame:
@@ -154,11 +140,8 @@ def _facts(table: AnnData, region: Region, columns: Sequence[str]) -> pd.DataFra
     patient = patient_names(obs[Keys.PATIENT]).fillna("") if Keys.PATIENT in obs else region.section
     located = Keys.SPATIAL in table.obsm and _section.has_crops(table, region)
     xy = positions_um(table, region) if located else np.full((len(obs), 2), np.nan)
-    found = pd.DataFrame(
-        {Keys.SECTION: region.section, OBS_NAME: obs.index.astype(str), Keys.PATIENT: patient} | texts,
-        index=obs.index,
-    )
-    found = found.assign(**{X_UM: xy[:, 0], Y_UM: xy[:, 1]})
+    named = {Keys.SECTION: region.section, OBS_NAME: obs.index.astype(str), Keys.PATIENT: patient}
+    found = pd.DataFrame(named | texts, index=obs.index).assign(**{X_UM: xy[:, 0], Y_UM: xy[:, 1]})
     further = [name for name in columns if name not in FACTS]
     # Whole columns alike in every section: numbers as float64, all else as text.
     numbers = {name: pd.api.types.is_numeric_dtype(obs[name]) and obs[name].dtype != bool for name in further}

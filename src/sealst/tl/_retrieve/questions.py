@@ -9,22 +9,25 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
+from sealst import _section
 from sealst._core.genes.sets import SOURCE, TARGET, WEIGHT, restrict
 from sealst._core.search.queries import QUERY_STD, direction, gene_weights, shifted_profiles
 from sealst._errors import DataError, MissingKeyError, PanelError
 from sealst._logging import logger
-from sealst._validate import check_choice, listed
+from sealst._validate import check_choice, check_key, listed
 from sealst.models import SealModel
 from sealst.tl._pathways.pathways import Net, gene_set_edges
 
 Query: TypeAlias = str | Sequence[str] | Mapping[str, float] | pd.Series | np.ndarray
+Reference: TypeAlias = pd.Series | str | np.ndarray | Mapping[str, Any]
 
 
 class Spots(Protocol):
     """What is searched, as far as a query needs to know it."""
 
-    def has(self, name: str) -> bool:
+    def has_spot(self, name: str) -> bool:
         """Whether a spot has this name."""
 
     def spot(self, name: str) -> tuple[int, np.ndarray]:
@@ -87,7 +90,8 @@ def _ask_genes(query: Any, context: Context) -> Question:
     names = [query] if isinstance(query, str) else list(query)
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise DataError(f"A list of genes must hold names, found {listed(wrong, 3)}. Pass a crop as a uint8 array.")
-    if isinstance(query, str) and query.upper() not in _upper(context.model) and context.spots.has(query):
+    in_panel = {name.upper() for name in names} <= {gene.upper() for gene in context.model.panel.genes}
+    if isinstance(query, str) and not in_panel and context.spots.has_spot(query):
         raise PanelError(f"{query!r} is no gene of the panel but the name of a spot; ask with `kind='spot'`.")
     # A gene listed twice is meant once.
     weights = dict.fromkeys({str(n).strip().upper(): n for n in names}.values(), 1.0)
@@ -165,16 +169,6 @@ def _ask_profile(query: Any, context: Context) -> Question:
 def profile_in_panel(profile: pd.Series, model: SealModel) -> np.ndarray:
     """Profile (log1p-CP10k) in panel order, (1, G); absent genes hold the panel's mean."""
     model.panel.require_names()
-    values = _profile_values(profile, model)
-    try:
-        return model.panel.extract(values[None], [str(g) for g in profile.index])
-    except PanelError as error:
-        raise PanelError(
-            f"{error} A few weighted genes are a signature: pass a dict, or `kind='signature'`."
-        ) from error
-
-
-def _profile_values(profile: pd.Series, model: SealModel) -> np.ndarray:
     how = "Pass log1p-CP10k, e.g. `np.log1p(counts / counts.sum() * 1e4)`."
     if profile.empty:
         raise DataError(f"The profile is empty. {how}")
@@ -192,7 +186,12 @@ def _profile_values(profile: pd.Series, model: SealModel) -> np.ndarray:
             f"The profile looks like counts (highest value {values.max():g}, log1p-CP10k reaches {ceiling:.3g} at most "
             f"and is not made of whole numbers). {how}"
         )
-    return values
+    try:
+        return model.panel.extract(values[None], [str(g) for g in profile.index])
+    except PanelError as error:
+        raise PanelError(
+            f"{error} A few weighted genes are a signature: pass a dict, or `kind='signature'`."
+        ) from error
 
 
 def _ask_image(query: Any, context: Context) -> Question:
@@ -237,5 +236,53 @@ _KIND_OF_TYPE: tuple[tuple[Any, str], ...] = (
 )
 
 
-def _upper(model: SealModel) -> set[str]:
-    return {gene.upper() for gene in model.panel.genes}
+def reference_profile(
+    reference: Reference | None, model: SealModel, *, table: AnnData | None = None
+) -> tuple[np.ndarray, str] | None:
+    """Profile in panel order (G,), log1p-CP10k, and what it is called; None for the panel's mean.
+
+    `reference` is a profile by gene, or spots of the table: a boolean column, a boolean array, or values of columns.
+    An index has no `table`.
+    """
+    if reference is None:
+        return None
+    if isinstance(reference, pd.Series) and reference.dtype != bool:
+        name = reference.name if isinstance(reference.name, str) else "profile"
+        return profile_in_panel(reference, model)[0], name
+    if table is None:
+        raise DataError(
+            "An index holds no expression: `reference` must be a Series of log1p-CP10k by gene, found "
+            f"{type(reference).__name__}. Average the spots of a section, or pass its table instead of the index."
+        )
+    if isinstance(reference, str):
+        check_key(table.obs.columns, reference, where="`.obs`", hint="`reference` names a boolean column.")
+        mask, name = table.obs[reference].to_numpy(), reference
+    elif isinstance(reference, Mapping):
+        mask = np.ones(table.n_obs, dtype=bool)
+        for column, wanted in reference.items():
+            check_key(table.obs.columns, column, where="`.obs`", hint="`reference` maps columns to values.")
+            values = [wanted] if isinstance(wanted, str) or not np.iterable(wanted) else list(wanted)
+            stored = table.obs[column].astype(str)
+            if absent := [v for v in values if str(v) not in set(stored)]:
+                raise MissingKeyError(
+                    f"`reference`: no spot has {column} {listed(absent)}; found: {listed(sorted(set(stored)))}."
+                )
+            mask &= stored.isin([str(v) for v in values]).to_numpy()
+        name = ", ".join(f"{k}: {v}" for k, v in reference.items())
+    elif isinstance(reference, pd.Series):
+        # By name, as everything that carries names.
+        if not reference.index.equals(table.obs_names):
+            raise DataError("A boolean Series as `reference` must have the table's `.obs_names` as its index.")
+        mask, name = reference.to_numpy(), "spots"
+    else:
+        mask, name = np.asarray(reference), "spots"
+    if mask.dtype != bool or mask.shape != (table.n_obs,):
+        raise DataError(
+            f"`reference` must choose spots by True and False, ({table.n_obs},) bool, found {mask.dtype} {mask.shape}."
+            " A group of a column is chosen by a mapping, e.g. `{'cluster': 'stroma'}`."
+        )
+    if not mask.any():
+        raise DataError(f"`reference` chooses no spot ({name}).")
+    model.panel.require_names()
+    values = _section.expression(table, model.panel, np.flatnonzero(mask)).mean(axis=0)
+    return np.asarray(values, dtype=np.float64).ravel(), name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,18 +24,7 @@ from sealst.tl._pathways.pathways import Net
 from sealst.tl._retrieve.index import SealIndex, check_suppress
 from sealst.tl._retrieve.index_search import Where
 from sealst.tl._retrieve.library import embed_hint, positions_um, provenance
-from sealst.tl._retrieve.questions import Context, Query, Question, ask, kind_of
-from sealst.tl._retrieve.reference import Reference, reference_profile
-
-
-@dataclass(frozen=True)
-class _Answer:
-    rows: np.ndarray
-    similarity: np.ndarray
-    rank: np.ndarray
-    #: rows of the table, best first, and their similarities
-    hits: np.ndarray
-    scores: np.ndarray
+from sealst.tl._retrieve.questions import Context, Query, Reference, ask, kind_of, reference_profile
 
 
 @documented
@@ -152,13 +141,30 @@ def retrieve(
     check_positive("n_std", n_std)
     check_positive("n_hits", n_hits)
     check_suppress(suppress_um)
+    n_hits, suppress_um = int(n_hits), float(suppress_um)
     kind = kind_of(query, kind, net=net is not None)
     if isinstance(data, SealIndex):
-        _check_for_index(data, model, region=region, copy=copy)
+        if region is not None or copy:
+            raise DataError("`region` and `copy` are for tables; an index is filtered with `where={'section': ...}`.")
+        if data.model != model.fingerprint:
+            raise OrderError(
+                f"The index {str(data.path)!r} was made with {data.model!r}, this model is {model.fingerprint!r}. "
+                "Embed the sections with this model and build an index of its own, or load the model of the index."
+            )
         start = reference_profile(reference, model)
-        question = ask(query, kind, Context(model, _IndexSpots(data), float(n_std), start, net))
-        question = _placed(question, kind, data, model)
-        return _search(data, question, n_hits=int(n_hits), where=where, suppress_um=float(suppress_um))
+        question = ask(query, kind, Context(model, data, float(n_std), start, net))
+        heads = model.projection.kind != "none"
+        if heads and data.space == "shared" and kind == "image":
+            # A spot's vector comes from the index itself.
+            question = replace(question, vector=model.shared_images(question.vector[None])[0])
+        elif heads and data.space != "shared" and question.expression:
+            raise DataError(
+                "The index holds the encoder's embeddings, in which this model's expression has no place: it compares "
+                "both behind projection heads. Build it with `sl.tl.build_index(sections, path, model=model)`."
+            )
+        options: dict[str, Any] = {"where": where, "suppress_um": suppress_um}
+        found = data.ask(question.vector, n_hits, shift=question.shift, row=question.row, **options)
+        return found.assign(query=question.label)
     if where is not None:
         raise DataError("`where` filters an index; of a table name `region=`, or pass a part of it.")
     table = _section.get_table(data, table_key)
@@ -168,10 +174,36 @@ def retrieve(
     question = ask(query, kind, Context(model, _TableSpots(table, embedding), float(n_std), start, net))
     # Pictures are compared with pictures by what the encoder gives, with expression where training aligned them.
     z = model.shared_images(embedding) if question.expression else embedding
-    answer = _answer(table, regions, z, question=question, n_hits=int(n_hits), suppress_um=float(suppress_um))
+    rows = np.concatenate([one.rows for one in regions])
+    groups = np.repeat(np.arange(len(regions)), [len(one.rows) for one in regions])
+    known = np.isfinite(z[rows]).all(axis=1)
+    if not known.any():
+        raise DataError("No spot has an embedding; see `.obs['crop_reason']`.")
+    rows, groups = rows[known], groups[known]
+    z = z[rows]
+    similarity = cosine(question.vector, centred(z, groups) if question.shift else z)
+    xy = None
+    if suppress_um:
+        xy = np.concatenate([positions_um(table, one) for one in regions])[known]
+        if not np.isfinite(xy).all():
+            raise DataError(
+                f"`suppress_um` needs the positions of spots, but those in `.obsm[{Keys.SPATIAL!r}]` have gaps or are "
+                "not where the spots lie on the image. Store the spots' centres there and run `sl.pp.pair_crops` "
+                "again, or leave `suppress_um` out."
+            )
+    # A spot that asks is the best hit: it keeps near copies of itself away, and is then left out.
+    best = spaced_hits(similarity, xy, groups, n=n_hits + (question.row in rows), min_um=suppress_um)
+    best = best[rows[best] != question.row][:n_hits]
     given, target = for_writing(data, table_key, copy=copy)
+    for name, values in ((key_added, similarity), (Keys.related(key_added, "rank"), mean_ranks(similarity))):
+        column = np.full(target.n_obs, np.nan)
+        column[rows] = values
+        target.obs[name] = column
+    hits = target.obs_names[rows[best]].to_numpy(dtype=str)
     entry = {"query": question.label, "kind": kind, "model": model.fingerprint, "key": key} | question.facts
-    _write(target, answer, entry | {"suppress_um": float(suppress_um)}, key_added)
+    entry |= {"suppress_um": suppress_um, "hits": hits, "similarities": similarity[best]}
+    _section.record_slot(target, "retrieve", key_added, entry)
+    logger.info("Wrote .obs[%r] for %s %r; best: %s", key_added, kind, question.label, listed(hits, 3))
     return given if copy else None
 
 
@@ -180,7 +212,7 @@ class _TableSpots:
     table: AnnData
     embedding: np.ndarray
 
-    def has(self, name: str) -> bool:
+    def has_spot(self, name: str) -> bool:
         return name in self.table.obs_names
 
     def spot(self, name: str) -> tuple[int, np.ndarray]:
@@ -190,52 +222,6 @@ class _TableSpots:
         if not np.isfinite(self.embedding[row]).all():
             raise DataError(f"Spot {name!r} has no crop, so no embedding; see `.obs['crop_reason']`.")
         return row, self.embedding[row]
-
-
-@dataclass(frozen=True)
-class _IndexSpots:
-    index: SealIndex
-
-    def has(self, name: str) -> bool:
-        return self.index.has_spot(name)
-
-    def spot(self, name: str) -> tuple[int, np.ndarray]:
-        return self.index.spot(name)
-
-
-def _check_for_index(index: SealIndex, model: SealModel, *, region: Any, copy: bool) -> None:
-    if region is not None or copy:
-        raise DataError("`region` and `copy` are for tables; an index is filtered with `where={'section': ...}`.")
-    if index.model != model.fingerprint:
-        raise OrderError(
-            f"The index {str(index.path)!r} was made with {index.model!r}, this model is {model.fingerprint!r}. Embed "
-            "the sections with this model and build an index of its own, or load the model of the index."
-        )
-
-
-def _placed(question: Question, kind: str, index: SealIndex, model: SealModel) -> Question:
-    """The question in the space of the index's vectors."""
-    if model.projection.kind == "none":
-        return question
-    if index.space == "shared":
-        # A spot's vector comes from the index itself.
-        return replace(question, vector=model.shared_images(question.vector[None])[0]) if kind == "image" else question
-    if question.expression:
-        raise DataError(
-            "The index holds the encoder's embeddings, in which this model's expression has no place: it compares both "
-            "behind projection heads. Build it with `sl.tl.build_index(sections, path, model=model)`."
-        )
-    return question
-
-
-def _search(
-    index: SealIndex, question: Question, *, n_hits: int, where: Mapping[str, Any] | None, suppress_um: float
-) -> pd.DataFrame:
-    hits = index.ask(
-        question.vector, n_hits, where=where, suppress_um=suppress_um, shift=question.shift, row=question.row
-    )
-    hits["query"] = question.label
-    return hits
 
 
 def image_embedding(table: AnnData, regions: Sequence[Region], model: SealModel, key: str) -> np.ndarray:
@@ -249,49 +235,3 @@ def image_embedding(table: AnnData, regions: Sequence[Region], model: SealModel,
     if embedding.ndim != 2 or embedding.shape[1] != model.dim:
         raise DataError(f"`.obsm[{key!r}]` must be (n_obs, {model.dim}), found {embedding.shape}. {hint}")
     return embedding
-
-
-def _located(table: AnnData, regions: Sequence[Region], known: np.ndarray) -> np.ndarray:
-    xy = np.concatenate([positions_um(table, one) for one in regions])[known]
-    if not np.isfinite(xy).all():
-        raise DataError(
-            f"`suppress_um` needs the positions of spots, but those in `.obsm[{Keys.SPATIAL!r}]` have gaps or are not "
-            "where the spots lie on the image. Store the spots' centres there and run `sl.pp.pair_crops` again, or "
-            "leave `suppress_um` out."
-        )
-    return xy
-
-
-def _answer(
-    table: AnnData,
-    regions: Sequence[Region],
-    embedding: np.ndarray,
-    *,
-    question: Question,
-    n_hits: int,
-    suppress_um: float,
-) -> _Answer:
-    rows = np.concatenate([one.rows for one in regions])
-    groups = np.repeat(np.arange(len(regions)), [len(one.rows) for one in regions])
-    known = np.isfinite(embedding[rows]).all(axis=1)
-    if not known.any():
-        raise DataError("No spot has an embedding; see `.obs['crop_reason']`.")
-    rows, groups = rows[known], groups[known]
-    z = embedding[rows]
-    similarity = cosine(question.vector, centred(z, groups) if question.shift else z)
-    xy = _located(table, regions, known) if suppress_um else None
-    # A spot that asks is the best hit: it keeps near copies of itself away, and is then left out.
-    best = spaced_hits(similarity, xy, groups, n=n_hits + (question.row in rows), min_um=suppress_um)
-    best = best[rows[best] != question.row][:n_hits]
-    return _Answer(rows, similarity, mean_ranks(similarity), rows[best], similarity[best])
-
-
-def _write(table: AnnData, answer: _Answer, entry: dict[str, Any], key: str) -> None:
-    for name, values in ((key, answer.similarity), (Keys.related(key, "rank"), answer.rank)):
-        column = np.full(table.n_obs, np.nan)
-        column[answer.rows] = values
-        table.obs[name] = column
-    hits = table.obs_names[answer.hits].to_numpy(dtype=str)
-    stored = dict(table.uns.get(Keys.UNS, {}).get("retrieve", {}))
-    _section.record(table, "retrieve", stored | {key: entry | {"hits": hits, "similarities": answer.scores}})
-    logger.info("Wrote .obs[%r] for %s %r; best: %s", key, entry["kind"], entry["query"], listed(hits, 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from sealst._core.splits.slides import Fold, check_sides, inner_split, named_fol
 from sealst._data.bags.bags import Bags
 from sealst._data.bags.memory import BagStore
 from sealst._docs import documented
-from sealst._errors import DataError
+from sealst._errors import DataError, LeakError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._settings import resolve_seed
@@ -31,9 +31,8 @@ from sealst._version import __version__
 from sealst.models import SlideModel, SlideSpec, list_aggregators
 from sealst.models._slides.model import averaged
 from sealst.models._slides.net import SlideNet, slide_order
-from sealst.tl._slide_models.contenders import contenders_of, embedding_of, test_contenders
 from sealst.tl._slide_models.labels import Labels, check_enough, labels_of, task_of
-from sealst.tl._slide_models.rows import Outcome, floor_of, prediction_table, score_table
+from sealst.tl._slide_models.rows import FLOOR, Outcome, floor_of, prediction_table, score_table
 
 
 @documented
@@ -144,14 +143,43 @@ def fit_slide(
     total = len(contenders) * sum(len(plan) for plan in plans.values())
     with _logging.progress(None, "fitting slides", total=total, show=progress, unit="fold") as bar:
         fitted = {name: fitter.run(labels[name], plans[name], bar) for name in targets}
-    return _finished(fitter, bags, fitted, kept_out=kept_out, event=event, n_bootstrap=n_bootstrap, seed=seed)
+    rows = np.unique(np.concatenate([fit.outcome.rows for fit in fitted.values()]))
+    spec = fitter.spec(labels, event, fitter.main, dim=fitter.main.dim(int(rows[0])))
+    names = {target: list(fit.plan) for target, fit in fitted.items()}
+    facts = {
+        "task": spec.task,
+        "targets": list(spec.targets),
+        "classes": {target: list(classes) for target, classes in spec.classes.items()},
+        "aggregator": spec.aggregator,
+        "keys": list(fitter.stores),
+        "folds": next(iter(names.values())),
+        "seed": seed,
+        "n_bootstrap": n_bootstrap,
+        "version": __version__,
+    }
+    evaluation = _evaluation([fit.outcome for fit in fitted.values()], facts, n_bootstrap, seed)
+    tested = None
+    if kept_out is not None:
+        outcomes = [_tested(fit, kept_out, spec, event) for fit in fitted.values()]
+        tested = _evaluation(outcomes, facts | {"folds": ["test"]}, n_bootstrap, seed)
+    provenance = {
+        "params": asdict(chosen),
+        "slides": bags.obs.index[rows].astype(str).tolist(),
+        "patients": sorted(bags.obs[Keys.PATIENT].iloc[rows].unique()),
+        "folds": names,
+        "epochs": {target: fit.epochs for target, fit in fitted.items()},
+        "seed": seed,
+    }
+    members = {target: fit.nets[next(iter(fitter.stores))] for target, fit in fitted.items()}
+    logger.info("Fitted %s of %s on %d slides", spec.task, listed(spec.targets), len(rows))
+    return SlideModel(spec, members, evaluation, tested, provenance=provenance)
 
 
 def _plan(bags: Bags, labels: Labels, folds: int | str, seed: int) -> dict[str, Fold]:
     """Folds of the slides that have the label, in rows of ``bags.obs``."""
     if bags.obs[Keys.PATIENT].isna().any():
-        names = bags.obs.index[bags.obs[Keys.PATIENT].isna()]
-        raise DataError(f"Slide(s) {listed(names)} have no patient; splits are by patient. Name it in `bags.obs`.")
+        lacking = bags.obs.index[bags.obs[Keys.PATIENT].isna()]
+        raise DataError(f"Slide(s) {listed(lacking)} have no patient; splits are by patient. Name it in `bags.obs`.")
     patients = bags.obs[Keys.PATIENT].to_numpy(dtype=object)
     rows = np.flatnonzero(labels.known)
     check_enough(labels, patients, int(folds) if isinstance(folds, int | np.integer) else 2)
@@ -166,19 +194,15 @@ def _plan(bags: Bags, labels: Labels, folds: int | str, seed: int) -> dict[str, 
     plan = {name: (rows[train], rows[held]) for name, (train, held) in made.items()}
     for name, (train, held) in plan.items():
         check_sides(patients, train, held)
-        _check_training_side(labels, name, train)
+        strata = labels.strata[train]
+        wanted = range(len(labels.classes)) if labels.classes else [1] if labels.task == SURVIVAL else []
+        names = labels.classes or ("censored", "event")
+        if lost := [names[i] for i in wanted if not (strata == i).any()]:
+            raise DataError(
+                f"Fold {name!r} would train without {listed(lost)} of {labels.target!r}. Ask for other `folds`, or "
+                "merge classes."
+            )
     return plan
-
-
-def _check_training_side(labels: Labels, fold: str, train: np.ndarray) -> None:
-    strata = labels.strata[train]
-    wanted = range(len(labels.classes)) if labels.classes else [1] if labels.task == SURVIVAL else []
-    names = labels.classes or ("censored", "event")
-    if lost := [names[i] for i in wanted if not (strata == i).any()]:
-        raise DataError(
-            f"Fold {fold!r} would train without {listed(lost)} of {labels.target!r}. Ask for other `folds`, or merge "
-            "classes."
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,9 +269,7 @@ class _Fitter:
             labels=labels,
             rows=held,
             obs=self.main.bags.obs,
-            fold=np.concatenate([np.full(len(test), name, dtype=object) for name, (_, test) in plan.items()]).astype(
-                str
-            ),
+            fold=np.repeat(np.array(list(plan), dtype=str), [len(test) for _, test in plan.values()]),
             predicted=predicted,
             floor=np.concatenate([floor_of(labels, train, len(test)) for train, test in plan.values()]),
             train={name: labels.values[train] for name, (train, _) in plan.items()},
@@ -288,50 +310,6 @@ def predict_rows(predict: Any, store: BagStore, rows: np.ndarray) -> np.ndarray:
     return values[:, 0] if values.shape[1] == 1 else values
 
 
-def _finished(
-    fitter: _Fitter,
-    bags: Bags,
-    fitted: dict[str, _Fit],
-    *,
-    kept_out: dict[str, Bags] | None,
-    event: str | None,
-    n_bootstrap: int,
-    seed: int,
-) -> SlideModel:
-    """Evaluation, and the model that is kept."""
-    labels = {name: fit.labels for name, fit in fitted.items()}
-    rows = np.unique(np.concatenate([fit.outcome.rows for fit in fitted.values()]))
-    spec = fitter.spec(labels, event, fitter.main, dim=fitter.main.dim(int(rows[0])))
-    names = {target: list(fit.plan) for target, fit in fitted.items()}
-    facts = {
-        "task": spec.task,
-        "targets": list(spec.targets),
-        "classes": {target: list(classes) for target, classes in spec.classes.items()},
-        "aggregator": spec.aggregator,
-        "keys": list(fitter.stores),
-        "folds": next(iter(names.values())),
-        "seed": seed,
-        "n_bootstrap": n_bootstrap,
-        "version": __version__,
-    }
-    evaluation = _evaluation([fit.outcome for fit in fitted.values()], facts, n_bootstrap, seed)
-    tested = None
-    if kept_out is not None:
-        outcomes = [_tested(fit, kept_out, spec, event) for fit in fitted.values()]
-        tested = _evaluation(outcomes, facts | {"folds": ["test"]}, n_bootstrap, seed)
-    provenance = {
-        "params": asdict(fitter.params),
-        "slides": bags.obs.index[rows].astype(str).tolist(),
-        "patients": sorted(bags.obs[Keys.PATIENT].iloc[rows].unique()),
-        "folds": names,
-        "epochs": {target: fit.epochs for target, fit in fitted.items()},
-        "seed": seed,
-    }
-    members = {target: fit.nets[next(iter(fitter.stores))] for target, fit in fitted.items()}
-    logger.info("Fitted %s of %s on %d slides", spec.task, listed(spec.targets), len(rows))
-    return SlideModel(spec, members, evaluation, tested, provenance=provenance)
-
-
 def _evaluation(outcomes: Sequence[Outcome], facts: dict[str, Any], n_bootstrap: int, seed: int) -> SlideEvaluation:
     tables = [score_table(outcome, n_bootstrap=n_bootstrap, seed=seed) for outcome in outcomes]
     predictions = [prediction_table(outcome) for outcome in outcomes]
@@ -359,3 +337,69 @@ def _tested(fit: _Fit, kept_out: dict[str, Bags], spec: SlideSpec, event: str | 
     train = {"test": fit.labels.values[known]}
     fold, floor = np.full(len(rows), "test"), floor_of(fit.labels, known, len(rows))
     return Outcome(labels, rows, first.obs, fold, predicted=predicted, floor=floor, train=train)
+
+
+def contenders_of(bags: Bags, compare: Sequence[str] | Mapping[str, Bags] | str | None) -> dict[str, Bags]:
+    """Bags by the name of their embedding, the one to keep first.
+
+    `compare` names further embeddings of the bags, or gives other bags of the same slides by name; None is the frozen
+    encoder's where the bags have it.
+    """
+    found = {bags.key: bags}
+    if compare is None:
+        compare = [Keys.FROZEN] if Keys.FROZEN in bags.keys and bags.key != Keys.FROZEN else []
+    if isinstance(compare, str):
+        compare = [compare]
+    named: dict[str, Any] = dict(compare) if isinstance(compare, Mapping) else dict.fromkeys(compare)
+    for name, other in named.items():
+        if name in (*found, FLOOR) or " - " in str(name):
+            raise DataError(f"`compare` names {name!r}, which stands for something else; give it another name.")
+        if other is None:
+            check_key(bags.keys, name, where="the bags' embeddings", hint="Or pass `compare={'name': bags}`.")
+            found[name] = bags.with_key(name)
+        elif isinstance(other, Bags):
+            if lost := [slide for slide in bags.obs.index if slide not in other.obs.index]:
+                raise DataError(f"`compare[{name!r}]` lacks slide(s) {listed(lost)}; take the slides that both have.")
+            # Patients and labels are those of the bags that are fitted, however the others state them.
+            found[name] = replace(other.take(other.obs.index.get_indexer(bags.obs.index)), obs=bags.obs)
+        else:
+            raise TypeError(f"`compare[{name!r}]` must be Bags, found {type(other).__name__}.")
+    return found
+
+
+def test_contenders(bags: Bags, test: Bags, contenders: Mapping[str, Bags]) -> dict[str, Bags]:
+    """The same embeddings of the slides that are kept out, after a check for leaks."""
+    if not isinstance(test, Bags):
+        raise TypeError(f"`test` must be Bags (`sl.io.read_bags`), found {type(test).__name__}.")
+    if both := sorted(set(bags.obs.index) & set(test.obs.index)):
+        raise LeakError(f"Slide(s) {listed(both)} are in `bags` and in `test`.")
+    patients = (set(b.obs[Keys.PATIENT].dropna()) for b in (bags, test))
+    if both := sorted(set.intersection(*patients)):
+        raise LeakError(f"Patient(s) {listed(both)} have slides in `bags` and in `test`; a patient is on one side.")
+    found = {}
+    for name, other in contenders.items():
+        if other.facts is not bags.facts:
+            raise DataError(
+                f"`compare[{name!r}]` is given as bags of its own, which say nothing about the slides of `test`. "
+                "Leave `test` out, or read both embeddings into one `Bags` and name them."
+            )
+        check_key(test.keys, other.key, where="the embeddings of `test`", hint="Embed those slides with it too.")
+        found[name] = test.with_key(other.key)
+        check_same_embedding(embedding_of(other), found[name])
+    return found
+
+
+def embedding_of(bags: Bags) -> str | None:
+    """Fingerprint or name of the model behind the bags' embedding; None where it is not known."""
+    name = dict(bags.facts.get("models", {})).get(bags.key)
+    return None if name is None else str(name)
+
+
+def check_same_embedding(expected: str | None, bags: Bags) -> None:
+    """Raise when embeddings were made by another model than expected; where either is unknown nothing is said."""
+    found = embedding_of(bags)
+    if expected is not None and found is not None and expected != found:
+        raise DataError(
+            f"Embeddings {bags.key!r} were made by model {found!r}, but the slide model was fitted on those of "
+            f"{expected!r}. Embed the slides with that model, or fit again."
+        )

@@ -75,24 +75,29 @@ def task_of(obs: pd.DataFrame, targets: Sequence[str], task: str | None, event: 
 
 def labels_of(obs: pd.DataFrame, target: str, task: str, *, event: str | None = None,
               classes: Sequence[str] | None = None) -> Labels:  # fmt: skip
-    """Read one target.
-
-    Parameters
-    ----------
-    obs
-        One row per slide.
-    target
-        Column.
-    task
-        What to make of it.
-    event
-        Column of survival that says whether the event was seen.
-    classes
-        Classes that are known already, for slides that are only tested on.
-    """
+    """Read one target of all slides; `classes` are known already for slides that are only tested on."""
+    column = obs[target]
     if task == CLASSIFICATION:
-        return _classes(obs[target], target, classes)
-    values = _numbers(obs[target], target)
+        known = column.notna().to_numpy()
+        texts = np.array([as_text(v) if k else "" for v, k in zip(column, known, strict=True)], dtype=object)
+        present = set(texts[known])
+        if classes is None:
+            order = (
+                column.cat.categories
+                if isinstance(column.dtype, pd.CategoricalDtype)
+                else sorted(column[known].unique(), key=lambda v: (isinstance(v, str), v))
+            )
+            names = [name for name in dict.fromkeys(map(as_text, order)) if name in present]
+        else:
+            names = list(classes)
+            if strange := sorted(present - set(names)):
+                raise DataError(f"{target!r} of the test slides has classes {listed(strange)}, unknown in training.")
+        if len(names) < 2:
+            raise DataError(f"{target!r} holds {len(names)} class(es), {listed(names)}; at least 2 are needed.")
+        number = {name: i for i, name in enumerate(names)}
+        values = np.array([number.get(text, -1) for text in texts])
+        return Labels(target, CLASSIFICATION, tuple(names), values, known)
+    values = _numbers(column, target)
     if task == REGRESSION:
         return Labels(target, task, (), values, np.isfinite(values))
     check_key(obs.columns, event, where="`bags.obs`", hint=_HINT)  # type: ignore[arg-type]
@@ -115,28 +120,6 @@ def _numbers(column: pd.Series, name: str) -> np.ndarray:
     if np.isinf(values).any():
         raise DataError(f"Column {name!r} holds infinite values; leave those slides out or give them a number.")
     return values
-
-
-def _classes(column: pd.Series, target: str, known_classes: Sequence[str] | None) -> Labels:
-    known = column.notna().to_numpy()
-    texts = np.array([as_text(v) if k else "" for v, k in zip(column, known, strict=True)], dtype=object)
-    present = set(texts[known])
-    if known_classes is None:
-        order = (
-            column.cat.categories
-            if isinstance(column.dtype, pd.CategoricalDtype)
-            else sorted(column[known].unique(), key=lambda v: (isinstance(v, str), v))
-        )
-        names = [name for name in dict.fromkeys(map(as_text, order)) if name in present]
-    else:
-        names = list(known_classes)
-        if strange := sorted(present - set(names)):
-            raise DataError(f"{target!r} of the test slides has classes {listed(strange)}, unknown in training.")
-    if len(names) < 2:
-        raise DataError(f"{target!r} holds {len(names)} class(es), {listed(names)}; at least 2 are needed.")
-    number = {name: i for i, name in enumerate(names)}
-    values = np.array([number.get(text, -1) for text in texts])
-    return Labels(target, CLASSIFICATION, tuple(names), values, known)
 
 
 def check_enough(labels: Labels, patients: np.ndarray, n_folds: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from sealst._section import Data, for_writing, sections_of
 from sealst._validate import check_choice, check_key, listed, patient_names
 from sealst.models import SlideModel
 from sealst.models._slides.net import SlideOutput
-from sealst.tl._slide_models.contenders import check_same_embedding
+from sealst.tl._slide_models.fit import check_same_embedding
 
 _CALL = "predict_slide"
 
@@ -100,20 +101,40 @@ def predict_slide(
             raise DataError("`copy=True` is for tables; of bags a new table is returned in any case.")
         return _of_bags(data, model, progress)
     table = _section.get_table(data, table_key)
-    found = _of_table(table, model, target, region)
+    attention, looked, predictions = _of_table(table, model, target, region)
     given, written = for_writing(data, table_key, copy=copy)
-    _write(written, key_added, found, model=model, target=target)
+    stored = _section.recorded(written, _CALL)
+    entry: dict[str, Any] = {"target": target, "model": model.fingerprint, "embedding": model.spec.key}
+    before = stored.get(key_added, {})
+    if key_added in written.obs and not looked.all() and all(before.get(name) == entry[name] for name in entry):
+        # Other slides of the table keep what the same model said about them.
+        attention = np.where(looked, attention, written.obs[key_added].to_numpy(dtype=float))
+        others = before["predictions"][~before["predictions"]["slide"].isin(predictions["slide"])]
+        predictions = pd.concat([others, predictions], ignore_index=True)
+    written.obs[key_added] = attention
+    _section.record(written, _CALL, stored | {key_added: entry | {"predictions": predictions}})
+    logger.info("Wrote .obs[%r]: attention of %s", key_added, model.spec.aggregator)
     return given if copy else None
 
 
 def _of_bags(bags: Bags, model: SlideModel, show: bool | None) -> pd.DataFrame:
-    bags = bags.with_key(_key_of(bags, model))
+    key, expected, made = model.spec.key, model.spec.embedding, dict(bags.facts.get("models", {}))
+    same = [name for name in bags.keys if expected is not None and made.get(name) == expected]
+    if key not in bags.keys and len(same) == 1:
+        # Files may call the model's embedding otherwise.
+        (key,) = same
+        logger.info("%r are the embeddings %r that the slide model was fitted on", key, model.spec.key)
+    check_key(bags.keys, key, where="the bags' embeddings", hint="The slide model was fitted on it.")
+    bags = bags.with_key(key)
     check_same_embedding(model.spec.embedding, bags)
     _warn_seen(set(bags.obs[Keys.PATIENT].dropna()), model)
     rows: list[dict[str, Any]] = []
     for i in _logging.progress(range(len(bags)), "predicting slides", show=show, unit="slide"):
         found: dict[str, Any] = {}
-        if (bag := _bag_or_none(bags, i)) is not None:
+        bag: Bag | None = None
+        with suppress(BlankSlideError):
+            bag = bags[i]
+        if bag is not None and len(bag):
             for name in model.spec.targets:
                 found |= _outputs(model, name, model.predict(bag.features, bag.xy, target=name))
         rows.append(found)
@@ -127,27 +148,6 @@ def _of_bags(bags: Bags, model: SlideModel, show: bool | None) -> pd.DataFrame:
     return table
 
 
-def _bag_or_none(bags: Bags, i: int) -> Bag | None:
-    """One slide; None where none of its tiles has an embedding."""
-    try:
-        bag: Bag = bags[i]
-    except BlankSlideError:
-        return None
-    return bag if len(bag) else None
-
-
-def _key_of(bags: Bags, model: SlideModel) -> str:
-    """Name of the model's embedding among the bags', which files may call otherwise."""
-    made = dict(bags.facts.get("models", {}))
-    if model.spec.key not in bags.keys and model.spec.embedding is not None:
-        same = [key for key in bags.keys if made.get(key) == model.spec.embedding]
-        if len(same) == 1:
-            logger.info("%r are the embeddings %r that the slide model was fitted on", same[0], model.spec.key)
-            return same[0]
-    check_key(bags.keys, model.spec.key, where="the bags' embeddings", hint="The slide model was fitted on it.")
-    return model.spec.key
-
-
 def _outputs(model: SlideModel, target: str, output: SlideOutput) -> dict[str, Any]:
     """One slide's row of a target."""
     spec = model.spec
@@ -158,21 +158,20 @@ def _outputs(model: SlideModel, target: str, output: SlideOutput) -> dict[str, A
     return {target if spec.event is None else f"{target}_log_risk": float(output.value[0])}
 
 
-class _Found(NamedTuple):
-    """What a call says about a table."""
-
-    #: of every row (n_obs,), NaN where there is none
-    attention: np.ndarray
-    #: which rows are of the slides that were looked at (n_obs,)
-    looked: np.ndarray
-    #: every slide in long form
-    predictions: pd.DataFrame
-
-
-def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequence[str] | None) -> _Found:
+def _of_table(
+    table: AnnData, model: SlideModel, target: str, region: str | Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    """Attention of every row, NaN where there is none; which rows were looked at; predictions in long form."""
     key = model.spec.key
     check_key(list(table.obsm), key, where="`.obsm`", hint="The slide model was fitted on it; run `sl.tl.embed`.")
-    _check_table(table, model)
+    entry = MadeBy.of(_section.recorded(table, "embed").get(model.spec.key, {}))
+    made = None if entry is None else entry.text
+    expected = model.spec.embedding
+    if made is not None and expected is not None and made != expected:
+        raise DataError(
+            f"`.obsm[{model.spec.key!r}]` was made by model {made!r}, but the slide model was fitted on "
+            f"embeddings of {expected!r}. Embed the tiles with that model, or fit again."
+        )
     features = np.asarray(table.obsm[key], dtype=np.float32)
     xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float) if Keys.SPATIAL in table.obsm else None
     attention, looked = np.full(table.n_obs, np.nan), np.zeros(table.n_obs, dtype=bool)
@@ -190,18 +189,7 @@ def _of_table(table: AnnData, model: SlideModel, target: str, region: str | Sequ
                 attention[kept] = output.attention
     if Keys.PATIENT in table.obs:
         _warn_seen(set(patient_names(table.obs[Keys.PATIENT]).dropna()), model)
-    return _Found(attention, looked, pd.DataFrame(rows, columns=["slide", "output", "value"]))
-
-
-def _check_table(table: AnnData, model: SlideModel) -> None:
-    entry = MadeBy.of(_section.recorded(table, "embed").get(model.spec.key, {}))
-    made = None if entry is None else entry.text
-    expected = model.spec.embedding
-    if made is not None and expected is not None and made != expected:
-        raise DataError(
-            f"`.obsm[{model.spec.key!r}]` was made by model {made!r}, but the slide model was fitted on "
-            f"embeddings of {expected!r}. Embed the tiles with that model, or fit again."
-        )
+    return attention, looked, pd.DataFrame(rows, columns=["slide", "output", "value"])
 
 
 def _warn_seen(patients: set[str], model: SlideModel) -> None:
@@ -210,17 +198,3 @@ def _warn_seen(patients: set[str], model: SlideModel) -> None:
             f"The slide model was fitted on patient(s) {listed(seen)}; what it says about them is not held out "
             "(`model.evaluation.predictions` is)."
         )
-
-
-def _write(table: AnnData, key: str, found: _Found, *, model: SlideModel, target: str) -> None:
-    stored = _section.recorded(table, _CALL)
-    entry: dict[str, Any] = {"target": target, "model": model.fingerprint, "embedding": model.spec.key}
-    attention, predictions, before = found.attention, found.predictions, stored.get(key, {})
-    if key in table.obs and not found.looked.all() and all(before.get(name) == entry[name] for name in entry):
-        # Other slides of the table keep what the same model said about them.
-        attention = np.where(found.looked, attention, table.obs[key].to_numpy(dtype=float))
-        others = before["predictions"][~before["predictions"]["slide"].isin(predictions["slide"])]
-        predictions = pd.concat([others, predictions], ignore_index=True)
-    table.obs[key] = attention
-    _section.record(table, _CALL, stored | {key: entry | {"predictions": predictions}})
-    logger.info("Wrote .obs[%r]: attention of %s", key, model.spec.aggregator)

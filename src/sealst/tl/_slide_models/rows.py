@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sealst._core.scores.slides import SCORERS, HeldOut, Scorer, bootstrap_scores
+from sealst._core.scores.slides import SCORERS, HeldOut, bootstrap_scores
 from sealst._keys import Keys
 from sealst._train.slide_engine import CLASSIFICATION, REGRESSION, SURVIVAL
 from sealst.tl._slide_models.labels import Labels
@@ -54,12 +54,6 @@ def floor_of(labels: Labels, train: np.ndarray, n: int) -> np.ndarray:
     return np.repeat(one[None], n, axis=0)
 
 
-def _floor_scores(floor: np.ndarray, held: HeldOut, score: Scorer) -> dict[str, float]:
-    """Scores of the folds' constants; where these differ, their order says nothing and is not scored."""
-    constant = score(np.repeat(floor[:1], len(floor), axis=0), held)
-    return constant | {metric: value for metric, value in score(floor, held).items() if metric in _OF_LEVEL}
-
-
 def score_table(outcome: Outcome, *, n_bootstrap: int, seed: int) -> pd.DataFrame:
     """Rows of `SlideEvaluation.table` for one target."""
     held, score = outcome.held, SCORERS[outcome.labels.task]
@@ -76,7 +70,11 @@ def score_table(outcome: Outcome, *, n_bootstrap: int, seed: int) -> pd.DataFram
     def scores_of(inside: np.ndarray) -> dict[str, dict[str, float]]:
         part = held.take(inside)
         found = {method: score(values[inside], part) for method, values in outcome.predicted.items()}
-        return found | {FLOOR: _floor_scores(outcome.floor[inside], part, score)}
+        floor = outcome.floor[inside]
+        # Where the folds' constants differ, their order says nothing and is not scored.
+        constant = score(np.repeat(floor[:1], len(floor), axis=0), part)
+        levels = {metric: value for metric, value in score(floor, part).items() if metric in _OF_LEVEL}
+        return found | {FLOOR: constant | levels}
 
     pooled = scores_of(np.arange(len(outcome.rows)))
     for method, scores in pooled.items():

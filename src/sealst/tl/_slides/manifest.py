@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -44,14 +43,25 @@ def read_manifest(manifest: pd.DataFrame | str | PathLike[str]) -> list[Slide]:
         raise MissingKeyError(
             f"{where} has no column 'path'; found: {listed(frame.columns)}. It names the slides' files."
         )
-    frame = _without_results(frame, where)
+    taken = [name for name in WRITTEN if name in frame.columns]
+    if taken and len(taken) < len(WRITTEN):
+        raise DataError(
+            f"{where} has column(s) {listed(taken)}, which the result uses for what became of a slide. Rename them, "
+            f"e.g. {f'label_{taken[0]}'!r}."
+        )
+    frame = frame.drop(columns=taken)
     if frame.empty:
         raise DataError(f"{where} lists no slide.")
     if empty := [i for i, text in frame[PATH].items() if _missing(text)]:
         raise DataError(f"{where}: `path` is empty in line(s) {listed(empty)}.")
-    paths = [_path(text, folder) for text in frame[PATH]]
+    paths = [Path(os.path.normpath(folder / Path(str(text).strip()).expanduser())) for text in frame[PATH]]
     names = [_name(frame, row, path) for row, path in enumerate(paths)]
-    _check_doubles(names, paths, where)
+    # Files that differ in case alone are one file on some systems.
+    folded = Counter(name.casefold() for name in names)
+    if double := sorted(name for name in names if folded[name.casefold()] > 1):
+        raise DataError(f"{where}: slide name(s) {listed(double)} occur twice; tell them apart in a column 'slide'.")
+    if double := sorted(str(path) for path, times in Counter(paths).items() if times > 1):
+        raise DataError(f"{where}: file(s) {listed(double)} occur twice; a slide counts once.")
     if Keys.PATIENT not in frame.columns or frame[Keys.PATIENT].map(_missing).any():
         warn(
             f"{where} does not name the patient of every slide (column 'patient'); the slide's name stands for it. "
@@ -69,17 +79,6 @@ def read_manifest(manifest: pd.DataFrame | str | PathLike[str]) -> list[Slide]:
         )
         for name, path, (_, row) in zip(names, paths, frame.iterrows(), strict=True)
     ]
-
-
-def _without_results(frame: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Without the columns of an earlier run, whose table may be handed in again."""
-    taken = [name for name in WRITTEN if name in frame.columns]
-    if taken and len(taken) < len(WRITTEN):
-        raise DataError(
-            f"{where} has column(s) {listed(taken)}, which the result uses for what became of a slide. Rename them, "
-            f"e.g. {f'label_{taken[0]}'!r}."
-        )
-    return frame.drop(columns=taken)
 
 
 def _frame(manifest: pd.DataFrame | str | PathLike[str]) -> tuple[pd.DataFrame, Path, str]:
@@ -102,10 +101,6 @@ def _missing(value: Any) -> bool:
     return bool(pd.isna(value)) or not str(value).strip()
 
 
-def _path(text: Any, folder: Path) -> Path:
-    return Path(os.path.normpath(folder / Path(str(text).strip()).expanduser()))
-
-
 def _name(frame: pd.DataFrame, row: int, path: Path) -> str:
     given = frame[SLIDE].iloc[row] if SLIDE in frame.columns else None
     if _missing(given):
@@ -120,15 +115,6 @@ def _name(frame: pd.DataFrame, row: int, path: Path) -> str:
         )
     check_file_name(name, what="Slide name")
     return name
-
-
-def _check_doubles(names: Sequence[str], paths: Sequence[Path], where: str) -> None:
-    # Files that differ in case alone are one file on some systems.
-    folded = Counter(name.casefold() for name in names)
-    if double := sorted(name for name in names if folded[name.casefold()] > 1):
-        raise DataError(f"{where}: slide name(s) {listed(double)} occur twice; tell them apart in a column 'slide'.")
-    if double := sorted(str(path) for path, times in Counter(paths).items() if times > 1):
-        raise DataError(f"{where}: file(s) {listed(double)} occur twice; a slide counts once.")
 
 
 def _text(row: pd.Series, key: str, default: str) -> str:

@@ -49,25 +49,24 @@ class Tables:
         row |= {"digest": found.get("digest", "")}
         self._rows[slide.name] = row | {Keys.ORGAN: slide.organ} | slide.labels
         if result is None:
-            self._failures[slide.name] = {
-                SLIDE: slide.name,
-                PATH: str(slide.path),
-                "error": error,
-                "attempts": attempts,
-            }
+            failure = {SLIDE: slide.name, PATH: str(slide.path), "error": error, "attempts": attempts}
+            self._failures[slide.name] = failure
         if time.monotonic() - self._written > _PAUSE:
             self.write()
 
     def write(self) -> pd.DataFrame:
         """Write both tables, keeping rows of slides that are not of this run; returns the rows of this run."""
         with FileLock(self._out / ".tables.lock"):
-            kept, own = _read(self._out / MANIFEST), self._own()
+            own = pd.DataFrame([self._rows[name] for name in self._order if name in self._rows])
+            own = own.reindex(columns=[*COLUMNS, *(c for c in own.columns if c not in COLUMNS)])
+            kept = _read(self._out / MANIFEST)
             kept = kept[~kept[SLIDE].isin(self._rows)]
             self.kept = [name for name in kept[SLIDE] if name not in self._order]
             failures = _read(self._out / FAILURES)
-            failures = _joined(failures[~failures[SLIDE].isin(self._rows)], self._own_failures())
-            _write(self._out / MANIFEST, _joined(kept, own))
-            _write(self._out / FAILURES, failures)
+            failed = pd.DataFrame(list(self._failures.values()), columns=_FAILURE_COLUMNS)
+            failures = _joined(failures[~failures[SLIDE].isin(self._rows)], failed)
+            write_text(self._out / MANIFEST, _joined(kept, own).to_csv(index=False))
+            write_text(self._out / FAILURES, failures.to_csv(index=False))
         self._written = time.monotonic()
         return own
 
@@ -76,14 +75,7 @@ class Tables:
         with FileLock(self._out / ".tables.lock"):
             for path in (self._out / MANIFEST, self._out / FAILURES):
                 frame = _read(path)
-                _write(path, frame[~frame[SLIDE].isin(names)])
-
-    def _own(self) -> pd.DataFrame:
-        frame = pd.DataFrame([self._rows[name] for name in self._order if name in self._rows])
-        return frame.reindex(columns=[*COLUMNS, *(c for c in frame.columns if c not in COLUMNS)])
-
-    def _own_failures(self) -> pd.DataFrame:
-        return pd.DataFrame(list(self._failures.values()), columns=_FAILURE_COLUMNS)
+                write_text(path, frame[~frame[SLIDE].isin(names)].to_csv(index=False))
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -96,10 +88,6 @@ def _read(path: Path) -> pd.DataFrame:
 def _joined(kept: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     columns = [*own.columns, *(c for c in kept.columns if c not in own.columns)]
     return (pd.concat([kept, own]) if len(kept) else own).reindex(columns=columns)
-
-
-def _write(path: Path, frame: pd.DataFrame) -> None:
-    write_text(path, frame.to_csv(index=False))
 
 
 @dataclass
@@ -147,48 +135,40 @@ class Run:
         self._workers.submit(task, self._slides[task.slide], self._active[task.slide].digest)
 
     def _take(self, outcome: Outcome) -> None:
-        task = outcome.task
+        task, result = outcome.task, outcome.result or {}
         if task.slide not in self._active:
             # Of a slide that has failed by another of its tasks.
             return
         if outcome.error is not None:
             self._failed(task, outcome.error)
         elif task.step == PLAN:
-            self._planned(task.slide, outcome.result or {})
+            self._tiles[task.slide] = result["n_tiles"]
+            if result.get("done"):
+                self.n_skipped += 1
+                self._bar.update(result["n_tiles"])
+                self._end(task.slide, result)
+            else:
+                self._active[task.slide] = _State(result["digest"], result["n_tiles"], set(result["left"]))
+                self._bar.update(result["kept"])
+                following = [Task(task.slide, EMBED, start) for start in result["left"]]
+                for step in following or [Task(task.slide, FINISH)]:
+                    self._submit(step)
         elif task.step == EMBED:
-            self._embedded(task)
+            state = self._active[task.slide]
+            state.left.discard(task.start)
+            self._bar.update(min(self._tiles_per_task, state.n_tiles - task.start))
+            if not state.left:
+                self._submit(Task(task.slide, FINISH))
         else:
-            self._finished(task.slide, outcome.result or {})
-
-    def _planned(self, index: int, result: dict[str, Any]) -> None:
-        self._tiles[index] = result["n_tiles"]
-        if result.get("done"):
-            self.n_skipped += 1
-            self._bar.update(result["n_tiles"])
-            self._end(index, result)
-            return
-        self._active[index] = _State(result["digest"], result["n_tiles"], set(result["left"]))
-        self._bar.update(result["kept"])
-        for start in result["left"]:
-            self._submit(Task(index, EMBED, start))
-        if not result["left"]:
-            self._submit(Task(index, FINISH))
-
-    def _embedded(self, task: Task) -> None:
-        state = self._active[task.slide]
-        state.left.discard(task.start)
-        self._bar.update(min(self._tiles_per_task, state.n_tiles - task.start))
-        if not state.left:
-            self._submit(Task(task.slide, FINISH))
-
-    def _finished(self, index: int, result: dict[str, Any]) -> None:
-        self._end(index, result)
-        ended, n = len(self._slides) - len(self._waiting) - len(self._active), len(self._slides)
-        left = (time.monotonic() - self._began) / max(1, ended - self.n_skipped) * (n - ended)
-        logger.info(
-            "%s: %d tiles in %.0f s (slide %d of %d, about %s left)",
-            *(self._slides[index].name, result["n_tiles"], result["seconds"], ended, n, _duration(left)),
-        )
+            self._end(task.slide, result)
+            ended, n = len(self._slides) - len(self._waiting) - len(self._active), len(self._slides)
+            left = (time.monotonic() - self._began) / max(1, ended - self.n_skipped) * (n - ended)
+            minutes = round(left / 60)
+            soon = f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+            logger.info(
+                "%s: %d tiles in %.0f s (slide %d of %d, about %s left)",
+                *(self._slides[task.slide].name, result["n_tiles"], result["seconds"], ended, n, soon),
+            )
 
     def _end(self, index: int, result: dict[str, Any]) -> None:
         del self._active[index]
@@ -211,8 +191,3 @@ class Run:
         self.n_failed += 1
         self._tables.add(slide, None, text, attempts)
         logger.warning("%s failed: %s", slide.name, text)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

@@ -143,7 +143,11 @@ def embed_slides(
         if value is not None:
             check_positive(name, value)
     check_fraction("min_tissue", min_tissue)
-    _check_workers(n_workers, scheduler, retries)
+    for name, value in (("n_workers", n_workers), ("retries", retries)):
+        if not isinstance(value, int) or value < 0:
+            raise DataError(f"`{name}` must be a whole number from 0 on, found {value!r}.")
+    if n_workers and scheduler is not None:
+        raise DataError("Give `n_workers` for processes on this machine, or `scheduler` for a cluster, not both.")
     slides = read_manifest(manifest)
     loaded, ref = opened(model, pool=pool, pretrained=pretrained, device=device)
     crop, folder = crop_of(loaded, crop_um, crop_px), Path(path).expanduser().absolute()
@@ -170,17 +174,30 @@ def embed_slides(
                 run(show=progress)
         finally:
             found = tables.write()
-    _report(found, run, folder)
-    _settle(job, tables, prune=prune)
+    n_done = int((found["status"] == "done").sum())
+    logger.info(
+        "Wrote %s: %d of %d slides (%d were there), %d tiles",
+        *(folder / MANIFEST, n_done, len(found), run.n_skipped, found["n_tiles"].sum()),
+    )
+    if run.n_failed:
+        warn(
+            f"{run.n_failed} of {len(found)} slides failed; {str(folder / FAILURES)!r} says why. Call again to retry "
+            "them."
+        )
+    # A name makes paths.
+    kept = [name for name in tables.kept if name == section_name(name)]
+    if kept and not prune:
+        logger.info(
+            "%d slide(s) of earlier runs that are not in this manifest stay in %s: %s. `prune=True` removes them.",
+            *(len(kept), folder / MANIFEST, listed(kept)),
+        )
+    elif kept:
+        tables.drop(kept)
+        for name in kept:
+            shutil.rmtree(folder / "parts" / name, ignore_errors=True)
+            (folder / "slides" / f"{name}.h5ad").unlink(missing_ok=True)
+        logger.info("Removed %d slide(s) that are not in this manifest: %s", len(kept), listed(kept))
     return found
-
-
-def _check_workers(n_workers: int, scheduler: Any, retries: int) -> None:
-    for name, value in (("n_workers", n_workers), ("retries", retries)):
-        if not isinstance(value, int) or value < 0:
-            raise DataError(f"`{name}` must be a whole number from 0 on, found {value!r}.")
-    if n_workers and scheduler is not None:
-        raise DataError("Give `n_workers` for processes on this machine, or `scheduler` for a cluster, not both.")
 
 
 def _asked(
@@ -213,7 +230,12 @@ def _asked(
 def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool) -> None:
     """Make or check the folder of a run, and remove what is to be replaced."""
     given, path = job.settings(), job.out / _RUN
-    before = _stored(path)
+    before: dict[str, Any] | None = None
+    if path.is_file():
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{str(path)!r} is damaged: {error}. Name another folder.") from error
     if before is not None and before != given and not overwrite:
         other = [key for key in given if before.get(key) != given[key]]
         # Folders of earlier versions do not say everything.
@@ -244,15 +266,6 @@ def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool
     write_json(path, {"settings": given, "facts": facts, "versions": session_info()})
 
 
-def _stored(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{str(path)!r} is damaged: {error}. Name another folder.") from error
-
-
 @contextmanager
 def _equipped(job: Job, model: Model, edges: pd.DataFrame | None, *, elsewhere: bool) -> Iterator[Job]:
     """Job whose model and gene sets every process can get, as files of this run alone for the time of the run."""
@@ -268,33 +281,3 @@ def _equipped(job: Job, model: Model, edges: pd.DataFrame | None, *, elsewhere: 
                 job = replace(job, model=replace(job.model, folder=files / "model"))
         stack.enter_context(held(job.model, model))
         yield job
-
-
-def _settle(job: Job, tables: Tables, *, prune: bool) -> None:
-    """Say how many slides of earlier runs stay, or remove them."""
-    # A name makes paths.
-    if not (kept := [name for name in tables.kept if name == section_name(name)]):
-        return
-    if not prune:
-        logger.info(
-            "%d slide(s) of earlier runs that are not in this manifest stay in %s: %s. `prune=True` removes them.",
-            *(len(kept), job.out / MANIFEST, listed(kept)),
-        )
-        return
-    tables.drop(kept)
-    for name in kept:
-        shutil.rmtree(job.out / "parts" / name, ignore_errors=True)
-        (job.out / "slides" / f"{name}.h5ad").unlink(missing_ok=True)
-    logger.info("Removed %d slide(s) that are not in this manifest: %s", len(kept), listed(kept))
-
-
-def _report(found: pd.DataFrame, run: Run, out: Path) -> None:
-    done = int((found["status"] == "done").sum())
-    logger.info(
-        "Wrote %s: %d of %d slides (%d were there), %d tiles",
-        *(out / MANIFEST, done, len(found), run.n_skipped, found["n_tiles"].sum()),
-    )
-    if run.n_failed:
-        warn(
-            f"{run.n_failed} of {len(found)} slides failed; {str(out / FAILURES)!r} says why. Call again to retry them."
-        )

@@ -68,37 +68,30 @@ def plan(slide: Slide, job: Job) -> dict[str, Any]:
     parts = job.parts(slide, digest)
     with parts.lock(PLAN) as planned:
         if not planned:
-            _plan(slide, job, parts)
+            with quietly():
+                sdata = _opened(slide)
+                tile(sdata, crop_um=job.tile_um, step_um=job.step_um, min_tissue=job.min_tissue)
+                image = _section.image_levels(sdata.images[Keys.image(slide.name)])
+                pair_crops(sdata, crop_um=job.tile_um, crop_px=job.tile_px)
+                table = sdata.tables[Keys.TABLE]
+                (crops,) = _section.paired_table(sdata).sections
+                boxes = crops.boxes
+                if len(boxes) != table.n_obs:
+                    raise DataError(f"{table.n_obs - len(boxes)} tiles of {slide.name!r} leave the image.")
+                # Rows are in the order in which pixels are read, so that ranges of rows share few chunks of the file.
+                order = reading_order(image, boxes, job.tile_px)
+                table = table[order].copy()
+            with using(job) as model:
+                entries = provenance(model, job, {crops.region.name: crops.definition})
+            _section.record(table, "embed", entries)
+            _section.record(table, ENTRY, job.settings() | {"path": str(slide.path)})
+            parts.write_boxes(boxes[order])
+            with complete_file(parts.tiles) as path:
+                table.write_h5ad(path)
     n_tiles = len(parts.boxes())
     left = [start for start in parts.starts(n_tiles) if not parts.is_done(start)]
-    return {"digest": digest, "n_tiles": n_tiles, "left": left, "kept": n_tiles - _rows(parts, left, n_tiles)}
-
-
-def _rows(parts: Parts, starts: list[int], n_tiles: int) -> int:
-    return sum(min(parts.tiles_per_task, n_tiles - start) for start in starts)
-
-
-def _plan(slide: Slide, job: Job, parts: Parts) -> None:
-    with quietly():
-        sdata = _opened(slide)
-        tile(sdata, crop_um=job.tile_um, step_um=job.step_um, min_tissue=job.min_tissue)
-        image = _section.image_levels(sdata.images[Keys.image(slide.name)])
-        pair_crops(sdata, crop_um=job.tile_um, crop_px=job.tile_px)
-        table = sdata.tables[Keys.TABLE]
-        (crops,) = _section.paired_table(sdata).sections
-        boxes = crops.boxes
-        if len(boxes) != table.n_obs:
-            raise DataError(f"{table.n_obs - len(boxes)} tiles of {slide.name!r} leave the image.")
-        # Rows are in the order in which pixels are read, so that ranges of rows share few chunks of the file.
-        order = reading_order(image, boxes, job.tile_px)
-        table = table[order].copy()
-    with using(job) as model:
-        entries = provenance(model, job, {crops.region.name: crops.definition})
-    _section.record(table, "embed", entries)
-    _section.record(table, ENTRY, job.settings() | {"path": str(slide.path)})
-    parts.write_boxes(boxes[order])
-    with complete_file(parts.tiles) as path:
-        table.write_h5ad(path)
+    n_left = sum(min(parts.tiles_per_task, n_tiles - start) for start in left)
+    return {"digest": digest, "n_tiles": n_tiles, "left": left, "kept": n_tiles - n_left}
 
 
 def _opened(slide: Slide) -> Any:

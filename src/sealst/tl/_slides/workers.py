@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 from sealst._core.cores import n_cores
 from sealst._errors import DataError
@@ -27,26 +27,6 @@ class Outcome(NamedTuple):
     task: Task
     result: dict[str, Any] | None = None
     error: Exception | None = None
-
-
-class Workers(Protocol):
-    """Runs tasks."""
-
-    def submit(self, task: Task, slide: Slide, digest: str) -> None:
-        """Have a task run."""
-        ...
-
-    def next(self) -> Outcome:
-        """Wait for the next task to end."""
-        ...
-
-    def drop(self, slide: int) -> None:
-        """Forget what is still to be done of a slide; what runs already may end."""
-        ...
-
-    def has_room(self) -> bool:
-        """Whether another slide should be begun."""
-        ...
 
 
 class Here:
@@ -118,6 +98,9 @@ class OnCluster:
     def has_room(self) -> bool:
         """Whether workers could run out of tasks."""
         return len(self._running) < max(1, sum(self._client.nthreads().values())) * _AHEAD
+
+
+Workers: TypeAlias = Here | OnCluster
 
 
 @contextmanager

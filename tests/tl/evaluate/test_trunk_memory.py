@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import sealst as sl
-from sealst.tl._embed.trunk_memory import TrunkMemory, trunk_key
-from sealst.tl._evaluate.views import ModelFeatures
+from sealst.tl._evaluate.views import ModelFeatures, TrunkMemory, trunk_key
 
 RECIPE = {
     "encoder": "vit_tiny_patch16_224",
