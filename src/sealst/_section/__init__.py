@@ -5,7 +5,6 @@ A section has an H&E image, a shapes element of circles (one per spot) that is a
 full-resolution image, x to the right, y down; pixel 0 covers [0, 1)). The system ``"um"`` carries the physical scale.
 """
 
-from sealst._section.copies import for_writing, with_table
 from sealst._section.crops import (
     PairedTable,
     RegionCrops,
@@ -28,22 +27,27 @@ from sealst._section.images import (
     image_levels,
     mpp_of,
     multiscale,
+    spot_centres,
     spot_table,
+    stated_scales,
 )
 from sealst._section.parts import Part, parts_at, parts_of, walk
-from sealst._section.records import record, record_slot, recorded
 from sealst._section.regions import Region, regions_of, sections_of
-from sealst._section.scale import spot_centres, stated_scales
 from sealst._section.tables import (
     Data,
     expression,
+    for_writing,
     get_table,
     layer_names,
     lognorm,
     needs_pixels,
     patients,
     patients_of,
+    record,
+    record_slot,
+    recorded,
     target_sum,
+    with_table,
 )
 
 __all__ = [

@@ -18,9 +18,8 @@ from sealst._errors import DataError, OrderError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import progress, warn
 from sealst._section.images import between, check_pixels, he_image, image_levels
-from sealst._section.records import recorded
 from sealst._section.regions import Region, regions_of, sections_of
-from sealst._section.tables import get_table, needs_pixels
+from sealst._section.tables import get_table, needs_pixels, recorded
 from sealst._settings import settings
 from sealst._validate import check_key, listed
 

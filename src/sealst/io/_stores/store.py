@@ -1,7 +1,7 @@
-"""Write elements back to a zarr store so that a crash never loses data.
+"""Stores of sections: read, written whole and written back, with their pictures or without.
 
-New elements are written next to the store, and only when all of them are complete they change places with the old ones,
-folder by folder. What a crash leaves half done is finished when the store is opened next.
+A crash never loses data: new elements are written next to the store, and only when all of them are complete they change
+places with the old ones, folder by folder. What a crash leaves half done is finished when the store is opened next.
 """
 
 from __future__ import annotations
@@ -10,20 +10,28 @@ import os
 import shutil
 import warnings
 from collections.abc import Collection
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 from filelock import FileLock
 from spatialdata import SpatialData, read_zarr
+from spatialdata.transformations import Affine, get_transformation
 
-from sealst._errors import DataError
+from sealst import _section
+from sealst._errors import DataError, SealstError
 from sealst._files import replace_folder
-from sealst._logging import logger, quiet_writing
-from sealst.io._stores.linked import attach, is_linked
+from sealst._logging import logger, quiet_writing, warn
+from sealst._section.pyramid import extended
+from sealst._validate import listed
+from sealst.io._images.files import open_image
 
 _KINDS = ("images", "labels", "shapes", "tables")
 _COMPLETE = "complete"
+#: entry of an image's facts in ``attrs``: how a picture that is not in the store is placed
+_LINK = "linked"
 
 
 def open_store(path: Path, **options: Any) -> SpatialData:
@@ -145,3 +153,122 @@ def _swap(stage: Path, store: Path) -> None:
         warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
         zarr.consolidate_metadata(str(store))
     shutil.rmtree(stage)
+
+
+def attach(sdata: SpatialData) -> SpatialData:
+    """Open the pictures of a store that are not in it, in place; warns about files that are gone."""
+    for name, facts in sdata.attrs.items():
+        if not isinstance(facts, dict) or _LINK not in facts or name in sdata.images:
+            continue
+        try:
+            slide = open_image(facts["path"], mpp=facts.get("mpp"))
+            if list(slide.shape) != [int(n) for n in facts[_LINK]["shape"]]:
+                raise DataError(f"it has {slide.shape} pixels now, {tuple(facts[_LINK]['shape'])} before.")
+        except SealstError as error:
+            warn(
+                f"The picture {name!r} of this store is not at hand: {error} Results can be read; calls that need "
+                f"pixels cannot run. Where the file has moved, put its place into `sdata.attrs[{name!r}]['path']` and "
+                "call `sl.io.write_wsi` again."
+            )
+            continue
+        systems = {
+            system: Affine(np.array(matrix), ("x", "y"), ("x", "y"))
+            for system, matrix in facts[_LINK]["coordinate_systems"].items()
+        }
+        sdata.images[name] = _section.multiscale(extended(slide.levels), systems)
+    return sdata
+
+
+def is_linked(sdata: SpatialData, name: str) -> bool:
+    """Whether the store of a section leaves a picture in its file."""
+    facts = sdata.attrs.get(name)
+    return isinstance(facts, dict) and _LINK in facts
+
+
+def has_file(sdata: SpatialData, name: str) -> bool:
+    """Whether a picture was read from a slide's file."""
+    facts = sdata.attrs.get(name)
+    return isinstance(facts, dict) and bool(facts.get("path"))
+
+
+def link(sdata: SpatialData, name: str) -> dict[str, Any]:
+    """Facts of a picture with what is needed to open it again."""
+    element = sdata.images[name]
+    systems = get_transformation(element, get_all=True)
+    placed = {system: _section.affine(element, system).tolist() for system in systems}
+    shape = [int(n) for n in _section.image_levels(element)[0].shape[1:]]
+    return dict(sdata.attrs[name]) | {_LINK: {"shape": shape, "coordinate_systems": placed}}
+
+
+def write_wsi(sdata: SpatialData, path: str | PathLike[str], *, pixels: bool = False, overwrite: bool = False) -> None:
+    """Write a slide with its tiles and results to a zarr store, without its pixels.
+
+    The store holds where the slide's file is. `sealst.io.read` opens both, so that every call works as before; a plain
+    `spatialdata.read_zarr` gives all but the picture.
+
+    Parameters
+    ----------
+    sdata
+        Slide as from `sealst.io.read_wsi`, with whatever was added to it.
+    path
+        Folder of the store, ending in ``.zarr``.
+    pixels
+        Whether to copy the picture into the store (several gigabytes for a whole slide), as ``sdata.write(path)`` does.
+    overwrite
+        Whether to replace a store. One that `sdata` itself reads from is refused.
+
+    Returns
+    -------
+    None; the store appears complete or not at all.
+
+    Raises
+    ------
+    DataError
+        When something stands at `path`, or no picture of `sdata` was read from a file.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sdata = sl.io.read_wsi("slide.svs")  # doctest: +SKIP
+    >>> sl.pp.tile(sdata)  # doctest: +SKIP
+    >>> sl.io.write_wsi(sdata, "slide.zarr")  # doctest: +SKIP
+    >>> sdata = sl.io.read("slide.zarr")  # doctest: +SKIP
+    """
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(f"Expected a SpatialData, found {type(sdata).__name__}.")
+    target = Path(path).expanduser().absolute()
+    _check_target(sdata, target, overwrite)
+    linked = {} if pixels else {name: link(sdata, name) for name in sdata.images if has_file(sdata, name)}
+    if not pixels and sdata.images and not linked:
+        raise DataError(
+            f"No picture of this SpatialData ({listed(sdata.images)}) was read from a slide's file by "
+            "`sl.io.read_wsi`, so a store without pixels would lose it. Pass `pixels=True`."
+        )
+    # What an earlier store left out may be written now.
+    attrs = {
+        key: {name: fact for name, fact in facts.items() if name != _LINK} if isinstance(facts, dict) else facts
+        for key, facts in sdata.attrs.items()
+    }
+    part = SpatialData(
+        images={name: image for name, image in sdata.images.items() if name not in linked},
+        labels=dict(sdata.labels),
+        points=dict(sdata.points),
+        shapes=dict(sdata.shapes),
+        tables=dict(sdata.tables),
+        attrs=attrs | linked,
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(part, target)
+    files = listed(Path(facts["path"]).name for facts in linked.values())
+    logger.info("Wrote %s%s", target, "" if pixels else f"; pictures stay in {files}")
+
+
+def _check_target(sdata: SpatialData, target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not overwrite:
+        raise DataError(f"{str(target)!r} exists; replace it with `overwrite=True`.")
+    if not (target / "zarr.json").is_file():
+        raise DataError(f"{str(target)!r} is no SpatialData store; it is not replaced.")
+    if sdata.path is not None and Path(sdata.path).absolute() == target:
+        raise DataError(f"{str(target)!r} is the store that `sdata` reads from; write to another path.")
