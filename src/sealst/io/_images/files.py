@@ -66,20 +66,16 @@ def open_image(path: str | PathLike[str], *, mpp: float | None = None) -> SlideI
     """
     if mpp is not None:
         check_positive("mpp", mpp)
-    found = _existing(Path(path).expanduser().absolute())
+    found = Path(path).expanduser().absolute()
+    if found.is_dir():
+        found = dicom_file(found)
+    elif not found.is_file():
+        raise DataError(f"No image file at {str(found)!r} (looked for {str(found)!r}).")
+    elif not found.stat().st_size:
+        raise DataError(f"{found.name} is empty (0 bytes); copy or export it again.")
     opened = _open(found)
     scale, source = scale_of(found.name, opened.stated, mpp)
     return SlideImage(tuple(opened.levels), scale, source, str(found))
-
-
-def _existing(path: Path) -> Path:
-    if path.is_dir():
-        return dicom_file(path)
-    if not path.is_file():
-        raise DataError(f"No image file at {str(path)!r} (looked for {str(path.absolute())!r}).")
-    if not path.stat().st_size:
-        raise DataError(f"{path.name} is empty (0 bytes); copy or export it again.")
-    return path
 
 
 def _open(path: Path) -> Opened:
@@ -93,19 +89,16 @@ def _open(path: Path) -> Opened:
         # Palettes and CMYK are left to Pillow, which knows their colours.
         with contextlib.suppress(UnsuitedColour):
             return open_tiff(path)
-    elif suffix in TIFF_SUFFIXES and not _is_picture(path):
-        raise DataError(f"{path.name} is no TIFF file, whatever its name says: it starts with {start!r}.")
+    elif suffix in TIFF_SUFFIXES:
+        from PIL import Image
+
+        try:
+            Image.open(path).close()
+        except (OSError, SyntaxError) as error:
+            raise DataError(
+                f"{path.name} is no TIFF file, whatever its name says: it starts with {start!r}."
+            ) from error
     return Opened(levels_of(read_picture(path)), {})
-
-
-def _is_picture(path: Path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(path):
-            return True
-    except (OSError, SyntaxError):
-        return False
 
 
 @contextlib.contextmanager

@@ -113,7 +113,15 @@ def locate(path: str | PathLike[str], *, kind: str, sample: str | None) -> Outs:
     first = [start.parent] if _MATRIX.match(start.name) else []
     for folder in (*first, start, start / "outs"):
         if found := prefixes(folder, [kind]):
-            return Outs(folder, _one_prefix(folder, found, sample))
+            named = [p for p in found if sample is None or p.rstrip("_.-") == sample.rstrip("_.-")]
+            if len(named) == 1:
+                return Outs(folder, named[0])
+            if sample is not None and not named and found == [""]:
+                raise DataError(f"{str(folder)!r} holds one sample without a prefix; leave out `sample={sample!r}`.")
+            raise DataError(
+                f"{str(folder)!r} holds several samples, or none of the name asked for: {listed(found)}. Name one with "
+                f"`sample=` (now {sample!r})."
+            )
     below = [n for n, p in visible(start).items() if p.is_dir() and (prefixes(p) or prefixes(p / "outs"))]
     other = prefixes(start) or prefixes(start / "outs")
     hint = f"Name the folder of one sample: {listed(below)}." if below else "Give the `outs` folder of Space Ranger."
@@ -125,24 +133,23 @@ def locate(path: str | PathLike[str], *, kind: str, sample: str | None) -> Outs:
     )
 
 
-def _one_prefix(folder: Path, found: list[str], sample: str | None) -> str:
-    named = [p for p in found if sample is None or p.rstrip("_.-") == sample.rstrip("_.-")]
-    if len(named) == 1:
-        return named[0]
-    if sample is not None and not named and found == [""]:
-        raise DataError(f"{str(folder)!r} holds one sample without a prefix; leave out `sample={sample!r}`.")
-    raise DataError(
-        f"{str(folder)!r} holds several samples, or none of the name asked for: {listed(found)}. Name one with "
-        f"`sample=` (now {sample!r})."
-    )
-
-
 def read_counts(outs: Outs, kind: str) -> Counts:
     """Counts of genes by barcode; other features are left out, genes of one symbol are summed."""
     stem = f"{outs.prefix}{kind}_feature_bc_matrix"
     path = outs.folder / f"{stem}.h5"
     if path.is_file():
-        x, barcodes, features = _read_h5(path)
+        import scanpy as sc
+
+        try:
+            with warnings.catch_warnings():
+                # Symbols that occur twice are summed, barcodes refused.
+                warnings.filterwarnings("ignore", message="(Variable|Observation) names are not unique")
+                data = sc.read_10x_h5(path, gex_only=False)
+        except Exception as error:  # scanpy raises a bare Exception for absent datasets
+            raise DataError(
+                f"{path} could not be read as a 10x feature-barcode matrix (truncated?): {error}"
+            ) from error
+        x, barcodes, features = sp.csr_matrix(data.X), data.obs_names.to_numpy(), data.var.assign(symbol=data.var_names)
     else:
         path = outs.folder / stem
         x, barcodes, features = _read_mtx(path, "") if path.is_dir() else _read_mtx(outs.folder, outs.prefix)
@@ -158,19 +165,6 @@ def read_counts(outs: Outs, kind: str) -> Counts:
         raise DataError(f"{path.name}: barcode(s) {listed(np.unique(barcodes[twice]))} occur more than once.")
     x, var = _sum_symbols(x if genes.all() else x[:, genes], features[genes], path.name)
     return Counts(x, barcodes, var, path)
-
-
-def _read_h5(path: Path) -> tuple[sp.csr_matrix, np.ndarray, pd.DataFrame]:
-    import scanpy as sc
-
-    try:
-        with warnings.catch_warnings():
-            # Symbols that occur twice are summed, barcodes refused.
-            warnings.filterwarnings("ignore", message="(Variable|Observation) names are not unique")
-            data = sc.read_10x_h5(path, gex_only=False)
-    except Exception as error:  # scanpy raises a bare Exception for absent datasets
-        raise DataError(f"{path} could not be read as a 10x feature-barcode matrix (truncated?): {error}") from error
-    return sp.csr_matrix(data.X), data.obs_names.to_numpy(), data.var.assign(symbol=data.var_names)
 
 
 def _read_mtx(folder: Path, prefix: str) -> tuple[sp.csr_matrix, np.ndarray, pd.DataFrame]:

@@ -42,7 +42,8 @@ class Picture:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        return _size_of(self.image)
+        height, width = self.image.shape[:2]
+        return int(width), int(height)
 
     @property
     def provenance(self) -> dict[str, str | float]:
@@ -75,12 +76,13 @@ def choose_picture(
     opened = open_image(path) if path else image
     if isinstance(opened, np.ndarray) and (opened.ndim != 3 or opened.shape[2] != 3):
         raise DataError(f"`image` must be uint8 (height, width, 3), found {opened.dtype} {opened.shape}.")
-    _check_size(_size_of(opened), outs, factors, coordinate_scale)  # type: ignore[arg-type]
-    _check_content(opened, outs, section)  # type: ignore[arg-type]
+    picture = Picture(opened, coordinate_scale, "full resolution", "")  # type: ignore[arg-type]
     if isinstance(opened, SlideImage):
         source = opened.mpp_source or "the image"
-        return Picture(opened, coordinate_scale, "full resolution", opened.path or path, opened.mpp, source)
-    return Picture(opened, coordinate_scale, "full resolution", "")  # type: ignore[arg-type]
+        picture = Picture(opened, coordinate_scale, picture.kind, opened.path or path, opened.mpp, source)
+    _check_size(picture.size, outs, factors, coordinate_scale)
+    _check_content(picture.image, outs, section)
+    return picture
 
 
 #: side of the pictures that are compared, and pixels of a level that may be read for it
@@ -91,17 +93,18 @@ _FLAT = 2.0
 _SURE, _CLEARLY, _UNLIKE = 0.5, 0.2, 0.3
 
 
-def _size_of(image: np.ndarray | SlideImage) -> tuple[int, int]:
-    height, width = image.shape[:2]
-    return int(width), int(height)
-
-
 def _small_picture(outs: Outs, factors: Mapping[str, float], section: str) -> Picture:
     for kind in SMALL:
         path, factor = outs.find(f"tissue_{kind}_image.png"), factors.get(f"tissue_{kind}_scalef")
         if path is None or factor is None:
             continue
-        _refuse_cytassist(outs, picture_size(path), factor)
+        width, height = picture_size(path)
+        cytassist = outs.find("cytassist_image.tiff") or outs.find("cytassist_image.tif")
+        if cytassist and _about(picture_size(cytassist), (width / factor, height / factor), 2 / factor):
+            raise DataError(
+                f"Space Ranger ran on CytAssist's picture alone ({cytassist.name}), so its small pictures are no H&E "
+                "either. Run it with the microscope's picture (`--image`) and pass that as `image=`."
+            )
         return Picture(read_picture(path), factor, kind, str(path))
     slides = [n for n in visible(outs.folder) if n.lower().endswith(_SLIDES)]
     raise DataError(
@@ -119,15 +122,6 @@ def warn_if_small(picture: Picture, mpp: float, section: str) -> None:
             f"{section}: no full-resolution image was given, so Space Ranger's {picture.kind} picture is used, with "
             f"{mpp:.3g} µm per pixel. Encoders of H&E see little in it; pass `image=`, the picture given to Space "
             "Ranger."
-        )
-
-
-def _refuse_cytassist(outs: Outs, size: tuple[int, int], factor: float) -> None:
-    path = next((p for n in ("cytassist_image.tiff", "cytassist_image.tif") if (p := outs.find(n))), None)
-    if path is not None and _about(picture_size(path), (size[0] / factor, size[1] / factor), 2 / factor):
-        raise DataError(
-            f"Space Ranger ran on CytAssist's picture alone ({path.name}), so its small pictures are no H&E either. "
-            "Run it with the microscope's picture (`--image`) and pass that as `image=`."
         )
 
 

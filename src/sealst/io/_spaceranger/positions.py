@@ -66,13 +66,8 @@ def read_run(outs: Outs, *, kind: str, in_tissue: bool, section: str) -> Run:
     counts = read_counts(outs, kind)
     places, path = read_positions(outs)
     matched = match_barcodes(counts, places, kind=kind, in_tissue=in_tissue, section=section)
-    run = Run(
-        counts,
-        places,
-        matched,
-        read_factors(outs),
-        {"counts": counts.path.name, "positions": path.name} | matched.dropped,
-    )
+    provenance = {"counts": counts.path.name, "positions": path.name} | matched.dropped
+    run = Run(counts, places, matched, read_factors(outs), provenance)
     check_counts(run.x, where=str(counts.path), kept="take the matrix as Space Ranger wrote it.")
     return run
 
@@ -96,7 +91,23 @@ def read_positions(outs: Outs) -> tuple[pd.DataFrame, Path]:
         raise DataError(f"{path} could not be read as a table of positions: {error}") from error
     if raw.index.name in ("barcode", "barcodes") and "barcode" not in raw:
         raw = raw.reset_index()
-    table = _standard_columns(raw, path)
+    # Space Ranger's names; other names are taken where only one column can be meant.
+    plain = [re.sub(r"[\s.\-]+", "_", str(c).strip().lower()) for c in raw.columns]
+    chosen, renamed = {}, {}
+    for column in COLUMNS:
+        found = [i for i, name in enumerate(plain) if name == column]
+        found = found or [i for i, name in enumerate(plain) if name in _ALIASES[column]]
+        if len(found) != 1:
+            raise DataError(
+                f"{path.name}: {'no column' if not found else 'more than one column'} for {column!r} among "
+                f"{listed(raw.columns, 12)}. Expected {', '.join(COLUMNS)}; rename the columns."
+            )
+        chosen[column] = raw.iloc[:, found[0]]
+        if plain[found[0]] != column:
+            renamed[str(raw.columns[found[0]])] = column
+    if renamed:
+        logger.info(f"{path.name}: took column(s) {', '.join(f'{a!r} as {b!r}' for a, b in renamed.items())}")
+    table = pd.DataFrame(chosen)
     numbers = table[list(COLUMNS[1:])].apply(pd.to_numeric, errors="coerce")
     for column in COLUMNS[1:4]:
         if bad := int((numbers[column].isna() | (numbers[column] % 1 != 0)).sum()):
@@ -132,26 +143,6 @@ def _read_csv(path: Path) -> pd.DataFrame:
         encoding="utf-8-sig",
         dtype=object if header else {"barcode": str},
     )
-
-
-def _standard_columns(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The six columns under Space Ranger's names; other names are taken where only one column can be meant."""
-    plain = [re.sub(r"[\s.\-]+", "_", str(c).strip().lower()) for c in raw.columns]
-    chosen, renamed = {}, {}
-    for column in COLUMNS:
-        found = [i for i, name in enumerate(plain) if name == column]
-        found = found or [i for i, name in enumerate(plain) if name in _ALIASES[column]]
-        if len(found) != 1:
-            raise DataError(
-                f"{path.name}: {'no column' if not found else 'more than one column'} for {column!r} among "
-                f"{listed(raw.columns, 12)}. Expected {', '.join(COLUMNS)}; rename the columns."
-            )
-        chosen[column] = raw.iloc[:, found[0]]
-        if plain[found[0]] != column:
-            renamed[str(raw.columns[found[0]])] = column
-    if renamed:
-        logger.info(f"{path.name}: took column(s) {', '.join(f'{a!r} as {b!r}' for a, b in renamed.items())}")
-    return pd.DataFrame(chosen)
 
 
 def match_barcodes(counts: Counts, places: pd.DataFrame, *, kind: str, in_tissue: bool, section: str) -> Matched:
@@ -194,7 +185,16 @@ def match_barcodes(counts: Counts, places: pd.DataFrame, *, kind: str, in_tissue
             f"{section}: {bad} of {len(chosen)} barcodes have no finite pixel coordinates, e.g. "
             f"{listed(chosen.index[~np.isfinite(xy).all(1)], 3)}. Correct the positions, or drop these barcodes."
         )
-    _report(section, len(rows), dropped)
+    lost = dropped["counts_without_position"]
+    logger.info(
+        f"{section}: {len(rows)} barcodes with counts and position; dropped {lost} without a position and "
+        f"{dropped['outside_tissue']} outside the tissue; {dropped['positions_without_counts']} positions have no "
+        "counts"
+    )
+    if lost:
+        warn(
+            f"{section}: {lost} barcode(s) with counts have no position and were dropped; the positions are incomplete."
+        )
     return Matched(rows, chosen, dropped)
 
 
@@ -209,16 +209,3 @@ def _mismatch(barcodes: np.ndarray, positions: pd.Index) -> str:
     if ours.str.replace(r"^.*_", "", regex=True).isin(theirs).mean() > _MIN_FOUND:
         return "Those of the counts have a prefix: remove it."
     return "Take counts and positions from one run of Space Ranger."
-
-
-def _report(section: str, joined: int, dropped: dict[str, int]) -> None:
-    lost = dropped["counts_without_position"]
-    logger.info(
-        f"{section}: {joined} barcodes with counts and position; dropped {lost} without a position and "
-        f"{dropped['outside_tissue']} outside the tissue; {dropped['positions_without_counts']} positions have no "
-        "counts"
-    )
-    if lost:
-        warn(
-            f"{section}: {lost} barcode(s) with counts have no position and were dropped; the positions are incomplete."
-        )
