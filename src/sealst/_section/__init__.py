@@ -8,7 +8,6 @@ full-resolution image, x to the right, y down; pixel 0 covers [0, 1)). The syste
 from sealst._section.crops import (
     PairedTable,
     RegionCrops,
-    check_crops_fit,
     crop_definition,
     crop_size,
     has_crops,
@@ -46,7 +45,6 @@ from sealst._section.tables import (
     record,
     record_slot,
     recorded,
-    target_sum,
     with_table,
 )
 
@@ -58,7 +56,6 @@ __all__ = [
     "RegionCrops",
     "affine",
     "between",
-    "check_crops_fit",
     "check_pixels",
     "crop_definition",
     "crop_size",
@@ -90,7 +87,6 @@ __all__ = [
     "spot_centres",
     "spot_table",
     "stated_scales",
-    "target_sum",
     "unchanged_regions",
     "walk",
     "with_table",

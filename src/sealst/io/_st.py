@@ -141,7 +141,20 @@ def read_st(
     )
     source = {"mpp": float(scale), "mpp_source": "pitch" if mpp is None else "argument", "pitch_um": float(pitch_um)}
     record(sdata.tables[Keys.TABLE], "read_st", source | {"coordinate_scale": float(coordinate_scale)} | dropped)
-    _report_join(section, len(ids), dropped)
+    joined = len(ids)
+    orphans, unused = dropped["counts_without_spot"], dropped["spots_without_counts"]
+    logger.info(
+        f"{section}: {joined} spots with counts and coordinates; dropped {unused} spot(s) without counts and {orphans} "
+        "row(s) of counts without a spot"
+    )
+    if orphans > joined:
+        text = f"{section}: only {joined} of {joined + orphans} rows of counts have a spot"
+        if unused > joined:
+            raise DataError(
+                f"{text}, and {unused} of {joined + unused} spots have no counts: counts and spots file are of "
+                "different sections."
+            )
+        warn(f"{text}; the rest was dropped. Check that the counts and the spots file belong to the same section.")
     return sdata
 
 
@@ -248,22 +261,6 @@ def _read_counts(path: Path, spots: pd.Index) -> pd.DataFrame:
         raise DataError(f"{path.name}: spot(s) {listed(table.index[twice].unique())} occur more than once.")
     check_gene_names(list(table.columns), where=path.name)
     return table
-
-
-def _report_join(section: str, joined: int, dropped: dict[str, int]) -> None:
-    orphans, unused = dropped["counts_without_spot"], dropped["spots_without_counts"]
-    logger.info(
-        f"{section}: {joined} spots with counts and coordinates; dropped {unused} spot(s) without counts and {orphans} "
-        "row(s) of counts without a spot"
-    )
-    if orphans > joined:
-        text = f"{section}: only {joined} of {joined + orphans} rows of counts have a spot"
-        if unused > joined:
-            raise DataError(
-                f"{text}, and {unused} of {joined + unused} spots have no counts: counts and spots file are of "
-                "different sections."
-            )
-        warn(f"{text}; the rest was dropped. Check that the counts and the spots file belong to the same section.")
 
 
 def _resolve_mpp(places: pd.DataFrame, mpp: float | None, pitch_um: float) -> float:

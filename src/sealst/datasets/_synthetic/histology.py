@@ -69,18 +69,12 @@ def smooth_field(rng: np.random.Generator, n: int, scale: float) -> np.ndarray:
     return (field - field.mean()) / field.std()
 
 
-def hex_points(size: float, spacing: float) -> np.ndarray:
-    """Points (x, y) of a triangular lattice that covers a square."""
-    rows = np.arange(int(size / (spacing * np.sqrt(0.75))) + 1)
-    cols = np.arange(int(size / spacing) + 1)
-    row, col = np.meshgrid(rows, cols, indexing="ij")
-    return np.column_stack([((col + 0.5 * (row % 2)) * spacing).ravel(), (row * spacing * np.sqrt(0.75)).ravel()])
-
-
 def _scatter(rng: np.random.Generator, chance: np.ndarray, step: float, *, spacing: float) -> np.ndarray:
     # A jittered lattice keeps cells apart as real cells do; `chance` is the probability to keep a point.
     size = len(chance) * step
-    xy = hex_points(size, spacing)
+    height = spacing * np.sqrt(0.75)
+    row, col = np.mgrid[: int(size / height) + 1, : int(size / spacing) + 1]
+    xy = np.column_stack([((col + 0.5 * (row % 2)) * spacing).ravel(), (row * height).ravel()])
     xy = xy + rng.uniform(-0.5, 0.5, 2) * spacing + rng.normal(0, 0.17 * spacing, xy.shape)
     xy = xy[((xy > 0) & (xy < size)).all(1)]
     col, row = (xy / step).astype(int).T
@@ -97,7 +91,13 @@ def make_tissue(rng: np.random.Generator, size_um: float) -> Tissue:
     solid = _outline(rng, n, step)
     labels = np.where(solid > 0, STROMA, BACKGROUND).astype(np.uint8)
     grade = np.clip(0.5 + 0.45 * smooth_field(rng, n, min(260, size_um / 4) / step), 0, 1)
-    flow = _fibre_coordinates(rng, n, step)
+    # A rotated frame, bent by smooth displacements: lines of constant `across` are the fibres.
+    y, x = (np.mgrid[:n, :n] * step).astype(np.float32)
+    angle = rng.uniform(0, np.pi)
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    across = across + 75 * smooth_field(rng, n, 320 / step) + 9 * smooth_field(rng, n, 70 / step)
+    along = along + 60 * smooth_field(rng, n, 320 / step)
+    flow = np.stack([along, across]).astype(np.float32)
     blank = Nuclei(np.empty((0, 2)), np.empty(0, np.uint8), np.empty(0))
     tissue = Tissue(step, labels, solid, grade, flow, blank)
     benign = _zones(rng, tissue)
@@ -119,16 +119,6 @@ def _outline(rng: np.random.Generator, n: int, step: float) -> np.ndarray:
     inside &= ~tears
     distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
     return (ndimage.gaussian_filter(distance, 1.0) * step).astype(np.float32)
-
-
-def _fibre_coordinates(rng: np.random.Generator, n: int, step: float) -> np.ndarray:
-    # A rotated frame, bent by smooth displacements: lines of constant `across` are the fibres.
-    y, x = (np.mgrid[:n, :n] * step).astype(np.float32)
-    angle = rng.uniform(0, np.pi)
-    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    across = across + 75 * smooth_field(rng, n, 320 / step) + 9 * smooth_field(rng, n, 70 / step)
-    along = along + 60 * smooth_field(rng, n, 320 / step)
-    return np.stack([along, across]).astype(np.float32)
 
 
 def _top(field: np.ndarray, within: np.ndarray, share: float) -> np.ndarray:

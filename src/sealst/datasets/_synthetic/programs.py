@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import ndtr
 
 
 def _symbols(text: str) -> tuple[str, ...]:
@@ -93,16 +92,6 @@ def visible_activity(composition: Mapping[str, np.ndarray], cells: Mapping[str, 
         "endothelium": np.tanh(5 * composition["vessel"]),
     }
     return np.column_stack([activity[name] for name in VISIBLE])
-
-
-def hidden_activity(field: np.ndarray) -> np.ndarray:
-    """Activity of a hidden program from a Gaussian field of mean 0 and variance 1; uniform between 0 and 1."""
-    return np.asarray(ndtr(field))
-
-
-def batch_shift(rng: np.random.Generator, n_genes: int, amount: float) -> np.ndarray:
-    """Log factor of every gene in one patient, (G,); `amount` is its standard deviation."""
-    return amount * rng.standard_normal(n_genes)
 
 
 def draw_counts(

@@ -88,14 +88,11 @@ class TableReader(BagReader):
     """Rows of a table in memory."""
 
     table: AnnData = field(kw_only=True, repr=False)
-    rows: np.ndarray | None = field(default=None, kw_only=True, repr=False)
-
-    def _rows(self) -> np.ndarray:
-        return np.arange(self.table.n_obs) if self.rows is None else self.rows
+    rows: np.ndarray | slice = field(default_factory=lambda: slice(None), kw_only=True, repr=False)
 
     def read(self, key: str) -> tuple[Any, np.ndarray | None, Any]:
         check_key(list(self.table.obsm), key, where=f"`.obsm` of slide {self.name!r}", hint="Run `sl.tl.embed`.")
-        rows, place = self._rows(), self.table.obsm.get(Keys.SPATIAL)
+        rows, place = self.rows, self.table.obsm.get(Keys.SPATIAL)
         xy = None if place is None else np.asarray(place, dtype=np.float64)[rows]
         return np.asarray(self.table.obsm[key])[rows], xy, self.table.obs_names.to_numpy()[rows]
 
@@ -108,7 +105,7 @@ class TableReader(BagReader):
     def patient(self) -> str | None:
         if Keys.PATIENT not in self.table.obs:
             return None
-        return _one_patient(self.name, self.table.obs[Keys.PATIENT].iloc[self._rows()].unique())
+        return _one_patient(self.name, self.table.obs[Keys.PATIENT].iloc[self.rows].unique())
 
 
 @dataclass(eq=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +115,9 @@ def write_trident(
             "name": bag.name,
             "savetodir": str(patches),
         }
-        with _new_file(patches / f"{bag.name}_patches.h5") as file:
+        with complete_file(patches / f"{bag.name}_patches.h5") as partial, h5py.File(partial, "w") as file:
             _write(file, "coords", coords, attributes)
-        with _new_file(features / f"{bag.name}.h5") as file:
+        with complete_file(features / f"{bag.name}.h5") as partial, h5py.File(partial, "w") as file:
             made = {} if model is None else {"sealst_model": model}
             _write(file, "features", bag.features, {"name": bag.name, "savetodir": str(features)} | made)
             _write(file, "coords", coords, attributes)
@@ -133,10 +131,3 @@ def write_trident(
 def _write(file: h5py.File, name: str, data: np.ndarray, attributes: dict[str, Any]) -> None:
     stored = file.create_dataset(name, data=data, chunks=True)
     stored.attrs.update(attributes)
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file that stands at `path` once it is complete."""
-    with complete_file(path) as partial, h5py.File(partial, "w") as file:
-        yield file

@@ -183,6 +183,7 @@ def read_hest(
         counts,
         xy,
         genes=list(var.index),
+        var=var,
         mpp=scale,
         spot_um=array.spot,
         section=section_name(sample.id) if section is None else section,
@@ -194,10 +195,8 @@ def read_hest(
         obs=obs,
         spot_shape=array.shape,
     )
-    out = sdata.tables[Keys.TABLE]
-    for column in var:
-        out.var[column] = var[column].to_numpy()
-    record(out, "read_hest", {"sample_id": sample.id} | entry | tally | {k: facts[k] for k in _KEPT if k in facts})
+    entry |= {"sample_id": sample.id} | tally | {k: facts[k] for k in _KEPT if k in facts}
+    record(sdata.tables[Keys.TABLE], "read_hest", entry)
     logger.info(f"{sample.id}: {len(ids)} spots, {len(var)} genes, {scale:.4g} µm per pixel; {tally}")
     return sdata
 

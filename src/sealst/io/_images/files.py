@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
 
 import numpy as np
 
@@ -102,45 +102,33 @@ def _open(path: Path) -> Opened:
 
 
 @contextlib.contextmanager
-def any_size() -> Iterator[None]:
-    """Let Pillow open pictures of any size."""
-    # Pillow refuses images above 180 megapixels, which sections often exceed; the limit is its only switch, and global.
+def _pillow(path: Path) -> Iterator[Any]:
+    """File that Pillow reads, of any size and also gzipped."""
     from PIL import Image
 
+    # Pillow refuses images above 180 megapixels, which sections often exceed; the limit is its only switch, and global.
     with _pillow_limit:
         before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
         try:
-            yield
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream, Image.open(stream) as picture:
+                yield picture
+        except _UNREADABLE as error:
+            raise DataError(f"{path.name} could not be read as an image: {error}") from error
         finally:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _stream(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else open(path, "rb")
-
-
 def picture_size(path: Path) -> tuple[int, int]:
     """Width and height of a file that Pillow reads, also gzipped; its pixels are not read."""
-    from PIL import Image
-
-    try:
-        with any_size(), _stream(path) as stream, Image.open(stream) as picture:
-            return picture.size
-    except _UNREADABLE as error:
-        raise DataError(f"{path.name} could not be read as an image: {error}") from error
+    with _pillow(path) as picture:
+        width, height = picture.size
+        return width, height
 
 
 def read_picture(path: Path) -> np.ndarray:
     """Pixels (y, x, 3) of a file that Pillow reads, also gzipped, in memory; of several pages the first."""
-    from PIL import Image
-
-    try:
-        with any_size(), _stream(path) as stream, Image.open(stream) as picture:
-            if picture.mode not in {"RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr"}:
-                raise DataError(
-                    f"{path.name} is not a colour image (Pillow mode {picture.mode!r}); an RGB H&E is needed."
-                )
-            return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-    except _UNREADABLE as error:
-        raise DataError(f"{path.name} could not be read as an image: {error}") from error
+    with _pillow(path) as picture:
+        if picture.mode not in {"RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr"}:
+            raise DataError(f"{path.name} is not a colour image (Pillow mode {picture.mode!r}); an RGB H&E is needed.")
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))

@@ -34,40 +34,30 @@ _MAX_OFF_TISSUE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Matched:
-    """Rows of counts and positions that belong together, by barcode."""
-
-    #: rows of the counts
-    rows: np.ndarray
-    #: positions in the order of `rows`, indexed by barcode
-    places: pd.DataFrame
-    dropped: dict[str, int]
-
-
-@dataclass(frozen=True, eq=False)
 class Run:
     """Counts, positions and scale factors of one folder."""
 
     counts: Counts
     places: pd.DataFrame
-    matched: Matched
+    #: rows of the counts that have a position, and these positions, indexed by barcode
+    rows: np.ndarray
+    joined: pd.DataFrame
     factors: dict[str, float]
     provenance: dict[str, str | int]
 
     @property
     def x(self) -> sp.csr_matrix:
         """Counts of the joined rows."""
-        rows = self.matched.rows
-        return self.counts.x if len(rows) == self.counts.x.shape[0] else self.counts.x[rows]
+        return self.counts.x if len(self.rows) == self.counts.x.shape[0] else self.counts.x[self.rows]
 
 
 def read_run(outs: Outs, *, kind: str, in_tissue: bool, section: str) -> Run:
     """Read the tables of a folder and join them by barcode."""
     counts = read_counts(outs, kind)
     places, path = read_positions(outs)
-    matched = match_barcodes(counts, places, kind=kind, in_tissue=in_tissue, section=section)
-    provenance = {"counts": counts.path.name, "positions": path.name} | matched.dropped
-    run = Run(counts, places, matched, read_factors(outs), provenance)
+    rows, joined, dropped = match_barcodes(counts, places, kind=kind, in_tissue=in_tissue, section=section)
+    provenance = {"counts": counts.path.name, "positions": path.name} | dropped
+    run = Run(counts, places, rows, joined, read_factors(outs), provenance)
     check_counts(run.x, where=str(counts.path), kept="take the matrix as Space Ranger wrote it.")
     return run
 
@@ -145,8 +135,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
     )
 
 
-def match_barcodes(counts: Counts, places: pd.DataFrame, *, kind: str, in_tissue: bool, section: str) -> Matched:
-    """Rows of the counts with a position (and in tissue), in the order of the counts; refuses what does not belong."""
+def match_barcodes(
+    counts: Counts, places: pd.DataFrame, *, kind: str, in_tissue: bool, section: str
+) -> tuple[np.ndarray, pd.DataFrame, dict[str, int]]:
+    """Rows of the counts with a position (and in tissue), these positions, and how many rows of either are left out."""
     at = places.index.get_indexer(pd.Index(counts.barcodes))
     found = at >= 0
     if not found.any() or (kind == "filtered" and found.mean() < _MIN_FOUND):
@@ -195,7 +187,7 @@ def match_barcodes(counts: Counts, places: pd.DataFrame, *, kind: str, in_tissue
         warn(
             f"{section}: {lost} barcode(s) with counts have no position and were dropped; the positions are incomplete."
         )
-    return Matched(rows, chosen, dropped)
+    return rows, chosen, dropped
 
 
 def _mismatch(barcodes: np.ndarray, positions: pd.Index) -> str:

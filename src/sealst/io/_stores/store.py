@@ -67,36 +67,33 @@ def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = (), g
             "`sdata.write('new.zarr')`."
         )
     with _lock(path):
-        _write_back(sdata, path, replaced, gone)
-
-
-def _write_back(sdata: SpatialData, path: Path, replaced: Collection[str], gone: Collection[str]) -> None:
-    stage = _stage(path)
-    if is_unfinished(path):
-        _swap(stage, path)
-    shutil.rmtree(stage, ignore_errors=True)
-    rasters = {
-        kind: {
-            name: element
-            for name, element in getattr(sdata, kind).items()
-            if f"{kind}/{name}" in replaced or not ((path / kind / name).exists() or is_linked(sdata, name))
-        }
-        for kind in ("images", "labels")
-    }
-    part = SpatialData(**rasters, shapes=dict(sdata.shapes), tables=dict(sdata.tables))
-    try:
-        stage.mkdir()
-        with quiet_writing():
-            # Regions that are labels or points stay where they are.
-            warnings.filterwarnings("ignore", message=".*annotates.*")
-            warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-            part.write(stage / "new", update_sdata_path=False, consolidate_metadata=False)
-        (stage / "gone").write_text("\n".join(gone), encoding="utf-8")
-        (stage / _COMPLETE).touch()
-    except BaseException:
+        stage = _stage(path)
+        if is_unfinished(path):
+            _swap(stage, path)
         shutil.rmtree(stage, ignore_errors=True)
-        raise
-    _swap(stage, path)
+        rasters = {
+            kind: {
+                name: element
+                for name, element in getattr(sdata, kind).items()
+                if f"{kind}/{name}" in replaced
+                or not ((path / kind / name).exists() or _LINK in _picture_facts(sdata, name))
+            }
+            for kind in ("images", "labels")
+        }
+        part = SpatialData(**rasters, shapes=dict(sdata.shapes), tables=dict(sdata.tables))
+        try:
+            stage.mkdir()
+            with quiet_writing():
+                # Regions that are labels or points stay where they are.
+                warnings.filterwarnings("ignore", message=".*annotates.*")
+                warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
+                part.write(stage / "new", update_sdata_path=False, consolidate_metadata=False)
+            (stage / "gone").write_text("\n".join(gone), encoding="utf-8")
+            (stage / _COMPLETE).touch()
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+        _swap(stage, path)
 
 
 def refresh(sdata: SpatialData, path: Path, names: Collection[str]) -> None:
@@ -179,25 +176,10 @@ def attach(sdata: SpatialData) -> SpatialData:
     return sdata
 
 
-def is_linked(sdata: SpatialData, name: str) -> bool:
-    """Whether the store of a section leaves a picture in its file."""
+def _picture_facts(sdata: SpatialData, name: str) -> dict[str, Any]:
+    """What the section says of a picture: its file, and how it is placed where the store leaves it there."""
     facts = sdata.attrs.get(name)
-    return isinstance(facts, dict) and _LINK in facts
-
-
-def has_file(sdata: SpatialData, name: str) -> bool:
-    """Whether a picture was read from a slide's file."""
-    facts = sdata.attrs.get(name)
-    return isinstance(facts, dict) and bool(facts.get("path"))
-
-
-def link(sdata: SpatialData, name: str) -> dict[str, Any]:
-    """Facts of a picture with what is needed to open it again."""
-    element = sdata.images[name]
-    systems = get_transformation(element, get_all=True)
-    placed = {system: _section.affine(element, system).tolist() for system in systems}
-    shape = [int(n) for n in _section.image_levels(element)[0].shape[1:]]
-    return dict(sdata.attrs[name]) | {_LINK: {"shape": shape, "coordinate_systems": placed}}
+    return facts if isinstance(facts, dict) else {}
 
 
 def write_wsi(sdata: SpatialData, path: str | PathLike[str], *, pixels: bool = False, overwrite: bool = False) -> None:
@@ -237,8 +219,21 @@ def write_wsi(sdata: SpatialData, path: str | PathLike[str], *, pixels: bool = F
     if not isinstance(sdata, SpatialData):
         raise TypeError(f"Expected a SpatialData, found {type(sdata).__name__}.")
     target = Path(path).expanduser().absolute()
-    _check_target(sdata, target, overwrite)
-    linked = {} if pixels else {name: link(sdata, name) for name in sdata.images if has_file(sdata, name)}
+    if target.exists():
+        if not overwrite:
+            raise DataError(f"{str(target)!r} exists; replace it with `overwrite=True`.")
+        if not (target / "zarr.json").is_file():
+            raise DataError(f"{str(target)!r} is no SpatialData store; it is not replaced.")
+        if sdata.path is not None and Path(sdata.path).absolute() == target:
+            raise DataError(f"{str(target)!r} is the store that `sdata` reads from; write to another path.")
+    linked: dict[str, Any] = {}
+    for name, element in {} if pixels else sdata.images.items():
+        if (facts := _picture_facts(sdata, name)).get("path"):
+            # What is needed to open it again.
+            systems = get_transformation(element, get_all=True)
+            placed = {system: _section.affine(element, system).tolist() for system in systems}
+            shape = [int(n) for n in _section.image_levels(element)[0].shape[1:]]
+            linked[name] = facts | {_LINK: {"shape": shape, "coordinate_systems": placed}}
     if not pixels and sdata.images and not linked:
         raise DataError(
             f"No picture of this SpatialData ({listed(sdata.images)}) was read from a slide's file by "
@@ -261,14 +256,3 @@ def write_wsi(sdata: SpatialData, path: str | PathLike[str], *, pixels: bool = F
     write_whole(part, target)
     files = listed(Path(facts["path"]).name for facts in linked.values())
     logger.info("Wrote %s%s", target, "" if pixels else f"; pictures stay in {files}")
-
-
-def _check_target(sdata: SpatialData, target: Path, overwrite: bool) -> None:
-    if not target.exists():
-        return
-    if not overwrite:
-        raise DataError(f"{str(target)!r} exists; replace it with `overwrite=True`.")
-    if not (target / "zarr.json").is_file():
-        raise DataError(f"{str(target)!r} is no SpatialData store; it is not replaced.")
-    if sdata.path is not None and Path(sdata.path).absolute() == target:
-        raise DataError(f"{str(target)!r} is the store that `sdata` reads from; write to another path.")
