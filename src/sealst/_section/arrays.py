@@ -18,8 +18,7 @@ from spatialdata.transformations import Identity, Scale
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._section.images import multiscale
-from sealst._section.pyramid import extended, levels_of, squidpy_library
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage, extended, levels_of, squidpy_library
 from sealst._validate import check_choice, check_gene_names, check_positive, check_section, listed
 
 
@@ -206,13 +205,8 @@ def _var_frame(genes: list[str], extra: pd.DataFrame | None) -> pd.DataFrame:
     if extra is None:
         return pd.DataFrame(index=pd.Index(genes))
     named = extra.set_axis(extra.index.map(str), axis=0)
-    if not named.index.is_unique or len(absent := pd.Index(genes).difference(named.index)):
-        raise DataError(
-            f"`var` must have one row for every gene, indexed by name; found {len(named)} rows"
-            + (
-                f" with names twice: {listed(named.index[named.index.duplicated()].unique())}."
-                if not named.index.is_unique
-                else f", without {listed(absent)}."
-            )
-        )
+    twice, absent = named.index[named.index.duplicated()].unique(), pd.Index(genes).difference(named.index)
+    if len(twice) or len(absent):
+        found = f" with names twice: {listed(twice)}." if len(twice) else f", without {listed(absent)}."
+        raise DataError(f"`var` must have one row for every gene, indexed by name; found {len(named)} rows{found}")
     return named.loc[genes].rename_axis(None)

@@ -131,10 +131,7 @@ def region_crops(sdata: SpatialData, table: AnnData, region: Region, crop_um: fl
     """Crops of a region, of one of its sizes (the first unless named), in pixels of the image as it is now."""
     definition = crop_definition(table, region, crop_um)
     check_key(
-        sdata.shapes,
-        definition["shapes_key"],
-        where="`sdata.shapes`",
-        hint="Run `sl.pp.pair_crops(sdata)` again.",
+        sdata.shapes, definition["shapes_key"], where="`sdata.shapes`", hint="Run `sl.pp.pair_crops(sdata)` again."
     )
     shapes = sdata.shapes[definition["shapes_key"]]
     image = he_image(sdata, definition["image_key"])

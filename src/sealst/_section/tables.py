@@ -96,12 +96,7 @@ def expression(
 def patients(table: AnnData, rows: np.ndarray | None = None) -> np.ndarray:
     """Patient of each of a table's rows, as `patient_text` names it; without the column, the section stands for it."""
     column = Keys.PATIENT if Keys.PATIENT in table.obs else Keys.SECTION
-    check_key(
-        table.obs.columns,
-        column,
-        where="`table.obs`",
-        hint="Splits are by patient: add `table.obs['patient']`.",
-    )
+    check_key(table.obs.columns, column, where="`table.obs`", hint="Splits are by patient: add `table.obs['patient']`.")
     values = table.obs[column] if rows is None else table.obs[column].iloc[rows]
     codes, found = pd.factorize(values, use_na_sentinel=False)
     names = [patient_text(value) for value in found]

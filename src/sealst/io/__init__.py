@@ -2,7 +2,7 @@
 
 from sealst._data.bags.bags import Bag, Bags
 from sealst._section.arrays import from_arrays
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage
 from sealst.io._bags.readers import read_bags
 from sealst.io._bags.slide import read_slide
 from sealst.io._bags.trident import write_trident

@@ -26,7 +26,6 @@ from sealst._validate import check_key, check_positive, check_section, listed
 
 #: a level up to this many pixels along its longer side may be read as a whole
 _SMALL_PX = 4096
-_CROP_COLUMNS = (Keys.CROP_OK, Keys.CROP_REASON)
 
 
 @documented
@@ -138,7 +137,10 @@ def from_spatialdata(
     table = _copy_rows(source, one, facts)
     table.obsm[Keys.SPATIAL] = centres
     geometry.index = pd.Index(table.obs["spot_id"].to_numpy(dtype=object))
-    levels = [_rgb(level) for level in _section.image_levels(element)]
+    # Red, green and blue over the same memory or file.
+    pixels = [level.transpose("c", "y", "x").data[:3] for level in _section.image_levels(element)]
+    chunks = (3, CHUNK_PX, CHUNK_PX)
+    levels = [p if isinstance(p, da.Array) else da.from_array(p, chunks=chunks, name=False) for p in pixels]
     if any(max(level.shape[1:]) <= _SMALL_PX for level in levels):
         circles = "radius" in geometry
         diameter = 2 * geometry["radius"].median() if circles else np.sqrt(geometry.geometry.area.median())
@@ -162,7 +164,7 @@ def _copy_rows(source: AnnData, region: Region, facts: dict[str, Any]) -> AnnDat
     if len(set(ids)) < len(ids):
         raise DataError(f"Spots of region {region.name!r} share names and ids; run `table.obs_names_make_unique()`.")
     table.X = sp.csr_matrix(table.X, dtype=np.float32)
-    table.obs = table.obs.drop(columns=[c for c in _CROP_COLUMNS if c in table.obs])
+    table.obs = table.obs.drop(columns=[Keys.CROP_OK, Keys.CROP_REASON], errors="ignore")
     # What names the old elements would be wrong from here on.
     for key in (TableModel.ATTRS_KEY, "spatial", Keys.UNS):
         table.uns.pop(key, None)
@@ -172,9 +174,3 @@ def _copy_rows(source: AnnData, region: Region, facts: dict[str, Any]) -> AnnDat
         table.obs[key] = pd.Categorical([value] * len(ids) if isinstance(value, str) else value)
     table.obs_names = pd.Index([f"{section}_{i}" for i in ids])
     return table
-
-
-def _rgb(level: Any) -> da.Array:
-    """Red, green and blue of one level as a dask array over the same memory or file."""
-    data = level.transpose("c", "y", "x").data[:3]
-    return data if isinstance(data, da.Array) else da.from_array(data, chunks=(3, CHUNK_PX, CHUNK_PX), name=False)

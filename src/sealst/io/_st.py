@@ -123,7 +123,18 @@ def read_st(
     table, places = table.loc[ids], places.loc[ids]
     check_counts(table.to_numpy(), where="`counts`", kept="pass the file that holds them.")
     picture = image if isinstance(image, np.ndarray) else read_picture(_existing(image, "image"))
-    _check_inside(places, picture.shape, coordinate_scale)
+    if picture.ndim == 3:  # `from_arrays` says what an image must be
+        x, y = places["pixel_x"], places["pixel_y"]
+        height, width = picture.shape[:2]
+        outside = (x < 0) | (y < 0) | (x > width) | (y > height)
+        if outside.any():
+            raise ScaleError(
+                f"{outside.sum()} of {len(places)} spots lie outside the image: they span x {x.min():.0f} to "
+                f"{x.max():.0f} and y {y.min():.0f} to {y.max():.0f}, the image is {width} x {height} pixels (width x "
+                "height). The spots file counts pixels of the original image: for a picture that was made smaller pass "
+                "`coordinate_scale=`, the picture's width divided by the original's (now "
+                f"{coordinate_scale:.4g})."
+            )
     sdata = from_arrays(
         picture,
         table.to_numpy(),
@@ -304,21 +315,6 @@ def _pitch_px(array: np.ndarray, pixel: np.ndarray, axis: str) -> float | None:
             f"(median) off a line of {abs(slope):.4g} pixels per unit. Are x and y swapped, or the image turned?"
         )
     return abs(float(slope))
-
-
-def _check_inside(places: pd.DataFrame, shape: tuple[int, ...], coordinate_scale: float) -> None:
-    if len(shape) != 3:
-        return  # `from_arrays` says what an image must be
-    x, y = places["pixel_x"], places["pixel_y"]
-    height, width = shape[:2]
-    outside = (x < 0) | (y < 0) | (x > width) | (y > height)
-    if outside.any():
-        raise ScaleError(
-            f"{outside.sum()} of {len(places)} spots lie outside the image: they span x {x.min():.0f} to {x.max():.0f} "
-            f"and y {y.min():.0f} to {y.max():.0f}, the image is {width} x {height} pixels (width x height). The spots "
-            "file counts pixels of the original image: for a picture that was made smaller pass `coordinate_scale=`, "
-            f"the picture's width divided by the original's (now {coordinate_scale:.4g})."
-        )
 
 
 def _read_labels(annotations: str | PathLike[str] | pd.DataFrame, ids: pd.Index) -> pd.DataFrame:

@@ -81,23 +81,7 @@ _HALF_UM = 10.5
 
 
 def render(tissue: Tissue, rng: np.random.Generator, stain: Stain, *, mpp: float) -> np.ndarray:
-    """Draw a section.
-
-    Parameters
-    ----------
-    tissue
-        Layout from `make_tissue`.
-    rng
-        Source of texture and noise.
-    stain
-        Colours of the dyes.
-    mpp
-        µm per pixel of the picture.
-
-    Returns
-    -------
-    uint8 (px, px, 3) with px = round(size in µm / mpp).
-    """
+    """Draw a section at `mpp` µm per pixel, uint8 (px, px, 3) with px = round(size in µm / mpp)."""
     n_px = int(round(tissue.size_um / mpp))
     hematoxylin, eosin = _ground(tissue, rng, n_px)
     # Whole pixels make the side of one a little different from `mpp`.

@@ -81,14 +81,18 @@ def _scatter(rng: np.random.Generator, chance: np.ndarray, step: float, *, spaci
     return xy[rng.random(len(xy)) < chance[row, col]]
 
 
-# ---------------------------------------------------------------------------------------------------- layout
-
-
 def make_tissue(rng: np.random.Generator, size_um: float) -> Tissue:
     """Draw the layout of a section: tissue outline, classes, glands and vessels, fibres, and all cells."""
     n = int(round(size_um / _STEP_UM))
     step = size_um / n
-    solid = _outline(rng, n, step)
+    y, x = (np.mgrid[:n, :n] + 0.5) / n * 2 - 1
+    power = 3.0
+    radius = ((np.abs(x) / 0.93) ** power + (np.abs(y) / 0.93) ** power) ** (1 / power)
+    inside = 1 - radius + 0.075 * smooth_field(rng, n, n / 4) + 0.012 * smooth_field(rng, n, n / 25) > 0
+    tears = smooth_field(rng, n, 110 / step) + 0.25 * smooth_field(rng, n, 25 / step) > 2.75
+    inside &= ~tears
+    distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
+    solid = (ndimage.gaussian_filter(distance, 1.0) * step).astype(np.float32)
     labels = np.where(solid > 0, STROMA, BACKGROUND).astype(np.uint8)
     grade = np.clip(0.5 + 0.45 * smooth_field(rng, n, min(260, size_um / 4) / step), 0, 1)
     # A rotated frame, bent by smooth displacements: lines of constant `across` are the fibres.
@@ -108,17 +112,6 @@ def make_tissue(rng: np.random.Generator, size_um: float) -> Tissue:
         *_rings(rng, tissue, _scatter(rng, 0.7 * (labels == STROMA), step, spacing=85), label=VESSEL),
     ]
     return replace(tissue, nuclei=_cells(rng, tissue, rings))
-
-
-def _outline(rng: np.random.Generator, n: int, step: float) -> np.ndarray:
-    y, x = (np.mgrid[:n, :n] + 0.5) / n * 2 - 1
-    power = 3.0
-    radius = ((np.abs(x) / 0.93) ** power + (np.abs(y) / 0.93) ** power) ** (1 / power)
-    inside = 1 - radius + 0.075 * smooth_field(rng, n, n / 4) + 0.012 * smooth_field(rng, n, n / 25) > 0
-    tears = smooth_field(rng, n, 110 / step) + 0.25 * smooth_field(rng, n, 25 / step) > 2.75
-    inside &= ~tears
-    distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
-    return (ndimage.gaussian_filter(distance, 1.0) * step).astype(np.float32)
 
 
 def _top(field: np.ndarray, within: np.ndarray, share: float) -> np.ndarray:
@@ -217,9 +210,6 @@ def _carve(tissue: Tissue, ring: _Ring) -> None:
     # The lumen's edge is ragged: apical blebs of the epithelium.
     ragged = 0.8 * tissue.flow[1, y0:y1, x0:x1] % 3.0 - 1.5 if ring.label == GLAND else 0.0
     np.minimum(solid, radius - ring.lumen * outline + ragged, out=solid)
-
-
-# ----------------------------------------------------------------------------------------------------- cells
 
 
 def _cells(rng: np.random.Generator, tissue: Tissue, rings: list[_Ring]) -> Nuclei:

@@ -234,12 +234,7 @@ def _section(options: _Options, patient: int, index: int) -> SpatialData:
     nuclei = cells.sum(axis=1).to_numpy()
     definition = gene_programs(options.n_genes)
     counts = draw_counts(
-        stream(_COUNTS),
-        definition,
-        programs.to_numpy(),
-        cellularity=nuclei,
-        shift=shift,
-        depth=options.depth,
+        stream(_COUNTS), definition, programs.to_numpy(), cellularity=nuclei, shift=shift, depth=options.depth
     )
     sdata = from_arrays(
         render(tissue, stream(_DRAWING), stain, mpp=options.mpp),

@@ -78,8 +78,7 @@ def genes(subject: Subject) -> Iterator[Fact | Problem]:
         column = next((c for c in _SYMBOLS if c in subject.table.var), None)
         fix = f"`table.var_names = table.var[{column!r}]`" if column else "`sl.pp.harmonize_genes(sdata)`"
         yield Problem(
-            "warning",
-            f"Genes are named by Ensembl id; models and gene sets go by symbol. Rename them, with {fix}.",
+            "warning", f"Genes are named by Ensembl id; models and gene sets go by symbol. Rename them, with {fix}."
         )
     elif kinds.get("symbols like mouse", 0) > real / 2:
         yield Problem(

@@ -27,7 +27,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import layer_names, record
 from sealst._section.arrays import from_arrays
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage
 from sealst._validate import check_counts, check_key, check_positive, listed, section_name
 from sealst.io._images.files import open_image
 

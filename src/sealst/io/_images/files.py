@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from sealst._errors import DataError
-from sealst._section.pyramid import levels_of
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage, levels_of
 from sealst._validate import check_positive
 from sealst.io._images.stated_scale import scale_of
 from sealst.io._images.tiff import Opened, UnsuitedColour, open_tiff

@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -163,8 +162,23 @@ def read_counts(outs: Outs, kind: str) -> Counts:
         )
     if (twice := pd.Index(barcodes).duplicated()).any():
         raise DataError(f"{path.name}: barcode(s) {listed(np.unique(barcodes[twice]))} occur more than once.")
-    x, var = _sum_symbols(x if genes.all() else x[:, genes], features[genes], path.name)
-    return Counts(x, barcodes, var, path)
+    # Genes of one symbol are summed, in the order of the first of each; one without a symbol is called by its id.
+    x = x if genes.all() else x[:, genes]
+    features = features[genes].astype(str)
+    ids = features["gene_ids" if "gene_ids" in features else "symbol"]
+    symbols = features["symbol"].str.strip()
+    symbols = symbols.where(~symbols.isin(["", "nan"]), ids)
+    shared = symbols[symbols.duplicated()].unique()
+    counts, first = sum_columns(x, list(symbols)) if len(shared) else (x, np.arange(len(symbols)))
+    var = pd.DataFrame({"gene_ids": ids.to_numpy()[first]}, index=pd.Index(symbols.to_numpy()[first]))
+    if "genome" in features:
+        var["genome"] = features["genome"].to_numpy()[first]
+    if len(shared):
+        logger.info(
+            f"{path.name}: {len(symbols)} genes have {len(var)} symbols; counts of one symbol were summed "
+            f"({listed(shared, 4)}), `.var['gene_ids']` names the first gene of each"
+        )
+    return Counts(sp.csr_matrix(counts, dtype=np.float32), barcodes, var, path)
 
 
 def _read_mtx(folder: Path, prefix: str) -> tuple[sp.csr_matrix, np.ndarray, pd.DataFrame]:
@@ -197,25 +211,6 @@ def _read_mtx(folder: Path, prefix: str) -> tuple[sp.csr_matrix, np.ndarray, pd.
     names = dict(enumerate(("gene_ids", "symbol", "feature_types")))
     features = features.rename(columns=names)
     return matrix, barcodes, features.assign(symbol=features.get("symbol", features["gene_ids"]))
-
-
-def _sum_symbols(x: Any, features: pd.DataFrame, name: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """Counts by gene symbol, in the order of the first gene of each; a gene without a symbol is called by its id."""
-    features = features.astype(str)
-    ids = features["gene_ids" if "gene_ids" in features else "symbol"]
-    symbols = features["symbol"].str.strip()
-    symbols = symbols.where(~symbols.isin(["", "nan"]), ids)
-    twice = symbols[symbols.duplicated()].unique()
-    counts, first = sum_columns(x, list(symbols)) if len(twice) else (x, np.arange(len(symbols)))
-    var = pd.DataFrame({"gene_ids": ids.to_numpy()[first]}, index=pd.Index(symbols.to_numpy()[first]))
-    if "genome" in features:
-        var["genome"] = features["genome"].to_numpy()[first]
-    if len(twice):
-        logger.info(
-            f"{name}: {len(symbols)} genes have {len(var)} symbols; counts of one symbol were summed "
-            f"({listed(twice, 4)}), `.var['gene_ids']` names the first gene of each"
-        )
-    return sp.csr_matrix(counts, dtype=np.float32), var
 
 
 def read_factors(outs: Outs) -> dict[str, float]:

@@ -14,7 +14,7 @@ from sealst._core.space.geometry import TOLERANCE, agreed, likeness
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import warn
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage
 from sealst._validate import check_positive, listed
 from sealst.io._images.files import open_image, picture_size, read_picture
 from sealst.io._spaceranger.folders import Outs, visible

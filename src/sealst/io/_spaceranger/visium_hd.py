@@ -19,7 +19,7 @@ from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._section import record
 from sealst._section.arrays import from_arrays
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage
 from sealst._validate import check_choice, listed, section_name
 from sealst.io._spaceranger.folders import BINS, KINDS, Outs, bin_folders, prefixes, starting_folder, visible
 from sealst.io._spaceranger.picture import check_picture, choose_picture, fit_scale
@@ -113,7 +113,20 @@ def read_visium_hd(
     outs, source_um = _find_bins(path, bin_um, counts)
     section = section or section_name(Outs(outs.others[0]).sample)
     run = read_run(outs, kind=counts, in_tissue=in_tissue, section=section)
-    _check_barcodes(run.joined, source_um, section)
+    # Rows and columns of the positions must be those that the barcodes spell out.
+    some = run.joined.iloc[:: max(1, len(run.joined) // _CHECKED)]
+    spelt = [_BARCODE.match(b) for b in some.index]
+    at = some[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy()
+    wrong = [
+        f"{m.string} at row {row}, column {col}"
+        for m, (row, col) in zip(spelt, at, strict=True)
+        if m and (int(m[1]), int(m[2]), int(m[3])) != (source_um, row, col)
+    ]
+    if wrong:
+        raise DataError(
+            f"{section}: barcodes of {source_um} µm bins contradict the table of positions, e.g. {wrong[0]}. Take all "
+            "files from one folder of bins, as Space Ranger wrote them."
+        )
     picture = choose_picture(outs, image, factors=run.factors, coordinate_scale=coordinate_scale, section=section)
     if (stated := run.factors.get("bin_size_um", source_um)) != source_um:
         raise DataError(f"{section}: scale factors for bins of {stated:g} µm in a folder of {source_um} µm.")
@@ -176,23 +189,6 @@ def _find_bins(path: str | PathLike[str], bin_um: int, kind: str) -> tuple[Outs,
 
 def _root(folder: Path) -> Path:
     return folder.parent if folder.name == "binned_outputs" else folder
-
-
-def _check_barcodes(places: pd.DataFrame, source_um: int, section: str) -> None:
-    """Refuse positions whose rows and columns are not those that the barcodes spell out."""
-    some = places.iloc[:: max(1, len(places) // _CHECKED)]
-    spelt = [_BARCODE.match(b) for b in some.index]
-    array = some[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy()
-    wrong = [
-        f"{m.string} at row {row}, column {col}"
-        for m, (row, col) in zip(spelt, array, strict=True)
-        if m and (int(m[1]), int(m[2]), int(m[3])) != (source_um, row, col)
-    ]
-    if wrong:
-        raise DataError(
-            f"{section}: barcodes of {source_um} µm bins contradict the table of positions, e.g. {wrong[0]}. Take all "
-            "files from one folder of bins, as Space Ranger wrote them."
-        )
 
 
 def _merge(

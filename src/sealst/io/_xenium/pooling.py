@@ -183,16 +183,6 @@ def read_cells(folder: Path) -> pd.DataFrame | None:
     return frame
 
 
-def cells_per_square(folder: Path, frame: Frame, squares: np.ndarray) -> np.ndarray | None:
-    """Number of cells with their centroid in each square, int64; None without a cells file."""
-    cells = read_cells(folder)
-    if cells is None:
-        return None
-    located = frame.grid.locate(apply_affine(frame.to_image, cells.to_numpy(dtype=float)))
-    n_rows, n_cols = frame.grid.shape
-    return np.bincount(located[located >= 0], minlength=n_rows * n_cols)[squares]
-
-
 class _Batch(NamedTuple):
     um: np.ndarray
     qv: np.ndarray

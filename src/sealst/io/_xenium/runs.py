@@ -12,25 +12,17 @@ import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
-from sealst._core.space.geometry import TOLERANCE, agreed, similarity_scale
+from sealst._core.space.geometry import TOLERANCE, agreed, apply_affine, similarity_scale
 from sealst._core.space.pooling import SquareGrid
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import record
 from sealst._section.arrays import from_arrays
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage
 from sealst._validate import check_choice, check_fraction, check_positive, listed, section_name
 from sealst.io._images.files import open_image
-from sealst.io._xenium.pooling import (
-    DIRECTION,
-    Frame,
-    Pooled,
-    cells_per_square,
-    pool_cells,
-    pool_transcripts,
-    tally_text,
-)
+from sealst.io._xenium.pooling import DIRECTION, Frame, Pooled, pool_cells, pool_transcripts, read_cells, tally_text
 
 _MANIFEST = "experiment.xenium"
 _IMAGE = re.compile(r"he_(unaligned_)?image\.(ome\.)?tiff?$", flags=re.IGNORECASE)
@@ -305,7 +297,9 @@ def _drop_sparse(folder: Path, frame: Frame, pooled: Pooled, min_counts: int) ->
         )
     squares = pooled.squares[keep]
     obs = pd.DataFrame({"n_transcripts": total[keep]})
-    if (n_cells := cells_per_square(folder, frame, squares)) is not None:
-        obs["n_cells"] = n_cells
+    if (cells := read_cells(folder)) is not None:
+        located = frame.grid.locate(apply_affine(frame.to_image, cells.to_numpy(dtype=float)))
+        n_rows, n_cols = frame.grid.shape
+        obs["n_cells"] = np.bincount(located[located >= 0], minlength=n_rows * n_cols)[squares]
     tally = {"beyond_edge": int(total[~inside].sum()), "squares_below_min_counts": int((inside & ~keep).sum())}
     return Pooled(squares, pooled.counts[keep], pooled.var, pooled.tally | tally), obs
