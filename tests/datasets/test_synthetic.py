@@ -17,7 +17,7 @@ import sealst as sl
 from sealst import DataError
 from sealst.datasets._synthetic.histology import CLASSES, KINDS, make_tissue, smooth_field
 from sealst.datasets._synthetic.programs import HOUSEKEEPING, N_NAMED, draw_counts, gene_programs
-from sealst.datasets._synthetic.spots import cells_in_spots, classes_in_spots, lattice
+from sealst.datasets._synthetic.sections import cells_in_spots, classes_in_spots, lattice
 
 SMALL = {"size_um": 500.0, "mpp": 2.0, "n_genes": 200}
 

@@ -5,11 +5,9 @@ A section has an H&E image, a shapes element of circles (one per spot) that is a
 full-resolution image, x to the right, y down; pixel 0 covers [0, 1)). The system ``"um"`` carries the physical scale.
 """
 
-from sealst._section.copies import for_writing, with_table
 from sealst._section.crops import (
     PairedTable,
     RegionCrops,
-    check_crops_fit,
     crop_definition,
     crop_size,
     has_crops,
@@ -28,22 +26,26 @@ from sealst._section.images import (
     image_levels,
     mpp_of,
     multiscale,
+    spot_centres,
     spot_table,
+    stated_scales,
 )
 from sealst._section.parts import Part, parts_at, parts_of, walk
-from sealst._section.records import record, record_slot, recorded
 from sealst._section.regions import Region, regions_of, sections_of
-from sealst._section.scale import spot_centres, stated_scales
 from sealst._section.tables import (
     Data,
     expression,
+    for_writing,
     get_table,
     layer_names,
     lognorm,
     needs_pixels,
     patients,
     patients_of,
-    target_sum,
+    record,
+    record_slot,
+    recorded,
+    with_table,
 )
 
 __all__ = [
@@ -54,7 +56,6 @@ __all__ = [
     "RegionCrops",
     "affine",
     "between",
-    "check_crops_fit",
     "check_pixels",
     "crop_definition",
     "crop_size",
@@ -86,7 +87,6 @@ __all__ = [
     "spot_centres",
     "spot_table",
     "stated_scales",
-    "target_sum",
     "unchanged_regions",
     "walk",
     "with_table",

@@ -18,8 +18,7 @@ from spatialdata.transformations import Identity, Scale
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._section.images import multiscale
-from sealst._section.pyramid import extended, levels_of, squidpy_library
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage, extended, levels_of, squidpy_library
 from sealst._validate import check_choice, check_gene_names, check_positive, check_section, listed
 
 
@@ -109,34 +108,6 @@ def from_arrays(
     xy = np.array(xy, dtype=float)
     ids = np.asarray([str(i) for i in (range(len(xy)) if spot_ids is None else spot_ids)], dtype=object)
     check_section(section)
-    _check_arrays(image, counts, xy, genes, ids)
-    check_positive("mpp", mpp)
-    check_positive("spot_um", spot_um)
-    check_choice("spot_shape", spot_shape, tuple(_SHAPES))
-
-    facts = {
-        Keys.PATIENT: section if patient is None else patient,
-        Keys.SECTION: section,
-        Keys.ORGAN: organ,
-        Keys.TECHNOLOGY: technology,
-    }
-    region = Keys.spots(section)
-    frame = _obs_frame(region, ids, facts, array, obs if spot_ids is None else _by_id(obs, ids))
-    table = AnnData(counts, obs=frame, var=_var_frame([str(g) for g in genes], var))
-    table.obsm[Keys.SPATIAL] = xy
-    transforms = {"global": Identity(), Keys.UM: Scale([mpp, mpp], axes=("x", "y"))}
-    levels = levels_of(image) if isinstance(image, np.ndarray) else extended(image.levels)
-    diameter_px = spot_um / mpp
-    if thumbnail:
-        table.uns["spatial"] = {section: squidpy_library(levels, diameter_px)}
-    return SpatialData(
-        images={Keys.image(section): multiscale(levels, transforms)},
-        shapes={region: _SHAPES[spot_shape](xy, ids, diameter_px / 2, transforms)},
-        tables={Keys.TABLE: TableModel.parse(table, region=region, region_key="region", instance_key="spot_id")},
-    )
-
-
-def _check_arrays(image: Any, counts: sp.csr_matrix, xy: np.ndarray, genes: Sequence[str], ids: Any) -> None:
     if not isinstance(image, np.ndarray | SlideImage):
         raise TypeError(
             f"`image` must be a numpy array or a SlideImage, found {type(image).__name__}; pass `np.asarray(image)` or "
@@ -160,6 +131,36 @@ def _check_arrays(image: Any, counts: sp.csr_matrix, xy: np.ndarray, genes: Sequ
     if len(set(ids)) != len(ids) or len(ids) != len(xy):
         raise DataError(f"`spot_ids` must be {len(xy)} unique names, found {len(ids)} with {len(set(ids))} unique.")
     check_gene_names(list(genes), where="`genes`")
+    check_positive("mpp", mpp)
+    check_positive("spot_um", spot_um)
+    check_choice("spot_shape", spot_shape, ("circle", "square"))
+
+    facts = {
+        Keys.PATIENT: section if patient is None else patient,
+        Keys.SECTION: section,
+        Keys.ORGAN: organ,
+        Keys.TECHNOLOGY: technology,
+    }
+    region = Keys.spots(section)
+    frame = _obs_frame(region, ids, facts, array, obs if spot_ids is None else _by_id(obs, ids))
+    table = AnnData(counts, obs=frame, var=_var_frame([str(g) for g in genes], var))
+    table.obsm[Keys.SPATIAL] = xy
+    transforms = {"global": Identity(), Keys.UM: Scale([mpp, mpp], axes=("x", "y"))}
+    levels = levels_of(image) if isinstance(image, np.ndarray) else extended(image.levels)
+    diameter_px = spot_um / mpp
+    if spot_shape == "circle":
+        radius = np.full(len(xy), diameter_px / 2)
+        spots = gpd.GeoDataFrame({"radius": radius}, geometry=points(xy), index=pd.Index(ids))
+    else:
+        corners = (*(xy - diameter_px / 2).T, *(xy + diameter_px / 2).T)
+        spots = gpd.GeoDataFrame(geometry=box(*corners), index=pd.Index(ids))
+    if thumbnail:
+        table.uns["spatial"] = {section: squidpy_library(levels, diameter_px)}
+    return SpatialData(
+        images={Keys.image(section): multiscale(levels, transforms)},
+        shapes={region: ShapesModel.parse(spots, transformations=dict(transforms))},
+        tables={Keys.TABLE: TableModel.parse(table, region=region, region_key="region", instance_key="spot_id")},
+    )
 
 
 def _by_id(extra: pd.DataFrame | None, ids: np.ndarray) -> pd.DataFrame | None:
@@ -204,26 +205,8 @@ def _var_frame(genes: list[str], extra: pd.DataFrame | None) -> pd.DataFrame:
     if extra is None:
         return pd.DataFrame(index=pd.Index(genes))
     named = extra.set_axis(extra.index.map(str), axis=0)
-    if not named.index.is_unique or len(absent := pd.Index(genes).difference(named.index)):
-        raise DataError(
-            f"`var` must have one row for every gene, indexed by name; found {len(named)} rows"
-            + (
-                f" with names twice: {listed(named.index[named.index.duplicated()].unique())}."
-                if not named.index.is_unique
-                else f", without {listed(absent)}."
-            )
-        )
+    twice, absent = named.index[named.index.duplicated()].unique(), pd.Index(genes).difference(named.index)
+    if len(twice) or len(absent):
+        found = f" with names twice: {listed(twice)}." if len(twice) else f", without {listed(absent)}."
+        raise DataError(f"`var` must have one row for every gene, indexed by name; found {len(named)} rows{found}")
     return named.loc[genes].rename_axis(None)
-
-
-def _circles(xy: np.ndarray, ids: np.ndarray, radius: float, transforms: dict[str, Any]) -> gpd.GeoDataFrame:
-    frame = gpd.GeoDataFrame({"radius": np.full(len(xy), radius)}, geometry=points(xy), index=pd.Index(ids))
-    return ShapesModel.parse(frame, transformations=dict(transforms))
-
-
-def _squares(xy: np.ndarray, ids: np.ndarray, half: float, transforms: dict[str, Any]) -> gpd.GeoDataFrame:
-    frame = gpd.GeoDataFrame(geometry=box(*(xy - half).T, *(xy + half).T), index=pd.Index(ids))
-    return ShapesModel.parse(frame, transformations=dict(transforms))
-
-
-_SHAPES = {"circle": _circles, "square": _squares}

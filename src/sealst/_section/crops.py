@@ -18,9 +18,8 @@ from sealst._errors import DataError, OrderError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import progress, warn
 from sealst._section.images import between, check_pixels, he_image, image_levels
-from sealst._section.records import recorded
 from sealst._section.regions import Region, regions_of, sections_of
-from sealst._section.tables import get_table, needs_pixels
+from sealst._section.tables import get_table, needs_pixels, recorded
 from sealst._settings import settings
 from sealst._validate import check_key, listed
 
@@ -113,7 +112,14 @@ def paired_table(
     if trained_on is not None:
         if crop_um is not None and crop_um != trained_on.crop_um:
             raise DataError(f"`crop_um` is {crop_um:g}, but the model was trained on {trained_on.crop_um:g} µm.")
-        check_crops_fit(table, sections, trained_on)
+        for one in sections:
+            stored = crop_definition(table, one)
+            if f"{trained_on.crop_um:g}" not in stored["sizes"] or stored["crop_px"] != trained_on.crop_px:
+                raise DataError(
+                    f"Crops of {one.name!r} are {', '.join(stored['sizes'])} µm at {stored['crop_px']} px, but the "
+                    f"model was trained on {trained_on.crop_um:g} µm at {trained_on.crop_px} px. Run "
+                    f"`sl.pp.pair_crops(sdata, crop_um={trained_on.crop_um:g}, crop_px={trained_on.crop_px})`."
+                )
     size = crop_size(table, sections, crop_um) if trained_on is None else trained_on
     found = [region_crops(sdata, table, one, size.crop_um) for one in sections]
     record = {one.region.name: one.definition for one in found}
@@ -125,10 +131,7 @@ def region_crops(sdata: SpatialData, table: AnnData, region: Region, crop_um: fl
     """Crops of a region, of one of its sizes (the first unless named), in pixels of the image as it is now."""
     definition = crop_definition(table, region, crop_um)
     check_key(
-        sdata.shapes,
-        definition["shapes_key"],
-        where="`sdata.shapes`",
-        hint="Run `sl.pp.pair_crops(sdata)` again.",
+        sdata.shapes, definition["shapes_key"], where="`sdata.shapes`", hint="Run `sl.pp.pair_crops(sdata)` again."
     )
     shapes = sdata.shapes[definition["shapes_key"]]
     image = he_image(sdata, definition["image_key"])
@@ -202,18 +205,6 @@ def crop_size(table: AnnData, regions: Sequence[Region], crop_um: float | None =
         )
     um, px = sizes.pop()
     return CropSpec(float(um), int(px))
-
-
-def check_crops_fit(table: AnnData, regions: Sequence[Region], model: CropSpec) -> None:
-    """Raise unless the sections have crops of the size that a model was trained on."""
-    for region in regions:
-        stored = crop_definition(table, region)
-        if f"{model.crop_um:g}" not in stored["sizes"] or stored["crop_px"] != model.crop_px:
-            raise DataError(
-                f"Crops of {region.name!r} are {', '.join(stored['sizes'])} µm at {stored['crop_px']} px, but the "
-                f"model was trained on {model.crop_um:g} µm at {model.crop_px} px. Run `sl.pp.pair_crops(sdata, "
-                f"crop_um={model.crop_um:g}, crop_px={model.crop_px})`."
-            )
 
 
 def map_crops(

@@ -12,8 +12,8 @@ from spatialdata import SpatialData
 from sealst._core.genes.panel import GenePanel
 from sealst._errors import DataError, OrderError, PanelError
 from sealst._keys import Keys
-from sealst._section.records import recorded
 from sealst._validate import check_key, listed, patient_text
+from sealst._version import __version__
 
 #: what calls that need no pixels accept
 Data: TypeAlias = SpatialData | AnnData
@@ -96,12 +96,7 @@ def expression(
 def patients(table: AnnData, rows: np.ndarray | None = None) -> np.ndarray:
     """Patient of each of a table's rows, as `patient_text` names it; without the column, the section stands for it."""
     column = Keys.PATIENT if Keys.PATIENT in table.obs else Keys.SECTION
-    check_key(
-        table.obs.columns,
-        column,
-        where="`table.obs`",
-        hint="Splits are by patient: add `table.obs['patient']`.",
-    )
+    check_key(table.obs.columns, column, where="`table.obs`", hint="Splits are by patient: add `table.obs['patient']`.")
     values = table.obs[column] if rows is None else table.obs[column].iloc[rows]
     codes, found = pd.factorize(values, use_na_sentinel=False)
     names = [patient_text(value) for value in found]
@@ -115,3 +110,35 @@ def patients(table: AnnData, rows: np.ndarray | None = None) -> np.ndarray:
 def patients_of(table: AnnData, rows: np.ndarray | None = None) -> list[str]:
     """Names of the patients of a table's rows."""
     return sorted(set(patients(table, rows).tolist()))
+
+
+def recorded(table: AnnData, call: str) -> dict[str, Any]:
+    """Copy of what a call recorded; empty where it has not run."""
+    return dict(table.uns.get(Keys.UNS, {}).get(call, {}))
+
+
+def record(table: AnnData, call: str, entry: dict[str, Any]) -> None:
+    """Write what a call did, keeping what other calls wrote."""
+    table.uns[Keys.UNS] = dict(table.uns.get(Keys.UNS, {})) | {call: entry, "version": __version__}
+
+
+def record_slot(table: AnnData, call: str, key: str, entry: dict[str, Any]) -> None:
+    """Write what a call did for one slot, keeping what it recorded of others."""
+    record(table, call, recorded(table, call) | {key: entry})
+
+
+def for_writing(data: Data, table_key: str, *, copy: bool) -> tuple[Data, AnnData]:
+    """What a call writes to, and its table: what it was given, or with `copy` a copy of that."""
+    table = get_table(data, table_key)
+    if not copy:
+        return data, table
+    table = table.copy()
+    return with_table(data, table_key, table), table
+
+
+def with_table(data: Data, table_key: str, table: AnnData) -> Data:
+    """What was given, with another table; pictures, shapes and the other tables are shared, not copied."""
+    if isinstance(data, AnnData):
+        return table
+    shared = {kind: dict(getattr(data, kind)) for kind in ("images", "labels", "points", "shapes")}
+    return SpatialData(**shared, tables={**data.tables, table_key: table}, attrs=dict(data.attrs))

@@ -151,12 +151,11 @@ def _files(name: str) -> dict[str, _File]:
         sources |= {"image": section.image, "clusters": f"res/ST-cluster/lbl/{name}-cluster-annotation.tsv.gz"}
     if section.regions:
         sources["regions"] = f"data/ST-pat/lbl/{name}_labeled_coordinates.tsv"
-    folder = f"{name}/" if section.image else ""
-    locals_ = {role: folder + source.rsplit("/", 1)[1] for role, source in sources.items()}
-    return {
-        role: _File(locals_[role], source, _SHA256[f"{section.dataset}/{locals_[role]}"])
-        for role, source in sources.items()
-    }
+    files = {}
+    for role, source in sources.items():
+        local = (f"{name}/" if section.image else "") + source.rsplit("/", 1)[1]
+        files[role] = _File(local, source, _SHA256[f"{section.dataset}/{local}"])
+    return files
 
 
 @overload
@@ -271,10 +270,8 @@ def her2st_counts(section: str, *, path: str | PathLike[str] | None = None) -> A
     spots = pd.read_csv(files["spots"], sep="\t")
     spots = spots.set_index(_spot_ids(spots)).loc[counts.index]
     obs = pd.DataFrame({"spot_id": counts.index}, index=[f"{section}_{i}" for i in counts.index])
-    patient = _SECTIONS[section].patient
-    for key, value in zip(
-        (Keys.PATIENT, Keys.SECTION, Keys.ORGAN, Keys.TECHNOLOGY), (patient, section, _ORGAN, _TECHNOLOGY), strict=True
-    ):
+    facts = {Keys.PATIENT: _SECTIONS[section].patient, Keys.SECTION: section}
+    for key, value in (facts | {Keys.ORGAN: _ORGAN, Keys.TECHNOLOGY: _TECHNOLOGY}).items():
         obs[key] = pd.Categorical([value] * len(obs))
     obs[Keys.ARRAY_ROW], obs[Keys.ARRAY_COL] = spots["y"].to_numpy(), spots["x"].to_numpy()
     if "regions" in files:
@@ -343,22 +340,19 @@ def _locate(name: str, path: str | PathLike[str] | None) -> dict[str, Path]:
     found = {}
     for role, file in files.items():
         if (here := next((p for root in roots if (p := root / file.local).is_file()), None)) is not None:
-            _check_sum(here, file)
+            with here.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            if digest != file.sha256:
+                raise DataError(
+                    f"{str(here)!r} is not the source's file: its SHA-256 is {digest[:16]}…, expected "
+                    f"{file.sha256[:16]}…. Delete it, so that it is downloaded again, or put "
+                    f"{_BASE_URL}/{file.source} in its place."
+                )
             found[role] = here
     missing = {role: file for role, file in files.items() if role not in found}
     for role, file in missing.items():
         found[role] = _download(file, cache, list(missing.values()))
     return found
-
-
-def _check_sum(path: Path, file: _File) -> None:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != file.sha256:
-        raise DataError(
-            f"{str(path)!r} is not the source's file: its SHA-256 is {digest[:16]}…, expected {file.sha256[:16]}…. "
-            f"Delete it, so that it is downloaded again, or put {_BASE_URL}/{file.source} in its place."
-        )
 
 
 def _download(file: _File, folder: Path, missing: list[_File]) -> Path:

@@ -26,7 +26,6 @@ from sealst._validate import check_key, check_positive, check_section, listed
 
 #: a level up to this many pixels along its longer side may be read as a whole
 _SMALL_PX = 4096
-_CROP_COLUMNS = (Keys.CROP_OK, Keys.CROP_REASON)
 
 
 @documented
@@ -98,7 +97,15 @@ def from_spatialdata(
     check_key(sdata.images, image_key, where="`sdata.images`", hint="Name one of them with `image_key=`.")
     element = _section.he_image(sdata, image_key)
     spots = _section.spot_table(sdata, one)
-    name = section or _default_section(source, one)
+    name = section or one.name.removesuffix("_spots") or one.name
+    if not section and Keys.SECTION in source.obs:
+        names = source.obs[Keys.SECTION].iloc[one.rows].astype(str).unique()
+        if len(names) > 1:
+            raise DataError(
+                f"Region {one.name!r} holds several sections ({listed(names)}); keep the rows of one, or name all "
+                "of it with `section=`."
+            )
+        name = str(names[0])
     check_section(name)
     to_image = _section.between(spots, element, coordinate_system)
     if similarity_scale(to_image) is None:
@@ -106,20 +113,34 @@ def from_spatialdata(
             f"Spots {region!r} and image {image_key!r} are stretched unevenly against each other in coordinate system "
             f"{coordinate_system!r}; resample the image to square pixels first."
         )
-    geometry, centres = _spots_in_image(spots, to_image)
-    for argument, value in (("mpp", mpp), ("pitch_um", pitch_um)):
-        if value is not None:
-            check_positive(argument, value)
+    shapes = shapely.transform(spots.geometry.to_numpy(), lambda xy: apply_affine(to_image, xy))
+    geometry = gpd.GeoDataFrame(geometry=shapes)
+    if "radius" in spots:
+        geometry["radius"] = spots["radius"].to_numpy(dtype=float) * (similarity_scale(to_image) or 1.0)
+    centres = shapely.get_coordinates(shapely.centroid(shapes))
+    if len(centres) < len(spots) or not np.isfinite(centres).all():
+        raise DataError("Some spots have no finite coordinates; drop them from shapes and table.")
+    for argument, stated in (("mpp", mpp), ("pitch_um", pitch_um)):
+        if stated is not None:
+            check_positive(argument, stated)
     scale, origin = agreed(
         _section.stated_scales(element, spots, coordinate_system, name=one.name, mpp=mpp, pitch_um=pitch_um),
         what=f"image {image_key!r}",
         hint="Pass `mpp=` (µm per pixel) or `pitch_um=` (Visium 100, legacy ST 200).",
     )
-    facts = _facts(source, one, {Keys.PATIENT: patient, Keys.ORGAN: organ, Keys.TECHNOLOGY: technology}, name)
+    facts: dict[str, Any] = {Keys.SECTION: name}
+    for key, value in {Keys.PATIENT: patient, Keys.ORGAN: organ, Keys.TECHNOLOGY: technology}.items():
+        if value is None and key in source.obs:
+            facts[key] = source.obs[key].iloc[one.rows].to_numpy()
+        else:
+            facts[key] = str(value or (name if key == Keys.PATIENT else "unknown"))
     table = _copy_rows(source, one, facts)
     table.obsm[Keys.SPATIAL] = centres
     geometry.index = pd.Index(table.obs["spot_id"].to_numpy(dtype=object))
-    levels = [_rgb(level) for level in _section.image_levels(element)]
+    # Red, green and blue over the same memory or file.
+    pixels = [level.transpose("c", "y", "x").data[:3] for level in _section.image_levels(element)]
+    chunks = (3, CHUNK_PX, CHUNK_PX)
+    levels = [p if isinstance(p, da.Array) else da.from_array(p, chunks=chunks, name=False) for p in pixels]
     if any(max(level.shape[1:]) <= _SMALL_PX for level in levels):
         circles = "radius" in geometry
         diameter = 2 * geometry["radius"].median() if circles else np.sqrt(geometry.geometry.area.median())
@@ -136,41 +157,6 @@ def from_spatialdata(
     )
 
 
-def _default_section(table: AnnData, region: Region) -> str:
-    if Keys.SECTION in table.obs:
-        names = table.obs[Keys.SECTION].iloc[region.rows].astype(str).unique()
-        if len(names) > 1:
-            raise DataError(
-                f"Region {region.name!r} holds several sections ({listed(names)}); keep the rows of one, or name all "
-                "of it with `section=`."
-            )
-        return str(names[0])
-    return region.name.removesuffix("_spots") or region.name
-
-
-def _spots_in_image(spots: gpd.GeoDataFrame, matrix: np.ndarray) -> tuple[gpd.GeoDataFrame, np.ndarray]:
-    """Spots in pixels of the image, and their centres."""
-    shapes = shapely.transform(spots.geometry.to_numpy(), lambda xy: apply_affine(matrix, xy))
-    moved = gpd.GeoDataFrame(geometry=shapes)
-    if "radius" in spots:
-        moved["radius"] = spots["radius"].to_numpy(dtype=float) * (similarity_scale(matrix) or 1.0)
-    centres = shapely.get_coordinates(shapely.centroid(shapes))
-    if len(centres) < len(spots) or not np.isfinite(centres).all():
-        raise DataError("Some spots have no finite coordinates; drop them from shapes and table.")
-    return moved, centres
-
-
-def _facts(table: AnnData, region: Region, given: dict[str, str | None], section: str) -> dict[str, Any]:
-    """Values of the descriptive columns of `.obs` for the rows of a region."""
-    facts: dict[str, Any] = {Keys.SECTION: section}
-    for key, value in given.items():
-        if value is None and key in table.obs:
-            facts[key] = table.obs[key].iloc[region.rows].to_numpy()
-        else:
-            facts[key] = str(value or (section if key == Keys.PATIENT else "unknown"))
-    return facts
-
-
 def _copy_rows(source: AnnData, region: Region, facts: dict[str, Any]) -> AnnData:
     table, section = source[region.rows].copy(), facts[Keys.SECTION]
     names = [str(n).removeprefix(f"{section}_") for n in table.obs_names]
@@ -178,7 +164,7 @@ def _copy_rows(source: AnnData, region: Region, facts: dict[str, Any]) -> AnnDat
     if len(set(ids)) < len(ids):
         raise DataError(f"Spots of region {region.name!r} share names and ids; run `table.obs_names_make_unique()`.")
     table.X = sp.csr_matrix(table.X, dtype=np.float32)
-    table.obs = table.obs.drop(columns=[c for c in _CROP_COLUMNS if c in table.obs])
+    table.obs = table.obs.drop(columns=[Keys.CROP_OK, Keys.CROP_REASON], errors="ignore")
     # What names the old elements would be wrong from here on.
     for key in (TableModel.ATTRS_KEY, "spatial", Keys.UNS):
         table.uns.pop(key, None)
@@ -188,9 +174,3 @@ def _copy_rows(source: AnnData, region: Region, facts: dict[str, Any]) -> AnnDat
         table.obs[key] = pd.Categorical([value] * len(ids) if isinstance(value, str) else value)
     table.obs_names = pd.Index([f"{section}_{i}" for i in ids])
     return table
-
-
-def _rgb(level: Any) -> da.Array:
-    """Red, green and blue of one level as a dask array over the same memory or file."""
-    data = level.transpose("c", "y", "x").data[:3]
-    return data if isinstance(data, da.Array) else da.from_array(data, chunks=(3, CHUNK_PX, CHUNK_PX), name=False)

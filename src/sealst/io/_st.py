@@ -123,7 +123,18 @@ def read_st(
     table, places = table.loc[ids], places.loc[ids]
     check_counts(table.to_numpy(), where="`counts`", kept="pass the file that holds them.")
     picture = image if isinstance(image, np.ndarray) else read_picture(_existing(image, "image"))
-    _check_inside(places, picture.shape, coordinate_scale)
+    if picture.ndim == 3:  # `from_arrays` says what an image must be
+        x, y = places["pixel_x"], places["pixel_y"]
+        height, width = picture.shape[:2]
+        outside = (x < 0) | (y < 0) | (x > width) | (y > height)
+        if outside.any():
+            raise ScaleError(
+                f"{outside.sum()} of {len(places)} spots lie outside the image: they span x {x.min():.0f} to "
+                f"{x.max():.0f} and y {y.min():.0f} to {y.max():.0f}, the image is {width} x {height} pixels (width x "
+                "height). The spots file counts pixels of the original image: for a picture that was made smaller pass "
+                "`coordinate_scale=`, the picture's width divided by the original's (now "
+                f"{coordinate_scale:.4g})."
+            )
     sdata = from_arrays(
         picture,
         table.to_numpy(),
@@ -141,7 +152,20 @@ def read_st(
     )
     source = {"mpp": float(scale), "mpp_source": "pitch" if mpp is None else "argument", "pitch_um": float(pitch_um)}
     record(sdata.tables[Keys.TABLE], "read_st", source | {"coordinate_scale": float(coordinate_scale)} | dropped)
-    _report_join(section, len(ids), dropped)
+    joined = len(ids)
+    orphans, unused = dropped["counts_without_spot"], dropped["spots_without_counts"]
+    logger.info(
+        f"{section}: {joined} spots with counts and coordinates; dropped {unused} spot(s) without counts and {orphans} "
+        "row(s) of counts without a spot"
+    )
+    if orphans > joined:
+        text = f"{section}: only {joined} of {joined + orphans} rows of counts have a spot"
+        if unused > joined:
+            raise DataError(
+                f"{text}, and {unused} of {joined + unused} spots have no counts: counts and spots file are of "
+                "different sections."
+            )
+        warn(f"{text}; the rest was dropped. Check that the counts and the spots file belong to the same section.")
     return sdata
 
 
@@ -250,22 +274,6 @@ def _read_counts(path: Path, spots: pd.Index) -> pd.DataFrame:
     return table
 
 
-def _report_join(section: str, joined: int, dropped: dict[str, int]) -> None:
-    orphans, unused = dropped["counts_without_spot"], dropped["spots_without_counts"]
-    logger.info(
-        f"{section}: {joined} spots with counts and coordinates; dropped {unused} spot(s) without counts and {orphans} "
-        "row(s) of counts without a spot"
-    )
-    if orphans > joined:
-        text = f"{section}: only {joined} of {joined + orphans} rows of counts have a spot"
-        if unused > joined:
-            raise DataError(
-                f"{text}, and {unused} of {joined + unused} spots have no counts: counts and spots file are of "
-                "different sections."
-            )
-        warn(f"{text}; the rest was dropped. Check that the counts and the spots file belong to the same section.")
-
-
 def _resolve_mpp(places: pd.DataFrame, mpp: float | None, pitch_um: float) -> float:
     """µm per pixel, from the pitch of the array unless given; refuses contradictions."""
     pitches = [_pitch_px(places[f"new_{a}"].to_numpy(), places[f"pixel_{a}"].to_numpy(), a) for a in ("x", "y")]
@@ -307,21 +315,6 @@ def _pitch_px(array: np.ndarray, pixel: np.ndarray, axis: str) -> float | None:
             f"(median) off a line of {abs(slope):.4g} pixels per unit. Are x and y swapped, or the image turned?"
         )
     return abs(float(slope))
-
-
-def _check_inside(places: pd.DataFrame, shape: tuple[int, ...], coordinate_scale: float) -> None:
-    if len(shape) != 3:
-        return  # `from_arrays` says what an image must be
-    x, y = places["pixel_x"], places["pixel_y"]
-    height, width = shape[:2]
-    outside = (x < 0) | (y < 0) | (x > width) | (y > height)
-    if outside.any():
-        raise ScaleError(
-            f"{outside.sum()} of {len(places)} spots lie outside the image: they span x {x.min():.0f} to {x.max():.0f} "
-            f"and y {y.min():.0f} to {y.max():.0f}, the image is {width} x {height} pixels (width x height). The spots "
-            "file counts pixels of the original image: for a picture that was made smaller pass `coordinate_scale=`, "
-            f"the picture's width divided by the original's (now {coordinate_scale:.4g})."
-        )
 
 
 def _read_labels(annotations: str | PathLike[str] | pd.DataFrame, ids: pd.Index) -> pd.DataFrame:

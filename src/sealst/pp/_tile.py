@@ -21,7 +21,7 @@ from sealst._errors import DataError, MissingKeyError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section.arrays import from_arrays
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage
 from sealst._validate import check_fraction, check_key, check_positive, listed
 from sealst.pp._tissue import tissue_mask
 

@@ -81,29 +81,40 @@ _HALF_UM = 10.5
 
 
 def render(tissue: Tissue, rng: np.random.Generator, stain: Stain, *, mpp: float) -> np.ndarray:
-    """Draw a section.
-
-    Parameters
-    ----------
-    tissue
-        Layout from `make_tissue`.
-    rng
-        Source of texture and noise.
-    stain
-        Colours of the dyes.
-    mpp
-        µm per pixel of the picture.
-
-    Returns
-    -------
-    uint8 (px, px, 3) with px = round(size in µm / mpp).
-    """
+    """Draw a section at `mpp` µm per pixel, uint8 (px, px, 3) with px = round(size in µm / mpp)."""
     n_px = int(round(tissue.size_um / mpp))
     hematoxylin, eosin = _ground(tissue, rng, n_px)
-    _stamp_cells(tissue, rng, (hematoxylin, eosin), mpp=tissue.size_um / n_px)
+    # Whole pixels make the side of one a little different from `mpp`.
+    side = tissue.size_um / n_px
+    stamps = [
+        [_stamp(rng, _LOOKS[kind], int(turn), mpp=side) for turn in np.repeat(np.arange(_TURNS), _VARIANTS)]
+        for kind in KINDS
+    ]
+    nuclei = tissue.nuclei
+    half = stamps[0][0].shape[1] // 2
+    corner = np.floor(nuclei.xy / side).astype(int) - half
+    turn = np.round(nuclei.angle / np.pi * _TURNS).astype(int) % _TURNS
+    pick = turn * _VARIANTS + rng.integers(0, _VARIANTS, len(turn))
+    inside = ((corner >= 0) & (corner + 2 * half + 1 <= n_px)).all(1)
+    for i in np.flatnonzero(inside):
+        x, y = corner[i]
+        for dye, stamp in zip((hematoxylin, eosin), stamps[nuclei.kind[i]][pick[i]], strict=True):
+            window = dye[y : y + stamp.shape[0], x : x + stamp.shape[1]]
+            np.maximum(window, stamp, out=window)
     for dye in (hematoxylin, eosin):
         ndimage.gaussian_filter(dye, 0.30 / mpp, output=dye, truncate=3)
-    return _to_light((hematoxylin, eosin), rng, stain)
+    # Beer-Lambert, then the camera's noise; in strips, so that memory stays small.
+    picture = np.empty((n_px, n_px, 3), dtype=np.uint8)
+    dye_h, dye_e, white = (np.array(v, dtype=np.float32) for v in (stain.hematoxylin, stain.eosin, stain.white))
+    for start in range(0, n_px, 256):
+        rows = slice(start, start + 256)
+        light = hematoxylin[rows, :, None] * -dye_h
+        light -= eosin[rows, :, None] * dye_e
+        np.exp(light, out=light)
+        light *= white
+        light += 1.6 * rng.standard_normal(light.shape, dtype=np.float32)
+        picture[rows] = np.clip(light + 0.5, 0, 255)
+    return picture
 
 
 def _ground(tissue: Tissue, rng: np.random.Generator, n_px: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,21 +122,8 @@ def _ground(tissue: Tissue, rng: np.random.Generator, n_px: int) -> tuple[np.nda
     base = [ndimage.gaussian_filter(channel[tissue.labels], 0.7) for channel in _BASE.T]
     uneven = 1 + 0.07 * smooth_field(rng, len(tissue.labels), 150 / tissue.step)
     hematoxylin, eosin, fibrous = (resize(channel, n_px) for channel in (base[0], base[1] * uneven, base[2]))
-    bundles, fibrils = _fibres(tissue, rng, n_px)
-    solid = resize(tissue.solid, n_px)
-    # Collagen tears between its bundles when the section shrinks.
-    solid -= 9.0 * fibrous * np.maximum(-1.25 - bundles, 0)
-    alpha = np.clip(solid / 1.2 + 0.5, 0, 1)
-    eosin *= np.maximum(1 + fibrous * (0.26 * bundles + 0.15 * fibrils), 0.1)
-    grain = _grain(rng, n_px)
-    eosin *= alpha * (1 + 0.10 * grain)
-    hematoxylin *= alpha * (1 + 0.22 * grain)
-    return hematoxylin, eosin
-
-
-def _fibres(tissue: Tissue, rng: np.random.Generator, n_px: int) -> tuple[np.ndarray, np.ndarray]:
     along, across = (resize(c, n_px) for c in tissue.flow)
-    found = []
+    fibres = []
     for length, width in ((11.0, 2.6), (5.0, 0.8)):
         # Long wrapped noise, looked up in the fibres' own coordinates.
         n_along, n_across = 512, 1024
@@ -134,34 +132,20 @@ def _fibres(tissue: Tissue, rng: np.random.Generator, n_px: int) -> tuple[np.nda
         tile /= tile.std()
         row = (along * np.float32(4.0 / length)).astype(np.int32) & (n_along - 1)
         col = (across * np.float32(2.0 / width)).astype(np.int32) & (n_across - 1)
-        found.append(tile[row, col])
-    return found[0], found[1]
-
-
-def _grain(rng: np.random.Generator, n_px: int) -> np.ndarray:
-    size = 512
-    noise = rng.standard_normal((size, size))
+        fibres.append(tile[row, col])
+    bundles, fibrils = fibres
+    solid = resize(tissue.solid, n_px)
+    # Collagen tears between its bundles when the section shrinks.
+    solid -= 9.0 * fibrous * np.maximum(-1.25 - bundles, 0)
+    alpha = np.clip(solid / 1.2 + 0.5, 0, 1)
+    eosin *= np.maximum(1 + fibrous * (0.26 * bundles + 0.15 * fibrils), 0.1)
+    noise = rng.standard_normal((512, 512))
     tile = sum(ndimage.gaussian_filter(noise, s, mode="wrap") * s for s in (0.8, 2.0, 4.0))
-    repeats = -(-n_px // size)
-    return np.tile((tile / np.std(tile)).astype(np.float32), (repeats, repeats))[:n_px, :n_px]
-
-
-def _stamp_cells(tissue: Tissue, rng: np.random.Generator, dyes: tuple[np.ndarray, np.ndarray], *, mpp: float) -> None:
-    stamps = [
-        [_stamp(rng, _LOOKS[kind], int(turn), mpp=mpp) for turn in np.repeat(np.arange(_TURNS), _VARIANTS)]
-        for kind in KINDS
-    ]
-    nuclei = tissue.nuclei
-    half, n_px = stamps[0][0].shape[1] // 2, len(dyes[0])
-    corner = np.floor(nuclei.xy / mpp).astype(int) - half
-    turn = np.round(nuclei.angle / np.pi * _TURNS).astype(int) % _TURNS
-    pick = turn * _VARIANTS + rng.integers(0, _VARIANTS, len(turn))
-    inside = ((corner >= 0) & (corner + 2 * half + 1 <= n_px)).all(1)
-    for i in np.flatnonzero(inside):
-        x, y = corner[i]
-        for dye, stamp in zip(dyes, stamps[nuclei.kind[i]][pick[i]], strict=True):
-            window = dye[y : y + stamp.shape[0], x : x + stamp.shape[1]]
-            np.maximum(window, stamp, out=window)
+    repeats = -(-n_px // 512)
+    grain = np.tile((tile / np.std(tile)).astype(np.float32), (repeats, repeats))[:n_px, :n_px]
+    eosin *= alpha * (1 + 0.10 * grain)
+    hematoxylin *= alpha * (1 + 0.22 * grain)
+    return hematoxylin, eosin
 
 
 def _stamp(rng: np.random.Generator, look: _Look, turn: int, *, mpp: float) -> np.ndarray:
@@ -169,11 +153,28 @@ def _stamp(rng: np.random.Generator, look: _Look, turn: int, *, mpp: float) -> n
     half = int(np.ceil(_HALF_UM / mpp))
     y, x = np.mgrid[-half : half + 1, -half : half + 1] * mpp
     size = np.exp(look.spread * rng.standard_normal())
-    hematoxylin, eosin = _cytoplasm(rng, look, (x, y), size=size)
+    hematoxylin, eosin = np.zeros_like(x), np.zeros_like(x)
+    if look.cell:
+        radius = _polar((x, y), rng, 0.10)
+        body = np.clip((look.cell * size - radius) / 1.3 + 0.5, 0, 1) * rng.uniform(0.85, 1.15)
+        hematoxylin, eosin = look.cell_h * body, look.cell_e * body
     if look.length:
         side = rng.uniform(0, 2 * np.pi)
-        centred = x - look.offset * np.cos(side), y - look.offset * np.sin(side)
-        nucleus = _nucleus(rng, look, centred, angle=turn * np.pi / _TURNS, size=size, mpp=mpp)
+        x, y = x - look.offset * np.cos(side), y - look.offset * np.sin(side)
+        angle = turn * np.pi / _TURNS
+        u = (x * np.cos(angle) + y * np.sin(angle)) / (look.length * size / 2)
+        stretch = np.exp(0.5 * look.spread * rng.standard_normal())
+        v = (y * np.cos(angle) - x * np.sin(angle)) / (look.width * size * stretch / 2)
+        depth = (1 - _polar((u, v), rng, look.dents)) * min(look.length, look.width) * size / 2
+        alpha = np.clip(depth / 0.7 + 0.5, 0, 1)
+        chromatin = ndimage.gaussian_filter(rng.standard_normal(u.shape), 0.55 / mpp)
+        chromatin /= max(float(chromatin.std()), 1e-6)
+        value = 1 + look.clumps * chromatin + look.rim * (2 * np.exp(-np.square((depth - 0.4) / 0.5)) - 0.5)
+        for _ in range(rng.poisson(look.nucleoli)):
+            a, b = rng.uniform(-0.35, 0.35, 2)
+            spot = np.hypot((u - a) * look.length, (v - b) * look.width) * size / 2
+            value += 0.65 * np.exp(-np.square(spot / 0.75))
+        nucleus = look.dark * rng.uniform(0.82, 1.18) * np.maximum(value, 0.25) * alpha
         np.maximum(hematoxylin, nucleus, out=hematoxylin)
     return np.stack([hematoxylin, eosin]).astype(np.float32)
 
@@ -183,53 +184,3 @@ def _polar(xy: tuple[np.ndarray, np.ndarray], rng: np.random.Generator, dents: f
     theta = np.arctan2(xy[1], xy[0])
     wave = sum(rng.normal(0, dents / (k - 1)) * np.cos(k * theta + rng.uniform(0, 6.3)) for k in (2, 3, 4))
     return np.hypot(*xy) * (1 + wave)
-
-
-def _cytoplasm(
-    rng: np.random.Generator, look: _Look, xy: tuple[np.ndarray, np.ndarray], *, size: float
-) -> tuple[np.ndarray, np.ndarray]:
-    if not look.cell:
-        return np.zeros_like(xy[0]), np.zeros_like(xy[0])
-    radius = _polar(xy, rng, 0.10)
-    body = np.clip((look.cell * size - radius) / 1.3 + 0.5, 0, 1) * rng.uniform(0.85, 1.15)
-    return look.cell_h * body, look.cell_e * body
-
-
-def _nucleus(
-    rng: np.random.Generator,
-    look: _Look,
-    xy: tuple[np.ndarray, np.ndarray],
-    *,
-    angle: float,
-    size: float,
-    mpp: float,
-) -> np.ndarray:
-    u = (xy[0] * np.cos(angle) + xy[1] * np.sin(angle)) / (look.length * size / 2)
-    stretch = np.exp(0.5 * look.spread * rng.standard_normal())
-    v = (xy[1] * np.cos(angle) - xy[0] * np.sin(angle)) / (look.width * size * stretch / 2)
-    depth = (1 - _polar((u, v), rng, look.dents)) * min(look.length, look.width) * size / 2
-    alpha = np.clip(depth / 0.7 + 0.5, 0, 1)
-    chromatin = ndimage.gaussian_filter(rng.standard_normal(u.shape), 0.55 / mpp)
-    chromatin /= max(float(chromatin.std()), 1e-6)
-    value = 1 + look.clumps * chromatin + look.rim * (2 * np.exp(-np.square((depth - 0.4) / 0.5)) - 0.5)
-    for _ in range(rng.poisson(look.nucleoli)):
-        a, b = rng.uniform(-0.35, 0.35, 2)
-        spot = np.hypot((u - a) * look.length, (v - b) * look.width) * size / 2
-        value += 0.65 * np.exp(-np.square(spot / 0.75))
-    return np.asarray(look.dark * rng.uniform(0.82, 1.18) * np.maximum(value, 0.25) * alpha)
-
-
-def _to_light(dyes: tuple[np.ndarray, np.ndarray], rng: np.random.Generator, stain: Stain) -> np.ndarray:
-    """Beer-Lambert, then the camera's noise; in strips, so that memory stays small."""
-    h, e = dyes
-    picture = np.empty((*h.shape, 3), dtype=np.uint8)
-    dye_h, dye_e, white = (np.array(v, dtype=np.float32) for v in (stain.hematoxylin, stain.eosin, stain.white))
-    for start in range(0, len(h), 256):
-        rows = slice(start, start + 256)
-        light = h[rows, :, None] * -dye_h
-        light -= e[rows, :, None] * dye_e
-        np.exp(light, out=light)
-        light *= white
-        light += 1.6 * rng.standard_normal(light.shape, dtype=np.float32)
-        picture[rows] = np.clip(light + 0.5, 0, 255)
-    return picture

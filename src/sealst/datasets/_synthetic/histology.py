@@ -69,35 +69,39 @@ def smooth_field(rng: np.random.Generator, n: int, scale: float) -> np.ndarray:
     return (field - field.mean()) / field.std()
 
 
-def hex_points(size: float, spacing: float) -> np.ndarray:
-    """Points (x, y) of a triangular lattice that covers a square."""
-    rows = np.arange(int(size / (spacing * np.sqrt(0.75))) + 1)
-    cols = np.arange(int(size / spacing) + 1)
-    row, col = np.meshgrid(rows, cols, indexing="ij")
-    return np.column_stack([((col + 0.5 * (row % 2)) * spacing).ravel(), (row * spacing * np.sqrt(0.75)).ravel()])
-
-
 def _scatter(rng: np.random.Generator, chance: np.ndarray, step: float, *, spacing: float) -> np.ndarray:
     # A jittered lattice keeps cells apart as real cells do; `chance` is the probability to keep a point.
     size = len(chance) * step
-    xy = hex_points(size, spacing)
+    height = spacing * np.sqrt(0.75)
+    row, col = np.mgrid[: int(size / height) + 1, : int(size / spacing) + 1]
+    xy = np.column_stack([((col + 0.5 * (row % 2)) * spacing).ravel(), (row * height).ravel()])
     xy = xy + rng.uniform(-0.5, 0.5, 2) * spacing + rng.normal(0, 0.17 * spacing, xy.shape)
     xy = xy[((xy > 0) & (xy < size)).all(1)]
     col, row = (xy / step).astype(int).T
     return xy[rng.random(len(xy)) < chance[row, col]]
 
 
-# ---------------------------------------------------------------------------------------------------- layout
-
-
 def make_tissue(rng: np.random.Generator, size_um: float) -> Tissue:
     """Draw the layout of a section: tissue outline, classes, glands and vessels, fibres, and all cells."""
     n = int(round(size_um / _STEP_UM))
     step = size_um / n
-    solid = _outline(rng, n, step)
+    y, x = (np.mgrid[:n, :n] + 0.5) / n * 2 - 1
+    power = 3.0
+    radius = ((np.abs(x) / 0.93) ** power + (np.abs(y) / 0.93) ** power) ** (1 / power)
+    inside = 1 - radius + 0.075 * smooth_field(rng, n, n / 4) + 0.012 * smooth_field(rng, n, n / 25) > 0
+    tears = smooth_field(rng, n, 110 / step) + 0.25 * smooth_field(rng, n, 25 / step) > 2.75
+    inside &= ~tears
+    distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
+    solid = (ndimage.gaussian_filter(distance, 1.0) * step).astype(np.float32)
     labels = np.where(solid > 0, STROMA, BACKGROUND).astype(np.uint8)
     grade = np.clip(0.5 + 0.45 * smooth_field(rng, n, min(260, size_um / 4) / step), 0, 1)
-    flow = _fibre_coordinates(rng, n, step)
+    # A rotated frame, bent by smooth displacements: lines of constant `across` are the fibres.
+    y, x = (np.mgrid[:n, :n] * step).astype(np.float32)
+    angle = rng.uniform(0, np.pi)
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    across = across + 75 * smooth_field(rng, n, 320 / step) + 9 * smooth_field(rng, n, 70 / step)
+    along = along + 60 * smooth_field(rng, n, 320 / step)
+    flow = np.stack([along, across]).astype(np.float32)
     blank = Nuclei(np.empty((0, 2)), np.empty(0, np.uint8), np.empty(0))
     tissue = Tissue(step, labels, solid, grade, flow, blank)
     benign = _zones(rng, tissue)
@@ -108,27 +112,6 @@ def make_tissue(rng: np.random.Generator, size_um: float) -> Tissue:
         *_rings(rng, tissue, _scatter(rng, 0.7 * (labels == STROMA), step, spacing=85), label=VESSEL),
     ]
     return replace(tissue, nuclei=_cells(rng, tissue, rings))
-
-
-def _outline(rng: np.random.Generator, n: int, step: float) -> np.ndarray:
-    y, x = (np.mgrid[:n, :n] + 0.5) / n * 2 - 1
-    power = 3.0
-    radius = ((np.abs(x) / 0.93) ** power + (np.abs(y) / 0.93) ** power) ** (1 / power)
-    inside = 1 - radius + 0.075 * smooth_field(rng, n, n / 4) + 0.012 * smooth_field(rng, n, n / 25) > 0
-    tears = smooth_field(rng, n, 110 / step) + 0.25 * smooth_field(rng, n, 25 / step) > 2.75
-    inside &= ~tears
-    distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
-    return (ndimage.gaussian_filter(distance, 1.0) * step).astype(np.float32)
-
-
-def _fibre_coordinates(rng: np.random.Generator, n: int, step: float) -> np.ndarray:
-    # A rotated frame, bent by smooth displacements: lines of constant `across` are the fibres.
-    y, x = (np.mgrid[:n, :n] * step).astype(np.float32)
-    angle = rng.uniform(0, np.pi)
-    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    across = across + 75 * smooth_field(rng, n, 320 / step) + 9 * smooth_field(rng, n, 70 / step)
-    along = along + 60 * smooth_field(rng, n, 320 / step)
-    return np.stack([along, across]).astype(np.float32)
 
 
 def _top(field: np.ndarray, within: np.ndarray, share: float) -> np.ndarray:
@@ -227,9 +210,6 @@ def _carve(tissue: Tissue, ring: _Ring) -> None:
     # The lumen's edge is ragged: apical blebs of the epithelium.
     ragged = 0.8 * tissue.flow[1, y0:y1, x0:x1] % 3.0 - 1.5 if ring.label == GLAND else 0.0
     np.minimum(solid, radius - ring.lumen * outline + ragged, out=solid)
-
-
-# ----------------------------------------------------------------------------------------------------- cells
 
 
 def _cells(rng: np.random.Generator, tissue: Tissue, rings: list[_Ring]) -> Nuclei:

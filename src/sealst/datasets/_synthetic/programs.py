@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import ndtr
 
 
 def _symbols(text: str) -> tuple[str, ...]:
@@ -67,18 +66,9 @@ def gene_programs(n_genes: int) -> GenePrograms:
 
 
 def visible_activity(composition: Mapping[str, np.ndarray], cells: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Activity of the visible programs, a smooth function of what was drawn.
+    """Activity of the visible programs, float64 (n, len(VISIBLE)), 0 to 1: a smooth function of what was drawn.
 
-    Parameters
-    ----------
-    composition
-        Share of the spot's area by tissue class, each (n,).
-    cells
-        Nuclei per mm² in the spot by kind, each (n,).
-
-    Returns
-    -------
-    float64 (n, len(VISIBLE)), 0 to 1.
+    `composition` holds the share of the spot's area by tissue class, `cells` its nuclei per mm² by kind, each (n,).
     """
     dividing = cells["tumour"] + 12 * cells["mitosis"]
     activity = {
@@ -95,16 +85,6 @@ def visible_activity(composition: Mapping[str, np.ndarray], cells: Mapping[str, 
     return np.column_stack([activity[name] for name in VISIBLE])
 
 
-def hidden_activity(field: np.ndarray) -> np.ndarray:
-    """Activity of a hidden program from a Gaussian field of mean 0 and variance 1; uniform between 0 and 1."""
-    return np.asarray(ndtr(field))
-
-
-def batch_shift(rng: np.random.Generator, n_genes: int, amount: float) -> np.ndarray:
-    """Log factor of every gene in one patient, (G,); `amount` is its standard deviation."""
-    return amount * rng.standard_normal(n_genes)
-
-
 def draw_counts(
     rng: np.random.Generator,
     definition: GenePrograms,
@@ -114,26 +94,10 @@ def draw_counts(
     shift: np.ndarray,
     depth: float,
 ) -> np.ndarray:
-    """Draw counts: gamma-Poisson around the expected expression, with ambient RNA and dropout of weak genes.
+    """Counts, int32 (n, G): gamma-Poisson around the expected expression, with ambient RNA and dropout of weak genes.
 
-    Parameters
-    ----------
-    rng
-        Source of all noise.
-    definition
-        Genes and programs, G genes.
-    activity
-        (n, P), in the order of `PROGRAMS`.
-    cellularity
-        Nuclei per mm², (n,); spots with more cells catch more RNA.
-    shift
-        Log factor of every gene in this patient, (G,).
-    depth
-        Mean total count of a spot.
-
-    Returns
-    -------
-    int32 (n, G).
+    `activity` is (n, P), in the order of `PROGRAMS`; `cellularity` nuclei per mm², (n,), as spots with more cells catch
+    more RNA; `shift` the log factor of every gene in this patient, (G,); `depth` the mean total count of a spot.
     """
     rate = definition.base * (1 + activity @ definition.fold) * np.exp(shift)
     share = rate / rate.sum(1, keepdims=True)

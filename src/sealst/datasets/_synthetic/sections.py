@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
+from scipy.special import ndtr
 from spatialdata import SpatialData
 
 from sealst._errors import DataError
@@ -20,13 +22,10 @@ from sealst.datasets._synthetic.programs import (
     PROGRAM_GENES,
     PROGRAMS,
     VISIBLE,
-    batch_shift,
     draw_counts,
     gene_programs,
-    hidden_activity,
     visible_activity,
 )
-from sealst.datasets._synthetic.spots import cells_in_spots, classes_in_spots, lattice
 from sealst.io import from_arrays
 
 _MIN_SIZE_UM, _MPP_RANGE = 400.0, (0.1, 4.0)
@@ -68,13 +67,6 @@ class _Options:
             raise DataError(
                 f"`spot_um` ({self.spot_um:g}) must not exceed `pitch_um` ({self.pitch_um:g}): spots do not overlap."
             )
-
-
-@dataclass(frozen=True, eq=False)
-class _Patient:
-    number: int
-    stain: Stain
-    shift: np.ndarray
 
 
 def synthetic(
@@ -171,9 +163,8 @@ def synthetic(
     if people > n_sections:
         raise DataError(f"`n_patients` ({people}) must not exceed `n_sections` ({n_sections}).")
     owners = np.arange(n_sections) * people // n_sections
-    patients = [_patient(options, number) for number in range(people)]
     index = np.arange(n_sections) - np.searchsorted(owners, owners)
-    sections = [_section(options, patients[owner], int(i)) for owner, i in zip(owners, index, strict=True)]
+    sections = [_section(options, int(owner), int(i)) for owner, i in zip(owners, index, strict=True)]
     return sections[0] if n_sections == 1 else sections
 
 
@@ -210,35 +201,43 @@ def _check_whole(name: str, value: Any, low: int, *, why: str = "") -> None:
         )
 
 
-def _patient(options: _Options, number: int) -> _Patient:
-    rng = np.random.default_rng([options.seed, _PATIENT, number])
+def _section(options: _Options, patient: int, index: int) -> SpatialData:
+    name = f"P{patient + 1}_S{index + 1}"
+    # The same for all sections of the patient: the stain of its laboratory, and a log factor of every gene.
+    rng = np.random.default_rng([options.seed, _PATIENT, patient])
     stain = Stain.vary(rng, options.stain_variation)
-    return _Patient(number, stain, batch_shift(rng, options.n_genes, options.batch_effect))
-
-
-def _section(options: _Options, patient: _Patient, index: int) -> SpatialData:
-    name = f"P{patient.number + 1}_S{index + 1}"
+    shift = options.batch_effect * rng.standard_normal(options.n_genes)
 
     def stream(part: int) -> np.random.Generator:
-        return np.random.default_rng([options.seed, part, patient.number, index])
+        return np.random.default_rng([options.seed, part, patient, index])
 
     tissue = make_tissue(stream(_LAYOUT), options.size_um)
-    xy, array = _spots(options, tissue)
+    margin = max(_MARGIN_UM, options.spot_um / 2)
+    xy, array = lattice(options.size_um, options.pitch_um, margin, hexagonal=options.array == "hex")
+    glass = classes_in_spots(tissue, xy, options.spot_um)[:, CLASSES.index("background")]
+    kept = glass <= 1 - _MIN_TISSUE
+    if kept.sum() < 2:
+        raise DataError(
+            f"Only {kept.sum()} of {len(xy)} spots lie on tissue; at least 2 are needed. Raise `size_um` "
+            f"({options.size_um:g}) or lower `pitch_um` ({options.pitch_um:g})."
+        )
+    xy, array = xy[kept], array[kept]
     composition = pd.DataFrame(classes_in_spots(tissue, xy, options.spot_um), columns=list(CLASSES))
     cells = pd.DataFrame(cells_in_spots(tissue, xy, options.spot_um), columns=list(KINDS)).drop(columns="erythrocyte")
-    programs = _activity(tissue, stream(_HIDDEN), xy, composition=composition, cells=cells)
+    inputs = [{str(kind): frame[kind].to_numpy() for kind in frame} for frame in (composition, cells)]
+    programs = pd.DataFrame(visible_activity(*inputs), columns=list(VISIBLE))
+    rng = stream(_HIDDEN)
+    for hidden in HIDDEN:
+        field = smooth_field(rng, len(tissue.labels), _HIDDEN_SCALE_UM / tissue.step)
+        # A Gaussian field of variance 1, uniform between 0 and 1.
+        programs[hidden] = ndtr(tissue.at(field, xy))
     nuclei = cells.sum(axis=1).to_numpy()
     definition = gene_programs(options.n_genes)
     counts = draw_counts(
-        stream(_COUNTS),
-        definition,
-        programs.to_numpy(),
-        cellularity=nuclei,
-        shift=patient.shift,
-        depth=options.depth,
+        stream(_COUNTS), definition, programs.to_numpy(), cellularity=nuclei, shift=shift, depth=options.depth
     )
     sdata = from_arrays(
-        render(tissue, stream(_DRAWING), patient.stain, mpp=options.mpp),
+        render(tissue, stream(_DRAWING), stain, mpp=options.mpp),
         counts,
         xy / options.mpp,
         genes=definition.genes,
@@ -246,7 +245,7 @@ def _section(options: _Options, patient: _Patient, index: int) -> SpatialData:
         spot_um=options.spot_um,
         section=name,
         spot_ids=[f"{row}x{col}" for row, col in array],
-        patient=f"P{patient.number + 1}",
+        patient=f"P{patient + 1}",
         organ="synthetic breast",
         technology="synthetic",
         array=array,
@@ -259,34 +258,43 @@ def _section(options: _Options, patient: _Patient, index: int) -> SpatialData:
         "visible_programs": list(VISIBLE),
         "hidden_programs": list(HIDDEN),
         "program_genes": {program: list(genes) for program, genes in PROGRAM_GENES.items()},
-        "batch_shift": patient.shift.copy(),
-        "stain": {name: list(values) for name, values in asdict(patient.stain).items()},
+        "batch_shift": shift,
+        "stain": {name: list(values) for name, values in asdict(stain).items()},
         **asdict(options),
     }
     return sdata
 
 
-def _spots(options: _Options, tissue: Tissue) -> tuple[np.ndarray, np.ndarray]:
-    margin = max(_MARGIN_UM, options.spot_um / 2)
-    xy, array = lattice(options.size_um, options.pitch_um, margin, hexagonal=options.array == "hex")
-    glass = classes_in_spots(tissue, xy, options.spot_um)[:, CLASSES.index("background")]
-    kept = glass <= 1 - _MIN_TISSUE
-    if kept.sum() < 2:
-        raise DataError(
-            f"Only {kept.sum()} of {len(xy)} spots lie on tissue; at least 2 are needed. Raise `size_um` "
-            f"({options.size_um:g}) or lower `pitch_um` ({options.pitch_um:g})."
-        )
-    return xy[kept], array[kept]
+def lattice(size_um: float, pitch_um: float, margin_um: float, *, hexagonal: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (x, y) in µm and array positions (row, col) of all spots of a square array.
+
+    Hexagonal arrays count columns in half pitches, as Visium does: row + col is even everywhere.
+    """
+    across = pitch_um / 2 if hexagonal else pitch_um
+    down = pitch_um * np.sqrt(0.75) if hexagonal else pitch_um
+    usable = size_um - 2 * margin_um
+    n_rows, n_cols = (int(usable / d + 1e-9) + 1 if usable >= 0 else 0 for d in (down, across))
+    row, col = (a.ravel() for a in np.meshgrid(np.arange(n_rows), np.arange(n_cols), indexing="ij"))
+    if hexagonal:
+        used = (row + col) % 2 == 0
+        row, col = row[used], col[used]
+    # Centre the array in the picture.
+    offset = (size_um - np.array([(n_cols - 1) * across, (n_rows - 1) * down])) / 2
+    return np.column_stack([col * across, row * down]) + offset, np.column_stack([row, col])
 
 
-def _activity(
-    tissue: Tissue, rng: np.random.Generator, xy: np.ndarray, *, composition: pd.DataFrame, cells: pd.DataFrame
-) -> pd.DataFrame:
-    def arrays(frame: pd.DataFrame) -> dict[str, np.ndarray]:
-        return {str(name): frame[name].to_numpy() for name in frame}
+def classes_in_spots(tissue: Tissue, xy: np.ndarray, spot_um: float) -> np.ndarray:
+    """Share of each spot's area by tissue class, float64 (n, classes); rows sum to 1."""
+    reach = int(np.ceil(spot_um / 2 / tissue.step))
+    dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    disc = np.hypot(dx, dy) * tissue.step <= spot_um / 2
+    offset = np.column_stack([dx[disc], dy[disc]]) * tissue.step
+    labels = np.stack([tissue.at(tissue.labels, xy + shift) for shift in offset], axis=1)
+    return np.stack([(labels == k).mean(1) for k in range(len(CLASSES))], axis=1)
 
-    frame = pd.DataFrame(visible_activity(arrays(composition), arrays(cells)), columns=list(VISIBLE))
-    for name in HIDDEN:
-        field = smooth_field(rng, len(tissue.labels), _HIDDEN_SCALE_UM / tissue.step)
-        frame[name] = hidden_activity(tissue.at(field, xy))
-    return frame
+
+def cells_in_spots(tissue: Tissue, xy: np.ndarray, spot_um: float) -> np.ndarray:
+    """Drawn cells per mm² of each spot by kind, float64 (n, kinds)."""
+    inside = cKDTree(tissue.nuclei.xy).query_ball_point(xy, spot_um / 2)
+    kinds = [np.bincount(tissue.nuclei.kind[i], minlength=len(KINDS)) for i in inside]
+    return np.array(kinds) / (np.pi * (spot_um / 2000) ** 2)

@@ -93,7 +93,23 @@ def read_bags(
             "out: a source names its own slides."
         )
     readers, known = _open(source, table_key, patient_key)
-    models = _common_models(readers)
+    by_slide = {name: reader.models() for name, reader in readers.items()}
+    first = next(iter(by_slide))
+    common = [one for one in by_slide[first] if all(one in made for made in by_slide.values())]
+    if not common:
+        lacking = next((name for name, made in by_slide.items() if not made), first)
+        raise DataError(
+            f"No embedding is common to all slides; {lacking!r} has {listed(by_slide[lacking])}. Run `sl.tl.embed` on "
+            "all."
+        )
+    models = {}
+    for one in common:
+        if len(distinct := dict.fromkeys(made[one] for made in by_slide.values())) > 1:
+            raise DataError(
+                f"Embeddings {one!r} were made by {len(distinct)} models ({listed(distinct)}), so that their columns "
+                "mean different things. Embed all slides with one."
+            )
+        models[one] = by_slide[first][one]
     if key is not None:
         check_key(models, key, where="the embeddings that all slides have", hint="Name one of them with `key=`.")
     elif Keys.EMBEDDING in models or len(models) == 1:
@@ -104,10 +120,24 @@ def read_bags(
     if labels is not None:
         table = _label_table(labels, slide_key, patient_key)
         obs = join_labels(obs, table)
-        _report_join(obs.index, table.index)
+        slides = obs.index
+        if len(unlabelled := slides.difference(table.index, sort=False)):
+            warn(f"{len(unlabelled)} of {len(slides)} slides have no row in `labels`: {listed(unlabelled)}.")
+        if len(spare := table.index.difference(slides, sort=False)):
+            warn(f"{len(spare)} row(s) of `labels` have no embeddings and are left out: {listed(spare)}.")
+        logger.info("%d of %d slides have labels", len(slides) - len(unlabelled), len(slides))
     elif patient_key != Keys.PATIENT:
         obs = _rename_patient(obs, patient_key, where="the manifest of the source")
-    obs[Keys.PATIENT] = _patients(obs, readers)
+    # As labels or manifest say, else the table, else the slide itself.
+    given = obs[Keys.PATIENT] if Keys.PATIENT in obs else pd.Series(None, index=obs.index, dtype=object)
+    people = {name: patient_text(value) or readers[str(name)].patient() for name, value in given.items()}
+    if unknown := [name for name, value in people.items() if value is None]:
+        warn(
+            f"The patient of {len(unknown)} slide(s) is unknown ({listed(unknown)}); each counts as a patient of its "
+            "own. If patients have several slides, add a column 'patient' to `labels`: splits are by patient."
+        )
+    people = {name: str(name) if value is None else value for name, value in people.items()}
+    obs[Keys.PATIENT] = pd.Series(people, dtype=object)
     facts = {"models": models, "tiles": {name: reader.facts() for name, reader in readers.items()}}
     if isinstance(source, str | Path):
         facts["source"] = str(source)
@@ -117,7 +147,6 @@ def read_bags(
 # -- sources ----------------------------------------------------------------------------------------------------------
 def _open(source: Any, table_key: str, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
     """Readers by slide, and what the source itself knows about the slides."""
-    nothing = pd.DataFrame(index=pd.Index([], dtype=object))
     if isinstance(source, str | Path):
         return _open_folder(Path(source).expanduser(), patient)
     if isinstance(source, AnnData | SpatialData):
@@ -140,7 +169,7 @@ def _open(source: Any, table_key: str, patient: str) -> tuple[dict[str, BagReade
         )
     if not found:
         raise DataError("`source` is empty; at least one slide is needed.")
-    return found, nothing
+    return found, pd.DataFrame()
 
 
 def _reader_of(name: str, value: Any, table_key: str) -> BagReader:
@@ -205,8 +234,7 @@ def _open_folder(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.D
             f"{str(folder)!r} holds neither manifest.csv (of `tl.embed_slides`) nor .h5 files of features, itself or "
             "in `features_<name>` folders."
         )
-    nothing = pd.DataFrame(index=pd.Index([], dtype=object))
-    return {name: FileReader(name, paths=files) for name, files in paths.items()}, nothing
+    return {name: FileReader(name, paths=files) for name, files in paths.items()}, pd.DataFrame()
 
 
 def _embedded_slides(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
@@ -238,26 +266,6 @@ def _embedded_slides(folder: Path, patient: str) -> tuple[dict[str, BagReader], 
 
 
 # -- embeddings -------------------------------------------------------------------------------------------------------
-def _common_models(readers: Mapping[str, BagReader]) -> dict[str, str | None]:
-    """Embeddings that every slide has, and the one model behind each."""
-    made = {name: reader.models() for name, reader in readers.items()}
-    first = next(iter(made))
-    common = [key for key in made[first] if all(key in models for models in made.values())]
-    if not common:
-        lacking = next((name for name, models in made.items() if not models), first)
-        raise DataError(
-            f"No embedding is common to all slides; {lacking!r} has {listed(made[lacking])}. Run `sl.tl.embed` on all."
-        )
-    found = {}
-    for key in common:
-        models = {name: each[key] for name, each in made.items()}
-        if len(distinct := dict.fromkeys(models.values())) > 1:
-            raise DataError(
-                f"Embeddings {key!r} were made by {len(distinct)} models ({listed(distinct)}), so that their columns "
-                "mean different things. Embed all slides with one."
-            )
-        found[key] = models[first]
-    return found
 
 
 # -- labels -----------------------------------------------------------------------------------------------------------
@@ -286,24 +294,3 @@ def _rename_patient(table: pd.DataFrame, patient: str, *, where: str) -> pd.Data
     """Table whose column `patient` says who the patient is, in place of one that is called so."""
     check_key(table.columns, patient, where=where, hint="Name it with `patient_key=`, in a table with `labels=`.")
     return table.drop(columns=[Keys.PATIENT], errors="ignore").rename(columns={patient: Keys.PATIENT})
-
-
-def _report_join(slides: pd.Index, labelled: pd.Index) -> None:
-    """Say what only one side has."""
-    if len(unlabelled := slides.difference(labelled, sort=False)):
-        warn(f"{len(unlabelled)} of {len(slides)} slides have no row in `labels`: {listed(unlabelled)}.")
-    if len(spare := labelled.difference(slides, sort=False)):
-        warn(f"{len(spare)} row(s) of `labels` have no embeddings and are left out: {listed(spare)}.")
-    logger.info("%d of %d slides have labels", len(slides) - len(unlabelled), len(slides))
-
-
-def _patients(obs: pd.DataFrame, readers: Mapping[str, BagReader]) -> pd.Series:
-    """Patient of every slide: as labels or manifest say, else the table, else the slide itself."""
-    given = obs[Keys.PATIENT] if Keys.PATIENT in obs else pd.Series(None, index=obs.index, dtype=object)
-    found = {name: patient_text(value) or readers[str(name)].patient() for name, value in given.items()}
-    if unknown := [name for name, value in found.items() if value is None]:
-        warn(
-            f"The patient of {len(unknown)} slide(s) is unknown ({listed(unknown)}); each counts as a patient of its "
-            "own. If patients have several slides, add a column 'patient' to `labels`: splits are by patient."
-        )
-    return pd.Series({name: str(name) if value is None else value for name, value in found.items()}, dtype=object)

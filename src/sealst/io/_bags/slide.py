@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import geopandas as gpd
 import h5py
 import numpy as np
 import pandas as pd
-from anndata import AnnData, read_h5ad
+from anndata import read_h5ad
 from shapely import box
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
@@ -94,10 +93,31 @@ def read_slide(
         )
     facts = {key: str(table.obs[key].iloc[0]) for key in (Keys.PATIENT, Keys.ORGAN, Keys.TECHNOLOGY)}
     sdata = read_wsi(where, section=region.section, mpp=float(tile["mpp"]), **facts)
-    _check_picture(sdata, table, region.section, where)
-    systems = get_transformation(sdata.images[Keys.image(region.section)], get_all=True)
-    for name, squares in _squares(table, region, tile).items():
-        frame = gpd.GeoDataFrame(geometry=box(*squares.T), index=pd.Index(region.ids))
+    # The file must be the picture that the tiles were cut from.
+    picture = sdata.images[Keys.image(region.section)]
+    height, width = _section.image_levels(picture)[0].shape[1:]
+    small = dict(table.uns.get("spatial", {})).get(region.section)
+    if small is not None:
+        shape = np.array(small["images"]["hires"].shape[:2])
+        scale = float(small["scalefactors"]["tissue_hires_scalef"])
+        # The thumbnail's height is rounded.
+        same = abs(shape[1] / scale - width) < 1 and abs(shape[0] / scale - height) <= 1 / scale
+    else:
+        xy = np.asarray(table.obsm[Keys.SPATIAL])
+        same = bool((xy.max(axis=0) < [width, height]).all())
+    if not same:
+        raise DataError(
+            f"{str(where)!r} ({width} x {height} px) is not the picture that slide {region.section!r} was embedded "
+            "from. Name the right file with `path=`."
+        )
+    # Pixels of the image are the frame of a slide without spots.
+    sides = {region.name: float(tile["tile_um"]) / float(tile["mpp"])}
+    crops = dict(table.uns[Keys.UNS].get("crops", {}).get(region.name, {}))
+    sides |= {name: float(um) / float(crops["mpp"]) for um, name in dict(crops.get("sizes", {})).items()}
+    centres = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)
+    for name, side in sides.items():
+        frame = gpd.GeoDataFrame(geometry=box(*square_boxes(centres, side).T), index=pd.Index(region.ids))
+        systems = get_transformation(picture, get_all=True)
         sdata.shapes[name] = ShapesModel.parse(frame, transformations=dict(systems))
     sdata.tables[Keys.TABLE] = TableModel.parse(table)
     logger.info("%s: %d tiles, with %s", region.section, table.n_obs, listed(table.obsm))
@@ -116,32 +136,3 @@ def _table_file(source: Path, slide: str | None) -> Path:
         return next(iter(files.values()))
     check_key(files, slide, where=f"the slides of {str(source)!r}", hint="failures.csv says which could not be read.")
     return files[slide]
-
-
-def _check_picture(sdata: SpatialData, table: AnnData, section: str, where: Path) -> None:
-    """Raise where the file is not the picture that the tiles were cut from."""
-    height, width = _section.image_levels(sdata.images[Keys.image(section)])[0].shape[1:]
-    small = dict(table.uns.get("spatial", {})).get(section)
-    if small is not None:
-        shape = np.array(small["images"]["hires"].shape[:2])
-        scale = float(small["scalefactors"]["tissue_hires_scalef"])
-        # The thumbnail's height is rounded.
-        same = abs(shape[1] / scale - width) < 1 and abs(shape[0] / scale - height) <= 1 / scale
-    else:
-        xy = np.asarray(table.obsm[Keys.SPATIAL])
-        same = bool((xy.max(axis=0) < [width, height]).all())
-    if not same:
-        raise DataError(
-            f"{str(where)!r} ({width} x {height} px) is not the picture that slide {section!r} was embedded from. Name "
-            "the right file with `path=`."
-        )
-
-
-def _squares(table: AnnData, region: _section.Region, tile: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Boxes (n, 4) of tiles and crops in pixels of the image, which is the frame of a slide without spots."""
-    centres = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)
-    found = {region.name: square_boxes(centres, float(tile["tile_um"]) / float(tile["mpp"]))}
-    crops = dict(table.uns[Keys.UNS].get("crops", {}).get(region.name, {}))
-    for um, name in dict(crops.get("sizes", {})).items():
-        found[name] = square_boxes(centres, float(um) / float(crops["mpp"]))
-    return found

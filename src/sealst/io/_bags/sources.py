@@ -89,14 +89,11 @@ class TableReader(BagReader):
     """Rows of a table in memory."""
 
     table: AnnData = field(kw_only=True, repr=False)
-    rows: np.ndarray | None = field(default=None, kw_only=True, repr=False)
-
-    def _rows(self) -> np.ndarray:
-        return np.arange(self.table.n_obs) if self.rows is None else self.rows
+    rows: np.ndarray | slice = field(default_factory=lambda: slice(None), kw_only=True, repr=False)
 
     def read(self, key: str) -> tuple[Any, np.ndarray | None, Any]:
         check_key(list(self.table.obsm), key, where=f"`.obsm` of slide {self.name!r}", hint="Run `sl.tl.embed`.")
-        rows, place = self._rows(), self.table.obsm.get(Keys.SPATIAL)
+        rows, place = self.rows, self.table.obsm.get(Keys.SPATIAL)
         xy = None if place is None else np.asarray(place, dtype=np.float64)[rows]
         return np.asarray(self.table.obsm[key])[rows], xy, self.table.obs_names.to_numpy()[rows]
 
@@ -109,7 +106,7 @@ class TableReader(BagReader):
     def patient(self) -> str | None:
         if Keys.PATIENT not in self.table.obs:
             return None
-        return _one_patient(self.name, self.table.obs[Keys.PATIENT].iloc[self._rows()].unique())
+        return _one_patient(self.name, self.table.obs[Keys.PATIENT].iloc[self.rows].unique())
 
 
 @dataclass(eq=False)
@@ -160,10 +157,8 @@ class H5adReader(BagReader):
 
     def patient(self) -> str | None:
         with h5py.File(self.path) as file:
-            if Keys.PATIENT not in file["obs"]:
-                return None
-            column = pd.Series(read_elem(file["obs"][Keys.PATIENT]))
-        return _one_patient(self.name, column.unique())
+            column = read_elem(file["obs"][Keys.PATIENT]) if Keys.PATIENT in file["obs"] else []
+        return _one_patient(self.name, pd.Series(column).unique())
 
 
 @dataclass(eq=False)
@@ -177,9 +172,14 @@ class FileReader(BagReader):
         with _open_features(self.paths[key]) as file:
             features = file["features"][:]
             features = features[0] if features.ndim == 3 and len(features) == 1 else features
-            xy = _centres(file["coords"]) if "coords" in file else None
-            if xy is not None and len(xy) != len(features):
-                raise DataError(f"{str(self.paths[key])!r} has {len(features)} features and {len(xy)} coordinates.")
+            xy = None
+            if "coords" in file:
+                # Top left corners are stored; they stand for the centres where the size of a tile is not known.
+                corner = np.asarray(file["coords"][:], dtype=np.float64)
+                corner = corner[0] if corner.ndim == 3 and len(corner) == 1 else corner
+                xy = corner[:, :2] + float(file["coords"].attrs.get("patch_size_level0", 0)) / 2
+                if len(xy) != len(features):
+                    raise DataError(f"{str(self.paths[key])!r} has {len(features)} features and {len(xy)} coordinates.")
             ids = file["tiles"].asstr()[:] if "tiles" in file else np.arange(len(features)).astype(str)
         return features, xy, ids
 
@@ -210,13 +210,6 @@ def _open_features(path: Path) -> h5py.File:
             f"{str(path)!r} holds no dataset 'features' (found: {found}); expected TRIDENT's or CLAM's files."
         )
     return file
-
-
-def _centres(coords: h5py.Dataset) -> np.ndarray:
-    """Centres of tiles whose top left corners are stored; the corners where their size is not known."""
-    corner = np.asarray(coords[:], dtype=np.float64)
-    corner = corner[0] if corner.ndim == 3 and len(corner) == 1 else corner
-    return corner[:, :2] + float(coords.attrs.get("patch_size_level0", 0)) / 2
 
 
 def _embeddings(obsm: Iterable[str], uns: Any) -> dict[str, str | None]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from sealst._data.bags.bags import Bag, Bags
+from sealst._data.bags.bags import Bags
 from sealst._errors import DataError
 from sealst._files import complete_file
 from sealst._logging import logger, progress
@@ -87,7 +85,14 @@ def write_trident(
     for label, value in stated.items():
         if value is not None:
             check_positive(label, value)
-    sizes = {slide: _size(bags, slide, stated) for slide in bags.obs.index}
+    given = {name: float(value) for name, value in stated.items() if value is not None}
+    sizes = {slide: dict(bags.facts.get("tiles", {})).get(slide, {}) | given for slide in bags.obs.index}
+    for slide, size in sizes.items():
+        if missing := [name for name in stated if name not in size]:
+            raise DataError(
+                f"Slide {slide!r}: {listed(missing)} of its tiles are not recorded; state them, e.g. `crop_px=224, "
+                "level0_px=448, mpp=0.25`."
+            )
     taken = [s for s in sizes if (features / f"{s}.h5").exists() or (patches / f"{s}_patches.h5").exists()]
     if taken and not overwrite:
         raise DataError(f"Files of slide(s) {listed(taken)} exist in {str(target)!r}; replace with `overwrite=True`.")
@@ -95,10 +100,24 @@ def write_trident(
     patches.mkdir(exist_ok=True)
     model = dict(bags.facts.get("models", {})).get(bags.key)
     for bag in progress(bags, "writing slides", total=len(bags), unit="slide"):
-        coords, attributes = _coords(bag, sizes[bag.name], patches)
-        with _new_file(patches / f"{bag.name}_patches.h5") as file:
+        size = sizes[bag.name]
+        if bag.xy is None:
+            raise DataError(f"Slide {bag.name!r} has no positions (`.obsm['spatial']`); pipelines need coordinates.")
+        coords = np.rint(bag.xy - size["level0_px"] / 2).astype(np.int64)
+        scale = size["level0_px"] / size["crop_px"]
+        attributes = {
+            "patch_size": round(size["crop_px"]),
+            "patch_size_level0": round(size["level0_px"]),
+            "level0_magnification": round(_MAGNIFIED / size["mpp"]),
+            "target_magnification": round(_MAGNIFIED / (size["mpp"] * scale)),
+            "overlap": round(size.get("overlap_px", 0.0)),
+            "mpp": size["mpp"],
+            "name": bag.name,
+            "savetodir": str(patches),
+        }
+        with complete_file(patches / f"{bag.name}_patches.h5") as partial, h5py.File(partial, "w") as file:
             _write(file, "coords", coords, attributes)
-        with _new_file(features / f"{bag.name}.h5") as file:
+        with complete_file(features / f"{bag.name}.h5") as partial, h5py.File(partial, "w") as file:
             made = {} if model is None else {"sealst_model": model}
             _write(file, "features", bag.features, {"name": bag.name, "savetodir": str(features)} | made)
             _write(file, "coords", coords, attributes)
@@ -109,44 +128,6 @@ def write_trident(
     return target
 
 
-def _size(bags: Bags, slide: str, stated: dict[str, float | None]) -> dict[str, float]:
-    """Sizes of a slide's tiles, stated or recorded."""
-    recorded = dict(bags.facts.get("tiles", {})).get(slide, {})
-    found = dict(recorded) | {name: float(value) for name, value in stated.items() if value is not None}
-    if missing := [name for name in stated if name not in found]:
-        raise DataError(
-            f"Slide {slide!r}: {listed(missing)} of its tiles are not recorded; state them, e.g. `crop_px=224, "
-            "level0_px=448, mpp=0.25`."
-        )
-    return found
-
-
-def _coords(bag: Bag, size: dict[str, float], folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Top left corners and the attributes that readers look at."""
-    if bag.xy is None:
-        raise DataError(f"Slide {bag.name!r} has no positions (`.obsm['spatial']`); pipelines need coordinates.")
-    corners = np.rint(bag.xy - size["level0_px"] / 2).astype(np.int64)
-    scale = size["level0_px"] / size["crop_px"]
-    attributes = {
-        "patch_size": round(size["crop_px"]),
-        "patch_size_level0": round(size["level0_px"]),
-        "level0_magnification": round(_MAGNIFIED / size["mpp"]),
-        "target_magnification": round(_MAGNIFIED / (size["mpp"] * scale)),
-        "overlap": round(size.get("overlap_px", 0.0)),
-        "mpp": size["mpp"],
-        "name": bag.name,
-        "savetodir": str(folder),
-    }
-    return corners, attributes
-
-
 def _write(file: h5py.File, name: str, data: np.ndarray, attributes: dict[str, Any]) -> None:
     stored = file.create_dataset(name, data=data, chunks=True)
     stored.attrs.update(attributes)
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file that stands at `path` once it is complete."""
-    with complete_file(path) as partial, h5py.File(partial, "w") as file:
-        yield file

@@ -153,8 +153,16 @@ def check(
         note(found)
     if sdata is not None:
         note(_findings(_check_rules.elements, sdata))
-        subjects, refused = _subjects(sdata, region, options, table_key)
-        note(refused)
+        subjects: list[Subject] = []
+        if not sdata.tables:
+            text = "There is no table, as with a slide without spots. Cut it into tiles: `sl.pp.tile(sdata)`."
+            note([Problem("warning", text)])
+        else:
+            try:
+                table = _section.get_table(sdata, table_key)
+                subjects = [Subject(sdata, table, one, options) for one in _section.regions_of(table, region)]
+            except Exception as error:  # noqa: BLE001 - the report is where any failure belongs
+                note([Problem("error", _message(error))])
         for subject in subjects:
             for rule in (*_check_rules.RULES, *_check_table.RULES):
                 note(_findings(rule, subject), subject.region.name)
@@ -198,19 +206,6 @@ def _bare_table(path: Path) -> Iterator[Fact | Problem]:
         "`sl.tl.retrieve` take it, as do `sealst pathways`, `index` and `retrieve`. Crops, training, embedding and "
         "prediction need the section itself, such as a SpatialData zarr store.",
     )
-
-
-def _subjects(
-    sdata: SpatialData, region: str | None, options: Options, table_key: str
-) -> tuple[list[Subject], list[Problem]]:
-    if not sdata.tables:
-        text = "There is no table, as with a slide without spots. Cut it into tiles: `sl.pp.tile(sdata)`."
-        return [], [Problem("warning", text)]
-    try:
-        table = _section.get_table(sdata, table_key)
-        return [Subject(sdata, table, one, options) for one in _section.regions_of(table, region)], []
-    except Exception as error:  # noqa: BLE001
-        return [], [Problem("error", _message(error))]
 
 
 def _findings(rule: Callable[[Any], Iterator[Fact | Problem]], about: Any) -> Iterator[Fact | Problem]:

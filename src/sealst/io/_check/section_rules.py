@@ -70,7 +70,9 @@ def image(subject: Subject) -> Iterator[Finding]:
         except MissingKeyError as error:
             yield Problem("error", f"{error} The largest is looked at here: `image_key={name!r}`.")
     reduced = [word for word in _REDUCED if word in name.lower()]
-    factor = _pixels_per_unit(subject)
+    factor = None
+    if subject.system in get_transformation(subject.element, get_all=True):
+        factor = similarity_scale(_section.affine(subject.element, subject.system))
     if reduced or (factor is not None and factor > 1.5):
         why = (
             f"its name holds {reduced[0]!r}" if reduced else f"its pixels are {factor:.3g} units of {subject.system!r}"
@@ -80,12 +82,6 @@ def image(subject: Subject) -> Iterator[Finding]:
             f"Image {name!r} looks like a reduced copy ({why}): crops from it show no nuclei. Read the section with "
             "the full-resolution image (`sl.io.read_visium(path, image=...)`), or add it to `sdata.images`.",
         )
-
-
-def _pixels_per_unit(subject: Subject) -> float | None:
-    if subject.system not in get_transformation(subject.element, get_all=True):
-        return None
-    return similarity_scale(_section.affine(subject.element, subject.system))
 
 
 def scale(subject: Subject) -> Iterator[Finding]:
@@ -104,15 +100,12 @@ def scale(subject: Subject) -> Iterator[Finding]:
     for step, entry in subject.table.uns.get(Keys.UNS, {}).items():
         if isinstance(entry, dict) and "mpp" in entry:
             yield Fact("scale", f"stated by {step}", f"{entry['mpp']:.4g} µm/px ({entry.get('mpp_source', 'unknown')})")
-    technology = _technology(subject)
+    stated_technology = subject.table.obs.get(Keys.TECHNOLOGY)
+    technology = "" if stated_technology is None else str(stated_technology.iloc[subject.region.rows[0]])
     if (um := known_pitch(technology)) is not None and px:
         sources[f"the pitch of {technology} ({um:g} µm)"] = um / px
     for name, value in sources.items():
         yield Fact("scale", name, f"{value:.4g} µm/px")
-    yield from _scale_problems(subject, sources, stated)
-
-
-def _scale_problems(subject: Subject, sources: dict[str, float], stated: int) -> Iterator[Finding]:
     if not sources:
         return
     name, first = next(iter(sources.items()))
@@ -120,7 +113,7 @@ def _scale_problems(subject: Subject, sources: dict[str, float], stated: int) ->
         yield Problem(
             "warning",
             f"No scale is stated for image {subject.image_key!r}; by {name} it would be {first:.4g} µm per pixel. "
-            f"If that is right, pass `pitch_um={known_pitch(_technology(subject)):g}` to `sl.pp.pair_crops`.",
+            f"If that is right, pass `pitch_um={known_pitch(technology):g}` to `sl.pp.pair_crops`.",
         )
         return
     yield Fact("scale", "used", f"{first:.4g} µm/px by {name}")
@@ -143,12 +136,6 @@ def _scale_problems(subject: Subject, sources: dict[str, float], stated: int) ->
 def known_pitch(technology: str) -> float | None:
     """Pitch of an array in µm, where the technology has one."""
     return next((um for word, um in PITCHES.items() if word in technology.lower()), None)
-
-
-def _technology(subject: Subject) -> str:
-    if Keys.TECHNOLOGY not in subject.table.obs:
-        return ""
-    return str(subject.table.obs[Keys.TECHNOLOGY].iloc[subject.region.rows[0]])
 
 
 def _pitch_px(subject: Subject) -> float | None:
@@ -191,8 +178,8 @@ def array(subject: Subject) -> Iterator[Finding]:
 
 
 def crops(subject: Subject) -> Iterator[Finding]:
-    """What `pp.pair_crops` would say, by calling it on a stand-in."""
-    from sealst.pp import pair_crops
+    """What `pp.pair_crops` and `pp.tissue` would say, by calling them on a stand-in."""
+    from sealst.pp import pair_crops, tissue
 
     stored = _section.recorded(subject.table, "crops")
     if subject.region.name in stored and Keys.CROP_OK in subject.table.obs:
@@ -224,16 +211,11 @@ def crops(subject: Subject) -> Iterator[Finding]:
     yield Fact("crops", "possible (112 µm)", f"{usable} of {len(subject.region.rows)}")
     if usable < 16:
         yield Problem("error", f"`sl.tl.finetune` needs at least 16 spots with a crop, {usable} have one.")
-    if usable:
-        yield from _on_tissue(subject, trial)
-
-
-def _on_tissue(subject: Subject, trial: SpatialData) -> Iterator[Finding]:
-    """What `pp.tissue` would find, by calling it on the stand-in that has crops."""
-    from sealst.pp import tissue
-
-    stored = [level for level in _section.image_levels(subject.element) if not is_computed(level)]
-    if stored[-1].size > 3 * _LOADED_PX:
+    if not usable:
+        return
+    # What `pp.tissue` would find, by calling it on the stand-in that has crops.
+    levels = [level for level in _section.image_levels(subject.element) if not is_computed(level)]
+    if levels[-1].size > 3 * _LOADED_PX:
         yield Fact("crops", "on tissue", "not measured: the image has no coarse scale, and all of it would be read")
         return
     with collected_warnings():

@@ -66,10 +66,11 @@ class Subject:
         try:
             return _section.find_image(self.sdata, self.region, self.options.image_key)
         except MissingKeyError:
-            usable = [name for name in self.sdata.images if self._is_he(name)]
+            finest = {name: _section.image_levels(one)[0] for name, one in self.sdata.images.items()}
+            usable = [name for name, one in finest.items() if one.dtype == np.uint8 and one.shape[0] in (3, 4)]
             if not usable or self.options.image_key is not None:
                 raise
-            return max(usable, key=lambda name: _section.image_levels(self.sdata.images[name])[0].size)
+            return max(usable, key=lambda name: finest[name].size)
 
     @property
     def element(self) -> Any:
@@ -130,10 +131,6 @@ class Subject:
                 Keys.TABLE: TableModel.parse(light, region=self.region.name, region_key="region", instance_key=key)
             },
         )
-
-    def _is_he(self, name: str) -> bool:
-        finest = _section.image_levels(self.sdata.images[name])[0]
-        return bool(finest.dtype == np.uint8 and finest.shape[0] in (3, 4))
 
 
 @contextmanager

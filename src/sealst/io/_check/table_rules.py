@@ -51,7 +51,18 @@ def genes(subject: Subject) -> Iterator[Fact | Problem]:
     yield Fact("genes", "number", len(names))
     for kind, n in kinds.items():
         yield Fact("genes", kind, f"{n} ({n / len(names):.1%})")
-    yield from _known_symbols(names)
+    table = human_table()
+    known = Counter(one.kind for one in resolve(names, table, fold_case=False))
+    current = known["current"] + known["ensembl"]
+    yield Fact("genes", f"known to {table.source}", f"{current} ({current / len(names):.1%})")
+    if old := known["previous"] + known["alias"]:
+        yield Fact("genes", "earlier symbols and aliases", f"{old} ({old / len(names):.1%})")
+    if known["excel"] + known["mangled"]:
+        yield Problem(
+            "warning",
+            f"{known['excel'] + known['mangled']} gene names look like dates or numbers, as spreadsheets write them. "
+            "`sl.pp.harmonize_genes(sdata)` restores what can be restored.",
+        )
     try:
         check_gene_names(list(subject.table.var_names), where="`table.var_names`")
     except DataError as error:
@@ -67,8 +78,7 @@ def genes(subject: Subject) -> Iterator[Fact | Problem]:
         column = next((c for c in _SYMBOLS if c in subject.table.var), None)
         fix = f"`table.var_names = table.var[{column!r}]`" if column else "`sl.pp.harmonize_genes(sdata)`"
         yield Problem(
-            "warning",
-            f"Genes are named by Ensembl id; models and gene sets go by symbol. Rename them, with {fix}.",
+            "warning", f"Genes are named by Ensembl id; models and gene sets go by symbol. Rename them, with {fix}."
         )
     elif kinds.get("symbols like mouse", 0) > real / 2:
         yield Problem(
@@ -80,22 +90,6 @@ def genes(subject: Subject) -> Iterator[Fact | Problem]:
             "warning",
             f"Few gene names look like symbols (found {found}). Gene sets and other sections will not match; set "
             "`table.var_names` to symbols.",
-        )
-
-
-def _known_symbols(names: list[str]) -> Iterator[Fact | Problem]:
-    """How many names the package's table of human genes knows, and how many are out of date."""
-    table = human_table()
-    found = Counter(one.kind for one in resolve(names, table, fold_case=False))
-    current = found["current"] + found["ensembl"]
-    yield Fact("genes", f"known to {table.source}", f"{current} ({current / len(names):.1%})")
-    if old := found["previous"] + found["alias"]:
-        yield Fact("genes", "earlier symbols and aliases", f"{old} ({old / len(names):.1%})")
-    if found["excel"] + found["mangled"]:
-        yield Problem(
-            "warning",
-            f"{found['excel'] + found['mangled']} gene names look like dates or numbers, as spreadsheets write them. "
-            "`sl.pp.harmonize_genes(sdata)` restores what can be restored.",
         )
 
 

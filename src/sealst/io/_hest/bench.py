@@ -20,10 +20,10 @@ from sealst._errors import DataError
 from sealst._html import as_html
 from sealst._keys import Keys
 from sealst._validate import listed
+from sealst.io._hest.samples import READ_ERRORS
 
 #: crops that are read at a time
 _BATCH = 64
-_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,23 @@ class HestBench:
 
     def table(self, sample: str) -> AnnData:
         """Raw counts of the spots that have a patch, in the order of the patches."""
-        table = _read_table(self.path / "adata" / f"{sample}.h5ad")
-        barcodes = _barcodes(_patches(self.path, sample))
+        path = self.path / "adata" / f"{sample}.h5ad"
+        try:
+            table = anndata.read_h5ad(path)
+        except READ_ERRORS as error:
+            raise DataError(f"adata/{path.name} could not be read: {error}. Download it again.") from error
+        table.obs_names = table.obs_names.astype(str)
+        if not table.obs_names.is_unique:
+            raise DataError(f"adata/{path.name} has barcodes that occur twice.")
+        patches = _patches(self.path, sample)
+        try:
+            with h5py.File(patches) as file:
+                img, names = file["img"], file["barcode"]
+                if img.ndim != 4 or img.dtype != np.uint8 or len(img) != len(names):
+                    raise ValueError(f"img is {img.dtype} {img.shape}, barcode {names.shape}")
+                barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in np.ravel(names[:])]
+        except READ_ERRORS as error:
+            raise DataError(f"patches/{patches.name} could not be read: {error}. Download it again.") from error
         rows = table.obs_names.get_indexer(barcodes)
         if (rows < 0).any():
             raise DataError(
@@ -120,8 +135,27 @@ def read_hest_bench(path: str | PathLike[str]) -> HestBench:
     Jaume et al., HEST-1k: a dataset for spatial transcriptomics and histology image analysis, NeurIPS 2024.
     """
     folder = Path(path).expanduser()
-    genes = _genes(folder)
-    sides = _sides(folder)
+    source = folder / "var_50genes.json"
+    if not source.is_file():
+        raise DataError(
+            f"No 'var_50genes.json' in {str(folder)!r}. `path` must be the folder of one task of HEST-bench, with the "
+            "folders adata, patches and splits."
+        )
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{source.name} could not be read as JSON: {error}.") from error
+    genes = content.get("genes") if isinstance(content, dict) else content
+    if not isinstance(genes, list) or not genes:
+        raise DataError("var_50genes.json must hold a list of genes under 'genes'.")
+    genes = tuple(map(str, genes))
+    found = {}
+    for one in (folder / "splits").glob("test_*.csv"):
+        if match := re.fullmatch(r"test_(\d+)", one.stem):
+            found[int(match[1])] = one
+    if not found:
+        raise DataError(f"No 'splits/test_<k>.csv' in {str(folder)!r}.")
+    sides = [(_samples(one.with_name(f"train_{k}.csv")), _samples(one)) for k, one in sorted(found.items())]
     samples = tuple(dict.fromkeys(s for pair in sides for side in pair for s in side))
     for sample in samples:
         for file in (folder / "adata" / f"{sample}.h5ad", _patches(folder, sample)):
@@ -133,61 +167,12 @@ def read_hest_bench(path: str | PathLike[str]) -> HestBench:
     return HestBench(folder, samples, tuple(sides), genes)
 
 
-def _genes(folder: Path) -> tuple[str, ...]:
-    path = folder / "var_50genes.json"
-    if not path.is_file():
-        raise DataError(
-            f"No 'var_50genes.json' in {str(folder)!r}. `path` must be the folder of one task of HEST-bench, with the "
-            "folders adata, patches and splits."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path.name} could not be read as JSON: {error}.") from error
-    genes = content.get("genes") if isinstance(content, dict) else content
-    if not isinstance(genes, list) or not genes:
-        raise DataError("var_50genes.json must hold a list of genes under 'genes'.")
-    return tuple(map(str, genes))
-
-
-def _sides(folder: Path) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    found = {}
-    for path in (folder / "splits").glob("test_*.csv"):
-        if match := re.fullmatch(r"test_(\d+)", path.stem):
-            found[int(match[1])] = path
-    if not found:
-        raise DataError(f"No 'splits/test_<k>.csv' in {str(folder)!r}.")
-    return [(_samples(path.with_name(f"train_{k}.csv")), _samples(path)) for k, path in sorted(found.items())]
-
-
 def _samples(path: Path) -> tuple[str, ...]:
     try:
-        frame = pd.read_csv(path, dtype=str)
-        return tuple(frame["sample_id"])
-    except _READ_ERRORS as error:
+        return tuple(pd.read_csv(path, dtype=str)["sample_id"])
+    except READ_ERRORS as error:
         raise DataError(f"splits/{path.name} must be a table with a column 'sample_id': {error}.") from error
 
 
 def _patches(folder: Path, sample: str) -> Path:
     return folder / "patches" / f"{sample}.h5"
-
-
-def _barcodes(path: Path) -> list[str]:
-    try:
-        with h5py.File(path) as file:
-            if file["img"].ndim != 4 or file["img"].dtype != np.uint8 or len(file["img"]) != len(file["barcode"]):
-                raise ValueError(f"img is {file['img'].dtype} {file['img'].shape}, barcode {file['barcode'].shape}")
-            return [b.decode() if isinstance(b, bytes) else str(b) for b in np.ravel(file["barcode"][:])]
-    except _READ_ERRORS as error:
-        raise DataError(f"patches/{path.name} could not be read: {error}. Download it again.") from error
-
-
-def _read_table(path: Path) -> AnnData:
-    try:
-        table = anndata.read_h5ad(path)
-    except _READ_ERRORS as error:
-        raise DataError(f"adata/{path.name} could not be read: {error}. Download it again.") from error
-    table.obs_names = table.obs_names.astype(str)
-    if not table.obs_names.is_unique:
-        raise DataError(f"adata/{path.name} has barcodes that occur twice.")
-    return table

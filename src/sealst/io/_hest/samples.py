@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import anndata
+import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -21,13 +27,18 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import layer_names, record
 from sealst._section.arrays import from_arrays
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage
 from sealst._validate import check_counts, check_key, check_positive, listed, section_name
-from sealst.io._hest.files import Sample, find_sample, in_patches, read_facts, read_table
 from sealst.io._images.files import open_image
 
 #: what of the metadata goes into the provenance
 _KEPT = ("dataset_title", "species", "disease_state", "oncotree_code", "preservation_method", "pixel_size_um_embedded")
+#: side of a patch in µm: 224 px at 0.5 µm per pixel
+_PATCH_UM = 112.0
+#: px by which a patch may lie off its place; corners are rounded to whole pixels
+_ROUNDING = 2.0
+#: what h5py, anndata, pandas and json raise for damaged files
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -131,60 +142,63 @@ def read_hest(
     sample = find_sample(path, sample_id)
     facts = read_facts(sample)
     table = read_table(sample)
-    counts, var, tally = _counts(table, layer, sample)
+    if layer is not None:
+        where = f"the layers of {sample.table.name}"
+        check_key(layer_names(table), layer, where=where, hint="Leave out `layer` for `.X`.")
+    values = table.X if layer is None else table.layers[layer]
+    if values is None:
+        raise DataError(f"{sample.table.name} has no `.X`; name the layer with the raw counts with `layer=`.")
+    check_counts(values, where=sample.table.name)
+    names = [str(n) for n in table.var_names]
+    is_gene = np.array([not is_control(n) for n in names], dtype=bool)
+    genes = [n for n, g in zip(names, is_gene, strict=True) if g]
+    if not genes:
+        raise DataError(f"{sample.table.name} holds no genes; its {len(names)} features begin {listed(names[:3])}.")
+    counts, first = sum_columns(values[:, is_gene], genes)
+    var = table.var.loc[is_gene].iloc[first]
+    tally = {"control_features": int((~is_gene).sum()), "genes_summed": len(genes) - len(first)}
+    columns = {"gene_ids": var["gene_ids"].astype(str).to_numpy()} if "gene_ids" in var else {}
+    var = pd.DataFrame(columns, index=pd.Index([genes[i] for i in first]))
     xy = np.asarray(table.obsm["spatial"], dtype=float)
     array = _array(facts, pitch_um, spot_um)
     picture = open_image(sample.slide)
-    _check_size(facts, picture, sample)
+    size = [facts.get(k) for k in ("fullres_px_height", "fullres_px_width")]
+    stated = [v for v in size if isinstance(v, int | float) and v > 0]
+    if len(stated) == 2 and any(abs(n - v) > 0.01 * v for n, v in zip(picture.shape, stated, strict=True)):
+        raise ScaleError(
+            f"{sample.slide.name} has {picture.shape[1]} x {picture.shape[0]} px, the metadata say {stated[1]:.0f} x "
+            f"{stated[0]:.0f}: it is a resized copy or the slide of another sample. Download it again."
+        )
     scale, entry = _resolve_mpp(facts, array, xy, picture, mpp)
     ids = [str(i) for i in table.obs_names]
     obs = pd.DataFrame(index=pd.Index(ids))
     if patches and sample.patches.is_file():
         obs["in_patches"], compared = in_patches(sample.patches, ids, xy, scale)
         tally |= compared
-    study = _patient(facts)
+    if patient is None and (title := facts.get("dataset_title")) is not None:
+        # The metadata write "Patient 1", "patient 1" and "patient1".
+        patient = f"{title}: {''.join(str(facts.get('patient', 'unknown patient')).casefold().split())}"
     sdata = from_arrays(
         picture,
         counts,
         xy,
         genes=list(var.index),
+        var=var,
         mpp=scale,
         spot_um=array.spot,
         section=section_name(sample.id) if section is None else section,
         spot_ids=ids,
-        patient=study if patient is None else patient,
+        patient=patient,
         organ=str(facts.get("organ", "unknown")).lower() if organ is None else organ,
         technology=str(facts.get("st_technology", "unknown")),
         array=_positions(table),
         obs=obs,
         spot_shape=array.shape,
     )
-    out = sdata.tables[Keys.TABLE]
-    for column in var:
-        out.var[column] = var[column].to_numpy()
-    record(out, "read_hest", {"sample_id": sample.id} | entry | tally | {k: facts[k] for k in _KEPT if k in facts})
+    entry |= {"sample_id": sample.id} | tally | {k: facts[k] for k in _KEPT if k in facts}
+    record(sdata.tables[Keys.TABLE], "read_hest", entry)
     logger.info(f"{sample.id}: {len(ids)} spots, {len(var)} genes, {scale:.4g} µm per pixel; {tally}")
     return sdata
-
-
-def _counts(table: AnnData, layer: str | None, sample: Sample) -> tuple[Any, pd.DataFrame, dict[str, int]]:
-    if layer is not None:
-        where = f"the layers of {sample.table.name}"
-        check_key(layer_names(table), layer, where=where, hint="Leave out `layer` for `.X`.")
-    x = table.X if layer is None else table.layers[layer]
-    if x is None:
-        raise DataError(f"{sample.table.name} has no `.X`; name the layer with the raw counts with `layer=`.")
-    check_counts(x, where=sample.table.name)
-    names = [str(n) for n in table.var_names]
-    gene = np.array([not is_control(n) for n in names], dtype=bool)
-    genes = [n for n, g in zip(names, gene, strict=True) if g]
-    if not genes:
-        raise DataError(f"{sample.table.name} holds no genes; its {len(names)} features begin {listed(names[:3])}.")
-    counts, first = sum_columns(x[:, gene], genes)
-    var = table.var.loc[gene].iloc[first]
-    tally = {"control_features": int((~gene).sum()), "genes_summed": len(genes) - len(first)}
-    ids = {"gene_ids": var["gene_ids"].astype(str).to_numpy()} if "gene_ids" in var else {}
-    return counts, pd.DataFrame(ids, index=pd.Index([genes[i] for i in first])), tally
 
 
 def _array(facts: dict[str, Any], pitch_um: float | None, spot_um: float | None) -> _Array:
@@ -240,18 +254,6 @@ def _resolve_mpp(
     return value, entry | ({"pitch_px": lattice, "pitch_um": float(array.pitch)} if lattice is not None else {})
 
 
-def _check_size(facts: dict[str, Any], picture: SlideImage, sample: Sample) -> None:
-    stated = [facts.get(k) for k in ("fullres_px_height", "fullres_px_width")]
-    height, width = (float(v) if isinstance(v, int | float) and v > 0 else None for v in stated)
-    if height is None or width is None:
-        return
-    if abs(picture.shape[0] - height) > 0.01 * height or abs(picture.shape[1] - width) > 0.01 * width:
-        raise ScaleError(
-            f"{sample.slide.name} has {picture.shape[1]} x {picture.shape[0]} px, the metadata say {width:.0f} x "
-            f"{height:.0f}: it is a resized copy or the slide of another sample. Download it again."
-        )
-
-
 def _positions(table: AnnData) -> np.ndarray | None:
     columns = [Keys.ARRAY_ROW, Keys.ARRAY_COL]
     if not set(columns) <= set(table.obs.columns):
@@ -262,9 +264,168 @@ def _positions(table: AnnData) -> np.ndarray | None:
     return values.astype(int) if (values == values.astype(int)).all() else values
 
 
-def _patient(facts: dict[str, Any]) -> str | None:
-    """Patient of a study; None where neither is known."""
-    if (title := facts.get("dataset_title")) is None:
-        return None
-    # The metadata write "Patient 1", "patient 1" and "patient1".
-    return f"{title}: {''.join(str(facts.get('patient', 'unknown patient')).casefold().split())}"
+@dataclass(frozen=True)
+class Sample:
+    """One sample, with the paths of its files."""
+
+    id: str
+    root: Path
+    slide: Path
+
+    @property
+    def table(self) -> Path:
+        """Counts and positions."""
+        return self.root / "st" / f"{self.id}.h5ad"
+
+    @property
+    def patches(self) -> Path:
+        """Ready-made crops; they may be absent."""
+        return self.root / "patches" / f"{self.id}.h5"
+
+
+def find_sample(path: str | PathLike[str], sample_id: str | None) -> Sample:
+    """Find a sample by the folder of the data set and its id, or by its table."""
+    given = Path(path).expanduser()
+    if given.suffix == ".h5ad":
+        if sample_id not in (None, given.stem):
+            raise DataError(f"`path` is the table of {given.stem!r}, but `sample_id` is {sample_id!r}; give only one.")
+        given, sample_id = given.absolute().parent.parent, given.stem
+    ids = sorted(p.stem for p in (given / "st").glob("*.h5ad"))
+    if not ids:
+        raise DataError(
+            f"No table 'st/<id>.h5ad' in {str(given.absolute())!r}. `path` must be the folder of HEST-1k, with the "
+            "folders st, wsis and metadata."
+        )
+    if sample_id is None and len(ids) == 1:
+        sample_id = ids[0]
+    if sample_id not in ids:
+        raise DataError(f"`sample_id` is {sample_id!r}; {str(given / 'st')!r} holds {listed(ids, 12)}.")
+    slides = [given / "wsis" / f"{sample_id}{suffix}" for suffix in (".tif", ".tiff")]
+    slide = next((p for p in slides if p.is_file()), None)
+    if slide is None:
+        others = sorted(p.name for p in (given / "wsis").glob("*")) if (given / "wsis").is_dir() else []
+        raise DataError(
+            f"The slide of {sample_id} is missing: no {str(slides[0])!r} (the folder holds {listed(others)}). Download "
+            f"wsis/{sample_id}.tif; thumbnails and patches are no replacement for it."
+        )
+    return Sample(str(sample_id), given, slide)
+
+
+def read_facts(sample: Sample) -> dict[str, Any]:
+    """Metadata that are stated; from the table of all samples where the sample's own file is absent."""
+    path = sample.root / "metadata" / f"{sample.id}.json"
+    if path.is_file():
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise DataError(f"metadata/{path.name} could not be read as JSON: {error}. Download it again.") from error
+        if not isinstance(facts, dict):
+            raise DataError(f"metadata/{path.name} must hold a JSON object, found {type(facts).__name__}.")
+        return _known_facts(facts)
+    tables = sorted(sample.root.glob("HEST_v*.csv"), key=lambda p: [int(n) for n in re.findall(r"\d+", p.stem)])
+    for table in reversed(tables):
+        try:
+            rows = pd.read_csv(table, dtype={"id": str})
+            row = rows[rows["id"] == sample.id]
+        except READ_ERRORS as error:
+            raise DataError(f"{table.name} could not be read: {error}. Download it again.") from error
+        if len(row):
+            logger.info(f"{sample.id}: no metadata/{path.name}; the metadata come from {table.name}")
+            return _known_facts(row.iloc[0].to_dict())
+    warn(
+        f"No metadata of {sample.id}: neither metadata/{path.name} nor a row in a table 'HEST_v*.csv' (found "
+        f"{listed(p.name for p in tables)}). Patient and organ are unknown."
+    )
+    return {}
+
+
+def _known_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in facts.items()}
+    # An infinite number is no statement either.
+    empty = ("", "nan", "inf", "-inf", "none", "null")
+    return {k: v for k, v in plain.items() if str(v).strip().lower() not in empty}
+
+
+def read_table(sample: Sample) -> AnnData:
+    """Table of a sample, with finite positions (x, y) in pixels of the slide in ``.obsm["spatial"]``."""
+    name = sample.table.name
+    try:
+        with warnings.catch_warnings():
+            # Names that occur twice are summed.
+            warnings.filterwarnings("ignore", message="Variable names are not unique")
+            table = anndata.read_h5ad(sample.table)
+    except READ_ERRORS as error:
+        raise DataError(f"st/{name} could not be read, it is damaged or incomplete: {error}. Copy it again.") from error
+    if "spatial" not in table.obsm:
+        columns = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
+        if not set(columns) <= set(table.obs.columns):
+            raise DataError(
+                f"st/{name} has no `.obsm['spatial']` (found {listed(table.obsm)}) and no columns {listed(columns)} in "
+                "`.obs`, so the spots have no place on the slide."
+            )
+        table.obsm["spatial"] = table.obs[columns].to_numpy(dtype=float)
+    xy = np.asarray(table.obsm["spatial"])
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        raise DataError(f"st/{name}: `.obsm['spatial']` must be (spots, 2), found {xy.shape}.")
+    lost = ~np.isfinite(xy.astype(float)).all(axis=1)
+    if lost.all():
+        raise DataError(f"st/{name}: none of the {len(xy)} spots has finite coordinates.")
+    if lost.any():
+        warn(f"{sample.id}: {lost.sum()} of {len(xy)} spots have no finite coordinates and were left out.")
+        table = table[~lost].copy()
+    return table
+
+
+def in_patches(path: Path, ids: Sequence[str], xy: np.ndarray, mpp: float) -> tuple[np.ndarray, dict[str, Any]]:
+    """Which spots have a patch, after checking that the patches lie where the spots do.
+
+    Corners of patches are the spots' centres less half a patch; some versions hold the centres themselves.
+    """
+    try:
+        with h5py.File(path) as file:
+            barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in np.ravel(file["barcode"][:])]
+            corners = np.asarray(file["coords"][:], dtype=float) if "coords" in file else None
+    except READ_ERRORS as error:
+        raise DataError(
+            f"patches/{path.name} could not be read: {error}. Download it again, or pass `patches=False`."
+        ) from error
+    if corners is not None and corners.shape != (len(barcodes), 2):
+        raise DataError(f"patches/{path.name} has {len(barcodes)} barcodes, but coords of shape {corners.shape}.")
+    rows = pd.Index(ids).get_indexer(barcodes)
+    found = rows >= 0
+    if not found.any():
+        raise DataError(
+            f"patches/{path.name} has none of the spots: its barcodes begin {listed(barcodes[:3])}, the spots "
+            f"{listed(ids[:3])}. It belongs to another sample; pass `patches=False` to read without it."
+        )
+    entry: dict[str, Any] = {"patches": len(barcodes), "patches_without_spot": int((~found).sum())}
+    mask = np.zeros(len(ids), dtype=bool)
+    mask[rows[found]] = True
+    if corners is None:
+        return mask, entry
+    offset = xy[rows[found]] - corners[found]
+    middle = np.median(offset, axis=0)
+    off = np.abs(offset - middle).max(axis=1) > _ROUNDING
+    if off.mean() > 0.05:
+        swapped = xy[rows[found]][:, ::-1] - corners[found]
+        if (np.abs(swapped - np.median(swapped, axis=0)).max(axis=1) > _ROUNDING).mean() <= 0.05:
+            raise DataError(
+                f"patches/{path.name} fits the spots only with x and y interchanged: `.obsm['spatial']` of the table "
+                "must hold (x, y), pixels to the right first. Interchange its columns in the h5ad."
+            )
+        raise DataError(
+            f"patches/{path.name}: {off.sum()} of {len(off)} patches lie elsewhere than the spots of the same barcode. "
+            "It belongs to another sample or version; pass `patches=False` to read without it."
+        )
+    half = _PATCH_UM / mpp / 2
+    if np.abs(middle - half).max() <= _ROUNDING + 0.05 * half:
+        entry["patch_coordinates"] = "top left"
+    elif np.abs(middle).max() <= _ROUNDING:
+        entry["patch_coordinates"] = "centre"
+    else:
+        raise ScaleError(
+            f"patches/{path.name}: patches begin {middle[0]:.4g}, {middle[1]:.4g} px left of and above the centre of "
+            f"their spot; half of {_PATCH_UM:g} µm is {half:.4g} px at {mpp:.4g} µm per pixel. They were cut at "
+            "another scale; pass `patches=False` to read without them."
+        )
+    return mask, entry

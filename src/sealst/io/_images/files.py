@@ -8,13 +8,12 @@ import threading
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
 
 import numpy as np
 
 from sealst._errors import DataError
-from sealst._section.pyramid import levels_of
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage, levels_of
 from sealst._validate import check_positive
 from sealst.io._images.stated_scale import scale_of
 from sealst.io._images.tiff import Opened, UnsuitedColour, open_tiff
@@ -66,20 +65,16 @@ def open_image(path: str | PathLike[str], *, mpp: float | None = None) -> SlideI
     """
     if mpp is not None:
         check_positive("mpp", mpp)
-    found = _existing(Path(path).expanduser().absolute())
+    found = Path(path).expanduser().absolute()
+    if found.is_dir():
+        found = dicom_file(found)
+    elif not found.is_file():
+        raise DataError(f"No image file at {str(found)!r} (looked for {str(found)!r}).")
+    elif not found.stat().st_size:
+        raise DataError(f"{found.name} is empty (0 bytes); copy or export it again.")
     opened = _open(found)
     scale, source = scale_of(found.name, opened.stated, mpp)
     return SlideImage(tuple(opened.levels), scale, source, str(found))
-
-
-def _existing(path: Path) -> Path:
-    if path.is_dir():
-        return dicom_file(path)
-    if not path.is_file():
-        raise DataError(f"No image file at {str(path)!r} (looked for {str(path.absolute())!r}).")
-    if not path.stat().st_size:
-        raise DataError(f"{path.name} is empty (0 bytes); copy or export it again.")
-    return path
 
 
 def _open(path: Path) -> Opened:
@@ -93,61 +88,46 @@ def _open(path: Path) -> Opened:
         # Palettes and CMYK are left to Pillow, which knows their colours.
         with contextlib.suppress(UnsuitedColour):
             return open_tiff(path)
-    elif suffix in TIFF_SUFFIXES and not _is_picture(path):
-        raise DataError(f"{path.name} is no TIFF file, whatever its name says: it starts with {start!r}.")
+    elif suffix in TIFF_SUFFIXES:
+        from PIL import Image
+
+        try:
+            Image.open(path).close()
+        except (OSError, SyntaxError) as error:
+            raise DataError(
+                f"{path.name} is no TIFF file, whatever its name says: it starts with {start!r}."
+            ) from error
     return Opened(levels_of(read_picture(path)), {})
 
 
-def _is_picture(path: Path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(path):
-            return True
-    except (OSError, SyntaxError):
-        return False
-
-
 @contextlib.contextmanager
-def any_size() -> Iterator[None]:
-    """Let Pillow open pictures of any size."""
-    # Pillow refuses images above 180 megapixels, which sections often exceed; the limit is its only switch, and global.
+def _pillow(path: Path) -> Iterator[Any]:
+    """File that Pillow reads, of any size and also gzipped."""
     from PIL import Image
 
+    # Pillow refuses images above 180 megapixels, which sections often exceed; the limit is its only switch, and global.
     with _pillow_limit:
         before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
         try:
-            yield
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream, Image.open(stream) as picture:
+                yield picture
+        except _UNREADABLE as error:
+            raise DataError(f"{path.name} could not be read as an image: {error}") from error
         finally:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _stream(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else open(path, "rb")
-
-
 def picture_size(path: Path) -> tuple[int, int]:
     """Width and height of a file that Pillow reads, also gzipped; its pixels are not read."""
-    from PIL import Image
-
-    try:
-        with any_size(), _stream(path) as stream, Image.open(stream) as picture:
-            return picture.size
-    except _UNREADABLE as error:
-        raise DataError(f"{path.name} could not be read as an image: {error}") from error
+    with _pillow(path) as picture:
+        width, height = picture.size
+        return width, height
 
 
 def read_picture(path: Path) -> np.ndarray:
     """Pixels (y, x, 3) of a file that Pillow reads, also gzipped, in memory; of several pages the first."""
-    from PIL import Image
-
-    try:
-        with any_size(), _stream(path) as stream, Image.open(stream) as picture:
-            if picture.mode not in {"RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr"}:
-                raise DataError(
-                    f"{path.name} is not a colour image (Pillow mode {picture.mode!r}); an RGB H&E is needed."
-                )
-            return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-    except _UNREADABLE as error:
-        raise DataError(f"{path.name} could not be read as an image: {error}") from error
+    with _pillow(path) as picture:
+        if picture.mode not in {"RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr"}:
+            raise DataError(f"{path.name} is not a colour image (Pillow mode {picture.mode!r}); an RGB H&E is needed.")
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))

@@ -45,56 +45,38 @@ def scale_of(name: str, stated: Mapping[str, tuple[float, float]], mpp: float | 
 
 def of_tiff(tif: Any, page: Any) -> Stated:
     """What a TIFF file (tifffile) states about the pixels of a page, the most trusted first."""
+    found: dict[str, tuple[float, float] | None] = {}
+    if tif.is_ome:
+        found["OME-XML PhysicalSize"] = _of_ome(tif.ome_metadata, page.imagewidth, page.imagelength)
     text = page.description
-    found = {
-        "OME-XML PhysicalSize": _of_ome(tif.ome_metadata, page.imagewidth, page.imagelength) if tif.is_ome else None,
-        "Aperio MPP": _of_aperio(text),
-        "Philips DICOM_PIXEL_SPACING": _of_philips(text) if tif.is_philips else None,
-        "ImageJ unit": _of_imagej(tif, page),
-        "TIFF resolution tags": _of_tags(page),
-    }
+    if text.startswith("Aperio") and (match := re.search(rf"\bMPP\s*=\s*{_NUMBER}", text)):
+        value = float(match[1].replace(",", "."))
+        found["Aperio MPP"] = (value, value)
+    spacing = rf'DICOM_PIXEL_SPACING"[^>]*>\s*"{_NUMBER}"\s+"{_NUMBER}"'
+    if tif.is_philips and (match := re.search(spacing, text.replace("&quot;", '"'))):
+        # Row spacing (y) before column spacing (x), in mm; the first entry is the finest level.
+        found["Philips DICOM_PIXEL_SPACING"] = (float(match[2]) * 1e3, float(match[1]) * 1e3)
+    if tif.is_imagej:
+        unit = str((tif.imagej_metadata or {}).get("unit", "")).replace("\\u00B5", "µ").lower()
+        found["ImageJ unit"] = _per_resolution(page, _UM[unit]) if unit in _UM else None
+    if (inch_or_cm := page.tags.valueof(_RESOLUTION_UNIT, default=None)) in _RESOLUTION_UNIT_UM:
+        found["TIFF resolution tags"] = _per_resolution(page, _RESOLUTION_UNIT_UM[int(inch_or_cm)])
     return {where: value for where, value in found.items() if value is not None}
 
 
 def _of_ome(xml: str | None, width: int, height: int) -> tuple[float, float] | None:
+    size = {"SizeX": str(width), "SizeY": str(height)}
     try:
-        root = ElementTree.fromstring(xml or "")
-    except ElementTree.ParseError:
+        for pixels in ElementTree.fromstring(xml or "").iter():
+            if pixels.tag.endswith("Pixels") and size.items() <= pixels.attrib.items():
+                units = [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "XY"]
+                um = [_UM[unit.replace("\N{GREEK SMALL LETTER MU}", "µ").lower()] for unit in units]
+                x, y = (float(pixels.get(f"PhysicalSize{axis}", "").replace(",", ".")) for axis in "XY")
+                return x * um[0], y * um[1]
+    except (ElementTree.ParseError, KeyError, ValueError):
+        # No XML, no unit of length, or no number.
         return None
-    for pixels in root.iter():
-        if not pixels.tag.endswith("Pixels") or (pixels.get("SizeX"), pixels.get("SizeY")) != (str(width), str(height)):
-            continue
-        sizes = []
-        for axis in "XY":
-            unit = pixels.get(f"PhysicalSize{axis}Unit", "µm").replace("\N{GREEK SMALL LETTER MU}", "µ")
-            size = _number(pixels.get(f"PhysicalSize{axis}", ""))
-            if size is None or unit.lower() not in _UM:
-                return None
-            sizes.append(size * _UM[unit.lower()])
-        return sizes[0], sizes[1]
     return None
-
-
-def _of_aperio(description: str) -> tuple[float, float] | None:
-    found = re.search(rf"\bMPP\s*=\s*{_NUMBER}", description) if description.startswith("Aperio") else None
-    value = _number(found.group(1)) if found else None
-    return None if value is None else (value, value)
-
-
-def _of_philips(xml: str) -> tuple[float, float] | None:
-    # Row spacing (y) before column spacing (x), in mm; the first entry is the finest level.
-    found = re.search(rf'DICOM_PIXEL_SPACING"[^>]*>\s*"{_NUMBER}"\s+"{_NUMBER}"', xml.replace("&quot;", '"'))
-    return (float(found.group(2)) * 1e3, float(found.group(1)) * 1e3) if found else None
-
-
-def _of_imagej(tif: Any, page: Any) -> tuple[float, float] | None:
-    unit = str((tif.imagej_metadata or {}).get("unit", "")).replace("\\u00B5", "µ").lower() if tif.is_imagej else ""
-    return _per_resolution(page, _UM[unit]) if unit in _UM else None
-
-
-def _of_tags(page: Any) -> tuple[float, float] | None:
-    unit = page.tags.valueof(_RESOLUTION_UNIT, default=None)
-    return _per_resolution(page, _RESOLUTION_UNIT_UM[int(unit)]) if unit in _RESOLUTION_UNIT_UM else None
 
 
 def _per_resolution(page: Any, unit_um: float) -> tuple[float, float] | None:
@@ -105,10 +87,3 @@ def _per_resolution(page: Any, unit_um: float) -> tuple[float, float] | None:
             return None
         sizes.append(unit_um * value[1] / value[0])
     return sizes[0], sizes[1]
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float((text or "").replace(",", "."))
-    except ValueError:
-        return None

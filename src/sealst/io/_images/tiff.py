@@ -83,7 +83,21 @@ def open_tiff(path: Path) -> Opened:
     file = _File.of(path)
     levels, stated = _directory(file)
     for level in levels:
-        _check_complete(file, level)
+        for page in level.pages:
+            ends = np.asarray(page.dataoffsets, dtype=np.int64) + np.asarray(page.databytecounts, dtype=np.int64)
+            frame = page.keyframe
+            expected, end = 1, ends.max(initial=0)
+            if not frame.is_final:
+                planes = 1 if frame.planarconfig == 1 else frame.samplesperpixel
+                down = math.ceil(level.height / (frame.tilelength if frame.is_tiled else frame.rowsperstrip))
+                expected = planes * down * (math.ceil(level.width / frame.tilewidth) if frame.is_tiled else 1)
+            elif len(ends):
+                end = page.dataoffsets[0] + frame.nbytes
+            if len(ends) < expected or end > file.size:
+                raise DataError(
+                    f"{path.name} is cut off: its level of {level.width} x {level.height} px needs {expected} tile(s) "
+                    f"up to byte {end}, the file has {len(ends)} and {file.size} bytes. Copy or export it again."
+                )
     arrays = [
         da.map_blocks(
             _read_chunk,
@@ -198,25 +212,6 @@ class UnsuitedColour(DataError):
         super().__init__(f"{name} stores its colours as {getattr(photometric, 'name', photometric)}; save it as RGB.")
 
 
-def _check_complete(file: _File, level: _Level) -> None:
-    for page in level.pages:
-        ends = np.asarray(page.dataoffsets, dtype=np.int64) + np.asarray(page.databytecounts, dtype=np.int64)
-        whole = page.keyframe.is_final
-        expected = 1 if whole else _segments(level, page.keyframe)
-        end = page.dataoffsets[0] + page.keyframe.nbytes if whole and len(ends) else ends.max(initial=0)
-        if len(ends) < expected or end > file.size:
-            raise DataError(
-                f"{Path(file.path).name} is cut off: its level of {level.width} x {level.height} px needs {expected} "
-                f"tile(s) up to byte {end}, the file has {len(ends)} and {file.size} bytes. Copy or export it again."
-            )
-
-
-def _segments(level: _Level, page: Any) -> int:
-    planes = 1 if page.planarconfig == 1 else page.samplesperpixel
-    down = math.ceil(level.height / (page.tilelength if page.is_tiled else page.rowsperstrip))
-    return planes * down * (math.ceil(level.width / page.tilewidth) if page.is_tiled else 1)
-
-
 def _read_chunk(file: _File, number: int, block_info: Any = None) -> np.ndarray:
     _, (top, bottom), (left, right) = block_info[None]["array-location"]
     name, place = Path(file.path).name, f"level {number}, rows {top} to {bottom}, columns {left} to {right}"
@@ -240,7 +235,12 @@ def _window(file: _File, level: _Level, page: Any, window: tuple[int, int, int, 
     top, bottom, left, right = window
     frame = page.keyframe
     if frame.is_final:
-        return _as_rgb(frame, _mapped(file, page, window))
+        # Uncompressed, in one piece: only the window's own bytes are read.
+        planes, _, height, width, samples = frame.shaped
+        shape = (planes, height, width, samples)
+        data = np.memmap(file.path, dtype=np.uint8, mode="r", offset=page.dataoffsets[0], shape=shape)
+        part = np.array(data[:, top:bottom, left:right])
+        return _as_rgb(frame, part[0] if planes == 1 else np.moveaxis(part[..., 0], 0, 2))
     planes = 1 if frame.planarconfig == 1 else frame.samplesperpixel
     rows, columns = (frame.tilelength, frame.tilewidth) if frame.is_tiled else (frame.rowsperstrip, level.width)
     down, across = math.ceil(level.height / rows), math.ceil(level.width / columns)
@@ -289,14 +289,3 @@ def _as_rgb(page: Any, pixels: np.ndarray) -> np.ndarray:
     height, width = pixels.shape[:2]
     picture = Image.frombytes("YCbCr", (width, height), np.ascontiguousarray(pixels[..., :3]).tobytes())
     return np.asarray(picture.convert("RGB"))
-
-
-def _mapped(file: _File, page: Any, window: tuple[int, int, int, int]) -> np.ndarray:
-    """Window of an uncompressed page in one piece; only its own bytes are read."""
-    top, bottom, left, right = window
-    planes, _, height, width, samples = page.keyframe.shaped
-    data = np.memmap(
-        file.path, dtype=np.uint8, mode="r", offset=page.dataoffsets[0], shape=(planes, height, width, samples)
-    )
-    part = np.array(data[:, top:bottom, left:right])
-    return part[0] if planes == 1 else np.moveaxis(part[..., 0], 0, 2)

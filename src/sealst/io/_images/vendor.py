@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,25 @@ def open_vendor(path: Path) -> Opened:
         ) from error
     facts = reader.raw_properties
     shapes = [(int(h), int(w)) for h, w in reader.properties.level_shape]
-    levels = [_level(reader, facts, number, shape) for number, shape in enumerate(shapes)]
-    return Opened([levels[i] for i in spanning(shapes)], _stated(facts))
+    levels = []
+    for number, shape in enumerate(shapes):
+        sides = [int(facts.get(f"openslide.level[{number}].tile-{side}", CHUNK_PX)) for side in ("height", "width")]
+        chunks = [side * max(1, CHUNK_PX // side) for side in sides]
+        # The reader goes to other processes as the name of its file, and opens it there.
+        level = da.map_blocks(
+            _read_chunk,
+            reader,
+            number,
+            chunks=da.core.normalize_chunks((3, *chunks), (3, *shape)),
+            dtype=np.uint8,
+            meta=np.empty((0, 0, 0), dtype=np.uint8),
+            name=f"slide-{tokenize(reader.file, Path(reader.file).stat().st_mtime_ns, number)}",
+        )
+        levels.append(level)
+    stated: Stated = {}
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        stated["openslide.mpp-x and mpp-y"] = (float(facts["openslide.mpp-x"]), float(facts["openslide.mpp-y"]))
+    return Opened([levels[i] for i in spanning(shapes)], stated)
 
 
 def dicom_file(folder: Path) -> Path:
@@ -55,21 +73,6 @@ def dicom_file(folder: Path) -> Path:
     if not files:
         raise DataError(f"{folder} is a folder without .dcm files; name an image file, or the folder of a DICOM slide.")
     return max(files, key=lambda f: (f.stat().st_size, f.name))
-
-
-def _level(reader: Any, facts: dict[str, Any], number: int, shape: tuple[int, int]) -> da.Array:
-    sides = [int(facts.get(f"openslide.level[{number}].tile-{side}", CHUNK_PX)) for side in ("height", "width")]
-    chunks = [side * max(1, CHUNK_PX // side) for side in sides]
-    # The reader goes to other processes as the name of its file, and opens it there.
-    return da.map_blocks(
-        _read_chunk,
-        reader,
-        number,
-        chunks=da.core.normalize_chunks((3, *chunks), (3, *shape)),
-        dtype=np.uint8,
-        meta=np.empty((0, 0, 0), dtype=np.uint8),
-        name=f"slide-{tokenize(reader.file, Path(reader.file).stat().st_mtime_ns, number)}",
-    )
 
 
 def _read_chunk(reader: Any, number: int, block_info: Any = None) -> np.ndarray:
@@ -92,11 +95,3 @@ def _read_chunk(reader: Any, number: int, block_info: Any = None) -> np.ndarray:
     ground = Image.new("RGBA", region.size, f"#{colour}")
     ground.alpha_composite(region)
     return np.moveaxis(np.asarray(ground)[..., :3], 2, 0)
-
-
-def _stated(facts: dict[str, Any]) -> Stated:
-    try:
-        x, y = (float(facts[f"openslide.mpp-{axis}"]) for axis in "xy")
-    except (KeyError, TypeError, ValueError):
-        return {}
-    return {"openslide.mpp-x and mpp-y": (x, y)}

@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -113,7 +112,15 @@ def locate(path: str | PathLike[str], *, kind: str, sample: str | None) -> Outs:
     first = [start.parent] if _MATRIX.match(start.name) else []
     for folder in (*first, start, start / "outs"):
         if found := prefixes(folder, [kind]):
-            return Outs(folder, _one_prefix(folder, found, sample))
+            named = [p for p in found if sample is None or p.rstrip("_.-") == sample.rstrip("_.-")]
+            if len(named) == 1:
+                return Outs(folder, named[0])
+            if sample is not None and not named and found == [""]:
+                raise DataError(f"{str(folder)!r} holds one sample without a prefix; leave out `sample={sample!r}`.")
+            raise DataError(
+                f"{str(folder)!r} holds several samples, or none of the name asked for: {listed(found)}. Name one with "
+                f"`sample=` (now {sample!r})."
+            )
     below = [n for n, p in visible(start).items() if p.is_dir() and (prefixes(p) or prefixes(p / "outs"))]
     other = prefixes(start) or prefixes(start / "outs")
     hint = f"Name the folder of one sample: {listed(below)}." if below else "Give the `outs` folder of Space Ranger."
@@ -125,24 +132,23 @@ def locate(path: str | PathLike[str], *, kind: str, sample: str | None) -> Outs:
     )
 
 
-def _one_prefix(folder: Path, found: list[str], sample: str | None) -> str:
-    named = [p for p in found if sample is None or p.rstrip("_.-") == sample.rstrip("_.-")]
-    if len(named) == 1:
-        return named[0]
-    if sample is not None and not named and found == [""]:
-        raise DataError(f"{str(folder)!r} holds one sample without a prefix; leave out `sample={sample!r}`.")
-    raise DataError(
-        f"{str(folder)!r} holds several samples, or none of the name asked for: {listed(found)}. Name one with "
-        f"`sample=` (now {sample!r})."
-    )
-
-
 def read_counts(outs: Outs, kind: str) -> Counts:
     """Counts of genes by barcode; other features are left out, genes of one symbol are summed."""
     stem = f"{outs.prefix}{kind}_feature_bc_matrix"
     path = outs.folder / f"{stem}.h5"
     if path.is_file():
-        x, barcodes, features = _read_h5(path)
+        import scanpy as sc
+
+        try:
+            with warnings.catch_warnings():
+                # Symbols that occur twice are summed, barcodes refused.
+                warnings.filterwarnings("ignore", message="(Variable|Observation) names are not unique")
+                data = sc.read_10x_h5(path, gex_only=False)
+        except Exception as error:  # scanpy raises a bare Exception for absent datasets
+            raise DataError(
+                f"{path} could not be read as a 10x feature-barcode matrix (truncated?): {error}"
+            ) from error
+        x, barcodes, features = sp.csr_matrix(data.X), data.obs_names.to_numpy(), data.var.assign(symbol=data.var_names)
     else:
         path = outs.folder / stem
         x, barcodes, features = _read_mtx(path, "") if path.is_dir() else _read_mtx(outs.folder, outs.prefix)
@@ -156,21 +162,23 @@ def read_counts(outs: Outs, kind: str) -> Counts:
         )
     if (twice := pd.Index(barcodes).duplicated()).any():
         raise DataError(f"{path.name}: barcode(s) {listed(np.unique(barcodes[twice]))} occur more than once.")
-    x, var = _sum_symbols(x if genes.all() else x[:, genes], features[genes], path.name)
-    return Counts(x, barcodes, var, path)
-
-
-def _read_h5(path: Path) -> tuple[sp.csr_matrix, np.ndarray, pd.DataFrame]:
-    import scanpy as sc
-
-    try:
-        with warnings.catch_warnings():
-            # Symbols that occur twice are summed, barcodes refused.
-            warnings.filterwarnings("ignore", message="(Variable|Observation) names are not unique")
-            data = sc.read_10x_h5(path, gex_only=False)
-    except Exception as error:  # scanpy raises a bare Exception for absent datasets
-        raise DataError(f"{path} could not be read as a 10x feature-barcode matrix (truncated?): {error}") from error
-    return sp.csr_matrix(data.X), data.obs_names.to_numpy(), data.var.assign(symbol=data.var_names)
+    # Genes of one symbol are summed, in the order of the first of each; one without a symbol is called by its id.
+    x = x if genes.all() else x[:, genes]
+    features = features[genes].astype(str)
+    ids = features["gene_ids" if "gene_ids" in features else "symbol"]
+    symbols = features["symbol"].str.strip()
+    symbols = symbols.where(~symbols.isin(["", "nan"]), ids)
+    shared = symbols[symbols.duplicated()].unique()
+    counts, first = sum_columns(x, list(symbols)) if len(shared) else (x, np.arange(len(symbols)))
+    var = pd.DataFrame({"gene_ids": ids.to_numpy()[first]}, index=pd.Index(symbols.to_numpy()[first]))
+    if "genome" in features:
+        var["genome"] = features["genome"].to_numpy()[first]
+    if len(shared):
+        logger.info(
+            f"{path.name}: {len(symbols)} genes have {len(var)} symbols; counts of one symbol were summed "
+            f"({listed(shared, 4)}), `.var['gene_ids']` names the first gene of each"
+        )
+    return Counts(sp.csr_matrix(counts, dtype=np.float32), barcodes, var, path)
 
 
 def _read_mtx(folder: Path, prefix: str) -> tuple[sp.csr_matrix, np.ndarray, pd.DataFrame]:
@@ -203,25 +211,6 @@ def _read_mtx(folder: Path, prefix: str) -> tuple[sp.csr_matrix, np.ndarray, pd.
     names = dict(enumerate(("gene_ids", "symbol", "feature_types")))
     features = features.rename(columns=names)
     return matrix, barcodes, features.assign(symbol=features.get("symbol", features["gene_ids"]))
-
-
-def _sum_symbols(x: Any, features: pd.DataFrame, name: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """Counts by gene symbol, in the order of the first gene of each; a gene without a symbol is called by its id."""
-    features = features.astype(str)
-    ids = features["gene_ids" if "gene_ids" in features else "symbol"]
-    symbols = features["symbol"].str.strip()
-    symbols = symbols.where(~symbols.isin(["", "nan"]), ids)
-    twice = symbols[symbols.duplicated()].unique()
-    counts, first = sum_columns(x, list(symbols)) if len(twice) else (x, np.arange(len(symbols)))
-    var = pd.DataFrame({"gene_ids": ids.to_numpy()[first]}, index=pd.Index(symbols.to_numpy()[first]))
-    if "genome" in features:
-        var["genome"] = features["genome"].to_numpy()[first]
-    if len(twice):
-        logger.info(
-            f"{name}: {len(symbols)} genes have {len(var)} symbols; counts of one symbol were summed "
-            f"({listed(twice, 4)}), `.var['gene_ids']` names the first gene of each"
-        )
-    return sp.csr_matrix(counts, dtype=np.float32), var
 
 
 def read_factors(outs: Outs) -> dict[str, float]:

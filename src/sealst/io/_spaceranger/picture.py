@@ -12,11 +12,13 @@ import numpy as np
 from sealst._core.space.array_fit import ArrayFit, fit_array
 from sealst._core.space.geometry import TOLERANCE, agreed, likeness
 from sealst._errors import DataError, ScaleError
+from sealst._keys import Keys
 from sealst._logging import warn
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage
 from sealst._validate import check_positive, listed
 from sealst.io._images.files import open_image, picture_size, read_picture
 from sealst.io._spaceranger.folders import Outs, visible
+from sealst.io._spaceranger.positions import Run, pixels
 
 #: Space Ranger's small pictures of the same field of view, the larger first
 SMALL = ("hires", "lowres")
@@ -42,7 +44,8 @@ class Picture:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        return _size_of(self.image)
+        height, width = self.image.shape[:2]
+        return int(width), int(height)
 
     @property
     def provenance(self) -> dict[str, str | float]:
@@ -75,12 +78,13 @@ def choose_picture(
     opened = open_image(path) if path else image
     if isinstance(opened, np.ndarray) and (opened.ndim != 3 or opened.shape[2] != 3):
         raise DataError(f"`image` must be uint8 (height, width, 3), found {opened.dtype} {opened.shape}.")
-    _check_size(_size_of(opened), outs, factors, coordinate_scale)  # type: ignore[arg-type]
-    _check_content(opened, outs, section)  # type: ignore[arg-type]
+    picture = Picture(opened, coordinate_scale, "full resolution", "")  # type: ignore[arg-type]
     if isinstance(opened, SlideImage):
         source = opened.mpp_source or "the image"
-        return Picture(opened, coordinate_scale, "full resolution", opened.path or path, opened.mpp, source)
-    return Picture(opened, coordinate_scale, "full resolution", "")  # type: ignore[arg-type]
+        picture = Picture(opened, coordinate_scale, picture.kind, opened.path or path, opened.mpp, source)
+    _check_size(picture.size, outs, factors, coordinate_scale)
+    _check_content(picture.image, outs, section)
+    return picture
 
 
 #: side of the pictures that are compared, and pixels of a level that may be read for it
@@ -91,17 +95,18 @@ _FLAT = 2.0
 _SURE, _CLEARLY, _UNLIKE = 0.5, 0.2, 0.3
 
 
-def _size_of(image: np.ndarray | SlideImage) -> tuple[int, int]:
-    height, width = image.shape[:2]
-    return int(width), int(height)
-
-
 def _small_picture(outs: Outs, factors: Mapping[str, float], section: str) -> Picture:
     for kind in SMALL:
         path, factor = outs.find(f"tissue_{kind}_image.png"), factors.get(f"tissue_{kind}_scalef")
         if path is None or factor is None:
             continue
-        _refuse_cytassist(outs, picture_size(path), factor)
+        width, height = picture_size(path)
+        cytassist = outs.find("cytassist_image.tiff") or outs.find("cytassist_image.tif")
+        if cytassist and _about(picture_size(cytassist), (width / factor, height / factor), 2 / factor):
+            raise DataError(
+                f"Space Ranger ran on CytAssist's picture alone ({cytassist.name}), so its small pictures are no H&E "
+                "either. Run it with the microscope's picture (`--image`) and pass that as `image=`."
+            )
         return Picture(read_picture(path), factor, kind, str(path))
     slides = [n for n in visible(outs.folder) if n.lower().endswith(_SLIDES)]
     raise DataError(
@@ -110,25 +115,6 @@ def _small_picture(outs: Outs, factors: Mapping[str, float], section: str) -> Pi
         f"{listed(factors)}). Pass `image=`, the picture given to Space Ranger"
         + (f"; the folder holds {listed(slides)}." if slides else ".")
     )
-
-
-def warn_if_small(picture: Picture, mpp: float, section: str) -> None:
-    """Say what a small picture costs."""
-    if picture.kind in SMALL:
-        warn(
-            f"{section}: no full-resolution image was given, so Space Ranger's {picture.kind} picture is used, with "
-            f"{mpp:.3g} µm per pixel. Encoders of H&E see little in it; pass `image=`, the picture given to Space "
-            "Ranger."
-        )
-
-
-def _refuse_cytassist(outs: Outs, size: tuple[int, int], factor: float) -> None:
-    path = next((p for n in ("cytassist_image.tiff", "cytassist_image.tif") if (p := outs.find(n))), None)
-    if path is not None and _about(picture_size(path), (size[0] / factor, size[1] / factor), 2 / factor):
-        raise DataError(
-            f"Space Ranger ran on CytAssist's picture alone ({path.name}), so its small pictures are no H&E either. "
-            "Run it with the microscope's picture (`--image`) and pass that as `image=`."
-        )
 
 
 def _check_size(size: tuple[int, int], outs: Outs, factors: Mapping[str, float], coordinate_scale: float) -> None:
@@ -213,8 +199,8 @@ def _text(size: tuple[float, float]) -> str:
     return f"{size[0]:.0f} x {size[1]:.0f}"
 
 
-def check_inside(xy: np.ndarray, picture: Picture, section: str) -> None:
-    """Refuse coordinates that the picture does not hold; a few may lie beyond its edge."""
+def check_picture(picture: Picture, xy: np.ndarray, *, mpp: float, section: str) -> None:
+    """Refuse coordinates that the picture does not hold (a few may lie beyond its edge); warn of a small picture."""
     width, height = picture.size
     outside = ((xy < 0) | (xy > [width, height])).any(1)
     if outside.mean() > _MAX_OUTSIDE:
@@ -225,16 +211,34 @@ def check_inside(xy: np.ndarray, picture: Picture, section: str) -> None:
             "height). The coordinates count pixels of the picture given to Space Ranger; pass that one, or "
             "`coordinate_scale=` (width of `image` divided by the original's) where it was resized."
         )
+    if picture.kind in SMALL:
+        warn(
+            f"{section}: no full-resolution image was given, so Space Ranger's {picture.kind} picture is used, with "
+            f"{mpp:.3g} µm per pixel. Encoders of H&E see little in it; pass `image=`, the picture given to Space "
+            "Ranger."
+        )
 
 
-def resolve_scale(
-    fit: ArrayFit | None, picture: Picture, *, mpp: float | None, nominal: Mapping[str, float], section: str
-) -> tuple[float, str]:
-    """µm per pixel of the picture, from all that is known of it.
+def fit_scale(
+    run: Run,
+    picture: Picture,
+    step_um: float | np.ndarray,
+    *,
+    tolerance_um: float,
+    mpp: float | None,
+    nominal: Mapping[str, float],
+    section: str,
+) -> tuple[ArrayFit | None, float, str]:
+    """Fit of the array to the picture, µm per pixel from all that is known of it, and where that comes from.
 
-    `fit` is in pixels of the picture; `nominal` holds statements that confirm or contradict and are never the source,
-    several readings of one number being allowed: those named alike up to ``" ("`` are alternatives.
+    The whole array is fitted, not only the spots that are kept; `step_um` lies between its columns and its rows. Spots
+    where the array has none are refused. `nominal` holds statements that confirm or contradict and are never the
+    source, several readings of one number being allowed: those named alike up to ``" ("`` are alternatives.
     """
+    known = run.places[np.isfinite(pixels(run.places)).all(axis=1)]
+    um = known[[Keys.ARRAY_COL, Keys.ARRAY_ROW]].to_numpy() * step_um
+    px = pixels(known) * picture.scale
+    fit = fit_array(um, px, tolerance_um=tolerance_um)
     sources: dict[str, float] = {}
     if mpp is not None:
         check_positive("mpp", mpp)
@@ -246,6 +250,18 @@ def resolve_scale(
                 f"direction than in another; at most {TOLERANCE:.0%} is accepted. Are columns of the "
                 "positions interchanged, or the pixels of the image not square?"
             )
+        off = fit.residual_um(um, px) > tolerance_um
+        if off.any():
+            raise DataError(
+                f"{section}: {off.sum()} of {len(um)} positions lie more than {tolerance_um:g} µm from their place on "
+                f"the array, e.g. {listed(known.index[off][:3], 3)}. Array and pixel coordinates of the positions "
+                "belong to different spots there; take the table as Space Ranger wrote it."
+            )
+        if np.linalg.det(fit.matrix) < 0:
+            warn(
+                f"{section}: the array lies mirrored on the picture. Unless the picture was flipped before Space "
+                "Ranger saw it, the columns of pixel rows and pixel columns are interchanged in the table of positions."
+            )
         sources["the pitch of the array"] = fit.mpp
     if picture.stated is not None:
         sources[f"the image file ({picture.stated_source})"] = picture.stated
@@ -255,27 +271,4 @@ def resolve_scale(
         readings = {n: v for n, v in nominal.items() if n.split(" (")[0] == stem}
         closest = min(readings, key=lambda n: abs(np.log(readings[n] / value)))
         agreed({source: value, closest: readings[closest]}, what=f"section {section!r}")
-    return value, source.strip("`")
-
-
-def fit_positions(
-    um: np.ndarray, px: np.ndarray, names: np.ndarray, *, tolerance_um: float, section: str
-) -> ArrayFit | None:
-    """Fit of the array to the picture; refuses spots that lie where the array has none."""
-    fit = fit_array(um, px, tolerance_um=tolerance_um)
-    # An uneven fit is named as such by `resolve_scale`.
-    if fit is None or fit.anisotropy > TOLERANCE:
-        return fit
-    off = fit.residual_um(um, px) > tolerance_um
-    if off.any():
-        raise DataError(
-            f"{section}: {off.sum()} of {len(um)} positions lie more than {tolerance_um:g} µm from their place on the "
-            f"array, e.g. {listed(names[off][:3], 3)}. Array and pixel coordinates of the positions belong to "
-            "different spots there; take the table as Space Ranger wrote it."
-        )
-    if np.linalg.det(fit.matrix) < 0:
-        warn(
-            f"{section}: the array lies mirrored on the picture. Unless the picture was flipped before Space Ranger "
-            "saw it, the columns of pixel rows and pixel columns are interchanged in the table of positions."
-        )
-    return fit
+    return fit, value, source.strip("`")

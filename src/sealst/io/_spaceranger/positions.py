@@ -34,45 +34,30 @@ _MAX_OFF_TISSUE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Matched:
-    """Rows of counts and positions that belong together, by barcode."""
-
-    #: rows of the counts
-    rows: np.ndarray
-    #: positions in the order of `rows`, indexed by barcode
-    places: pd.DataFrame
-    dropped: dict[str, int]
-
-
-@dataclass(frozen=True, eq=False)
 class Run:
     """Counts, positions and scale factors of one folder."""
 
     counts: Counts
     places: pd.DataFrame
-    matched: Matched
+    #: rows of the counts that have a position, and these positions, indexed by barcode
+    rows: np.ndarray
+    joined: pd.DataFrame
     factors: dict[str, float]
     provenance: dict[str, str | int]
 
     @property
     def x(self) -> sp.csr_matrix:
         """Counts of the joined rows."""
-        rows = self.matched.rows
-        return self.counts.x if len(rows) == self.counts.x.shape[0] else self.counts.x[rows]
+        return self.counts.x if len(self.rows) == self.counts.x.shape[0] else self.counts.x[self.rows]
 
 
 def read_run(outs: Outs, *, kind: str, in_tissue: bool, section: str) -> Run:
     """Read the tables of a folder and join them by barcode."""
     counts = read_counts(outs, kind)
     places, path = read_positions(outs)
-    matched = match_barcodes(counts, places, kind=kind, in_tissue=in_tissue, section=section)
-    run = Run(
-        counts,
-        places,
-        matched,
-        read_factors(outs),
-        {"counts": counts.path.name, "positions": path.name} | matched.dropped,
-    )
+    rows, joined, dropped = match_barcodes(counts, places, kind=kind, in_tissue=in_tissue, section=section)
+    provenance = {"counts": counts.path.name, "positions": path.name} | dropped
+    run = Run(counts, places, rows, joined, read_factors(outs), provenance)
     check_counts(run.x, where=str(counts.path), kept="take the matrix as Space Ranger wrote it.")
     return run
 
@@ -96,7 +81,23 @@ def read_positions(outs: Outs) -> tuple[pd.DataFrame, Path]:
         raise DataError(f"{path} could not be read as a table of positions: {error}") from error
     if raw.index.name in ("barcode", "barcodes") and "barcode" not in raw:
         raw = raw.reset_index()
-    table = _standard_columns(raw, path)
+    # Space Ranger's names; other names are taken where only one column can be meant.
+    plain = [re.sub(r"[\s.\-]+", "_", str(c).strip().lower()) for c in raw.columns]
+    chosen, renamed = {}, {}
+    for column in COLUMNS:
+        found = [i for i, name in enumerate(plain) if name == column]
+        found = found or [i for i, name in enumerate(plain) if name in _ALIASES[column]]
+        if len(found) != 1:
+            raise DataError(
+                f"{path.name}: {'no column' if not found else 'more than one column'} for {column!r} among "
+                f"{listed(raw.columns, 12)}. Expected {', '.join(COLUMNS)}; rename the columns."
+            )
+        chosen[column] = raw.iloc[:, found[0]]
+        if plain[found[0]] != column:
+            renamed[str(raw.columns[found[0]])] = column
+    if renamed:
+        logger.info(f"{path.name}: took column(s) {', '.join(f'{a!r} as {b!r}' for a, b in renamed.items())}")
+    table = pd.DataFrame(chosen)
     numbers = table[list(COLUMNS[1:])].apply(pd.to_numeric, errors="coerce")
     for column in COLUMNS[1:4]:
         if bad := int((numbers[column].isna() | (numbers[column] % 1 != 0)).sum()):
@@ -134,28 +135,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
     )
 
 
-def _standard_columns(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The six columns under Space Ranger's names; other names are taken where only one column can be meant."""
-    plain = [re.sub(r"[\s.\-]+", "_", str(c).strip().lower()) for c in raw.columns]
-    chosen, renamed = {}, {}
-    for column in COLUMNS:
-        found = [i for i, name in enumerate(plain) if name == column]
-        found = found or [i for i, name in enumerate(plain) if name in _ALIASES[column]]
-        if len(found) != 1:
-            raise DataError(
-                f"{path.name}: {'no column' if not found else 'more than one column'} for {column!r} among "
-                f"{listed(raw.columns, 12)}. Expected {', '.join(COLUMNS)}; rename the columns."
-            )
-        chosen[column] = raw.iloc[:, found[0]]
-        if plain[found[0]] != column:
-            renamed[str(raw.columns[found[0]])] = column
-    if renamed:
-        logger.info(f"{path.name}: took column(s) {', '.join(f'{a!r} as {b!r}' for a, b in renamed.items())}")
-    return pd.DataFrame(chosen)
-
-
-def match_barcodes(counts: Counts, places: pd.DataFrame, *, kind: str, in_tissue: bool, section: str) -> Matched:
-    """Rows of the counts with a position (and in tissue), in the order of the counts; refuses what does not belong."""
+def match_barcodes(
+    counts: Counts, places: pd.DataFrame, *, kind: str, in_tissue: bool, section: str
+) -> tuple[np.ndarray, pd.DataFrame, dict[str, int]]:
+    """Rows of the counts with a position (and in tissue), these positions, and how many rows of either are left out."""
     at = places.index.get_indexer(pd.Index(counts.barcodes))
     found = at >= 0
     if not found.any() or (kind == "filtered" and found.mean() < _MIN_FOUND):
@@ -194,8 +177,17 @@ def match_barcodes(counts: Counts, places: pd.DataFrame, *, kind: str, in_tissue
             f"{section}: {bad} of {len(chosen)} barcodes have no finite pixel coordinates, e.g. "
             f"{listed(chosen.index[~np.isfinite(xy).all(1)], 3)}. Correct the positions, or drop these barcodes."
         )
-    _report(section, len(rows), dropped)
-    return Matched(rows, chosen, dropped)
+    lost = dropped["counts_without_position"]
+    logger.info(
+        f"{section}: {len(rows)} barcodes with counts and position; dropped {lost} without a position and "
+        f"{dropped['outside_tissue']} outside the tissue; {dropped['positions_without_counts']} positions have no "
+        "counts"
+    )
+    if lost:
+        warn(
+            f"{section}: {lost} barcode(s) with counts have no position and were dropped; the positions are incomplete."
+        )
+    return rows, chosen, dropped
 
 
 def _mismatch(barcodes: np.ndarray, positions: pd.Index) -> str:
@@ -209,16 +201,3 @@ def _mismatch(barcodes: np.ndarray, positions: pd.Index) -> str:
     if ours.str.replace(r"^.*_", "", regex=True).isin(theirs).mean() > _MIN_FOUND:
         return "Those of the counts have a prefix: remove it."
     return "Take counts and positions from one run of Space Ranger."
-
-
-def _report(section: str, joined: int, dropped: dict[str, int]) -> None:
-    lost = dropped["counts_without_position"]
-    logger.info(
-        f"{section}: {joined} barcodes with counts and position; dropped {lost} without a position and "
-        f"{dropped['outside_tissue']} outside the tissue; {dropped['positions_without_counts']} positions have no "
-        "counts"
-    )
-    if lost:
-        warn(
-            f"{section}: {lost} barcode(s) with counts have no position and were dropped; the positions are incomplete."
-        )

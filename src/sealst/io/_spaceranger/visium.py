@@ -14,18 +14,11 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._section import record
 from sealst._section.arrays import from_arrays
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage
 from sealst._validate import check_choice, section_name
 from sealst.io._spaceranger.folders import BINS, KINDS, bin_folders, locate, prefixes, starting_folder, visible
-from sealst.io._spaceranger.picture import (
-    Picture,
-    check_inside,
-    choose_picture,
-    fit_positions,
-    resolve_scale,
-    warn_if_small,
-)
-from sealst.io._spaceranger.positions import Run, pixels, read_run
+from sealst.io._spaceranger.picture import check_picture, choose_picture, fit_scale
+from sealst.io._spaceranger.positions import pixels, read_run
 
 PITCH_UM, SPOT_UM = 100.0, 55.0
 #: µm between array columns (half a pitch, as rows are staggered) and between array rows
@@ -115,15 +108,25 @@ def read_visium(
     10x Genomics, Space Ranger documentation, "Spatial outputs".
     """
     check_choice("counts", counts, KINDS)
-    _refuse_hd(path)
+    start = starting_folder(path)
+    places = (start.parent,) if BINS.match(start.absolute().name) else (start, start / "outs")
+    if found := next((b for p in places if (b := bin_folders(p))), None):
+        raise DataError(
+            f"{str(start)!r} is of Visium HD, with bins of {', '.join(map(str, sorted(found)))} µm. Read it with "
+            "`sl.io.read_visium_hd`."
+        )
     outs = locate(path, kind=counts, sample=sample)
     section = section or section_name(outs.sample)
     run = read_run(outs, kind=counts, in_tissue=in_tissue, section=section)
     picture = choose_picture(outs, image, factors=run.factors, coordinate_scale=coordinate_scale, section=section)
-    scale, source = _scale(run, picture, mpp, section)
-    xy = pixels(run.matched.places) * picture.scale
-    check_inside(xy, picture, section)
-    warn_if_small(picture, scale, section)
+    nominal = {}
+    if diameter := run.factors.get("spot_diameter_fullres"):
+        nominal = {f"spot_diameter_fullres ({um:g} µm)": um / diameter / picture.scale for um in _NOMINAL_UM}
+    _, scale, source = fit_scale(
+        run, picture, _STEP_UM, tolerance_um=PITCH_UM / 2, mpp=mpp, nominal=nominal, section=section
+    )
+    xy = pixels(run.joined) * picture.scale
+    check_picture(picture, xy, mpp=scale, section=section)
     sdata = from_arrays(
         picture.image,
         run.x,
@@ -132,41 +135,14 @@ def read_visium(
         mpp=scale,
         spot_um=SPOT_UM,
         section=section,
-        spot_ids=list(run.matched.places.index),
+        spot_ids=list(run.joined.index),
         patient=patient,
         organ=organ,
         technology="Visium",
-        array=run.matched.places[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy(),
-        obs=run.matched.places[["in_tissue"]].astype(bool),
+        array=run.joined[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy(),
+        obs=run.joined[["in_tissue"]].astype(bool),
         var=run.counts.var,
     )
     entry = run.provenance | picture.provenance | {"mpp": scale, "mpp_source": source}
     record(sdata.tables[Keys.TABLE], "read_visium", entry)
     return sdata
-
-
-def _refuse_hd(path: str | PathLike[str]) -> None:
-    start = starting_folder(path)
-    places = (start.parent,) if BINS.match(start.absolute().name) else (start, start / "outs")
-    if found := next((b for p in places if (b := bin_folders(p))), None):
-        raise DataError(
-            f"{str(start)!r} is of Visium HD, with bins of {', '.join(map(str, sorted(found)))} µm. Read it with "
-            "`sl.io.read_visium_hd`."
-        )
-
-
-def _scale(run: Run, picture: Picture, mpp: float | None, section: str) -> tuple[float, str]:
-    """µm per pixel of the picture, from the whole array and not only from the spots that are kept."""
-    known = run.places[np.isfinite(pixels(run.places)).all(axis=1)]
-    fit = fit_positions(
-        known[[Keys.ARRAY_COL, Keys.ARRAY_ROW]].to_numpy() * _STEP_UM,
-        pixels(known) * picture.scale,
-        known.index.to_numpy(),
-        tolerance_um=PITCH_UM / 2,
-        section=section,
-    )
-    diameter = run.factors.get("spot_diameter_fullres")
-    nominal = (
-        {f"spot_diameter_fullres ({um:g} µm)": um / diameter / picture.scale for um in _NOMINAL_UM} if diameter else {}
-    )
-    return resolve_scale(fit, picture, mpp=mpp, nominal=nominal, section=section)

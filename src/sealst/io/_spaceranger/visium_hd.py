@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -20,17 +19,10 @@ from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._section import record
 from sealst._section.arrays import from_arrays
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage
 from sealst._validate import check_choice, listed, section_name
 from sealst.io._spaceranger.folders import BINS, KINDS, Outs, bin_folders, prefixes, starting_folder, visible
-from sealst.io._spaceranger.picture import (
-    Picture,
-    check_inside,
-    choose_picture,
-    fit_positions,
-    resolve_scale,
-    warn_if_small,
-)
+from sealst.io._spaceranger.picture import check_picture, choose_picture, fit_scale
 from sealst.io._spaceranger.positions import Run, pixels, read_run
 
 #: side of the smallest bins in µm
@@ -121,26 +113,47 @@ def read_visium_hd(
     outs, source_um = _find_bins(path, bin_um, counts)
     section = section or section_name(Outs(outs.others[0]).sample)
     run = read_run(outs, kind=counts, in_tissue=in_tissue, section=section)
-    _check_barcodes(run.matched.places, source_um, section)
+    # Rows and columns of the positions must be those that the barcodes spell out.
+    some = run.joined.iloc[:: max(1, len(run.joined) // _CHECKED)]
+    spelt = [_BARCODE.match(b) for b in some.index]
+    at = some[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy()
+    wrong = [
+        f"{m.string} at row {row}, column {col}"
+        for m, (row, col) in zip(spelt, at, strict=True)
+        if m and (int(m[1]), int(m[2]), int(m[3])) != (source_um, row, col)
+    ]
+    if wrong:
+        raise DataError(
+            f"{section}: barcodes of {source_um} µm bins contradict the table of positions, e.g. {wrong[0]}. Take all "
+            "files from one folder of bins, as Space Ranger wrote them."
+        )
     picture = choose_picture(outs, image, factors=run.factors, coordinate_scale=coordinate_scale, section=section)
-    fit, scale, source = _scale(run, picture, mpp, source_um, section)
-    merged = _merge(run, fit, picture.scale, source_um, bin_um)
-    check_inside(merged.xy, picture, section)
-    warn_if_small(picture, scale, section)
+    if (stated := run.factors.get("bin_size_um", source_um)) != source_um:
+        raise DataError(f"{section}: scale factors for bins of {stated:g} µm in a folder of {source_um} µm.")
+    nominal = {}
+    if "microns_per_pixel" in run.factors:
+        nominal["microns_per_pixel"] = run.factors["microns_per_pixel"] / picture.scale
+    if "spot_diameter_fullres" in run.factors:
+        nominal["spot_diameter_fullres"] = source_um / run.factors["spot_diameter_fullres"] / picture.scale
+    fit, scale, source = fit_scale(
+        run, picture, float(source_um), tolerance_um=_TOLERANCE_UM, mpp=mpp, nominal=nominal, section=section
+    )
+    x, xy, array, obs = _merge(run, fit, picture.scale, source_um, bin_um)
+    check_picture(picture, xy, mpp=scale, section=section)
     sdata = from_arrays(
         picture.image,
-        merged.x,
-        merged.xy,
+        x,
+        xy,
         genes=list(run.counts.var.index),
         mpp=scale,
         spot_um=bin_um,
         section=section,
-        spot_ids=list(merged.obs.index),
+        spot_ids=list(obs.index),
         patient=patient,
         organ=organ,
         technology="Visium HD",
-        array=merged.array,
-        obs=merged.obs,
+        array=array,
+        obs=obs,
         var=run.counts.var,
         spot_shape="square",
     )
@@ -178,60 +191,16 @@ def _root(folder: Path) -> Path:
     return folder.parent if folder.name == "binned_outputs" else folder
 
 
-def _check_barcodes(places: pd.DataFrame, source_um: int, section: str) -> None:
-    """Refuse positions whose rows and columns are not those that the barcodes spell out."""
-    some = places.iloc[:: max(1, len(places) // _CHECKED)]
-    spelt = [_BARCODE.match(b) for b in some.index]
-    array = some[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy()
-    wrong = [
-        f"{m.string} at row {row}, column {col}"
-        for m, (row, col) in zip(spelt, array, strict=True)
-        if m and (int(m[1]), int(m[2]), int(m[3])) != (source_um, row, col)
-    ]
-    if wrong:
-        raise DataError(
-            f"{section}: barcodes of {source_um} µm bins contradict the table of positions, e.g. {wrong[0]}. Take all "
-            "files from one folder of bins, as Space Ranger wrote them."
-        )
-
-
-def _scale(
-    run: Run, picture: Picture, mpp: float | None, source_um: int, section: str
-) -> tuple[ArrayFit | None, float, str]:
-    stated = run.factors.get("bin_size_um", source_um)
-    if stated != source_um:
-        raise DataError(f"{section}: scale factors for bins of {stated:g} µm in a folder of {source_um} µm.")
-    known = run.places[np.isfinite(pixels(run.places)).all(axis=1)]
-    fit = fit_positions(
-        known[[Keys.ARRAY_COL, Keys.ARRAY_ROW]].to_numpy() * float(source_um),
-        pixels(known) * picture.scale,
-        known.index,
-        tolerance_um=_TOLERANCE_UM,
-        section=section,
-    )
-    nominal = {}
-    if "microns_per_pixel" in run.factors:
-        nominal["microns_per_pixel"] = run.factors["microns_per_pixel"] / picture.scale
-    if "spot_diameter_fullres" in run.factors:
-        nominal["spot_diameter_fullres"] = source_um / run.factors["spot_diameter_fullres"] / picture.scale
-    return fit, *resolve_scale(fit, picture, mpp=mpp, nominal=nominal, section=section)
-
-
-@dataclass(frozen=True, eq=False)
-class _Bins:
-    x: sp.csr_matrix
-    xy: np.ndarray
-    array: np.ndarray
-    obs: pd.DataFrame
-
-
-def _merge(run: Run, fit: ArrayFit | None, scale: float, source_um: int, bin_um: int) -> _Bins:
-    places, factor = run.matched.places, bin_um // source_um
+def _merge(
+    run: Run, fit: ArrayFit | None, scale: float, source_um: int, bin_um: int
+) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray, pd.DataFrame]:
+    """Counts, centres, places on the array and `.obs` of the bins that are asked for."""
+    places, factor = run.joined, bin_um // source_um
     xy, array = pixels(places) * scale, places[[Keys.ARRAY_ROW, Keys.ARRAY_COL]].to_numpy()
     tissue = places["in_tissue"].to_numpy() == 1
     if factor == 1:
         obs = pd.DataFrame({"n_bins": np.ones(len(places), np.int32), "in_tissue": tissue}, index=places.index)
-        return _Bins(run.x, xy, array, obs)
+        return run.x, xy, array, obs
     if fit is None:
         raise ScaleError(
             f"The bins lie in one line, so the centres of bins of {bin_um} µm are unknown; read smaller ones."
@@ -244,4 +213,4 @@ def _merge(run: Run, fit: ArrayFit | None, scale: float, source_um: int, bin_um:
     obs = pd.DataFrame(
         {"n_bins": bins.n.astype(np.int32), "in_tissue": np.bincount(bins.member, weights=tissue) > 0}, index=names
     )
-    return _Bins(sum_rows(run.x, bins.member, len(bins.n)), centres, np.column_stack([bins.row, bins.col]), obs)
+    return sum_rows(run.x, bins.member, len(bins.n)), centres, np.column_stack([bins.row, bins.col]), obs

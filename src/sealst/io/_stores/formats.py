@@ -108,11 +108,6 @@ def _st_files(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
     return counts, spots, [p for p in files if p.suffix.lower() in _PICTURES]
 
 
-def _is_st(path: Path) -> bool:
-    counts, spots, _ = _st_files(path)
-    return bool(counts and spots)
-
-
 def _read_st_folder(path: Path, **options: Any) -> SpatialData:
     roles = dict(zip(("counts", "spots", "image"), _st_files(path), strict=True))
     for role, files in roles.items():
@@ -136,7 +131,7 @@ FORMATS = {
                "output of the Xenium analyzer with 'experiment.xenium'"),
         Format("hest", _hest.recognise, _hest.read_hest, "sl.io.read_hest",
                "the folder of HEST-1k with 'st/*.h5ad' and 'wsis/', or one of these tables"),
-        Format("st", _is_st, _read_st_folder, "sl.io.read_st",
+        Format("st", lambda path: all(_st_files(path)[:2]), _read_st_folder, "sl.io.read_st",
                "a folder of the legacy array: one table of counts (tsv), one '*selection*.tsv' and one image"),
         Format("wsi", _wsi.recognise, _wsi.read_wsi, "sl.io.read_wsi",
                "one slide image (svs, tiff, ndpi, mrxs, …) or a folder of DICOM files"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -52,13 +52,34 @@ class Entry:
         if self.format == ZARR:
             sdata = open_store(self.source)
             if "mpp" in self.options:
-                _state_mpp(sdata, self)
+                mpp = self.options["mpp"]
+                for region in _section.regions_of(_section.get_table(sdata)):
+                    image = _section.find_image(sdata, region)
+                    element = sdata.images[image]
+                    own = _section.mpp_of(element)
+                    if own is None:
+                        set_transformation(element, Scale([mpp, mpp], axes=("x", "y")), Keys.UM)
+                    else:
+                        stated = {"the image's 'um' coordinate system": own, "the manifest": mpp}
+                        agreed(stated, what=f"image {image!r}")
         else:
-            stated = {k: v for k, v in self.facts.items() if k in _READER_FACTS}
-            sdata = FORMATS[self.format].read(self.source, **stated, **self.options)
+            facts = {k: v for k, v in self.facts.items() if k in _READER_FACTS}
+            sdata = FORMATS[self.format].read(self.source, **facts, **self.options)
         for table in sdata.tables.values():
-            _write_facts(table, self)
+            self._write_facts(table)
         return sdata
+
+    def _write_facts(self, table: Any) -> None:
+        names = table.obs[Keys.SECTION].astype(str).unique() if Keys.SECTION in table.obs else []
+        if Keys.SECTION in self.facts and len(names) > 1:
+            raise DataError(
+                f"{self.source} holds several sections ({listed(names)}); leave `section` empty in the manifest."
+            )
+        for name, value in self.facts.items():
+            stored = name in (Keys.PATIENT, Keys.SECTION) and name in table.obs and self.format == ZARR
+            if stored and (held := sorted(set(table.obs[name].astype(str)) - {str(value)})):
+                warn(f"{self.source}: the manifest says {name} {value!r}, the store {listed(held, 3)}; it is replaced.")
+            table.obs[name] = pd.Categorical([value] * table.n_obs) if isinstance(value, str) else value
 
 
 def entry_of(source: SpatialData | str | PathLike[str], position: int) -> Entry:
@@ -81,16 +102,6 @@ def read_entries(path: Path) -> list[Entry]:
         return [Entry(_stem(store), store, ZARR) for store in stores]
     if not path.is_file():
         raise DataError(f"No manifest and no folder at {str(path)!r} (looked for {str(path.absolute())!r}).")
-    return _from_manifest(path)
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Refuse names of sections that occur twice."""
-    if double := sorted({n for n in names if names.count(n) > 1}):
-        raise DataError(f"Section name(s) {listed(double)} occur twice in the collection; tell them apart.")
-
-
-def _from_manifest(path: Path) -> list[Entry]:
     if path.suffix.lower() not in ENDINGS:
         raise DataError(f"{path.name}: a manifest ends in {', '.join(ENDINGS)}, found {path.suffix!r}.")
     try:
@@ -120,11 +131,28 @@ def _from_manifest(path: Path) -> list[Entry]:
             entries.append((line, _row_entry(row, path.parent)))
         except SealstError as error:
             problems.append(f"line {line}: {error}")
-    problems += _repeated(entries)
+    first: dict[str, int] = {}
+    for line, entry in entries:
+        if first.setdefault(entry.name, line) != line:
+            problems.append(
+                f"line {line}: section {entry.name!r} is already on line {first[entry.name]}; tell them apart in a "
+                "column `section`."
+            )
+    paths: dict[tuple[str, str], int] = {}
+    for line, entry in entries:
+        at = paths.setdefault((str(entry.source), str(entry.options)), line)
+        if at != line:
+            problems.append(f"line {line}: {str(entry.source)!r} is already on line {at}; a section counts once.")
     if problems:
         more = f"\n… and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise DataError(f"{path.name} has {len(problems)} problem(s):\n" + "\n".join(problems[:10]) + more)
     return [entry for _, entry in entries]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names of sections that occur twice."""
+    if double := sorted({n for n in names if names.count(n) > 1}):
+        raise DataError(f"Section name(s) {listed(double)} occur twice in the collection; tell them apart.")
 
 
 def _parse_column(column: pd.Series, decimal: str) -> list[Any]:
@@ -158,52 +186,5 @@ def _row_entry(row: dict[str, Any], folder: Path) -> Entry:
     return Entry(str(row.get(Keys.SECTION, _stem(source))), source, kind, row, options)
 
 
-def _repeated(entries: Sequence[tuple[int, Entry]]) -> Iterator[str]:
-    first: dict[str, int] = {}
-    for line, entry in entries:
-        if entry.name in first:
-            yield (
-                f"line {line}: section {entry.name!r} is already on line {first[entry.name]}; tell them apart in a "
-                "column `section`."
-            )
-        first.setdefault(entry.name, line)
-    paths: dict[tuple[str, str], int] = {}
-    for line, entry in entries:
-        key = (str(entry.source), str(entry.options))
-        if key in paths:
-            yield f"line {line}: {str(entry.source)!r} is already on line {paths[key]}; a section counts once."
-        paths.setdefault(key, line)
-
-
 def _stem(path: Path) -> str:
     return path.stem if path.is_file() or path.suffix == ".zarr" else path.name
-
-
-def _write_facts(table: Any, entry: Entry) -> None:
-    if Keys.SECTION in entry.facts and Keys.SECTION in table.obs:
-        held = table.obs[Keys.SECTION].astype(str).unique()
-        if len(held) > 1:
-            raise DataError(
-                f"{entry.source} holds several sections ({listed(held)}); leave `section` empty in the manifest."
-            )
-    for name, value in entry.facts.items():
-        if name in (Keys.PATIENT, Keys.SECTION) and name in table.obs and entry.format == ZARR:
-            held = sorted(set(table.obs[name].astype(str)) - {str(value)})
-            if held:
-                warn(
-                    f"{entry.source}: the manifest says {name} {value!r}, the store {listed(held, 3)}; it is replaced."
-                )
-        table.obs[name] = pd.Categorical([value] * table.n_obs) if isinstance(value, str) else value
-
-
-def _state_mpp(sdata: SpatialData, entry: Entry) -> None:
-    """Give the H&E of every region the scale that the manifest states, where it has none."""
-    mpp = entry.options["mpp"]
-    for region in _section.regions_of(_section.get_table(sdata)):
-        image = _section.find_image(sdata, region)
-        element = sdata.images[image]
-        own = _section.mpp_of(element)
-        if own is None:
-            set_transformation(element, Scale([mpp, mpp], axes=("x", "y")), Keys.UM)
-        else:
-            agreed({"the image's 'um' coordinate system": own, "the manifest": mpp}, what=f"image {image!r}")

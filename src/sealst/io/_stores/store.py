@@ -1,7 +1,7 @@
-"""Write elements back to a zarr store so that a crash never loses data.
+"""Stores of sections: read, written whole and written back, with their pictures or without.
 
-New elements are written next to the store, and only when all of them are complete they change places with the old ones,
-folder by folder. What a crash leaves half done is finished when the store is opened next.
+A crash never loses data: new elements are written next to the store, and only when all of them are complete they change
+places with the old ones, folder by folder. What a crash leaves half done is finished when the store is opened next.
 """
 
 from __future__ import annotations
@@ -10,20 +10,28 @@ import os
 import shutil
 import warnings
 from collections.abc import Collection
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 from filelock import FileLock
 from spatialdata import SpatialData, read_zarr
+from spatialdata.transformations import Affine, get_transformation
 
-from sealst._errors import DataError
+from sealst import _section
+from sealst._errors import DataError, SealstError
 from sealst._files import replace_folder
-from sealst._logging import logger, quiet_writing
-from sealst.io._stores.linked import attach, is_linked
+from sealst._logging import logger, quiet_writing, warn
+from sealst._section.pyramid import extended
+from sealst._validate import listed
+from sealst.io._images.files import open_image
 
 _KINDS = ("images", "labels", "shapes", "tables")
 _COMPLETE = "complete"
+#: entry of an image's facts in ``attrs``: how a picture that is not in the store is placed
+_LINK = "linked"
 
 
 def open_store(path: Path, **options: Any) -> SpatialData:
@@ -59,36 +67,33 @@ def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = (), g
             "`sdata.write('new.zarr')`."
         )
     with _lock(path):
-        _write_back(sdata, path, replaced, gone)
-
-
-def _write_back(sdata: SpatialData, path: Path, replaced: Collection[str], gone: Collection[str]) -> None:
-    stage = _stage(path)
-    if is_unfinished(path):
-        _swap(stage, path)
-    shutil.rmtree(stage, ignore_errors=True)
-    rasters = {
-        kind: {
-            name: element
-            for name, element in getattr(sdata, kind).items()
-            if f"{kind}/{name}" in replaced or not ((path / kind / name).exists() or is_linked(sdata, name))
-        }
-        for kind in ("images", "labels")
-    }
-    part = SpatialData(**rasters, shapes=dict(sdata.shapes), tables=dict(sdata.tables))
-    try:
-        stage.mkdir()
-        with quiet_writing():
-            # Regions that are labels or points stay where they are.
-            warnings.filterwarnings("ignore", message=".*annotates.*")
-            warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-            part.write(stage / "new", update_sdata_path=False, consolidate_metadata=False)
-        (stage / "gone").write_text("\n".join(gone), encoding="utf-8")
-        (stage / _COMPLETE).touch()
-    except BaseException:
+        stage = _stage(path)
+        if is_unfinished(path):
+            _swap(stage, path)
         shutil.rmtree(stage, ignore_errors=True)
-        raise
-    _swap(stage, path)
+        rasters = {
+            kind: {
+                name: element
+                for name, element in getattr(sdata, kind).items()
+                if f"{kind}/{name}" in replaced
+                or not ((path / kind / name).exists() or _LINK in _picture_facts(sdata, name))
+            }
+            for kind in ("images", "labels")
+        }
+        part = SpatialData(**rasters, shapes=dict(sdata.shapes), tables=dict(sdata.tables))
+        try:
+            stage.mkdir()
+            with quiet_writing():
+                # Regions that are labels or points stay where they are.
+                warnings.filterwarnings("ignore", message=".*annotates.*")
+                warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
+                part.write(stage / "new", update_sdata_path=False, consolidate_metadata=False)
+            (stage / "gone").write_text("\n".join(gone), encoding="utf-8")
+            (stage / _COMPLETE).touch()
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+        _swap(stage, path)
 
 
 def refresh(sdata: SpatialData, path: Path, names: Collection[str]) -> None:
@@ -145,3 +150,109 @@ def _swap(stage: Path, store: Path) -> None:
         warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
         zarr.consolidate_metadata(str(store))
     shutil.rmtree(stage)
+
+
+def attach(sdata: SpatialData) -> SpatialData:
+    """Open the pictures of a store that are not in it, in place; warns about files that are gone."""
+    for name, facts in sdata.attrs.items():
+        if not isinstance(facts, dict) or _LINK not in facts or name in sdata.images:
+            continue
+        try:
+            slide = open_image(facts["path"], mpp=facts.get("mpp"))
+            if list(slide.shape) != [int(n) for n in facts[_LINK]["shape"]]:
+                raise DataError(f"it has {slide.shape} pixels now, {tuple(facts[_LINK]['shape'])} before.")
+        except SealstError as error:
+            warn(
+                f"The picture {name!r} of this store is not at hand: {error} Results can be read; calls that need "
+                f"pixels cannot run. Where the file has moved, put its place into `sdata.attrs[{name!r}]['path']` and "
+                "call `sl.io.write_wsi` again."
+            )
+            continue
+        systems = {
+            system: Affine(np.array(matrix), ("x", "y"), ("x", "y"))
+            for system, matrix in facts[_LINK]["coordinate_systems"].items()
+        }
+        sdata.images[name] = _section.multiscale(extended(slide.levels), systems)
+    return sdata
+
+
+def _picture_facts(sdata: SpatialData, name: str) -> dict[str, Any]:
+    """What the section says of a picture: its file, and how it is placed where the store leaves it there."""
+    facts = sdata.attrs.get(name)
+    return facts if isinstance(facts, dict) else {}
+
+
+def write_wsi(sdata: SpatialData, path: str | PathLike[str], *, pixels: bool = False, overwrite: bool = False) -> None:
+    """Write a slide with its tiles and results to a zarr store, without its pixels.
+
+    The store holds where the slide's file is. `sealst.io.read` opens both, so that every call works as before; a plain
+    `spatialdata.read_zarr` gives all but the picture.
+
+    Parameters
+    ----------
+    sdata
+        Slide as from `sealst.io.read_wsi`, with whatever was added to it.
+    path
+        Folder of the store, ending in ``.zarr``.
+    pixels
+        Whether to copy the picture into the store (several gigabytes for a whole slide), as ``sdata.write(path)`` does.
+    overwrite
+        Whether to replace a store. One that `sdata` itself reads from is refused.
+
+    Returns
+    -------
+    None; the store appears complete or not at all.
+
+    Raises
+    ------
+    DataError
+        When something stands at `path`, or no picture of `sdata` was read from a file.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sdata = sl.io.read_wsi("slide.svs")  # doctest: +SKIP
+    >>> sl.pp.tile(sdata)  # doctest: +SKIP
+    >>> sl.io.write_wsi(sdata, "slide.zarr")  # doctest: +SKIP
+    >>> sdata = sl.io.read("slide.zarr")  # doctest: +SKIP
+    """
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(f"Expected a SpatialData, found {type(sdata).__name__}.")
+    target = Path(path).expanduser().absolute()
+    if target.exists():
+        if not overwrite:
+            raise DataError(f"{str(target)!r} exists; replace it with `overwrite=True`.")
+        if not (target / "zarr.json").is_file():
+            raise DataError(f"{str(target)!r} is no SpatialData store; it is not replaced.")
+        if sdata.path is not None and Path(sdata.path).absolute() == target:
+            raise DataError(f"{str(target)!r} is the store that `sdata` reads from; write to another path.")
+    linked: dict[str, Any] = {}
+    for name, element in {} if pixels else sdata.images.items():
+        if (facts := _picture_facts(sdata, name)).get("path"):
+            # What is needed to open it again.
+            systems = get_transformation(element, get_all=True)
+            placed = {system: _section.affine(element, system).tolist() for system in systems}
+            shape = [int(n) for n in _section.image_levels(element)[0].shape[1:]]
+            linked[name] = facts | {_LINK: {"shape": shape, "coordinate_systems": placed}}
+    if not pixels and sdata.images and not linked:
+        raise DataError(
+            f"No picture of this SpatialData ({listed(sdata.images)}) was read from a slide's file by "
+            "`sl.io.read_wsi`, so a store without pixels would lose it. Pass `pixels=True`."
+        )
+    # What an earlier store left out may be written now.
+    attrs = {
+        key: {name: fact for name, fact in facts.items() if name != _LINK} if isinstance(facts, dict) else facts
+        for key, facts in sdata.attrs.items()
+    }
+    part = SpatialData(
+        images={name: image for name, image in sdata.images.items() if name not in linked},
+        labels=dict(sdata.labels),
+        points=dict(sdata.points),
+        shapes=dict(sdata.shapes),
+        tables=dict(sdata.tables),
+        attrs=attrs | linked,
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(part, target)
+    files = listed(Path(facts["path"]).name for facts in linked.values())
+    logger.info("Wrote %s%s", target, "" if pixels else f"; pictures stay in {files}")

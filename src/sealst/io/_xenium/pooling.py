@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 import scipy.sparse as sp
-from anndata import AnnData
 
 from sealst._core.genes.names import is_control
 from sealst._core.space.geometry import apply_affine
@@ -138,7 +137,15 @@ def pool_cells(folder: Path, frame: Frame, *, max_outside: float) -> Pooled:
     cells, matrix = read_cells(folder), folder / _MATRIX
     if cells is None or not matrix.is_file():
         raise DataError(f"`source='cells'` needs {_MATRIX} and one of {listed(_CELLS)} in {str(folder)!r}.")
-    table = _read_matrix(matrix)
+    import scanpy as sc
+
+    try:
+        with warnings.catch_warnings():
+            # Names that occur twice are summed.
+            warnings.filterwarnings("ignore", message="Variable names are not unique")
+            table = sc.read_10x_h5(matrix, gex_only=True)
+    except Exception as error:  # scanpy raises a bare Exception for absent datasets
+        raise _unreadable(matrix, error) from error
     rows = table.obs_names.get_indexer(cells.index)
     if not (rows >= 0).any():
         raise DataError(
@@ -176,16 +183,6 @@ def read_cells(folder: Path) -> pd.DataFrame | None:
     return frame
 
 
-def cells_per_square(folder: Path, frame: Frame, squares: np.ndarray) -> np.ndarray | None:
-    """Number of cells with their centroid in each square, int64; None without a cells file."""
-    cells = read_cells(folder)
-    if cells is None:
-        return None
-    located = frame.grid.locate(apply_affine(frame.to_image, cells.to_numpy(dtype=float)))
-    n_rows, n_cols = frame.grid.shape
-    return np.bincount(located[located >= 0], minlength=n_rows * n_cols)[squares]
-
-
 class _Batch(NamedTuple):
     um: np.ndarray
     qv: np.ndarray
@@ -203,20 +200,19 @@ def _batches(path: Path) -> Iterator[_Batch]:
         found = file.schema_arrow.names if file else pd.read_csv(path, nrows=0).columns
         _check_columns(path, needed, found)
         columns = [*needed, *([optional] if optional in found else [])]
-        for batch in file.iter_batches(batch_size=_BATCH, columns=columns) if file else _csv(path, columns):
-            yield _decode(batch)
+        if file:
+            batches = file.iter_batches(batch_size=_BATCH, columns=columns)
+        else:
+            known: dict[str, pa.DataType] = {"feature_name": pa.string(), "is_gene": pa.bool_()}
+            types = {column: known.get(column, pa.float64()) for column in columns}
+            convert = pa.csv.ConvertOptions(include_columns=columns, column_types=types)
+            block = pa.csv.ReadOptions(block_size=_BLOCK)
+            batches = pa.csv.open_csv(path, read_options=block, convert_options=convert)
+        yield from map(_decode, batches)
     except DataError:
         raise
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
-
-
-def _csv(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    types: dict[str, pa.DataType] = {"feature_name": pa.string(), "is_gene": pa.bool_()}
-    options = pa.csv.ConvertOptions(
-        include_columns=list(columns), column_types={c: types.get(c, pa.float64()) for c in columns}
-    )
-    yield from pa.csv.open_csv(path, read_options=pa.csv.ReadOptions(block_size=_BLOCK), convert_options=options)
 
 
 def _decode(batch: pa.RecordBatch) -> _Batch:
@@ -234,19 +230,6 @@ def _decode(batch: pa.RecordBatch) -> _Batch:
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     um = np.column_stack([numbers("x_location"), numbers("y_location")])
     return _Batch(um, numbers("qv"), codes, encoded.dictionary.to_pylist(), gene)
-
-
-def _read_matrix(path: Path) -> AnnData:
-    """Cells by genes; features of other kinds than genes are left out."""
-    import scanpy as sc
-
-    try:
-        with warnings.catch_warnings():
-            # Names that occur twice are summed.
-            warnings.filterwarnings("ignore", message="Variable names are not unique")
-            return sc.read_10x_h5(path, gex_only=True)
-    except Exception as error:  # scanpy raises a bare Exception for absent datasets
-        raise _unreadable(path, error) from error
 
 
 def _first_file(folder: Path, names: Sequence[str]) -> Path | None:

@@ -12,25 +12,17 @@ import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
-from sealst._core.space.geometry import TOLERANCE, agreed, similarity_scale
+from sealst._core.space.geometry import TOLERANCE, agreed, apply_affine, similarity_scale
 from sealst._core.space.pooling import SquareGrid
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import record
 from sealst._section.arrays import from_arrays
-from sealst._section.slide_image import SlideImage
+from sealst._section.pyramid import SlideImage
 from sealst._validate import check_choice, check_fraction, check_positive, listed, section_name
 from sealst.io._images.files import open_image
-from sealst.io._xenium.pooling import (
-    DIRECTION,
-    Frame,
-    Pooled,
-    cells_per_square,
-    pool_cells,
-    pool_transcripts,
-    tally_text,
-)
+from sealst.io._xenium.pooling import DIRECTION, Frame, Pooled, pool_cells, pool_transcripts, read_cells, tally_text
 
 _MANIFEST = "experiment.xenium"
 _IMAGE = re.compile(r"he_(unaligned_)?image\.(ome\.)?tiff?$", flags=re.IGNORECASE)
@@ -133,7 +125,20 @@ def read_xenium(
         )
     folder = Path(path).expanduser()
     folder = folder.parent if folder.name == _MANIFEST else folder
-    pixel_um, region = _read_manifest(folder)
+    manifest = folder / _MANIFEST
+    if not manifest.is_file():
+        raise DataError(f"No {_MANIFEST} in {str(folder.absolute())!r}; `path` must be the output folder of a run.")
+    try:
+        facts = json.loads(manifest.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{_MANIFEST} could not be read as JSON: {error}. Copy it again.") from error
+    size = facts.get("pixel_size") if isinstance(facts, dict) else None
+    if not isinstance(size, int | float) or not np.isfinite(size) or size <= 0:
+        raise ScaleError(
+            f"{_MANIFEST} has no usable 'pixel_size' (found {size!r}), so positions cannot be turned into pixels. "
+            "Restore the file; the instrument's morphology image has 0.2125 µm per pixel."
+        )
+    pixel_um, region = float(size), str(facts.get("region_name") or folder.absolute().name)
     picture, file = _find_picture(folder, image)
     matrix = _read_alignment(folder, alignment, file)
     scale, scale_source = _resolve_mpp(matrix, pixel_um, picture, mpp)
@@ -151,6 +156,7 @@ def read_xenium(
         pooled.counts,
         frame.grid.centres(pooled.squares),
         genes=list(pooled.var.index),
+        var=pooled.var,
         mpp=scale,
         spot_um=pool_um,
         section=section_name(region) if section is None else section,
@@ -164,26 +170,16 @@ def read_xenium(
     )
     entry: dict[str, Any] = {"source": source, "pool_um": float(pool_um), "mpp": scale, "mpp_source": scale_source}
     entry |= {"min_qv": float(min_qv), "min_counts": int(min_counts), "pixel_size": pixel_um, "alignment": matrix}
-    _finish(sdata, pooled, entry)
+    table, tally = sdata.tables[Keys.TABLE], pooled.tally
+    record(table, "read_xenium", entry | tally)
+    section = table.obs[Keys.SECTION].iloc[0]
+    logger.info(
+        f"{section}: {table.n_obs} squares of {pool_um:g} µm, {table.n_vars} genes, {scale:.4g} µm per pixel "
+        f"({tally_text(tally)})"
+    )
+    if lost := tally["without_position"]:
+        warn(f"{section}: {lost} rows have no position and were left out; is the file damaged?")
     return sdata
-
-
-def _read_manifest(folder: Path) -> tuple[float, str]:
-    """µm per pixel of the morphology image, and the name of the region."""
-    path = folder / _MANIFEST
-    if not path.is_file():
-        raise DataError(f"No {_MANIFEST} in {str(folder.absolute())!r}; `path` must be the output folder of a run.")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{_MANIFEST} could not be read as JSON: {error}. Copy it again.") from error
-    size = facts.get("pixel_size") if isinstance(facts, dict) else None
-    if not isinstance(size, int | float) or not np.isfinite(size) or size <= 0:
-        raise ScaleError(
-            f"{_MANIFEST} has no usable 'pixel_size' (found {size!r}), so positions cannot be turned into pixels. "
-            "Restore the file; the instrument's morphology image has 0.2125 µm per pixel."
-        )
-    return float(size), str(facts.get("region_name") or folder.absolute().name)
 
 
 def _find_picture(
@@ -301,22 +297,9 @@ def _drop_sparse(folder: Path, frame: Frame, pooled: Pooled, min_counts: int) ->
         )
     squares = pooled.squares[keep]
     obs = pd.DataFrame({"n_transcripts": total[keep]})
-    if (n_cells := cells_per_square(folder, frame, squares)) is not None:
-        obs["n_cells"] = n_cells
+    if (cells := read_cells(folder)) is not None:
+        located = frame.grid.locate(apply_affine(frame.to_image, cells.to_numpy(dtype=float)))
+        n_rows, n_cols = frame.grid.shape
+        obs["n_cells"] = np.bincount(located[located >= 0], minlength=n_rows * n_cols)[squares]
     tally = {"beyond_edge": int(total[~inside].sum()), "squares_below_min_counts": int((inside & ~keep).sum())}
     return Pooled(squares, pooled.counts[keep], pooled.var, pooled.tally | tally), obs
-
-
-def _finish(sdata: SpatialData, pooled: Pooled, entry: dict[str, Any]) -> None:
-    """Write what is known beyond the counts, and tell the user."""
-    table, tally = sdata.tables[Keys.TABLE], pooled.tally
-    for column in pooled.var:
-        table.var[column] = pooled.var[column].to_numpy()
-    record(table, "read_xenium", entry | tally)
-    section = table.obs[Keys.SECTION].iloc[0]
-    logger.info(
-        f"{section}: {table.n_obs} squares of {entry['pool_um']:g} µm, {table.n_vars} genes, {entry['mpp']:.4g} µm per "
-        f"pixel ({tally_text(tally)})"
-    )
-    if lost := tally["without_position"]:
-        warn(f"{section}: {lost} rows have no position and were left out; is the file damaged?")
