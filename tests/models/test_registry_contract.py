@@ -15,9 +15,8 @@ from sealst.models import CropSpec, EncoderSpec, GeneVAEParams, HeadParams, Lora
 from sealst.models._adapters.adapters import add_adapter
 from sealst.models._encoders.build import add_pooler, build_from_spec
 from sealst.models._encoders.convert import CONVERTERS
-from sealst.models._encoders.digests import weights_hash
-from sealst.models._encoders.records import RECORDS
-from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.encoder import weights_hash
+from sealst.models._encoders.records import RECORDS, REGISTRY
 from sealst.models._encoders.spec import POOLS
 
 every = pytest.mark.parametrize("spec", REGISTRY.values(), ids=REGISTRY.keys())

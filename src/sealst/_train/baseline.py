@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sealst._core.device import training_autocast
-from sealst._core.images import to_images
+from sealst._core.device import to_images, training_autocast
 from sealst._core.scores.metrics import gene_pearson
 from sealst._core.scores.probes import ridge_probe
 from sealst._data.dataset import Draw, PairDataset

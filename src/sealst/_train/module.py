@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from sealst._core.images import to_images
+from sealst._core.device import to_images
 from sealst._core.losses.domain import reverse_gradient
 from sealst._core.losses.masking import add_noise, mask_genes
 from sealst._core.losses.registry import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION, kl_with_flows, mse

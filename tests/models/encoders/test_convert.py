@@ -16,7 +16,7 @@ import sealst as sl
 from sealst._core.seeds import seeded
 from sealst.models._encoders.build import build_from_spec
 from sealst.models._encoders.convert import convert
-from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.records import REGISTRY
 
 transformers = pytest.importorskip("transformers")
 

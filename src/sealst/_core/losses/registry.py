@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sealst._core.losses.batch_structure import mmd, pls
 from sealst._core.losses.contrastive import clip_loss, siglip_loss, soft_clip_loss
 from sealst._core.losses.inputs import in_float32
 from sealst._core.losses.reconstruction import (
@@ -17,10 +16,12 @@ from sealst._core.losses.reconstruction import (
     barlow_std_mse,
     huber,
     l1,
+    mmd,
     mse,
     negative_binomial,
     pearson,
     pearson_genes,
+    pls,
 )
 from sealst._errors import DataError
 

@@ -19,8 +19,7 @@ import zarr
 from filelock import FileLock
 from zarr.codecs import Crc32cCodec
 
-from sealst._data.crops.chunks import prefetch
-from sealst._data.crops.reader import iter_crops, read_crops, reading_order
+from sealst._data.crops.reader import iter_crops, prefetch, read_crops, reading_order
 from sealst._errors import DataError
 from sealst._files import replace_folder
 from sealst._logging import logger, progress

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sealst._core.images import to_images
+from sealst._core.device import to_images
 from sealst._core.seeds import seeded
 from sealst._data.augment import AUGMENTATION_VERSIONS, AUGMENTATIONS
 from sealst._data.crops.source import CropSource, iter_source

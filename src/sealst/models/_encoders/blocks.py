@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.layers import Conv2dSame
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from timm.layers import Attention, Conv2dSame
 from timm.models._manipulate import group_modules, group_parameters
+from timm.models.vision_transformer import Block
 from torch import nn
 
 #: above all blocks; adapted by a switch of its own
@@ -40,3 +43,71 @@ def parameter_depths(module: Any) -> dict[str, int]:
     groups = group_parameters(module, module.group_matcher(coarse=False), reverse=True)
     places = [groups[f"{block[0]}.weight"] for block in block_layers(module)]
     return {name: sum(block > place for block in places) for name, place in groups.items()}
+
+
+#: tokens (B, tokens, n) and the weights (out, n) that they meet; a layer's output is the sum over such pairs
+_Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def gives_class_token(block: nn.Module) -> bool:
+    """Whether `class_token` knows all that a block does; else the block must run as it is."""
+    attn: Any = getattr(block, "attn", None)
+    # Subclasses may do more, and so may hooks.
+    if type(block) is not Block or type(attn) is not Attention:
+        return False
+    if not isinstance(attn.q_norm, nn.Identity) or not isinstance(attn.k_norm, nn.Identity):
+        return False
+    if any(m._forward_hooks or m._forward_pre_hooks for m in block.modules()):
+        return False
+    return type(attn.qkv) is nn.Linear or (type(attn.qkv) is LoraLinear and not _is_variant(attn.qkv))
+
+
+def _is_variant(layer: Any) -> bool:
+    """Whether LoRA does more than add a product, as DoRA; older peft has a switch for that one alone."""
+    return bool(getattr(layer, "lora_variant", None)) or any(getattr(layer, "use_dora", {}).values())
+
+
+def class_token(block: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Class token (B, 1, width) behind a block of a vision transformer, from all tokens (B, tokens, width) before it.
+
+    One query needs no keys and values: with the weights K and V of a head, q · (K x) = (Kᵀ q) · x, and the sum over
+    tokens of p (V x) is V times the sum of p x. So no product of all tokens with a matrix is left.
+    """
+    first = tokens[:, :1]
+    first = first + block.drop_path1(block.ls1(_attend(block.attn, block.norm1(tokens))))
+    return first + block.drop_path2(block.ls2(block.mlp(block.norm2(first))))
+
+
+def _attend(attn: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """What attention gives the class token: (B, 1, width)."""
+    pairs, bias = _pairs(attn.qkv, tokens)
+    shape = (3, attn.num_heads, attn.head_dim)
+    weights = [(x, w.view(*shape, -1)) for x, w in pairs]
+    q = sum(torch.einsum("bn,hdn->bhd", x[:, 0], w[0]) for x, w in weights)
+    # The same addend for all keys would change nothing behind the softmax, so theirs is left out.
+    q = (q if bias is None else q + bias.view(shape)[0]) * attn.scale
+    scores = sum(torch.einsum("btn,bhn->bht", x, torch.einsum("bhd,hdn->bhn", q, w[1])) for x, w in weights)
+    shares = attn.attn_drop(scores.softmax(dim=-1))  # type: ignore[union-attr]
+    mixed = sum(torch.einsum("bhn,hdn->bhd", torch.einsum("bht,btn->bhn", shares, x), w[2]) for x, w in weights)
+    if bias is not None:
+        # Shares need not sum to 1 where some were dropped.
+        mixed = mixed + bias.view(shape)[2] * shares.sum(-1, keepdim=True)
+    out = attn.norm(mixed.flatten(1)[:, None])  # type: ignore[union-attr]
+    if attn.gate is not None:
+        out = out * attn.gate(tokens[:, :1]).sigmoid()
+    return attn.proj_drop(attn.proj(out))
+
+
+def _pairs(layer: Any, tokens: torch.Tensor) -> tuple[_Pairs, torch.Tensor | None]:
+    """A linear layer, and LoRA beside it, as tokens and weights, not multiplied; and the bias."""
+    if type(layer) is nn.Linear:
+        return [(tokens, layer.weight)], layer.bias
+    base = layer.base_layer
+    pairs = [(tokens, base.weight)]
+    if layer.disable_adapters or layer.merged:
+        return pairs, base.bias
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            low = layer.lora_A[name](layer.lora_dropout[name](tokens.to(layer.lora_A[name].weight.dtype)))
+            pairs.append((low, layer.lora_B[name].weight * layer.scaling[name]))
+    return pairs, base.bias

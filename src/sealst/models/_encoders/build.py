@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sealst._core.modes import evaluating
+from sealst._core.device import evaluating
 from sealst._core.seeds import seeded
 from sealst._errors import DataError, WeightsError
 from sealst._settings import resolve_seed
@@ -23,8 +23,7 @@ from sealst.models._encoders.blocks import block_layers
 from sealst.models._encoders.convert import State
 from sealst.models._encoders.encoder import Encoder
 from sealst.models._encoders.pooler import AttentionPooler
-from sealst.models._encoders.records import REFUSED
-from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.records import REFUSED, REGISTRY
 from sealst.models._encoders.spec import POOLS, EncoderSpec
 from sealst.models._encoders.weights import fill, find_weights, load_weights, local_weights
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +16,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sealst._core.device import autocast
-from sealst._core.images import to_images
-from sealst._core.modes import evaluating
+from sealst._core.device import autocast, evaluating, to_images
 from sealst._errors import DataError, OrderError
 from sealst._html import text_as_html
 from sealst._settings import settings
 from sealst._validate import check_positive
-from sealst.models._encoders.class_token import class_token, gives_class_token
-from sealst.models._encoders.digests import encoder_name, weights_hash
+from sealst.models._encoders.blocks import class_token, gives_class_token
 from sealst.models._encoders.image_model import ImageModel
 from sealst.models._encoders.spec import TRUNK_FEEDING, EncoderSpec
 
@@ -291,3 +292,29 @@ def _is_above(name: str, n_blocks: int) -> bool:
     if first == "blocks":
         return int(rest.partition(".")[0]) >= n_blocks
     return first in ("norm", "fc_norm", "head", "attn_pool")
+
+
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, shapes and values of a state, hex."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(json.dumps([name, list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def encoder_name(encoder: Encoder, crop_px: int) -> str:
+    """Key of an encoder's image model: its name, and 8 digits that change with weights and feeding."""
+    facts = (weights_hash(encoder.state_dict()), encoder.spec.feeding(), crop_px)
+    return f"{plain_key(encoder.spec.key)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
+
+
+def base_name(encoder: Encoder) -> str:
+    """Name of an encoder without adapter, and 8 digits that change with its pretrained weights and feeding."""
+    facts = (weights_hash(encoder.base_state()), encoder.spec.feeding())
+    return f"{plain_key(encoder.spec.key)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
+
+
+def plain_key(key: str) -> str:
+    """Last part of an encoder's name, in characters that a table may have in its name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(key.split(":", 1)[-1]).name).strip("-._")

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sealst._core.device import cuda_dtype, has_bf16
-from sealst._core.images import to_images
+from sealst._core.device import cuda_dtype, has_bf16, to_images
 from sealst._errors import DataError
 from sealst._html import text_as_html
 

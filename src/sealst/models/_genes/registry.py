@@ -7,8 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sealst._validate import resolve_kind
-from sealst.models._genes.base import GeneEncoderParams
-from sealst.models._genes.mlp import GeneMAEParams, GeneMLPParams
+from sealst.models._genes.base import GeneEncoderParams, GeneMAEParams, GeneMLPParams
 from sealst.models._genes.transformer import GeneTransformerParams
 from sealst.models._genes.vae import GeneVAEParams
 

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sealst._core.modes import evaluating
+from sealst._core.device import evaluating
 from sealst._core.seeds import seeded
 from sealst._errors import CheckpointError, DataError
 from sealst._files import new_folder, write_json
 from sealst._logging import logger, warn
 from sealst._version import __version__
-from sealst.models._adapters.files import save_adapter
-from sealst.models._encoders.digests import weights_hash
+from sealst.models._adapters.adapters import save_adapter
+from sealst.models._encoders.encoder import weights_hash
 from sealst.models._encoders.pooler import AttentionPooler
 from sealst.models._seal.card import adapter_card, public_name, timm_card
 

@@ -22,11 +22,16 @@ from sealst._errors import CheckpointError, DataError
 from sealst._files import new_folder, write_json
 from sealst._validate import listed
 from sealst._version import __version__
-from sealst.models._adapters.adapters import FrozenParams, resolve_adapter
-from sealst.models._adapters.files import ADAPTER_FILE, check_tensors, load_adapter, save_adapter
+from sealst.models._adapters.adapters import (
+    ADAPTER_FILE,
+    FrozenParams,
+    check_tensors,
+    load_adapter,
+    resolve_adapter,
+    save_adapter,
+)
 from sealst.models._encoders.build import build_encoder, build_from_spec
-from sealst.models._encoders.digests import weights_hash
-from sealst.models._encoders.encoder import Encoder
+from sealst.models._encoders.encoder import Encoder, weights_hash
 from sealst.models._encoders.spec import EncoderSpec
 from sealst.models._genes.registry import resolve_gene_encoder
 from sealst.models._seal.card import model_card

@@ -28,8 +28,7 @@ from sealst._settings import resolve_seed, settings
 from sealst._train.baseline import frozen_baseline
 from sealst._train.engine import RESERVED, Run, run_stages
 from sealst._train.inputs import CropSet, image_inputs
-from sealst._train.params import TrainParams, train_params
-from sealst._train.recipe import choose
+from sealst._train.params import TrainParams, choose, train_params
 from sealst._validate import listed
 from sealst._version import __version__
 from sealst.models import CropSpec, Encoder, GeneEncoderParams, ProjectionParams, SealModel, build_encoder, load

@@ -29,8 +29,7 @@ from sealst._train.slide_params import SlideParams, slide_params
 from sealst._validate import check_choice, check_key, listed, need, whole
 from sealst._version import __version__
 from sealst.models import SlideModel, SlideSpec, list_aggregators
-from sealst.models._slides.model import averaged
-from sealst.models._slides.net import SlideNet, slide_order
+from sealst.models._slides.model import SlideNet, averaged, slide_order
 from sealst.tl._slide_models.contenders import contenders_of, embedding_of, test_contenders
 from sealst.tl._slide_models.labels import Labels, check_enough, labels_of, task_of
 from sealst.tl._slide_models.rows import Outcome, floor_of, prediction_table, score_table
