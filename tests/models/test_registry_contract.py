@@ -12,7 +12,7 @@ from timm.layers import SwiGLUPacked
 
 import sealst as sl
 from sealst.models import CropSpec, EncoderSpec, GeneVAEParams, HeadParams, LoraParams, SealModel, build_encoder
-from sealst.models._adapters.adapters import add_adapter
+from sealst.models._adapters import add_adapter
 from sealst.models._encoders.build import add_pooler, build_from_spec
 from sealst.models._encoders.convert import CONVERTERS
 from sealst.models._encoders.encoder import weights_hash

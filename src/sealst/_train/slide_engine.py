@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 
-from sealst._core.scores.survival import cox_loss
+from sealst._core.scores.slides import cox_loss
 from sealst._core.seeds import mixed_seed, seeded
 from sealst._data.bags.memory import BagDataset, BagStore, Sample
 from sealst._data.dataset import as_is

@@ -1,7 +1,7 @@
 """Encoders and the SEAL model."""
 
 from sealst._core.space.geometry import CropSpec
-from sealst.models._adapters.adapters import (
+from sealst.models._adapters import (
     Adapter,
     BlocksParams,
     BottleneckParams,
@@ -14,9 +14,14 @@ from sealst.models._encoders.encoder import Encoder
 from sealst.models._encoders.image_model import ImageModel
 from sealst.models._encoders.records import list_encoders
 from sealst.models._encoders.spec import EncoderSpec
-from sealst.models._genes.base import GeneEncoderParams, GeneMAEParams, GeneMLPParams
-from sealst.models._genes.transformer import GeneTransformerParams
-from sealst.models._genes.vae import GeneVAE, GeneVAEParams
+from sealst.models._genes import (
+    GeneEncoderParams,
+    GeneMAEParams,
+    GeneMLPParams,
+    GeneTransformerParams,
+    GeneVAE,
+    GeneVAEParams,
+)
 from sealst.models._seal.heads import HeadParams, ProjectionParams
 from sealst.models._seal.official import load_official
 from sealst.models._seal.seal import SealModel, load

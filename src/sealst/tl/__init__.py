@@ -1,6 +1,6 @@
 """Train, embed, predict, retrieve, evaluate."""
 
-from sealst._core.scores.protocols import Protocol
+from sealst._core.scores.probes import Protocol
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._evaluation import Evaluation
 from sealst._train.params import TrainParams

@@ -91,7 +91,7 @@ def test_blocks_and_order_of_the_reference_change_nothing(monkeypatch: pytest.Mo
     options = {"n_labels": 2, "n_neighbors": 3, "temperature": 1e-3}
     whole = nearest_votes(query, pool, codes, **options)
     np.testing.assert_allclose(whole, 0.5)
-    monkeypatch.setattr(votes, "_BLOCK", 45)
+    monkeypatch.setattr(queries, "_BLOCK", 45)
     order = rng.permutation(20)
     np.testing.assert_allclose(nearest_votes(query, pool[order], codes[order], **options), whole)
 

@@ -10,7 +10,7 @@ import torch
 
 import sealst as sl
 from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel, build_encoder
-from sealst.models._adapters.adapters import ADAPTERS, add_adapter, counts_blocks, resolve_adapter
+from sealst.models._adapters import ADAPTERS, add_adapter, counts_blocks, resolve_adapter
 from sealst.models._encoders.blocks import block_layers, parameter_depths
 from sealst.models._encoders.build import build_from_spec
 from sealst.models._encoders.encoder import weights_hash

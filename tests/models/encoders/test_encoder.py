@@ -11,7 +11,7 @@ import torch
 import sealst as sl
 from sealst._core.device import to_images
 from sealst.models import LoraParams, build_encoder
-from sealst.models._adapters.adapters import add_adapter
+from sealst.models._adapters import add_adapter
 from sealst.models._encoders.blocks import block_layers
 from sealst.models._encoders.encoder import weights_hash
 

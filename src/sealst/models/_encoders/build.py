@@ -19,10 +19,9 @@ from sealst._core.seeds import seeded
 from sealst._errors import DataError, WeightsError
 from sealst._settings import resolve_seed
 from sealst._validate import check_choice, listed
-from sealst.models._encoders.blocks import block_layers
+from sealst.models._encoders.blocks import AttentionPooler, block_layers
 from sealst.models._encoders.convert import State
 from sealst.models._encoders.encoder import Encoder
-from sealst.models._encoders.pooler import AttentionPooler
 from sealst.models._encoders.records import REFUSED, REGISTRY
 from sealst.models._encoders.spec import POOLS, EncoderSpec
 from sealst.models._encoders.weights import fill, find_weights, load_weights, local_weights

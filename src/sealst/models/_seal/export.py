@@ -17,9 +17,9 @@ from sealst._errors import CheckpointError, DataError
 from sealst._files import new_folder, write_json
 from sealst._logging import logger, warn
 from sealst._version import __version__
-from sealst.models._adapters.adapters import save_adapter
+from sealst.models._adapters import save_adapter
+from sealst.models._encoders.blocks import AttentionPooler
 from sealst.models._encoders.encoder import weights_hash
-from sealst.models._encoders.pooler import AttentionPooler
 from sealst.models._seal.card import adapter_card, public_name, timm_card
 
 if TYPE_CHECKING:

@@ -21,14 +21,14 @@ from sealst._core.space.geometry import CropSpec
 from sealst._errors import DataError, WeightsError
 from sealst._logging import warn
 from sealst._validate import check_choice, check_positive, listed
-from sealst.models._adapters.adapters import LoraParams
+from sealst.models._adapters import LoraParams
 from sealst.models._encoders.build import build_from_tensors
 from sealst.models._encoders.convert import State
 from sealst.models._encoders.encoder import Encoder
 from sealst.models._encoders.records import REGISTRY
 from sealst.models._encoders.spec import EncoderSpec
 from sealst.models._encoders.weights import Sought, find_file, mismatch, read_tensors
-from sealst.models._genes.vae import GeneVAEParams
+from sealst.models._genes import GeneVAEParams
 from sealst.models._seal.heads import HeadParams
 from sealst.models._seal.seal import SealModel
 

@@ -22,7 +22,7 @@ from sealst._errors import CheckpointError, DataError
 from sealst._files import new_folder, write_json
 from sealst._validate import listed
 from sealst._version import __version__
-from sealst.models._adapters.adapters import (
+from sealst.models._adapters import (
     ADAPTER_FILE,
     FrozenParams,
     check_tensors,
@@ -33,7 +33,7 @@ from sealst.models._adapters.adapters import (
 from sealst.models._encoders.build import build_encoder, build_from_spec
 from sealst.models._encoders.encoder import Encoder, weights_hash
 from sealst.models._encoders.spec import EncoderSpec
-from sealst.models._genes.registry import resolve_gene_encoder
+from sealst.models._genes import resolve_gene_encoder
 from sealst.models._seal.card import model_card
 from sealst.models._seal.heads import HeadParams, resolve_projection
 from sealst.models._seal.net import SealNet

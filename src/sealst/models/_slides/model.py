@@ -24,7 +24,7 @@ from sealst._files import new_folder, write_json, write_text
 from sealst._html import as_html
 from sealst._validate import check_choice, listed
 from sealst._version import __version__
-from sealst.models._adapters.adapters import check_tensors
+from sealst.models._adapters import check_tensors
 from sealst.models._slides.aggregators import Aggregator, Pooled, build_aggregator
 
 

@@ -32,8 +32,8 @@ from sealst._train.params import TrainParams, choose, train_params
 from sealst._validate import listed
 from sealst._version import __version__
 from sealst.models import CropSpec, Encoder, GeneEncoderParams, ProjectionParams, SealModel, build_encoder, load
-from sealst.models._adapters.adapters import Adapter, counts_blocks, resolve_adapter
-from sealst.models._genes.registry import resolve_gene_encoder
+from sealst.models._adapters import Adapter, counts_blocks, resolve_adapter
+from sealst.models._genes import resolve_gene_encoder
 from sealst.models._seal.heads import resolve_projection
 from sealst.pp import check_split, select_genes
 from sealst.tl._embed.inputs import as_sections

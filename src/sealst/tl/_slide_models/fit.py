@@ -16,7 +16,7 @@ from sealst import _logging
 from sealst._core.device import resolve_device
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._core.seeds import mixed_seed, seeded
-from sealst._core.splits.slides import Fold, check_sides, inner_split, named_folds, patient_folds, strata_of
+from sealst._core.splits import Fold, check_sides, inner_split, named_folds, patient_folds, strata_of
 from sealst._data.bags.bags import Bags
 from sealst._data.bags.memory import BagStore
 from sealst._docs import documented

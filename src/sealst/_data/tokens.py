@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from sealst._core.device import to_images
+from sealst._core.seeds import seeded
+from sealst._data.augment import AUGMENTATION_VERSIONS, AUGMENTATIONS
+from sealst._data.crops.source import CropSource, iter_source
 from sealst._data.stacked import Stacked
 from sealst._errors import DataError
 from sealst._files import write_text
@@ -338,3 +342,67 @@ def clear(root: Path, *, older_than: float | None, dry_run: bool) -> int:
         except Timeout:
             logger.info("%s is being written and is kept.", folder)
     return freed
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """How tokens are made."""
+
+    #: images (b, 3, px, px) in [0, 1] → tokens (b, t, w)
+    run: Callable[[torch.Tensor], torch.Tensor]
+    #: what decides what `run` returns: weights, number of blocks, how pixels are fed, precision
+    facts: Mapping[str, Any]
+    #: name of the augmentation of every view but the first
+    augmentation: str
+    device: torch.device
+    #: images per call of `run`
+    batch_size: int
+    #: more about the encoder, for readers of an entry
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def entry(self, root: Path, *, digest: str, n: int, px: int, views: int) -> Entry:
+        """Where the tokens of crops with a digest belong."""
+        # One view is the crop itself, whatever the augmentation.
+        varied = f"{self.augmentation}, version {AUGMENTATION_VERSIONS[self.augmentation]}" if views > 1 else "none"
+        facts = dict(self.facts) | {"crops": digest, "px": px, "augmentation": varied}
+        return Entry(root, facts, n, views, self.notes)
+
+    def fill(self, entry: Entry, crops: Callable[[], Any], *, bar: Any) -> None:
+        """Write an entry, unless it is there; see `write_entry`."""
+
+        def tokens(block: np.ndarray, view: int, number: int) -> torch.Tensor:
+            with torch.inference_mode():
+                images = to_images(block, self.device)
+                if view:
+                    # The same views whenever and wherever a build went on, and the caller's random state untouched.
+                    name = f"{entry.key} {view} {number}".encode()
+                    with seeded(int.from_bytes(hashlib.sha256(name).digest()[:4], "big")):
+                        images = AUGMENTATIONS[self.augmentation](images)
+                return torch.cat([self.run(part) for part in images.split(self.batch_size)])
+
+        write_entry(entry, crops, tokens, bar=bar)
+
+
+def crops_digest(parts: Iterable[tuple[Any, np.ndarray]], n: int) -> str:
+    """Digest of crops in their order, given as positions and crops in any order."""
+    found = np.zeros((n, 16), dtype=np.uint8)
+    for positions, crops in parts:
+        made = b"".join(hashlib.blake2b(np.ascontiguousarray(c).data, digest_size=16).digest() for c in crops)
+        found[positions] = np.frombuffer(made, dtype=np.uint8).reshape(-1, 16)
+    return hashlib.sha256(found.tobytes()).hexdigest()
+
+
+def source_digest(source: CropSource, px: int, *, bar: Any) -> str:
+    """Digest of the crops of a source, which are read for it and not kept."""
+
+    def read() -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        for positions, crops in iter_source(source, px):
+            yield positions, crops
+            bar.update(len(positions))
+
+    return crops_digest(read(), len(source.boxes))
+
+
+def token_bytes(n: int, views: int, n_tokens: int, width: int) -> int:
+    """Size of a trunk cache in bytes."""
+    return n * views * n_tokens * width * 2
