@@ -108,8 +108,16 @@ class Picture:
     @property
     def data(self) -> str:
         """The picture as a ``data:`` address."""
-        kind, content = _small(self.content)
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        with Image.open(io.BytesIO(self.content)) as opened:
+            picture = opened.convert("RGB")
+        if max(picture.size) > _LONGEST_PX:
+            return f"data:image/png;base64,{base64.b64encode(self.content).decode()}"
+        chart = picture.getcolors(_CHART_COLOURS) is not None
+        if not chart:
+            picture.thumbnail((_PAGE_PX, _LONGEST_PX))
+        webp = io.BytesIO()
+        picture.save(webp, "webp", lossless=chart, quality=_CHART_EFFORT if chart else _TISSUE_QUALITY)
+        return f"data:image/webp;base64,{base64.b64encode(webp.getvalue()).decode()}"
 
     @property
     def least_width(self) -> int:
@@ -117,20 +125,6 @@ class Picture:
         with Image.open(io.BytesIO(self.content)) as opened:
             drawn = opened.width * 96 / opened.info.get("dpi", (_DPI, _DPI))[0]
         return min(round(_LEAST_SHARE * drawn), _PAGE_WIDTH)
-
-
-def _small(png: bytes) -> tuple[str, bytes]:
-    """Format and content of a picture for a page."""
-    with Image.open(io.BytesIO(png)) as opened:
-        picture = opened.convert("RGB")
-    if max(picture.size) > _LONGEST_PX:
-        return "png", png
-    chart = picture.getcolors(_CHART_COLOURS) is not None
-    if not chart:
-        picture.thumbnail((_PAGE_PX, _LONGEST_PX))
-    webp = io.BytesIO()
-    picture.save(webp, "webp", lossless=chart, quality=_CHART_EFFORT if chart else _TISSUE_QUALITY)
-    return "webp", webp.getvalue()
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def profile_digests(counts: Any, genes: Sequence[str]) -> np.ndarray:
     0
     """
     x = sp.csr_matrix(counts)
-    weight = np.array([_number(g) for g in genes], dtype=np.uint64)
+    digests = [hashlib.sha256(gene.encode()).digest()[:8] for gene in genes]
+    weight = np.array([int.from_bytes(digest, "little") | 1 for digest in digests], dtype=np.uint64)
     # Sums of products modulo 2^64: independent of the order of columns, and of genes that are not expressed.
     value = x.data.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
     terms = value * weight[x.indices] * (x.data > 0)
@@ -48,10 +49,6 @@ def profile_digests(counts: Any, genes: Sequence[str]) -> np.ndarray:
     detected = np.diff(sp.csr_matrix(x > 0).indptr)
     out[detected < MIN_GENES] = 0
     return out
-
-
-def _number(gene: str) -> int:
-    return int.from_bytes(hashlib.sha256(gene.encode()).digest()[:8], "little") | 1
 
 
 def group_folds(groups: np.ndarray, n_folds: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -122,23 +122,34 @@ def parse_table(frame: pd.DataFrame, *, source: str) -> GeneTable:
     upper = pd.Series([symbol.upper() for symbol in symbols])
     if upper.duplicated().any():
         raise DataError(f"Symbols occur twice in the gene table ({source}): {listed(upper[upper.duplicated()])}.")
-    values = {
-        key: [()] * len(symbols) if columns[key] is None else _split_cells(frame[columns[key]])
-        for key in ("ensembl", "previous", "aliases")
-    }
+    values: dict[str, list[tuple[str, ...]]] = {}
+    for key in ("ensembl", "previous", "aliases"):
+        cells = [""] * len(symbols) if columns[key] is None else frame[columns[key]].fillna("").astype(str)
+        values[key] = [tuple(part.strip() for part in cell.split("|") if part.strip()) for cell in cells]
+    ensembl: dict[str, tuple[str, ...]] = {}
+    first: dict[str, set[str]] = defaultdict(set)
+    other: dict[str, set[str]] = defaultdict(set)
+    for symbol, several in zip(symbols, values["ensembl"], strict=True):
+        ids = tuple(ensembl_id(one) for one in several)
+        if not all(ids):
+            raise DataError(
+                f"The gene table ({source}) gives {symbol!r} the Ensembl ids {listed(several)}; expected gene ids such "
+                "as 'ENSG00000141736', joined by '|'."
+            )
+        if ids:
+            ensembl[symbol] = ids
+        for i, one in enumerate(ids):
+            (other if i else first)[one].add(symbol)
+    # A gene's first id counts more than its others; one that several genes claim is nobody's.
+    claims = {**other, **first}
     return GeneTable(
         source=source,
         current=dict(zip(upper, symbols, strict=True)),
-        ensembl=_ids_by_symbol(symbols, values["ensembl"], source),
-        by_id=_by_id(symbols, values["ensembl"]),
+        ensembl=ensembl,
+        by_id={one: next(iter(genes)) for one, genes in claims.items() if len(genes) == 1},
         previous=_by_name(symbols, values["previous"]),
         aliases=_by_name(symbols, values["aliases"]),
     )
-
-
-def _split_cells(column: pd.Series) -> list[tuple[str, ...]]:
-    cells = column.fillna("").astype(str)
-    return [tuple(part.strip() for part in cell.split("|") if part.strip()) for cell in cells]
 
 
 def ensembl_id(name: str) -> str:
@@ -151,31 +162,6 @@ def ensembl_id(name: str) -> str:
     """
     match = _ENSEMBL.match(name)
     return match.group(1) if match else ""
-
-
-def _ids_by_symbol(symbols: Sequence[str], ids: Sequence[tuple[str, ...]], source: str) -> dict[str, tuple[str, ...]]:
-    found = {}
-    for symbol, several in zip(symbols, ids, strict=True):
-        plain = tuple(ensembl_id(one) for one in several)
-        if not all(plain):
-            raise DataError(
-                f"The gene table ({source}) gives {symbol!r} the Ensembl ids {listed(several)}; expected gene ids such "
-                "as 'ENSG00000141736', joined by '|'."
-            )
-        if plain:
-            found[symbol] = plain
-    return found
-
-
-def _by_id(symbols: Sequence[str], ids: Sequence[tuple[str, ...]]) -> dict[str, str]:
-    """Symbol by id, left out where several genes claim it; a gene's first id counts more than its others."""
-    first: dict[str, set[str]] = defaultdict(set)
-    other: dict[str, set[str]] = defaultdict(set)
-    for symbol, several in zip(symbols, ids, strict=True):
-        for i, one in enumerate(several):
-            (other if i else first)[ensembl_id(one)].add(symbol)
-    claims = {**other, **first}
-    return {one: next(iter(genes)) for one, genes in claims.items() if len(genes) == 1}
 
 
 def _by_name(symbols: Sequence[str], names: Sequence[tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -399,16 +385,10 @@ def near_names(unknown: Sequence[str], known: Iterable[str]) -> list[str]:
     for name in known:
         names.setdefault(str(name).upper(), str(name))
     asked = [str(name).strip().upper() for name in unknown[:5]]
-    meant = dict.fromkeys(symbol for name in asked for symbol in _symbols(name) if symbol in names)
+    meant: dict[str, None] = {}
+    for name in asked:
+        protein = _PROTEINS.get("".join(filter(str.isalnum, name)))
+        symbols = [protein] if protein else [symbol.upper() for symbol in human_table().lookup(name)]
+        meant |= dict.fromkeys(symbol for symbol in symbols if symbol in names)
     alike = {close for name in asked for close in difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)}
     return [names[name] for name in (*meant, *sorted(alike - set(meant)))]
-
-
-def _symbols(name: str) -> tuple[str, ...]:
-    """Current symbols that a name stands for, upper-cased; none where it is itself current or nobody's."""
-    # Here, since the table's module needs the panel's, which needs this one.
-    from sealst._core.genes.names import human_table
-
-    if symbol := _PROTEINS.get("".join(filter(str.isalnum, name))):
-        return (symbol,)
-    return tuple(symbol.upper() for symbol in human_table().lookup(name))

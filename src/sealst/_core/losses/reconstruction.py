@@ -1,4 +1,4 @@
-"""Reconstruction losses of predicted expression, gene by gene or spot by spot.
+"""Reconstruction losses of predicted expression: by gene, by spot, and on the structure of a batch (`mmd`, `pls`).
 
 All but `negative_binomial` compare expression in per-gene standardised units and return a scalar. Statistics over the
 batch are those of the tensors given: for a batch that is spread over devices, gather it (with gradient) first.
@@ -411,19 +411,15 @@ def pls(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, n_axes: int
     check_batch(pred, "`pls`")
     pred, target, weight = measured(pred, target, mask)
     pred, target = centred(pred, weight, dim=0), centred(target, weight, dim=0)
-    axes, explained = _leading_axes(target.detach(), n_axes)
-    along_pred, along_true = pred @ axes, target @ axes
-    r = correlation(along_pred, along_true, torch.ones_like(along_pred), dim=0)
-    total = explained.sum()
-    return (explained / torch.where(total > 0, total, 1) * (1 - r)).sum()
-
-
-def _leading_axes(x: Tensor, n_axes: int) -> tuple[Tensor, Tensor]:
-    """Leading right singular vectors (G, k) of `x` and their squared singular values (k,)."""
+    x = target.detach()
     if len(x) > x.shape[1]:
         squared, axes = torch.linalg.eigh(x.T @ x)
     else:
         squared, left = torch.linalg.eigh(x @ x.T)
-        axes = torch.nn.functional.normalize(x.T @ left, dim=0)
+        axes = F.normalize(x.T @ left, dim=0)
     # `eigh` sorts upwards.
-    return axes[:, -n_axes:].flip(1), squared[-n_axes:].flip(0).clamp(min=0)
+    axes, explained = axes[:, -n_axes:].flip(1), squared[-n_axes:].flip(0).clamp(min=0)
+    along_pred, along_true = pred @ axes, target @ axes
+    r = correlation(along_pred, along_true, torch.ones_like(along_pred), dim=0)
+    total = explained.sum()
+    return (explained / torch.where(total > 0, total, 1) * (1 - r)).sum()

@@ -1,6 +1,6 @@
 """Losses of spatial expression-aligned learning by name, and the KL term of the gene encoder.
 
-The functions live in `contrastive`, `reconstruction` and `batch_structure`; each takes tensors and returns a scalar.
+The functions live in `contrastive` and `reconstruction`; each takes tensors and returns a scalar.
 """
 
 from __future__ import annotations
@@ -24,26 +24,6 @@ from sealst._core.losses.reconstruction import (
     pls,
 )
 from sealst._errors import DataError
-
-__all__ = [
-    "CONTRASTIVE",
-    "COUNT_RECONSTRUCTION",
-    "RECONSTRUCTION",
-    "barlow",
-    "barlow_std_mse",
-    "clip_loss",
-    "huber",
-    "kl_with_flows",
-    "l1",
-    "mmd",
-    "mse",
-    "negative_binomial",
-    "pearson",
-    "pearson_genes",
-    "pls",
-    "siglip_loss",
-    "soft_clip_loss",
-]
 
 
 @in_float32

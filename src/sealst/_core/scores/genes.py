@@ -113,14 +113,12 @@ def spot_scores(
 
 Reduced = tuple[float, float, float]
 
-_NOTHING: Reduced = (np.nan, np.nan, np.nan)
-
 
 def mean_with_interval(values: np.ndarray, seed: int) -> Reduced:
     """Mean of finite values, and its 95 % bootstrap interval; values (units,) or (sections, units)."""
     finite = values[np.isfinite(values)]
     if not finite.size:
-        return _NOTHING
+        return np.nan, np.nan, np.nan
     low, high = bootstrap_interval(values, seed=seed) if finite.size > 1 else (np.nan, np.nan)
     return float(finite.mean()), low, high
 

@@ -117,7 +117,7 @@ def gene_r2(pred: ArrayLike, true: ArrayLike) -> np.ndarray:
     >>> gene_r2([[2.0], [2.0], [2.0]], [[1.0], [2.0], [3.0]])
     array([0.])
     """
-    return _by_gene(_r2, pred, true, correlation=False)
+    return _by_gene(lambda p, t: r2_score(t, p, multioutput="raw_values"), pred, true, correlation=False)
 
 
 def _by_gene(
@@ -162,10 +162,6 @@ def _pearson(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 def _unit_columns(x: np.ndarray) -> np.ndarray:
     centred = x - x.mean(axis=0)
     return centred / np.sqrt(np.einsum("ng,ng->g", centred, centred))
-
-
-def _r2(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
-    return r2_score(true, pred, multioutput="raw_values")
 
 
 def retrieval_ranks(
@@ -380,30 +376,19 @@ def bootstrap_interval(values: ArrayLike, *, n: int = 1000, seed: int = 0, level
     measured = np.isfinite(table)
     if not measured.any():
         return float("nan"), float("nan")
-    means = _bootstrap_means(np.where(measured, table, 0.0), measured.astype(float), n, seed)
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _bootstrap_means(filled: np.ndarray, measured: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Means of `n` samples; a sample is how often every row and every column was drawn."""
-    rng = np.random.default_rng(seed)
-    rows, columns = filled.shape
+    rng, filled, weight = np.random.default_rng(seed), np.where(measured, table, 0.0), measured.astype(float)
+    rows, columns = table.shape
     means, step = np.empty(n), max(1, _BLOCK // columns)
+    # A sample is how often every row and every column was drawn.
     drawn_rows = rng.multinomial(rows, np.full(rows, 1 / rows), size=n).astype(float)
     for start in range(0, n, step):
         row = drawn_rows[start : start + step]
         column = rng.multinomial(columns, np.full(columns, 1 / columns), size=len(row))
         with np.errstate(invalid="ignore"):
             total = np.einsum("ic,ic->i", row @ filled, column)
-            means[start : start + step] = total / np.einsum("ic,ic->i", row @ measured, column)
-    return means
-
-
-# Values of similarity per block: 32 MB of float64.
-_BLOCK = 2**22
-# Cosines of equal vectors differ by this much at most.
-_TIE = 1e-12
+            means[start : start + step] = total / np.einsum("ic,ic->i", row @ weight, column)
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def near_ranks(query: np.ndarray, pool: np.ndarray, xy: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:

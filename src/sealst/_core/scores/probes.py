@@ -145,8 +145,14 @@ def ridge_probe(
     scores, stretch = np.full(len(grid), np.nan), np.ones(len(grid))
     if len(grid) > 1:
         folds = _folds(len(x), groups, max_folds, seed)
-        by_fold = [_fold_scores(x, y, grid, a, b, n_components) for a, b in folds]
-        scores, stretch = _mean_scores([one[0] for one in by_fold]), _slopes([one[1:] for one in by_fold])
+        by_fold = np.stack([_fold_scores(x, y, grid, a, b, n_components) for a, b in folds])
+        # A fold in which no gene varies says nothing about the penalty.
+        usable = np.isfinite(by_fold[:, 0]).all(axis=1)
+        scores = by_fold[usable, 0].mean(axis=0) if usable.any() else by_fold[0, 0]
+        # Slope of held-out targets over their predictions. Those that run against the targets hold nothing to stretch.
+        covariance, variance = by_fold[:, 1:].sum(axis=0)
+        slope = np.divide(covariance, variance, out=np.ones_like(covariance), where=variance > 0)
+        stretch = np.where(slope > 0, slope, 1.0)
     # The last of equal maxima: the largest penalty.
     best = len(grid) - 1 - int(np.argmax(np.nan_to_num(scores, nan=-np.inf)[::-1]))
     fit = _Spectral(x, y, n_components)
@@ -219,23 +225,6 @@ def _fold_scores(
         return np.nanmean(gene_pearson(found, truth)), np.vdot(found, wanted), found.var(axis=0) @ weight * len(found)
 
     return np.array([score(shrunk) for shrunk in shrinkage]).T
-
-
-def _slopes(by_fold: list[np.ndarray]) -> np.ndarray:
-    """Slope of held-out targets over their predictions, over all folds, of every penalty; 1 where it is not positive.
-
-    Predictions that run against the targets hold nothing that could be stretched.
-    """
-    covariance, variance = np.sum(by_fold, axis=0)
-    slope = np.divide(covariance, variance, out=np.ones_like(covariance), where=variance > 0)
-    return np.where(slope > 0, slope, 1.0)
-
-
-def _mean_scores(by_fold: list[np.ndarray]) -> np.ndarray:
-    scores = np.stack(by_fold)
-    # A fold in which no gene varies says nothing about the penalty.
-    usable = np.isfinite(scores).all(axis=1)
-    return scores[usable].mean(axis=0) if usable.any() else scores[0]
 
 
 def _folds(n: int, groups: ArrayLike | None, max_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -77,15 +77,12 @@ def replicate_test(
     a, b = x.to_numpy(), y.to_numpy()
     # Columns that do not vary between replicates divide by 0.
     with np.errstate(divide="ignore", invalid="ignore"):
-        test = _paired(a - b) if design == "paired" else stats.ttest_ind(a, b, equal_var=False)
-    score, pval = np.asarray(test[0], dtype=float), np.asarray(test[1], dtype=float)
+        if design == "paired":
+            score = (a - b).mean(axis=0) / ((a - b).std(axis=0, ddof=1) / np.sqrt(len(a)))
+            pval = 2 * stats.t.sf(np.abs(score), len(a) - 1)
+        else:
+            score, pval = stats.ttest_ind(a, b, equal_var=False)
     unknown = np.isnan(score)
     score, pval = np.where(unknown, 0.0, score), np.where(unknown, 1.0, pval)
     means = a.mean(axis=0), b.mean(axis=0)
     return ReplicateTest(score, pval, means[0] - means[1], means, (len(a), len(b)), design)
-
-
-def _paired(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    n = len(difference)
-    t = difference.mean(axis=0) / (difference.std(axis=0, ddof=1) / np.sqrt(n))
-    return t, 2 * stats.t.sf(np.abs(t), n - 1)

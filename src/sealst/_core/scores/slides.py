@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -199,8 +199,12 @@ def classification_scores(p: np.ndarray, held: HeldOut) -> dict[str, float]:
     truth = held.truth.astype(int)
     n_classes = p.shape[1]
     scored = [n_classes - 1] if n_classes == 2 else range(n_classes)
-    ranked = {"auroc": auroc, "average_precision": average_precision}
-    found = {name: _one_against_rest(function, p, truth, scored) for name, function in ranked.items()}
+    positive = [(truth == c, p[:, c]) for c in scored]
+    both_sides = all(is_class.any() and not is_class.all() for is_class, _ in positive)
+    found = {
+        name: float(np.mean([function(*one) for one in positive])) if both_sides else NAN
+        for name, function in {"auroc": auroc, "average_precision": average_precision}.items()
+    }
     best = p.argmax(axis=1)
     counts = np.bincount(truth * n_classes + best, minlength=n_classes**2).reshape(n_classes, n_classes)
     right, real, called = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
@@ -210,15 +214,6 @@ def classification_scores(p: np.ndarray, held: HeldOut) -> dict[str, float]:
     error = ((p - np.eye(n_classes)[truth]) ** 2).sum(axis=1).mean()
     found |= {"ece": calibration_error(p, truth), "brier": float(error / 2 if n_classes == 2 else error)}
     return found
-
-
-def _one_against_rest(
-    function: Callable[..., float], p: np.ndarray, truth: np.ndarray, classes: Iterable[int]
-) -> float:
-    positive = [(truth == c, p[:, c]) for c in classes]
-    if not all(is_class.any() and not is_class.all() for is_class, _ in positive):
-        return NAN
-    return float(np.mean([function(is_class, score) for is_class, score in positive]))
 
 
 def auroc(positive: np.ndarray, score: np.ndarray) -> float:
@@ -369,12 +364,9 @@ def bootstrap_scores(
                 if method != first:
                     key = (f"{first} - {method}", metric)
                     drawn.setdefault(key, []).append(found[first][metric] - value)
-    return {key: _interval(np.array(values), level) for key, values in drawn.items()}
-
-
-def _interval(values: np.ndarray, level: float) -> tuple[float, float]:
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return NAN, NAN
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    bounds = {}
+    for name, values in drawn.items():
+        finite = np.array(values)[np.isfinite(values)]
+        low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2]) if len(finite) else (NAN, NAN)
+        bounds[name] = float(low), float(high)
+    return bounds
