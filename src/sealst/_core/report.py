@@ -149,22 +149,19 @@ class Table:
     @property
     def columns(self) -> list[_Column]:
         """Names of the columns, and which of them hold numbers."""
-        cells = [[str(cell) for cell in self.frame.iloc[:, i]] for i in range(self.frame.shape[1])]
-        return [
-            _Column(str(name), _numeric(own), any(len(cell) > _LONG_CELL for cell in own))
-            for name, own in zip(self.frame.columns, cells, strict=True)
-        ]
+        found = []
+        for i, name in enumerate(self.frame.columns):
+            cells = [str(cell) for cell in self.frame.iloc[:, i]]
+            filled = [cell for cell in cells if cell not in ("", "–", "nan")]
+            numeric = bool(filled) and all(_NUMBER.fullmatch(cell) for cell in filled)
+            found.append(_Column(str(name), numeric, any(len(cell) > _LONG_CELL for cell in cells)))
+        return found
 
     @property
     def rows(self) -> list[list[tuple[_Column, object]]]:
         """Cells with their column."""
         columns = self.columns
         return [list(zip(columns, row, strict=True)) for row in self.frame.itertuples(index=False)]
-
-
-def _numeric(cells: Sequence[str]) -> bool:
-    filled = [cell for cell in cells if cell not in ("", "–", "nan")]
-    return bool(filled) and all(_NUMBER.fullmatch(cell) for cell in filled)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ _HALF_LIMIT = 6e4
 _STORED = {"float16": "<f2", "bfloat16": "<u2"}
 
 
+#: crops of one block, number of the view and of the block → float tokens (b, t, w)
+_Make = Callable[[np.ndarray, int, int], torch.Tensor]
+
+
 class _TooLargeError(Exception):
     """Values do not fit into float16."""
 
@@ -155,9 +159,7 @@ def _lock(folder: Path) -> FileLock:
     return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
-def write_entry(
-    entry: Entry, crops: Callable[[], Any], tokens: Callable[[np.ndarray, int, int], torch.Tensor], *, bar: Any
-) -> None:
+def write_entry(entry: Entry, crops: Callable[[], Any], tokens: _Make, *, bar: Any) -> None:
     """Make the tokens of a section; continues an interrupted run, waits for another writer.
 
     Parameters
@@ -201,7 +203,7 @@ def no_room_advice() -> str:
     )
 
 
-def _write(entry: Entry, crops: Any, tokens: Callable[[np.ndarray, int, int], torch.Tensor], bar: Any) -> None:
+def _write(entry: Entry, crops: Any, tokens: _Make, bar: Any) -> None:
     record = _read_json(entry.folder / _PROGRESS)
     if record is None or record.get("key") != entry.key or not _sound(entry.folder, record, record["rows"]):
         record = None
@@ -220,14 +222,7 @@ def _write(entry: Entry, crops: Any, tokens: Callable[[np.ndarray, int, int], to
     (entry.folder / _PROGRESS).unlink()
 
 
-def _append(
-    entry: Entry,
-    crops: Any,
-    tokens: Callable[[np.ndarray, int, int], torch.Tensor],
-    *,
-    record: dict[str, Any],
-    bar: Any,
-) -> dict[str, Any]:
+def _append(entry: Entry, crops: Any, tokens: _Make, *, record: dict[str, Any], bar: Any) -> dict[str, Any]:
     """Write what is missing, block by block; the record is only ahead of nothing that is not on disk."""
     rows = record["rows"]
     bar.update(rows * entry.views)
@@ -237,7 +232,15 @@ def _append(
             file.seek(len(_header(record)) + rows * _row_bytes(record))
             checks.seek(4 * rows)
         for start in range(rows, entry.n, BLOCK):
-            block = _block(crops[start : start + BLOCK], entry.views, start // BLOCK, tokens, record["dtype"], bar)
+            parts, some = [], crops[start : start + BLOCK]
+            for view in range(entry.views):
+                made = tokens(some, view, start // BLOCK)
+                if record["dtype"] == "float16" and bool((made.abs() > _HALF_LIMIT).any()):
+                    raise _TooLargeError
+                parts.append(made.to(getattr(torch, record["dtype"])).cpu())
+                bar.update(len(made))
+            # 16 bits each, (b, views, t, w)
+            block = torch.stack(parts, dim=1).view(torch.int16).numpy().view("<u2")
             if start == 0:
                 record = record | {"key": entry.key, "shape": [entry.n, *block.shape[1:]]}
                 file.write(_header(record))
@@ -250,20 +253,6 @@ def _append(
             record["rows"] = start + len(block)
             write_text(entry.folder / _PROGRESS, json.dumps(record))
     return record
-
-
-def _block(
-    crops: np.ndarray, views: int, number: int, tokens: Callable[..., torch.Tensor], dtype: str, bar: Any
-) -> np.ndarray:
-    """Tokens of all views of some crops as 16 bits, (b, views, t, w)."""
-    parts = []
-    for view in range(views):
-        made = tokens(crops, view, number)
-        if dtype == "float16" and bool((made.abs() > _HALF_LIMIT).any()):
-            raise _TooLargeError
-        parts.append(made.to(getattr(torch, dtype)).cpu())
-        bar.update(len(made))
-    return torch.stack(parts, dim=1).view(torch.int16).numpy().view("<u2")
 
 
 class _StoredTokens:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -29,46 +28,13 @@ Batch = dict[str, torch.Tensor]
 MAX_POOL = 20_000
 
 
-class AlignmentModel(Protocol):
-    """What training needs of a model."""
-
-    encoder: Any
-    gene_encoder: Any
-    image_head: Any
-    image_projection: Any
-    gene_projection: Any
-    organ_embedding: Any
-    dim: int
-    n_trunk: int
-    device: torch.device
-    panel: Any
-    panel_mean: torch.Tensor
-    panel_std: torch.Tensor
-
-    def standardise(self, x: torch.Tensor) -> torch.Tensor:
-        """log1p-CP10k → z-scores."""
-        ...
-
-    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """All parameters."""
-        ...
-
-    def trained_state(self) -> dict[str, torch.Tensor]:
-        """Everything that training changes."""
-        ...
-
-    def rates(self) -> Mapping[str, float]:
-        """Learning rates of parameters relative to that of the run, where they are not 1."""
-        ...
-
-
 class Stage(L.LightningModule, ABC):
-    """Optimiser, schedule and logging that both stages share."""
+    """Optimiser, schedule and logging that both stages share; `model` is a `SealNet`, of a layer beside this one."""
 
     #: its name in the log
     name: str
 
-    def __init__(self, model: AlignmentModel, params: TrainParams, lr: float, total_steps: int, seed: int = 0) -> None:
+    def __init__(self, model: Any, params: TrainParams, lr: float, total_steps: int, seed: int = 0) -> None:
         super().__init__()
         self.model, self.params, self.lr, self.total_steps, self.seed = model, params, lr, total_steps, seed
         self.reconstruct = (RECONSTRUCTION | COUNT_RECONSTRUCTION)[params.reconstruction]
@@ -196,7 +162,7 @@ class AlignStage(Stage):
     name = "align"
 
     def __init__(
-        self, model: AlignmentModel, params: TrainParams, lr: float, total_steps: int, seed: int = 0, n_domains: int = 0
+        self, model: Any, params: TrainParams, lr: float, total_steps: int, seed: int = 0, n_domains: int = 0
     ) -> None:
         super().__init__(model, params, lr, total_steps, seed)
         self.contrast = CONTRASTIVE[params.contrastive]

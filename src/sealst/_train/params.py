@@ -1,4 +1,4 @@
-"""How to train: parameters, each None chosen from the amount of data by `_recipe`."""
+"""How to train: parameters, each None chosen from the amount of data (``docs/guide/recipe.md``)."""
 
 from __future__ import annotations
 
@@ -133,23 +133,18 @@ def _between(n: int, small: float, large: float) -> float:
     return small ** (1 - share) * large**share
 
 
-def _batch_size(n: int) -> Choice:
-    if n >= LARGE:
-        return Choice(384, "the paper's batch")
-    # A power of two: enough steps per epoch, enough negatives per step.
-    size = 2 ** round(math.log2(max(_between(n, min(64, n / 8), 384), 8)))
-    reason = f"an eighth of {n} spots, at most 64" if n < SMALL else "between 64 and the paper's 384"
-    return Choice(int(min(size, max(2, n // 2))), reason)
-
-
 def choose(n_spots: int, n_blocks: int) -> dict[str, Choice]:
     """Hyper-parameters for a number of spots and of encoder blocks.
 
     Between 2,000 and 200,000 spots, rates move log-linearly from a small-data recipe (found on 551 spots of three real
     sections) to the paper's (learning rate 1e-4, weight decay 0.2, batch 384, 10 epochs, the last block).
     """
-    small = n_spots < SMALL
-    batch = _batch_size(n_spots)
+    small, batch = n_spots < SMALL, Choice(384, "the paper's batch")
+    if n_spots < LARGE:
+        # A power of two: enough steps per epoch, enough negatives per step.
+        size = 2 ** round(math.log2(max(_between(n_spots, min(64, n_spots / 8), 384), 8)))
+        reason = f"an eighth of {n_spots} spots, at most 64" if small else "between 64 and the paper's 384"
+        batch = Choice(int(min(size, max(2, n_spots // 2))), reason)
     steps_per_epoch = max(1, n_spots // batch.value)
     why = f"about {_SMALL_STEPS} steps, at least 10 epochs" if small else "10 to 15 passes over much data"
     epochs = max(10, round(_SMALL_STEPS / steps_per_epoch)) if small else round(_between(n_spots, 15, 10))

@@ -52,9 +52,9 @@ class Adapter(ABC):
     def attach(self, encoder: Encoder) -> None:
         """Freeze the encoder, add what is trained, and mark it, in place."""
 
-    @abstractmethod
     def n_trunk(self, n_blocks: int) -> int:
-        """How many of the first blocks never change."""
+        """How many of the first blocks never change: all but the last ones, where it acts on a number of these."""
+        return n_blocks - getattr(self, "n_blocks", 0)
 
     @abstractmethod
     def describe(self, n_blocks: int) -> str:
@@ -147,10 +147,6 @@ class LoraParams(Adapter):
             )
         return [*names, *(f"attn_pool.{name}" for name in _POOLER_TARGETS)]
 
-    def n_trunk(self, n_blocks: int) -> int:
-        """All blocks but the adapted ones."""
-        return n_blocks - self.n_blocks
-
     def describe(self, n_blocks: int) -> str:
         """Rank and place."""
         name = "DoRA" if self.dora else "rsLoRA" if self.rslora else "LoRA"
@@ -195,10 +191,6 @@ class BlocksParams(_WeightParams):
         depths = parameter_depths(encoder.vit)
         _train_weights(encoder, {name for name, depth in depths.items() if depth < self.n_blocks})
 
-    def n_trunk(self, n_blocks: int) -> int:
-        """All blocks but the trained ones."""
-        return n_blocks - self.n_blocks
-
     def describe(self, n_blocks: int) -> str:
         """Place and decay."""
         return f"weights of the last {self.n_blocks} of {n_blocks} blocks, layer decay {self.layer_decay:g}"
@@ -242,10 +234,6 @@ class BottleneckParams(Adapter):
         encoder.requires_grad_(False)
         encoder.bottleneck = Bottleneck(encoder.spec.dim, self.width, self.dropout)
 
-    def n_trunk(self, n_blocks: int) -> int:
-        """All blocks stay."""
-        return n_blocks
-
     def describe(self, n_blocks: int) -> str:
         """Width."""
         return f"bottleneck of {self.width} behind the frozen encoder"
@@ -260,10 +248,6 @@ class FrozenParams(Adapter):
     def attach(self, encoder: Encoder) -> None:
         """Freeze."""
         encoder.requires_grad_(False)
-
-    def n_trunk(self, n_blocks: int) -> int:
-        """All blocks stay."""
-        return n_blocks
 
     def describe(self, n_blocks: int) -> str:
         """Say so."""

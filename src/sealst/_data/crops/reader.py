@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -114,14 +114,7 @@ class WindowReader:
                 break
             wanted.update(dict.fromkeys(new))
             stop += 1
-        self._forget(start, wanted)
-        missing = [c for c in wanted if c not in self._kept]
-        for chunk, pixels in zip(missing, self._pool.map(self._decode, missing), strict=True):
-            self._kept[chunk] = pixels
-        return stop
-
-    def _forget(self, position: int, wanted: dict[tuple[int, int], None]) -> None:
-        for chunk in [c for c in self._kept if self._last_use[c] < position]:
+        for chunk in [c for c in self._kept if self._last_use[c] < start]:
             del self._kept[chunk]
         for chunk in wanted:
             if chunk in self._kept:
@@ -131,6 +124,10 @@ class WindowReader:
             if total <= MAX_BYTES:
                 break
             total -= self._kept.pop(chunk).nbytes
+        missing = [c for c in wanted if c not in self._kept]
+        for chunk, pixels in zip(missing, self._pool.map(self._decode, missing), strict=True):
+            self._kept[chunk] = pixels
+        return stop
 
     def _decode(self, chunk: tuple[int, int]) -> np.ndarray:
         return np.asarray(self._grid.data.blocks[:, chunk[0], chunk[1]].compute(scheduler="synchronous"))
@@ -157,44 +154,16 @@ class WindowReader:
         return max(x0, xs[column]), max(y0, ys[row]), min(x1, xs[column + 1]), min(y1, ys[row + 1])
 
 
-def _is_aligned(boxes: np.ndarray, px: int) -> np.ndarray:
-    """Boxes whose pixels are those of the crop: nothing to resample."""
-    exact = np.abs(boxes[:, :2] - boxes[:, :2].round()).max(axis=1) < 1e-6
-    return exact & (np.abs(boxes[:, 2:] - boxes[:, :2] - px).max(axis=1) < 1e-6)
-
-
 def _with_margin(low: np.ndarray, high: np.ndarray, margin: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
     # The margin stops at the image's edge, where white would bleed into the crop.
     first, last = np.floor(low), np.ceil(high)
     return np.minimum(first, np.maximum(first - margin, 0)), np.maximum(last, np.minimum(last + margin, limit))
 
 
-def _windows(grid: Grid, boxes: np.ndarray, aligned: np.ndarray, px: int) -> np.ndarray:
-    """Whole pixels to read for each box, (n, 4)."""
-    x0, y0, x1, y1 = boxes.T
-    # A margin lets the resampling filter see the pixels beyond the box, as it would in the whole image.
-    margin = np.ceil(2 * np.maximum((x1 - x0) / px, 1)) + 1
-    left, right = _with_margin(x0, x1, margin, grid.width)
-    top, bottom = _with_margin(y0, y1, margin, grid.height)
-    return np.where(aligned[:, None], boxes.round(), np.column_stack([left, top, right, bottom])).astype(int)
-
-
-def _resized(pixels: np.ndarray, box: np.ndarray, px: int) -> np.ndarray:
-    picture = Image.fromarray(pixels)
-    return np.asarray(picture.resize((px, px), Image.Resampling.BICUBIC, box=tuple(box)))
-
-
-class _Plan(NamedTuple):
-    """What to read and in which order."""
-
-    grid: Grid
-    #: positions into the boxes asked for, (n,)
-    order: np.ndarray
-    #: boxes in pixels of the level, in reading order, (n, 4)
-    boxes: np.ndarray
-
-
-def _plan(levels: Sequence[Any], boxes: np.ndarray, px: int, level: int | None = None) -> _Plan:
+def _plan(
+    levels: Sequence[Any], boxes: np.ndarray, px: int, level: int | None = None
+) -> tuple[Grid, np.ndarray, np.ndarray]:
+    """Chunks of the level to read, positions into the boxes in reading order, and these boxes in its pixels, (n, 4)."""
     boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
     downsamples = np.array([levels[0].shape[2] / one.shape[2] for one in levels])
     if level is None:
@@ -203,12 +172,12 @@ def _plan(levels: Sequence[Any], boxes: np.ndarray, px: int, level: int | None =
     grid = Grid(used)
     local = boxes * np.array([used.shape[2] / levels[0].shape[2], used.shape[1] / levels[0].shape[1]] * 2)
     order = grid.order((local[:, :2] + local[:, 2:]) / 2)
-    return _Plan(grid, order, local[order])
+    return grid, order, local[order]
 
 
 def reading_order(levels: Sequence[Any], boxes: np.ndarray, px: int) -> np.ndarray:
     """Positions into `boxes` in the order in which `iter_crops` yields them."""
-    return _plan(levels, boxes, px).order
+    return _plan(levels, boxes, px)[1]
 
 
 def iter_crops(
@@ -237,14 +206,24 @@ def iter_crops(
     Positions into `boxes`, (b,), and the crops, uint8 (b, px, px, 3).
     """
     grid, order, local = _plan(levels, boxes, px, level)
-    aligned = _is_aligned(local, px)
-    windows = _windows(grid, local, aligned, px)
+    x0, y0, x1, y1 = local.T
+    # Boxes whose pixels are those of the crop: there is nothing to resample.
+    aligned = np.abs(local[:, :2] - local[:, :2].round()).max(axis=1) < 1e-6
+    aligned &= np.abs(local[:, 2:] - local[:, :2] - px).max(axis=1) < 1e-6
+    # A margin lets the resampling filter see the pixels beyond the box, as it would in the whole image.
+    margin = np.ceil(2 * np.maximum((x1 - x0) / px, 1)) + 1
+    left, right = _with_margin(x0, x1, margin, grid.width)
+    top, bottom = _with_margin(y0, y1, margin, grid.height)
+    windows = np.where(aligned[:, None], local.round(), np.column_stack([left, top, right, bottom])).astype(int)
     with ThreadPoolExecutor(max_workers=n_threads()) as pool:
         reader = WindowReader(grid, windows, pool)
 
         def cut(i: int) -> np.ndarray:
             pixels = reader.window(i)
-            return pixels if aligned[i] else _resized(pixels, local[i] - np.tile(windows[i, :2], 2), px)
+            if aligned[i]:
+                return pixels
+            box = tuple(local[i] - np.tile(windows[i, :2], 2))
+            return np.asarray(Image.fromarray(pixels).resize((px, px), Image.Resampling.BICUBIC, box=box))
 
         for start in range(0, len(order), batch_size):
             stop, ready = min(start + batch_size, len(order)), start

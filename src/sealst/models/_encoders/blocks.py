@@ -60,12 +60,11 @@ def gives_class_token(block: nn.Module) -> bool:
         return False
     if any(m._forward_hooks or m._forward_pre_hooks for m in block.modules()):
         return False
-    return type(attn.qkv) is nn.Linear or (type(attn.qkv) is LoraLinear and not _is_variant(attn.qkv))
-
-
-def _is_variant(layer: Any) -> bool:
-    """Whether LoRA does more than add a product, as DoRA; older peft has a switch for that one alone."""
-    return bool(getattr(layer, "lora_variant", None)) or any(getattr(layer, "use_dora", {}).values())
+    if type(attn.qkv) is nn.Linear:
+        return True
+    # A variant, such as DoRA, does more than add a product; older peft has a switch for that one alone.
+    variant = getattr(attn.qkv, "lora_variant", None) or any(getattr(attn.qkv, "use_dora", {}).values())
+    return type(attn.qkv) is LoraLinear and not variant
 
 
 def class_token(block: Any, tokens: torch.Tensor) -> torch.Tensor:

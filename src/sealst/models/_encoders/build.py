@@ -88,7 +88,21 @@ def build_encoder(
     used = 0 if pretrained and seed is None else resolve_seed(seed)
     if encoder in REGISTRY:
         return build_from_spec(REGISTRY[encoder], pretrained=pretrained, pool=pool, weights=weights, seed=used)
-    return _build_timm(encoder, pretrained=pretrained, pool=pool, weights=weights, seed=used)
+    known = EncoderSpec(
+        key=encoder, arch=encoder, pool="cls", dim=0, n_blocks=0, n_prefix=0, patch_px=1, mean=(), std=()
+    )
+    path = None
+    if weights is not None:
+        path = find_weights(known, weights)
+    elif pretrained and not encoder.startswith((_LOCAL, _HUB)):
+        path = local_weights(known)
+    _check_name(encoder, pretrained and path is None)
+    with seeded(used):
+        module = _create(encoder, pretrained and path is None)
+    spec = _describe(encoder, module, pool, pretrained=pretrained, seed=used)
+    if path is not None:
+        load_weights(module, spec, path)
+    return Encoder(module, spec).eval()
 
 
 def build_from_spec(
@@ -153,24 +167,6 @@ def _check_pool(spec: EncoderSpec, pool: str, *, has_class_token: bool) -> None:
     offered = [p for p in POOLS if p in spec.pools or not p.startswith("attn")]
     if pool not in offered:
         raise DataError(f"{spec.key!r} has no attention pooler for `pool={pool!r}`; it offers {listed(offered)}.")
-
-
-def _build_timm(encoder: str, *, pretrained: bool, pool: str | None, weights: str | Path | None, seed: int) -> Encoder:
-    known = EncoderSpec(
-        key=encoder, arch=encoder, pool="cls", dim=0, n_blocks=0, n_prefix=0, patch_px=1, mean=(), std=()
-    )
-    path = None
-    if pretrained and not encoder.startswith((_LOCAL, _HUB)):
-        path = find_weights(known, weights) if weights is not None else local_weights(known)
-    elif weights is not None:
-        path = find_weights(known, weights)
-    _check_name(encoder, pretrained and path is None)
-    with seeded(seed):
-        module = _create(encoder, pretrained and path is None)
-    spec = _describe(encoder, module, pool, pretrained=pretrained, seed=seed)
-    if path is not None:
-        load_weights(module, spec, path)
-    return Encoder(module, spec).eval()
 
 
 def _describe(encoder: str, module: Any, pool: str | None, *, pretrained: bool, seed: int) -> EncoderSpec:

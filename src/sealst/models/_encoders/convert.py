@@ -66,20 +66,14 @@ def convert(state: Mapping[str, torch.Tensor], converter: str, target: Mapping[s
     target
         State of the module to fill; only names and shapes are read.
     """
-    plain = _unwrapped(dict(state))
-    if set(plain) == set(target):
-        return plain
-    return CONVERTERS[converter](plain, target)
-
-
-def _unwrapped(state: State) -> State:
-    """Take prefixes off until the tower stands at the front."""
+    plain = dict(state)
+    # Prefixes are taken off until the tower stands at the front.
     for _ in range(len(_WRAPPERS)):
-        found = [w for w in _WRAPPERS if any(k.startswith(w) and k.endswith(_STEMS) for k in state)]
+        found = [w for w in _WRAPPERS if any(k.startswith(w) and k.endswith(_STEMS) for k in plain)]
         if not found:
             break
-        state = {k.removeprefix(found[0]): v for k, v in state.items()}
-    return state
+        plain = {k.removeprefix(found[0]): v for k, v in plain.items()}
+    return plain if set(plain) == set(target) else CONVERTERS[converter](plain, target)
 
 
 def _hf(state: State, target: Mapping[str, torch.Tensor]) -> State:
@@ -155,10 +149,6 @@ def _resized(grid: torch.Tensor, side: int, mode: str) -> torch.Tensor:
     return F.interpolate(grid, size=(side, side), mode=mode, align_corners=False)
 
 
-def _timm(state: State, target: Mapping[str, torch.Tensor]) -> State:
-    return {k: v for k, v in state.items() if k in target or not _CLASSIFIER.match(k)}
-
-
 def _dino(state: State, target: Mapping[str, torch.Tensor]) -> State:
     """DINO and DINOv2 training checkpoints: blocks in chunks, gated MLPs as w12 and w3, registers."""
     out = {}
@@ -173,7 +163,7 @@ def _dino(state: State, target: Mapping[str, torch.Tensor]) -> State:
 
 #: layouts of published files
 CONVERTERS: Mapping[str, Callable[[State, Mapping[str, torch.Tensor]], State]] = {
-    "timm": _timm,
+    "timm": lambda state, target: {k: v for k, v in state.items() if k in target or not _CLASSIFIER.match(k)},
     "hf": _hf,
     "dino": _dino,
     "conch": _conch,

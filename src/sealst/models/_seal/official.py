@@ -34,7 +34,6 @@ from sealst.models._seal.seal import SealModel
 
 #: what peft puts before the names of the tower
 _TOWER = "encoder.base_model.model."
-_WRAPPER = "module."
 #: adapted layers, below the prefixes that published towers have
 _LAYER = re.compile(r"^(?:visual\.)?(?:trunk\.)?(blocks\.(\d+)\.(.+?))\.(?:base_layer|lora_\w+\.\w+)\.(?:weight|bias)$")
 _FLOW = re.compile(r"^flows\.(\d+)\.")
@@ -65,13 +64,6 @@ class VisionParts(NamedTuple):
     layers: tuple[str, ...]
     #: everything else, under the file's names
     head: State
-
-
-def unwrapped(state: State) -> State:
-    """Tensors without the prefix of parallel training, which stands before all names or none."""
-    if not all(name.startswith(_WRAPPER) for name in state):
-        return state
-    return {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}
 
 
 def split_vision(state: State) -> VisionParts:
@@ -125,16 +117,6 @@ def file_names(own: Iterable[str], modules: Mapping[str, str]) -> dict[str, str]
         module, _, leaf = name.rpartition(".")
         found[f"{theirs.get(module, module)}.{leaf}"] = name
     return found
-
-
-def count_flows(state: State) -> int:
-    """How many planar flows an omics file has; 1 where it has none, for strict loading to report."""
-    return max(len({found[1] for found in map(_FLOW.match, state) if found}), 1)
-
-
-def flat_flows(state: State) -> State:
-    """Flows with vectors as vectors and the offset as a number, whichever axes of length 1 they have in the file."""
-    return {name: tensor.squeeze() if _FLOW.match(name) else tensor for name, tensor in state.items()}
 
 
 HF_ID = "MahmoodLab/SEAL"
@@ -237,35 +219,6 @@ def load_release(
     device: str | None,
 ) -> SealModel:
     """Load a published model from the files given, or from where they usually are; see `load_official`."""
-    panel = _panel(release, genes)
-    paths = {kind: find_file(_sought(release, kind), given[kind]) for kind in _PROBES}
-    states = {kind: unwrapped(read_tensors(path, release.name)) for kind, path in paths.items()}
-    for kind in _PROBES:
-        _check_kind(release, kind, states[kind], paths[kind])
-    parts = split_vision(states["vision"])
-    encoder = build_from_tensors(release.spec, parts.tower, paths["vision"])
-    adapter = published_adapter(parts, encoder, str(paths["vision"]))
-    gene_encoder = GeneVAEParams(hidden=release.hidden, n_flows=count_flows(states["omics"]), invertible=False)
-    head = HeadParams(release.head, norm=False, relu=True)
-    with seeded(0):
-        model = SealModel(encoder, panel, crop=crop, adapter=adapter, gene_encoder=gene_encoder, head=head)
-    lora = {name: tensor for name, tensor in encoder.vit.state_dict().items() if "lora_" in name}
-    _fill(lora, dict(zip(lora, lora, strict=True)), parts.lora, paths["vision"], release)
-    for module, modules, state, kind in (
-        (model.image_head, VISION_HEAD, parts.head, "vision"),
-        (model.gene_encoder, OMICS, flat_flows(states["omics"]), "omics"),
-    ):
-        own = module.state_dict()
-        _fill(own, file_names(own, modules), state, paths[kind], release)
-    model.provenance = {
-        "source": HF_ID,
-        "files": {kind: {"name": path.name, "sha256": _sha256(path)} for kind, path in paths.items()},
-        "note": "training sections and patients are not published",
-    }
-    return model.to(resolve_device(device)).eval()
-
-
-def _panel(release: Release, genes: Sequence[str] | None) -> GenePanel:
     n = release.n_genes
     if genes is None:
         warn(
@@ -275,18 +228,51 @@ def _panel(release: Release, genes: Sequence[str] | None) -> GenePanel:
     names = placeholder_names(n) if genes is None else tuple(genes)
     if isinstance(genes, str) or len(names) != n:
         raise DataError(f"`genes` must be the {n} names in the order of the model's outputs, found {len(names)}.")
-    return GenePanel(names, np.zeros(n), np.ones(n))
-
-
-def _sought(release: Release, kind: str) -> Sought:
-    return Sought(
-        what=f"{release.name} ({kind})",
-        folders=(release.name,),
-        names=(release.filename(kind),),
-        hf_id=HF_ID,
-        gated=True,
-        passing=f"`{kind}='<folder>/{{name}}'` to `sl.models.load_official`",
-    )
+    panel = GenePanel(names, np.zeros(n), np.ones(n))
+    paths = {}
+    for kind in _PROBES:
+        sought = Sought(
+            what=f"{release.name} ({kind})",
+            folders=(release.name,),
+            names=(release.filename(kind),),
+            hf_id=HF_ID,
+            gated=True,
+            passing=f"`{kind}='<folder>/{{name}}'` to `sl.models.load_official`",
+        )
+        paths[kind] = find_file(sought, given[kind])
+    states = {}
+    for kind, path in paths.items():
+        state = read_tensors(path, release.name)
+        # The prefix of parallel training stands before all names or none.
+        if all(name.startswith("module.") for name in state):
+            state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        _check_kind(release, kind, state, path)
+        states[kind] = state
+    parts = split_vision(states["vision"])
+    encoder = build_from_tensors(release.spec, parts.tower, paths["vision"])
+    adapter = published_adapter(parts, encoder, str(paths["vision"]))
+    # Without any flow in the file 1, for strict loading to report.
+    n_flows = max(len({found[1] for found in map(_FLOW.match, states["omics"]) if found}), 1)
+    # Flows have vectors and an offset, whichever axes of length 1 they are stored with.
+    omics = {name: tensor.squeeze() if _FLOW.match(name) else tensor for name, tensor in states["omics"].items()}
+    gene_encoder = GeneVAEParams(hidden=release.hidden, n_flows=n_flows, invertible=False)
+    head = HeadParams(release.head, norm=False, relu=True)
+    with seeded(0):
+        model = SealModel(encoder, panel, crop=crop, adapter=adapter, gene_encoder=gene_encoder, head=head)
+    lora = {name: tensor for name, tensor in encoder.vit.state_dict().items() if "lora_" in name}
+    _fill(lora, dict(zip(lora, lora, strict=True)), parts.lora, paths["vision"], release)
+    for module, modules, state, kind in (
+        (model.image_head, VISION_HEAD, parts.head, "vision"),
+        (model.gene_encoder, OMICS, omics, "omics"),
+    ):
+        own = module.state_dict()
+        _fill(own, file_names(own, modules), state, paths[kind], release)
+    model.provenance = {
+        "source": HF_ID,
+        "files": {kind: {"name": path.name, "sha256": _sha256(path)} for kind, path in paths.items()},
+        "note": "training sections and patients are not published",
+    }
+    return model.to(resolve_device(device)).eval()
 
 
 def _check_kind(release: Release, kind: str, state: State, path: Path) -> None:

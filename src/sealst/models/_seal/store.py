@@ -105,7 +105,7 @@ def read_model(
     config, base = _read_json(folder)
     try:
         with seeded(0):
-            model = _restored(folder, build, (config, base), encoder=encoder, weights=weights)
+            model = _restored(folder, build, config, base, encoder=encoder, weights=weights)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"config.json or base.json in {str(folder)!r} is damaged: {error}.") from error
     if model.fingerprint != config["fingerprint"]:
@@ -118,14 +118,8 @@ def read_model(
 
 
 def _restored(
-    folder: Path,
-    build: Callable[..., M],
-    stored: tuple[dict[str, Any], dict[str, Any]],
-    *,
-    encoder: str | None,
-    weights: str | Path | None,
+    folder: Path, build: Callable[..., M], config: Any, base: Any, *, encoder: str | None, weights: str | Path | None
 ) -> M:
-    config, base = stored
     spec = EncoderSpec.from_dict(config["encoder"])
     built = _base(spec, folder / "base" if base["included"] else None, encoder, weights)
     if (found := weights_hash(built.base_state())) != base["sha256"]:

@@ -116,31 +116,6 @@ _EVALUATIONS = ("evaluation", "test_evaluation")
 _NUMBERS, _COUNTS = ("value", "low", "high", "time"), ("n", "n_patients")
 
 
-def save_slide(model: SlideModel, path: Path, *, overwrite: bool) -> Path:
-    """Write to a temporary folder beside `path`, then rename; see `SlideModel.save`."""
-    with new_folder(path, overwrite=overwrite, marker=_MEMBERS) as work:
-        spec, members = model.spec, model.members
-        evaluations = {name: getattr(model, name) for name in _EVALUATIONS}
-        config = {
-            "format": _FORMAT,
-            "kind": "slide",
-            "sealst": __version__,
-            "spec": asdict(spec),
-            "n_members": {target: len(members[target]) for target in spec.targets},
-            "fingerprint": model.fingerprint,
-            "provenance": dict(model.provenance),
-            "facts": {name: found.facts for name, found in evaluations.items() if found is not None},
-        }
-        write_json(work / _CONFIG, config)
-        own = _named_tensors(spec, members)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, work / _MEMBERS)
-        for name, found in evaluations.items():
-            if found is not None:
-                write_text(work / f"{name}.csv", found.table.to_csv(index=False))
-                write_text(work / f"{name}_predictions.csv", found.predictions.to_csv(index=False))
-    return path
-
-
 def load_slide(path: str | Path, *, device: str | None = None) -> SlideModel:
     """Load a slide model that `SlideModel.save` wrote.
 
@@ -347,7 +322,26 @@ class SlideModel:
         -------
         The folder.
         """
-        return save_slide(self, Path(path), overwrite=overwrite)
+        with new_folder(Path(path), overwrite=overwrite, marker=_MEMBERS) as work:
+            evaluations = {name: getattr(self, name) for name in _EVALUATIONS}
+            config = {
+                "format": _FORMAT,
+                "kind": "slide",
+                "sealst": __version__,
+                "spec": asdict(self.spec),
+                "n_members": {target: len(self.members[target]) for target in self.spec.targets},
+                "fingerprint": self.fingerprint,
+                "provenance": dict(self.provenance),
+                "facts": {name: found.facts for name, found in evaluations.items() if found is not None},
+            }
+            write_json(work / _CONFIG, config)
+            own = _named_tensors(self.spec, self.members)
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, work / _MEMBERS)
+            for name, found in evaluations.items():
+                if found is not None:
+                    write_text(work / f"{name}.csv", found.table.to_csv(index=False))
+                    write_text(work / f"{name}_predictions.csv", found.predictions.to_csv(index=False))
+        return Path(path)
 
     def __repr__(self) -> str:
         spec = self.spec
