@@ -22,7 +22,7 @@ from sealst._data.dataset import as_is
 from sealst._errors import DataError
 from sealst._train.callbacks import EarlyStopping
 from sealst._train.engine import interruptible, quiet_lightning
-from sealst._train.slide_params import SlideParams
+from sealst._train.params import SlideParams
 
 CLASSIFICATION, REGRESSION, SURVIVAL = "classification", "regression", "survival"
 TASKS = (CLASSIFICATION, REGRESSION, SURVIVAL)

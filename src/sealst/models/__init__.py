@@ -10,8 +10,7 @@ from sealst.models._adapters import (
     LoraParams,
 )
 from sealst.models._encoders.build import build_encoder
-from sealst.models._encoders.encoder import Encoder
-from sealst.models._encoders.image_model import ImageModel
+from sealst.models._encoders.encoder import Encoder, ImageModel
 from sealst.models._encoders.records import list_encoders
 from sealst.models._encoders.spec import EncoderSpec
 from sealst.models._genes import (

@@ -72,7 +72,7 @@ def test_runs_share_the_tokens_of_each_section(ready, finetune, fast, cache, tru
 
 
 def test_tokens_and_the_line_to_beat_are_in_the_precision_of_the_training(ready, finetune, fast, cache, monkeypatch):
-    from sealst._train import baseline as _baseline
+    from sealst._train import module as _baseline
 
     seen = []
     probe = _baseline.ridge_probe

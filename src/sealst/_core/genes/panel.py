@@ -374,7 +374,20 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
     """Fields of the panel in a file, and the fingerprint it was written with."""
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     start = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    facts = _parse_facts(path, lines[:start])
+    types = {"species": str, "layer": str, "target_sum": float, "sections": list, "n_genes": int, "fingerprint": str}
+    facts: dict[str, Any] = {}
+    for number, line in enumerate(lines[:start], start=1):
+        key, colon, text = line.lstrip("# ").partition(":")
+        if not colon or key.strip() not in types:
+            continue  # a comment by a person
+        try:
+            stated = json.loads(text)
+        except ValueError as error:
+            raise PanelError(f"{path}, line {number}: {key!r} must be a JSON value, found {text.strip()!r}.") from error
+        expected = types[key]
+        if not isinstance(stated, (int, float) if expected is float else expected):
+            raise PanelError(f"{path}, line {number}: {key!r} must be {expected.__name__}, found {text.strip()!r}.")
+        facts[key] = stated
     columns = tuple(lines[start].split("\t")) if start < len(lines) else ()
     if columns not in (_COLUMNS, (*_COLUMNS, _MEASURED)):
         found = repr(lines[start]) if start < len(lines) else "the end of the file"
@@ -417,21 +430,3 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
         "availability": availability,
     }
     return fields, facts.get("fingerprint")
-
-
-def _parse_facts(path: Path, lines: Sequence[str]) -> dict[str, Any]:
-    types = {"species": str, "layer": str, "target_sum": float, "sections": list, "n_genes": int, "fingerprint": str}
-    facts: dict[str, Any] = {}
-    for number, line in enumerate(lines, start=1):
-        key, colon, text = line.lstrip("# ").partition(":")
-        if not colon or key.strip() not in types:
-            continue  # a comment by a person
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise PanelError(f"{path}, line {number}: {key!r} must be a JSON value, found {text.strip()!r}.") from error
-        expected = types[key]
-        if not isinstance(value, (int, float) if expected is float else expected):
-            raise PanelError(f"{path}, line {number}: {key!r} must be {expected.__name__}, found {text.strip()!r}.")
-        facts[key] = value
-    return facts

@@ -140,18 +140,17 @@ class WindowReader:
             inside = max(x0, 0), max(y0, 0), min(x1, grid.width), min(y1, grid.height)
             parts = [((0, 0), grid.data, inside)] if inside[0] < inside[2] and inside[1] < inside[3] else []
         else:
-            parts = [((c[0], c[1]), self._kept[c], self._overlap(i, c)) for c in self._chunks(i)]
+            ys, xs = grid.y_edges, grid.x_edges
+            parts = []
+            for row, column in self._chunks(i):
+                inside = max(x0, xs[column]), max(y0, ys[row]), min(x1, xs[column + 1]), min(y1, ys[row + 1])
+                parts.append(((row, column), self._kept[row, column], inside))
         out = np.full((y1 - y0, x1 - x0, 3), _BACKGROUND, dtype=np.uint8)
         for (row, column), pixels, (ax, ay, bx, by) in parts:
             top, left = grid.y_edges[row], grid.x_edges[column]
             part = np.asarray(pixels[:3, ay - top : by - top, ax - left : bx - left])
             out[ay - y0 : by - y0, ax - x0 : bx - x0] = part.transpose(1, 2, 0)
         return out
-
-    def _overlap(self, i: int, chunk: tuple[int, int]) -> tuple[int, int, int, int]:
-        (x0, y0, x1, y1), (row, column) = self._windows[i], chunk
-        ys, xs = self._grid.y_edges, self._grid.x_edges
-        return max(x0, xs[column]), max(y0, ys[row]), min(x1, xs[column + 1]), min(y1, ys[row + 1])
 
 
 def _with_margin(low: np.ndarray, high: np.ndarray, margin: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,11 +20,10 @@ from sealst._errors import DataError, WeightsError
 from sealst._settings import resolve_seed
 from sealst._validate import check_choice, listed
 from sealst.models._encoders.blocks import AttentionPooler, block_layers
-from sealst.models._encoders.convert import State
 from sealst.models._encoders.encoder import Encoder
 from sealst.models._encoders.records import REFUSED, REGISTRY
 from sealst.models._encoders.spec import POOLS, EncoderSpec
-from sealst.models._encoders.weights import fill, find_weights, load_weights, local_weights
+from sealst.models._encoders.weights import State, fill, find_weights, load_weights, local_weights
 
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
 #: least side of the empty image that shows what a network without tokens returns

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from sealst.models._encoders.spec import EncoderSpec
 
@@ -194,9 +196,6 @@ REFUSED = {
 }
 
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 _COLUMNS = [
     *("dim", "input_px", "native_mpp", "pool", "pools", "patch_px", "n_blocks", "precision", "licence", "gated"),
     *("commercial", "derivatives", "n_params", "variant_of", "hf_id", "citation"),
@@ -236,8 +235,6 @@ def list_encoders() -> pd.DataFrame:
     >>> int(sl.models.list_encoders().loc["conch", "dim"])
     512
     """
-    import pandas as pd
-
     rows = {
         key: {c: getattr(spec, c) for c in _COLUMNS} | {"pools": ", ".join(spec.pools)}
         for key, spec in REGISTRY.items()

@@ -20,8 +20,7 @@ from sealst._core.space.geometry import CropSpec
 from sealst._errors import DataError, PanelError
 from sealst._html import text_as_html
 from sealst.models._adapters import Adapter, add_adapter
-from sealst.models._encoders.encoder import Encoder, plain_key
-from sealst.models._encoders.image_model import ImageModel
+from sealst.models._encoders.encoder import Encoder, ImageModel, plain_key
 from sealst.models._genes import GeneEncoderParams
 from sealst.models._seal.heads import HeadParams, ProjectionParams, image_head
 

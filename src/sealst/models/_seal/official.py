@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +22,10 @@ from sealst._logging import warn
 from sealst._validate import check_choice, check_positive, listed
 from sealst.models._adapters import LoraParams
 from sealst.models._encoders.build import build_from_tensors
-from sealst.models._encoders.convert import State
 from sealst.models._encoders.encoder import Encoder
 from sealst.models._encoders.records import REGISTRY
 from sealst.models._encoders.spec import EncoderSpec
-from sealst.models._encoders.weights import Sought, find_file, mismatch, read_tensors
+from sealst.models._encoders.weights import Sought, State, find_file, mismatch, read_tensors
 from sealst.models._genes import GeneVAEParams
 from sealst.models._seal.heads import HeadParams
 from sealst.models._seal.seal import SealModel
@@ -53,21 +51,8 @@ OMICS: Mapping[str, str] = {
 }
 
 
-class VisionParts(NamedTuple):
-    """What a vision file holds."""
-
-    #: the base encoder, under its published names
-    tower: State
-    #: LoRA, under timm's names of the layers
-    lora: State
-    #: timm's names of the layers that the file marks as adapted
-    layers: tuple[str, ...]
-    #: everything else, under the file's names
-    head: State
-
-
-def split_vision(state: State) -> VisionParts:
-    """Take a vision file apart."""
+def split_vision(state: State) -> tuple[State, State, list[str], State]:
+    """Base encoder (published names), LoRA and the layers that it adapts (timm's), and the rest of a vision file."""
     inside = {name.removeprefix(_TOWER): tensor for name, tensor in state.items() if name.startswith(_TOWER)}
     tower, lora, layers = {}, {}, []
     for name, tensor in inside.items():
@@ -80,10 +65,10 @@ def split_vision(state: State) -> VisionParts:
         # Two tensors for one layer: the second keeps its name, which strict loading then reports.
         tower[name if plain in inside else plain] = tensor
     head = {name: tensor for name, tensor in state.items() if not name.startswith(_TOWER)}
-    return VisionParts(tower, lora, tuple(sorted(set(layers))), head)
+    return tower, lora, sorted(set(layers)), head
 
 
-def published_adapter(parts: VisionParts, encoder: Encoder, path: str) -> LoraParams:
+def published_adapter(lora: State, layers: Sequence[str], encoder: Encoder, path: str) -> LoraParams:
     """Rank and place of the LoRA layers in a file.
 
     Raises
@@ -91,21 +76,21 @@ def published_adapter(parts: VisionParts, encoder: Encoder, path: str) -> LoraPa
     WeightsError
         When there are none, or `LoraParams` cannot describe where they are.
     """
-    if outside := [name for name in parts.lora if not name.startswith("blocks.")]:
+    if outside := [name for name in lora if not name.startswith("blocks.")]:
         raise WeightsError(f"{path!r} has LoRA layers outside the encoder's blocks: {listed(outside, 4)}.")
-    ranks = [tensor.shape[0] for name, tensor in sorted(parts.lora.items()) if ".lora_A." in name and tensor.ndim]
-    if not parts.layers or not ranks:
+    ranks = [tensor.shape[0] for name, tensor in sorted(lora.items()) if ".lora_A." in name and tensor.ndim]
+    if not layers or not ranks:
         raise WeightsError(f"{path!r} has no LoRA layers; expected those of the last block of {encoder.spec.key!r}.")
-    first = min(int(layer.split(".")[1]) for layer in parts.layers)
-    ends = sorted({layer.split(".", 2)[2] for layer in parts.layers})
+    first = min(int(layer.split(".")[1]) for layer in layers)
+    ends = sorted({layer.split(".", 2)[2] for layer in layers})
     n_blocks = max(encoder.spec.n_blocks - first, 1)
     for targets in (None, "|".join(map(re.escape, ends))):
         # Files do not hold the scaling; the published models have 1.
         adapter = LoraParams(r=ranks[0], alpha=float(ranks[0]), n_blocks=n_blocks, targets=targets)
-        if set(adapter.layers(encoder)) == set(parts.layers):
+        if set(adapter.layers(encoder)) == set(layers):
             return adapter
     raise WeightsError(
-        f"{path!r} has LoRA on layers that differ from block to block, or on none of ours: {listed(parts.layers, 6)}."
+        f"{path!r} has LoRA on layers that differ from block to block, or on none of ours: {listed(layers, 6)}."
     )
 
 
@@ -248,9 +233,9 @@ def load_release(
             state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
         _check_kind(release, kind, state, path)
         states[kind] = state
-    parts = split_vision(states["vision"])
-    encoder = build_from_tensors(release.spec, parts.tower, paths["vision"])
-    adapter = published_adapter(parts, encoder, str(paths["vision"]))
+    tower, lora, layers, rest = split_vision(states["vision"])
+    encoder = build_from_tensors(release.spec, tower, paths["vision"])
+    adapter = published_adapter(lora, layers, encoder, str(paths["vision"]))
     # Without any flow in the file 1, for strict loading to report.
     n_flows = max(len({found[1] for found in map(_FLOW.match, states["omics"]) if found}), 1)
     # Flows have vectors and an offset, whichever axes of length 1 they are stored with.
@@ -259,10 +244,10 @@ def load_release(
     head = HeadParams(release.head, norm=False, relu=True)
     with seeded(0):
         model = SealModel(encoder, panel, crop=crop, adapter=adapter, gene_encoder=gene_encoder, head=head)
-    lora = {name: tensor for name, tensor in encoder.vit.state_dict().items() if "lora_" in name}
-    _fill(lora, dict(zip(lora, lora, strict=True)), parts.lora, paths["vision"], release)
+    added = {name: tensor for name, tensor in encoder.vit.state_dict().items() if "lora_" in name}
+    _fill(added, dict(zip(added, added, strict=True)), lora, paths["vision"], release)
     for module, modules, state, kind in (
-        (model.image_head, VISION_HEAD, parts.head, "vision"),
+        (model.image_head, VISION_HEAD, rest, "vision"),
         (model.gene_encoder, OMICS, omics, "omics"),
     ):
         own = module.state_dict()

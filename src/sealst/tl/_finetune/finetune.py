@@ -25,9 +25,9 @@ from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._settings import resolve_seed, settings
-from sealst._train.baseline import frozen_baseline
 from sealst._train.engine import RESERVED, Run, run_stages
 from sealst._train.inputs import CropSet, image_inputs
+from sealst._train.module import frozen_baseline
 from sealst._train.params import TrainParams, choose, train_params
 from sealst._validate import listed
 from sealst._version import __version__

@@ -24,8 +24,8 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._settings import resolve_seed
+from sealst._train.params import SlideParams, slide_params
 from sealst._train.slide_engine import SURVIVAL, Job, fit_net
-from sealst._train.slide_params import SlideParams, slide_params
 from sealst._validate import check_choice, check_key, listed, need, whole
 from sealst._version import __version__
 from sealst.models import SlideModel, SlideSpec, list_aggregators
