@@ -3,6 +3,9 @@
 Layout of ``<cache_dir>/tokens/<key>/``: ``tokens.npy`` (crops, views, tokens, width) in float16, or as the bits of
 bfloat16 in uint16; ``crc32.u32``, one CRC-32 per crop; ``meta.json``, facts in plain words. That is written last, so an
 entry without it is not finished. Until then ``progress.json`` says how many crops are safely on disk.
+
+With adapters in the last k of L blocks the first L - k never change, so their output is kept (half precision) and only
+the tail is run in training.
 """
 
 from __future__ import annotations

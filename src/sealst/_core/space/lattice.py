@@ -1,4 +1,4 @@
-"""Spot lattices: which kind, which pitch, who is whose neighbour, and smoothing over neighbours.
+"""Spot lattices: kind, pitch, neighbours, smoothing over neighbours, and where one lies in a picture.
 
 Array neighbours are found from positions alone, which may be rotated, scaled, incomplete and jittered (legacy Spatial
 Transcriptomics spots are off by 6 % of the pitch and more). A distance threshold alone fails there: the longest side

@@ -1,4 +1,4 @@
-"""Slides as bags of tile embeddings, each read when it is asked for."""
+"""Slides as bags of tile embeddings, each read when it is asked for, and tables with a row for each slide."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class Encoder(nn.Module):
         """
         px = self.spec.input_px if crop_px is None else crop_px
         check_positive("crop_px", px)
-        return ImageModel(self, name=encoder_name(self, px), crop_px=px, mpp=self.spec.native_mpp)
+        return ImageModel(self, name=_named(self, self.state_dict(), px), crop_px=px, mpp=self.spec.native_mpp)
 
     def train(self, mode: bool = True) -> Encoder:
         """Training mode; batch normalisation keeps the statistics of pretraining."""
@@ -304,15 +304,13 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def encoder_name(encoder: Encoder, crop_px: int) -> str:
-    """Key of an encoder's image model: its name, and 8 digits that change with weights and feeding."""
-    facts = (weights_hash(encoder.state_dict()), encoder.spec.feeding(), crop_px)
-    return f"{plain_key(encoder.spec.key)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
-
-
 def base_name(encoder: Encoder) -> str:
     """Name of an encoder without adapter, and 8 digits that change with its pretrained weights and feeding."""
-    facts = (weights_hash(encoder.base_state()), encoder.spec.feeding())
+    return _named(encoder, encoder.base_state())
+
+
+def _named(encoder: Encoder, state: Mapping[str, torch.Tensor], *more: int) -> str:
+    facts = (weights_hash(state), encoder.spec.feeding(), *more)
     return f"{plain_key(encoder.spec.key)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
 
 

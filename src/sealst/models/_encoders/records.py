@@ -1,4 +1,4 @@
-"""Published pathology encoders; an encoder is added by adding its record here.
+"""Published pathology encoders by key; an encoder is added by adding its record here.
 
 Every architecture is a timm name with arguments that are plain JSON values. Towers with gated MLPs (SwiGLU) start from
 timm's ``vit_giant_patch14_dinov2``, whose MLP they share, and override the sizes. Licences are as the model pages
