@@ -15,7 +15,7 @@ import sealst as sl
 from sealst._core.losses import registry as losses
 from sealst.io._stores import formats as _formats
 from sealst.models._encoders import build as _build
-from sealst.models._encoders import registry as _registry
+from sealst.models._encoders import records as _registry
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "contributing" / "extend.md"
 

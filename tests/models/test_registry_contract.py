@@ -12,13 +12,12 @@ from timm.layers import SwiGLUPacked
 
 import sealst as sl
 from sealst.models import CropSpec, EncoderSpec, GeneVAEParams, HeadParams, LoraParams, SealModel, build_encoder
-from sealst.models._adapters.adapters import add_adapter
+from sealst.models._adapters import add_adapter
 from sealst.models._encoders.build import add_pooler, build_from_spec
-from sealst.models._encoders.convert import CONVERTERS
-from sealst.models._encoders.digests import weights_hash
-from sealst.models._encoders.records import RECORDS
-from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.encoder import weights_hash
+from sealst.models._encoders.records import RECORDS, REGISTRY
 from sealst.models._encoders.spec import POOLS
+from sealst.models._encoders.weights import CONVERTERS
 
 every = pytest.mark.parametrize("spec", REGISTRY.values(), ids=REGISTRY.keys())
 published = pytest.mark.parametrize("spec", RECORDS, ids=[r.key for r in RECORDS])

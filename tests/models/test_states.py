@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import sealst as sl
 from sealst._files import new_folder
 from sealst.models import CropSpec, GeneVAEParams, SealModel, build_encoder
-from sealst.models._adapters.adapters import resolve_adapter
+from sealst.models._adapters import resolve_adapter
 
 TINY = "vit_tiny_patch16_224"
 

@@ -24,7 +24,7 @@ from sealst._train.callbacks import read_checkpoint
 from sealst._train.engine import Run, run_stages
 from sealst._train.module import AlignStage
 from sealst.models import ProjectionParams
-from sealst.models._genes.registry import resolve_gene_encoder
+from sealst.models._genes import resolve_gene_encoder
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
 toy = importlib.util.module_from_spec(_spec)

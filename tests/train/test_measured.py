@@ -12,7 +12,7 @@ from sealst._core.scores.metrics import gene_pearson
 from sealst._data.dataset import Draw, Measured, PairDataset
 from sealst._train.module import AlignStage, WarmupStage
 from sealst._train.params import TrainParams
-from sealst.models._genes.vae import GeneVAE, GeneVAEParams
+from sealst.models._genes import GeneVAE, GeneVAEParams
 
 TABLE = np.array([[True, True, True], [False, True, False]])
 SECTION = np.array([0, 0, 1, 1, 0, 1])

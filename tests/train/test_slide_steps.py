@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import sealst as sl
+from sealst._train.params import SlideParams
 from sealst._train.slide_engine import CLASSIFICATION, SURVIVAL, EvenSteps, _n_steps
-from sealst._train.slide_params import SlideParams
 
 
 def sizes_of(n: int, batch_size: int, task: str) -> list[int]:

@@ -19,7 +19,7 @@ from sealst._train.engine import Run, run_stages
 from sealst._train.params import TrainParams
 from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel
 from sealst.models._encoders.build import build_from_spec
-from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.records import REGISTRY
 
 N_GENES, PX = 12, 32
 PLAIN = {

@@ -1,14 +1,17 @@
-"""Devices: which, how many processes share them, and the precision of a pass on them."""
+"""How networks run: on which device, in how many processes, in which precision and mode, and on which pixels."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from sealst._errors import DataError
 from sealst._settings import settings
@@ -177,3 +180,24 @@ def cuda_dtype(precision: str, *, bf16: bool) -> torch.dtype:
     if precision == "bfloat16" and not bf16:
         return torch.float16
     return getattr(torch, precision)
+
+
+def to_images(crops: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 crops (n, h, w, 3) → float32 (n, 3, h, w) in [0, 1] on a device, in memory still channels-last."""
+    tensor = torch.from_numpy(np.ascontiguousarray(crops)) if isinstance(crops, np.ndarray) else crops
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside a ``with`` block, a module and all in it are in evaluation mode; afterwards as they were."""
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True

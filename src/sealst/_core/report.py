@@ -108,8 +108,16 @@ class Picture:
     @property
     def data(self) -> str:
         """The picture as a ``data:`` address."""
-        kind, content = _small(self.content)
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        with Image.open(io.BytesIO(self.content)) as opened:
+            picture = opened.convert("RGB")
+        if max(picture.size) > _LONGEST_PX:
+            return f"data:image/png;base64,{base64.b64encode(self.content).decode()}"
+        chart = picture.getcolors(_CHART_COLOURS) is not None
+        if not chart:
+            picture.thumbnail((_PAGE_PX, _LONGEST_PX))
+        webp = io.BytesIO()
+        picture.save(webp, "webp", lossless=chart, quality=_CHART_EFFORT if chart else _TISSUE_QUALITY)
+        return f"data:image/webp;base64,{base64.b64encode(webp.getvalue()).decode()}"
 
     @property
     def least_width(self) -> int:
@@ -117,20 +125,6 @@ class Picture:
         with Image.open(io.BytesIO(self.content)) as opened:
             drawn = opened.width * 96 / opened.info.get("dpi", (_DPI, _DPI))[0]
         return min(round(_LEAST_SHARE * drawn), _PAGE_WIDTH)
-
-
-def _small(png: bytes) -> tuple[str, bytes]:
-    """Format and content of a picture for a page."""
-    with Image.open(io.BytesIO(png)) as opened:
-        picture = opened.convert("RGB")
-    if max(picture.size) > _LONGEST_PX:
-        return "png", png
-    chart = picture.getcolors(_CHART_COLOURS) is not None
-    if not chart:
-        picture.thumbnail((_PAGE_PX, _LONGEST_PX))
-    webp = io.BytesIO()
-    picture.save(webp, "webp", lossless=chart, quality=_CHART_EFFORT if chart else _TISSUE_QUALITY)
-    return "webp", webp.getvalue()
 
 
 @dataclass(frozen=True)
@@ -155,22 +149,19 @@ class Table:
     @property
     def columns(self) -> list[_Column]:
         """Names of the columns, and which of them hold numbers."""
-        cells = [[str(cell) for cell in self.frame.iloc[:, i]] for i in range(self.frame.shape[1])]
-        return [
-            _Column(str(name), _numeric(own), any(len(cell) > _LONG_CELL for cell in own))
-            for name, own in zip(self.frame.columns, cells, strict=True)
-        ]
+        found = []
+        for i, name in enumerate(self.frame.columns):
+            cells = [str(cell) for cell in self.frame.iloc[:, i]]
+            filled = [cell for cell in cells if cell not in ("", "–", "nan")]
+            numeric = bool(filled) and all(_NUMBER.fullmatch(cell) for cell in filled)
+            found.append(_Column(str(name), numeric, any(len(cell) > _LONG_CELL for cell in cells)))
+        return found
 
     @property
     def rows(self) -> list[list[tuple[_Column, object]]]:
         """Cells with their column."""
         columns = self.columns
         return [list(zip(columns, row, strict=True)) for row in self.frame.itertuples(index=False)]
-
-
-def _numeric(cells: Sequence[str]) -> bool:
-    filled = [cell for cell in cells if cell not in ("", "–", "nan")]
-    return bool(filled) and all(_NUMBER.fullmatch(cell) for cell in filled)
 
 
 @dataclass(frozen=True)

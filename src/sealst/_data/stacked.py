@@ -36,7 +36,15 @@ class Stacked:
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
-            return self._slice(key)
+            start, stop, step = key.indices(len(self))
+            if step != 1:
+                return self[np.arange(start, stop, step)]
+            begins = self._ends - [len(part) for part in self._parts]
+            inside = [(max(0, start - begin), max(0, stop - begin)) for begin in begins]
+            found = [part[a:b] for part, (a, b) in zip(self._parts, inside, strict=True) if a < min(b, len(part))]
+            if len(found) == 1:
+                return found[0]
+            return np.concatenate(found) if found else self._empty((0, *self.shape[1:]), dtype=self.dtype)
         rows, *others = (np.asarray(axis) for axis in (key if isinstance(key, tuple) else (key,)))
         out = self._empty((len(rows), *self.shape[1 + len(others) :]), dtype=self.dtype)
         owner = np.searchsorted(self._ends, rows, side="right")
@@ -47,14 +55,3 @@ class Stacked:
             local = rows[mine] - (self._ends[i] - len(self._parts[i]))
             out[mine] = self._parts[i][(local, *(axis[mine] for axis in others)) if others else local]
         return out
-
-    def _slice(self, key: slice) -> Any:
-        start, stop, step = key.indices(len(self))
-        if step != 1:
-            return self[np.arange(start, stop, step)]
-        begins = self._ends - [len(part) for part in self._parts]
-        inside = [(max(0, start - begin), max(0, stop - begin)) for begin in begins]
-        found = [part[a:b] for part, (a, b) in zip(self._parts, inside, strict=True) if a < min(b, len(part))]
-        if len(found) == 1:
-            return found[0]
-        return np.concatenate(found) if found else self._empty((0, *self.shape[1:]), dtype=self.dtype)

@@ -12,7 +12,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst._core.space.geometry import CropSpec, apply_affine, inside_fraction, similarity_scale, square_boxes
-from sealst._data.crops.chunks import prefetch
+from sealst._data.crops.reader import prefetch
 from sealst._data.crops.source import CropSource, iter_source
 from sealst._errors import DataError, OrderError, ScaleError
 from sealst._keys import Keys

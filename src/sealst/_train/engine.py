@@ -135,22 +135,6 @@ def _trainer(
     return L.Trainer(**({"logger": False, "log_every_n_steps": 1} | given | options))
 
 
-@contextmanager
-def _plain_errors(run: Run) -> Iterator[None]:
-    """Say what a dead worker means."""
-    try:
-        yield
-    except RuntimeError as error:
-        # An error inside a living worker names "DataLoader worker process" and brings a traceback of its own.
-        if "DataLoader worker (pid" not in str(error):
-            raise
-        mend = "Run the same call with `resume=True`" if run.folder is not None else "Run again"
-        raise DataError(
-            f"A worker process of the loader died ({str(error).partition(chr(10))[0]}); often memory ran out. {mend}, "
-            "with fewer `params.num_workers`."
-        ) from error
-
-
 def run_stages(
     model: Any,
     params: TrainParams,
@@ -219,8 +203,18 @@ def run_stages(
                 # Of several batches, all but the last divide among the processes.
                 shares = InOrder(len(held_out), min(batch // world * world, len(held_out)), rank=rank, world=world)
                 validation = _loader(held_out, shares, params, device)
-            with interruptible(), _plain_errors(run):
-                trainer.fit(stage, _loader(data, sampler, params, device), validation)
+            try:
+                with interruptible():
+                    trainer.fit(stage, _loader(data, sampler, params, device), validation)
+            except RuntimeError as error:
+                # An error inside a living worker names "DataLoader worker process" and brings a traceback of its own.
+                if "DataLoader worker (pid" not in str(error):
+                    raise
+                mend = "Run the same call with `resume=True`" if run.folder is not None else "Run again"
+                raise DataError(
+                    f"A worker process of the loader died ({str(error).partition(chr(10))[0]}); often memory ran out. "
+                    f"{mend}, with fewer `params.num_workers`."
+                ) from error
         best.restore(model)
 
     with quiet_lightning():

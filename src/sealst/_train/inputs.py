@@ -14,8 +14,17 @@ import torch
 from sealst._core.device import training_autocast
 from sealst._data.crops.source import CropSource, fits_memory, gather_crops
 from sealst._data.stacked import Stacked
-from sealst._data.tokens.store import Entry, is_complete, no_room_advice, stacked_tokens, touch
-from sealst._data.tokens.trunk import Trunk, crops_digest, source_digest, token_bytes
+from sealst._data.tokens import (
+    Entry,
+    Trunk,
+    crops_digest,
+    is_complete,
+    no_room_advice,
+    source_digest,
+    stacked_tokens,
+    token_bytes,
+    touch,
+)
 from sealst._errors import DataError
 from sealst._logging import logger, progress
 from sealst._settings import settings

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -14,13 +13,16 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from sealst._core.images import to_images
+from sealst._core.device import to_images, training_autocast
 from sealst._core.losses.domain import reverse_gradient
 from sealst._core.losses.masking import add_noise, mask_genes
 from sealst._core.losses.registry import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION, kl_with_flows, mse
 from sealst._core.scores.metrics import gene_pearson, recall_at_k, retrieval_ranks
+from sealst._core.scores.probes import ridge_probe
 from sealst._core.seeds import mixed_seed
 from sealst._data.augment import AUGMENTATIONS
+from sealst._data.dataset import Draw, PairDataset
+from sealst._logging import logger
 from sealst._train.params import TrainParams
 
 Batch = dict[str, torch.Tensor]
@@ -29,46 +31,13 @@ Batch = dict[str, torch.Tensor]
 MAX_POOL = 20_000
 
 
-class AlignmentModel(Protocol):
-    """What training needs of a model."""
-
-    encoder: Any
-    gene_encoder: Any
-    image_head: Any
-    image_projection: Any
-    gene_projection: Any
-    organ_embedding: Any
-    dim: int
-    n_trunk: int
-    device: torch.device
-    panel: Any
-    panel_mean: torch.Tensor
-    panel_std: torch.Tensor
-
-    def standardise(self, x: torch.Tensor) -> torch.Tensor:
-        """log1p-CP10k → z-scores."""
-        ...
-
-    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """All parameters."""
-        ...
-
-    def trained_state(self) -> dict[str, torch.Tensor]:
-        """Everything that training changes."""
-        ...
-
-    def rates(self) -> Mapping[str, float]:
-        """Learning rates of parameters relative to that of the run, where they are not 1."""
-        ...
-
-
 class Stage(L.LightningModule, ABC):
-    """Optimiser, schedule and logging that both stages share."""
+    """Optimiser, schedule and logging that both stages share; `model` is a `SealNet`, of a layer beside this one."""
 
     #: its name in the log
     name: str
 
-    def __init__(self, model: AlignmentModel, params: TrainParams, lr: float, total_steps: int, seed: int = 0) -> None:
+    def __init__(self, model: Any, params: TrainParams, lr: float, total_steps: int, seed: int = 0) -> None:
         super().__init__()
         self.model, self.params, self.lr, self.total_steps, self.seed = model, params, lr, total_steps, seed
         self.reconstruct = (RECONSTRUCTION | COUNT_RECONSTRUCTION)[params.reconstruction]
@@ -196,7 +165,7 @@ class AlignStage(Stage):
     name = "align"
 
     def __init__(
-        self, model: AlignmentModel, params: TrainParams, lr: float, total_steps: int, seed: int = 0, n_domains: int = 0
+        self, model: Any, params: TrainParams, lr: float, total_steps: int, seed: int = 0, n_domains: int = 0
     ) -> None:
         super().__init__(model, params, lr, total_steps, seed)
         self.contrast = CONTRASTIVE[params.contrastive]
@@ -310,3 +279,49 @@ class Discriminator(nn.Sequential):
 
     def __init__(self, dim: int, n_domains: int) -> None:
         super().__init__(nn.LayerNorm(dim), nn.Linear(dim, 256), nn.ReLU(), nn.Linear(256, n_domains))
+
+
+#: spots that the frozen encoder's probe is fitted on, at most
+_PROBE_SPOTS = 5000
+_BATCH = 64
+
+
+def frozen_baseline(
+    model: Any, train: PairDataset, held_out: PairDataset, *, groups: np.ndarray, seed: int, precision: str = "auto"
+) -> dict[str, float]:
+    """Held-out gene Pearson of a ridge probe on the frozen encoder: the line to beat, by metric.
+
+    `precision` is that of the training, as Lightning calls it.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(len(train), min(len(train), _PROBE_SPOTS), replace=False))
+    known = np.ones(train.expression.shape[1], bool)
+    for data in (train, held_out):
+        if data.measured is not None:
+            known &= data.measured.table.all(0)
+    if not known.any():
+        return {}
+    with model.frozen_encoder():
+        x, z = (
+            _embedded(model, data, r, precision) for data, r in ((train, rows), (held_out, np.arange(len(held_out))))
+        )
+    probe = ridge_probe(x, train.expression[rows][:, known], z, groups=groups[rows])
+    found = float(np.nanmean(gene_pearson(np.asarray(probe.predictions), held_out.expression[:, known])))
+    logger.info("frozen encoder with a ridge probe: held-out gene Pearson %.4f, the line to beat", found)
+    return {"pearson": found}
+
+
+def _embedded(model: Any, data: PairDataset, rows: np.ndarray, precision: str) -> np.ndarray:
+    """Embeddings of some spots' first view, by the encoder as it is."""
+    model.eval()
+    out = []
+    with torch.inference_mode(), training_autocast(model.device, precision):
+        for start in range(0, len(rows), _BATCH):
+            part = rows[start : start + _BATCH]
+            batch = data[Draw(part, np.zeros(len(part), dtype=int))]
+            if "tokens" in batch:
+                z = model.encoder.tail(batch["tokens"].to(model.device).float(), model.n_trunk)
+            else:
+                z = model.encoder(to_images(batch["crops"], model.device))
+            out.append(z.float().cpu().numpy())
+    return np.concatenate(out)

@@ -15,14 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 
-from sealst._core.scores.survival import cox_loss
+from sealst._core.scores.slides import cox_loss
 from sealst._core.seeds import mixed_seed, seeded
 from sealst._data.bags.memory import BagDataset, BagStore, Sample
 from sealst._data.dataset import as_is
 from sealst._errors import DataError
 from sealst._train.callbacks import EarlyStopping
 from sealst._train.engine import interruptible, quiet_lightning
-from sealst._train.slide_params import SlideParams
+from sealst._train.params import SlideParams
 
 CLASSIFICATION, REGRESSION, SURVIVAL = "classification", "regression", "survival"
 TASKS = (CLASSIFICATION, REGRESSION, SURVIVAL)
@@ -52,7 +52,11 @@ class Job:
         return np.concatenate([self.learn, self.watch])
 
 
-def _classification(job: Job, params: SlideParams) -> Loss:
+def _loss_of(job: Job, params: SlideParams) -> Loss:
+    if job.task == REGRESSION:
+        return lambda out, label: F.mse_loss(out[:, 0], label.to(out.dtype))
+    if job.task == SURVIVAL:
+        return lambda out, label: cox_loss(out[:, 0], label[:, 0], label[:, 1] > 0)
     counts = np.bincount(job.labels[job.learn].astype(int), minlength=job.n_classes)
     weights = len(job.learn) / (job.n_classes * counts) if params.balance else np.ones(job.n_classes)
     shares = torch.as_tensor(weights, dtype=torch.float32)
@@ -63,21 +67,6 @@ def _classification(job: Job, params: SlideParams) -> Loss:
         return (each * shares.to(out.device)[label.long()]).mean()
 
     return loss
-
-
-def _regression(job: Job, params: SlideParams) -> Loss:
-    return lambda out, label: F.mse_loss(out[:, 0], label.to(out.dtype))
-
-
-def _survival(job: Job, params: SlideParams) -> Loss:
-    return lambda out, label: cox_loss(out[:, 0], label[:, 0], label[:, 1] > 0)
-
-
-_LOSSES: dict[str, Callable[[Job, SlideParams], Loss]] = {
-    CLASSIFICATION: _classification,
-    REGRESSION: _regression,
-    SURVIVAL: _survival,
-}
 
 
 class SlideStage(L.LightningModule):
@@ -178,17 +167,31 @@ def fit_net(net: Any, job: Job, params: SlideParams, *, arrange: Callable[..., n
     if len(job.watch) and params.patience is not None:
         watch = make(job.watch, labels[job.watch], max_tiles=None)
         watched = DataLoader(watch, batch_size=math.ceil(len(learn) / steps), collate_fn=collate)
-    stage = SlideStage(net, _LOSSES[job.task](job, params), params, arrange=arrange, classes=job.task == CLASSIFICATION)
+    stage = SlideStage(net, _loss_of(job, params), params, arrange=arrange, classes=job.task == CLASSIFICATION)
     log, best = _Log(learn), EarlyStopping("score", params.patience)
     device = net.device
     with quiet_lightning(), interruptible(), seeded(mixed_seed(job.seed, "fit") % 2**32):
-        _trainer(params, device, [log, best]).fit(stage, loader, watched)
+        trainer = L.Trainer(
+            accelerator={"cuda": "gpu"}.get(device.type, device.type),
+            devices=[device.index] if device.type == "cuda" and device.index is not None else 1,
+            max_epochs=params.epochs,
+            gradient_clip_val=params.clip_norm,
+            callbacks=[log, best],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(stage, loader, watched)
     net.to(device)
     if best.weights:
         net.load_state_dict(best.weights)
     net.eval()
     if job.task == SURVIVAL:
-        _centre_risk(net, job)
+        # Log risks are known up to a constant: make their mean over training slides 0.
+        risks = [net.predict(bag.features, bag.xy).value[0] for bag in (job.store[int(row)] for row in job.rows)]
+        net.out_centre.fill_(-float(np.mean(risks)))
     return log.epochs
 
 
@@ -235,24 +238,3 @@ def _prepare(net: Any, job: Job) -> np.ndarray:
     net.out_centre.fill_(float(known.mean()))
     net.out_scale.fill_(scale)
     return (job.labels - known.mean()) / scale
-
-
-def _centre_risk(net: Any, job: Job) -> None:
-    """Log risks are known up to a constant: make their mean over training slides 0."""
-    risks = [net.predict(bag.features, bag.xy).value[0] for bag in (job.store[int(row)] for row in job.rows)]
-    net.out_centre.fill_(-float(np.mean(risks)))
-
-
-def _trainer(params: SlideParams, device: torch.device, callbacks: list[L.Callback]) -> L.Trainer:
-    return L.Trainer(
-        accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=[device.index] if device.type == "cuda" and device.index is not None else 1,
-        max_epochs=params.epochs,
-        gradient_clip_val=params.clip_norm,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )

@@ -1,7 +1,7 @@
 """Encoders and the SEAL model."""
 
 from sealst._core.space.geometry import CropSpec
-from sealst.models._adapters.adapters import (
+from sealst.models._adapters import (
     Adapter,
     BlocksParams,
     BottleneckParams,
@@ -10,20 +10,22 @@ from sealst.models._adapters.adapters import (
     LoraParams,
 )
 from sealst.models._encoders.build import build_encoder
-from sealst.models._encoders.encoder import Encoder
-from sealst.models._encoders.image_model import ImageModel
-from sealst.models._encoders.registry import list_encoders
+from sealst.models._encoders.encoder import Encoder, ImageModel
+from sealst.models._encoders.records import list_encoders
 from sealst.models._encoders.spec import EncoderSpec
-from sealst.models._genes.base import GeneEncoderParams
-from sealst.models._genes.mlp import GeneMAEParams, GeneMLPParams
-from sealst.models._genes.transformer import GeneTransformerParams
-from sealst.models._genes.vae import GeneVAE, GeneVAEParams
+from sealst.models._genes import (
+    GeneEncoderParams,
+    GeneMAEParams,
+    GeneMLPParams,
+    GeneTransformerParams,
+    GeneVAE,
+    GeneVAEParams,
+)
 from sealst.models._seal.heads import HeadParams, ProjectionParams
 from sealst.models._seal.official import load_official
 from sealst.models._seal.seal import SealModel, load
 from sealst.models._slides.aggregators import list_aggregators
-from sealst.models._slides.model import SlideModel, SlideSpec, load_slide
-from sealst.models._slides.net import SlideNet, SlideOutput
+from sealst.models._slides.model import SlideModel, SlideNet, SlideOutput, SlideSpec, load_slide
 
 __all__ = [
     "Adapter",

@@ -19,7 +19,7 @@ from matplotlib.textpath import TextPath
 from spatialdata import SpatialData
 
 from sealst import _section
-from sealst._core.genes.near_names import near_names
+from sealst._core.genes.names import near_names
 from sealst._core.scores.metrics import gene_pearson
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._files import complete_file

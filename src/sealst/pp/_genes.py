@@ -8,8 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from sealst._core.genes.names import is_control
-from sealst._core.genes.near_names import near_names
+from sealst._core.genes.names import is_control, near_names
 from sealst._core.genes.panel import MIN_STD, GenePanel
 from sealst._docs import documented
 from sealst._errors import DataError, PanelError

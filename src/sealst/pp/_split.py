@@ -11,8 +11,8 @@ from anndata import AnnData
 from spatialdata.transformations import get_transformation
 
 from sealst import _section
+from sealst._core import splits
 from sealst._core.space import lattice
-from sealst._core.splits import spots as splits
 from sealst._docs import documented
 from sealst._errors import DataError, LeakError, ScaleError
 from sealst._html import as_html

@@ -1,10 +1,9 @@
 """Train, embed, predict, retrieve, evaluate."""
 
-from sealst._core.scores.protocols import Protocol
+from sealst._core.scores.probes import Protocol
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._evaluation import Evaluation
-from sealst._train.params import TrainParams
-from sealst._train.slide_params import SlideParams
+from sealst._train.params import SlideParams, TrainParams
 from sealst.tl._cache import clear_cache
 from sealst.tl._embed.embed import embed
 from sealst.tl._embed.predict import predict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sealst._data.tokens.store import clear
+from sealst._data.tokens import clear
 from sealst._logging import logger
 from sealst._train.inputs import token_root
 from sealst._validate import check_positive

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sealst._core.genes import near_names as module
-from sealst._core.genes.names import human_table
-from sealst._core.genes.near_names import near_names
+from sealst._core.genes import names as module
+from sealst._core.genes.names import human_table, near_names
 
 PANEL = ["ERBB2", "HERC2", "MKI67", "CCN2", "EPCAM", "Vim"]
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from sealst._core.scores.agreement import agreement
-from sealst._core.search.votes import nearest_votes
+from sealst._core.scores.genes import agreement
+from sealst._core.search.queries import nearest_votes
 from sealst._errors import DataError
 
 
@@ -81,7 +81,7 @@ def test_votes_are_the_formula(balance: bool) -> None:
 
 
 def test_blocks_and_order_of_the_reference_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sealst._core.search import votes
+    from sealst._core.search import queries
 
     rng = np.random.default_rng(0)
     query, pool, codes = rng.normal(size=(9, 4)), rng.normal(size=(20, 4)), np.arange(20) % 2
@@ -91,7 +91,7 @@ def test_blocks_and_order_of_the_reference_change_nothing(monkeypatch: pytest.Mo
     options = {"n_labels": 2, "n_neighbors": 3, "temperature": 1e-3}
     whole = nearest_votes(query, pool, codes, **options)
     np.testing.assert_allclose(whole, 0.5)
-    monkeypatch.setattr(votes, "_BLOCK", 45)
+    monkeypatch.setattr(queries, "_BLOCK", 45)
     order = rng.permutation(20)
     np.testing.assert_allclose(nearest_votes(query, pool[order], codes[order], **options), whole)
 

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealst._core.scores.metrics import retrieval_ranks
-from sealst._core.scores.near_hits import near_chance, near_ranks, near_recall
+from sealst._core.scores.metrics import near_chance, near_ranks, near_recall, retrieval_ranks
 
 
 @given(st.integers(3, 20), st.integers(0, 2**16))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealst._core.scores.survival import concordance, cox_loss, ipcw_index
+from sealst._core.scores.slides import concordance, cox_loss, ipcw_index
 
 pytest.importorskip("sksurv")
 

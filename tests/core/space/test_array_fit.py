@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealst._core.space.array_fit import fit_array
+from sealst._core.space.lattice import fit_array
 
 ROW, COL = (a.ravel() for a in np.mgrid[:20, :20])
 UM = np.column_stack([COL * 50.0, ROW * 86.60254])[(ROW + COL) % 2 == 0]

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealst._core.space.binning import block_centres, mean_by_bin, merge_bins, sum_rows
+from sealst._core.space.pooling import block_centres, mean_by_bin, merge_bins, sum_rows
 
 
 @given(st.integers(1, 9), st.integers(1, 60), st.integers(0, 2**16))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealst._data.crops import chunks as chunks_module
+from sealst._data.crops import reader as chunks_module
 from sealst._data.crops.reader import iter_crops, read_crops
 
 

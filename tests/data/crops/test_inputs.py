@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sealst._data.crops import source as store
-from sealst._data.crops.chunks import prefetch
+from sealst._data.crops.reader import prefetch
 from sealst._data.crops.source import CropSource, gather_crops
 from sealst._data.dataset import Draw, PairDataset, as_is
 

@@ -10,9 +10,9 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from sealst.models import BlocksParams, LoraParams, build_encoder
-from sealst.models._adapters.adapters import add_adapter
+from sealst.models._adapters import add_adapter
 from sealst.models._encoders import encoder as encoder_module
-from sealst.models._encoders.class_token import class_token, gives_class_token
+from sealst.models._encoders.blocks import class_token, gives_class_token
 
 TINY = "vit_tiny_patch16_224"
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 import sealst as sl
 from sealst._core.seeds import seeded
 from sealst.models._encoders.build import build_from_spec
-from sealst.models._encoders.convert import convert
-from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.records import REGISTRY
+from sealst.models._encoders.weights import convert
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,11 +9,11 @@ import timm
 import torch
 
 import sealst as sl
-from sealst._core.images import to_images
+from sealst._core.device import to_images
 from sealst.models import LoraParams, build_encoder
-from sealst.models._adapters.adapters import add_adapter
+from sealst.models._adapters import add_adapter
 from sealst.models._encoders.blocks import block_layers
-from sealst.models._encoders.digests import weights_hash
+from sealst.models._encoders.encoder import weights_hash
 
 TINY = "vit_tiny_patch16_224"
 WITH_REGISTERS = "vit_small_patch14_reg4_dinov2"

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 import sealst as sl
 from sealst.models import EncoderSpec, build_encoder
 from sealst.models._encoders.build import build_from_spec
-from sealst.models._encoders.digests import weights_hash
-from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.encoder import weights_hash
+from sealst.models._encoders.records import REGISTRY
 
 SECRET = "hf_doNotShowThisToken"
 

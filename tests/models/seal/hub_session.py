@@ -34,7 +34,7 @@ import sealst as sl  # noqa: E402
 from sealst._core.seeds import seeded  # noqa: E402
 from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel  # noqa: E402
 from sealst.models._encoders.build import build_from_spec  # noqa: E402
-from sealst.models._encoders.registry import REGISTRY  # noqa: E402
+from sealst.models._encoders.records import REGISTRY  # noqa: E402
 
 torch.set_num_threads(1)
 REPORT: dict[str, Any] = {}

@@ -20,10 +20,10 @@ from PIL import Image
 
 import sealst as sl
 from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel, build_encoder
-from sealst.models._adapters.adapters import resolve_adapter
+from sealst.models._adapters import resolve_adapter
 from sealst.models._encoders.build import build_from_spec
-from sealst.models._encoders.digests import weights_hash
-from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.encoder import weights_hash
+from sealst.models._encoders.records import REGISTRY
 from sealst.models._seal.export import POOLER_FILE
 
 CNNS = ("resnet18", "tf_efficientnet_lite0")

@@ -286,7 +286,7 @@ def test_fingerprint_counts_only_what_changes_embeddings(model, changes, same):
 def test_base_weights_can_be_named_when_they_have_moved(panel, crops, small, tmp_path, monkeypatch):
     from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel
     from sealst.models._encoders.build import build_from_spec
-    from sealst.models._encoders.registry import REGISTRY
+    from sealst.models._encoders.records import REGISTRY
 
     spec = small(REGISTRY["conch"])
     save_file(build_from_spec(spec, pretrained=False).vit.state_dict(), tmp_path / "conch.safetensors")

@@ -19,10 +19,9 @@ import sealst as sl
 from sealst._core.seeds import seeded
 from sealst.models import CropSpec, GeneVAE, GeneVAEParams, HeadParams, LoraParams, SealModel
 from sealst.models._encoders.build import build_from_spec
-from sealst.models._encoders.digests import weights_hash
+from sealst.models._encoders.encoder import weights_hash
 from sealst.models._seal.heads import image_head
-from sealst.models._seal.official import RELEASES, Release, load_release
-from sealst.models._seal.official_layout import OMICS, VISION_HEAD, file_names
+from sealst.models._seal.official import OMICS, RELEASES, VISION_HEAD, Release, file_names, load_release
 
 KEYS = ("conch", "uni2-h")
 N_GENES, HIDDEN, HEAD = 12, (20, 10), 8

@@ -11,8 +11,7 @@ from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._core.seeds import seeded
 from sealst._errors import CheckpointError, DataError
 from sealst.models._slides.aggregators import AGGREGATORS, build_aggregator
-from sealst.models._slides.model import SlideModel, SlideSpec
-from sealst.models._slides.net import SlideNet
+from sealst.models._slides.model import SlideModel, SlideNet, SlideSpec
 
 pytest.importorskip("torchmil")
 DIM, N = 6, 11

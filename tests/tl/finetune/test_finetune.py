@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sealst as sl
-from sealst._train.recipe import choose
+from sealst._train.params import choose
 
 
 def two(ready):

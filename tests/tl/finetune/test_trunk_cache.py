@@ -19,7 +19,7 @@ import sealst as sl
 from sealst._data.crops import source as store
 from sealst._train.inputs import CacheCost, may_cache, use_trunk_cache
 from sealst.models import build_encoder
-from sealst.models._adapters.adapters import add_adapter, resolve_adapter
+from sealst.models._adapters import add_adapter, resolve_adapter
 from sealst.models._encoders.encoder import Encoder
 
 GIB = 2**30
@@ -72,7 +72,7 @@ def test_runs_share_the_tokens_of_each_section(ready, finetune, fast, cache, tru
 
 
 def test_tokens_and_the_line_to_beat_are_in_the_precision_of_the_training(ready, finetune, fast, cache, monkeypatch):
-    from sealst._train import baseline as _baseline
+    from sealst._train import module as _baseline
 
     seen = []
     probe = _baseline.ridge_probe
@@ -106,7 +106,7 @@ def test_large_collections_are_read_section_by_section_with_the_same_result(read
 
 
 def test_killed_run_goes_on(ready, finetune, fast, cache, monkeypatch, trunk_images):
-    from sealst._data.tokens import store as token_store
+    from sealst._data import tokens as token_store
 
     monkeypatch.setattr(token_store, "BLOCK", 16)
     a = ready(section="a", patient="a")

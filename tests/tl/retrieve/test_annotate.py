@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 import sealst as sl
 from sealst._core.genes.panel import GenePanel
-from sealst._core.search.votes import nearest_votes
+from sealst._core.search.queries import nearest_votes
 from sealst._core.seeds import seeded
 from sealst._errors import DataError, MissingKeyError, OrderError, PanelError, SealstWarning
 from sealst.models import CropSpec, GeneVAEParams, LoraParams, SealModel, build_encoder

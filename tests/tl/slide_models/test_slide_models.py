@@ -283,7 +283,7 @@ def labels_for(bags: sl.io.Bags, **columns: Any) -> pd.DataFrame:
 
 
 def test_test_slides_are_never_subsampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sealst.models._slides.net import SlideNet
+    from sealst.models._slides.model import SlideNet
 
     seen: list[int] = []
     predict = SlideNet.predict

@@ -16,7 +16,7 @@ import sealst as sl
 from sealst._data.bags.parts import run_folder
 from sealst._data.crops.reader import read_crops
 from sealst._section import affine, image_levels
-from sealst.models._encoders.digests import base_name
+from sealst.models._encoders.encoder import base_name
 from sealst.tl._slides import slides as _slides
 from sealst.tl._slides import work as _slide_work
 from sealst.tl._slides.job import opened

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import gzip
 import os
@@ -121,23 +122,34 @@ def parse_table(frame: pd.DataFrame, *, source: str) -> GeneTable:
     upper = pd.Series([symbol.upper() for symbol in symbols])
     if upper.duplicated().any():
         raise DataError(f"Symbols occur twice in the gene table ({source}): {listed(upper[upper.duplicated()])}.")
-    values = {
-        key: [()] * len(symbols) if columns[key] is None else _split_cells(frame[columns[key]])
-        for key in ("ensembl", "previous", "aliases")
-    }
+    values: dict[str, list[tuple[str, ...]]] = {}
+    for key in ("ensembl", "previous", "aliases"):
+        cells = [""] * len(symbols) if columns[key] is None else frame[columns[key]].fillna("").astype(str)
+        values[key] = [tuple(part.strip() for part in cell.split("|") if part.strip()) for cell in cells]
+    ensembl: dict[str, tuple[str, ...]] = {}
+    first: dict[str, set[str]] = defaultdict(set)
+    other: dict[str, set[str]] = defaultdict(set)
+    for symbol, several in zip(symbols, values["ensembl"], strict=True):
+        ids = tuple(ensembl_id(one) for one in several)
+        if not all(ids):
+            raise DataError(
+                f"The gene table ({source}) gives {symbol!r} the Ensembl ids {listed(several)}; expected gene ids such "
+                "as 'ENSG00000141736', joined by '|'."
+            )
+        if ids:
+            ensembl[symbol] = ids
+        for i, one in enumerate(ids):
+            (other if i else first)[one].add(symbol)
+    # A gene's first id counts more than its others; one that several genes claim is nobody's.
+    claims = {**other, **first}
     return GeneTable(
         source=source,
         current=dict(zip(upper, symbols, strict=True)),
-        ensembl=_ids_by_symbol(symbols, values["ensembl"], source),
-        by_id=_by_id(symbols, values["ensembl"]),
+        ensembl=ensembl,
+        by_id={one: next(iter(genes)) for one, genes in claims.items() if len(genes) == 1},
         previous=_by_name(symbols, values["previous"]),
         aliases=_by_name(symbols, values["aliases"]),
     )
-
-
-def _split_cells(column: pd.Series) -> list[tuple[str, ...]]:
-    cells = column.fillna("").astype(str)
-    return [tuple(part.strip() for part in cell.split("|") if part.strip()) for cell in cells]
 
 
 def ensembl_id(name: str) -> str:
@@ -150,31 +162,6 @@ def ensembl_id(name: str) -> str:
     """
     match = _ENSEMBL.match(name)
     return match.group(1) if match else ""
-
-
-def _ids_by_symbol(symbols: Sequence[str], ids: Sequence[tuple[str, ...]], source: str) -> dict[str, tuple[str, ...]]:
-    found = {}
-    for symbol, several in zip(symbols, ids, strict=True):
-        plain = tuple(ensembl_id(one) for one in several)
-        if not all(plain):
-            raise DataError(
-                f"The gene table ({source}) gives {symbol!r} the Ensembl ids {listed(several)}; expected gene ids such "
-                "as 'ENSG00000141736', joined by '|'."
-            )
-        if plain:
-            found[symbol] = plain
-    return found
-
-
-def _by_id(symbols: Sequence[str], ids: Sequence[tuple[str, ...]]) -> dict[str, str]:
-    """Symbol by id, left out where several genes claim it; a gene's first id counts more than its others."""
-    first: dict[str, set[str]] = defaultdict(set)
-    other: dict[str, set[str]] = defaultdict(set)
-    for symbol, several in zip(symbols, ids, strict=True):
-        for i, one in enumerate(several):
-            (other if i else first)[ensembl_id(one)].add(symbol)
-    claims = {**other, **first}
-    return {one: next(iter(genes)) for one, genes in claims.items() if len(genes) == 1}
 
 
 def _by_name(symbols: Sequence[str], names: Sequence[tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -332,3 +319,76 @@ def placeholder_names(n: int) -> tuple[str, ...]:
     ('unnamed_0001', 'unnamed_0002')
     """
     return tuple(f"unnamed_{i:04d}" for i in range(1, n + 1))
+
+
+#: names of proteins and stains that a pathology report uses, and the symbol of the gene; letters and digits alone
+_PROTEINS = {
+    "ASMA": "ACTA2",
+    "CD8": "CD8A",
+    "CD20": "MS4A1",
+    "CD31": "PECAM1",
+    "CD45": "PTPRC",
+    "CD56": "NCAM1",
+    "CD79": "CD79A",
+    "CD117": "KIT",
+    "CD138": "SDC1",
+    "CK5": "KRT5",
+    "CK56": "KRT5",
+    "CK7": "KRT7",
+    "CK8": "KRT8",
+    "CK14": "KRT14",
+    "CK18": "KRT18",
+    "CK19": "KRT19",
+    "CK20": "KRT20",
+    "CYCLIND1": "CCND1",
+    "ECADHERIN": "CDH1",
+    "ER": "ESR1",
+    "ERALPHA": "ESR1",
+    "HER2": "ERBB2",
+    "HER2NEU": "ERBB2",
+    "HER3": "ERBB3",
+    "KI67": "MKI67",
+    "NEU": "ERBB2",
+    "P16": "CDKN2A",
+    "P21": "CDKN1A",
+    "P40": "TP63",
+    "P53": "TP53",
+    "P63": "TP63",
+    "PD1": "PDCD1",
+    "PDL1": "CD274",
+    "PDL2": "PDCD1LG2",
+    "PR": "PGR",
+    "PSA": "KLK3",
+    "SMA": "ACTA2",
+    "TIM3": "HAVCR2",
+    "TTF1": "NKX2-1",
+    "VIMENTIN": "VIM",
+}
+
+
+def near_names(unknown: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Known names, spelled as they are, that the first unknown ones may stand for: the sure first, then by spelling.
+
+    Parameters
+    ----------
+    unknown
+        Names that were not found; the first five are looked at.
+    known
+        Names that exist; case does not matter, and of names that differ only in case the first one counts.
+
+    Examples
+    --------
+    >>> near_names(["HER2", "Ki-67", "EPCAN"], ["ERBB2", "MKI67", "EPCAM", "VIM"])
+    ['ERBB2', 'MKI67', 'EPCAM']
+    """
+    names: dict[str, str] = {}
+    for name in known:
+        names.setdefault(str(name).upper(), str(name))
+    asked = [str(name).strip().upper() for name in unknown[:5]]
+    meant: dict[str, None] = {}
+    for name in asked:
+        protein = _PROTEINS.get("".join(filter(str.isalnum, name)))
+        symbols = [protein] if protein else [symbol.upper() for symbol in human_table().lookup(name)]
+        meant |= dict.fromkeys(symbol for symbol in symbols if symbol in names)
+    alike = {close for name in asked for close in difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)}
+    return [names[name] for name in (*meant, *sorted(alike - set(meant)))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import os
 import re
 from collections import Counter
@@ -17,9 +18,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from sealst._core.genes.near_names import near_names
-from sealst._core.genes.panel_io import read_panel, write_panel
+from sealst._core.genes.names import near_names
 from sealst._errors import PanelError
+from sealst._files import write_text
 from sealst._logging import warn
 from sealst._validate import listed
 
@@ -29,6 +30,10 @@ MIN_STD = 1e-3
 #: names in place of those that are not known; no gene is called so
 _UNNAMED = re.compile(r"unnamed_\d{4,}", re.IGNORECASE)
 _ENSEMBL_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
+#: columns of a panel's file
+_COLUMNS = ("gene", "ensembl", "mean", "std")
+#: further one, where sections measure different genes: one digit per section, 1 where it measures the gene
+_MEASURED = "measured"
 
 
 def check_named(genes: Sequence[str]) -> None:
@@ -103,11 +108,27 @@ class GenePanel:
     def __post_init__(self) -> None:
         for name in ("genes", "ensembl", "sections"):
             object.__setattr__(self, name, tuple(str(v) for v in getattr(self, name)))
-        _check_genes(self.genes)
+        if not self.genes:
+            raise PanelError("A gene panel needs at least one gene, found none.")
+        seen: dict[str, str] = {}
+        for i, gene in enumerate(self.genes):
+            if not gene.strip() or gene != gene.strip() or re.search(r"[\t\r\n]", gene):
+                raise PanelError(f"Gene {i + 1} of the panel, {gene!r}, is empty or holds white space around it.")
+            if gene.upper() in seen:
+                raise PanelError(
+                    f"Gene {gene!r} occurs twice in the panel (also as {seen[gene.upper()]!r}); genes must be unique."
+                )
+            seen[gene.upper()] = gene
         if self.ensembl and len(self.ensembl) != len(self.genes):
             raise PanelError(f"`ensembl` has {len(self.ensembl)} ids, expected none or one per gene ({len(self)}).")
         for name in ("mean", "std"):
-            object.__setattr__(self, name, _statistic(name, getattr(self, name), len(self.genes)))
+            array = np.array(getattr(self, name), dtype=np.float32)
+            if array.shape != (len(self),):
+                raise PanelError(f"`{name}` must have one value per gene, ({len(self)},), found shape {array.shape}.")
+            if not np.isfinite(array).all():
+                raise PanelError(f"`{name}` holds NaN or infinite values in {(~np.isfinite(array)).sum()} genes.")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
         if (self.std <= 0).any():
             gene = self.genes[int(np.argmax(self.std <= 0))]
             raise PanelError(f"`std` must be above 0 for every gene; it is not for {gene!r}. Use 1 for constant genes.")
@@ -115,8 +136,13 @@ class GenePanel:
             raise PanelError(f"`target_sum` must be a positive number, found {self.target_sum!r}.")
         object.__setattr__(self, "target_sum", float(self.target_sum))
         if self.availability is not None:
-            shape = (len(self.sections), len(self.genes))
-            object.__setattr__(self, "availability", _availability(self.availability, shape, self.genes))
+            shape, table = (len(self.sections), len(self)), np.array(self.availability, dtype=bool)
+            if table.shape != shape:
+                raise PanelError(f"`availability` must be (sections, genes), {shape}, found {table.shape}.")
+            if absent := [g for g, some in zip(self.genes, np.atleast_1d(table.any(axis=0)), strict=True) if not some]:
+                raise PanelError(f"{len(absent)} gene(s) are measured in none of the sections: {listed(absent)}.")
+            table.flags.writeable = False
+            object.__setattr__(self, "availability", None if table.all() else table)
 
     def __len__(self) -> int:
         return len(self.genes)
@@ -264,7 +290,17 @@ class GenePanel:
         columns, missing = self.align(names)
         shared = len(self) - len(missing)
         if shared == 0 or shared < min_shared * len(self):
-            raise PanelError(self._too_few(missing, names, min_shared=min_shared))
+            hint = "Use data that measure these genes, or train with a panel of genes both have."
+            if sum(_ENSEMBL_ID.match(str(n)) is not None for n in names) > len(names) / 2:
+                hint = (
+                    "The names are Ensembl ids; the panel has symbols: set `adata.var_names = "
+                    "adata.var['gene_symbols']`."
+                )
+            raise PanelError(
+                f"Only {shared} of the panel's {len(self)} genes are among the {len(names)} names; at least "
+                f"{min_shared:.0%} are needed. Missing e.g. {listed(missing[:5])}; the names begin "
+                f"{listed(names[:5])}. {hint}"
+            )
         if missing and warn_missing:
             warn(
                 f"{len(missing)} of the panel's {len(self)} genes are missing and take the panel's mean: "
@@ -277,18 +313,6 @@ class GenePanel:
         out[:, present] = part
         return out
 
-    def _too_few(self, missing: Sequence[str], names: Sequence[str], *, min_shared: float) -> str:
-        hint = "Use data that measure these genes, or train with a panel of genes both have."
-        if sum(_ENSEMBL_ID.match(str(n)) is not None for n in names) > len(names) / 2:
-            hint = (
-                "The names are Ensembl ids; the panel has symbols: set `adata.var_names = adata.var['gene_symbols']`."
-            )
-        return (
-            f"Only {len(self) - len(missing)} of the panel's {len(self)} genes are among the {len(names)} names; "
-            f"at least {min_shared:.0%} are needed. Missing e.g. {listed(missing[:5])}; the names begin "
-            f"{listed(names[:5])}. {hint}"
-        )
-
     def to_tsv(self, path: str | os.PathLike[str]) -> None:
         """Write the panel as a tab-separated table.
 
@@ -297,7 +321,28 @@ class GenePanel:
         column, measured, has one digit per section (1 where it measures the gene). The file appears complete or not at
         all.
         """
-        write_panel(self, Path(path))
+        facts = {
+            "species": self.species,
+            "layer": self.layer,
+            "target_sum": self.target_sum,
+            "sections": list(self.sections),
+            "n_genes": len(self),
+            "fingerprint": self.fingerprint,
+        }
+        columns: list[Sequence[str]] = [
+            self.genes,
+            self.ensembl or ("",) * len(self),
+            [repr(value) for value in self.mean.tolist()],
+            [repr(value) for value in self.std.tolist()],
+        ]
+        names: tuple[str, ...] = _COLUMNS
+        if self.availability is not None:
+            names = (*_COLUMNS, _MEASURED)
+            columns.append(["".join("01"[bit] for bit in gene) for gene in self.availability.T.astype(int)])
+        lines = [f"# {key}: {json.dumps(value)}" for key, value in facts.items()]
+        lines.append("\t".join(names))
+        lines += ["\t".join(row) for row in zip(*columns, strict=True)]
+        write_text(Path(path), "\n".join(lines) + "\n")
 
     @classmethod
     def from_tsv(cls, path: str | os.PathLike[str]) -> GenePanel:
@@ -325,35 +370,63 @@ class GenePanel:
         return panel
 
 
-def _check_genes(genes: Sequence[str]) -> None:
-    if not genes:
-        raise PanelError("A gene panel needs at least one gene, found none.")
-    if bad := [i for i, g in enumerate(genes) if not g.strip() or g != g.strip() or re.search(r"[\t\r\n]", g)]:
-        raise PanelError(f"Gene {bad[0] + 1} of the panel, {genes[bad[0]]!r}, is empty or holds white space around it.")
-    seen: dict[str, str] = {}
-    for gene in genes:
-        if gene.upper() in seen:
-            raise PanelError(
-                f"Gene {gene!r} occurs twice in the panel (also as {seen[gene.upper()]!r}); genes must be unique."
-            )
-        seen[gene.upper()] = gene
-
-
-def _statistic(name: str, values: Any, n_genes: int) -> np.ndarray:
-    array = np.array(values, dtype=np.float32)
-    if array.shape != (n_genes,):
-        raise PanelError(f"`{name}` must have one value per gene, ({n_genes},), found shape {array.shape}.")
-    if not np.isfinite(array).all():
-        raise PanelError(f"`{name}` holds NaN or infinite values in {(~np.isfinite(array)).sum()} genes.")
-    array.flags.writeable = False
-    return array
-
-
-def _availability(values: Any, shape: tuple[int, int], genes: Sequence[str]) -> np.ndarray | None:
-    array = np.array(values, dtype=bool)
-    if array.shape != shape:
-        raise PanelError(f"`availability` must be (sections, genes), {shape}, found {array.shape}.")
-    if unmeasured := [g for g, some in zip(genes, np.atleast_1d(array.any(axis=0)), strict=True) if not some]:
-        raise PanelError(f"{len(unmeasured)} gene(s) are measured in none of the sections: {listed(unmeasured)}.")
-    array.flags.writeable = False
-    return None if array.all() else array
+def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
+    """Fields of the panel in a file, and the fingerprint it was written with."""
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    start = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    types = {"species": str, "layer": str, "target_sum": float, "sections": list, "n_genes": int, "fingerprint": str}
+    facts: dict[str, Any] = {}
+    for number, line in enumerate(lines[:start], start=1):
+        key, colon, text = line.lstrip("# ").partition(":")
+        if not colon or key.strip() not in types:
+            continue  # a comment by a person
+        try:
+            stated = json.loads(text)
+        except ValueError as error:
+            raise PanelError(f"{path}, line {number}: {key!r} must be a JSON value, found {text.strip()!r}.") from error
+        expected = types[key]
+        if not isinstance(stated, (int, float) if expected is float else expected):
+            raise PanelError(f"{path}, line {number}: {key!r} must be {expected.__name__}, found {text.strip()!r}.")
+        facts[key] = stated
+    columns = tuple(lines[start].split("\t")) if start < len(lines) else ()
+    if columns not in (_COLUMNS, (*_COLUMNS, _MEASURED)):
+        found = repr(lines[start]) if start < len(lines) else "the end of the file"
+        raise PanelError(f"{path}, line {start + 1}: expected the columns {listed(_COLUMNS)}, found {found}.")
+    rows = [line.split("\t") for line in lines[start + 1 :]]
+    for number, (cells, line) in enumerate(zip(rows, lines[start + 1 :], strict=True), start=start + 2):
+        if len(cells) != len(columns):
+            raise PanelError(f"{path}, line {number}: expected {len(columns)} columns, found {len(cells)}: {line!r}.")
+        if not cells[0].strip():
+            raise PanelError(f"{path}, line {number}: column 'gene' is empty.")
+        for column, cell in zip(columns[2:4], cells[2:4], strict=True):
+            try:
+                value = float(cell)
+            except ValueError:
+                value = float("nan")
+            if not np.isfinite(value):
+                raise PanelError(f"{path}, line {number}: column {column!r} must be a finite number, found {cell!r}.")
+    if "n_genes" in facts and len(rows) != facts["n_genes"]:
+        raise PanelError(f"{path}, line {len(lines)}: the file ends after {len(rows)} of {facts['n_genes']} genes.")
+    sections = tuple(facts.get("sections", ()))
+    availability = None
+    if _MEASURED in columns:
+        for number, (*_, cell) in enumerate(rows, start=start + 2):
+            if len(cell) != len(sections) or set(cell) - {"0", "1"}:
+                raise PanelError(
+                    f"{path}, line {number}: column {_MEASURED!r} must have a 0 or 1 for each of the {len(sections)} "
+                    f"sections, found {cell!r}."
+                )
+        availability = np.array([[digit == "1" for digit in row[4]] for row in rows], dtype=bool)
+        availability = availability.reshape(-1, len(sections)).T
+    fields = {
+        "genes": tuple(r[0] for r in rows),
+        "mean": np.array([float(r[2]) for r in rows]),
+        "std": np.array([float(r[3]) for r in rows]),
+        "ensembl": tuple(r[1] for r in rows) if any(r[1] for r in rows) else (),
+        "target_sum": facts.get("target_sum", 1e4),
+        "layer": facts.get("layer", "context"),
+        "species": facts.get("species", "human"),
+        "sections": sections,
+        "availability": availability,
+    }
+    return fields, facts.get("fingerprint")

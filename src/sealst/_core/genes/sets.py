@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +55,7 @@ def as_net(net: pd.DataFrame | Mapping[str, Sequence[str]] | str | Path) -> pd.D
         frame = pd.DataFrame([(s, g) for s, genes in net.items() for g in genes], columns=[SOURCE, TARGET])
     else:
         raise TypeError(f"`net` must hold gene sets, found {type(net).__name__}. {_HOW}")
-    return _unique_edges(_check_edges(frame))
+    return _checked(frame)
 
 
 def read_gene_sets(path: Path) -> pd.DataFrame:
@@ -135,7 +134,8 @@ def _parse_gmt(path: Path, lines: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(edges, columns=[SOURCE, TARGET])
 
 
-def _check_edges(frame: pd.DataFrame) -> pd.DataFrame:
+def _checked(frame: pd.DataFrame) -> pd.DataFrame:
+    """Edges without repetition, names in text and weights as numbers."""
     if missing := [name for name in (SOURCE, TARGET) if name not in frame.columns]:
         raise DataError(
             f"`net` has no column {listed(missing)}; found: {listed(frame.columns)}. Rename the columns of sets and "
@@ -154,23 +154,17 @@ def _check_edges(frame: pd.DataFrame) -> pd.DataFrame:
             )
         out[name] = text.astype(str).str.strip().to_numpy(dtype=object)
     out[TARGET] = np.array([gene.upper() for gene in out[TARGET]], dtype=object)
-    out[WEIGHT] = _weights(frame[WEIGHT]) if WEIGHT in frame.columns else np.ones(len(frame))
-    return pd.DataFrame(out)
-
-
-def _weights(column: Any) -> np.ndarray:
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
-    if (bad := ~np.isfinite(values)).any():
-        first = int(np.argmax(bad))
-        raise DataError(
-            f"`net` has {bad.sum()} weight(s) that are not finite numbers, first {str(column.iloc[first])!r} in row "
-            f"{first}. Correct them, or drop the column to weigh every gene alike."
-        )
-    return values
-
-
-def _unique_edges(net: pd.DataFrame) -> pd.DataFrame:
-    unique = net.drop_duplicates(ignore_index=True)
+    out[WEIGHT] = np.ones(len(frame))
+    if WEIGHT in frame.columns:
+        out[WEIGHT] = pd.to_numeric(frame[WEIGHT], errors="coerce").to_numpy(dtype=float)
+        if (bad := ~np.isfinite(out[WEIGHT])).any():
+            first = int(np.argmax(bad))
+            raise DataError(
+                f"`net` has {bad.sum()} weight(s) that are not finite numbers, first "
+                f"{str(frame[WEIGHT].iloc[first])!r} in row {first}. Correct them, or drop the column to weigh every "
+                "gene alike."
+            )
+    unique = pd.DataFrame(out).drop_duplicates(ignore_index=True)
     if (twice := unique.duplicated([SOURCE, TARGET])).any():
         source, target = unique.loc[twice, [SOURCE, TARGET]].iloc[0]
         raise DataError(

@@ -29,14 +29,13 @@ def in_float32(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
         with torch.autocast(tensors[0].device.type if tensors else "cpu", enabled=False):
-            return loss(*map(_promote, args), **{k: _promote(v) for k, v in kwargs.items()})
+            return loss(*map(promote, args), **{k: promote(v) for k, v in kwargs.items()})
+
+    def promote(value: Any) -> Any:
+        half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+        return value.float() if half else value
 
     return wrapped
-
-
-def _promote(value: Any) -> Any:
-    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
-    return value.float() if half else value
 
 
 def check_batch(x: Tensor, what: str) -> None:

@@ -1,6 +1,6 @@
 """Losses of spatial expression-aligned learning by name, and the KL term of the gene encoder.
 
-The functions live in `contrastive`, `reconstruction` and `batch_structure`; each takes tensors and returns a scalar.
+The functions live in `contrastive` and `reconstruction`; each takes tensors and returns a scalar.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sealst._core.losses.batch_structure import mmd, pls
 from sealst._core.losses.contrastive import clip_loss, siglip_loss, soft_clip_loss
 from sealst._core.losses.inputs import in_float32
 from sealst._core.losses.reconstruction import (
@@ -17,32 +16,14 @@ from sealst._core.losses.reconstruction import (
     barlow_std_mse,
     huber,
     l1,
+    mmd,
     mse,
     negative_binomial,
     pearson,
     pearson_genes,
+    pls,
 )
 from sealst._errors import DataError
-
-__all__ = [
-    "CONTRASTIVE",
-    "COUNT_RECONSTRUCTION",
-    "RECONSTRUCTION",
-    "barlow",
-    "barlow_std_mse",
-    "clip_loss",
-    "huber",
-    "kl_with_flows",
-    "l1",
-    "mmd",
-    "mse",
-    "negative_binomial",
-    "pearson",
-    "pearson_genes",
-    "pls",
-    "siglip_loss",
-    "soft_clip_loss",
-]
 
 
 @in_float32

@@ -1,16 +1,19 @@
-"""Scores of predicted expression gene by gene, and what they say about a set of genes."""
+"""Scores of predicted expression by gene and by set of genes, and tests of scores between groups of spots."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from sklearn.neighbors import kneighbors_graph
 
 from sealst._core.scores.metrics import bootstrap_interval, gene_pearson, gene_r2, gene_spearman
+from sealst._errors import DataError
+from sealst._validate import listed
 
 #: neighbours of a spot in the graph that Moran's I is computed on: a hexagonal array's
 N_NEIGHBOURS = 6
@@ -111,14 +114,12 @@ def spot_scores(
 
 Reduced = tuple[float, float, float]
 
-_NOTHING: Reduced = (np.nan, np.nan, np.nan)
-
 
 def mean_with_interval(values: np.ndarray, seed: int) -> Reduced:
     """Mean of finite values, and its 95 % bootstrap interval; values (units,) or (sections, units)."""
     finite = values[np.isfinite(values)]
     if not finite.size:
-        return _NOTHING
+        return np.nan, np.nan, np.nan
     low, high = bootstrap_interval(values, seed=seed) if finite.size > 1 else (np.nan, np.nan)
     return float(finite.mean()), low, high
 
@@ -146,3 +147,156 @@ SET_METRICS: dict[str, Callable[[pd.DataFrame, int], Reduced]] = {
     "moran_agreement": lambda s, seed: (_agreement(s), np.nan, np.nan),
     "residual_moran": lambda s, seed: mean_with_interval(s["moran_residual"].to_numpy(), seed),
 }
+
+
+#: fewest rows a correlation is given for: through two points it is always 1 or -1
+MIN_ROWS = 3
+
+
+def agreement(measured: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Correlation of measured and predicted values over the rows where both are known.
+
+    Parameters
+    ----------
+    measured, predicted
+        One row per spot, one column per pathway (or gene); NaN where unknown. Rows and columns are matched by name;
+        what only one of the two has is left out.
+
+    Returns
+    -------
+    DataFrame indexed by shared column, in the order of `measured`: ``pearson`` and ``spearman`` (float64; NaN below 3
+    rows or where the measured values are constant, 0 where only the predicted ones are, as `gene_pearson` counts them)
+    and ``n`` (int64, rows compared).
+
+    Raises
+    ------
+    DataError
+        When no row or column is shared, or names of rows occur twice and are not the same on both sides.
+
+    Examples
+    --------
+    >>> measured = pd.DataFrame({"hypoxia": [1.0, 2.0, 3.0, np.nan], "other": 0.0})
+    >>> agreement(measured, pd.DataFrame({"hypoxia": [2.0, 4.0, 9.0, 1.0]})).round(2)
+             pearson  spearman  n
+    hypoxia     0.97       1.0  3
+    """
+    a, b = _match(measured, predicted)
+    x, y = a.to_numpy(dtype=np.float64), b.to_numpy(dtype=np.float64)
+    known = np.isfinite(x) & np.isfinite(y)
+    n = known.sum(axis=0)
+    values = np.full((x.shape[1], 2), np.nan)
+    # Columns that share their rows, as those of one scoring do, are correlated together.
+    patterns, which = np.unique(known, axis=1, return_inverse=True)
+    for i in range(patterns.shape[1]):
+        rows, columns = np.flatnonzero(patterns[:, i]), np.flatnonzero(which.ravel() == i)
+        if len(rows) >= MIN_ROWS:
+            p, t = y[np.ix_(rows, columns)], x[np.ix_(rows, columns)]
+            values[columns] = np.column_stack([gene_pearson(p, t), gene_spearman(p, t)])
+    frame = pd.DataFrame(values, index=a.columns, columns=["pearson", "spearman"])
+    return frame.assign(n=n.astype(np.int64))
+
+
+def _match(measured: pd.DataFrame, predicted: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    for name, frame in (("measured", measured), ("predicted", predicted)):
+        if not isinstance(frame, pd.DataFrame):
+            raise TypeError(f"`{name}` must be a DataFrame with named rows and columns, found {type(frame).__name__}.")
+        if not frame.columns.is_unique:
+            raise DataError(f"Columns of `{name}` occur twice: {listed(frame.columns[frame.columns.duplicated()])}.")
+    columns = [c for c in measured.columns if c in predicted.columns]
+    if not columns:
+        raise DataError(
+            f"`measured` and `predicted` share no column; they begin {listed(measured.columns[:3])} and "
+            f"{listed(predicted.columns[:3])}. Score both with the same gene sets."
+        )
+    if measured.index.equals(predicted.index):
+        return measured[columns], predicted[columns]
+    for name, frame in (("measured", measured), ("predicted", predicted)):
+        if not frame.index.is_unique:
+            raise DataError(
+                f"Rows of `{name}` cannot be matched, their names occur twice: "
+                f"{listed(frame.index[frame.index.duplicated()], 3)}."
+            )
+    rows = measured.index[measured.index.isin(predicted.index)]
+    if not len(rows):
+        raise DataError(
+            f"`measured` and `predicted` share no row; they begin {listed(measured.index[:3])} and "
+            f"{listed(predicted.index[:3])}."
+        )
+    return measured.loc[rows, columns], predicted.loc[rows, columns]
+
+
+#: fewest replicates a test can be made of
+MIN_REPLICATES = 2
+
+
+class ReplicateTest(NamedTuple):
+    """Test of means over replicates, one value per column."""
+
+    #: t-values; 0 where nothing differs
+    score: np.ndarray
+    #: p-values, two-sided
+    pval: np.ndarray
+    #: difference of the replicates' means
+    difference: np.ndarray
+    #: means of both sides over replicates
+    means: tuple[np.ndarray, np.ndarray]
+    #: replicates on either side
+    n: tuple[int, int]
+    #: ``"paired"`` or ``"unpaired"``
+    design: str
+
+
+def replicate_test(
+    group: pd.DataFrame, reference: pd.DataFrame, *, of_group: np.ndarray, of_reference: np.ndarray, name: str
+) -> ReplicateTest:
+    """Compare two groups of spots by the means of their replicates (sections, patients).
+
+    Where at least two replicates hold spots of both sides, the paired t-test of their differences: what a replicate
+    adds to all of its spots cancels. Where no replicate holds both, Welch's t-test of the replicates' means.
+
+    Parameters
+    ----------
+    group, reference
+        Scores of the spots of both sides, the same columns; finite.
+    of_group, of_reference
+        Replicate of every row.
+    name
+        Name of the group, for errors.
+
+    Raises
+    ------
+    DataError
+        When there are too few replicates for either test.
+
+    Examples
+    --------
+    >>> a, b = pd.DataFrame({"p": [3.0, 5.0, 8.0]}), pd.DataFrame({"p": [1.0, 2.0, 4.0]})
+    >>> which = np.array(["s1", "s2", "s3"])
+    >>> result = replicate_test(a, b, of_group=which, of_reference=which, name="tumour")
+    >>> result.design, result.difference, result.score.round(2)
+    ('paired', array([3.]), array([5.2]))
+    """
+    x, y = group.groupby(of_group).mean(), reference.groupby(of_reference).mean()
+    both = x.index.intersection(y.index)
+    if len(both) >= MIN_REPLICATES:
+        x, y, design = x.loc[both], y.loc[both], "paired"
+    elif not len(both) and min(len(x), len(y)) >= MIN_REPLICATES:
+        design = "unpaired"
+    else:
+        raise DataError(
+            f"Group {name!r} lies in replicate(s) {listed(x.index)}, its reference in {listed(y.index)}: {len(both)} "
+            "hold both. At least 2 with both are needed for a paired test, or at least 2 on either side and none with "
+            "both for an unpaired one. Without `replicate`, spots are compared."
+        )
+    a, b = x.to_numpy(), y.to_numpy()
+    # Columns that do not vary between replicates divide by 0.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if design == "paired":
+            score = (a - b).mean(axis=0) / ((a - b).std(axis=0, ddof=1) / np.sqrt(len(a)))
+            pval = 2 * stats.t.sf(np.abs(score), len(a) - 1)
+        else:
+            score, pval = stats.ttest_ind(a, b, equal_var=False)
+    unknown = np.isnan(score)
+    score, pval = np.where(unknown, 0.0, score), np.where(unknown, 1.0, pval)
+    means = a.mean(axis=0), b.mean(axis=0)
+    return ReplicateTest(score, pval, means[0] - means[1], means, (len(a), len(b)), design)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.spatial import cKDTree
+from scipy.special import gammaln
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
 from sklearn.preprocessing import normalize
@@ -115,7 +117,7 @@ def gene_r2(pred: ArrayLike, true: ArrayLike) -> np.ndarray:
     >>> gene_r2([[2.0], [2.0], [2.0]], [[1.0], [2.0], [3.0]])
     array([0.])
     """
-    return _by_gene(_r2, pred, true, correlation=False)
+    return _by_gene(lambda p, t: r2_score(t, p, multioutput="raw_values"), pred, true, correlation=False)
 
 
 def _by_gene(
@@ -160,10 +162,6 @@ def _pearson(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 def _unit_columns(x: np.ndarray) -> np.ndarray:
     centred = x - x.mean(axis=0)
     return centred / np.sqrt(np.einsum("ng,ng->g", centred, centred))
-
-
-def _r2(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
-    return r2_score(true, pred, multioutput="raw_values")
 
 
 def retrieval_ranks(
@@ -378,21 +376,78 @@ def bootstrap_interval(values: ArrayLike, *, n: int = 1000, seed: int = 0, level
     measured = np.isfinite(table)
     if not measured.any():
         return float("nan"), float("nan")
-    means = _bootstrap_means(np.where(measured, table, 0.0), measured.astype(float), n, seed)
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _bootstrap_means(filled: np.ndarray, measured: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Means of `n` samples; a sample is how often every row and every column was drawn."""
-    rng = np.random.default_rng(seed)
-    rows, columns = filled.shape
+    rng, filled, weight = np.random.default_rng(seed), np.where(measured, table, 0.0), measured.astype(float)
+    rows, columns = table.shape
     means, step = np.empty(n), max(1, _BLOCK // columns)
+    # A sample is how often every row and every column was drawn.
     drawn_rows = rng.multinomial(rows, np.full(rows, 1 / rows), size=n).astype(float)
     for start in range(0, n, step):
         row = drawn_rows[start : start + step]
         column = rng.multinomial(columns, np.full(columns, 1 / columns), size=len(row))
         with np.errstate(invalid="ignore"):
             total = np.einsum("ic,ic->i", row @ filled, column)
-            means[start : start + step] = total / np.einsum("ic,ic->i", row @ measured, column)
-    return means
+            means[start : start + step] = total / np.einsum("ic,ic->i", row @ weight, column)
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def near_ranks(query: np.ndarray, pool: np.ndarray, xy: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of the most similar entry within a distance of each query's own place.
+
+    Parameters
+    ----------
+    query, pool
+        Embeddings (n, d); row i of both belongs to the spot at ``xy[i]``. Compared by cosine.
+    xy
+        Positions (n, 2) in µm.
+    radius
+        Distance in µm; with 0 only the own spot counts.
+
+    Returns
+    -------
+    Ranks (n,), from 1; among equally similar entries the first hit has its expected place, so that equal embeddings do
+    not look like finds. And how many entries count as a hit, (n,).
+
+    Examples
+    --------
+    >>> near_ranks(np.eye(2), np.eye(2)[::-1], np.array([[0.0, 0], [9, 0]]), 10.0)[0]
+    array([1., 1.])
+    """
+    q, p = normalize(np.asarray(query, np.float64)), normalize(np.asarray(pool, np.float64)).T
+    tree = cKDTree(xy)
+    near = tree.query_ball_point(xy, radius)
+    ranks = np.empty(len(q))
+    step = max(1, _BLOCK // len(q))
+    for start in range(0, len(q), step):
+        for i, similarity in enumerate(q[start : start + step] @ p, start=start):
+            own = similarity[near[i]]
+            best = own.max()
+            tied, found = (np.abs(x - best) <= _TIE for x in (similarity, own))
+            # Of `tied` entries in random order, `found` of them hits, the first hit stands here on average.
+            ranks[i] = (similarity > best + _TIE).sum() + (tied.sum() + 1) / (found.sum() + 1)
+    return ranks, np.array([len(hits) for hits in near])
+
+
+def near_chance(hits: np.ndarray, k: int, pool: int) -> float:
+    """Share of queries that guessing answers within k, when each has `hits` right answers in the pool.
+
+    Examples
+    --------
+    >>> round(near_chance(np.array([1, 2]), 1, 4), 3)
+    0.375
+    """
+    if k >= pool:
+        return 1.0
+    left = pool - np.asarray(hits, dtype=float)
+    # C(pool - hits, k) / C(pool, k): no right answer among k drawn without replacement.
+    missed = np.where(
+        left >= k,
+        np.exp(gammaln(left + 1) - gammaln(np.maximum(left - k, 0) + 1) - gammaln(pool + 1) + gammaln(pool - k + 1)),
+        0.0,
+    )
+    return float(1 - missed.mean())
+
+
+def near_recall(ranks: np.ndarray, hits: np.ndarray, ks: Sequence[int]) -> dict[int, tuple[float, float]]:
+    """Recall and its chance level by k."""
+    return {k: (float((ranks <= k).mean()), near_chance(hits, k, len(ranks))) for k in ks}

@@ -6,21 +6,24 @@ with intercept; everything is fitted on training rows only, inside the cross-val
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold, KFold
 from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sealst._core.scores.metrics import gene_pearson
 from sealst._errors import DataError
-from sealst._validate import check_positive
+from sealst._validate import check_choice, check_positive, listed
 
 #: default grid of the ridge penalty, for standardised features
 ALPHAS: tuple[float, ...] = tuple(np.logspace(-1, 6, 15).tolist())
@@ -142,8 +145,14 @@ def ridge_probe(
     scores, stretch = np.full(len(grid), np.nan), np.ones(len(grid))
     if len(grid) > 1:
         folds = _folds(len(x), groups, max_folds, seed)
-        by_fold = [_fold_scores(x, y, grid, a, b, n_components) for a, b in folds]
-        scores, stretch = _mean_scores([one[0] for one in by_fold]), _slopes([one[1:] for one in by_fold])
+        by_fold = np.stack([_fold_scores(x, y, grid, a, b, n_components) for a, b in folds])
+        # A fold in which no gene varies says nothing about the penalty.
+        usable = np.isfinite(by_fold[:, 0]).all(axis=1)
+        scores = by_fold[usable, 0].mean(axis=0) if usable.any() else by_fold[0, 0]
+        # Slope of held-out targets over their predictions. Those that run against the targets hold nothing to stretch.
+        covariance, variance = by_fold[:, 1:].sum(axis=0)
+        slope = np.divide(covariance, variance, out=np.ones_like(covariance), where=variance > 0)
+        stretch = np.where(slope > 0, slope, 1.0)
     # The last of equal maxima: the largest penalty.
     best = len(grid) - 1 - int(np.argmax(np.nan_to_num(scores, nan=-np.inf)[::-1]))
     fit = _Spectral(x, y, n_components)
@@ -216,23 +225,6 @@ def _fold_scores(
         return np.nanmean(gene_pearson(found, truth)), np.vdot(found, wanted), found.var(axis=0) @ weight * len(found)
 
     return np.array([score(shrunk) for shrunk in shrinkage]).T
-
-
-def _slopes(by_fold: list[np.ndarray]) -> np.ndarray:
-    """Slope of held-out targets over their predictions, over all folds, of every penalty; 1 where it is not positive.
-
-    Predictions that run against the targets hold nothing that could be stretched.
-    """
-    covariance, variance = np.sum(by_fold, axis=0)
-    slope = np.divide(covariance, variance, out=np.ones_like(covariance), where=variance > 0)
-    return np.where(slope > 0, slope, 1.0)
-
-
-def _mean_scores(by_fold: list[np.ndarray]) -> np.ndarray:
-    scores = np.stack(by_fold)
-    # A fold in which no gene varies says nothing about the penalty.
-    usable = np.isfinite(scores).all(axis=1)
-    return scores[usable].mean(axis=0) if usable.any() else scores[0]
 
 
 def _folds(n: int, groups: ArrayLike | None, max_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -344,3 +336,82 @@ def knn_impute(query_z: ArrayLike, ref_z: ArrayLike, ref_y: Any, *, k: int = 50)
     index = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(reference)
     summed = index.kneighbors_graph(query).astype(np.float32) @ y
     return np.asarray(summed.toarray() if sp.issparse(summed) else summed, dtype=np.float32) / np.float32(k)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How expression is predicted from frozen embeddings and scored.
+
+    Examples
+    --------
+    >>> import sealst as sl
+    >>> sl.tl.Protocol(name="cv of 200 genes", n_genes=200).alpha
+    'cv'
+    """
+
+    #: its name in reports
+    name: str
+    #: genes in a default set
+    n_genes: int = 50
+    #: ``"train"`` chooses the most variable and most expressed genes of the training sections of every fold; ``"all"``
+    #: one set of variable genes of all sections, test sections included, as HEST-bench does
+    genes: Literal["train", "all"] = "train"
+    #: ``"lognorm"`` (log1p of counts per 10,000) or ``"log1p_counts"`` (no library-size normalisation)
+    target: Literal["lognorm", "log1p_counts"] = "lognorm"
+    #: principal components of the standardised features that the probe sees; None is all features
+    n_components: int | None = None
+    #: penalty of the ridge regression: a number, ``"cv"`` (inner cross-validation over patients), or ``"hest"``
+    #: (100 / features / genes)
+    alpha: float | Literal["cv", "hest"] = "cv"
+    #: whether the ridge regression has an intercept
+    intercept: bool = True
+    #: seed of the PCA
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive("preset.n_genes", self.n_genes)
+        check_choice("preset.genes", self.genes, ("train", "all"))
+        check_choice("preset.target", self.target, ("lognorm", "log1p_counts"))
+        if isinstance(self.alpha, str):
+            check_choice("preset.alpha", self.alpha, ("cv", "hest"))
+        else:
+            check_positive("preset.alpha", self.alpha)
+        if self.alpha == "cv" and not self.intercept:
+            raise DataError("`preset.alpha` 'cv' has an intercept; pass a number for a regression without one.")
+
+    def probe(self, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Fit a probe from features (n, d) to expression (n, G), and return its prediction."""
+        if self.alpha == "cv":
+            return ridge_probe(x, y, groups=groups, n_components=self.n_components, seed=self.seed).predict
+        steps: list = [StandardScaler()]
+        width = x.shape[1]
+        if self.n_components is not None:
+            width = min(self.n_components, *x.shape)
+            steps.append(PCA(width, random_state=self.seed))
+        alpha = 100 / (width * y.shape[1]) if self.alpha == "hest" else float(self.alpha)
+        ridge = Ridge(alpha=alpha, solver="lsqr", fit_intercept=self.intercept, random_state=0)
+        fitted = make_pipeline(*steps, ridge).fit(np.asarray(x, np.float64), np.asarray(y, np.float64))
+
+        def predict(z: np.ndarray) -> np.ndarray:
+            return np.asarray(fitted.predict(np.asarray(z, np.float64))).reshape(len(z), -1)
+
+        return predict
+
+
+#: protocols by name. ``"cv"`` is ours: nothing is chosen on test data. ``"hest"`` is HEST-bench's (Jaume et al. 2024),
+#: with its choices: genes from test sections too, raw counts, a nearly unpenalised regression on 256 components.
+PRESETS: dict[str, Protocol] = {
+    "cv": Protocol("cv"),
+    "hest": Protocol(
+        "hest", genes="all", target="log1p_counts", n_components=256, alpha="hest", intercept=False, seed=1
+    ),
+}
+
+
+def resolve_protocol(preset: str | Protocol) -> Protocol:
+    """Protocol by its name, or as given."""
+    if isinstance(preset, Protocol):
+        return preset
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise DataError(f"`preset` must be one of {listed(PRESETS)} or a Protocol, found {preset!r}.")
+    return PRESETS[preset]

@@ -126,29 +126,27 @@ class _Best:
         for start in range(0, n, _ROWS):
             stop = min(n, start + _ROWS)
             inside = None if keep is None else np.flatnonzero(keep[start:stop])
-            if inside is None or inside.size:
-                self._block(start, stop, inside)
-        return self.result()
-
-    def _block(self, start: int, stop: int, inside: np.ndarray | None) -> None:
-        if inside is not None and inside.size < (stop - start) // 2:
-            rows = start + inside
-            upper = self._upper(self._vectors[rows], rows)
-        else:
-            rows = np.arange(start, stop)
-            upper = self._upper(self._vectors[start:stop], rows)
-            if inside is not None and inside.size < len(rows):
-                upper[:, np.setdiff1d(rows - start, inside, assume_unique=True)] = -np.inf
-        # A first few, so that there is a limit; and again where most of a block would pass it.
-        unlimited = np.flatnonzero(np.isneginf(self._limit()))
-        if unlimited.size:
-            self._seed(unlimited, upper, rows)
-        flat = self._passing(upper)
-        if flat.size > 8 * self._k * len(upper):
-            counts = np.bincount(flat // len(rows), minlength=len(upper))
-            self._seed(np.flatnonzero(counts > 8 * self._k), upper, rows)
+            if inside is not None and not inside.size:
+                continue
+            if inside is not None and inside.size < (stop - start) // 2:
+                rows = start + inside
+                upper = self._upper(self._vectors[rows], rows)
+            else:
+                rows = np.arange(start, stop)
+                upper = self._upper(self._vectors[start:stop], rows)
+                if inside is not None and inside.size < len(rows):
+                    upper[:, np.setdiff1d(rows - start, inside, assume_unique=True)] = -np.inf
+            # A first few, so that there is a limit; and again where most of a block would pass it.
+            unlimited = np.flatnonzero(np.isneginf(self._similarity[:, -1]))
+            if unlimited.size:
+                self._seed(unlimited, upper, rows)
             flat = self._passing(upper)
-        self.add(flat // len(rows), rows[flat % len(rows)])
+            if flat.size > 8 * self._k * len(upper):
+                counts = np.bincount(flat // len(rows), minlength=len(upper))
+                self._seed(np.flatnonzero(counts > 8 * self._k), upper, rows)
+                flat = self._passing(upper)
+            self.add(flat // len(rows), rows[flat % len(rows)])
+        return self.result()
 
     def _upper(self, block: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Upper bound of the similarities of a block, float32 (q, b)."""
@@ -167,12 +165,9 @@ class _Best:
             upper += margin
         return upper
 
-    def _limit(self) -> np.ndarray:
-        """Lowest of the k best similarities so far, -inf where there are fewer."""
-        return self._similarity[:, -1]
-
     def _passing(self, upper: np.ndarray) -> np.ndarray:
-        limit = np.maximum(self._limit() - 1e-9, -2.0)
+        # Of the k best similarities so far the lowest, -inf where there are fewer.
+        limit = np.maximum(self._similarity[:, -1] - 1e-9, -2.0)
         # Rounded down, so that nothing is lost to float32.
         return np.flatnonzero(upper >= np.nextafter(limit.astype(np.float32), np.float32(-3))[:, None])
 

@@ -35,13 +35,12 @@ def likeness(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     -------
     Pearson correlation by name of the turn; 0 where a picture is of one grey.
     """
-    return {name: _correlation(turn(first), second) for name, turn in TURNS.items()}
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    x, y = (np.asarray(v, dtype=float).ravel() - np.mean(v) for v in (a, b))
-    size = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / size) if size > 0 else 0.0
+    found = {}
+    for name, turn in TURNS.items():
+        x, y = (np.asarray(v, dtype=float).ravel() - np.mean(v) for v in (turn(first), second))
+        size = np.sqrt((x @ x) * (y @ y))
+        found[name] = float(x @ y / size) if size > 0 else 0.0
+    return found
 
 
 #: largest relative difference between two statements of the physical scale

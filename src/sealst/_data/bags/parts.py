@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,11 @@ def run_folder(out: Path) -> Iterator[Path]:
     """Inside a ``with`` block, a folder of this run alone in `out`; folders that killed runs left are removed."""
     with FileLock(out / ".jobs.lock"):
         for left in out.glob(f"{_JOB}*"):
-            _remove_if_left(left)
+            with suppress(Timeout, OSError):
+                # The run that made it holds the lock while it lives.
+                with FileLock(left / _ALIVE, timeout=0):
+                    pass
+                shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=_JOB, dir=out))
         # Workers may be of other users.
         folder.chmod(0o755)
@@ -64,16 +68,6 @@ def run_folder(out: Path) -> Iterator[Path]:
     finally:
         alive.release()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_if_left(folder: Path) -> None:
-    try:
-        # The run that made it holds the lock while it lives.
-        with FileLock(folder / _ALIVE, timeout=0):
-            pass
-    except (Timeout, OSError):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

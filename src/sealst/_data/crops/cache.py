@@ -19,8 +19,7 @@ import zarr
 from filelock import FileLock
 from zarr.codecs import Crc32cCodec
 
-from sealst._data.crops.chunks import prefetch
-from sealst._data.crops.reader import iter_crops, read_crops, reading_order
+from sealst._data.crops.reader import iter_crops, prefetch, read_crops, reading_order
 from sealst._errors import DataError
 from sealst._files import replace_folder
 from sealst._logging import logger, progress
@@ -35,22 +34,12 @@ _ENDS = [0, -1]
 
 
 def _names(boxes: np.ndarray) -> pd.Index:
-    """Boxes as hashable names."""
     rounded = np.ascontiguousarray(np.asarray(boxes, dtype=float).reshape(-1, 4).round(_DECIMALS) + 0.0)
     return pd.Index([row.tobytes() for row in rounded])
 
 
 def _array(group: zarr.Group, name: str) -> Any:
     return group[name]
-
-
-def _check_room(path: Path, size: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if size > 0.95 * free:
-        raise DataError(
-            f"The crops need {size / 2**30:.1f} GiB, but {str(path.parent)!r} has {free / 2**30:.1f} GiB free. Name a "
-            "folder on a larger disk with `path=`."
-        )
 
 
 class CropCache:
@@ -249,25 +238,24 @@ def write_cache(
             shutil.rmtree(part, ignore_errors=True)
             array = _create(part, ordered, px)
         missing = _missing_shards(part, array, levels, ordered)
-        _check_room(path, len(missing) * _SHARD * px * px * 3)
-        _fill(array, missing, levels, ordered, px=px, show=show)
+        size, free = len(missing) * _SHARD * px * px * 3, shutil.disk_usage(path.parent).free
+        if size > 0.95 * free:
+            raise DataError(
+                f"The crops need {size / 2**30:.1f} GiB, but {str(path.parent)!r} has {free / 2**30:.1f} GiB free. "
+                "Name a folder on a larger disk with `path=`."
+            )
+        slots = np.flatnonzero(np.isin(np.arange(len(ordered)) // _SHARD, missing))
+        if len(slots) < len(ordered):
+            logger.info("%d of %d crops are already on disk", len(ordered) - len(slots), len(ordered))
+        with progress(None, desc="caching crops", total=len(slots), show=show) as bar:
+            # Boxes are in reading order and only the last shard is short, so every batch is one whole shard.
+            for positions, crops in prefetch(iter_crops(levels, ordered[slots], px, batch_size=_SHARD), depth=1):
+                first = int(slots[positions[0]])
+                array[first : first + len(crops)] = crops
+                bar.update(len(crops))
         zarr.open_group(part, mode="r+").attrs["complete"] = True
         # A reader of the old store is told that it is gone.
         replace_folder(part, path)
         for left in path.parent.glob(f".{path.name}-old-*"):
             shutil.rmtree(left, ignore_errors=True)
     return CropCache(path)
-
-
-def _fill(
-    array: Any, shards: Sequence[int], levels: Sequence[Any], boxes: np.ndarray, *, px: int, show: bool | None
-) -> None:
-    slots = np.flatnonzero(np.isin(np.arange(len(boxes)) // _SHARD, shards))
-    if len(slots) < len(boxes):
-        logger.info("%d of %d crops are already on disk", len(boxes) - len(slots), len(boxes))
-    with progress(None, desc="caching crops", total=len(slots), show=show) as bar:
-        # Boxes are in reading order and only the last shard is short, so every batch is one whole shard.
-        for positions, crops in prefetch(iter_crops(levels, boxes[slots], px, batch_size=_SHARD), depth=1):
-            first = int(slots[positions[0]])
-            array[first : first + len(crops)] = crops
-            bar.update(len(crops))

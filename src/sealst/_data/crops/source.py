@@ -56,21 +56,6 @@ def iter_source(source: CropSource, px: int, *, batch_size: int = 64) -> Iterato
     return iter_crops(source.levels, source.boxes, px, batch_size=batch_size)
 
 
-def allocate(shape: tuple[int, ...], dtype: Any, path: Path) -> np.ndarray:
-    """Return an empty array, memory-mapped at `path` when it would not fit comfortably into memory."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    if size <= MAX_RAM_BYTES:
-        return np.empty(shape, dtype=dtype)
-    free = shutil.disk_usage(path.parent).free
-    if size > 0.95 * free:
-        raise DataError(
-            f"{path.name} needs {size / 2**30:.1f} GiB, but {str(path.parent)!r} has {free / 2**30:.1f} GiB free. Name "
-            "a larger disk with `run_dir=` or `sl.settings.cache_dir`."
-        )
-    logger.info("%s: %.1f GiB on disk, in %s", path.name, size / 2**30, path.parent)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-
-
 def fits_memory(n: int, px: int) -> bool:
     """Whether so many crops are kept in memory."""
     return n * px * px * 3 <= MAX_RAM_BYTES
@@ -116,7 +101,18 @@ def gather_crops(
         if all(c is not None for c in caches):
             parts = [CachedRows(c, c.slots(s.boxes)) for c, s in zip(caches, sources, strict=True) if c is not None]
             return Stacked(parts, (px, px, 3), np.dtype(np.uint8))
-    out = allocate((total, px, px, 3), np.uint8, folder / "crops.npy")
+    shape, size = (total, px, px, 3), total * px * px * 3
+    if fits_memory(total, px):
+        out = np.empty(shape, dtype=np.uint8)
+    else:
+        free = shutil.disk_usage(folder).free
+        if size > 0.95 * free:
+            raise DataError(
+                f"crops.npy needs {size / 2**30:.1f} GiB, but {str(folder)!r} has {free / 2**30:.1f} GiB free. Name a "
+                "larger disk with `run_dir=` or `sl.settings.cache_dir`."
+            )
+        logger.info("crops.npy: %.1f GiB on disk, in %s", size / 2**30, folder)
+        out = np.lib.format.open_memmap(folder / "crops.npy", mode="w+", dtype=np.uint8, shape=shape)
     with progress(None, desc="reading crops", total=total, show=show) as bar:
         start = 0
         for source in sources:

@@ -68,31 +68,25 @@ def resolve_options(kind: str, params: Mapping[str, int] | None) -> dict[str, in
 
 def build(kind: str, vectors: Rows, options: Mapping[str, int]) -> Any:
     """Build a faiss index of all vectors, without ever holding their float32 at once (but for ``"flat"``)."""
-    faiss, dim = faiss_module(), vectors.shape[1]
+    faiss, (n, dim) = faiss_module(), vectors.shape
     if kind == "flat":
         index = faiss.IndexFlatIP(dim)
     elif kind == "ivf":
-        index = _ivf(faiss, vectors, options)
+        # About the square root of n, more where lists would get long.
+        lists = options["n_lists"] or int(np.clip(2 * np.sqrt(n), 1, _MOST_LISTS))
+        lists = max(1, min(lists, n // 4))
+        quantizer = faiss.IndexFlatIP(dim)
+        index = faiss.IndexIVFScalarQuantizer(
+            quantizer, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
+        )
+        index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = _ITERATIONS, _PER_LIST, 1
+        index.cp.spherical = True
+        index.train(_sample(vectors, _PER_LIST * lists))
     else:
         index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, options["links"], faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = options["ef_construction"]
         index.train(_sample(vectors, _CODES))
     extend(index, vectors, 0)
-    return index
-
-
-def _ivf(faiss: Any, vectors: Rows, options: Mapping[str, int]) -> Any:
-    n, dim = vectors.shape
-    # About the square root of n, more where lists would get long.
-    lists = options["n_lists"] or int(np.clip(2 * np.sqrt(n), 1, _MOST_LISTS))
-    lists = max(1, min(lists, n // 4))
-    quantizer = faiss.IndexFlatIP(dim)
-    index = faiss.IndexIVFScalarQuantizer(
-        quantizer, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
-    )
-    index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = _ITERATIONS, _PER_LIST, 1
-    index.cp.spherical = True
-    index.train(_sample(vectors, _PER_LIST * lists))
     return index
 
 

@@ -180,7 +180,8 @@ def changing(folder: Path, *, replace: bool = False, mmap: bool = True) -> Itera
         try:
             yield change
         except BaseException:
-            change.abandon()
+            # What the change wrote is removed, unless it is the state of the folder by now.
+            change.sweep(_read_config(folder)["files"] if (folder / CONFIG).exists() else {})
             raise
     finally:
         lock.release()
@@ -213,7 +214,7 @@ class Change:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._generation = (self.before.config["generation"] if self.before else 0) + 1
-        self._sweep(self.before.files() if self.before else {})
+        self.sweep(self.before.files() if self.before else {})
 
     @property
     def present(self) -> Snapshot:
@@ -266,16 +267,11 @@ class Change:
         flush(self.folder)
         write_json(self.folder / CONFIG, content, sync=True)
         snapshot = open_store(self.folder, mmap=self.before.mmap if self.before else True)
-        self._sweep(files)
+        self.sweep(files)
         return snapshot
 
-    def abandon(self) -> None:
-        """Remove what this change wrote, unless it is the state of the folder by now."""
-        present = _read_config(self.folder)["files"] if (self.folder / CONFIG).exists() else {}
-        self._sweep(present)
-
-    def _sweep(self, files: Mapping[str, int]) -> None:
-        """Remove what a killed change, or an older state, left behind."""
+    def sweep(self, files: Mapping[str, int]) -> None:
+        """Remove all of ours but `files`: what a killed change, or an older state, left behind."""
         for path in self.folder.iterdir():
             if _OURS.fullmatch(path.name) and path.name not in files:
                 # Systems that lock mapped files keep it until the next change.

@@ -11,8 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from sealst._data.bags.bags import Bags
-from sealst._data.bags.slide_table import SLIDE, join_labels, labels_by_slide, read_slide_table
+from sealst._data.bags.bags import SLIDE, Bags, join_labels, labels_by_slide, read_slide_table
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys

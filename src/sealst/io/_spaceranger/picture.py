@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sealst._core.space.array_fit import ArrayFit, fit_array
 from sealst._core.space.geometry import TOLERANCE, agreed, likeness
+from sealst._core.space.lattice import ArrayFit, fit_array
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import warn

@@ -12,8 +12,8 @@ import pandas as pd
 import scipy.sparse as sp
 from spatialdata import SpatialData
 
-from sealst._core.space.array_fit import ArrayFit
-from sealst._core.space.binning import block_centres, mean_by_bin, merge_bins, sum_rows
+from sealst._core.space.lattice import ArrayFit
+from sealst._core.space.pooling import block_centres, mean_by_bin, merge_bins, sum_rows
 from sealst._docs import documented
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys

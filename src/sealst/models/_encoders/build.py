@@ -14,19 +14,16 @@ from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sealst._core.modes import evaluating
+from sealst._core.device import evaluating
 from sealst._core.seeds import seeded
 from sealst._errors import DataError, WeightsError
 from sealst._settings import resolve_seed
 from sealst._validate import check_choice, listed
-from sealst.models._encoders.blocks import block_layers
-from sealst.models._encoders.convert import State
+from sealst.models._encoders.blocks import AttentionPooler, block_layers
 from sealst.models._encoders.encoder import Encoder
-from sealst.models._encoders.pooler import AttentionPooler
-from sealst.models._encoders.records import REFUSED
-from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.records import REFUSED, REGISTRY
 from sealst.models._encoders.spec import POOLS, EncoderSpec
-from sealst.models._encoders.weights import fill, find_weights, load_weights, local_weights
+from sealst.models._encoders.weights import State, fill, find_weights, load_weights, local_weights
 
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
 #: least side of the empty image that shows what a network without tokens returns
@@ -90,7 +87,21 @@ def build_encoder(
     used = 0 if pretrained and seed is None else resolve_seed(seed)
     if encoder in REGISTRY:
         return build_from_spec(REGISTRY[encoder], pretrained=pretrained, pool=pool, weights=weights, seed=used)
-    return _build_timm(encoder, pretrained=pretrained, pool=pool, weights=weights, seed=used)
+    known = EncoderSpec(
+        key=encoder, arch=encoder, pool="cls", dim=0, n_blocks=0, n_prefix=0, patch_px=1, mean=(), std=()
+    )
+    path = None
+    if weights is not None:
+        path = find_weights(known, weights)
+    elif pretrained and not encoder.startswith((_LOCAL, _HUB)):
+        path = local_weights(known)
+    _check_name(encoder, pretrained and path is None)
+    with seeded(used):
+        module = _create(encoder, pretrained and path is None)
+    spec = _describe(encoder, module, pool, pretrained=pretrained, seed=used)
+    if path is not None:
+        load_weights(module, spec, path)
+    return Encoder(module, spec).eval()
 
 
 def build_from_spec(
@@ -155,24 +166,6 @@ def _check_pool(spec: EncoderSpec, pool: str, *, has_class_token: bool) -> None:
     offered = [p for p in POOLS if p in spec.pools or not p.startswith("attn")]
     if pool not in offered:
         raise DataError(f"{spec.key!r} has no attention pooler for `pool={pool!r}`; it offers {listed(offered)}.")
-
-
-def _build_timm(encoder: str, *, pretrained: bool, pool: str | None, weights: str | Path | None, seed: int) -> Encoder:
-    known = EncoderSpec(
-        key=encoder, arch=encoder, pool="cls", dim=0, n_blocks=0, n_prefix=0, patch_px=1, mean=(), std=()
-    )
-    path = None
-    if pretrained and not encoder.startswith((_LOCAL, _HUB)):
-        path = find_weights(known, weights) if weights is not None else local_weights(known)
-    elif weights is not None:
-        path = find_weights(known, weights)
-    _check_name(encoder, pretrained and path is None)
-    with seeded(seed):
-        module = _create(encoder, pretrained and path is None)
-    spec = _describe(encoder, module, pool, pretrained=pretrained, seed=seed)
-    if path is not None:
-        load_weights(module, spec, path)
-    return Encoder(module, spec).eval()
 
 
 def _describe(encoder: str, module: Any, pool: str | None, *, pretrained: bool, seed: int) -> EncoderSpec:

@@ -1,27 +1,29 @@
-"""Image encoders: crops in, embeddings out."""
+"""Image encoders: crops in, embeddings out; also in the form that other tools take."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sealst._core.device import autocast
-from sealst._core.images import to_images
-from sealst._core.modes import evaluating
+from sealst._core.device import autocast, cuda_dtype, evaluating, has_bf16, to_images
 from sealst._errors import DataError, OrderError
 from sealst._html import text_as_html
 from sealst._settings import settings
 from sealst._validate import check_positive
-from sealst.models._encoders.class_token import class_token, gives_class_token
-from sealst.models._encoders.digests import encoder_name, weights_hash
-from sealst.models._encoders.image_model import ImageModel
+from sealst.models._encoders.blocks import class_token, gives_class_token
 from sealst.models._encoders.spec import TRUNK_FEEDING, EncoderSpec
 
 
@@ -176,7 +178,7 @@ class Encoder(nn.Module):
         """
         px = self.spec.input_px if crop_px is None else crop_px
         check_positive("crop_px", px)
-        return ImageModel(self, name=encoder_name(self, px), crop_px=px, mpp=self.spec.native_mpp)
+        return ImageModel(self, name=_named(self, self.state_dict(), px), crop_px=px, mpp=self.spec.native_mpp)
 
     def train(self, mode: bool = True) -> Encoder:
         """Training mode; batch normalisation keeps the statistics of pretraining."""
@@ -291,3 +293,174 @@ def _is_above(name: str, n_blocks: int) -> bool:
     if first == "blocks":
         return int(rest.partition(".")[0]) >= n_blocks
     return first in ("norm", "fc_norm", "head", "attn_pool")
+
+
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, shapes and values of a state, hex."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(json.dumps([name, list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def base_name(encoder: Encoder) -> str:
+    """Name of an encoder without adapter, and 8 digits that change with its pretrained weights and feeding."""
+    return _named(encoder, encoder.base_state())
+
+
+def _named(encoder: Encoder, state: Mapping[str, torch.Tensor], *more: int) -> str:
+    facts = (weights_hash(state), encoder.spec.feeding(), *more)
+    return f"{plain_key(encoder.spec.key)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
+
+
+def plain_key(key: str) -> str:
+    """Last part of an encoder's name, in characters that a table may have in its name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(key.split(":", 1)[-1]).name).strip("-._")
+
+
+#: beyond this, values are no colours from 0 to 1, even where a filter has overshot
+_LOWEST, _HIGHEST = -0.5, 1.5
+
+
+class ImageModel(nn.Module):
+    """An encoder for tools that cut and feed images themselves.
+
+    Made by `Encoder.image_model` and `SealModel.image_model`. It has what LazySlide asks of an image model and TRIDENT
+    of a patch encoder, and needs neither. The weights are those of the model it was made from, not a copy: where one is
+    moved, the other goes too.
+
+    Parameters
+    ----------
+    owner
+        Encoder, or SEAL model that holds it.
+    name
+        See below.
+    crop_px, mpp
+        Side of the images in pixels, and their µm per pixel (None where unknown).
+    frozen
+        Whether a SEAL model's adapter is switched off.
+
+    Attributes
+    ----------
+    name
+        Key for tables, unique to weights and feeding.
+    crop_px
+        Side of the images that it takes, in pixels.
+    mpp
+        µm per pixel that images should have; None where it is not known.
+    precision
+        Type in which it runs on CUDA devices; bfloat16 or float32, by the device, where none is published.
+    transform
+        PIL image or uint8 array (height, width, 3) → float32 (3, crop_px, crop_px) in [0, 1]; can be pickled.
+
+    Examples
+    --------
+    >>> import numpy as np, sealst as sl
+    >>> images = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False).image_model()
+    >>> picture = np.zeros((256, 256, 3), dtype=np.uint8)
+    >>> images(images.transform(picture)[None]).shape
+    torch.Size([1, 192])
+    """
+
+    def __init__(
+        self, owner: nn.Module, *, name: str, crop_px: int, mpp: float | None = None, frozen: bool = False
+    ) -> None:
+        super().__init__()
+        # The owner is what `to` moves: a SEAL model must not be torn between devices.
+        self._owner: Any = owner
+        self.name, self.crop_px, self.mpp, self.frozen = name, crop_px, mpp, frozen
+        bf16 = not torch.cuda.is_available() or has_bf16(torch.device("cuda"))
+        self.precision: torch.dtype = cuda_dtype(self.model.spec.precision, bf16=bf16)
+        self.transform: Callable[[Image.Image | np.ndarray], torch.Tensor] = _Transform(crop_px)
+
+    @property
+    def model(self) -> Encoder:
+        """The encoder itself."""
+        return getattr(self._owner, "encoder", self._owner)
+
+    def get_transform(self) -> Callable[[Image.Image | np.ndarray], torch.Tensor]:
+        """`transform`, as LazySlide asks for it."""
+        return self.transform
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Embeddings of transformed images, deterministic and without gradient.
+
+        Parameters
+        ----------
+        image
+            Batch from `transform`, float (n, 3, crop_px, crop_px) in [0, 1], on any device.
+
+        Returns
+        -------
+        float32 (n, dim), on the CPU.
+
+        Raises
+        ------
+        DataError
+            When the images are of another size, or not in [0, 1].
+        """
+        self._check(image)
+        encoder = self.model
+        with encoder.inference(), encoder.without_adapter() if self.frozen else nullcontext():
+            # Laid out as crops are, so that sums are taken in the same order.
+            laid_out = image.to(encoder.device, torch.float32, non_blocking=True, memory_format=torch.channels_last)
+            return encoder(laid_out).float().cpu()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """See `encode_image`."""
+        return self.encode_image(image)
+
+    def try_compile(self, **options: Any) -> None:
+        """Compile the encoder by `torch.compile`; the first batch is slow then."""
+        self.model.compile(**options)
+
+    def _check(self, image: torch.Tensor) -> None:
+        wanted = (3, self.crop_px, self.crop_px)
+        if image.shape[1:] != wanted or not image.is_floating_point():
+            raise DataError(
+                f"`image` must be a float batch (n, {', '.join(map(str, wanted))}), found {image.dtype} "
+                f"{tuple(image.shape)}. Use the model's own `transform` on each image."
+            )
+        # Written so that NaN does not pass.
+        if image.numel() and not (image.min() >= _LOWEST and image.max() <= _HIGHEST):
+            raise DataError(
+                f"`image` must have values from 0 to 1, found {image.min():.2f} to {image.max():.2f}. The encoder "
+                "subtracts mean and deviation itself: use the model's own `transform`."
+            )
+
+    def __repr__(self) -> str:
+        scale = "" if self.mpp is None else f" at {self.mpp:g} µm per pixel"
+        return (
+            f"ImageModel {self.name!r}\n"
+            f"  images:  {self.crop_px} px{scale}\n"
+            f"  output:  {self.model.spec.dim} values ({self.model.spec.pool})\n"
+            f"  runs in: {self.precision}"
+        )
+
+    def _repr_html_(self) -> str:
+        return text_as_html(repr(self))
+
+
+@dataclass(frozen=True)
+class _Transform:
+    """PIL image or uint8 array (height, width, 3) → float32 (3, px, px) in [0, 1], resized as crops are."""
+
+    px: int
+
+    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+        if not isinstance(image, Image.Image):
+            found = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}".strip()
+            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+                raise DataError(f"`image` must be a PIL image or a uint8 array (height, width, 3), found {found}.")
+            image = Image.fromarray(image)
+        # Tiles that fall between pixels are rounded by one.
+        if abs(image.width - image.height) > 1:
+            raise DataError(
+                f"`image` must be square, found {image.width} x {image.height} px: resizing would distort it. Cut "
+                "square tiles."
+            )
+        image = image.convert("RGB")
+        if image.size != (self.px, self.px):
+            image = image.resize((self.px, self.px), Image.Resampling.BICUBIC)
+        return to_images(np.array(image)[None], torch.device("cpu"))[0]

@@ -56,7 +56,7 @@ class EncoderSpec:
     #: repository on the model hub and file in it; empty where timm itself knows
     hf_id: str = ""
     filename: str = ""
-    #: layout of the published file, see ``_convert.py``
+    #: layout of the published file, a key of `CONVERTERS`
     converter: str = "timm"
     #: key of the encoder whose weights these are, pooled otherwise
     variant_of: str = ""

@@ -209,14 +209,14 @@ def _evaluation(table: pd.DataFrame | None) -> str:
     wide = table.pivot_table(index="method", columns=["metric", "genes"], values="value", dropna=False, sort=False)
     wide = wide.dropna(axis="columns", how="all")
     names = [" ".join(str(part) for part in column if part) for column in wide.columns]
-    rows = [f"| {method} | {' | '.join(_number(v) for v in values)} |" for method, *values in wide.itertuples()]
+    # NaN differs from itself.
+    rows = [
+        f"| {method} | {' | '.join('' if v != v else f'{v:.3f}' for v in values)} |"
+        for method, *values in wide.itertuples()
+    ]
     sections = ", ".join(map(str, table["section"].unique()))
     head = [f"| method | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     return "\n".join([f"## Evaluation on {sections}", "", *head, *rows])
-
-
-def _number(value: float) -> str:
-    return "" if value != value else f"{value:.3f}"
 
 
 def _terms(model: SealNet, stored: str) -> str:

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sealst._core.modes import evaluating
+from sealst._core.device import evaluating
 from sealst._core.seeds import seeded
 from sealst._errors import CheckpointError, DataError
 from sealst._files import new_folder, write_json
 from sealst._logging import logger, warn
 from sealst._version import __version__
-from sealst.models._adapters.files import save_adapter
-from sealst.models._encoders.digests import weights_hash
-from sealst.models._encoders.pooler import AttentionPooler
+from sealst.models._adapters import save_adapter
+from sealst.models._encoders.blocks import AttentionPooler
+from sealst.models._encoders.encoder import weights_hash
 from sealst.models._seal.card import adapter_card, public_name, timm_card
 
 if TYPE_CHECKING:
@@ -44,7 +44,27 @@ def export_timm(model: SealNet, path: Path, *, evaluation: pd.DataFrame | None, 
             "weights are one. Keep this folder to yourself; `model.export_adapter` holds no weights of theirs."
         )
     with seeded(0), new_folder(path, overwrite=overwrite, marker="config.json") as work:
-        _write(model, work)
+        vit, args, px = model.encoder.merged(), dict(spec.model_args), model.crop.crop_px
+        if spec.family == "vit":
+            if spec.pool.startswith("attn"):
+                pooler = {k: v.contiguous() for k, v in vit.attn_pool.state_dict().items()}
+                save_file(pooler, work / POOLER_FILE)
+            # Poolers of ours are no part of timm's module.
+            vit.attn_pool, vit.global_pool = None, _POOLS.get(spec.pool, "")
+            args |= {"dynamic_img_size": True, "global_pool": vit.global_pool}
+            args |= {"fc_norm": not isinstance(vit.fc_norm, nn.Identity)}
+        # timm writes down what its module says about itself.
+        vit.pretrained_cfg = dict(vit.pretrained_cfg) | {
+            "architecture": spec.arch,
+            "num_classes": 0,
+            "input_size": [3, px, px],
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "interpolation": spec.interpolation,
+            "crop_pct": 1.0,
+            "license": spec.licence,
+        }
+        timm.models.save_for_hf(vit, str(work), model_args=args, safe_serialization=True)
         difference = _difference(model, work)
         if not difference <= TOLERANCE:
             raise CheckpointError(
@@ -56,32 +76,6 @@ def export_timm(model: SealNet, path: Path, *, evaluation: pd.DataFrame | None, 
         (work / "README.md").write_text(card, encoding="utf-8")
     logger.info("timm folder: %s (relative difference to the model %.1e)", path, difference)
     return path
-
-
-def _write(model: SealNet, folder: Path) -> None:
-    spec, px = model.encoder.spec, model.crop.crop_px
-    vit = model.encoder.merged()
-    args = dict(spec.model_args)
-    if spec.family == "vit":
-        if spec.pool.startswith("attn"):
-            pooler = {k: v.contiguous() for k, v in vit.attn_pool.state_dict().items()}
-            save_file(pooler, folder / POOLER_FILE)
-        # Poolers of ours are no part of timm's module.
-        vit.attn_pool, vit.global_pool = None, _POOLS.get(spec.pool, "")
-        args |= {"dynamic_img_size": True, "global_pool": vit.global_pool}
-        args |= {"fc_norm": not isinstance(vit.fc_norm, nn.Identity)}
-    # timm writes down what its module says about itself.
-    vit.pretrained_cfg = dict(vit.pretrained_cfg) | {
-        "architecture": spec.arch,
-        "num_classes": 0,
-        "input_size": [3, px, px],
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-        "interpolation": spec.interpolation,
-        "crop_pct": 1.0,
-        "license": spec.licence,
-    }
-    timm.models.save_for_hf(vit, str(folder), model_args=args, safe_serialization=True)
 
 
 def _difference(model: SealNet, folder: Path) -> float:

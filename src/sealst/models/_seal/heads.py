@@ -33,9 +33,6 @@ def image_head(dim: int, n_genes: int, params: HeadParams) -> nn.Sequential:
     return nn.Sequential(*layers, *body, *([nn.ReLU()] if params.relu else []))
 
 
-_KINDS = ("none", "linear", "mlp")
-
-
 @dataclass(frozen=True)
 class ProjectionParams:
     """Heads that project image embedding and gene code before they are compared (after SimCLR; Chen et al. 2020).
@@ -49,7 +46,7 @@ class ProjectionParams:
     dim: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice("projection.kind", self.kind, _KINDS)
+        check_choice("projection.kind", self.kind, ("none", "linear", "mlp"))
         if self.dim is not None:
             check_positive("projection.dim", self.dim)
 

@@ -64,7 +64,20 @@ def push_model(
         folder = save_model(model, Path(work) / "model", include_base=False, overwrite=False)
         try:
             api = HfApi(token=token)
-            _prepare(api, repo_id, private=private, revision=revision)
+            # Repository and branch are made where they do not exist; some must not be written to.
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if private and api.model_info(repo_id, timeout=constants.HF_HUB_ETAG_TIMEOUT).private is False:
+                raise CheckpointError(
+                    f"{repo_id!r} exists and is public. Pass `private=False` to push to it, or make it private first."
+                )
+            if revision is not None and not revision.startswith("refs/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            found = set(api.list_repo_files(repo_id, revision=revision))
+            if found - set(_PLAIN) and not set(FILES) <= found:
+                raise CheckpointError(
+                    f"{repo_id!r} holds something else than a sealst model ({listed(sorted(found - set(_PLAIN)), 4)}); "
+                    "it is not replaced. Push to a new repository, or remove its files first."
+                )
             # Files of the model that was there before go in the same commit; the library keeps .gitattributes.
             info = api.upload_folder(
                 repo_id=repo_id,
@@ -79,23 +92,6 @@ def push_model(
             raise CheckpointError(f"The model was not pushed to {repo_id!r}: {_reason(error, revision)}.") from error
     logger.info("pushed model %s to %s, commit %s", model.fingerprint, repo_id, info.oid)
     return info.oid
-
-
-def _prepare(api: HfApi, repo_id: str, *, private: bool, revision: str | None) -> None:
-    """Make repository and branch where they do not exist; refuse those that must not be written to."""
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if private and api.model_info(repo_id, timeout=constants.HF_HUB_ETAG_TIMEOUT).private is False:
-        raise CheckpointError(
-            f"{repo_id!r} exists and is public. Pass `private=False` to push to it, or make it private first."
-        )
-    if revision is not None and not revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    found = set(api.list_repo_files(repo_id, revision=revision))
-    if found - set(_PLAIN) and not set(FILES) <= found:
-        raise CheckpointError(
-            f"{repo_id!r} holds something else than a sealst model ({listed(sorted(found - set(_PLAIN)), 4)}); it is "
-            "not replaced. Push to a new repository, or remove its files first."
-        )
 
 
 def fetch_model(name: str | Path, *, revision: str | None = None) -> Path:
@@ -114,39 +110,30 @@ def fetch_model(name: str | Path, *, revision: str | None = None) -> Path:
         logger.info("model %s, commit %s, from the cache", repo_id, folder.name)
         return folder
     try:
-        folder = _downloaded(repo_id, revision)
+        token = _token() or False
+        # Asked first, since a snapshot comes from the cache without a word when the hub refuses or is away.
+        info = HfApi(token=token).model_info(repo_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(_FETCHED), token=token))
     except SealstError:
         raise
     except _FETCHING as error:
-        return _fallback(repo_id, revision, error)
-    if missing := _missing(folder):
-        raise CheckpointError(f"{repo_id!r} on the hub is not a complete sealst model: it lacks {listed(missing)}.")
-    return folder
-
-
-def _downloaded(repo_id: str, revision: str | None) -> Path:
-    token = _token() or False
-    # Asked first, since a snapshot comes from the cache without a word when the hub refuses or is away.
-    info = HfApi(token=token).model_info(repo_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(_FETCHED), token=token))
+        reason = _reason(error, revision)
+        # What the hub answered is an error; where it did not answer, there may be a copy.
+        if not _unreachable(error):
+            raise CheckpointError(f"The model {repo_id!r} could not be fetched: {reason}.") from error
+        if (copied := _cached(repo_id, revision)) is None:
+            raise CheckpointError(
+                f"The model {repo_id!r} could not be fetched: {reason}, and the cache on this machine has no complete "
+                "copy of it. Load a local folder with `sl.models.load`, or try again with a network."
+            ) from error
+        logger.warning("%s: %s; commit %s from the cache is used", repo_id, reason, copied.name)
+        return copied
     if folder.name == info.sha:
         logger.info("model %s, commit %s", repo_id, folder.name)
     else:
         logger.warning("%s: commit %s is used, the hub had %s", repo_id, folder.name, info.sha)
-    return folder
-
-
-def _fallback(repo_id: str, revision: str | None, error: Exception) -> Path:
-    """The cached snapshot, where the hub did not answer; what it answered is an error."""
-    reason = _reason(error, revision)
-    if not _unreachable(error):
-        raise CheckpointError(f"The model {repo_id!r} could not be fetched: {reason}.") from error
-    if (folder := _cached(repo_id, revision)) is None:
-        raise CheckpointError(
-            f"The model {repo_id!r} could not be fetched: {reason}, and the cache on this machine has no complete copy "
-            "of it. Load a local folder with `sl.models.load`, or try again with a network."
-        ) from error
-    logger.warning("%s: %s; commit %s from the cache is used", repo_id, reason, folder.name)
+    if missing := _missing(folder):
+        raise CheckpointError(f"{repo_id!r} on the hub is not a complete sealst model: it lacks {listed(missing)}.")
     return folder
 
 

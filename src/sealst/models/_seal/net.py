@@ -14,18 +14,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from sealst._core.device import autocast
+from sealst._core.device import autocast, evaluating, to_images
 from sealst._core.genes.panel import GenePanel
-from sealst._core.images import to_images
-from sealst._core.modes import evaluating
 from sealst._core.space.geometry import CropSpec
 from sealst._errors import DataError, PanelError
 from sealst._html import text_as_html
-from sealst.models._adapters.adapters import Adapter, add_adapter
-from sealst.models._encoders.digests import plain_key
-from sealst.models._encoders.encoder import Encoder
-from sealst.models._encoders.image_model import ImageModel
-from sealst.models._genes.base import GeneEncoderParams
+from sealst.models._adapters import Adapter, add_adapter
+from sealst.models._encoders.encoder import Encoder, ImageModel, plain_key
+from sealst.models._genes import GeneEncoderParams
 from sealst.models._seal.heads import HeadParams, ProjectionParams, image_head
 
 

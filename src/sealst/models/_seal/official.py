@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,25 +19,90 @@ from sealst._core.seeds import seeded
 from sealst._core.space.geometry import CropSpec
 from sealst._errors import DataError, WeightsError
 from sealst._logging import warn
-from sealst._validate import check_choice, check_positive
+from sealst._validate import check_choice, check_positive, listed
+from sealst.models._adapters import LoraParams
 from sealst.models._encoders.build import build_from_tensors
-from sealst.models._encoders.convert import State
-from sealst.models._encoders.registry import REGISTRY
+from sealst.models._encoders.encoder import Encoder
+from sealst.models._encoders.records import REGISTRY
 from sealst.models._encoders.spec import EncoderSpec
-from sealst.models._encoders.weights import Sought, find_file, mismatch, read_tensors
-from sealst.models._genes.vae import GeneVAEParams
+from sealst.models._encoders.weights import Sought, State, find_file, mismatch, read_tensors
+from sealst.models._genes import GeneVAEParams
 from sealst.models._seal.heads import HeadParams
-from sealst.models._seal.official_layout import (
-    OMICS,
-    VISION_HEAD,
-    count_flows,
-    file_names,
-    flat_flows,
-    published_adapter,
-    split_vision,
-    unwrapped,
-)
 from sealst.models._seal.seal import SealModel
+
+#: what peft puts before the names of the tower
+_TOWER = "encoder.base_model.model."
+#: adapted layers, below the prefixes that published towers have
+_LAYER = re.compile(r"^(?:visual\.)?(?:trunk\.)?(blocks\.(\d+)\.(.+?))\.(?:base_layer|lora_\w+\.\w+)\.(?:weight|bias)$")
+_FLOW = re.compile(r"^flows\.(\d+)\.")
+
+#: modules of the files → ours; those of the same name are left out
+VISION_HEAD: Mapping[str, str] = {"decoder.decoder.0": "0", "decoder.decoder.3": "2"}
+OMICS: Mapping[str, str] = {
+    "encoder.0": "body.0",
+    "encoder.1": "body.1",
+    "encoder.4": "body.3",
+    "encoder.5": "body.4",
+    "fc_mu": "to_mu",
+    "fc_logvar": "to_logvar",
+    "decoder.0": "decoder.0",
+    "decoder.2": "decoder.3",
+    "decoder.5": "decoder.6",
+}
+
+
+def split_vision(state: State) -> tuple[State, State, list[str], State]:
+    """Base encoder (published names), LoRA and the layers that it adapts (timm's), and the rest of a vision file."""
+    inside = {name.removeprefix(_TOWER): tensor for name, tensor in state.items() if name.startswith(_TOWER)}
+    tower, lora, layers = {}, {}, []
+    for name, tensor in inside.items():
+        if found := _LAYER.match(name):
+            layers.append(found[1])
+        if "lora_" in name:
+            lora[name[found.start(1) :] if found else name] = tensor
+            continue
+        plain = name.replace(".base_layer.", ".")
+        # Two tensors for one layer: the second keeps its name, which strict loading then reports.
+        tower[name if plain in inside else plain] = tensor
+    head = {name: tensor for name, tensor in state.items() if not name.startswith(_TOWER)}
+    return tower, lora, sorted(set(layers)), head
+
+
+def published_adapter(lora: State, layers: Sequence[str], encoder: Encoder, path: str) -> LoraParams:
+    """Rank and place of the LoRA layers in a file.
+
+    Raises
+    ------
+    WeightsError
+        When there are none, or `LoraParams` cannot describe where they are.
+    """
+    if outside := [name for name in lora if not name.startswith("blocks.")]:
+        raise WeightsError(f"{path!r} has LoRA layers outside the encoder's blocks: {listed(outside, 4)}.")
+    ranks = [tensor.shape[0] for name, tensor in sorted(lora.items()) if ".lora_A." in name and tensor.ndim]
+    if not layers or not ranks:
+        raise WeightsError(f"{path!r} has no LoRA layers; expected those of the last block of {encoder.spec.key!r}.")
+    first = min(int(layer.split(".")[1]) for layer in layers)
+    ends = sorted({layer.split(".", 2)[2] for layer in layers})
+    n_blocks = max(encoder.spec.n_blocks - first, 1)
+    for targets in (None, "|".join(map(re.escape, ends))):
+        # Files do not hold the scaling; the published models have 1.
+        adapter = LoraParams(r=ranks[0], alpha=float(ranks[0]), n_blocks=n_blocks, targets=targets)
+        if set(adapter.layers(encoder)) == set(layers):
+            return adapter
+    raise WeightsError(
+        f"{path!r} has LoRA on layers that differ from block to block, or on none of ours: {listed(layers, 6)}."
+    )
+
+
+def file_names(own: Iterable[str], modules: Mapping[str, str]) -> dict[str, str]:
+    """Name in a file → our name, for all of our names."""
+    theirs = {ours: name for name, ours in modules.items()}
+    found = {}
+    for name in own:
+        module, _, leaf = name.rpartition(".")
+        found[f"{theirs.get(module, module)}.{leaf}"] = name
+    return found
+
 
 HF_ID = "MahmoodLab/SEAL"
 #: per file, a tensor that shows the length of an embedding, and the axis that does
@@ -138,35 +204,6 @@ def load_release(
     device: str | None,
 ) -> SealModel:
     """Load a published model from the files given, or from where they usually are; see `load_official`."""
-    panel = _panel(release, genes)
-    paths = {kind: find_file(_sought(release, kind), given[kind]) for kind in _PROBES}
-    states = {kind: unwrapped(read_tensors(path, release.name)) for kind, path in paths.items()}
-    for kind in _PROBES:
-        _check_kind(release, kind, states[kind], paths[kind])
-    parts = split_vision(states["vision"])
-    encoder = build_from_tensors(release.spec, parts.tower, paths["vision"])
-    adapter = published_adapter(parts, encoder, str(paths["vision"]))
-    gene_encoder = GeneVAEParams(hidden=release.hidden, n_flows=count_flows(states["omics"]), invertible=False)
-    head = HeadParams(release.head, norm=False, relu=True)
-    with seeded(0):
-        model = SealModel(encoder, panel, crop=crop, adapter=adapter, gene_encoder=gene_encoder, head=head)
-    lora = {name: tensor for name, tensor in encoder.vit.state_dict().items() if "lora_" in name}
-    _fill(lora, dict(zip(lora, lora, strict=True)), parts.lora, paths["vision"], release)
-    for module, modules, state, kind in (
-        (model.image_head, VISION_HEAD, parts.head, "vision"),
-        (model.gene_encoder, OMICS, flat_flows(states["omics"]), "omics"),
-    ):
-        own = module.state_dict()
-        _fill(own, file_names(own, modules), state, paths[kind], release)
-    model.provenance = {
-        "source": HF_ID,
-        "files": {kind: {"name": path.name, "sha256": _sha256(path)} for kind, path in paths.items()},
-        "note": "training sections and patients are not published",
-    }
-    return model.to(resolve_device(device)).eval()
-
-
-def _panel(release: Release, genes: Sequence[str] | None) -> GenePanel:
     n = release.n_genes
     if genes is None:
         warn(
@@ -176,18 +213,51 @@ def _panel(release: Release, genes: Sequence[str] | None) -> GenePanel:
     names = placeholder_names(n) if genes is None else tuple(genes)
     if isinstance(genes, str) or len(names) != n:
         raise DataError(f"`genes` must be the {n} names in the order of the model's outputs, found {len(names)}.")
-    return GenePanel(names, np.zeros(n), np.ones(n))
-
-
-def _sought(release: Release, kind: str) -> Sought:
-    return Sought(
-        what=f"{release.name} ({kind})",
-        folders=(release.name,),
-        names=(release.filename(kind),),
-        hf_id=HF_ID,
-        gated=True,
-        passing=f"`{kind}='<folder>/{{name}}'` to `sl.models.load_official`",
-    )
+    panel = GenePanel(names, np.zeros(n), np.ones(n))
+    paths = {}
+    for kind in _PROBES:
+        sought = Sought(
+            what=f"{release.name} ({kind})",
+            folders=(release.name,),
+            names=(release.filename(kind),),
+            hf_id=HF_ID,
+            gated=True,
+            passing=f"`{kind}='<folder>/{{name}}'` to `sl.models.load_official`",
+        )
+        paths[kind] = find_file(sought, given[kind])
+    states = {}
+    for kind, path in paths.items():
+        state = read_tensors(path, release.name)
+        # The prefix of parallel training stands before all names or none.
+        if all(name.startswith("module.") for name in state):
+            state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        _check_kind(release, kind, state, path)
+        states[kind] = state
+    tower, lora, layers, rest = split_vision(states["vision"])
+    encoder = build_from_tensors(release.spec, tower, paths["vision"])
+    adapter = published_adapter(lora, layers, encoder, str(paths["vision"]))
+    # Without any flow in the file 1, for strict loading to report.
+    n_flows = max(len({found[1] for found in map(_FLOW.match, states["omics"]) if found}), 1)
+    # Flows have vectors and an offset, whichever axes of length 1 they are stored with.
+    omics = {name: tensor.squeeze() if _FLOW.match(name) else tensor for name, tensor in states["omics"].items()}
+    gene_encoder = GeneVAEParams(hidden=release.hidden, n_flows=n_flows, invertible=False)
+    head = HeadParams(release.head, norm=False, relu=True)
+    with seeded(0):
+        model = SealModel(encoder, panel, crop=crop, adapter=adapter, gene_encoder=gene_encoder, head=head)
+    added = {name: tensor for name, tensor in encoder.vit.state_dict().items() if "lora_" in name}
+    _fill(added, dict(zip(added, added, strict=True)), lora, paths["vision"], release)
+    for module, modules, state, kind in (
+        (model.image_head, VISION_HEAD, rest, "vision"),
+        (model.gene_encoder, OMICS, omics, "omics"),
+    ):
+        own = module.state_dict()
+        _fill(own, file_names(own, modules), state, paths[kind], release)
+    model.provenance = {
+        "source": HF_ID,
+        "files": {kind: {"name": path.name, "sha256": _sha256(path)} for kind, path in paths.items()},
+        "note": "training sections and patients are not published",
+    }
+    return model.to(resolve_device(device)).eval()
 
 
 def _check_kind(release: Release, kind: str, state: State, path: Path) -> None:

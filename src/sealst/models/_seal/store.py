@@ -22,13 +22,18 @@ from sealst._errors import CheckpointError, DataError
 from sealst._files import new_folder, write_json
 from sealst._validate import listed
 from sealst._version import __version__
-from sealst.models._adapters.adapters import FrozenParams, resolve_adapter
-from sealst.models._adapters.files import ADAPTER_FILE, check_tensors, load_adapter, save_adapter
+from sealst.models._adapters import (
+    ADAPTER_FILE,
+    FrozenParams,
+    check_tensors,
+    load_adapter,
+    resolve_adapter,
+    save_adapter,
+)
 from sealst.models._encoders.build import build_encoder, build_from_spec
-from sealst.models._encoders.digests import weights_hash
-from sealst.models._encoders.encoder import Encoder
+from sealst.models._encoders.encoder import Encoder, weights_hash
 from sealst.models._encoders.spec import EncoderSpec
-from sealst.models._genes.registry import resolve_gene_encoder
+from sealst.models._genes import resolve_gene_encoder
 from sealst.models._seal.card import model_card
 from sealst.models._seal.heads import HeadParams, resolve_projection
 from sealst.models._seal.net import SealNet
@@ -100,7 +105,7 @@ def read_model(
     config, base = _read_json(folder)
     try:
         with seeded(0):
-            model = _restored(folder, build, (config, base), encoder=encoder, weights=weights)
+            model = _restored(folder, build, config, base, encoder=encoder, weights=weights)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"config.json or base.json in {str(folder)!r} is damaged: {error}.") from error
     if model.fingerprint != config["fingerprint"]:
@@ -113,14 +118,8 @@ def read_model(
 
 
 def _restored(
-    folder: Path,
-    build: Callable[..., M],
-    stored: tuple[dict[str, Any], dict[str, Any]],
-    *,
-    encoder: str | None,
-    weights: str | Path | None,
+    folder: Path, build: Callable[..., M], config: Any, base: Any, *, encoder: str | None, weights: str | Path | None
 ) -> M:
-    config, base = stored
     spec = EncoderSpec.from_dict(config["encoder"])
     built = _base(spec, folder / "base" if base["included"] else None, encoder, weights)
     if (found := weights_hash(built.base_state())) != base["sha256"]:

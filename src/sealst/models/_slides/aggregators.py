@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import pandas as pd
 import torch
 from torch import nn
 
 from sealst._validate import check_choice, need
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _WHAT = "This aggregator"
 
@@ -113,17 +111,16 @@ class Clam(Aggregator):
 
     def forward(self, tiles: torch.Tensor, label: int | None = None) -> Pooled:
         out, scores, inner = self.net(tiles[None], return_att=True, return_emb=True)
-        extra = None if label is None or self.n_out == 1 else self._clustering(scores[0], inner[0], label)
+        extra = None
+        if label is not None and self.n_out > 1:
+            own = self.net.inst_eval(scores[0], inner[0], self.net.inst_classifiers[label])[0]
+            others = [
+                self.net.inst_eval_out(scores[0], inner[0], classifier)[0]
+                for i, classifier in enumerate(self.net.inst_classifiers)
+                if i != label
+            ]
+            extra = self._WEIGHT * (own + sum(others))
         return Pooled(out.reshape(1, self.n_out), scores[0].softmax(dim=0), extra)
-
-    def _clustering(self, scores: torch.Tensor, inner: torch.Tensor, label: int) -> torch.Tensor:
-        own = self.net.inst_eval(scores, inner, self.net.inst_classifiers[label])[0]
-        others = [
-            self.net.inst_eval_out(scores, inner, classifier)[0]
-            for i, classifier in enumerate(self.net.inst_classifiers)
-            if i != label
-        ]
-        return self._WEIGHT * (own + sum(others))
 
 
 class _TwoClassLoss(nn.Module):
@@ -211,8 +208,6 @@ def list_aggregators() -> pd.DataFrame:
     >>> bool(sl.models.list_aggregators().loc["transmil", "ordered"])
     True
     """
-    import pandas as pd
-
     rows = {name: {"about": (c.__doc__ or "").splitlines()[0], "ordered": c.ordered} for name, c in AGGREGATORS.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("aggregator")
 

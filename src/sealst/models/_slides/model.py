@@ -7,13 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from sealst._core.device import resolve_device
 from sealst._core.scores.slide_evaluation import SlideEvaluation
@@ -23,39 +24,96 @@ from sealst._files import new_folder, write_json, write_text
 from sealst._html import as_html
 from sealst._validate import check_choice, listed
 from sealst._version import __version__
-from sealst.models._adapters.files import check_tensors
-from sealst.models._slides.net import SlideNet, SlideOutput
+from sealst.models._adapters import check_tensors
+from sealst.models._slides.aggregators import Aggregator, Pooled, build_aggregator
+
+
+class SlideOutput(NamedTuple):
+    """Prediction of one slide."""
+
+    #: probabilities (n_classes,), or one number: the prediction in its unit, or the log risk
+    value: np.ndarray
+    #: weight of every tile (n_tiles,), sums to 1
+    attention: np.ndarray
+
+
+class SlideNet(nn.Module):
+    """Aggregator with the moments of its training slides.
+
+    Parameters
+    ----------
+    aggregator
+        Name in `AGGREGATORS`.
+    dim, n_out
+        Length of an embedding, and number of outputs.
+    hidden, attention, dropout
+        See `Aggregator`.
+    """
+
+    centre: torch.Tensor
+    scale: torch.Tensor
+    out_centre: torch.Tensor
+    out_scale: torch.Tensor
+
+    def __init__(self, aggregator: str, dim: int, n_out: int, *, hidden: int, attention: int, dropout: float) -> None:
+        super().__init__()
+        self.pool: Aggregator = build_aggregator(
+            aggregator, dim, n_out, hidden=hidden, attention=attention, dropout=dropout
+        )
+        self.dim, self.n_out = dim, n_out
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+        self.register_buffer("out_centre", torch.zeros(()))
+        self.register_buffer("out_scale", torch.ones(()))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.centre.device
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """Everything that fitting changes."""
+        return self.state_dict()
+
+    def forward(self, tiles: torch.Tensor, label: int | None = None) -> Pooled:
+        """Pool the tiles (n, dim) of one slide; outputs are logits, standardised numbers or log risks."""
+        return self.pool((tiles - self.centre) / self.scale, label)
+
+    def predict(self, features: np.ndarray, xy: np.ndarray | None) -> SlideOutput:
+        """Prediction and attention of one slide, all of its tiles at once, deterministic.
+
+        Parameters
+        ----------
+        features
+            Embeddings (n, dim).
+        xy
+            Centres (n, 2), for aggregators that look at the order of tiles; None takes the order as it is.
+        """
+        order = slide_order(xy, len(features), ordered=self.pool.ordered)
+        tiles = torch.as_tensor(np.asarray(features, dtype=np.float32)[order], device=self.device)
+        self.eval()
+        with torch.inference_mode():
+            pooled = self(tiles)
+        logits = pooled.streams.float().mean(dim=0)
+        if self.n_out > 1:
+            value = logits.softmax(dim=0).cpu().numpy().astype(np.float64)
+        else:
+            value = (logits * self.out_scale + self.out_centre).cpu().numpy().astype(np.float64)
+        attention = np.empty(len(features))
+        attention[order] = pooled.attention.double().cpu().numpy()
+        return SlideOutput(value, attention / attention.sum())
+
+
+def slide_order(xy: np.ndarray | None, n: int, *, ordered: bool) -> np.ndarray:
+    """Rows of tiles from top to bottom and left to right where order matters, as they are otherwise."""
+    return np.lexsort((xy[:, 0], xy[:, 1])) if ordered and xy is not None else np.arange(n)
+
 
 _FORMAT = 1
 _CONFIG, _MEMBERS = "config.json", "members.safetensors"
 _EVALUATIONS = ("evaluation", "test_evaluation")
 #: columns of stored tables that hold numbers, and whole ones
 _NUMBERS, _COUNTS = ("value", "low", "high", "time"), ("n", "n_patients")
-
-
-def save_slide(model: SlideModel, path: Path, *, overwrite: bool) -> Path:
-    """Write to a temporary folder beside `path`, then rename; see `SlideModel.save`."""
-    with new_folder(path, overwrite=overwrite, marker=_MEMBERS) as work:
-        spec, members = model.spec, model.members
-        evaluations = {name: getattr(model, name) for name in _EVALUATIONS}
-        config = {
-            "format": _FORMAT,
-            "kind": "slide",
-            "sealst": __version__,
-            "spec": asdict(spec),
-            "n_members": {target: len(members[target]) for target in spec.targets},
-            "fingerprint": model.fingerprint,
-            "provenance": dict(model.provenance),
-            "facts": {name: found.facts for name, found in evaluations.items() if found is not None},
-        }
-        write_json(work / _CONFIG, config)
-        own = _named_tensors(spec, members)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, work / _MEMBERS)
-        for name, found in evaluations.items():
-            if found is not None:
-                write_text(work / f"{name}.csv", found.table.to_csv(index=False))
-                write_text(work / f"{name}_predictions.csv", found.predictions.to_csv(index=False))
-    return path
 
 
 def load_slide(path: str | Path, *, device: str | None = None) -> SlideModel:
@@ -264,7 +322,26 @@ class SlideModel:
         -------
         The folder.
         """
-        return save_slide(self, Path(path), overwrite=overwrite)
+        with new_folder(Path(path), overwrite=overwrite, marker=_MEMBERS) as work:
+            evaluations = {name: getattr(self, name) for name in _EVALUATIONS}
+            config = {
+                "format": _FORMAT,
+                "kind": "slide",
+                "sealst": __version__,
+                "spec": asdict(self.spec),
+                "n_members": {target: len(self.members[target]) for target in self.spec.targets},
+                "fingerprint": self.fingerprint,
+                "provenance": dict(self.provenance),
+                "facts": {name: found.facts for name, found in evaluations.items() if found is not None},
+            }
+            write_json(work / _CONFIG, config)
+            own = _named_tensors(self.spec, self.members)
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, work / _MEMBERS)
+            for name, found in evaluations.items():
+                if found is not None:
+                    write_text(work / f"{name}.csv", found.table.to_csv(index=False))
+                    write_text(work / f"{name}_predictions.csv", found.predictions.to_csv(index=False))
+        return Path(path)
 
     def __repr__(self) -> str:
         spec = self.spec

@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.colors import Colormap, ListedColormap
 
-from sealst._core.genes.near_names import near_names
+from sealst._core.genes.names import near_names
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._validate import check_key, listed

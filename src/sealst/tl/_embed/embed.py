@@ -20,7 +20,7 @@ from sealst._section import Data, PairedTable, Region, for_writing
 from sealst._validate import check_choice
 from sealst.io import Collection
 from sealst.models import Encoder, SealModel, build_encoder
-from sealst.models._encoders.digests import base_name
+from sealst.models._encoders.encoder import base_name
 
 
 @documented

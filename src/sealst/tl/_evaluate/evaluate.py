@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 
 from sealst._core.device import resolve_device
 from sealst._core.genes.panel import GenePanel
-from sealst._core.scores.protocols import Protocol, resolve_protocol
+from sealst._core.scores.probes import Protocol, resolve_protocol
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._evaluation import Evaluation

@@ -10,7 +10,7 @@ import numpy as np
 from spatialdata import SpatialData
 
 from sealst import _section
-from sealst._core.splits.spots import profile_digests
+from sealst._core.splits import profile_digests
 from sealst._errors import DataError, LeakError
 from sealst._keys import Keys
 from sealst._section import Data, Part, parts_of

@@ -8,8 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from sealst._core.genes.panel import GenePanel
-from sealst._core.scores.probes import knn_impute, mean_baseline
-from sealst._core.scores.protocols import Protocol
+from sealst._core.scores.probes import Protocol, knn_impute, mean_baseline
 from sealst.models import SealModel
 from sealst.tl._evaluate.views import COLOUR, FROZEN, SEAL, SectionView
 

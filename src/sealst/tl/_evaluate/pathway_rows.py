@@ -10,7 +10,7 @@ import pandas as pd
 
 from sealst._core.genes.panel import GenePanel
 from sealst._core.genes.sets import SOURCE, TARGET, WEIGHT, restrict
-from sealst._core.scores.agreement import agreement
+from sealst._core.scores.genes import agreement
 from sealst._core.scores.metrics import signature_auroc, signature_average_precision
 from sealst._core.search.queries import centred, cosine, gene_weights
 from sealst._errors import DataError, PanelError

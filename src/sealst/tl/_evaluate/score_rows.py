@@ -20,8 +20,7 @@ from sealst._core.scores.genes import (
     spatial_graph,
     spot_scores,
 )
-from sealst._core.scores.metrics import recall_at_k, retrieval_ranks
-from sealst._core.scores.near_hits import near_ranks, near_recall
+from sealst._core.scores.metrics import near_ranks, near_recall, recall_at_k, retrieval_ranks
 from sealst._core.search.exact import top_k
 from sealst._keys import Keys
 from sealst._logging import logger, warn

@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from sealst._core.genes.names import is_control
 from sealst._core.genes.panel import GenePanel
-from sealst._core.scores.protocols import Protocol
+from sealst._core.scores.probes import Protocol
 from sealst._errors import PanelError, SealstWarning
 from sealst._keys import Keys
 from sealst._section import Data, Part

@@ -15,8 +15,8 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
+from sealst._core.device import to_images
 from sealst._core.genes.panel import GenePanel
-from sealst._core.images import to_images
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger

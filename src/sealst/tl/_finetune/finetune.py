@@ -25,16 +25,15 @@ from sealst._errors import DataError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._settings import resolve_seed, settings
-from sealst._train.baseline import frozen_baseline
 from sealst._train.engine import RESERVED, Run, run_stages
 from sealst._train.inputs import CropSet, image_inputs
-from sealst._train.params import TrainParams, train_params
-from sealst._train.recipe import choose
+from sealst._train.module import frozen_baseline
+from sealst._train.params import TrainParams, choose, train_params
 from sealst._validate import listed
 from sealst._version import __version__
 from sealst.models import CropSpec, Encoder, GeneEncoderParams, ProjectionParams, SealModel, build_encoder, load
-from sealst.models._adapters.adapters import Adapter, counts_blocks, resolve_adapter
-from sealst.models._genes.registry import resolve_gene_encoder
+from sealst.models._adapters import Adapter, counts_blocks, resolve_adapter
+from sealst.models._genes import resolve_gene_encoder
 from sealst.models._seal.heads import resolve_projection
 from sealst.pp import check_split, select_genes
 from sealst.tl._embed.inputs import as_sections

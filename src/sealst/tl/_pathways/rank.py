@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy.stats import false_discovery_control
 
 from sealst import _section
-from sealst._core.scores.region_tests import replicate_test
+from sealst._core.scores.genes import replicate_test
 from sealst._docs import documented
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys

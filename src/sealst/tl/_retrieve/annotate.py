@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sealst import _section
-from sealst._core.search.votes import nearest_votes
+from sealst._core.search.queries import nearest_votes
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys

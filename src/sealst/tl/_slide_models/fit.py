@@ -16,7 +16,7 @@ from sealst import _logging
 from sealst._core.device import resolve_device
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._core.seeds import mixed_seed, seeded
-from sealst._core.splits.slides import Fold, check_sides, inner_split, named_folds, patient_folds, strata_of
+from sealst._core.splits import Fold, check_sides, inner_split, named_folds, patient_folds, strata_of
 from sealst._data.bags.bags import Bags
 from sealst._data.bags.memory import BagStore
 from sealst._docs import documented
@@ -24,13 +24,12 @@ from sealst._errors import DataError, LeakError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._settings import resolve_seed
+from sealst._train.params import SlideParams, slide_params
 from sealst._train.slide_engine import SURVIVAL, Job, fit_net
-from sealst._train.slide_params import SlideParams, slide_params
 from sealst._validate import check_choice, check_key, listed, need, whole
 from sealst._version import __version__
 from sealst.models import SlideModel, SlideSpec, list_aggregators
-from sealst.models._slides.model import averaged
-from sealst.models._slides.net import SlideNet, slide_order
+from sealst.models._slides.model import SlideNet, averaged, slide_order
 from sealst.tl._slide_models.labels import Labels, check_enough, labels_of, task_of
 from sealst.tl._slide_models.rows import FLOOR, Outcome, floor_of, prediction_table, score_table
 

@@ -20,7 +20,7 @@ from sealst._logging import logger, warn
 from sealst._section import Data, for_writing, sections_of
 from sealst._validate import check_choice, check_key, listed, patient_names
 from sealst.models import SlideModel
-from sealst.models._slides.net import SlideOutput
+from sealst.models._slides.model import SlideOutput
 from sealst.tl._slide_models.fit import check_same_embedding
 
 _CALL = "predict_slide"

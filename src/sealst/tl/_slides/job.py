@@ -20,7 +20,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._settings import settings
 from sealst.models import CropSpec, Encoder, SealModel, build_encoder, load
-from sealst.models._encoders.digests import base_name
+from sealst.models._encoders.encoder import base_name
 from sealst.tl._slides.manifest import Slide
 
 Model: TypeAlias = SealModel | Encoder

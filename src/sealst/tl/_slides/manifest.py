@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from sealst._data.bags.slide_table import SLIDE, read_slide_table
+from sealst._data.bags.bags import SLIDE, read_slide_table
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._logging import warn

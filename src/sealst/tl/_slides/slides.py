@@ -24,7 +24,7 @@ from sealst._session_info import session_info
 from sealst._settings import settings
 from sealst._validate import check_fraction, check_positive, listed, section_name
 from sealst.models import SealModel
-from sealst.models._encoders.digests import base_name
+from sealst.models._encoders.encoder import base_name
 from sealst.tl._pathways.pathways import gene_set_edges
 from sealst.tl._slides.job import Job, Model, crop_of, held, opened
 from sealst.tl._slides.manifest import Slide, read_manifest

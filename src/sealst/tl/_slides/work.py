@@ -21,8 +21,7 @@ from filelock import FileLock
 
 from sealst import _section
 from sealst._data.bags.parts import Parts, append_array, append_frame
-from sealst._data.crops.chunks import prefetch
-from sealst._data.crops.reader import iter_crops, reading_order
+from sealst._data.crops.reader import iter_crops, prefetch, reading_order
 from sealst._errors import DataError
 from sealst._files import complete_file
 from sealst._keys import Keys

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealst._core.splits import spots as splits
+from sealst._core import splits
 from sealst._errors import DataError
 
 

@@ -6,14 +6,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sealst._errors import DataError
+from sealst._errors import CheckpointError, DataError
 from sealst._validate import check_fraction, check_positive, listed, resolve_kind
 from sealst.models._encoders.blocks import block_layers, parameter_depths
 from sealst.models._encoders.encoder import Encoder
@@ -50,9 +52,9 @@ class Adapter(ABC):
     def attach(self, encoder: Encoder) -> None:
         """Freeze the encoder, add what is trained, and mark it, in place."""
 
-    @abstractmethod
     def n_trunk(self, n_blocks: int) -> int:
-        """How many of the first blocks never change."""
+        """How many of the first blocks never change: all but the last ones, where it acts on a number of these."""
+        return n_blocks - getattr(self, "n_blocks", 0)
 
     @abstractmethod
     def describe(self, n_blocks: int) -> str:
@@ -145,10 +147,6 @@ class LoraParams(Adapter):
             )
         return [*names, *(f"attn_pool.{name}" for name in _POOLER_TARGETS)]
 
-    def n_trunk(self, n_blocks: int) -> int:
-        """All blocks but the adapted ones."""
-        return n_blocks - self.n_blocks
-
     def describe(self, n_blocks: int) -> str:
         """Rank and place."""
         name = "DoRA" if self.dora else "rsLoRA" if self.rslora else "LoRA"
@@ -193,10 +191,6 @@ class BlocksParams(_WeightParams):
         depths = parameter_depths(encoder.vit)
         _train_weights(encoder, {name for name, depth in depths.items() if depth < self.n_blocks})
 
-    def n_trunk(self, n_blocks: int) -> int:
-        """All blocks but the trained ones."""
-        return n_blocks - self.n_blocks
-
     def describe(self, n_blocks: int) -> str:
         """Place and decay."""
         return f"weights of the last {self.n_blocks} of {n_blocks} blocks, layer decay {self.layer_decay:g}"
@@ -240,10 +234,6 @@ class BottleneckParams(Adapter):
         encoder.requires_grad_(False)
         encoder.bottleneck = Bottleneck(encoder.spec.dim, self.width, self.dropout)
 
-    def n_trunk(self, n_blocks: int) -> int:
-        """All blocks stay."""
-        return n_blocks
-
     def describe(self, n_blocks: int) -> str:
         """Width."""
         return f"bottleneck of {self.width} behind the frozen encoder"
@@ -258,10 +248,6 @@ class FrozenParams(Adapter):
     def attach(self, encoder: Encoder) -> None:
         """Freeze."""
         encoder.requires_grad_(False)
-
-    def n_trunk(self, n_blocks: int) -> int:
-        """All blocks stay."""
-        return n_blocks
 
     def describe(self, n_blocks: int) -> str:
         """Say so."""
@@ -306,3 +292,49 @@ def _train_weights(encoder: Encoder, names: set[str]) -> None:
         if name in names:
             encoder.originals[name] = parameter.detach().clone().cpu()
             parameter.requires_grad_(True)
+
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def save_adapter(encoder: Encoder, folder: Path) -> None:
+    """Write what the adapter trains; nothing where it trains nothing."""
+    if not encoder.adapted:
+        return
+    if hasattr(encoder.backbone, "peft_config"):
+        encoder.backbone.save_pretrained(folder, safe_serialization=True)
+        # peft adds an empty card; the model has one of its own.
+        (folder / "README.md").unlink(missing_ok=True)
+        return
+    folder.mkdir()
+    save_file({k: v.cpu().contiguous() for k, v in encoder.adapted_state().items()}, folder / ADAPTER_FILE)
+
+
+def load_adapter(encoder: Encoder, folder: Path) -> None:
+    """Fill an encoder that has the adapter already, strictly, in place."""
+    if not encoder.adapted:
+        return
+    if not (folder / ADAPTER_FILE).is_file():
+        # peft would look for it on the hub.
+        raise CheckpointError(f"{str(folder / ADAPTER_FILE)!r} is missing; the model is not complete.")
+    if hasattr(encoder.backbone, "peft_config"):
+        stored = load_peft_weights(str(folder), device="cpu")
+        check_tensors(ADAPTER_FILE, get_peft_model_state_dict(encoder.backbone), stored)
+        set_peft_model_state_dict(encoder.backbone, stored)
+        return
+    own: dict[str, Any] = encoder.adapted_state()
+    stored = load_file(folder / ADAPTER_FILE)
+    check_tensors(ADAPTER_FILE, own, stored)
+    for name, tensor in stored.items():
+        own[name].copy_(tensor)
+
+
+def check_tensors(where: str, own: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
+    """Raise unless names and shapes are the same."""
+    if differing := sorted(set(own) ^ set(found)):
+        raise CheckpointError(f"{where} has missing or unexpected tensors: {listed(differing, 4)}.")
+    for name, tensor in found.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}."
+            )

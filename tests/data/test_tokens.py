@@ -13,12 +13,20 @@ import torch
 from torch.utils.data import DataLoader
 
 import sealst as sl
+from sealst._data import tokens as token_store
 from sealst._data.augment import AUGMENTATION_VERSIONS
 from sealst._data.crops.source import CropSource
 from sealst._data.dataset import PairDataset, as_is
-from sealst._data.tokens import store as token_store
-from sealst._data.tokens.store import BLOCK, is_complete, stacked_tokens, touch
-from sealst._data.tokens.trunk import Trunk, crops_digest, source_digest, token_bytes
+from sealst._data.tokens import (
+    BLOCK,
+    Trunk,
+    crops_digest,
+    is_complete,
+    source_digest,
+    stacked_tokens,
+    token_bytes,
+    touch,
+)
 from sealst._train.sampler import InOrder
 
 N, PX = 2 * BLOCK + 3, 4
@@ -261,7 +269,7 @@ import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
-from sealst._data.tokens.trunk import Trunk
+from sealst._data.tokens import Trunk
 made = [0]
 def run(images):
     made[0] += len(images)

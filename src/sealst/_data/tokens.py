@@ -3,6 +3,9 @@
 Layout of ``<cache_dir>/tokens/<key>/``: ``tokens.npy`` (crops, views, tokens, width) in float16, or as the bits of
 bfloat16 in uint16; ``crc32.u32``, one CRC-32 per crop; ``meta.json``, facts in plain words. That is written last, so an
 entry without it is not finished. Until then ``progress.json`` says how many crops are safely on disk.
+
+With adapters in the last k of L blocks the first L - k never change, so their output is kept (half precision) and only
+the tail is run in training.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,10 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from sealst._core.device import to_images
+from sealst._core.seeds import seeded
+from sealst._data.augment import AUGMENTATION_VERSIONS, AUGMENTATIONS
+from sealst._data.crops.source import CropSource, iter_source
 from sealst._data.stacked import Stacked
 from sealst._errors import DataError
 from sealst._files import write_text
@@ -40,6 +47,10 @@ _META, _PROGRESS, _TOKENS, _CHECKS = "meta.json", "progress.json", "tokens.npy",
 _HALF_LIMIT = 6e4
 #: how the two types lie in a file
 _STORED = {"float16": "<f2", "bfloat16": "<u2"}
+
+
+#: crops of one block, number of the view and of the block → float tokens (b, t, w)
+_Make = Callable[[np.ndarray, int, int], torch.Tensor]
 
 
 class _TooLargeError(Exception):
@@ -151,9 +162,7 @@ def _lock(folder: Path) -> FileLock:
     return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
-def write_entry(
-    entry: Entry, crops: Callable[[], Any], tokens: Callable[[np.ndarray, int, int], torch.Tensor], *, bar: Any
-) -> None:
+def write_entry(entry: Entry, crops: Callable[[], Any], tokens: _Make, *, bar: Any) -> None:
     """Make the tokens of a section; continues an interrupted run, waits for another writer.
 
     Parameters
@@ -197,7 +206,7 @@ def no_room_advice() -> str:
     )
 
 
-def _write(entry: Entry, crops: Any, tokens: Callable[[np.ndarray, int, int], torch.Tensor], bar: Any) -> None:
+def _write(entry: Entry, crops: Any, tokens: _Make, bar: Any) -> None:
     record = _read_json(entry.folder / _PROGRESS)
     if record is None or record.get("key") != entry.key or not _sound(entry.folder, record, record["rows"]):
         record = None
@@ -216,14 +225,7 @@ def _write(entry: Entry, crops: Any, tokens: Callable[[np.ndarray, int, int], to
     (entry.folder / _PROGRESS).unlink()
 
 
-def _append(
-    entry: Entry,
-    crops: Any,
-    tokens: Callable[[np.ndarray, int, int], torch.Tensor],
-    *,
-    record: dict[str, Any],
-    bar: Any,
-) -> dict[str, Any]:
+def _append(entry: Entry, crops: Any, tokens: _Make, *, record: dict[str, Any], bar: Any) -> dict[str, Any]:
     """Write what is missing, block by block; the record is only ahead of nothing that is not on disk."""
     rows = record["rows"]
     bar.update(rows * entry.views)
@@ -233,7 +235,15 @@ def _append(
             file.seek(len(_header(record)) + rows * _row_bytes(record))
             checks.seek(4 * rows)
         for start in range(rows, entry.n, BLOCK):
-            block = _block(crops[start : start + BLOCK], entry.views, start // BLOCK, tokens, record["dtype"], bar)
+            parts, some = [], crops[start : start + BLOCK]
+            for view in range(entry.views):
+                made = tokens(some, view, start // BLOCK)
+                if record["dtype"] == "float16" and bool((made.abs() > _HALF_LIMIT).any()):
+                    raise _TooLargeError
+                parts.append(made.to(getattr(torch, record["dtype"])).cpu())
+                bar.update(len(made))
+            # 16 bits each, (b, views, t, w)
+            block = torch.stack(parts, dim=1).view(torch.int16).numpy().view("<u2")
             if start == 0:
                 record = record | {"key": entry.key, "shape": [entry.n, *block.shape[1:]]}
                 file.write(_header(record))
@@ -246,20 +256,6 @@ def _append(
             record["rows"] = start + len(block)
             write_text(entry.folder / _PROGRESS, json.dumps(record))
     return record
-
-
-def _block(
-    crops: np.ndarray, views: int, number: int, tokens: Callable[..., torch.Tensor], dtype: str, bar: Any
-) -> np.ndarray:
-    """Tokens of all views of some crops as 16 bits, (b, views, t, w)."""
-    parts = []
-    for view in range(views):
-        made = tokens(crops, view, number)
-        if dtype == "float16" and bool((made.abs() > _HALF_LIMIT).any()):
-            raise _TooLargeError
-        parts.append(made.to(getattr(torch, dtype)).cpu())
-        bar.update(len(made))
-    return torch.stack(parts, dim=1).view(torch.int16).numpy().view("<u2")
 
 
 class _StoredTokens:
@@ -338,3 +334,67 @@ def clear(root: Path, *, older_than: float | None, dry_run: bool) -> int:
         except Timeout:
             logger.info("%s is being written and is kept.", folder)
     return freed
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """How tokens are made."""
+
+    #: images (b, 3, px, px) in [0, 1] → tokens (b, t, w)
+    run: Callable[[torch.Tensor], torch.Tensor]
+    #: what decides what `run` returns: weights, number of blocks, how pixels are fed, precision
+    facts: Mapping[str, Any]
+    #: name of the augmentation of every view but the first
+    augmentation: str
+    device: torch.device
+    #: images per call of `run`
+    batch_size: int
+    #: more about the encoder, for readers of an entry
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def entry(self, root: Path, *, digest: str, n: int, px: int, views: int) -> Entry:
+        """Where the tokens of crops with a digest belong."""
+        # One view is the crop itself, whatever the augmentation.
+        varied = f"{self.augmentation}, version {AUGMENTATION_VERSIONS[self.augmentation]}" if views > 1 else "none"
+        facts = dict(self.facts) | {"crops": digest, "px": px, "augmentation": varied}
+        return Entry(root, facts, n, views, self.notes)
+
+    def fill(self, entry: Entry, crops: Callable[[], Any], *, bar: Any) -> None:
+        """Write an entry, unless it is there; see `write_entry`."""
+
+        def tokens(block: np.ndarray, view: int, number: int) -> torch.Tensor:
+            with torch.inference_mode():
+                images = to_images(block, self.device)
+                if view:
+                    # The same views whenever and wherever a build went on, and the caller's random state untouched.
+                    name = f"{entry.key} {view} {number}".encode()
+                    with seeded(int.from_bytes(hashlib.sha256(name).digest()[:4], "big")):
+                        images = AUGMENTATIONS[self.augmentation](images)
+                return torch.cat([self.run(part) for part in images.split(self.batch_size)])
+
+        write_entry(entry, crops, tokens, bar=bar)
+
+
+def crops_digest(parts: Iterable[tuple[Any, np.ndarray]], n: int) -> str:
+    """Digest of crops in their order, given as positions and crops in any order."""
+    found = np.zeros((n, 16), dtype=np.uint8)
+    for positions, crops in parts:
+        made = b"".join(hashlib.blake2b(np.ascontiguousarray(c).data, digest_size=16).digest() for c in crops)
+        found[positions] = np.frombuffer(made, dtype=np.uint8).reshape(-1, 16)
+    return hashlib.sha256(found.tobytes()).hexdigest()
+
+
+def source_digest(source: CropSource, px: int, *, bar: Any) -> str:
+    """Digest of the crops of a source, which are read for it and not kept."""
+
+    def read() -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        for positions, crops in iter_source(source, px):
+            yield positions, crops
+            bar.update(len(positions))
+
+    return crops_digest(read(), len(source.boxes))
+
+
+def token_bytes(n: int, views: int, n_tokens: int, width: int) -> int:
+    """Size of a trunk cache in bytes."""
+    return n * views * n_tokens * width * 2

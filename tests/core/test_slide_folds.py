@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealst._core.splits.slides import check_sides, inner_split, named_folds, patient_folds, strata_of
+from sealst._core.splits import check_sides, inner_split, named_folds, patient_folds, strata_of
 from sealst._errors import DataError, LeakError
 
 

@@ -11,8 +11,7 @@ import torch
 import sealst as sl
 from sealst._core.seeds import seeded
 from sealst.models import CropSpec, GeneTransformerParams, HeadParams, LoraParams, SealModel, build_encoder
-from sealst.models._genes.registry import GENE_ENCODERS, resolve_gene_encoder
-from sealst.models._genes.transformer import GeneAttention
+from sealst.models._genes import GENE_ENCODERS, GeneAttention, resolve_gene_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

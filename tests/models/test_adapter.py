@@ -10,10 +10,10 @@ import torch
 
 import sealst as sl
 from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel, build_encoder
-from sealst.models._adapters.adapters import ADAPTERS, add_adapter, counts_blocks, resolve_adapter
+from sealst.models._adapters import ADAPTERS, add_adapter, counts_blocks, resolve_adapter
 from sealst.models._encoders.blocks import block_layers, parameter_depths
 from sealst.models._encoders.build import build_from_spec
-from sealst.models._encoders.digests import weights_hash
+from sealst.models._encoders.encoder import weights_hash
 from sealst.models._encoders.records import RECORDS
 
 CNNS = ("resnet18", "resnet50", "tf_efficientnet_lite0", "convnext_atto", "mobilenetv3_small_050")

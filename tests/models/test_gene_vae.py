@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import sealst as sl
 from sealst.models import GeneVAE, GeneVAEParams
-from sealst.models._genes.vae import PlanarFlow
+from sealst.models._genes import PlanarFlow
 
 
 @given(seed=st.integers(0, 10_000), dim=st.integers(1, 6), scale=st.floats(0.1, 5.0))

@@ -1,1 +1,0 @@
-"""Folds of spots and of slides."""

@@ -1,1 +1,0 @@
-"""What frozen blocks make of crops, kept on disk."""
