@@ -73,6 +73,8 @@ def evaluate(
     one of --model, --encoder, --recipe. Writes OUT/report.html, evaluation.csv, genes.csv, pathways.csv (with --net)
     and facts.json.
     """
+    from sealst.pl import report
+
     if sum(given is not None for given in (model, encoder, recipe)) != 1:
         raise click.UsageError("Give one of --model, --encoder and --recipe.")
     if encoder is None and pool:
@@ -83,10 +85,21 @@ def evaluate(
     # A recipe trains where the settings say.
     with settings.override(**opt.stated(device=options["device"])):
         found = _run(subject, sections, crops=crops, **options)
-    _write(found, out, overwrite)
+    with new_folder(out, overwrite=overwrite, marker=_MARKER) as work:
+        found.table.to_csv(work / "evaluation.csv", index=False)
+        found.genes.to_csv(work / "genes.csv", index=False)
+        if len(found.pathways):
+            found.pathways.to_csv(work / "pathways.csv", index=False)
+        report(found, work / "report.html")
+        write_json(work / _MARKER, found.facts)
     summary = found.summary("all").round(4)
     text = f"{summary['pearson'].dropna(how='all').to_string()}\n\nReport: {out / 'report.html'}"
-    return Answer({"facts": dict(found.facts), "summary": _rows(summary)}, text)
+    rows = [
+        {"method": method, "metric": metric, "genes": genes, "value": value}
+        for (metric, genes), column in summary.items()
+        for method, value in column.items()
+    ]
+    return Answer({"facts": dict(found.facts), "summary": rows}, text)
 
 
 def _untrained(encoder: str | None, recipe: Path | None, pool: str | None) -> Any:
@@ -119,46 +132,22 @@ def _run(
 
 def _prepared(paths: Sequence[Path], crops: Mapping[str, Any], table_key: str) -> Any:
     """Sections with crops and layers; those that lack them get them in memory, and nothing is written."""
-    sections = open_sections(paths)
-    held = {}
-    for i, name in enumerate(sections.names):
-        # A collection of its own: what is not saved is not missed.
-        if (changed := _completed(sections[i : i + 1][0], crops, table_key)) is not None:
-            held[name] = changed
-    # Those that were complete are opened again when they are needed, one at a time.
-    return sections.replaced(held)
-
-
-def _completed(sdata: Any, crops: Mapping[str, Any], table_key: str) -> Any:
-    """The section with crops paired and counts normalised; None where it needed neither."""
     from sealst import pp
     from sealst._keys import Keys
     from sealst._section import get_table, recorded
 
-    table = get_table(sdata, table_key)
-    bare, raw = not recorded(table, "crops"), Keys.LOGNORM not in table.layers
-    if bare:
-        pp.pair_crops(sdata, table_key=table_key, **crops)
-    if raw:
-        pp.normalize(sdata, table_key=table_key)
-    return sdata if bare or raw else None
-
-
-def _write(found: Any, out: Path, overwrite: bool) -> None:
-    from sealst.pl import report
-
-    with new_folder(out, overwrite=overwrite, marker=_MARKER) as work:
-        found.table.to_csv(work / "evaluation.csv", index=False)
-        found.genes.to_csv(work / "genes.csv", index=False)
-        if len(found.pathways):
-            found.pathways.to_csv(work / "pathways.csv", index=False)
-        report(found, work / "report.html")
-        write_json(work / _MARKER, found.facts)
-
-
-def _rows(summary: Any) -> list[dict[str, Any]]:
-    return [
-        {"method": method, "metric": metric, "genes": genes, "value": value}
-        for (metric, genes), column in summary.items()
-        for method, value in column.items()
-    ]
+    sections = open_sections(paths)
+    held = {}
+    for i, name in enumerate(sections.names):
+        # A collection of its own: what is not saved is not missed.
+        sdata = sections[i : i + 1][0]
+        table = get_table(sdata, table_key)
+        bare, raw = not recorded(table, "crops"), Keys.LOGNORM not in table.layers
+        if bare:
+            pp.pair_crops(sdata, table_key=table_key, **crops)
+        if raw:
+            pp.normalize(sdata, table_key=table_key)
+        if bare or raw:
+            held[name] = sdata
+    # Those that were complete are opened again when they are needed, one at a time.
+    return sections.replaced(held)

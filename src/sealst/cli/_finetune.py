@@ -67,7 +67,11 @@ def finetune(sections: tuple[Path, ...], *, out: Path, resume: bool, overwrite: 
         raise click.UsageError("Give one of --overwrite and --resume.")
     if not resume:
         check_new(out, overwrite)
-    arguments = _given(options)
+    # Arguments of `tl.finetune`; fields given by themselves win over `params`.
+    given = dict(options)
+    fields = opt.stated(**{name: given.pop(name) for name in _FIELDS})
+    given["params"] = (dict(given["params"] or {}) | fields) or None
+    arguments = opt.stated(**given)
     if overwrite and out.exists():
         # The earlier run stays until the new one is complete.
         with new_folder(out, overwrite=True, marker=_MARKER) as work:
@@ -78,14 +82,6 @@ def finetune(sections: tuple[Path, ...], *, out: Path, resume: bool, overwrite: 
     facts |= {"encoder": model.encoder.spec.key, "n_genes": len(model.panel), "dim": model.dim}
     last = model.history.iloc[-1].to_dict() if len(model.history) else {}
     return Answer(facts | {"last_epoch": last}, f"{model!r}\n\nModel: {out / 'model'}")
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `tl.finetune`; fields given by themselves win over `params`."""
-    given = dict(options)
-    fields = opt.stated(**{name: given.pop(name) for name in _FIELDS})
-    given["params"] = (dict(given["params"] or {}) | fields) or None
-    return opt.stated(**given)
 
 
 def _train(sections: Sequence[Path], folder: Path, *, resume: bool, arguments: Mapping[str, Any]) -> Any:

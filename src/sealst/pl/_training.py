@@ -51,10 +51,7 @@ def training(
     stages
         Stages whose losses to show (``"warmup"``, ``"align"``); by default all, ``[]`` for none.
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -73,7 +70,7 @@ def training(
     2
     """
     _base.check_save(save)
-    frame = _per_epoch(_read(history))
+    frame = _read(history)
     names = [c.removeprefix("train_") for c in frame if c.startswith("train_") and frame[c].notna().any()]
     losses = sorted(names, key=lambda name: name != "loss")
     names = [c.removeprefix("val_") for c in frame if c.startswith("val_") and frame[c].notna().any()]
@@ -126,10 +123,6 @@ def _read(history: Any) -> pd.DataFrame:
         raise OrderError("The model has no training history; `sl.tl.finetune(...)` writes it. Pass the run folder.")
     if "epoch" not in frame:
         raise MissingKeyError(f"'epoch' not found in the history; found: {listed(frame.columns, 20)}.")
-    return frame
-
-
-def _per_epoch(frame: pd.DataFrame) -> pd.DataFrame:
     # A log has several rows per epoch, each with some of the columns; the last value of each counts.
     frame = frame if "stage" in frame else frame.assign(stage="align")
     keys = [frame["stage"].astype(str).rename("stage"), frame["epoch"].rename("epoch")]
@@ -140,8 +133,12 @@ def _per_epoch(frame: pd.DataFrame) -> pd.DataFrame:
 def _draw_losses(ax: Axes, frame: pd.DataFrame, stage: str, colours: dict[str, str]) -> None:
     seen: list[float] = []
     for name, colour in colours.items():
-        if name == "loss" and _is_one_part(frame, list(colours)):
-            continue
+        if name == "loss":
+            total = frame["train_loss"].to_numpy(dtype=float)
+            parts = [frame[f"train_{part}"].to_numpy(dtype=float) for part in colours if part != "loss"]
+            if any(np.allclose(part, total, equal_nan=True) for part in parts):
+                # Nothing but one of its parts, as in the warm-up: two lines would hide each other.
+                continue
         label = "total" if name == "loss" else name
         for column, line in ((f"train_{name}", "-"), (f"val_{name}", "--")):
             if column in frame and frame[column].notna().any():
@@ -152,13 +149,6 @@ def _draw_losses(ax: Axes, frame: pd.DataFrame, stage: str, colours: dict[str, s
     if seen and min(seen) > 0 and max(seen) / min(seen) > _LOG_RANGE:
         ax.set_yscale("log")
     _finish_axes(ax, f"Losses, {_STAGES.get(stage, stage)}", "loss")
-
-
-def _is_one_part(frame: pd.DataFrame, names: list[str]) -> bool:
-    """Whether the total is nothing but one of its parts, as in the warm-up: two lines would hide each other."""
-    total = frame["train_loss"].to_numpy(dtype=float)
-    parts = [frame[f"train_{name}"].to_numpy(dtype=float) for name in names if name != "loss"]
-    return any(np.allclose(part, total, equal_nan=True) for part in parts)
 
 
 def _draw_metric(ax: Axes, frame: pd.DataFrame, metric: str) -> None:

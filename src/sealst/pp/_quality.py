@@ -101,7 +101,16 @@ def quality(
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     for name in names:
         check_choice("metrics", name, METRICS)
-    limits = _limits(thresholds, names)
+    limits = {}
+    for name, pair in (thresholds or {}).items():
+        if name not in names:
+            raise DataError(f"`thresholds` names {name!r}, which is not in `metrics` ({listed(names)}); add it there.")
+        if isinstance(pair, str) or not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2:
+            raise DataError(f"`thresholds[{name!r}]` must be (lowest, highest), None for no limit; found {pair!r}.")
+        least, most = -np.inf if pair[0] is None else float(pair[0]), np.inf if pair[1] is None else float(pair[1])
+        if not least <= most:
+            raise DataError(f"`thresholds[{name!r}]` must run from low to high, found {pair!r}.")
+        limits[name] = np.array([least, most])
     _section.needs_pixels(sdata)
     table = _section.get_table(sdata, table_key)
     columns = {
@@ -129,24 +138,6 @@ def quality(
     _section.record(table, "quality", entries)
     low = sum(str(reason).startswith(LOW_QUALITY) for reason in reasons)
     logger.info("Measured %s on the crops of %d region(s); %d crops set aside", listed(names), len(regions), low)
-
-
-def _limits(
-    thresholds: Mapping[str, tuple[float | None, float | None]] | None, metrics: Sequence[str]
-) -> dict[str, np.ndarray]:
-    limits = {}
-    for name, pair in (thresholds or {}).items():
-        if name not in metrics:
-            raise DataError(
-                f"`thresholds` names {name!r}, which is not in `metrics` ({listed(metrics)}); add it there."
-            )
-        if isinstance(pair, str) or not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2:
-            raise DataError(f"`thresholds[{name!r}]` must be (lowest, highest), None for no limit; found {pair!r}.")
-        low, high = -np.inf if pair[0] is None else float(pair[0]), np.inf if pair[1] is None else float(pair[1])
-        if not low <= high:
-            raise DataError(f"`thresholds[{name!r}]` must run from low to high, found {pair!r}.")
-        limits[name] = np.array([low, high])
-    return limits
 
 
 def _measure_region(paired: RegionCrops, table: AnnData, metrics: Sequence[str], show: bool | None) -> np.ndarray:

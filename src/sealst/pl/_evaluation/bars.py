@@ -61,10 +61,7 @@ def evaluation(
         Whether to add the group ``"all"``, in which the test sections of a fold were scored together. It is always
         shown where a metric has nothing else. Not with ``by="method"``.
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -196,25 +193,17 @@ def _draw(ax: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
         flat = x[value == 0]
         ends = np.zeros(len(flat)), flat - 0.46 * width, flat + 0.46 * width
         ax.hlines(*ends, color=colours[method], linewidth=3, zorder=3, clip_on=False)
-        _draw_points(ax, x, own["points"], width)
+        for place, points in zip(x, own["points"], strict=True):
+            if isinstance(points, np.ndarray) and points.size:
+                # Side by side, so that equal values do not hide each other.
+                beside = place + np.linspace(-0.22, 0.22, len(points)) * width
+                style: dict[str, Any] = {"c": "white", "edgecolors": "black", "linewidths": 0.6, "zorder": 3}
+                ax.scatter(beside, points, s=7, gid="values", **style)
     if "chance" in rows and rows["chance"].notna().any():
         level = rows.groupby("section", observed=True)["chance"].first().reindex(sections).to_numpy(dtype=float)
         ax.hlines(level, places - 0.46, places + 0.46, color="black", linestyle=":", linewidth=1.2, label="chance")
     if rows["metric"].iloc[0] == "calibration_slope":
         ax.axhline(1, color="black", linestyle="--", linewidth=1, label="calibrated")
-    _label(ax, rows, [str(s) for s in sections], len(methods))
-
-
-def _draw_points(ax: Axes, x: np.ndarray, points: pd.Series, width: float) -> None:
-    for place, values in zip(x, points, strict=True):
-        if isinstance(values, np.ndarray) and values.size:
-            # Side by side, so that equal values do not hide each other.
-            own = place + np.linspace(-0.22, 0.22, len(values)) * width
-            style: dict[str, Any] = {"c": "white", "edgecolors": "black", "linewidths": 0.6, "zorder": 3}
-            ax.scatter(own, values, s=7, gid="values", **style)
-
-
-def _label(ax: Axes, rows: pd.DataFrame, sections: list[str], n_methods: int) -> None:
     metric, genes = _base.metric_label(str(rows["metric"].iloc[0])), rows["genes"].iloc[0]
     ax.yaxis.grid(visible=True, color="#E5E5E5", linewidth=0.8)
     ax.xaxis.grid(visible=False)
@@ -223,8 +212,9 @@ def _label(ax: Axes, rows: pd.DataFrame, sections: list[str], n_methods: int) ->
     ax.set_title(f"{metric}, {genes}" if isinstance(genes, str) and genes else metric, fontsize=_base.TITLE_SIZE + 1)
     ax.set_ylabel(_base.wrap(metric, 0.7 * _HEIGHT_IN, size=_base.TITLE_SIZE), fontsize=_base.TITLE_SIZE)
     ax.set_xlim(-0.6, len(sections) - 0.4)
-    turned = len(sections) > 1 and max(len(s) for s in sections) * 0.07 > (n_methods + 1) * _BAR_IN
-    ax.set_xticks(np.arange(len(sections)), sections, rotation=45 if turned else 0, ha="right" if turned else "center")
+    names = [str(s) for s in sections]
+    turned = len(names) > 1 and max(len(s) for s in names) * 0.07 > (len(methods) + 1) * _BAR_IN
+    ax.set_xticks(places, names, rotation=45 if turned else 0, ha="right" if turned else "center")
     ax.tick_params(labelsize=_base.SMALL_SIZE + 0.5)
     ax.spines[["top", "right"]].set_visible(False)
 

@@ -54,10 +54,7 @@ def pathway_agreement(
         Pathways to show, in this order; by default all.
     %(shown.methods)s
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -80,17 +77,6 @@ def pathway_agreement(
     _base.check_save(save)
     check_choice("metric", metric, _METRICS)
     table = evaluation.pathways if isinstance(evaluation, Evaluation) else evaluation
-    _check_table(table, metric)
-    blocks = _blocks(table, metric, pathways, methods)
-    _base.check_single(ax, len(blocks), how="`methods=`")
-    if ax is not None:
-        image = _draw(ax, blocks[0], first=True, inches=ax.get_window_extent().width / _base.figure_of(ax).dpi)
-        _base.figure_of(ax).colorbar(image, ax=ax, label=_base.metric_label(metric), fraction=0.05)
-        return _base.finish(_base.figure_of(ax), ax, save, show)
-    return _base.finish(_figure(blocks, metric), ax, save, show)
-
-
-def _check_table(table: pd.DataFrame, metric: str) -> None:
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"Expected a DataFrame with one row per pathway and section, found {type(table).__name__}.")
     if missing := [column for column in ("section", "method", "pathway", metric) if column not in table]:
@@ -104,6 +90,13 @@ def _check_table(table: pd.DataFrame, metric: str) -> None:
         raise DataError(f"Column {metric!r} holds no finite value.")
     if (np.abs(values[np.isfinite(values)]) > 1 + 1e-9).any():
         raise DataError(f"Column {metric!r} must hold correlations from -1 to 1, found up to {np.nanmax(values):.3g}.")
+    blocks = _blocks(table, metric, pathways, methods)
+    _base.check_single(ax, len(blocks), how="`methods=`")
+    if ax is not None:
+        image = _draw(ax, blocks[0], first=True, inches=ax.get_window_extent().width / _base.figure_of(ax).dpi)
+        _base.figure_of(ax).colorbar(image, ax=ax, label=_base.metric_label(metric), fraction=0.05)
+        return _base.finish(_base.figure_of(ax), ax, save, show)
+    return _base.finish(_figure(blocks, metric), ax, save, show)
 
 
 def _blocks(
@@ -190,14 +183,10 @@ def _draw(ax: Axes, block: tuple[str, pd.DataFrame], *, first: bool, inches: flo
     if cell >= 0.9 * _NARROW_IN and ax.get_window_extent().height / _base.figure_of(ax).dpi >= 0.8 * _ROW_IN * len(
         names
     ):
-        _write_values(ax, values)
+        for (row, column), value in np.ndenumerate(values.filled(np.nan)):
+            if np.isfinite(value):
+                colour = "white" if abs(value) > 0.6 else "black"
+                # No "−0.00".
+                text = _base.number(round(value, 2) + 0.0, ".2f")
+                ax.text(column, row, text, ha="center", va="center", fontsize=_base.SMALL_SIZE - 1, color=colour)
     return image
-
-
-def _write_values(ax: Axes, values: np.ma.MaskedArray) -> None:
-    for (row, column), value in np.ndenumerate(values.filled(np.nan)):
-        if np.isfinite(value):
-            colour = "white" if abs(value) > 0.6 else "black"
-            # No "−0.00".
-            text = _base.number(round(value, 2) + 0.0, ".2f")
-            ax.text(column, row, text, ha="center", va="center", fontsize=_base.SMALL_SIZE - 1, color=colour)

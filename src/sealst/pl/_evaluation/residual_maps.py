@@ -90,10 +90,7 @@ def residual_maps(
     title
         One title per map; by default the gene and what is shown of it.
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -125,7 +122,18 @@ def residual_maps(
     _base.check_single(ax, n_maps, how='one gene and `maps="residual"`')
     options = _Options(method, scale, percentiles, cmap)
     if sdata is None:
-        rows, tissue = np.arange(spots.n_obs), _on_white(spots, name)
+        # Spots at their place in µm, without a picture.
+        if "spatial" not in spots.obsm:
+            raise MissingKeyError(
+                f"'spatial' not found in `.obsm` of the spots of {name!r}; found: {listed(spots.obsm)}."
+            )
+        xy = np.asarray(spots.obsm["spatial"], dtype=float)[:, :2]
+        step = pitch(xy)
+        (x0, y0), (x1, y1) = xy.min(0) - step, xy.max(0) + step
+        picture = np.full((2, 2, 3), 255, dtype=np.uint8)
+        region = _section.Region(name=name, section=name, rows=np.arange(len(xy)), ids=spots.obs_names.to_numpy())
+        rows, radii = np.arange(spots.n_obs), np.full(len(xy), _RADIUS * step)
+        tissue = Tissue(region, picture, (x0, x1, y1, y0), 1.0, xy, radii, None)
         style = MapStyle(1.0, spot_size, edge=_EDGE)
     else:
         rows, tissue = _on_image(sdata, spots, name, system=coordinate_system, table_key=table_key, n=n_maps)
@@ -134,18 +142,6 @@ def residual_maps(
     groups = _base.with_titles([[drawn[kind] for kind in maps] for drawn in found], title)
     per_row = min(n_cols or (1 if len(genes) <= 3 else 2), len(genes))
     return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
-
-
-def _on_white(spots: AnnData, name: str) -> Tissue:
-    """Spots at their place in µm, without a picture."""
-    if "spatial" not in spots.obsm:
-        raise MissingKeyError(f"'spatial' not found in `.obsm` of the spots of {name!r}; found: {listed(spots.obsm)}.")
-    xy = np.asarray(spots.obsm["spatial"], dtype=float)[:, :2]
-    step = pitch(xy)
-    (x0, y0), (x1, y1) = xy.min(0) - step, xy.max(0) + step
-    picture = np.full((2, 2, 3), 255, dtype=np.uint8)
-    region = _section.Region(name=name, section=name, rows=np.arange(len(xy)), ids=spots.obs_names.to_numpy())
-    return Tissue(region, picture, (x0, x1, y1, y0), 1.0, xy, np.full(len(xy), _RADIUS * step), None)
 
 
 def _on_image(

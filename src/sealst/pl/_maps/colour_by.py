@@ -67,7 +67,16 @@ def shade_of(table: AnnData, name: str, *, argument: str = "color") -> Shade:
     key, colon, column = name.partition(":")
     if colon and key in table.obsm:
         return _from_obsm(table, key, column)
-    raise _unknown(table, name, argument)
+    frames = [(key, table.obsm[key].columns) for key, *_ in _FRAMES if isinstance(table.obsm.get(key), pd.DataFrame)]
+    known = [*table.obs.columns, *table.var_names, *(column for _, columns in frames for column in columns)]
+    close = near_names([name], known)
+    hint = f" Closest: {listed(close)}." if close else ""
+    raise MissingKeyError(
+        f"`{argument}` {name!r} is neither a column of `.obs` ({listed(table.obs.columns, 20)}) nor a gene of layer "
+        f"{Keys.LOGNORM!r} or of `.obsm[{Keys.EXPRESSION!r}]`, nor a pathway of `.obsm[{Keys.PATHWAYS!r}]`.{hint} "
+        "Genes need `sl.pp.normalize(sdata)` or `sl.tl.predict(sdata, model)` first, pathways `sl.tl.pathways(sdata, "
+        f"net)`; a column of another slot is written `'key:column'` (found in `.obsm`: {listed(table.obsm)})."
+    )
 
 
 #: slots of named columns, with the unit and what the title adds
@@ -107,16 +116,3 @@ def _from_obsm(table: AnnData, key: str, column: str) -> Shade:
     values = stored[:, int(column)]
     values = values.toarray() if hasattr(values, "toarray") else values
     return Shade(f"{key}:{column}", "component", np.asarray(values, dtype=float).ravel())
-
-
-def _unknown(table: AnnData, name: str, argument: str) -> MissingKeyError:
-    frames = [(key, table.obsm[key].columns) for key, *_ in _FRAMES if isinstance(table.obsm.get(key), pd.DataFrame)]
-    known = [*table.obs.columns, *table.var_names, *(column for _, columns in frames for column in columns)]
-    close = near_names([name], known)
-    hint = f" Closest: {listed(close)}." if close else ""
-    return MissingKeyError(
-        f"`{argument}` {name!r} is neither a column of `.obs` ({listed(table.obs.columns, 20)}) nor a gene of layer "
-        f"{Keys.LOGNORM!r} or of `.obsm[{Keys.EXPRESSION!r}]`, nor a pathway of `.obsm[{Keys.PATHWAYS!r}]`.{hint} "
-        "Genes need `sl.pp.normalize(sdata)` or `sl.tl.predict(sdata, model)` first, pathways `sl.tl.pathways(sdata, "
-        f"net)`; a column of another slot is written `'key:column'` (found in `.obsm`: {listed(table.obsm)})."
-    )

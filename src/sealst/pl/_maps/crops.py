@@ -104,10 +104,7 @@ def crops(
     title_by
         ``.obs`` column whose values are the crops' titles, in place of `title`.
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -134,7 +131,17 @@ def crops(
     usable = np.concatenate([_section.region_crops(sdata, table, one).rows for one in regions])
     values = None if order_by is None else numbers_of(table, order_by, argument="order_by").values
     if spots is not None:
-        rows = _named_rows(table, _base.as_list(spots, name="spots"), usable)
+        names = _base.as_list(spots, name="spots")
+        rows = table.obs_names.get_indexer(names)
+        if unknown := [name for name, row in zip(names, rows, strict=True) if row < 0]:
+            raise MissingKeyError(
+                f"Spot(s) {listed(unknown, 3)} not found in `.obs_names` (e.g. {table.obs_names[0]!r})."
+            )
+        if bad := [row for row in rows if row not in set(usable.tolist())]:
+            reasons = [f"{table.obs_names[r]} ({table.obs[Keys.CROP_REASON].iloc[r]})" for r in bad]
+            raise DataError(
+                f"{len(bad)} of the spots have no crop to show: {listed(reasons, 3)}. Leave them out of `spots`."
+            )
     else:
         rows = _pick_rows(usable, values, n=n_crops, ascending=ascending, seed=resolve_seed(seed))
     labels = None
@@ -234,18 +241,6 @@ def embedded_um(table: AnnData, key: str | None) -> float | None:
 def spot_title(table: AnnData, row: int) -> str:
     """Name of a spot, short enough for a crop's title."""
     return _base.shorten(str(table.obs_names[row]), _NAME_WIDTH)
-
-
-def _named_rows(table: AnnData, names: list[str], usable: np.ndarray) -> np.ndarray:
-    rows = table.obs_names.get_indexer(names)
-    if unknown := [name for name, row in zip(names, rows, strict=True) if row < 0]:
-        raise MissingKeyError(f"Spot(s) {listed(unknown, 3)} not found in `.obs_names` (e.g. {table.obs_names[0]!r}).")
-    if bad := [row for row in rows if row not in set(usable.tolist())]:
-        reasons = [f"{table.obs_names[r]} ({table.obs[Keys.CROP_REASON].iloc[r]})" for r in bad]
-        raise DataError(
-            f"{len(bad)} of the spots have no crop to show: {listed(reasons, 3)}. Leave them out of `spots`."
-        )
-    return rows
 
 
 def _pick_rows(usable: np.ndarray, values: np.ndarray | None, *, n: int, ascending: bool, seed: int) -> np.ndarray:

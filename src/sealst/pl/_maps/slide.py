@@ -67,10 +67,7 @@ def slide(
     %(coordinate_system)s
     %(table_key)s
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------

@@ -65,10 +65,7 @@ def slide_calibration(
         Bins of the predicted probability.
     %(by_number.n_cols)s
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -90,8 +87,11 @@ def slide_calibration(
         pairs = [held_out(evaluation, t, m, ["truth", "prediction"]) for t in shown for m in kept]
         axes = panel_axes(ax, len(pairs), n_cols or min(len(pairs), max(len(kept), 2)), how="`targets=` and `methods=`")
         for one, slides in zip(axes, pairs, strict=True):
-            same = [other for other in pairs if other.target == slides.target]
-            _draw_pairs(one, slides, evaluation, limits=_limits(same))
+            same = [other.frame[["truth", "prediction"]] for other in pairs if other.target == slides.target]
+            values = np.concatenate([frame.to_numpy(dtype=float).ravel() for frame in same])
+            low, high = float(values.min()), float(values.max())
+            margin = 0.05 * (high - low) or 0.5
+            _draw_pairs(one, slides, evaluation, limits=(low - margin, high + margin))
         return _base.finish(_base.figure_of(axes[0]), ax, save, show)
     panels = [(target, name) for target in shown for name in classes_of(evaluation, target, classes)]
     groups = [[held_out(evaluation, t, m, ["truth", f"p_{name}"]) for m in kept] for t, name in panels]
@@ -125,13 +125,6 @@ def _draw_bins(ax: Axes, methods: Sequence[Slides], name: str, n_bins: int, *, t
     counts.set_xlabel(f"predicted probability of {name}", fontsize=_base.SMALL_SIZE + 1)
     counts.tick_params(labelbottom=True)
     counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-
-
-def _limits(pairs: Sequence[Slides]) -> tuple[float, float]:
-    values = np.concatenate([one.frame[["truth", "prediction"]].to_numpy(dtype=float).ravel() for one in pairs])
-    low, high = float(values.min()), float(values.max())
-    margin = 0.05 * (high - low) or 0.5
-    return low - margin, high + margin
 
 
 def _draw_pairs(ax: Axes, slides: Slides, evaluation: SlideEvaluation, *, limits: tuple[float, float]) -> None:

@@ -71,10 +71,7 @@ def roc(
         Seed of these draws; default ``settings.seed``.
     %(by_number.n_cols)s
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -129,10 +126,7 @@ def precision_recall(
         Seed of these draws; default ``settings.seed``.
     %(by_number.n_cols)s
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -191,10 +185,24 @@ def _curves(
     panels = _panels(evaluation, chosen, methods)
     axes = panel_axes(ax, len(panels), chosen.n_cols, how="`targets=` and `classes=`")
     for one, ((target, name), own) in zip(axes, panels.items(), strict=True):
-        _frame(one, kind, own[0], title=(target, name))
+        truth = is_class(own[0].frame["truth"], name)
+        one.set_xlim(-0.02, 1.02)
+        one.set_ylim(-0.02, 1.02)
+        one.set_box_aspect(1)
+        plain(one)
+        # What guessing reaches.
+        share = float(truth.mean())
+        one.plot(
+            [0, 1], [share, share] if kind.steps else [0, 1], color="black", linestyle=":", linewidth=0.9, zorder=1
+        )
+        title = f"{target}: {name} ({truth.sum()} of {len(truth)} slides)"
+        one.set_title(_base.wrap(title, 3.0, size=_base.TITLE_SIZE), fontsize=_base.TITLE_SIZE)
+        labels = ("recall", "precision") if kind.steps else ("1 − specificity", "sensitivity")
+        one.set_xlabel(labels[0], fontsize=_base.SMALL_SIZE + 1)
+        one.set_ylabel(labels[1], fontsize=_base.SMALL_SIZE + 1)
         binary = len(evaluation.facts["classes"][target]) == 2
-        for method in own:
-            _draw(one, method, name, kind, chosen=chosen, evaluation=evaluation if binary else None)
+        for slides in own:
+            _draw(one, slides, name, kind, chosen=chosen, evaluation=evaluation if binary else None)
         legend_below(one)
     return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
@@ -216,24 +224,6 @@ def _panels(
     if lacking:
         warn(f"{' '.join(lacking)} Left out.")
     return found
-
-
-def _frame(ax: Axes, kind: _Kind, slides: Slides, *, title: tuple[str, str]) -> None:
-    """Limits, labels, and what guessing reaches."""
-    truth = is_class(slides.frame["truth"], title[1])
-    ax.set_xlim(-0.02, 1.02)
-    ax.set_ylim(-0.02, 1.02)
-    ax.set_box_aspect(1)
-    plain(ax)
-    share = float(truth.mean())
-    guess = ([0, 1], [share, share]) if kind.steps else ([0, 1], [0, 1])
-    ax.plot(*guess, color="black", linestyle=":", linewidth=0.9, zorder=1)
-    counts = f"{truth.sum()} of {len(truth)} slides"
-    name = _base.wrap(f"{title[0]}: {title[1]} ({counts})", 3.0, size=_base.TITLE_SIZE)
-    ax.set_title(name, fontsize=_base.TITLE_SIZE)
-    labels = ("recall", "precision") if kind.steps else ("1 − specificity", "sensitivity")
-    ax.set_xlabel(labels[0], fontsize=_base.SMALL_SIZE + 1)
-    ax.set_ylabel(labels[1], fontsize=_base.SMALL_SIZE + 1)
 
 
 def _draw(
