@@ -44,6 +44,10 @@ PARAMETERS = {
     "shown.methods": "Methods to show, in this order; by default all.",
     "shown.targets": "Targets to show; by default all.",
     "embeddings.methods": 'Embeddings to show, such as ``"X_seal"``; by default all, the adapted one first.',
+    "curves.classes": "Classes to show against the rest; by default the second of two, or all. By default those that "
+    "no held-out slide is of are left out, with a warning.",
+    "curves.n_bootstrap": "Bootstrap draws behind the band; 0 leaves it out.",
+    "curves.seed": "Seed of these draws; default ``settings.seed``.",
     "n_cols": "Panels in a row.",
     "by_number.n_cols": "Panels in a row; by default chosen by their number.",
     "percentiles": "Percentiles of the values at which colours saturate.",

@@ -94,14 +94,13 @@ def _train(sections: Sequence[Path], folder: Path, *, resume: bool, arguments: M
     if "panel" in given:
         given["panel"] = GenePanel.from_tsv(given["panel"])
     if "warmup" in given:
-        given["warmup"] = [_expression(path) for path in given["warmup"]]
+        import anndata as ad
+
+        tables = []
+        for path in given["warmup"]:
+            try:
+                tables.append(ad.read_h5ad(path))
+            except (OSError, KeyError, ValueError) as error:
+                raise DataError(f"--warmup {str(path)!r} could not be read as an h5ad table: {error}") from error
+        given["warmup"] = tables
     return train(open_sections(sections), run_dir=folder, resume=resume, **given)
-
-
-def _expression(path: Path) -> Any:
-    import anndata as ad
-
-    try:
-        return ad.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"--warmup {str(path)!r} could not be read as an h5ad table: {error}") from error

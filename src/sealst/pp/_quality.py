@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
@@ -17,7 +16,6 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, quiet_squidpy
 from sealst._logging import progress as progress_bar
-from sealst._section import RegionCrops
 from sealst._validate import check_choice, listed
 from sealst.pp._crop_reasons import (
     LOW_QUALITY,
@@ -126,7 +124,13 @@ def quality(
         kept = [m for m in before["metrics"] if Keys.quality(m) in table.obs] if of_present_crops(before, crops) else []
         missing = [m for m in names if m not in kept]
         if missing:
-            values = _measure_region(paired, table, missing, progress)
+            # NaN where a crop is not inside the image.
+            inside = np.flatnonzero(~np.isin(base_reasons(table)[one.rows].astype(str), [OUTSIDE, NOT_PAIRED]))
+            boxes, values = paired.every_box[inside], np.full((len(one.rows), len(missing)), np.nan)
+            with progress_bar(None, desc="measuring crops", total=len(boxes), show=progress) as bar:
+                for places, pixels in iter_crops(paired.levels, boxes, paired.crop_px, batch_size=_BATCH):
+                    values[inside[places]] = measure(pixels, missing)
+                    bar.update(len(places))
             for m, column in zip(missing, values.T, strict=True):
                 columns[Keys.quality(m)][one.rows] = column
         entries[one.name] = {"metrics": np.array([*kept, *missing], dtype=object), "thresholds": limits}
@@ -138,19 +142,6 @@ def quality(
     _section.record(table, "quality", entries)
     low = sum(str(reason).startswith(LOW_QUALITY) for reason in reasons)
     logger.info("Measured %s on the crops of %d region(s); %d crops set aside", listed(names), len(regions), low)
-
-
-def _measure_region(paired: RegionCrops, table: AnnData, metrics: Sequence[str], show: bool | None) -> np.ndarray:
-    """Measures of a region's crops, (rows, metrics), NaN where a crop is not inside the image."""
-    rows = paired.region.rows
-    inside = np.flatnonzero(~np.isin(base_reasons(table)[rows].astype(str), [OUTSIDE, NOT_PAIRED]))
-    boxes = paired.every_box[inside]
-    values = np.full((len(rows), len(metrics)), np.nan)
-    with progress_bar(None, desc="measuring crops", total=len(boxes), show=show) as bar:
-        for positions, crops in iter_crops(paired.levels, boxes, paired.crop_px, batch_size=_BATCH):
-            values[inside[positions]] = measure(crops, metrics)
-            bar.update(len(positions))
-    return values
 
 
 def measure(crops: np.ndarray, metrics: Sequence[str]) -> np.ndarray:

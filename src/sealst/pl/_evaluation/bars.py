@@ -103,27 +103,23 @@ def evaluation(
         _draw(ax, panels[0], colours)
         ax.legend(fontsize=_base.SMALL_SIZE, frameon=False)
         return _base.finish(_base.figure_of(ax), ax, save, show)
-    return _base.finish(_draw_all(panels, colours), ax, save, show)
-
-
-def _draw_all(panels: Sequence[pd.DataFrame], colours: dict[str, str]) -> Figure:
     bar = _BAR_IN if len(panels) <= _MANY_PANELS else _SLIM_BAR_IN
     n_bars = max(rows["section"].nunique() * (rows["method"].nunique() + 1.2) for rows in panels)
     width = min(max(n_bars * bar + 1.0, 3.2), _WIDEST_IN)
     n_columns = max(1, min(len(panels), int(_WIDEST_IN // width)))
     axes = _base.grid_axes(len(panels), n_columns, size=(width, _HEIGHT_IN), below=0.4)
-    for ax, rows in zip(axes, panels, strict=True):
-        _draw(ax, rows, colours)
+    for one, rows in zip(axes, panels, strict=True):
+        _draw(one, rows, colours)
     figure = _base.figure_of(axes[0])
     # One legend below all panels, which need not hold the same methods.
-    entries = {text: h for ax in figure.axes for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    entries = {text: h for one in figure.axes for h, text in zip(*one.get_legend_handles_labels(), strict=True)}
     entries = {text: entries[text] for text in sorted(entries, key=lambda text: text in _LINES)}
     longest = max(_base.text_width(text, _base.SMALL_SIZE) for text in entries)
     # Half an inch holds the key and the space around it.
     columns = max(1, min(len(entries), int(n_columns * width / (longest + 0.5))))
     style: dict[str, Any] = {"fontsize": _base.SMALL_SIZE, "frameon": False, "ncols": columns}
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", **style)
-    return figure
+    return _base.finish(figure, ax, save, show)
 
 
 def _select(

@@ -144,11 +144,22 @@ def crops(
             )
     else:
         rows = _pick_rows(usable, values, n=n_crops, ascending=ascending, seed=resolve_seed(seed))
-    labels = None
-    if values is not None:
-        what = _base.shorten(str(order_by).removeprefix("seal_"), _NAME_WIDTH - 6)
-        labels = [f"{what} {_base.number(value, '.3g')}" for value in values[rows]]
-    texts = _titles(table, rows, title, title_by, labels)
+    if title is not None and title_by is not None:
+        raise DataError("`title` and `title_by` both say what stands above the crops; pass one of them.")
+    if title_by is not None and title_by not in table.obs:
+        raise MissingKeyError(
+            f"`title_by` {title_by!r} is no column of `.obs`; found: {listed(table.obs.columns, 20)}."
+        )
+    if title_by is not None:
+        texts = [_base.shorten(str(value), _NAME_WIDTH) for value in table.obs[title_by].iloc[rows]]
+    elif title is not None:
+        texts = _base.list_of_titles(title, len(rows), what="crop")
+    else:
+        texts = [spot_title(table, row) for row in rows]
+        if values is not None:
+            what = _base.shorten(str(order_by).removeprefix("seal_"), _NAME_WIDTH - 6)
+            numbers = (_base.number(value, ".3g") for value in values[rows])
+            texts = [f"{name}\n{what} {number}" for name, number in zip(texts, numbers, strict=True)]
     _base.check_single(ax, len(rows), how="`n_crops=1` or one of `spots`")
     shown = load_crops(sdata, table, rows, regions, crop_um)
 
@@ -252,24 +263,3 @@ def _pick_rows(usable: np.ndarray, values: np.ndarray | None, *, n: int, ascendi
         raise DataError("`order_by` has no value for any spot with a crop.")
     order = np.argsort(values[known] if ascending else -values[known], kind="stable")
     return known[order[:n]]
-
-
-def _titles(
-    table: AnnData,
-    rows: np.ndarray,
-    title: str | Sequence[str] | None,
-    title_by: str | None,
-    labels: list[str] | None,
-) -> list[str]:
-    if title is not None and title_by is not None:
-        raise DataError("`title` and `title_by` both say what stands above the crops; pass one of them.")
-    if title_by is not None:
-        if title_by not in table.obs:
-            raise MissingKeyError(
-                f"`title_by` {title_by!r} is no column of `.obs`; found: {listed(table.obs.columns, 20)}."
-            )
-        return [_base.shorten(str(value), _NAME_WIDTH) for value in table.obs[title_by].iloc[rows]]
-    if title is not None:
-        return _base.list_of_titles(title, len(rows), what="crop")
-    names = [spot_title(table, row) for row in rows]
-    return names if labels is None else [f"{name}\n{label}" for name, label in zip(names, labels, strict=True)]

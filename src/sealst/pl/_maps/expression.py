@@ -176,12 +176,6 @@ def _measured(table: AnnData, layer: str | None, gene: str, rows: np.ndarray) ->
     return dense.ravel()[rows].astype(float)
 
 
-def _predicted(table: AnnData, key: str, gene: str, rows: np.ndarray) -> np.ndarray | None:
-    frame = table.obsm[key]
-    name = _base.find_gene(gene, frame.columns)
-    return None if name is None else frame[name].to_numpy(dtype=float)[rows]
-
-
 @dataclass(frozen=True)
 class _Options:
     layer: str | None
@@ -196,7 +190,11 @@ class _Options:
     def panels(self, table: AnnData, gene: str, rows: np.ndarray) -> list[Panel]:
         """Return the maps of one gene."""
         measured = _measured(table, self.layer, gene, rows) if _MEASURED in self.found else None
-        predicted = _predicted(table, self.predicted_key, gene, rows) if _PREDICTED in self.found else None
+        predicted = None
+        if _PREDICTED in self.found:
+            frame = table.obsm[self.predicted_key]
+            column = _base.find_gene(gene, frame.columns)
+            predicted = None if column is None else frame[column].to_numpy(dtype=float)[rows]
         if measured is None and predicted is None:
             slots = {_MEASURED: _named(self.layer), _PREDICTED: f"`.obsm[{self.predicted_key!r}]`"}
             known = table.var_names if _MEASURED in self.found else table.obsm[self.predicted_key].columns

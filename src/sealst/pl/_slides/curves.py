@@ -61,14 +61,10 @@ def roc(
     evaluation
         A `tl.SlideEvaluation` of a classification.
     %(shown.targets)s
-    classes
-        Classes to show against the rest; by default the second of two, or all. By default those that no held-out slide
-        is of are left out, with a warning.
+    %(curves.classes)s
     %(embeddings.methods)s
-    n_bootstrap
-        Bootstrap draws behind the band; 0 leaves it out.
-    seed
-        Seed of these draws; default ``settings.seed``.
+    %(curves.n_bootstrap)s
+    %(curves.seed)s
     %(by_number.n_cols)s
     %(ax)s
     %(figure)s
@@ -116,14 +112,10 @@ def precision_recall(
     evaluation
         A `tl.SlideEvaluation` of a classification.
     %(shown.targets)s
-    classes
-        Classes to show against the rest; by default the second of two, or all. By default those that no held-out slide
-        is of are left out, with a warning.
+    %(curves.classes)s
     %(embeddings.methods)s
-    n_bootstrap
-        Bootstrap draws behind the band; 0 leaves it out.
-    seed
-        Seed of these draws; default ``settings.seed``.
+    %(curves.n_bootstrap)s
+    %(curves.seed)s
     %(by_number.n_cols)s
     %(ax)s
     %(figure)s
@@ -191,10 +183,8 @@ def _curves(
         one.set_box_aspect(1)
         plain(one)
         # What guessing reaches.
-        share = float(truth.mean())
-        one.plot(
-            [0, 1], [share, share] if kind.steps else [0, 1], color="black", linestyle=":", linewidth=0.9, zorder=1
-        )
+        guess = [float(truth.mean())] * 2 if kind.steps else [0, 1]
+        one.plot([0, 1], guess, color="black", linestyle=":", linewidth=0.9, zorder=1)
         title = f"{target}: {name} ({truth.sum()} of {len(truth)} slides)"
         one.set_title(_base.wrap(title, 3.0, size=_base.TITLE_SIZE), fontsize=_base.TITLE_SIZE)
         labels = ("recall", "precision") if kind.steps else ("1 − specificity", "sensitivity")
@@ -202,7 +192,18 @@ def _curves(
         one.set_ylabel(labels[1], fontsize=_base.SMALL_SIZE + 1)
         binary = len(evaluation.facts["classes"][target]) == 2
         for slides in own:
-            _draw(one, slides, name, kind, chosen=chosen, evaluation=evaluation if binary else None)
+            truth = is_class(slides.frame["truth"], name)
+            score = slides.frame[f"p_{name}"].to_numpy(dtype=float)
+            area = float(kind.score(truth, score))
+            text = score_text(evaluation, slides, kind.metrics, area) if binary else _base.number(area, ".2f")
+            curve = kind.curve(truth, score)
+            label, style = f"{slides.label}, {kind.name} {text}", "steps-pre" if kind.steps else "default"
+            one.plot(curve.x, curve.y, color=slides.colour, linewidth=1.6, drawstyle=style, label=label, zorder=3)
+            if chosen.n_bootstrap:
+                options: dict[str, Any] = {"steps": kind.steps, "n": chosen.n_bootstrap, "seed": chosen.seed}
+                band = slide_curves.band(kind.curve, truth, score, groups=slides.patients, **options)
+                low, high = np.asarray(band.low), np.asarray(band.high)
+                one.fill_between(band.x, low, high, color=slides.colour, alpha=0.14, linewidth=0, zorder=2)
         legend_below(one)
     return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
@@ -224,21 +225,3 @@ def _panels(
     if lacking:
         warn(f"{' '.join(lacking)} Left out.")
     return found
-
-
-def _draw(
-    ax: Axes, slides: Slides, name: str, kind: _Kind, *, chosen: _Choice, evaluation: SlideEvaluation | None
-) -> None:
-    truth = is_class(slides.frame["truth"], name)
-    score = slides.frame[f"p_{name}"].to_numpy(dtype=float)
-    own = float(kind.score(truth, score))
-    text = _base.number(own, ".2f") if evaluation is None else score_text(evaluation, slides, kind.metrics, own)
-    curve = kind.curve(truth, score)
-    style = "steps-pre" if kind.steps else "default"
-    label = f"{slides.label}, {kind.name} {text}"
-    ax.plot(curve.x, curve.y, color=slides.colour, linewidth=1.6, drawstyle=style, label=label, zorder=3)
-    if chosen.n_bootstrap:
-        options: dict[str, Any] = {"steps": kind.steps, "n": chosen.n_bootstrap, "seed": chosen.seed}
-        band = slide_curves.band(kind.curve, truth, score, groups=slides.patients, **options)
-        low, high = np.asarray(band.low), np.asarray(band.high)
-        ax.fill_between(band.x, low, high, color=slides.colour, alpha=0.14, linewidth=0, zorder=2)

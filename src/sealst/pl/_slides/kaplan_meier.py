@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -127,7 +126,17 @@ def kaplan_meier(
             one.plot(
                 censored, height, linestyle="none", marker="|", markersize=5, color=colour, zorder=4, gid="censored"
             )
-        _add_table(one, slides.frame, high)
+        # Patients at risk below the axis, at its ticks.
+        ticks = np.array([tick for tick in one.get_xticks() if 0 <= tick <= one.get_xlim()[1]])
+        style: dict[str, Any] = {"fontsize": _base.SMALL_SIZE, "annotation_clip": False, "va": "top"}
+        style["textcoords"] = "offset points"
+        one.annotate("at risk", (0, 0), (_LEFT_PT, -_TABLE_PT), xycoords="axes fraction", ha="right", **style)
+        for i, (name, colour, rows) in enumerate(zip(_GROUPS, RISK_COLOURS, (high, ~high), strict=True)):
+            y = -_TABLE_PT - (i + 1) * _LINE_PT
+            one.annotate(name, (0, 0), (_LEFT_PT, y), xycoords="axes fraction", ha="right", color=colour, **style)
+            for tick, n in zip(ticks, at_risk(times.astype(float)[rows], ticks), strict=True):
+                place = ("data", "axes fraction")
+                one.annotate(str(n), (tick, 0), (0, y), xycoords=place, ha="center", gid="at risk", **style)
         one.legend(fontsize=_base.SMALL_SIZE, frameon=False, loc="best")
     return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
@@ -160,21 +169,3 @@ def _is_high(slides: Slides, split: str) -> np.ndarray:
         way = "Folds of one patient have no median: use `split='all'`." if split == "fold" else "All risks are equal."
         raise DataError(f"No patients of {slides.target!r} lie above the median risk by {slides.method!r}. {way}")
     return high
-
-
-def _add_table(ax: Axes, frame: pd.DataFrame, high: np.ndarray) -> None:
-    """Patients at risk below the axis, at its ticks."""
-    ticks = np.array([tick for tick in ax.get_xticks() if 0 <= tick <= ax.get_xlim()[1]])
-    style: dict[str, Any] = {
-        "fontsize": _base.SMALL_SIZE,
-        "annotation_clip": False,
-        "textcoords": "offset points",
-        "va": "top",
-    }
-    ax.annotate("at risk", (0, 0), (_LEFT_PT, -_TABLE_PT), xycoords="axes fraction", ha="right", **style)
-    for i, (name, colour, rows) in enumerate(zip(_GROUPS, RISK_COLOURS, (high, ~high), strict=True)):
-        y = -_TABLE_PT - (i + 1) * _LINE_PT
-        ax.annotate(name, (0, 0), (_LEFT_PT, y), xycoords="axes fraction", ha="right", color=colour, **style)
-        for tick, n in zip(ticks, at_risk(frame["time"].to_numpy(dtype=float)[rows], ticks), strict=True):
-            place = ("data", "axes fraction")
-            ax.annotate(str(n), (tick, 0), (0, y), xycoords=place, ha="center", gid="at risk", **style)
