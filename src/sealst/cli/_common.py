@@ -124,14 +124,14 @@ class SealstCommand(click.Command):
                 answer = super().invoke(ctx)
             except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
-            except SealstError as error:
-                _trace(ctx)
-                # Which commands do what the message asks for in Python.
-                calls = {match.group(1): _COMMANDS[match.group(1)] for match in _CALL.finditer(str(error))}
-                known = ", ".join(f"`sl.{call}` is `sealst {command}`" for call, command in calls.items())
-                raise Refused(f"{error}\nOn the command line {known}." if known else str(error)) from error
             except Exception as error:
-                _trace(ctx)
+                if ctx.meta.get(_VERBOSE):
+                    click.echo(traceback.format_exc(), err=True, nl=False)
+                if isinstance(error, SealstError):
+                    # Which commands do what the message asks for in Python.
+                    calls = {match.group(1): _COMMANDS[match.group(1)] for match in _CALL.finditer(str(error))}
+                    known = ", ".join(f"`sl.{call}` is `sealst {command}`" for call, command in calls.items())
+                    raise Refused(f"{error}\nOn the command line {known}." if known else str(error)) from error
                 said = " ".join(str(error).split()) or "no message"
                 more = "" if ctx.meta.get(_VERBOSE) else " (-v shows where)"
                 raise Failed(f"unexpected {type(error).__name__}: {said}{more}") from error
@@ -201,11 +201,6 @@ def _show_everything(
     click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
 
 
-def _trace(ctx: click.Context) -> None:
-    if ctx.meta.get(_VERBOSE):
-        click.echo(traceback.format_exc(), err=True, nl=False)
-
-
 # -- options that every command has -----------------------------------------------------------------------------------
 def verbosity_options() -> list[click.Option]:
     """``-q`` and ``-v``, of the group and of every command."""
@@ -251,17 +246,15 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
             ctx,
         )
     ctx.meta[_CONFIG] = (value, given)
-    shaped = {str(known[name].name): _shaped(known[name], v) for name, v in given.items()}
-    ctx.default_map = {**(ctx.default_map or {}), **shaped}
+    ctx.default_map = dict(ctx.default_map or {})
+    for name, one in given.items():
+        param = known[name]
+        # A single value where several may be given.
+        several = param.nargs == -1 or bool(getattr(param, "multiple", False))
+        ctx.default_map[str(param.name)] = [one] if several and not isinstance(one, list | tuple) else one
 
 
 def name_in_config(param: click.Parameter) -> str:
     """Long name of an option, as a config file has it; of an argument its own."""
     longest = next((o for o in param.opts if o.startswith("--")), str(param.name))
     return longest.lstrip("-").replace("-", "_")
-
-
-def _shaped(param: click.Parameter, value: Any) -> Any:
-    """A single value where several may be given."""
-    several = param.nargs == -1 or bool(getattr(param, "multiple", False))
-    return [value] if several and not isinstance(value, list | tuple) else value

@@ -44,34 +44,39 @@ def demo_report(
 ) -> str:
     """HTML of the report; `figures` names the PNG files, `genes` are those of the expression figure."""
     pool = int(table.loc[table["metric"] == "R@10", "pool"].iloc[0])
-
-    def picture(name: str, caption: str) -> list[Picture]:
-        return [Picture(figures[name], caption)]
-
+    pictures = {
+        "crops": "Crops of the held-out section",
+        "evaluation": "Every method on the held-out patient, with 95 % intervals over genes",
+        "expression": "Measured and predicted expression, log1p of counts per 10,000",
+        "pathways": "Pathway activity (ulm)",
+        "retrieval": f"Best and worst crops for {genes[0]}",
+        "training": "Loss over epochs",
+    }
+    shown = {name: [Picture(figures[name], caption)] for name, caption in pictures.items()}
     blocks = [
         Block(
             "What the model sees",
             ["Crops of 112 µm around spots of the held-out section."],
-            figures=picture("crops", "Crops of the held-out section"),
+            figures=shown["crops"],
         ),
         Block(
             "Frozen against adapted",
             [_COMPARISON.format(pool=pool, chance=10 / pool)],
             table=summary,
-            figures=picture("evaluation", "Every method on the held-out patient, with 95 % intervals over genes"),
+            figures=shown["evaluation"],
         ),
         Block(
             "Predicted expression",
             [_EXPRESSION.format(*genes)],
-            figures=picture("expression", "Measured and predicted expression, log1p of counts per 10,000"),
+            figures=shown["expression"],
         ),
-        Block("Pathway activity from the image", [_PATHWAYS], figures=picture("pathways", "Pathway activity (ulm)")),
+        Block("Pathway activity from the image", [_PATHWAYS], figures=shown["pathways"]),
         Block(
             "Search by gene",
             [f"Spots whose crop lies closest to high {genes[0]} in the shared embedding."],
-            figures=picture("retrieval", f"Best and worst crops for {genes[0]}"),
+            figures=shown["retrieval"],
         ),
-        Block("Training", figures=picture("training", "Loss over epochs")),
+        Block("Training", figures=shown["training"]),
     ]
     lead = [_LEAD.format(n_spots=model.provenance["n_spots"])]
     footer = f"sealst {__version__}, seed {model.provenance['seed']}, {seconds:.0f} s"

@@ -11,6 +11,7 @@ import click
 from sealst._errors import DataError
 from sealst._files import new_folder, write_json
 from sealst._settings import settings
+from sealst._validate import from_yaml
 from sealst.cli import _options as opt
 from sealst.cli._common import Answer, SealstCommand
 from sealst.cli._from_signature import options_of
@@ -73,14 +74,22 @@ def evaluate(
     one of --model, --encoder, --recipe. Writes OUT/report.html, evaluation.csv, genes.csv, pathways.csv (with --net)
     and facts.json.
     """
-    from sealst.pl import report
-
     if sum(given is not None for given in (model, encoder, recipe)) != 1:
         raise click.UsageError("Give one of --model, --encoder and --recipe.")
     if encoder is None and pool:
         raise click.UsageError("--pool belongs to --encoder; a recipe has a line 'pool' of its own.")
     check_new(out, overwrite)
-    subject = _untrained(encoder, recipe, pool) if model is None else model.load(options["device"])
+    from sealst.models import build_encoder
+    from sealst.pl import report
+
+    if model is not None:
+        subject = model.load(options["device"])
+    elif encoder is not None:
+        subject = build_encoder(encoder, pool=pool)
+    else:
+        subject = from_yaml(recipe)
+        if not isinstance(subject, Mapping):
+            raise DataError(f"{recipe} must hold arguments of `tl.finetune`, such as 'encoder: uni2-h'.")
     crops = {name: options.pop(name) for name in ("crop_um", "crop_px")}
     # A recipe trains where the settings say.
     with settings.override(**opt.stated(device=options["device"])):
@@ -102,18 +111,6 @@ def evaluate(
     return Answer({"facts": dict(found.facts), "summary": rows}, text)
 
 
-def _untrained(encoder: str | None, recipe: Path | None, pool: str | None) -> Any:
-    from sealst._validate import from_yaml
-    from sealst.models import build_encoder
-
-    if encoder is not None:
-        return build_encoder(encoder, pool=pool)
-    given = from_yaml(recipe)
-    if not isinstance(given, Mapping):
-        raise DataError(f"{recipe} must hold arguments of `tl.finetune`, such as 'encoder: uni2-h'.")
-    return given
-
-
 def _run(
     subject: Any, sections: Sequence[Path], *, crops: Mapping[str, Any], test: Sequence[Path], **options: Any
 ) -> Any:
@@ -132,22 +129,26 @@ def _run(
 
 def _prepared(paths: Sequence[Path], crops: Mapping[str, Any], table_key: str) -> Any:
     """Sections with crops and layers; those that lack them get them in memory, and nothing is written."""
-    from sealst import pp
-    from sealst._keys import Keys
-    from sealst._section import get_table, recorded
-
     sections = open_sections(paths)
     held = {}
     for i, name in enumerate(sections.names):
         # A collection of its own: what is not saved is not missed.
-        sdata = sections[i : i + 1][0]
-        table = get_table(sdata, table_key)
-        bare, raw = not recorded(table, "crops"), Keys.LOGNORM not in table.layers
-        if bare:
-            pp.pair_crops(sdata, table_key=table_key, **crops)
-        if raw:
-            pp.normalize(sdata, table_key=table_key)
-        if bare or raw:
-            held[name] = sdata
+        if (changed := _completed(sections[i : i + 1][0], crops, table_key)) is not None:
+            held[name] = changed
     # Those that were complete are opened again when they are needed, one at a time.
     return sections.replaced(held)
+
+
+def _completed(sdata: Any, crops: Mapping[str, Any], table_key: str) -> Any:
+    """The section with crops paired and counts normalised; None where it needed neither."""
+    from sealst import pp
+    from sealst._keys import Keys
+    from sealst._section import get_table, recorded
+
+    table = get_table(sdata, table_key)
+    bare, raw = not recorded(table, "crops"), Keys.LOGNORM not in table.layers
+    if bare:
+        pp.pair_crops(sdata, table_key=table_key, **crops)
+    if raw:
+        pp.normalize(sdata, table_key=table_key)
+    return sdata if bare or raw else None

@@ -110,7 +110,14 @@ def _call(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     elif kind == "signature":
         query, name = value, ", ".join(value)
     elif kind == "profile":
-        query, name = _profile(value), value.name
+        name = value.name
+        try:
+            query = read_text_table(value, index_col=0, keep_default_na=False).iloc[:, 0].astype(float)
+        except (ValueError, IndexError, OSError) as error:
+            raise DataError(
+                f"--profile {str(value)!r} could not be read: {error}. Expected a header and lines of a gene and a "
+                "number."
+            ) from error
     elif kind == "image":
         query, name = _picture(value), value.name
     else:
@@ -141,16 +148,6 @@ def _of_sections(work: Work, model: Any, given: Mapping[str, Any]) -> pd.DataFra
     for frame, record in zip(frames, records, strict=True):
         frame.insert(0, "section", record["section"])
     return pd.concat(frames, ignore_index=True)
-
-
-def _profile(path: Path) -> pd.Series:
-    try:
-        frame = read_text_table(path, index_col=0, keep_default_na=False)
-        return frame.iloc[:, 0].astype(float)
-    except (ValueError, IndexError, OSError) as error:
-        raise DataError(
-            f"--profile {str(path)!r} could not be read: {error}. Expected a header and lines of a gene and a number."
-        ) from error
 
 
 def _picture(path: Path) -> Any:

@@ -114,9 +114,15 @@ def tile(
     if similarity_scale(_section.affine(element, "global")) is None:
         raise ScaleError(f"Image {image_key!r} is stretched unevenly in coordinate system 'global'; resample it first.")
     height, width = _section.image_levels(element)[0].shape[1:]
-    array, centres = _grid((height, width), crop_um / mpp, step_um / mpp, image_key)
+    side, step = crop_um / mpp, step_um / mpp
+    if side > min(height, width):
+        raise DataError(f"A tile is {side:.0f} px wide, more than image {image_key!r} ({width} x {height} px) holds.")
+    # Row and column of every tile, and its centre (x, y) in pixels.
+    rows, columns = (int((whole - side) / step + 1e-9) + 1 for whole in (height, width))
+    array = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).reshape(-1, 2)
+    centres = array[:, ::-1] * step + side / 2
     mask, (across, down) = tissue_mask(sdata, image_key)
-    fractions = box_fractions(mask, square_boxes(centres, crop_um / mpp) / [across, down, across, down])
+    fractions = box_fractions(mask, square_boxes(centres, side) / [across, down, across, down])
     kept = fractions >= min_tissue - 1e-9
     if kept.sum() < 2:
         raise BlankSlideError(
@@ -199,16 +205,6 @@ def _check_replaceable(sdata: SpatialData, region: str, table_key: str) -> list[
         )
     crops = _section.recorded(table, "crops").get(region, {})
     return [*crops.get("sizes", {}).values(), *([crops["shapes_key"]] if crops else [])]
-
-
-def _grid(shape: tuple[int, int], side: float, step: float, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of every tile, and its centre (x, y) in pixels."""
-    height, width = shape
-    if side > min(shape):
-        raise DataError(f"A tile is {side:.0f} px wide, more than image {name!r} ({width} x {height} px) holds.")
-    rows, columns = (int((whole - side) / step + 1e-9) + 1 for whole in shape)
-    array = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).reshape(-1, 2)
-    return array, array[:, ::-1] * step + side / 2
 
 
 def _write(sdata: SpatialData, tiles: SpatialData, table_key: str, stale: list[str]) -> None:

@@ -22,7 +22,7 @@ from sealst._section import Region
 from sealst._settings import resolve_seed
 from sealst._validate import check_positive, listed
 from sealst.pl import _base
-from sealst.pl._maps.colour_by import numbers_of
+from sealst.pl._maps.slide import numbers_of
 from sealst.pl._maps.tissue import MapStyle, Panel, Tissue, add_scale_bar, draw_group
 
 SIDE_IN = 1.45
