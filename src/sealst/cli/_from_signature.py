@@ -117,15 +117,16 @@ def argument(function: str, name: str) -> Argument:
     """What a public function says about one of its arguments, read from its source."""
     package, _, short = function.partition(".")
     node, module = _defined(_PACKAGE / package / "__init__.py", short)
-    stated = dict(_arguments(node.args)) if isinstance(node, ast.FunctionDef) else {}
-    for given, default in stated.items():
-        if given.arg == name:
-            doc = filled(ast.get_docstring(node) or "")
-            section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w+\n-+$|\Z)", doc, flags=re.M | re.S)
-            found = re.findall(r"^(\w[\w, ]*)\n((?:^ .*\n?|^\n)+)", section[1] if section else "", flags=re.M)
-            words = next((words for listed, words in found if name in listed.split(", ")), None)
-            text = () if words is None else _sentences(words, {one.arg for one in stated})
-            return Argument(tuple(_kinds(given.annotation)), default is None, _value(default, module), text)
+    if isinstance(node, ast.FunctionDef):
+        stated = dict(_arguments(node.args))
+        for given, default in stated.items():
+            if given.arg == name:
+                doc = filled(ast.get_docstring(node) or "")
+                section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w+\n-+$|\Z)", doc, flags=re.M | re.S)
+                found = re.findall(r"^(\w[\w, ]*)\n((?:^ .*\n?|^\n)+)", section[1] if section else "", flags=re.M)
+                words = next((words for listed, words in found if name in listed.split(", ")), None)
+                text = () if words is None else _sentences(words, {one.arg for one in stated})
+                return Argument(tuple(_kinds(given.annotation)), default is None, _value(default, module), text)
     raise LookupError(f"sealst.{function} has no argument {name!r}, of which the command line makes an option.")
 
 
