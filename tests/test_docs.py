@@ -43,9 +43,7 @@ def test_parts_are_filled_where_their_mark_stands():
         Parameters
         ----------
         %(shown.region)s
-        %(save)s
-
-        %(returns_figure)s
+        %(figure)s
 
         Examples
         --------

@@ -44,6 +44,10 @@ PARAMETERS = {
     "shown.methods": "Methods to show, in this order; by default all.",
     "shown.targets": "Targets to show; by default all.",
     "embeddings.methods": 'Embeddings to show, such as ``"X_seal"``; by default all, the adapted one first.',
+    "curves.classes": "Classes to show against the rest; by default the second of two, or all. By default those that "
+    "no held-out slide is of are left out, with a warning.",
+    "curves.n_bootstrap": "Bootstrap draws behind the band; 0 leaves it out.",
+    "curves.seed": "Seed of these draws; default ``settings.seed``.",
     "n_cols": "Panels in a row.",
     "by_number.n_cols": "Panels in a row; by default chosen by their number.",
     "percentiles": "Percentiles of the values at which colours saturate.",
@@ -51,14 +55,22 @@ PARAMETERS = {
     "spot_size": "Factor on the true size of spots or tiles.",
     "ax": "Axes to draw into, for a single panel.",
     "map.ax": "Axes to draw into, for the map alone (``n=0``).",
-    "save": "File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what "
-    '`matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).',
-    "show": "True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a "
-    "cell ends); False closes the figure in pyplot, so that only what is returned shows it.",
     "html.path": "File to write, ending in ``.html``; an existing file is replaced once the new one is complete.",
 }
 
-SECTIONS = {"returns_figure": "Returns\n-------\nThe Figure, or `ax` where it was given."}
+#: how every figure is saved, shown and returned; ends the parameters
+SECTIONS = {
+    "figure": """save
+    File to write; its ending picks the format (``.png``, ``.pdf``, …). At 150 dpi, or what
+    `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
+show
+    True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
+    ends); False closes the figure in pyplot, so that only what is returned shows it.
+
+Returns
+-------
+The Figure, or `ax` where it was given."""
+}
 
 
 def documented(function: F) -> F:
@@ -86,13 +98,12 @@ def documented(function: F) -> F:
 
 def filled(text: str) -> str:
     """Docstring, without the indent of its source, with the shared parts in place of their marks."""
-    return re.sub(r"^%\((.+)\)s$", _part, text, flags=re.M)
 
+    def part(mark: re.Match[str]) -> str:
+        name, indent = mark[1], 4 * " "
+        if name in SECTIONS:
+            return SECTIONS[name]
+        text = fill(PARAMETERS[name], 116, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+        return f"{name.rpartition('.')[2]}\n{text}"
 
-def _part(mark: re.Match[str]) -> str:
-    name = mark[1]
-    if name in SECTIONS:
-        return SECTIONS[name]
-    indent = 4 * " "
-    text = fill(PARAMETERS[name], 116, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-    return f"{name.rpartition('.')[2]}\n{text}"
+    return re.sub(r"^%\((.+)\)s$", part, text, flags=re.M)

@@ -22,31 +22,22 @@ class _QuietIfConfigured(logging.Filter):
         return not logging.getLogger().handlers
 
 
-def _make_logger() -> logging.Logger:
-    # Its level is `settings.verbosity`.
-    log = logging.getLogger("sealst")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        handler.addFilter(_QuietIfConfigured())
-        log.addHandler(handler)
-    return log
-
-
-logger = _make_logger()
+#: its level is `settings.verbosity`
+logger = logging.getLogger("sealst")
+if not logger.handlers:
+    _handler = logging.StreamHandler()
+    _handler.setFormatter(logging.Formatter("%(message)s"))
+    _handler.addFilter(_QuietIfConfigured())
+    logger.addHandler(_handler)
 
 
 def warn(message: str, category: type[Warning] = SealstWarning) -> None:
     """Warn the user, pointing at the line of their own code that led here."""
-    warnings.warn(message, category, stacklevel=_levels_to_user())
-
-
-def _levels_to_user() -> int:
     # What `skip_file_prefixes` does from Python 3.12 on. Counted from the caller of this function.
     frame, levels = inspect.currentframe(), 0
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, levels = frame.f_back, levels + 1
-    return max(1, levels - 1) if frame is None else levels
+    warnings.warn(message, category, stacklevel=max(1, levels - 1) if frame is None else levels)
 
 
 @contextmanager

@@ -33,7 +33,8 @@ def read_text_table(path: Path, **options: Any) -> pd.DataFrame:
     with _opened(path) as stream:
         text = stream.read()
     separator = separator_of(text.split("\n", _LINES)[:_LINES])
-    decimal = _decimal_of(text, separator)
+    # A comma where it separates no columns and every number with decimals has one.
+    decimal = "," if separator != "," and _COMMA.search(text) and not _POINT.search(text) else "."
     frame: pd.DataFrame = pd.read_csv(io.StringIO(text), sep=separator, decimal=decimal, **options)
     frame.attrs["decimal"] = decimal
     return frame
@@ -54,11 +55,6 @@ def separator_of(lines: Sequence[str]) -> str:
     header, *below = [_QUOTED.sub("", line) for line in lines if line.strip()] or [""]
     known = [sign for sign in _SEPARATORS if sign in header]
     return max(known, key=lambda s: sum(line.count(s) == header.count(s) for line in below), default=_SEPARATORS[0])
-
-
-def _decimal_of(text: str, separator: str) -> str:
-    """A comma where it separates no columns and every number with decimals has one."""
-    return "," if separator != "," and _COMMA.search(text) and not _POINT.search(text) else "."
 
 
 def _opened(path: Path) -> TextIO:

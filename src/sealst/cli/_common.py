@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import click
+from click.core import ParameterSource
 
 from sealst._errors import SealstError, SealstWarning
 from sealst._logging import logger
@@ -108,12 +109,32 @@ class SealstCommand(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.BadParameter as error:
-            raise _of_config(error, ctx) or error from error
+            param = error.param
+            if param is None or ctx.get_parameter_source(str(param.name)) is not ParameterSource.DEFAULT_MAP:
+                raise
+            path, given = ctx.meta[_CONFIG]
+            name, wanted = name_in_config(param), expected(param)
+            why = f"expected {wanted}." if wanted else error.message
+            raise click.UsageError(f"{str(path)!r} sets {name!r} to {given[name]!r}: {why}", ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the function and show its answer."""
+        """Run the function and show its answer; errors become messages and exit codes, ``-v`` shows their origin."""
         with session(ctx.meta):
-            answer = _guarded(super().invoke, ctx)
+            try:
+                answer = super().invoke(ctx)
+            except (click.ClickException, click.exceptions.Exit, click.Abort):
+                raise
+            except Exception as error:
+                if ctx.meta.get(_VERBOSE):
+                    click.echo(traceback.format_exc(), err=True, nl=False)
+                if isinstance(error, SealstError):
+                    # Which commands do what the message asks for in Python.
+                    calls = {match.group(1): _COMMANDS[match.group(1)] for match in _CALL.finditer(str(error))}
+                    known = ", ".join(f"`sl.{call}` is `sealst {command}`" for call, command in calls.items())
+                    raise Refused(f"{error}\nOn the command line {known}." if known else str(error)) from error
+                said = " ".join(str(error).split()) or "no message"
+                more = "" if ctx.meta.get(_VERBOSE) else " (-v shows where)"
+                raise Failed(f"unexpected {type(error).__name__}: {said}{more}") from error
         if not isinstance(answer, Answer):
             return answer
         click.echo(as_json(answer.data) if ctx.meta.get(_JSON) else answer.text)
@@ -180,34 +201,6 @@ def _show_everything(
     click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
 
 
-def _guarded(function: Any, ctx: click.Context) -> Any:
-    """Turn errors into messages and exit codes; ``-v`` shows where they came from."""
-    try:
-        return function(ctx)
-    except (click.ClickException, click.exceptions.Exit, click.Abort):
-        raise
-    except SealstError as error:
-        _trace(ctx)
-        raise Refused(str(error) + _commands_for(str(error))) from error
-    except Exception as error:
-        _trace(ctx)
-        said = " ".join(str(error).split()) or "no message"
-        more = "" if ctx.meta.get(_VERBOSE) else " (-v shows where)"
-        raise Failed(f"unexpected {type(error).__name__}: {said}{more}") from error
-
-
-def _commands_for(message: str) -> str:
-    """Line that says which commands do what a message asks for in Python; empty where it names no call."""
-    calls = {match.group(1): _COMMANDS[match.group(1)] for match in _CALL.finditer(message)}
-    known = [f"`sl.{call}` is `sealst {command}`" for call, command in calls.items()]
-    return f"\nOn the command line {', '.join(known)}." if known else ""
-
-
-def _trace(ctx: click.Context) -> None:
-    if ctx.meta.get(_VERBOSE):
-        click.echo(traceback.format_exc(), err=True, nl=False)
-
-
 # -- options that every command has -----------------------------------------------------------------------------------
 def verbosity_options() -> list[click.Option]:
     """``-q`` and ``-v``, of the group and of every command."""
@@ -253,29 +246,15 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
             ctx,
         )
     ctx.meta[_CONFIG] = (value, given)
-    shaped = {str(known[name].name): _shaped(known[name], v) for name, v in given.items()}
-    ctx.default_map = {**(ctx.default_map or {}), **shaped}
-
-
-def _of_config(error: click.BadParameter, ctx: click.Context) -> click.UsageError | None:
-    """The error in words of the config file, where the value came from there."""
-    param = error.param
-    if param is None or ctx.get_parameter_source(str(param.name)) is not click.core.ParameterSource.DEFAULT_MAP:
-        return None
-    path, given = ctx.meta[_CONFIG]
-    name = name_in_config(param)
-    wanted = expected(param)
-    why = f"expected {wanted}." if wanted else error.message
-    return click.UsageError(f"{str(path)!r} sets {name!r} to {given[name]!r}: {why}", ctx)
+    ctx.default_map = dict(ctx.default_map or {})
+    for name, one in given.items():
+        param = known[name]
+        # A single value where several may be given.
+        several = param.nargs == -1 or bool(getattr(param, "multiple", False))
+        ctx.default_map[str(param.name)] = [one] if several and not isinstance(one, list | tuple) else one
 
 
 def name_in_config(param: click.Parameter) -> str:
     """Long name of an option, as a config file has it; of an argument its own."""
     longest = next((o for o in param.opts if o.startswith("--")), str(param.name))
     return longest.lstrip("-").replace("-", "_")
-
-
-def _shaped(param: click.Parameter, value: Any) -> Any:
-    """A single value where several may be given."""
-    several = param.nargs == -1 or bool(getattr(param, "multiple", False))
-    return [value] if several and not isinstance(value, list | tuple) else value

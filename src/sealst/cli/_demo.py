@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -23,18 +22,12 @@ _LEAD = """A vision transformer with random weights was finetuned on {n_spots} s
 pairing each spot's H&E crop with its gene expression. Everything below is measured on a third patient it has not
 seen. The tissue is drawn by a program, so these numbers show that the path works, not how well it works on real
 tissue."""
-
-
 _COMPARISON = """Pearson correlation of predicted and measured expression over the spots of the section, averaged over
 the 50 most variable (hvg50) and most expressed (heg50) genes of the training sections. "colour + ridge" and "mean"
 are floors. The most expressed genes of this tissue belong to no program, so there is little to predict in them. R@10
 says how often a crop finds its own expression profile among the first 10 of {pool} (chance {chance:.3f})."""
-
-
 _EXPRESSION = """{0} follows tumour nests and {1} connective tissue: both can be seen in H&E. {2} belongs to a program
 that leaves no trace in the picture, so no model can predict it, and this one should not claim to."""
-
-
 _PATHWAYS = """Gene sets of the synthetic programs, scored on predicted expression. hidden_1 and hidden_2 leave no
 trace in the picture: what their maps show is what chance correlations in training tied to visible tissue, not a
 finding."""
@@ -51,34 +44,39 @@ def demo_report(
 ) -> str:
     """HTML of the report; `figures` names the PNG files, `genes` are those of the expression figure."""
     pool = int(table.loc[table["metric"] == "R@10", "pool"].iloc[0])
-
-    def picture(name: str, caption: str) -> list[Picture]:
-        return [Picture(figures[name], caption)]
-
+    pictures = {
+        "crops": "Crops of the held-out section",
+        "evaluation": "Every method on the held-out patient, with 95 % intervals over genes",
+        "expression": "Measured and predicted expression, log1p of counts per 10,000",
+        "pathways": "Pathway activity (ulm)",
+        "retrieval": f"Best and worst crops for {genes[0]}",
+        "training": "Loss over epochs",
+    }
+    shown = {name: [Picture(figures[name], caption)] for name, caption in pictures.items()}
     blocks = [
         Block(
             "What the model sees",
             ["Crops of 112 µm around spots of the held-out section."],
-            figures=picture("crops", "Crops of the held-out section"),
+            figures=shown["crops"],
         ),
         Block(
             "Frozen against adapted",
             [_COMPARISON.format(pool=pool, chance=10 / pool)],
             table=summary,
-            figures=picture("evaluation", "Every method on the held-out patient, with 95 % intervals over genes"),
+            figures=shown["evaluation"],
         ),
         Block(
             "Predicted expression",
             [_EXPRESSION.format(*genes)],
-            figures=picture("expression", "Measured and predicted expression, log1p of counts per 10,000"),
+            figures=shown["expression"],
         ),
-        Block("Pathway activity from the image", [_PATHWAYS], figures=picture("pathways", "Pathway activity (ulm)")),
+        Block("Pathway activity from the image", [_PATHWAYS], figures=shown["pathways"]),
         Block(
             "Search by gene",
             [f"Spots whose crop lies closest to high {genes[0]} in the shared embedding."],
-            figures=picture("retrieval", f"Best and worst crops for {genes[0]}"),
+            figures=shown["retrieval"],
         ),
-        Block("Training", figures=picture("training", "Loss over epochs")),
+        Block("Training", figures=shown["training"]),
     ]
     lead = [_LEAD.format(n_spots=model.provenance["n_spots"])]
     footer = f"sealst {__version__}, seed {model.provenance['seed']}, {seconds:.0f} s"
@@ -91,40 +89,43 @@ _MARKER = ".sealst-demo"
 _ENCODER = "vit_tiny_patch16_224"
 
 
-@dataclass(frozen=True)
-class _Result:
-    model: sl.models.SealModel
-    test: SpatialData
-    table: pd.DataFrame
-    seconds: float
-
-
 def run_demo(out: Path, *, seed: int, overwrite: bool) -> tuple[Path, str]:
     """Run the demonstration and return its folder and the comparison as text."""
     out = out.resolve()
-    _check_target(out, overwrite)
+    if out.exists() and not (out / _MARKER).is_file():
+        raise DataError(f"{str(out)!r} exists and is not the result of a demo; name another folder with --out.")
+    if out.exists() and not overwrite:
+        raise DataError(f"{str(out)!r} holds an earlier demo; replace it with --overwrite, or name another --out.")
     with new_folder(out, overwrite=overwrite, marker=_MARKER) as work:
         # Nobody trains on these sections again: their tokens must not stay in the user's cache.
         with tempfile.TemporaryDirectory(prefix="sealst-") as cache, sl.settings.override(cache_dir=Path(cache)):
-            result = _run(work, seed)
-        summary = _summary(result.table)
-        figures = _figures(result, work / "figures")
-        html = demo_report(result.model, result.table, summary, figures=figures, genes=GENES, seconds=result.seconds)
+            model, test, table, seconds = _run(work, seed)
+        # One line per method: gene Pearson, and recall where the method retrieves.
+        pearson = table[table["metric"] == "pearson"]
+        pearson = pearson.pivot_table(index="method", columns="genes", values="value", sort=False)
+        recall = table[table["metric"] == "R@10"].set_index("method")["value"].rename("R@10")
+        # Retrieval calls the encoder by its own name, Pearson by that of the probe on top of it.
+        recall = recall.rename(index={"adapted": "seal head"}).drop("frozen")
+        joined = pearson.join(recall).reset_index()
+        summary = joined.map(lambda v: ("" if pd.isna(v) else f"{v:.3f}") if isinstance(v, float) else v)
+        folder = work / "figures"
+        folder.mkdir()
+        names = ("crops", "training", "evaluation", "expression", "pathways", "retrieval")
+        figures = {name: folder / f"{name}.png" for name in names}
+        sl.pl.crops(test, n_crops=16, save=figures["crops"], show=False)
+        sl.pl.training(model, save=figures["training"], show=False)
+        sl.pl.evaluation(table, metrics=["pearson", "R@10"], save=figures["evaluation"], show=False)
+        sl.pl.expression(test, list(GENES), save=figures["expression"], show=False)
+        sl.pl.pathways(test, save=figures["pathways"], show=False)
+        sl.pl.retrieval(test, save=figures["retrieval"], show=False)
+        html = demo_report(model, table, summary, figures=figures, genes=GENES, seconds=seconds)
         write_text(work / "report.html", html)
         (work / _MARKER).touch()
     return out, summary.to_string(index=False)
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
-    if not out.exists():
-        return
-    if not (out / _MARKER).is_file():
-        raise DataError(f"{str(out)!r} exists and is not the result of a demo; name another folder with --out.")
-    if not overwrite:
-        raise DataError(f"{str(out)!r} holds an earlier demo; replace it with --overwrite, or name another --out.")
-
-
-def _run(work: Path, seed: int) -> _Result:
+def _run(work: Path, seed: int) -> tuple[SealModel, SpatialData, pd.DataFrame, float]:
+    """Model, held-out section, table of the evaluation, and how many seconds it took."""
     started = time.perf_counter()
     logger.info("Drawing three synthetic sections, one patient each")
     sections = sl.datasets.synthetic(3, seed=seed)
@@ -146,30 +147,4 @@ def _run(work: Path, seed: int) -> _Result:
     with quiet_writing():
         test.write(work / "held_out.zarr")
     single = found.table[found.table["section"] != ""]
-    return _Result(model, test, single, time.perf_counter() - started)
-
-
-def _summary(table: pd.DataFrame) -> pd.DataFrame:
-    """One line per method: gene Pearson, and recall where the method retrieves."""
-    pearson = table[table["metric"] == "pearson"].pivot_table(
-        index="method", columns="genes", values="value", sort=False
-    )
-    recall = table[table["metric"] == "R@10"].set_index("method")["value"].rename("R@10")
-    # Retrieval calls the encoder by its own name, Pearson by that of the probe on top of it.
-    recall = recall.rename(index={"adapted": "seal head"}).drop("frozen")
-    joined = pearson.join(recall).reset_index()
-    return joined.map(lambda v: ("" if pd.isna(v) else f"{v:.3f}") if isinstance(v, float) else v)
-
-
-def _figures(result: _Result, folder: Path) -> dict[str, Path]:
-    folder.mkdir()
-    test, genes = result.test, list(GENES)
-    paths = {name: folder / f"{name}.png" for name in ("crops", "training", "evaluation", "expression")}
-    paths |= {name: folder / f"{name}.png" for name in ("pathways", "retrieval")}
-    sl.pl.crops(test, n_crops=16, save=paths["crops"], show=False)
-    sl.pl.training(result.model, save=paths["training"], show=False)
-    sl.pl.evaluation(result.table, metrics=["pearson", "R@10"], save=paths["evaluation"], show=False)
-    sl.pl.expression(test, genes, save=paths["expression"], show=False)
-    sl.pl.pathways(test, save=paths["pathways"], show=False)
-    sl.pl.retrieval(test, save=paths["retrieval"], show=False)
-    return paths
+    return model, test, single, time.perf_counter() - started

@@ -71,12 +71,9 @@ def embed(work: Work, *, model: opt.Stored | None, encoder: str | None, device: 
 
     def run(sdata: Any) -> dict[str, Any]:
         tl.embed(sdata, chosen, **given)
-        return _found(work.table(sdata).obsm[key])
+        values = work.table(sdata).obsm[key]
+        known = values[:, 0] == values[:, 0]
+        return {"n_obs": len(values), "n_embedded": int(known.sum()), "dim": int(values.shape[1])}
 
     records = work.run(run)
     return Answer({"key": key, "sections": records}, saved_text(records, "n_obs", "n_embedded", "dim"))
-
-
-def _found(values: Any) -> dict[str, Any]:
-    known = values[:, 0] == values[:, 0]
-    return {"n_obs": len(values), "n_embedded": int(known.sum()), "dim": int(values.shape[1])}

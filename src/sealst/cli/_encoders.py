@@ -40,13 +40,9 @@ def encoders(show: str | None) -> Answer:
 
 def _records(table: Any) -> list[dict[str, Any]]:
     return [
-        {str(n): None if _missing(v) else v for n, v in row.items()}
+        {str(n): None if (v is None or v != v) else v for n, v in row.items()}
         for row in table.reset_index().to_dict(orient="records")
     ]
-
-
-def _missing(value: Any) -> bool:
-    return value is None or value != value
 
 
 @click.command(
@@ -72,16 +68,15 @@ def export(
     check_new(out, overwrite)
     seal = model.load(device)
     write = seal.export_timm if kind == "timm" else seal.export_adapter
-    folder = write(out, evaluation=None if evaluation is None else _table(evaluation), overwrite=overwrite)
+    table = None
+    if evaluation is not None:
+        import pandas as pd
+
+        try:
+            table = pd.read_csv(evaluation, keep_default_na=True)
+        except (ValueError, OSError) as error:
+            raise DataError(f"--evaluation {str(evaluation)!r} could not be read as a table: {error}") from error
+    folder = write(out, evaluation=table, overwrite=overwrite)
     files = sorted(p.name for p in Path(folder).iterdir())
     facts = {"path": str(folder), "format": kind, "model": seal.fingerprint, "files": files}
     return Answer(facts, f"{folder}: {', '.join(files)}")
-
-
-def _table(path: Path) -> Any:
-    import pandas as pd
-
-    try:
-        return pd.read_csv(path, keep_default_na=True)
-    except (ValueError, OSError) as error:
-        raise DataError(f"--evaluation {str(path)!r} could not be read as a table: {error}") from error

@@ -11,6 +11,7 @@ import click
 from sealst._errors import DataError
 from sealst._files import new_folder, write_json
 from sealst._settings import settings
+from sealst._validate import from_yaml
 from sealst.cli import _options as opt
 from sealst.cli._common import Answer, SealstCommand
 from sealst.cli._from_signature import options_of
@@ -78,27 +79,36 @@ def evaluate(
     if encoder is None and pool:
         raise click.UsageError("--pool belongs to --encoder; a recipe has a line 'pool' of its own.")
     check_new(out, overwrite)
-    subject = _untrained(encoder, recipe, pool) if model is None else model.load(options["device"])
+    from sealst.models import build_encoder
+    from sealst.pl import report
+
+    if model is not None:
+        subject = model.load(options["device"])
+    elif encoder is not None:
+        subject = build_encoder(encoder, pool=pool)
+    else:
+        subject = from_yaml(recipe)
+        if not isinstance(subject, Mapping):
+            raise DataError(f"{recipe} must hold arguments of `tl.finetune`, such as 'encoder: uni2-h'.")
     crops = {name: options.pop(name) for name in ("crop_um", "crop_px")}
     # A recipe trains where the settings say.
     with settings.override(**opt.stated(device=options["device"])):
         found = _run(subject, sections, crops=crops, **options)
-    _write(found, out, overwrite)
+    with new_folder(out, overwrite=overwrite, marker=_MARKER) as work:
+        found.table.to_csv(work / "evaluation.csv", index=False)
+        found.genes.to_csv(work / "genes.csv", index=False)
+        if len(found.pathways):
+            found.pathways.to_csv(work / "pathways.csv", index=False)
+        report(found, work / "report.html")
+        write_json(work / _MARKER, found.facts)
     summary = found.summary("all").round(4)
     text = f"{summary['pearson'].dropna(how='all').to_string()}\n\nReport: {out / 'report.html'}"
-    return Answer({"facts": dict(found.facts), "summary": _rows(summary)}, text)
-
-
-def _untrained(encoder: str | None, recipe: Path | None, pool: str | None) -> Any:
-    from sealst._validate import from_yaml
-    from sealst.models import build_encoder
-
-    if encoder is not None:
-        return build_encoder(encoder, pool=pool)
-    given = from_yaml(recipe)
-    if not isinstance(given, Mapping):
-        raise DataError(f"{recipe} must hold arguments of `tl.finetune`, such as 'encoder: uni2-h'.")
-    return given
+    rows = [
+        {"method": method, "metric": metric, "genes": genes, "value": value}
+        for (metric, genes), column in summary.items()
+        for method, value in column.items()
+    ]
+    return Answer({"facts": dict(found.facts), "summary": rows}, text)
 
 
 def _run(
@@ -142,23 +152,3 @@ def _completed(sdata: Any, crops: Mapping[str, Any], table_key: str) -> Any:
     if raw:
         pp.normalize(sdata, table_key=table_key)
     return sdata if bare or raw else None
-
-
-def _write(found: Any, out: Path, overwrite: bool) -> None:
-    from sealst.pl import report
-
-    with new_folder(out, overwrite=overwrite, marker=_MARKER) as work:
-        found.table.to_csv(work / "evaluation.csv", index=False)
-        found.genes.to_csv(work / "genes.csv", index=False)
-        if len(found.pathways):
-            found.pathways.to_csv(work / "pathways.csv", index=False)
-        report(found, work / "report.html")
-        write_json(work / _MARKER, found.facts)
-
-
-def _rows(summary: Any) -> list[dict[str, Any]]:
-    return [
-        {"method": method, "metric": metric, "genes": genes, "value": value}
-        for (metric, genes), column in summary.items()
-        for method, value in column.items()
-    ]

@@ -67,7 +67,11 @@ def finetune(sections: tuple[Path, ...], *, out: Path, resume: bool, overwrite: 
         raise click.UsageError("Give one of --overwrite and --resume.")
     if not resume:
         check_new(out, overwrite)
-    arguments = _given(options)
+    # Arguments of `tl.finetune`; fields given by themselves win over `params`.
+    given = dict(options)
+    fields = opt.stated(**{name: given.pop(name) for name in _FIELDS})
+    given["params"] = (dict(given["params"] or {}) | fields) or None
+    arguments = opt.stated(**given)
     if overwrite and out.exists():
         # The earlier run stays until the new one is complete.
         with new_folder(out, overwrite=True, marker=_MARKER) as work:
@@ -80,14 +84,6 @@ def finetune(sections: tuple[Path, ...], *, out: Path, resume: bool, overwrite: 
     return Answer(facts | {"last_epoch": last}, f"{model!r}\n\nModel: {out / 'model'}")
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `tl.finetune`; fields given by themselves win over `params`."""
-    given = dict(options)
-    fields = opt.stated(**{name: given.pop(name) for name in _FIELDS})
-    given["params"] = (dict(given["params"] or {}) | fields) or None
-    return opt.stated(**given)
-
-
 def _train(sections: Sequence[Path], folder: Path, *, resume: bool, arguments: Mapping[str, Any]) -> Any:
     from sealst import GenePanel
     from sealst.tl import finetune as train
@@ -98,14 +94,13 @@ def _train(sections: Sequence[Path], folder: Path, *, resume: bool, arguments: M
     if "panel" in given:
         given["panel"] = GenePanel.from_tsv(given["panel"])
     if "warmup" in given:
-        given["warmup"] = [_expression(path) for path in given["warmup"]]
+        import anndata as ad
+
+        tables = []
+        for path in given["warmup"]:
+            try:
+                tables.append(ad.read_h5ad(path))
+            except (OSError, KeyError, ValueError) as error:
+                raise DataError(f"--warmup {str(path)!r} could not be read as an h5ad table: {error}") from error
+        given["warmup"] = tables
     return train(open_sections(sections), run_dir=folder, resume=resume, **given)
-
-
-def _expression(path: Path) -> Any:
-    import anndata as ad
-
-    try:
-        return ad.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"--warmup {str(path)!r} could not be read as an h5ad table: {error}") from error

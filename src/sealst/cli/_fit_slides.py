@@ -77,10 +77,6 @@ def slides_fit(
         **opt.stated(**options),
     )
     model.save(out, overwrite=overwrite)
-    return _fitted(model, out, report)
-
-
-def _fitted(model: Any, out: Path, report: Path | None) -> Answer:
     found, tested = model.evaluation, model.test_evaluation
     facts: dict[str, Any] = {"model": str(out), "facts": dict(found.facts)}
     facts["evaluation"] = found.table.to_dict(orient="records")
@@ -121,7 +117,15 @@ def slides_predict(work: Work, *, model: Path, predictions: Path | None, device:
     if not tables and (len(work.paths) > 1 or work.out is not None):
         raise click.UsageError("Of a folder of bags give one, and --predictions in place of --out.")
     if not tables:
-        _check_of_bags(predictions)
+        # Refuse options that say nothing about a folder of bags, since nothing is written into it.
+        context = click.get_current_context()
+        names = ["target", "key_added", "region", "table_key", *(["overwrite"] if predictions is None else [])]
+        given = [n for n in names if context.get_parameter_source(n) is not ParameterSource.DEFAULT]
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise click.UsageError(
+                f"{flags}: for tables of tiles and stores. Of a folder of bags all targets are predicted."
+            )
     tl, models = (importlib.import_module(f"sealst.{name}") for name in ("tl", "models"))
     slide_model = models.load_slide(model, device=device)
     if not tables:
@@ -152,18 +156,6 @@ def _bags_of(folder: Path, key: str) -> Any:
         # Of a job with several embeddings any can be opened, which then know of the others.
         several = sorted(path.name.removeprefix("features_") for path in folder.glob("features_*") if path.is_dir())
         return io.read_bags(folder, key=several[0] if several else None)
-
-
-def _check_of_bags(predictions: Path | None) -> None:
-    """Refuse options that say nothing about a folder of bags, since nothing is written into it."""
-    context = click.get_current_context()
-    names = ["target", "key_added", "region", "table_key", *(["overwrite"] if predictions is None else [])]
-    given = [n for n in names if context.get_parameter_source(n) is not ParameterSource.DEFAULT]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise click.UsageError(
-            f"{flags}: for tables of tiles and stores. Of a folder of bags all targets are predicted."
-        )
 
 
 def _answer(found: Any, predictions: Path | None, records: list[dict[str, Any]], text: str) -> Answer:

@@ -117,11 +117,16 @@ def argument(function: str, name: str) -> Argument:
     """What a public function says about one of its arguments, read from its source."""
     package, _, short = function.partition(".")
     node, module = _defined(_PACKAGE / package / "__init__.py", short)
-    stated = dict(_arguments(node.args)) if isinstance(node, ast.FunctionDef) else {}
-    for given, default in stated.items():
-        if given.arg == name:
-            text = _described(node, {one.arg for one in stated}).get(name, ())
-            return Argument(tuple(_kinds(given.annotation)), default is None, _value(default, module), text)
+    if isinstance(node, ast.FunctionDef):
+        stated = dict(_arguments(node.args))
+        for given, default in stated.items():
+            if given.arg == name:
+                doc = filled(ast.get_docstring(node) or "")
+                section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w+\n-+$|\Z)", doc, flags=re.M | re.S)
+                found = re.findall(r"^(\w[\w, ]*)\n((?:^ .*\n?|^\n)+)", section[1] if section else "", flags=re.M)
+                words = next((words for listed, words in found if name in listed.split(", ")), None)
+                text = () if words is None else _sentences(words, {one.arg for one in stated})
+                return Argument(tuple(_kinds(given.annotation)), default is None, _value(default, module), text)
     raise LookupError(f"sealst.{function} has no argument {name!r}, of which the command line makes an option.")
 
 
@@ -140,17 +145,8 @@ def _kinds(annotation: ast.expr | None) -> list[str]:
     return [] if name == "None" else [name]
 
 
-# -- docstrings -------------------------------------------------------------------------------------------------------
-def _described(node: Any, names: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """Sentences on every parameter of a numpy docstring, without their mark-up; other arguments become options."""
-    section = re.search(
-        r"^Parameters\n-+\n(.*?)(?=^\w+\n-+$|\Z)", filled(ast.get_docstring(node) or ""), flags=re.M | re.S
-    )
-    found = re.findall(r"^(\w[\w, ]*)\n((?:^ .*\n?|^\n)+)", section[1] if section else "", flags=re.M)
-    return {name: _sentences(words, names) for listed, words in found for name in listed.split(", ")}
-
-
 def _sentences(text: str, names: Collection[str]) -> tuple[str, ...]:
+    """Sentences of a docstring without their mark-up; other arguments become options."""
     plain = re.sub(r"``\"?(.*?)\"?``", r"\1", " ".join(text.split()))
     plain = re.sub(r"`(.*?)`", lambda m: f"--{m[1].replace('_', '-')}" if m[1] in names else m[1], plain)
     if (act := plain.removeprefix("Whether to ")) != plain:

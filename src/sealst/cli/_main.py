@@ -62,11 +62,9 @@ def demo(out: Path, seed: int, overwrite: bool) -> Answer:
     return Answer({"out": str(folder), "report": str(report)}, f"{summary}\n\nReport: {report}")
 
 
-for _command in (demo, check, prepare, finetune, evaluate, embed, predict, pathways, index, retrieve, encoders, export):
+_COMMANDS = (demo, check, prepare, finetune, evaluate, embed, predict, pathways, index, retrieve, encoders, export)
+for _command in (*_COMMANDS, slides, synthetic, info):
     cli.add_command(_command)
-cli.add_command(slides)
-cli.add_command(synthetic)
-cli.add_command(info)
 
 
 def main() -> None:

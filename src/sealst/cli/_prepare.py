@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from sealst._validate import listed
 from sealst.cli import _options as opt
 from sealst.cli._common import EXIT_CODES, EXIT_DATA, Answer, SealstCommand, as_json
 from sealst.cli._from_signature import options_of
-from sealst.cli._prepare_steps import prepare_section, summary
 from sealst.cli._sections import check_new, is_several, saved_text
 from sealst.cli._types import EXISTING, KeyValue, Limits, merged
 
@@ -141,7 +141,12 @@ def _one(
         path = out / f"{name}{_ZARR}"
         if done := _kept(path, facts, overwrite=overwrite, resume=resume):
             return done
-    _write(sdata, path, overwrite)
+    with new_folder(path, overwrite=overwrite, marker="zarr.json") as work:
+        # The store makes its own folder.
+        work.rmdir()
+        with quiet_writing():
+            sdata.write(work, update_sdata_path=False)
+    logger.info("Wrote %s", path)
     return {"section": name, "status": "done", "path": str(path)} | summary(sdata, options["table_key"])
 
 
@@ -176,11 +181,70 @@ def _read(source: Path, options: Mapping[str, Any]) -> Any:
     return read(source, format=options["format"], **given, **opt.stated(mpp=options["mpp"]))
 
 
-def _write(sdata: Any, path: Path, overwrite: bool) -> None:
-    """Write a store that appears complete or not at all."""
-    with new_folder(path, overwrite=overwrite, marker="zarr.json") as work:
-        # The store makes its own folder.
-        work.rmdir()
-        with quiet_writing():
-            sdata.write(work, update_sdata_path=False)
-    logger.info("Wrote %s", path)
+# -- what is done to one section ---------------------------------------------------------------------------------------
+def prepare_section(sdata: Any, options: Mapping[str, Any], facts: str) -> str:
+    """Tile, name genes, pair crops, measure, normalise; returns the section's name."""
+    from sealst import _section, pp
+
+    key, min_tissue = options["table_key"], options["min_tissue"]
+    tiled = key not in sdata.tables
+    if tiled:
+        if not sdata.images:
+            raise DataError(
+                f"There is no table {key!r} and no image; found tables {listed(sdata.tables)}. Name the table with "
+                "--table-key."
+            )
+        if sdata.tables:
+            raise DataError(f"There is no table {key!r}; found {listed(sdata.tables)}. Use --table-key.")
+        given = {n: options[n] for n in ("step_um", "min_tissue", "image_key", "table_key")}
+        pp.tile(sdata, crop_um=options["crop_um"][0], **opt.stated(**given))
+    elif options["harmonize"] and sdata.tables[key].n_vars:
+        pp.harmonize_genes(sdata, **fitting(pp.harmonize_genes, options))
+    # Crops, measures and layers go, whoever made them: they are made anew in this copy.
+    table = _section.get_table(sdata, key)
+    for one in _section.regions_of(table):
+        for shapes in [Keys.crops(one.name), *(Keys.crop_size(one.name, f"{um:g}") for um in options["crop_um"])]:
+            if shapes in sdata.shapes:
+                del sdata.shapes[shapes]
+    measured = [Keys.quality(metric) for metric in {*options["metrics"], *options["thresholds"]}]
+    table.obs = table.obs.drop(columns=measured, errors="ignore")
+    if options["normalize"] and table.n_vars:
+        for layer in (Keys.COUNTS, Keys.LOGNORM, Keys.CONTEXT):
+            table.layers.pop(layer, None)
+    sizes = list(options["crop_um"])
+    scale = fitting(pp.pair_crops, options) | {"crop_um": sizes if len(sizes) > 1 else sizes[0]}
+    pp.pair_crops(sdata, **scale)
+    if min_tissue is not None and not tiled:
+        pp.tissue(sdata, min_tissue=min_tissue, table_key=key)
+    if metrics := list(dict.fromkeys([*options["metrics"], *options["thresholds"]])):
+        limits = options["thresholds"] or None
+        pp.quality(sdata, metrics=metrics, thresholds=limits, table_key=key)
+    table = _section.get_table(sdata, key)
+    if options["normalize"] and table.n_vars:
+        pp.normalize(sdata, **fitting(pp.normalize, options))
+    _section.record(table, "prepare", {"options": facts})
+    names = table.obs[Keys.SECTION].astype(str).unique() if Keys.SECTION in table.obs else []
+    return str(names[0] if len(names) == 1 else _section.regions_of(table)[0].name)
+
+
+def fitting(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that are arguments of a function."""
+    return opt.stated(**{name: options[name] for name in inspect.signature(function).parameters if name in options})
+
+
+def summary(sdata: Any, table_key: str) -> dict[str, Any]:
+    """What a prepared section holds."""
+    from sealst import _section
+
+    table = _section.get_table(sdata, table_key)
+    crops = next(iter(table.uns[Keys.UNS]["crops"].values()))
+    facts = {name: _section.patients_of(table) for name in (Keys.PATIENT,) if name in table.obs}
+    return {
+        "n_obs": int(table.n_obs),
+        "n_usable": int(table.obs[Keys.CROP_OK].sum()),
+        "n_genes": int(table.n_vars),
+        "mpp": round(float(crops["mpp"]), 6),
+        "crop_um": [float(um) for um in crops["sizes"]],
+        "crop_px": int(crops["crop_px"]),
+        "layers": sorted(_section.layer_names(table)),
+    } | facts

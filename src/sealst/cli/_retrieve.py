@@ -68,7 +68,14 @@ def retrieve(
     wrote, or one index of `sealst index`. Give one query. Of sections .obs gets similarity and rank of every spot,
     saved where the tables came from or in --out; the hits of each section are printed, and written to --hits.
     """
-    _check(options, hits, work.overwrite)
+    asked = [name for name in _QUERIES if options[name] is not None]
+    if len(asked) != 1:
+        raise click.UsageError(f"Give one of --{', --'.join(_QUERIES)}; found {', '.join(asked) or 'none'}.")
+    if (options["pathway"] is None) != (options["net"] is None):
+        raise click.UsageError("--pathway and --net belong together.")
+    if hits is not None:
+        check_ending(hits, "--hits")
+        check_new(hits, work.overwrite, option="--hits")
     if work.out is not None and not save:
         raise click.UsageError("Give one of --out and --no-save.")
     is_index = len(work.paths) == 1 and (work.paths[0] / "config.json").is_file()
@@ -77,23 +84,19 @@ def retrieve(
     seal = model.load(device)
     name, given = _call(options)
     given["table_key"] = work.table_key
-    found = _of_index(work.paths[0], seal, given) if is_index else _of_sections(replace(work, save=save), seal, given)
+    if is_index:
+        from sealst.tl import SealIndex
+        from sealst.tl import retrieve as search
+
+        rest = {n: v for n, v in given.items() if n not in ("key", "key_added", "table_key")}
+        found: pd.DataFrame = search(SealIndex.load(work.paths[0]), seal, **rest)
+    else:
+        found = _of_sections(replace(work, save=save), seal, given)
     found.insert(0, "asked", name)
     if hits is not None:
         write_frame(found, hits)
     rows = found.to_dict(orient="records")
     return Answer({"query": name, "model": seal.fingerprint, "hits": rows}, found.to_string(index=False))
-
-
-def _check(options: Mapping[str, Any], hits: Path | None, overwrite: bool) -> None:
-    given = [name for name in _QUERIES if options[name] is not None]
-    if len(given) != 1:
-        raise click.UsageError(f"Give one of --{', --'.join(_QUERIES)}; found {', '.join(given) or 'none'}.")
-    if (options["pathway"] is None) != (options["net"] is None):
-        raise click.UsageError("--pathway and --net belong together.")
-    if hits is not None:
-        check_ending(hits, "--hits")
-        check_new(hits, overwrite, option="--hits")
 
 
 def _call(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -107,20 +110,19 @@ def _call(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     elif kind == "signature":
         query, name = value, ", ".join(value)
     elif kind == "profile":
-        query, name = _profile(value), value.name
+        name = value.name
+        try:
+            query = read_text_table(value, index_col=0, keep_default_na=False).iloc[:, 0].astype(float)
+        except (ValueError, IndexError, OSError) as error:
+            raise DataError(
+                f"--profile {str(value)!r} could not be read: {error}. Expected a header and lines of a gene and a "
+                "number."
+            ) from error
     elif kind == "image":
         query, name = _picture(value), value.name
     else:
         query, name = value, value
     return name, {"query": query, "kind": kind} | opt.stated(**rest)
-
-
-def _of_index(path: Path, model: Any, given: Mapping[str, Any]) -> pd.DataFrame:
-    from sealst.tl import SealIndex, retrieve
-
-    rest = {n: v for n, v in given.items() if n not in ("key", "key_added", "table_key")}
-    hits: pd.DataFrame = retrieve(SealIndex.load(path), model, **rest)
-    return hits
 
 
 def _of_sections(work: Work, model: Any, given: Mapping[str, Any]) -> pd.DataFrame:
@@ -132,35 +134,20 @@ def _of_sections(work: Work, model: Any, given: Mapping[str, Any]) -> pd.DataFra
 
     def run(data: Any) -> dict[str, Any]:
         search(data, model, **given)
-        frames.append(_hits(work.table(data), key))
+        table = work.table(data)
+        entry = table.uns[Keys.UNS]["retrieve"][key]
+        names = [str(name) for name in entry["hits"]]
+        frame = pd.DataFrame({"rank": range(1, len(names) + 1), "obs_name": names, "similarity": entry["similarities"]})
+        if Keys.SPATIAL in table.obsm:
+            xy = table.obsm[Keys.SPATIAL][table.obs_names.get_indexer(names)]
+            frame["x_px"], frame["y_px"] = xy[:, 0], xy[:, 1]
+        frames.append(frame)
         return {}
 
     records = work.run(run)
     for frame, record in zip(frames, records, strict=True):
         frame.insert(0, "section", record["section"])
     return pd.concat(frames, ignore_index=True)
-
-
-def _hits(table: Any, key: str) -> pd.DataFrame:
-    import pandas as pd
-
-    entry = table.uns[Keys.UNS]["retrieve"][key]
-    names = [str(name) for name in entry["hits"]]
-    frame = pd.DataFrame({"rank": range(1, len(names) + 1), "obs_name": names, "similarity": entry["similarities"]})
-    if Keys.SPATIAL in table.obsm:
-        xy = table.obsm[Keys.SPATIAL][table.obs_names.get_indexer(names)]
-        frame["x_px"], frame["y_px"] = xy[:, 0], xy[:, 1]
-    return frame
-
-
-def _profile(path: Path) -> pd.Series:
-    try:
-        frame = read_text_table(path, index_col=0, keep_default_na=False)
-        return frame.iloc[:, 0].astype(float)
-    except (ValueError, IndexError, OSError) as error:
-        raise DataError(
-            f"--profile {str(path)!r} could not be read: {error}. Expected a header and lines of a gene and a number."
-        ) from error
 
 
 def _picture(path: Path) -> Any:

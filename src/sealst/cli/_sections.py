@@ -124,7 +124,12 @@ class Work:
             return self._run_tables(paths, function)
         sections = open_sections(self.paths)
         if self.out is None and self.save:
-            _check_stores(sections)
+            formats = sections.manifest["format"]
+            if raw := [name for name, kind in zip(sections.names, formats, strict=True) if kind != "zarr"]:
+                raise DataError(
+                    f"Section(s) {listed(raw)} are raw files, which are left as they are. Run `sealst prepare` first "
+                    "and give its zarr stores, or name a file for the tables with --out."
+                )
         targets = self._targets(sections.names)
         records = []
         for i, (name, target) in enumerate(zip(sections.names, targets, strict=True)):
@@ -175,15 +180,6 @@ def _tables_of(paths: Sequence[Path]) -> list[Path]:
     if len(paths) == 1 and paths[0].is_dir() and not (is_store(paths[0]) or stores_in(paths[0])):
         return sorted(p for p in paths[0].iterdir() if p.suffix == H5AD)
     return list(paths) if all(p.suffix == H5AD for p in paths) else []
-
-
-def _check_stores(sections: Collection) -> None:
-    formats = sections.manifest["format"]
-    if raw := [name for name, kind in zip(sections.names, formats, strict=True) if kind != "zarr"]:
-        raise DataError(
-            f"Section(s) {listed(raw)} are raw files, which are left as they are. Run `sealst prepare` first and give "
-            "its zarr stores, or name a file for the tables with --out."
-        )
 
 
 def _read_table(path: Path) -> AnnData:

@@ -125,17 +125,13 @@ def expected(param: click.Parameter) -> str:
         words = "true or false"
     elif isinstance(kind, click.types.IntParamType | click.types.FloatParamType):
         words = "a whole number" if isinstance(kind, click.types.IntParamType) else "a number"
-        words += _bounds(kind)
+        least, most = getattr(kind, "min", None), getattr(kind, "max", None)
+        above, below = getattr(kind, "min_open", False), getattr(kind, "max_open", False)
+        low = "" if least is None else f", above {least:g}" if above else f", {least:g} or more"
+        words += low + ("" if most is None else f", below {most:g}" if below else f", {most:g} at most")
     else:
         return ""
     return f"{words}, or a list of such values" if getattr(param, "multiple", False) else words
-
-
-def _bounds(kind: click.ParamType) -> str:
-    least, most = getattr(kind, "min", None), getattr(kind, "max", None)
-    above, below = getattr(kind, "min_open", False), getattr(kind, "max_open", False)
-    low = "" if least is None else f", above {least:g}" if above else f", {least:g} or more"
-    return low + ("" if most is None else f", below {most:g}" if below else f", {most:g} at most")
 
 
 def merged(mappings: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:

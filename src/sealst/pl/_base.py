@@ -56,20 +56,16 @@ def check_save(save: str | Path | None) -> None:
 def finish(figure: Figure, ax: Axes | None, save: str | Path | None, show: bool | None) -> Figure | Axes:
     """Save and show a figure as asked; return it, or the Axes that were given to draw into."""
     if save is not None:
-        _save(figure, Path(save))
+        path = Path(save)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        asked = plt.rcParams["savefig.dpi"]
+        with complete_file(path) as part:
+            figure.savefig(part, dpi=SAVE_DPI if asked == "figure" else asked, bbox_inches="tight", facecolor="white")
     if show:
         plt.show()
     elif show is not None and ax is None:
         plt.close(figure)
     return figure if ax is None else ax
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write a figure so that the file is complete or not there at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    asked = plt.rcParams["savefig.dpi"]
-    with complete_file(path) as part:
-        figure.savefig(part, dpi=SAVE_DPI if asked == "figure" else asked, bbox_inches="tight", facecolor="white")
 
 
 def figure_of(ax: Axes) -> Figure:
@@ -279,13 +275,10 @@ def metric_label(metric: str) -> str:
     """Name of a metric as it stands in a figure."""
     direction, arrow, name = metric.rpartition("→image ")
     if arrow:
-        return f"{direction[:1].upper()}{direction[1:]} → image, {_lower(metric_label(name))}"
+        label = metric_label(name)
+        return f"{direction[:1].upper()}{direction[1:]} → image, {label[:1].lower()}{label[1:]}"
     text = re.sub("^(R|recall)@", "recall at ", metric).replace("_", " ")
     return _METRICS.get(metric, text[:1].upper() + text[1:])
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 _METRICS = {

@@ -51,10 +51,7 @@ def training(
     stages
         Stages whose losses to show (``"warmup"``, ``"align"``); by default all, ``[]`` for none.
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -73,7 +70,7 @@ def training(
     2
     """
     _base.check_save(save)
-    frame = _per_epoch(_read(history))
+    frame = _read(history)
     names = [c.removeprefix("train_") for c in frame if c.startswith("train_") and frame[c].notna().any()]
     losses = sorted(names, key=lambda name: name != "loss")
     names = [c.removeprefix("val_") for c in frame if c.startswith("val_") and frame[c].notna().any()]
@@ -92,9 +89,36 @@ def training(
     axes = [ax] if ax is not None else _base.grid_axes(n_panels, min(n_panels, _COLUMNS), size=(_WIDTH_IN, _HEIGHT_IN))
     colours = dict(zip(losses, _base.COLOURS * len(losses), strict=False))
     for one, stage in zip(axes, shown, strict=False):
-        _draw_losses(one, frame[frame["stage"] == stage], stage, colours)
+        own, seen = frame[frame["stage"] == stage], []
+        for name, colour in colours.items():
+            if name == "loss":
+                total = own["train_loss"].to_numpy(dtype=float)
+                parts = [own[f"train_{part}"].to_numpy(dtype=float) for part in colours if part != "loss"]
+                if any(np.allclose(part, total, equal_nan=True) for part in parts):
+                    # Nothing but one of its parts, as in the warm-up: two lines would hide each other.
+                    continue
+            label = "total" if name == "loss" else name
+            for column, line in ((f"train_{name}", "-"), (f"val_{name}", "--")):
+                if column in own and own[column].notna().any():
+                    kept = own.dropna(subset=[column])
+                    text = label if line == "-" else f"{label}, validation"
+                    _line(one, kept["epoch"], kept[column], colour=colour, style=line, label=text)
+                    seen += kept[column].tolist()
+        if seen and min(seen) > 0 and max(seen) / min(seen) > _LOG_RANGE:
+            one.set_yscale("log")
+        _finish_axes(one, f"Losses, {_STAGES.get(stage, stage)}", "loss")
     for one, metric in zip(axes[len(shown) :], wanted, strict=True):
-        _draw_metric(one, frame, metric)
+        kept = frame.dropna(subset=[f"val_{metric}"])
+        several = kept["stage"].nunique() > 1
+        for i, (of_stage, rows) in enumerate(kept.groupby("stage", sort=False)):
+            label = f"model, {_STAGES.get(str(of_stage), of_stage)}" if several else "model"
+            _line(one, rows["epoch"], rows[f"val_{metric}"], colour=_base.COLOURS[i], style="-", label=label)
+        column = f"baseline_{metric}"
+        if column in frame and frame[column].notna().any():
+            value = float(frame[column].dropna().iloc[-1])
+            label = f"frozen encoder + ridge, {value:.3g}"
+            one.axhline(value, color=_base.GREY, linestyle="--", linewidth=1.2, label=label)
+        _finish_axes(one, f"{_base.metric_label(metric)}, validation", "")
     return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
 
@@ -126,52 +150,11 @@ def _read(history: Any) -> pd.DataFrame:
         raise OrderError("The model has no training history; `sl.tl.finetune(...)` writes it. Pass the run folder.")
     if "epoch" not in frame:
         raise MissingKeyError(f"'epoch' not found in the history; found: {listed(frame.columns, 20)}.")
-    return frame
-
-
-def _per_epoch(frame: pd.DataFrame) -> pd.DataFrame:
     # A log has several rows per epoch, each with some of the columns; the last value of each counts.
     frame = frame if "stage" in frame else frame.assign(stage="align")
     keys = [frame["stage"].astype(str).rename("stage"), frame["epoch"].rename("epoch")]
     values = frame.drop(columns=["stage", "epoch"]).select_dtypes("number")
     return values.groupby(keys, sort=False).last().reset_index().dropna(subset=["epoch"])
-
-
-def _draw_losses(ax: Axes, frame: pd.DataFrame, stage: str, colours: dict[str, str]) -> None:
-    seen: list[float] = []
-    for name, colour in colours.items():
-        if name == "loss" and _is_one_part(frame, list(colours)):
-            continue
-        label = "total" if name == "loss" else name
-        for column, line in ((f"train_{name}", "-"), (f"val_{name}", "--")):
-            if column in frame and frame[column].notna().any():
-                kept = frame.dropna(subset=[column])
-                text = label if line == "-" else f"{label}, validation"
-                _line(ax, kept["epoch"], kept[column], colour=colour, style=line, label=text)
-                seen += kept[column].tolist()
-    if seen and min(seen) > 0 and max(seen) / min(seen) > _LOG_RANGE:
-        ax.set_yscale("log")
-    _finish_axes(ax, f"Losses, {_STAGES.get(stage, stage)}", "loss")
-
-
-def _is_one_part(frame: pd.DataFrame, names: list[str]) -> bool:
-    """Whether the total is nothing but one of its parts, as in the warm-up: two lines would hide each other."""
-    total = frame["train_loss"].to_numpy(dtype=float)
-    parts = [frame[f"train_{name}"].to_numpy(dtype=float) for name in names if name != "loss"]
-    return any(np.allclose(part, total, equal_nan=True) for part in parts)
-
-
-def _draw_metric(ax: Axes, frame: pd.DataFrame, metric: str) -> None:
-    kept = frame.dropna(subset=[f"val_{metric}"])
-    several = kept["stage"].nunique() > 1
-    for i, (stage, rows) in enumerate(kept.groupby("stage", sort=False)):
-        label = f"model, {_STAGES.get(str(stage), stage)}" if several else "model"
-        _line(ax, rows["epoch"], rows[f"val_{metric}"], colour=_base.COLOURS[i], style="-", label=label)
-    column = f"baseline_{metric}"
-    if column in frame and frame[column].notna().any():
-        value = float(frame[column].dropna().iloc[-1])
-        ax.axhline(value, color=_base.GREY, linestyle="--", linewidth=1.2, label=f"frozen encoder + ridge, {value:.3g}")
-    _finish_axes(ax, f"{_base.metric_label(metric)}, validation", "")
 
 
 def _line(ax: Axes, x: pd.Series, y: pd.Series, *, colour: str, style: str, label: str) -> None:

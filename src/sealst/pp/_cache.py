@@ -90,15 +90,11 @@ def cache_crops(
         sources.append((crops, crops.source))
     for crops, source in sources:
         one, definition, px = crops.region, crops.definition, crops.crop_px
-        target = (folder / f"{one.section}-{_digest(source.boxes, px, definition['image_key'])}.zarr").absolute()
+        # The store is named by what is cut, so that other sizes, spots or stains get a store of their own.
+        rounded = source.boxes.round(3) + 0.0
+        cut = rounded[np.lexsort(rounded.T)].tobytes() + f"{px} {definition['image_key']}".encode()
+        target = (folder / f"{one.section}-{hashlib.sha256(cut).hexdigest()[:12]}.zarr").absolute()
         cache = write_cache(target, source.levels, source.boxes, px, overwrite=overwrite, show=progress)
         stored.setdefault(one.name, {})[f"{definition['crop_um']:g}"] = str(target)
         logger.info("%s: %d crops in %s", one.section, len(cache.boxes), target)
     _section.record(table, "crop_caches", stored)
-
-
-def _digest(boxes: np.ndarray, px: int, image_key: str) -> str:
-    # Names the store by what is cut, so that other sizes, spots or stains get a store of their own.
-    rounded = boxes.round(3) + 0.0
-    ordered = rounded[np.lexsort(rounded.T)]
-    return hashlib.sha256(ordered.tobytes() + f"{px} {image_key}".encode()).hexdigest()[:12]

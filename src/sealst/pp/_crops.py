@@ -109,7 +109,17 @@ def pair_crops(
     True
     """
     _section.needs_pixels(sdata)
-    sizes = _sizes(crop_um)
+    # A text is a sequence, too, of characters.
+    given: Any = crop_um
+    several = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
+    sizes = list(given) if several else [given]
+    if not sizes:
+        raise DataError("`crop_um` is empty; give at least one side in µm, e.g. 112.")
+    for size in sizes:
+        check_positive("crop_um", size)
+    if len({f"{size:g}" for size in sizes}) < len(sizes):
+        raise DataError(f"`crop_um` names a size twice: {listed(sizes)}.")
+    sizes = [float(size) for size in sizes]
     check_positive("crop_px", crop_px)
     if crop_px != int(crop_px):
         raise DataError(f"`crop_px` must be a whole number, found {crop_px!r}.")
@@ -123,7 +133,15 @@ def pair_crops(
 
     options = _Options(sizes, int(crop_px), stated, image_key, coordinate_system, min_inside, max_outside)
     paired = [_pair(sdata, table, one, options) for one in _section.regions_of(table, region)]
-    _refuse_foreign(sdata, table, paired)
+    stored = _section.recorded(table, "crops")
+    for one, _, _, entry in paired:
+        before = dict(stored.get(one.name, {}))
+        own = {*dict(before.get("sizes", {})).values(), before.get("shapes_key")}
+        if taken := [key for key in entry["sizes"].values() if key in sdata.shapes and key not in own]:
+            raise DataError(
+                f"`sdata.shapes[{taken[0]!r}]` is there, which `sl.pp.pair_crops` did not write for this table and "
+                f"would replace. Rename or delete it (`del sdata.shapes[{taken[0]!r}]`)."
+            )
     _write(sdata, table, paired)
 
 
@@ -159,16 +177,35 @@ def _pair(sdata: SpatialData, table: AnnData, region: Region, options: _Options)
     _section.he_image(sdata, image)
     _section.check_pixels(sdata, image)
     system, sizes = options.coordinate_system, options.sizes
-    scale, source = _resolve_mpp(sdata, region, image, system, options.stated)
+    element, spots = sdata.images[image], _section.spot_table(sdata, region)
+    if similarity_scale(_section.affine(element, system)) is None:
+        raise ScaleError(f"Image {image!r} is stretched unevenly in coordinate system {system!r}; resample it first.")
+    scale, source = agreed(
+        _section.stated_scales(element, spots, system, name=region.name, **options.stated),
+        what=f"image {image!r} (region {region.name!r})",
+        hint="Pass `mpp=` (µm per pixel), `pitch_um=` (Visium 100, legacy ST 200) or `spot_um=` (Visium 55, legacy ST "
+        "100); or give the image a coordinate system 'um'.",
+    )
     if min(sizes) < scale:
         raise DataError(
             f"`crop_um` {min(sizes):g} is less than one pixel of image {image!r} ({scale:.4g} µm). It is the side "
             "of a crop in µm, e.g. 112."
         )
-    centres = _centres(sdata, region, image, system, options.max_outside)
+    centres = _section.spot_centres(element, spots, system)
+    if not np.isfinite(centres).all():
+        raise DataError(f"{(~np.isfinite(centres)).any(1).sum()} spots of {region.name!r} have no finite coordinates.")
+    height, width = _section.image_levels(element)[0].shape[1:]
+    outside = ((centres < 0) | (centres >= [width, height])).any(1)
+    if outside.mean() > options.max_outside:
+        low, high = centres.min(0), centres.max(0)
+        raise DataError(
+            f"{outside.sum()} of {len(centres)} spots of {region.name!r} lie outside image {image!r} "
+            f"({width} x {height} px): spots span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} px "
+            f"in coordinate system {system!r}. Is the image a downsampled copy, or is `coordinate_system` wrong? Raise "
+            "`max_outside` if these spots are truly off the image."
+        )
     boxes = [square_boxes(centres, um / scale) for um in sizes]
     # Whether enough of a spot's crops, of every size, lies inside the image.
-    height, width = _section.image_levels(sdata.images[image])[0].shape[1:]
     inside = np.min([inside_fraction(one, width, height) for one in boxes], axis=0)
     usable = (inside > 0) & (inside >= options.min_inside - 1e-9)
     if not usable.any():
@@ -185,56 +222,11 @@ def _pair(sdata: SpatialData, table: AnnData, region: Region, options: _Options)
     named[f"{sizes[0]:g}"] = shapes = Keys.crops(region.name)
     entry: dict[str, Any] = {"image_key": image, "crop_um": sizes[0], "crop_px": options.crop_px, "mpp": scale}
     entry |= {"sizes": named, "mpp_source": source.strip("`"), "min_inside": float(options.min_inside)}
-    entry |= {"shapes_key": shapes, "coordinate_system": system, "boxes": _digest(region, boxes[0])}
+    # Changes when a spot moves, so that results from earlier crops are recognised.
+    digest = hashlib.sha256("\n".join(map(str, region.ids)).encode() + boxes[0].round(3).tobytes()).hexdigest()[:16]
+    entry |= {"shapes_key": shapes, "coordinate_system": system, "boxes": digest}
     entry["um_per_unit"] = _um_per_unit(table, region, centres, scale)
     return _Paired(region, boxes, usable, entry)
-
-
-def _sizes(crop_um: float | Sequence[float]) -> list[float]:
-    # A text is a sequence, too, of characters.
-    given: Any = crop_um
-    several = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
-    sizes = list(given) if several else [given]
-    if not sizes:
-        raise DataError("`crop_um` is empty; give at least one side in µm, e.g. 112.")
-    for size in sizes:
-        check_positive("crop_um", size)
-    if len({f"{size:g}" for size in sizes}) < len(sizes):
-        raise DataError(f"`crop_um` names a size twice: {listed(sizes)}.")
-    return [float(size) for size in sizes]
-
-
-def _resolve_mpp(
-    sdata: SpatialData, region: Region, image: str, system: str, stated: Mapping[str, float | None]
-) -> tuple[float, str]:
-    element = sdata.images[image]
-    if similarity_scale(_section.affine(element, system)) is None:
-        raise ScaleError(f"Image {image!r} is stretched unevenly in coordinate system {system!r}; resample it first.")
-    sources = _section.stated_scales(element, _section.spot_table(sdata, region), system, name=region.name, **stated)
-    return agreed(
-        sources,
-        what=f"image {image!r} (region {region.name!r})",
-        hint="Pass `mpp=` (µm per pixel), `pitch_um=` (Visium 100, legacy ST 200) or `spot_um=` (Visium 55, legacy ST "
-        "100); or give the image a coordinate system 'um'.",
-    )
-
-
-def _centres(sdata: SpatialData, region: Region, image: str, system: str, max_outside: float) -> np.ndarray:
-    """Centres of spots in pixels of the image, (n, 2)."""
-    centres = _section.spot_centres(sdata.images[image], _section.spot_table(sdata, region), system)
-    if not np.isfinite(centres).all():
-        raise DataError(f"{(~np.isfinite(centres)).any(1).sum()} spots of {region.name!r} have no finite coordinates.")
-    height, width = _section.image_levels(sdata.images[image])[0].shape[1:]
-    outside = ((centres < 0) | (centres >= [width, height])).any(1)
-    if outside.mean() > max_outside:
-        low, high = centres.min(0), centres.max(0)
-        raise DataError(
-            f"{outside.sum()} of {len(centres)} spots of {region.name!r} lie outside image {image!r} "
-            f"({width} x {height} px): spots span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} px "
-            f"in coordinate system {system!r}. Is the image a downsampled copy, or is `coordinate_system` wrong? Raise "
-            "`max_outside` if these spots are truly off the image."
-        )
-    return centres
 
 
 def _um_per_unit(table: AnnData, region: Region, centres: np.ndarray, mpp: float) -> float:
@@ -251,25 +243,6 @@ def _um_per_unit(table: AnnData, region: Region, centres: np.ndarray, mpp: float
         )
         return float("nan")
     return factor * mpp
-
-
-def _digest(region: Region, boxes: np.ndarray) -> str:
-    """Changes when a spot moves, so that results from earlier crops are recognised."""
-    text = "\n".join(map(str, region.ids)).encode()
-    return hashlib.sha256(text + boxes.round(3).tobytes()).hexdigest()[:16]
-
-
-def _refuse_foreign(sdata: SpatialData, table: AnnData, paired: Sequence[_Paired]) -> None:
-    """Raise where shapes would be lost that `pair_crops` did not write."""
-    stored = _section.recorded(table, "crops")
-    for region, _, _, entry in paired:
-        before = dict(stored.get(region.name, {}))
-        own = {*dict(before.get("sizes", {})).values(), before.get("shapes_key")}
-        if taken := [key for key in entry["sizes"].values() if key in sdata.shapes and key not in own]:
-            raise DataError(
-                f"`sdata.shapes[{taken[0]!r}]` is there, which `sl.pp.pair_crops` did not write for this table and "
-                f"would replace. Rename or delete it (`del sdata.shapes[{taken[0]!r}]`)."
-            )
 
 
 def _write(sdata: SpatialData, table: Any, paired: list[_Paired]) -> None:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
@@ -139,7 +138,12 @@ def harmonize_genes(
             f"`sl.pp.normalize` already ran on this table: its layers {listed(layers)} cannot be summed. Delete them "
             f"(`del {deleted}`), harmonise, and normalise again."
         )
-    names = _names(counts)
+    names = [str(name).strip() for name in counts.var_names]
+    if empty := [i for i, name in enumerate(names) if not name or name.lower() == "nan"]:
+        raise DataError(
+            f"{len(empty)} empty gene names in `table.var_names` (first at column {empty[0]}). Name or drop these "
+            "columns, e.g. `adata = adata[:, adata.var_names != '']`."
+        )
     known = load_table(gene_table) if gene_table is not None else human_table() if species == "human" else None
     fold_case = _check_species(names, species)
     _check_table(names, known, species, to)
@@ -183,16 +187,6 @@ def harmonize_genes(
             warnings.filterwarnings("ignore", message="The key .* already exists")
             data.tables[table_key] = target
     return None
-
-
-def _names(table: AnnData) -> list[str]:
-    names = [str(name).strip() for name in table.var_names]
-    if empty := [i for i, name in enumerate(names) if not name or name.lower() == "nan"]:
-        raise DataError(
-            f"{len(empty)} empty gene names in `table.var_names` (first at column {empty[0]}). Name or drop these "
-            "columns, e.g. `adata = adata[:, adata.var_names != '']`."
-        )
-    return names
 
 
 def _check_species(names: Sequence[str], species: str) -> bool:

@@ -108,7 +108,16 @@ def normalize(
     check_fraction("context_weight", context_weight)
     table = _section.get_table(data, table_key)
     parts = sections_of(table, region)
-    counts = _raw_counts(table, layer)
+    check_gene_names(list(table.var_names), where="`table.var_names`")
+    if layer is not None:
+        check_key(_section.layer_names(table), layer, where="`table.layers`", hint="Leave `layer` out to use `.X`.")
+    source = table.X if layer is None else table.layers[layer]
+    where = "`table.X`" if layer is None else f"`table.layers[{layer!r}]`"
+    if source is None:
+        raise DataError(f"{where} is empty; raw counts are needed. Name the layer that holds them with `layer=`.")
+    check_counts(source, where=where)
+    counts = sp.csr_matrix(source, dtype=np.float32, copy=True)
+    counts.eliminate_zeros()
     common = {
         "target_sum": float(target_sum),
         "source": "X" if layer is None else layer,
@@ -116,13 +125,22 @@ def normalize(
         "context_weight": float(context_weight) if context else 0.0,
     }
     earlier = _earlier_facts(table, parts, common)
-    _refuse_foreign(table, counts)
-
+    if not _section.recorded(table, _STEP):
+        taken = [key for key in (Keys.LOGNORM, Keys.CONTEXT) if key in table.layers]
+        # Raw counts under their usual name are no obstacle as long as they are these.
+        if Keys.COUNTS in table.layers and (sp.csr_matrix(table.layers[Keys.COUNTS]) != counts).nnz:
+            taken.insert(0, Keys.COUNTS)
+        if taken:
+            raise DataError(
+                f"`table.layers` holds {listed(taken)}, which `sl.pp.normalize` did not write and would replace. "
+                f"Rename or delete them (`del table.layers[{taken[0]!r}]`); if the raw counts are in a layer, name it "
+                "with `layer=`."
+            )
     rows = np.concatenate([part.rows for part in parts])
     layers = {Keys.LOGNORM: _lognorm(counts[rows], target_sum)}
     facts = [_Facts(part.section) for part in parts]
     if context:
-        graphs = [_neighbours(_positions(data, table, part), part, grid) for part in parts]
+        graphs = [_neighbours(data, table, part, grid) for part in parts]
         facts = [
             _Facts(p.section, kind, graph.sum() / len(p.rows)) for p, (kind, graph) in zip(parts, graphs, strict=True)
         ]
@@ -159,20 +177,6 @@ def normalization_of(table: AnnData) -> dict[str, Any] | None:
     return stored if stored and Keys.LOGNORM in table.layers else None
 
 
-def _raw_counts(table: AnnData, layer: str | None) -> sp.csr_matrix:
-    check_gene_names(list(table.var_names), where="`table.var_names`")
-    if layer is not None:
-        check_key(_section.layer_names(table), layer, where="`table.layers`", hint="Leave `layer` out to use `.X`.")
-    source = table.X if layer is None else table.layers[layer]
-    where = "`table.X`" if layer is None else f"`table.layers[{layer!r}]`"
-    if source is None:
-        raise DataError(f"{where} is empty; raw counts are needed. Name the layer that holds them with `layer=`.")
-    check_counts(source, where=where)
-    counts = sp.csr_matrix(source, dtype=np.float32, copy=True)
-    counts.eliminate_zeros()
-    return counts
-
-
 def _earlier_facts(table: AnnData, parts: Sequence[Region], common: dict[str, Any]) -> list[_Facts]:
     """Facts of the sections that are not normalised now but were before; these must have been normalised alike."""
     stored = normalization_of(table)
@@ -192,21 +196,6 @@ def _earlier_facts(table: AnnData, parts: Sequence[Region], common: dict[str, An
     return kept
 
 
-def _refuse_foreign(table: AnnData, counts: sp.csr_matrix) -> None:
-    """Raise where layers would be lost that `normalize` did not write."""
-    if _section.recorded(table, _STEP):
-        return
-    taken = [key for key in (Keys.LOGNORM, Keys.CONTEXT) if key in table.layers]
-    # Raw counts under their usual name are no obstacle as long as they are these.
-    if Keys.COUNTS in table.layers and (sp.csr_matrix(table.layers[Keys.COUNTS]) != counts).nnz:
-        taken.insert(0, Keys.COUNTS)
-    if taken:
-        raise DataError(
-            f"`table.layers` holds {listed(taken)}, which `sl.pp.normalize` did not write and would replace. Rename or "
-            f"delete them (`del table.layers[{taken[0]!r}]`); if the raw counts are in a layer, name it with `layer=`."
-        )
-
-
 def _lognorm(counts: sp.csr_matrix, target_sum: float) -> sp.csr_matrix:
     import scanpy as sc
 
@@ -219,7 +208,11 @@ def _lognorm(counts: sp.csr_matrix, target_sum: float) -> sp.csr_matrix:
     return sp.csr_matrix(light.X, dtype=np.float32)
 
 
-def _positions(data: Data, table: AnnData, part: Region) -> np.ndarray:
+def _neighbours(data: Data, table: AnnData, part: Region, grid: str) -> tuple[str, sp.csr_matrix]:
+    """Kind of grid and adjacency (spots, spots) of a section."""
+    with quiet_import():
+        from squidpy.gr.neighbors import RadiusBuilder
+
     if Keys.SPATIAL in table.obsm:
         xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[part.rows, :2]
     elif isinstance(data, SpatialData):
@@ -235,14 +228,6 @@ def _positions(data: Data, table: AnnData, part: Region) -> np.ndarray:
             f"`table.obsm['spatial']` holds NaN or infinite positions for {(~np.isfinite(xy)).any(axis=1).sum()} spots "
             f"of section {part.section!r}. Drop these spots, or use `context=False`."
         )
-    return xy
-
-
-def _neighbours(xy: np.ndarray, part: Region, grid: str) -> tuple[str, sp.csr_matrix]:
-    """Kind of grid and adjacency (spots, spots) of a section."""
-    with quiet_import():
-        from squidpy.gr.neighbors import RadiusBuilder
-
     # squidpy's GridBuilder cuts at 1.3 times the median of all distances found: jittered squares then gain diagonals
     # and lose sides, and where half of the spots are missing the second ring counts as neighbours.
     try:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
@@ -17,7 +16,6 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, quiet_squidpy
 from sealst._logging import progress as progress_bar
-from sealst._section import RegionCrops
 from sealst._validate import check_choice, listed
 from sealst.pp._crop_reasons import (
     LOW_QUALITY,
@@ -101,7 +99,16 @@ def quality(
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     for name in names:
         check_choice("metrics", name, METRICS)
-    limits = _limits(thresholds, names)
+    limits = {}
+    for name, pair in (thresholds or {}).items():
+        if name not in names:
+            raise DataError(f"`thresholds` names {name!r}, which is not in `metrics` ({listed(names)}); add it there.")
+        if isinstance(pair, str) or not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2:
+            raise DataError(f"`thresholds[{name!r}]` must be (lowest, highest), None for no limit; found {pair!r}.")
+        least, most = -np.inf if pair[0] is None else float(pair[0]), np.inf if pair[1] is None else float(pair[1])
+        if not least <= most:
+            raise DataError(f"`thresholds[{name!r}]` must run from low to high, found {pair!r}.")
+        limits[name] = np.array([least, most])
     _section.needs_pixels(sdata)
     table = _section.get_table(sdata, table_key)
     columns = {
@@ -117,7 +124,13 @@ def quality(
         kept = [m for m in before["metrics"] if Keys.quality(m) in table.obs] if of_present_crops(before, crops) else []
         missing = [m for m in names if m not in kept]
         if missing:
-            values = _measure_region(paired, table, missing, progress)
+            # NaN where a crop is not inside the image.
+            inside = np.flatnonzero(~np.isin(base_reasons(table)[one.rows].astype(str), [OUTSIDE, NOT_PAIRED]))
+            boxes, values = paired.every_box[inside], np.full((len(one.rows), len(missing)), np.nan)
+            with progress_bar(None, desc="measuring crops", total=len(boxes), show=progress) as bar:
+                for places, pixels in iter_crops(paired.levels, boxes, paired.crop_px, batch_size=_BATCH):
+                    values[inside[places]] = measure(pixels, missing)
+                    bar.update(len(places))
             for m, column in zip(missing, values.T, strict=True):
                 columns[Keys.quality(m)][one.rows] = column
         entries[one.name] = {"metrics": np.array([*kept, *missing], dtype=object), "thresholds": limits}
@@ -129,37 +142,6 @@ def quality(
     _section.record(table, "quality", entries)
     low = sum(str(reason).startswith(LOW_QUALITY) for reason in reasons)
     logger.info("Measured %s on the crops of %d region(s); %d crops set aside", listed(names), len(regions), low)
-
-
-def _limits(
-    thresholds: Mapping[str, tuple[float | None, float | None]] | None, metrics: Sequence[str]
-) -> dict[str, np.ndarray]:
-    limits = {}
-    for name, pair in (thresholds or {}).items():
-        if name not in metrics:
-            raise DataError(
-                f"`thresholds` names {name!r}, which is not in `metrics` ({listed(metrics)}); add it there."
-            )
-        if isinstance(pair, str) or not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2:
-            raise DataError(f"`thresholds[{name!r}]` must be (lowest, highest), None for no limit; found {pair!r}.")
-        low, high = -np.inf if pair[0] is None else float(pair[0]), np.inf if pair[1] is None else float(pair[1])
-        if not low <= high:
-            raise DataError(f"`thresholds[{name!r}]` must run from low to high, found {pair!r}.")
-        limits[name] = np.array([low, high])
-    return limits
-
-
-def _measure_region(paired: RegionCrops, table: AnnData, metrics: Sequence[str], show: bool | None) -> np.ndarray:
-    """Measures of a region's crops, (rows, metrics), NaN where a crop is not inside the image."""
-    rows = paired.region.rows
-    inside = np.flatnonzero(~np.isin(base_reasons(table)[rows].astype(str), [OUTSIDE, NOT_PAIRED]))
-    boxes = paired.every_box[inside]
-    values = np.full((len(rows), len(metrics)), np.nan)
-    with progress_bar(None, desc="measuring crops", total=len(boxes), show=show) as bar:
-        for positions, crops in iter_crops(paired.levels, boxes, paired.crop_px, batch_size=_BATCH):
-            values[inside[positions]] = measure(crops, metrics)
-            bar.update(len(positions))
-    return values
 
 
 def measure(crops: np.ndarray, metrics: Sequence[str]) -> np.ndarray:

@@ -141,10 +141,48 @@ def split(
             )
         return folds
     if by == "patient":
-        return _split_patients(parts, n_folds)
+        patients = np.concatenate([_patients(part) for part in parts])
+        known = np.unique(patients)
+        if len(known) < 2:
+            raise DataError(
+                f"Folds by patient need at least 2 patients, found only {listed(known)}. Add sections of other "
+                "patients; within one patient use `by='section'` with `allow_shared_patients=True`, or `by='block'`, "
+                "and say so with the results."
+            )
+        if n_folds is not None and n_folds > len(known):
+            raise DataError(f"`n_folds={n_folds}` is more than the {len(known)} patients {listed(known)}.")
+        return [
+            _fold(parts, train, test, "patient-" + "+".join(np.unique(patients[test])))
+            for train, test in splits.group_folds(patients, n_folds)
+        ]
     if by == "section":
-        return _split_sections(parts, n_folds, allow_shared_patients)
-    return _split_column(parts, by, n_folds, allow_shared_patients)
+        if len(parts) < 2:
+            raise DataError(
+                f"Folds by section need at least 2 sections, found only {parts[0].section!r}. Use `by='block'`."
+            )
+        if n_folds is not None and n_folds > len(parts):
+            raise DataError(
+                f"`n_folds={n_folds}` is more than the {len(parts)} sections {listed(p.section for p in parts)}."
+            )
+        names = np.repeat([part.section for part in parts], [len(part.rows) for part in parts])
+        return _split_groups(parts, names, "section", n_folds, allow_shared_patients)
+    values = []
+    for part in parts:
+        obs = part.table.obs
+        check_key(
+            obs.columns,
+            by,
+            where=f"`.obs` of section {part.section!r}",
+            hint="`by` must be 'patient', 'section', 'block', or a column of `.obs` of every section.",
+        )
+        found = obs[by].iloc[part.rows]
+        if found.isna().any():
+            raise DataError(f"`.obs[{by!r}]` is empty for {found.isna().sum()} spots of section {part.section!r}.")
+        values.append(found.astype(str).to_numpy(dtype=str))
+    known = np.unique(np.concatenate(values))
+    if len(known) < 2:
+        raise DataError(f"Folds by {by!r} need at least 2 values, found only {listed(known)}.")
+    return _split_groups(parts, np.concatenate(values), by, n_folds, allow_shared_patients)
 
 
 @documented
@@ -181,56 +219,6 @@ def check_split(
     _refuse_shared(sides[0], sides[1], "Move these sections to one side, e.g. with `sl.pp.split(sections)`.")
 
 
-def _split_patients(parts: Sequence[Part], n_folds: int | None) -> list[Split]:
-    patients = np.concatenate([_patients(part) for part in parts])
-    known = np.unique(patients)
-    if len(known) < 2:
-        raise DataError(
-            f"Folds by patient need at least 2 patients, found only {listed(known)}. Add sections of other patients; "
-            "within one patient use `by='section'` with `allow_shared_patients=True`, or `by='block'`, and say so with "
-            "the results."
-        )
-    if n_folds is not None and n_folds > len(known):
-        raise DataError(f"`n_folds={n_folds}` is more than the {len(known)} patients {listed(known)}.")
-    return [
-        _fold(parts, train, test, "patient-" + "+".join(np.unique(patients[test])))
-        for train, test in splits.group_folds(patients, n_folds)
-    ]
-
-
-def _split_sections(parts: Sequence[Part], n_folds: int | None, allow_shared: bool) -> list[Split]:
-    if len(parts) < 2:
-        raise DataError(
-            f"Folds by section need at least 2 sections, found only {parts[0].section!r}. Use `by='block'`."
-        )
-    if n_folds is not None and n_folds > len(parts):
-        raise DataError(
-            f"`n_folds={n_folds}` is more than the {len(parts)} sections {listed(p.section for p in parts)}."
-        )
-    names = np.repeat([part.section for part in parts], [len(part.rows) for part in parts])
-    return _split_groups(parts, names, "section", n_folds, allow_shared)
-
-
-def _split_column(parts: Sequence[Part], column: str, n_folds: int | None, allow_shared: bool) -> list[Split]:
-    values = []
-    for part in parts:
-        obs = part.table.obs
-        check_key(
-            obs.columns,
-            column,
-            where=f"`.obs` of section {part.section!r}",
-            hint="`by` must be 'patient', 'section', 'block', or a column of `.obs` of every section.",
-        )
-        found = obs[column].iloc[part.rows]
-        if found.isna().any():
-            raise DataError(f"`.obs[{column!r}]` is empty for {found.isna().sum()} spots of section {part.section!r}.")
-        values.append(found.astype(str).to_numpy(dtype=str))
-    known = np.unique(np.concatenate(values))
-    if len(known) < 2:
-        raise DataError(f"Folds by {column!r} need at least 2 values, found only {listed(known)}.")
-    return _split_groups(parts, np.concatenate(values), column, n_folds, allow_shared)
-
-
 def _split_groups(
     parts: Sequence[Part], groups: np.ndarray, what: str, n_folds: int | None, allow_shared: bool
 ) -> list[Split]:
@@ -257,7 +245,13 @@ def _split_blocks(
 ) -> list[Split]:
     rng = np.random.default_rng(seed)
     positions = [_positions_um(part) for part in parts]
-    labels = _block_labels(positions, block_um, rng)
+    blocks, total = [], 0
+    for xy in positions:
+        block = splits.spatial_blocks(xy, block_um, shift=rng.random(2))
+        blocks.append(block + total)
+        total += int(block.max()) + 1
+    # Folds are filled by size; a random order among blocks of one size spreads them over the tissue.
+    labels = rng.permutation(total)[np.concatenate(blocks)]
     n_blocks = len(np.unique(labels))
     if n_blocks < n_folds:
         raise DataError(
@@ -266,36 +260,22 @@ def _split_blocks(
         )
     folds = []
     for i, (train, test) in enumerate(splits.group_folds(labels, n_folds), start=1):
-        kept = _outside_buffer(positions, test, buffer_um)
+        # Rows, counted over all sections, that are neither tested on nor close to one that is.
+        side = np.zeros(sum(map(len, positions)), dtype=bool)
+        side[test] = True
+        keep, start = [], 0
+        for xy in positions:
+            here = np.arange(start, start + len(xy))
+            distance = lattice.REACH * lattice.pitch(xy) if buffer_um is None else buffer_um
+            close = splits.near(xy, xy[side[here]], distance) if distance > 0 else np.zeros(len(xy), dtype=bool)
+            keep.append(here[~close & ~side[here]])
+            start += len(xy)
+        kept = np.concatenate(keep)
         if not len(kept):
             raise DataError(f"No training spot of fold {i} lies outside the buffer; lower `buffer_um` or `n_folds`.")
         logger.info("Block fold %d: %d training spots next to test spots are left out.", i, len(train) - len(kept))
         folds.append(_fold(parts, kept, test, f"block-{i}"))
     return folds
-
-
-def _block_labels(positions: Sequence[np.ndarray], block_um: float, rng: np.random.Generator) -> np.ndarray:
-    labels, total = [], 0
-    for xy in positions:
-        block = splits.spatial_blocks(xy, block_um, shift=rng.random(2))
-        labels.append(block + total)
-        total += int(block.max()) + 1
-    # Folds are filled by size; a random order among blocks of one size spreads them over the tissue.
-    return rng.permutation(total)[np.concatenate(labels)]
-
-
-def _outside_buffer(positions: Sequence[np.ndarray], test: np.ndarray, buffer_um: float | None) -> np.ndarray:
-    """Rows, counted over all sections, that are neither tested on nor close to one that is."""
-    side = np.zeros(sum(map(len, positions)), dtype=bool)
-    side[test] = True
-    keep, start = [], 0
-    for xy in positions:
-        here = np.arange(start, start + len(xy))
-        distance = lattice.REACH * lattice.pitch(xy) if buffer_um is None else buffer_um
-        close = splits.near(xy, xy[side[here]], distance) if distance > 0 else np.zeros(len(xy), dtype=bool)
-        keep.append(here[~close & ~side[here]])
-        start += len(xy)
-    return np.concatenate(keep)
 
 
 def _positions_um(part: Part) -> np.ndarray:

@@ -7,8 +7,6 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-import xarray as xr
-from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
@@ -18,7 +16,7 @@ from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, quiet_squidpy, warn
-from sealst._section import Region, multiscale
+from sealst._section import multiscale
 from sealst._validate import check_choice, listed
 from sealst.pp._tissue import section_labels, tissue_at
 
@@ -150,6 +148,9 @@ def normalize_stain(
     >>> sorted(sdata.images)
     ['P1_S1_he', 'P1_S1_he_norm']
     """
+    with quiet_import():
+        from squidpy.experimental.im import StainReference, normalize_stains
+
     if not isinstance(reference, Stain):
         raise TypeError(f"`reference` must be a Stain from `sl.pp.fit_stain`, found {type(reference).__name__}.")
     table = _section.get_table(sdata, table_key)
@@ -166,25 +167,44 @@ def normalize_stain(
                 f"`sdata.images[{key!r}]` is there, which `sl.pp.normalize_stain` did not write and would replace. "
                 "Name another with `key_added=`, or rename or delete that image."
             )
-        images[key] = _normalize_image(sdata, one, image, reference, labels_key=labels_key, keep=keep)
+        element = _section.he_image(sdata, image)
+        labels = section_labels(sdata, one, image, labels_key)
+        picture, mask = _fit_picture(element, labels, image)
+        levels = []
+        for level in _section.image_levels(element):
+            data = level.data[:3]
+            here = tissue_at(labels, element, chunks=data.chunks[1:]) if keep else None
+            # Lazy. squidpy fits on the coarsest level it is given and applies to the finest, so that `picture` and
+            # `mask` decide the map, the same for every level.
+            masks = [_as_labels(mask)] if here is None else [_as_labels(here), _as_labels(mask)]
+            pair = SpatialData(images={_IMAGE: multiscale([data, picture])}, labels={_MASK: multiscale(masks)})
+            target = StainReference(method=reference.method, **reference.values)
+            try:
+                with quiet_squidpy():
+                    out = normalize_stains(
+                        pair, _IMAGE, target, inplace=False, tissue_mask_key=_MASK, preserve_background=keep
+                    )
+            except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+                raise DataError(
+                    f"The stain of {one.section!r} could not be brought to the reference: {error} Look at its tissue "
+                    "(`sl.pp.tissue(sdata)`), or fit the reference with another `method`."
+                ) from error
+            levels.append(out.transpose("c", "y", "x").data)
+        images[key] = multiscale(levels, get_transformation(element, get_all=True))
         entries[key] = {"image_key": image, "keep_background": keep, "reference": reference.as_dict()}
-    _warn_of_crops(table, set(images) & set(sdata.images))
+    # These crops get other pixels under the same name.
+    crops = table.uns.get(Keys.UNS, {}).get("crops", {})
+    if used := [name for name, entry in crops.items() if entry["image_key"] in set(images) & set(sdata.images)]:
+        warn(
+            f"The crops of {listed(used)} are of an image that was replaced: what was embedded, predicted and measured "
+            "from them is of the earlier stain. Run these calls again (`del` the columns of `sl.pp.quality` first)."
+        )
     for key, element in images.items():
         if key in sdata.images:
             del sdata.images[key]
         sdata.images[key] = element
     _section.record(table, "stain", entries)
     logger.info("Added %s, stained as %r (%s)", listed(images), reference.section, reference.method)
-
-
-def _warn_of_crops(table: AnnData, replaced: set[str]) -> None:
-    """Say which crops get other pixels under the same name."""
-    crops = table.uns.get(Keys.UNS, {}).get("crops", {})
-    if used := [name for name, entry in crops.items() if entry["image_key"] in replaced]:
-        warn(
-            f"The crops of {listed(used)} are of an image that was replaced: what was embedded, predicted and measured "
-            "from them is of the earlier stain. Run these calls again (`del` the columns of `sl.pp.quality` first)."
-        )
 
 
 def _fit_picture(element: Any, labels: Any, image_key: str) -> tuple[da.Array, np.ndarray]:
@@ -198,44 +218,6 @@ def _fit_picture(element: Any, labels: Any, image_key: str) -> tuple[da.Array, n
             f"No tissue found in image {image_key!r}, so it has no stain to fit. Hand in a mask with `labels_key=`."
         )
     return picture, mask
-
-
-def _normalize_image(
-    sdata: SpatialData, region: Region, image_key: str, reference: Stain, *, labels_key: str | None, keep: bool
-) -> xr.DataTree:
-    element = _section.he_image(sdata, image_key)
-    labels = section_labels(sdata, region, image_key, labels_key)
-    picture, mask = _fit_picture(element, labels, image_key)
-    levels = []
-    for level in _section.image_levels(element):
-        data = level.data[:3]
-        here = tissue_at(labels, element, chunks=data.chunks[1:]) if keep else None
-        levels.append(_level(data, here, picture, mask, reference, region.section))
-    return multiscale(levels, get_transformation(element, get_all=True))
-
-
-def _level(
-    data: da.Array, keep_outside: da.Array | None, picture: da.Array, mask: np.ndarray, reference: Stain, section: str
-) -> da.Array:
-    """One level in the reference's stain, lazy; `picture` and `mask` decide the map, the same for every level."""
-    with quiet_import():
-        from squidpy.experimental.im import StainReference, normalize_stains
-
-    # squidpy fits on the coarsest level it is given and applies to the finest.
-    masks = [_as_labels(mask)] if keep_outside is None else [_as_labels(keep_outside), _as_labels(mask)]
-    pair = SpatialData(images={_IMAGE: multiscale([data, picture])}, labels={_MASK: multiscale(masks)})
-    target = StainReference(method=reference.method, **reference.values)
-    try:
-        with quiet_squidpy():
-            out = normalize_stains(
-                pair, _IMAGE, target, inplace=False, tissue_mask_key=_MASK, preserve_background=keep_outside is not None
-            )
-    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
-        raise DataError(
-            f"The stain of {section!r} could not be brought to the reference: {error} Look at its tissue "
-            "(`sl.pp.tissue(sdata)`), or fit the reference with another `method`."
-        ) from error
-    return out.transpose("c", "y", "x").data
 
 
 def _as_labels(mask: np.ndarray | da.Array) -> da.Array:

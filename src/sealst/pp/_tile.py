@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import dask.array as da
 import numpy as np
 import pandas as pd
@@ -106,11 +104,25 @@ def tile(
     section = image_key.removesuffix(_SUFFIX) if section is None else section
     stale = _check_replaceable(sdata, Keys.spots(section), table_key)
     element = _section.he_image(sdata, image_key)
-    mpp = _scale(element, image_key)
+    mpp = _section.mpp_of(element)
+    if mpp is None:
+        raise ScaleError(
+            f"Image {image_key!r} has no coordinate system 'um', so the size of its pixels is unknown. Read the slide "
+            "with `sl.io.read_wsi(path, mpp=...)`, or run `set_transformation(image, Scale([mpp, mpp], axes=('x', "
+            "'y')), 'um')` of `spatialdata.transformations`."
+        )
+    if similarity_scale(_section.affine(element, "global")) is None:
+        raise ScaleError(f"Image {image_key!r} is stretched unevenly in coordinate system 'global'; resample it first.")
     height, width = _section.image_levels(element)[0].shape[1:]
-    array, centres = _grid((height, width), crop_um / mpp, step_um / mpp, image_key)
+    side, step = crop_um / mpp, step_um / mpp
+    if side > min(height, width):
+        raise DataError(f"A tile is {side:.0f} px wide, more than image {image_key!r} ({width} x {height} px) holds.")
+    # Row and column of every tile, and its centre (x, y) in pixels.
+    rows, columns = (int((whole - side) / step + 1e-9) + 1 for whole in (height, width))
+    array = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).reshape(-1, 2)
+    centres = array[:, ::-1] * step + side / 2
     mask, (across, down) = tissue_mask(sdata, image_key)
-    fractions = box_fractions(mask, square_boxes(centres, crop_um / mpp) / [across, down, across, down])
+    fractions = box_fractions(mask, square_boxes(centres, side) / [across, down, across, down])
     kept = fractions >= min_tissue - 1e-9
     if kept.sum() < 2:
         raise BlankSlideError(
@@ -119,6 +131,8 @@ def tile(
         )
     given = {Keys.PATIENT: patient, Keys.ORGAN: organ, Keys.TECHNOLOGY: technology}
     array, centres = array[kept], centres[kept]
+    known = {Keys.PATIENT: section, Keys.ORGAN: "unknown", Keys.TECHNOLOGY: "H&E"}
+    known |= {key: value for key, value in sdata.attrs.get(image_key, {}).items() if key in known}
     # A section whose spots are the tiles, in the image's frame.
     tiles = from_arrays(
         SlideImage(tuple(da.asarray(level.data)[:3] for level in _section.image_levels(element))),
@@ -132,7 +146,7 @@ def tile(
         obs=pd.DataFrame({Keys.TISSUE_FRACTION: fractions[kept]}),
         spot_shape="square",
         thumbnail=thumbnail,
-        **_facts(sdata, image_key, section, given),
+        **{"section": section} | known | {key: str(value) for key, value in given.items() if value is not None},
     )
     table: AnnData = tiles.tables[Keys.TABLE]
     systems = get_transformation(element, get_all=True)
@@ -177,7 +191,13 @@ def _check_replaceable(sdata: SpatialData, region: str, table_key: str) -> list[
             f"`sdata.tables[{table_key!r}]` holds {listed(others) if others else 'measured spots'}, not only tiles of "
             f"{region!r}, and would be lost. Name another table with `table_key=`."
         )
-    if own := _foreign(table):
+    # Columns and arrays of a table that no call of sealst writes.
+    constants = {value for value in vars(Keys).values() if isinstance(value, str)}
+    constants |= {table.uns[TableModel.ATTRS_KEY][name] for name in ("region_key", "instance_key")}
+    added = {str(key) for call in _ADDING for key in table.uns[Keys.UNS].get(call, {})}
+    written = (Keys.quality(""), *(Keys.related(key, "") for key in added))
+    names = [*table.obs.columns, *table.obsm, *table.layers]
+    if own := [name for name in names if name not in constants | added and not str(name).startswith(written)]:
         raise DataError(
             f"`sdata.tables[{table_key!r}]` holds {listed(own)}, which sealst did not write and which would be lost "
             f"with the tiles. Keep a copy and delete the table (`del sdata.tables[{table_key!r}]`), or name another "
@@ -185,45 +205,6 @@ def _check_replaceable(sdata: SpatialData, region: str, table_key: str) -> list[
         )
     crops = _section.recorded(table, "crops").get(region, {})
     return [*crops.get("sizes", {}).values(), *([crops["shapes_key"]] if crops else [])]
-
-
-def _foreign(table: AnnData) -> list[str]:
-    """Columns and arrays of a table that no call of sealst writes."""
-    constants = {value for value in vars(Keys).values() if isinstance(value, str)}
-    constants |= {table.uns[TableModel.ATTRS_KEY][name] for name in ("region_key", "instance_key")}
-    added = {str(key) for call in _ADDING for key in table.uns[Keys.UNS].get(call, {})}
-    written = (Keys.quality(""), *(Keys.related(key, "") for key in added))
-    names = [*table.obs.columns, *table.obsm, *table.layers]
-    return [name for name in names if name not in constants | added and not str(name).startswith(written)]
-
-
-def _scale(element: Any, image_key: str) -> float:
-    mpp = _section.mpp_of(element)
-    if mpp is None:
-        raise ScaleError(
-            f"Image {image_key!r} has no coordinate system 'um', so the size of its pixels is unknown. Read the slide "
-            "with `sl.io.read_wsi(path, mpp=...)`, or run `set_transformation(image, Scale([mpp, mpp], axes=('x', "
-            "'y')), 'um')` of `spatialdata.transformations`."
-        )
-    if similarity_scale(_section.affine(element, "global")) is None:
-        raise ScaleError(f"Image {image_key!r} is stretched unevenly in coordinate system 'global'; resample it first.")
-    return mpp
-
-
-def _grid(shape: tuple[int, int], side: float, step: float, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of every tile, and its centre (x, y) in pixels."""
-    height, width = shape
-    if side > min(shape):
-        raise DataError(f"A tile is {side:.0f} px wide, more than image {name!r} ({width} x {height} px) holds.")
-    rows, columns = (int((whole - side) / step + 1e-9) + 1 for whole in shape)
-    array = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).reshape(-1, 2)
-    return array, array[:, ::-1] * step + side / 2
-
-
-def _facts(sdata: SpatialData, image_key: str, section: str, given: dict[str, str | None]) -> dict[str, str]:
-    known = {Keys.PATIENT: section, Keys.ORGAN: "unknown", Keys.TECHNOLOGY: "H&E"}
-    known |= {key: value for key, value in sdata.attrs.get(image_key, {}).items() if key in known}
-    return {"section": section} | known | {key: str(value) for key, value in given.items() if value is not None}
 
 
 def _write(sdata: SpatialData, tiles: SpatialData, table_key: str, stale: list[str]) -> None:

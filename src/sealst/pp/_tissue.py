@@ -7,7 +7,6 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel
 from spatialdata.transformations import Scale, get_transformation
@@ -115,7 +114,15 @@ def tissue(
     table.obs[Keys.TISSUE_FRACTION] = fractions
     write_reasons(table, reasons)
     _section.record(table, "tissue", entries)
-    _report(table, _section.regions_of(table, region), min_tissue)
+    for one in _section.regions_of(table, region):
+        own = reasons[one.rows]
+        few = (own == LITTLE_TISSUE).sum()
+        logger.info("%s: %d of %d crops hold less than %g tissue", one.section, few, len(own), min_tissue)
+        if few and not (own == OK).any():
+            warn(
+                f"No crop of {one.name!r} is left: {few} hold less than {min_tissue:g} tissue. Look at the mask in "
+                "`sdata.labels`, or hand in a better one with `labels_key=`."
+            )
 
 
 def section_labels(sdata: SpatialData, region: Region, image_key: str, labels_key: str | None) -> Any:
@@ -168,18 +175,6 @@ def _frame(labels: Any, image: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return np.asarray(levels[used]) > 0, scale * shrink, matrix[:2, 2] * shrink
 
 
-def _report(table: AnnData, regions: Sequence[Region], min_tissue: float) -> None:
-    for region in regions:
-        reasons = table.obs[Keys.CROP_REASON].to_numpy()[region.rows]
-        few = (reasons == LITTLE_TISSUE).sum()
-        logger.info("%s: %d of %d crops hold less than %g tissue", region.section, few, len(region.rows), min_tissue)
-        if few and not (reasons == OK).any():
-            warn(
-                f"No crop of {region.name!r} is left: {few} hold less than {min_tissue:g} tissue. Look at the mask in "
-                "`sdata.labels`, or hand in a better one with `labels_key=`."
-            )
-
-
 def tissue_mask(sdata: SpatialData, image_key: str) -> tuple[np.ndarray, tuple[float, float]]:
     """Find the tissue of an image on a coarse level: bool (height, width), and level-0 pixels per mask pixel (x, y).
 
@@ -187,22 +182,8 @@ def tissue_mask(sdata: SpatialData, image_key: str) -> tuple[np.ndarray, tuple[f
     is written.
     """
     element = _section.he_image(sdata, image_key)
-    picture, scale = _coarse(element)
-    mpp = _section.mpp_of(element)
-    radius = 2 if mpp is None else max(1, round(_RADIUS_UM / (mpp * max(scale))))
-    ignore = unusable(picture)
-    marks = texture(picture, radius, ignore=ignore)
-    marks = np.where(ignore, 0, np.maximum(marks, solid(picture, (marks == 0) & ~ignore)))
-    if not marks.any():
-        return np.zeros(marks.shape, dtype=bool), scale
-    mm2 = None if mpp is None else marks.size * scale[0] * scale[1] * mpp**2 / 1e6
-    smallest = _SMALLEST_SHARE if mm2 is None else min(_SMALLEST_MM2 / mm2, 1.0)
-    return tighten(_detect(marks, smallest) & ~ignore, radius, ignore=ignore), scale
-
-
-def _coarse(element: Any) -> tuple[np.ndarray, tuple[float, float]]:
-    """Picture uint8 (3, y, x) of a level near the working resolution, and level-0 pixels per pixel (x, y)."""
     levels, mpp = _section.image_levels(element), _section.mpp_of(element)
+    # A level near the working resolution.
     height, width = levels[0].shape[1:]
     wanted = max(height, width) / _WORKING_PX if mpp is None else _WORKING_UM / mpp
     used = pick_level(np.array([width / level.shape[2] for level in levels]), wanted)
@@ -212,12 +193,15 @@ def _coarse(element: Any) -> tuple[np.ndarray, tuple[float, float]]:
     # An image without a pyramid is thinned out, so that it never has to fit into memory.
     step = max(1, int(wanted * data.shape[2] / width), int(np.ceil(np.sqrt(data[0].size / _MAX_PIXELS))))
     picture = np.asarray(data[:, ::step, ::step])
-    if step == 1:
-        return picture, (width / picture.shape[2], height / picture.shape[1])
-    return picture, (step * width / data.shape[2], step * height / data.shape[1])
-
-
-def _detect(marks: np.ndarray, smallest: float) -> np.ndarray:
+    scale = step * width / data.shape[2], step * height / data.shape[1]
+    radius = 2 if mpp is None else max(1, round(_RADIUS_UM / (mpp * max(scale))))
+    ignore = unusable(picture)
+    marks = texture(picture, radius, ignore=ignore)
+    marks = np.where(ignore, 0, np.maximum(marks, solid(picture, (marks == 0) & ~ignore)))
+    if not marks.any():
+        return np.zeros(marks.shape, dtype=bool), scale
+    mm2 = None if mpp is None else marks.size * scale[0] * scale[1] * mpp**2 / 1e6
+    smallest = _SMALLEST_SHARE if mm2 is None else min(_SMALLEST_MM2 / mm2, 1.0)
     with quiet_import():
         from squidpy.experimental.im import detect_tissue
 
@@ -237,4 +221,4 @@ def _detect(marks: np.ndarray, smallest: float) -> np.ndarray:
             close_holes_smaller_than_frac=smallest,
             inplace=False,
         )
-    return np.asarray(labels) > 0
+    return tighten((np.asarray(labels) > 0) & ~ignore, radius, ignore=ignore), scale

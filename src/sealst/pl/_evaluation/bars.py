@@ -61,10 +61,7 @@ def evaluation(
         Whether to add the group ``"all"``, in which the test sections of a fold were scored together. It is always
         shown where a metric has nothing else. Not with ``by="method"``.
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -106,27 +103,23 @@ def evaluation(
         _draw(ax, panels[0], colours)
         ax.legend(fontsize=_base.SMALL_SIZE, frameon=False)
         return _base.finish(_base.figure_of(ax), ax, save, show)
-    return _base.finish(_draw_all(panels, colours), ax, save, show)
-
-
-def _draw_all(panels: Sequence[pd.DataFrame], colours: dict[str, str]) -> Figure:
     bar = _BAR_IN if len(panels) <= _MANY_PANELS else _SLIM_BAR_IN
     n_bars = max(rows["section"].nunique() * (rows["method"].nunique() + 1.2) for rows in panels)
     width = min(max(n_bars * bar + 1.0, 3.2), _WIDEST_IN)
     n_columns = max(1, min(len(panels), int(_WIDEST_IN // width)))
     axes = _base.grid_axes(len(panels), n_columns, size=(width, _HEIGHT_IN), below=0.4)
-    for ax, rows in zip(axes, panels, strict=True):
-        _draw(ax, rows, colours)
+    for one, rows in zip(axes, panels, strict=True):
+        _draw(one, rows, colours)
     figure = _base.figure_of(axes[0])
     # One legend below all panels, which need not hold the same methods.
-    entries = {text: h for ax in figure.axes for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    entries = {text: h for one in figure.axes for h, text in zip(*one.get_legend_handles_labels(), strict=True)}
     entries = {text: entries[text] for text in sorted(entries, key=lambda text: text in _LINES)}
     longest = max(_base.text_width(text, _base.SMALL_SIZE) for text in entries)
     # Half an inch holds the key and the space around it.
     columns = max(1, min(len(entries), int(n_columns * width / (longest + 0.5))))
     style: dict[str, Any] = {"fontsize": _base.SMALL_SIZE, "frameon": False, "ncols": columns}
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", **style)
-    return figure
+    return _base.finish(figure, ax, save, show)
 
 
 def _select(
@@ -196,25 +189,17 @@ def _draw(ax: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
         flat = x[value == 0]
         ends = np.zeros(len(flat)), flat - 0.46 * width, flat + 0.46 * width
         ax.hlines(*ends, color=colours[method], linewidth=3, zorder=3, clip_on=False)
-        _draw_points(ax, x, own["points"], width)
+        for place, points in zip(x, own["points"], strict=True):
+            if isinstance(points, np.ndarray) and points.size:
+                # Side by side, so that equal values do not hide each other.
+                beside = place + np.linspace(-0.22, 0.22, len(points)) * width
+                style: dict[str, Any] = {"c": "white", "edgecolors": "black", "linewidths": 0.6, "zorder": 3}
+                ax.scatter(beside, points, s=7, gid="values", **style)
     if "chance" in rows and rows["chance"].notna().any():
         level = rows.groupby("section", observed=True)["chance"].first().reindex(sections).to_numpy(dtype=float)
         ax.hlines(level, places - 0.46, places + 0.46, color="black", linestyle=":", linewidth=1.2, label="chance")
     if rows["metric"].iloc[0] == "calibration_slope":
         ax.axhline(1, color="black", linestyle="--", linewidth=1, label="calibrated")
-    _label(ax, rows, [str(s) for s in sections], len(methods))
-
-
-def _draw_points(ax: Axes, x: np.ndarray, points: pd.Series, width: float) -> None:
-    for place, values in zip(x, points, strict=True):
-        if isinstance(values, np.ndarray) and values.size:
-            # Side by side, so that equal values do not hide each other.
-            own = place + np.linspace(-0.22, 0.22, len(values)) * width
-            style: dict[str, Any] = {"c": "white", "edgecolors": "black", "linewidths": 0.6, "zorder": 3}
-            ax.scatter(own, values, s=7, gid="values", **style)
-
-
-def _label(ax: Axes, rows: pd.DataFrame, sections: list[str], n_methods: int) -> None:
     metric, genes = _base.metric_label(str(rows["metric"].iloc[0])), rows["genes"].iloc[0]
     ax.yaxis.grid(visible=True, color="#E5E5E5", linewidth=0.8)
     ax.xaxis.grid(visible=False)
@@ -223,8 +208,9 @@ def _label(ax: Axes, rows: pd.DataFrame, sections: list[str], n_methods: int) ->
     ax.set_title(f"{metric}, {genes}" if isinstance(genes, str) and genes else metric, fontsize=_base.TITLE_SIZE + 1)
     ax.set_ylabel(_base.wrap(metric, 0.7 * _HEIGHT_IN, size=_base.TITLE_SIZE), fontsize=_base.TITLE_SIZE)
     ax.set_xlim(-0.6, len(sections) - 0.4)
-    turned = len(sections) > 1 and max(len(s) for s in sections) * 0.07 > (n_methods + 1) * _BAR_IN
-    ax.set_xticks(np.arange(len(sections)), sections, rotation=45 if turned else 0, ha="right" if turned else "center")
+    names = [str(s) for s in sections]
+    turned = len(names) > 1 and max(len(s) for s in names) * 0.07 > (len(methods) + 1) * _BAR_IN
+    ax.set_xticks(places, names, rotation=45 if turned else 0, ha="right" if turned else "center")
     ax.tick_params(labelsize=_base.SMALL_SIZE + 0.5)
     ax.spines[["top", "right"]].set_visible(False)
 

@@ -55,10 +55,7 @@ def calibration(
         Bins per method.
     %(by_number.n_cols)s
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -91,7 +88,17 @@ def calibration(
     values = np.concatenate([line.ravel() for own in lines.values() for line in own.values()] or [np.zeros(1)])
     edge = 1.08 * float(np.abs(values).max(initial=0.05))
     for one, (name, own) in zip(axes, lines.items(), strict=True):
-        _draw(one, own, name, colours=colours, limits=(-edge, edge))
+        one.set_xlim(-edge, edge)
+        one.set_ylim(-edge, edge)
+        one.set_aspect("equal", adjustable="box")
+        plain(one)
+        for method, means in own.items():
+            one.plot(*means.T, color=colours[method], marker="o", markersize=3, linewidth=1.2, label=method)
+        diagonal = (-edge, edge)
+        one.plot(diagonal, diagonal, color="black", linewidth=0.8, linestyle="--", zorder=1, label="calibrated")
+        one.set_title(_base.shorten(name, 40), fontsize=_base.TITLE_SIZE)
+        one.set_xlabel(f"predicted ({_base.EXPRESSION_UNIT} less mean)", fontsize=_base.SMALL_SIZE + 1)
+        one.set_ylabel(f"measured ({_base.EXPRESSION_UNIT} less mean)", fontsize=_base.SMALL_SIZE + 1)
     handles = {text: h for one in axes for h, text in zip(*one.get_legend_handles_labels(), strict=True)}
     # Beside the panel at the end of the first row: inside it would hide lines.
     last = axes[min(n_cols, len(axes)) - 1]
@@ -118,18 +125,3 @@ def _bin_means(spots: AnnData, method: str, genes: Sequence[str] | None, n_bins:
         # A constant prediction is one point, whatever order its ties stand in.
         means = np.array([[x.mean(), y.mean()]])
     return means.reshape(-1, 2)
-
-
-def _draw(
-    ax: Axes, lines: dict[str, np.ndarray], name: str, *, colours: dict[str, str], limits: tuple[float, float]
-) -> None:
-    ax.set_xlim(limits)
-    ax.set_ylim(limits)
-    ax.set_aspect("equal", adjustable="box")
-    plain(ax)
-    for method, line in lines.items():
-        ax.plot(*line.T, color=colours[method], marker="o", markersize=3, linewidth=1.2, label=method)
-    ax.plot(limits, limits, color="black", linewidth=0.8, linestyle="--", zorder=1, label="calibrated")
-    ax.set_title(_base.shorten(name, 40), fontsize=_base.TITLE_SIZE)
-    ax.set_xlabel(f"predicted ({_base.EXPRESSION_UNIT} less mean)", fontsize=_base.SMALL_SIZE + 1)
-    ax.set_ylabel(f"measured ({_base.EXPRESSION_UNIT} less mean)", fontsize=_base.SMALL_SIZE + 1)

@@ -22,8 +22,6 @@ _FIXED = {
     "seal head": GREEN,
     "seal retrieval": PINK,
     "st-net": ORANGE,
-}
-_FIXED |= {
     "bleep": SKY,
     "colour + ridge": "#6F5B3E",
     MEAN: GREY,

@@ -54,10 +54,7 @@ def pathway_agreement(
         Pathways to show, in this order; by default all.
     %(shown.methods)s
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -80,17 +77,6 @@ def pathway_agreement(
     _base.check_save(save)
     check_choice("metric", metric, _METRICS)
     table = evaluation.pathways if isinstance(evaluation, Evaluation) else evaluation
-    _check_table(table, metric)
-    blocks = _blocks(table, metric, pathways, methods)
-    _base.check_single(ax, len(blocks), how="`methods=`")
-    if ax is not None:
-        image = _draw(ax, blocks[0], first=True, inches=ax.get_window_extent().width / _base.figure_of(ax).dpi)
-        _base.figure_of(ax).colorbar(image, ax=ax, label=_base.metric_label(metric), fraction=0.05)
-        return _base.finish(_base.figure_of(ax), ax, save, show)
-    return _base.finish(_figure(blocks, metric), ax, save, show)
-
-
-def _check_table(table: pd.DataFrame, metric: str) -> None:
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"Expected a DataFrame with one row per pathway and section, found {type(table).__name__}.")
     if missing := [column for column in ("section", "method", "pathway", metric) if column not in table]:
@@ -104,6 +90,31 @@ def _check_table(table: pd.DataFrame, metric: str) -> None:
         raise DataError(f"Column {metric!r} holds no finite value.")
     if (np.abs(values[np.isfinite(values)]) > 1 + 1e-9).any():
         raise DataError(f"Column {metric!r} must hold correlations from -1 to 1, found up to {np.nanmax(values):.3g}.")
+    blocks = _blocks(table, metric, pathways, methods)
+    _base.check_single(ax, len(blocks), how="`methods=`")
+    if ax is not None:
+        image = _draw(ax, blocks[0], first=True, inches=ax.get_window_extent().width / _base.figure_of(ax).dpi)
+        _base.figure_of(ax).colorbar(image, ax=ax, label=_base.metric_label(metric), fraction=0.05)
+        return _base.finish(_base.figure_of(ax), ax, save, show)
+    n_rows, n_columns = blocks[0][1].shape
+    widest = max(_base.text_width(_base.shorten(str(c), _LONGEST_NAME), _base.SMALL_SIZE) for c in blocks[0][1])
+    column = min(max(_NARROW_IN, widest + 0.1), _WIDE_IN)
+    names = [_base.shorten(str(p), _LONGEST_NAME) for p in blocks[0][1].index]
+    x = max(_base.text_width(name, _base.SMALL_SIZE) for name in names) + 0.25
+    widths = [max(column * n_columns, _base.text_width(title, _base.TITLE_SIZE)) for title, _ in blocks]
+    top, bottom = 0.35, (widest if widest > column else 0.15) + 0.25
+    height = _ROW_IN * n_rows
+    figure = plt.figure(figsize=(x + sum(widths) + len(blocks) * _GAP_IN + 0.75, top + max(height, 0.9) + bottom))
+    for i, (block, width) in enumerate(zip(blocks, widths, strict=True)):
+        one = _base.axes_at(figure, x, top, size=(width, height))
+        image = _draw(one, block, first=i == 0, inches=width)
+        x += width + _GAP_IN
+    bar = figure.colorbar(image, cax=_base.axes_at(figure, x, top, size=(0.12, min(max(height, 0.9), 2.4))))
+    bar.set_label(_base.metric_label(metric), fontsize=_base.SMALL_SIZE)
+    bar.set_ticks([-1, -0.5, 0, 0.5, 1])
+    bar.ax.tick_params(labelsize=_base.SMALL_SIZE)
+    bar.outline.set_visible(False)
+    return _base.finish(figure, ax, save, show)
 
 
 def _blocks(
@@ -142,31 +153,6 @@ def _section_label(section: object) -> str:
     return str(section) or "all sections"
 
 
-def _figure(blocks: list[tuple[str, pd.DataFrame]], metric: str) -> Figure:
-    n_rows, n_columns = blocks[0][1].shape
-    widest = max(_base.text_width(_base.shorten(str(c), _LONGEST_NAME), _base.SMALL_SIZE) for c in blocks[0][1])
-    column = min(max(_NARROW_IN, widest + 0.1), _WIDE_IN)
-    names = [_base.shorten(str(p), _LONGEST_NAME) for p in blocks[0][1].index]
-    left = max(_base.text_width(name, _base.SMALL_SIZE) for name in names) + 0.25
-    widths = [max(column * n_columns, _base.text_width(title, _base.TITLE_SIZE)) for title, _ in blocks]
-    turned = widest > column
-    top, bottom = 0.35, (widest if turned else 0.15) + 0.25
-    height = _ROW_IN * n_rows
-    total = left + sum(widths) + len(blocks) * _GAP_IN + 0.75, top + max(height, 0.9) + bottom
-    figure = plt.figure(figsize=total)
-    x = left
-    for i, ((title, frame), width) in enumerate(zip(blocks, widths, strict=True)):
-        ax = _base.axes_at(figure, x, top, size=(width, height))
-        image = _draw(ax, (title, frame), first=i == 0, inches=width)
-        x += width + _GAP_IN
-    bar = figure.colorbar(image, cax=_base.axes_at(figure, x, top, size=(0.12, min(max(height, 0.9), 2.4))))
-    bar.set_label(_base.metric_label(metric), fontsize=_base.SMALL_SIZE)
-    bar.set_ticks([-1, -0.5, 0, 0.5, 1])
-    bar.ax.tick_params(labelsize=_base.SMALL_SIZE)
-    bar.outline.set_visible(False)
-    return figure
-
-
 def _draw(ax: Axes, block: tuple[str, pd.DataFrame], *, first: bool, inches: float) -> AxesImage:
     title, frame = block
     values = np.ma.masked_invalid(frame.to_numpy(dtype=float))
@@ -187,17 +173,12 @@ def _draw(ax: Axes, block: tuple[str, pd.DataFrame], *, first: bool, inches: flo
     ax.grid(which="minor", color="white", linewidth=0.8)
     ax.tick_params(which="minor", length=0)
     ax.spines[:].set_visible(False)
-    if cell >= 0.9 * _NARROW_IN and ax.get_window_extent().height / _base.figure_of(ax).dpi >= 0.8 * _ROW_IN * len(
-        names
-    ):
-        _write_values(ax, values)
+    height = ax.get_window_extent().height / _base.figure_of(ax).dpi
+    if cell >= 0.9 * _NARROW_IN and height >= 0.8 * _ROW_IN * len(names):
+        for (row, column), value in np.ndenumerate(values.filled(np.nan)):
+            if np.isfinite(value):
+                colour = "white" if abs(value) > 0.6 else "black"
+                # No "−0.00".
+                text = _base.number(round(value, 2) + 0.0, ".2f")
+                ax.text(column, row, text, ha="center", va="center", fontsize=_base.SMALL_SIZE - 1, color=colour)
     return image
-
-
-def _write_values(ax: Axes, values: np.ma.MaskedArray) -> None:
-    for (row, column), value in np.ndenumerate(values.filled(np.nan)):
-        if np.isfinite(value):
-            colour = "white" if abs(value) > 0.6 else "black"
-            # No "−0.00".
-            text = _base.number(round(value, 2) + 0.0, ".2f")
-            ax.text(column, row, text, ha="center", va="center", fontsize=_base.SMALL_SIZE - 1, color=colour)

@@ -90,10 +90,7 @@ def residual_maps(
     title
         One title per map; by default the gene and what is shown of it.
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -125,51 +122,44 @@ def residual_maps(
     _base.check_single(ax, n_maps, how='one gene and `maps="residual"`')
     options = _Options(method, scale, percentiles, cmap)
     if sdata is None:
-        rows, tissue = np.arange(spots.n_obs), _on_white(spots, name)
+        # Spots at their place in µm, without a picture.
+        if "spatial" not in spots.obsm:
+            raise MissingKeyError(
+                f"'spatial' not found in `.obsm` of the spots of {name!r}; found: {listed(spots.obsm)}."
+            )
+        xy = np.asarray(spots.obsm["spatial"], dtype=float)[:, :2]
+        step = pitch(xy)
+        (x0, y0), (x1, y1) = xy.min(0) - step, xy.max(0) + step
+        picture = np.full((2, 2, 3), 255, dtype=np.uint8)
+        region = _section.Region(name=name, section=name, rows=np.arange(len(xy)), ids=spots.obs_names.to_numpy())
+        rows, radii = np.arange(spots.n_obs), np.full(len(xy), _RADIUS * step)
+        tissue = Tissue(region, picture, (x0, x1, y1, y0), 1.0, xy, radii, None)
         style = MapStyle(1.0, spot_size, edge=_EDGE)
     else:
-        rows, tissue = _on_image(sdata, spots, name, system=coordinate_system, table_key=table_key, n=n_maps)
+        # H&E with the spots that both hold.
+        _base.require_spatialdata(sdata)
+        table = _section.get_table(sdata, table_key)
+        named = [r for r in _section.sections_of(table) if name in (r.section, r.name)]
+        region = named[0] if named else _base.one_region(table, None)
+        rows = spots.obs_names.get_indexer(table.obs_names[region.rows])
+        both = rows >= 0
+        if not both.any():
+            raise DataError(
+                f"`sdata` holds none of the spots of section {name!r}: they are called {listed(spots.obs_names, 3)}, "
+                f"in `sdata` {listed(table.obs_names[region.rows], 3)}. Pass the section that was evaluated."
+            )
+        if both.sum() < spots.n_obs:
+            logger.info("%d of %d spots of %s are in `sdata`; the others are left out", both.sum(), spots.n_obs, name)
+        tissue = read_tissue(sdata, table, region, coordinate_system=coordinate_system, n_maps=n_maps)
+        circles = None if tissue.radii is None else tissue.radii[both]
+        outlines = None if tissue.outlines is None else [o for o, k in zip(tissue.outlines, both, strict=True) if k]
+        rows = rows[both]
+        tissue = replace(tissue, centres=tissue.centres[both], radii=circles, outlines=outlines)
         style = MapStyle(image_alpha, spot_size, edge=_EDGE)
     found = [options.panels(spots, gene, rows) for gene in genes]
     groups = _base.with_titles([[drawn[kind] for kind in maps] for drawn in found], title)
     per_row = min(n_cols or (1 if len(genes) <= 3 else 2), len(genes))
     return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
-
-
-def _on_white(spots: AnnData, name: str) -> Tissue:
-    """Spots at their place in µm, without a picture."""
-    if "spatial" not in spots.obsm:
-        raise MissingKeyError(f"'spatial' not found in `.obsm` of the spots of {name!r}; found: {listed(spots.obsm)}.")
-    xy = np.asarray(spots.obsm["spatial"], dtype=float)[:, :2]
-    step = pitch(xy)
-    (x0, y0), (x1, y1) = xy.min(0) - step, xy.max(0) + step
-    picture = np.full((2, 2, 3), 255, dtype=np.uint8)
-    region = _section.Region(name=name, section=name, rows=np.arange(len(xy)), ids=spots.obs_names.to_numpy())
-    return Tissue(region, picture, (x0, x1, y1, y0), 1.0, xy, np.full(len(xy), _RADIUS * step), None)
-
-
-def _on_image(
-    sdata: SpatialData, spots: AnnData, name: str, *, system: str, table_key: str, n: int
-) -> tuple[np.ndarray, Tissue]:
-    """H&E with the spots that both hold, and their rows in `spots`."""
-    _base.require_spatialdata(sdata)
-    table = _section.get_table(sdata, table_key)
-    found = _section.sections_of(table)
-    named = [r for r in found if name in (r.section, r.name)]
-    region = named[0] if named else _base.one_region(table, None)
-    rows = spots.obs_names.get_indexer(table.obs_names[region.rows])
-    known = rows >= 0
-    if not known.any():
-        raise DataError(
-            f"`sdata` holds none of the spots of section {name!r}: they are called {listed(spots.obs_names, 3)}, in "
-            f"`sdata` {listed(table.obs_names[region.rows], 3)}. Pass the section that was evaluated."
-        )
-    if known.sum() < spots.n_obs:
-        logger.info("%d of %d spots of %s are in `sdata`; the others are left out", known.sum(), spots.n_obs, name)
-    tissue = read_tissue(sdata, table, region, coordinate_system=system, n_maps=n)
-    radii = None if tissue.radii is None else tissue.radii[known]
-    outlines = None if tissue.outlines is None else [o for o, k in zip(tissue.outlines, known, strict=True) if k]
-    return rows[known], replace(tissue, centres=tissue.centres[known], radii=radii, outlines=outlines)
 
 
 @dataclass(frozen=True)

@@ -74,10 +74,7 @@ def attention(
     %(coordinate_system)s
     %(table_key)s
     %(map.ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -99,15 +96,35 @@ def attention(
     table, one = _base.table_with_region(sdata, table_key, region)
     weights = _base.stored_column(table, key, "sl.tl.predict_slide(sdata, model)")
     usable = _section.region_crops(sdata, table, one).rows
-    folds = _folds_of_mean(weights, one.rows, key)
+    # Attention as a multiple of its mean over the slide.
+    own = weights[one.rows]
+    known = own[np.isfinite(own)]
+    if not known.size or known.min() < 0 or known.sum() <= 0:
+        found = "none" if not known.size else f"{known.min():.3g} to {known.max():.3g}"
+        raise DataError(
+            f"`.obs[{key!r}]` must hold weights that are not negative, and not all 0; found in this region: {found}. "
+            "Run `sl.tl.predict_slide(sdata, model)`, or show other values with `sl.pl.slide(sdata, color=...)`."
+        )
+    folds = weights / known.mean()
     rows = usable[np.isfinite(folds[usable])]
     if not rows.size:
         raise DataError(f"No tile of region {one.name!r} has both attention and a crop; pair crops with the tiles.")
     rows = rows[np.argsort(-folds[rows], kind="stable")][:n_crops]
     _base.check_single(ax, 1 + len(rows), how="`n_crops=0`, which is the map alone")
     tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
-    heading = f"{one.section}: {_concentration(folds[one.rows])}" if title is None else title
-    panel = _panel(folds[one.rows], scale, cmap, percentiles)
+    own, known = folds[one.rows], folds[one.rows][np.isfinite(folds[one.rows])]
+    ordered = np.sort(known)[::-1]
+    half = int(np.searchsorted(np.cumsum(ordered), ordered.sum() * (0.5 - 1e-9))) + 1
+    share = f"half of the attention lies on {half} of {len(ordered)} tiles ({100 * half / len(ordered):.2g} %)"
+    heading = f"{one.section}: {share}" if title is None else title
+    if scale == "linear":
+        limits = _base.robust_limits([own], percentiles)
+        panel = Panel("", own, "attention (multiple of the mean)", cmap, limits)
+    else:
+        ranks = np.full(len(own), np.nan)
+        # The middle of a tile's place, so that equal attention lies at 50 and the scale runs from 0 to 100.
+        ranks[np.isfinite(own)] = 100 * (rankdata(known) - 0.5) / len(known)
+        panel = Panel("", ranks, "attention (percentile within the slide)", cmap, (0.0, 100.0))
     style = MapStyle(image_alpha, spot_size, alpha=alpha)
     if not n_crops:
         panel = replace(panel, title=heading)
@@ -124,33 +141,3 @@ def attention(
     x, y = tissue.centres[np.isin(one.rows, rows)].T
     figure.axes[0].scatter(x, y, s=34, path_effects=halo, gid="attended", **circles)
     return _base.finish(figure, ax, save, show)
-
-
-def _folds_of_mean(weights: np.ndarray, rows: np.ndarray, key: str) -> np.ndarray:
-    """Attention as a multiple of its mean over the slide."""
-    own = weights[rows]
-    known = own[np.isfinite(own)]
-    if not known.size or known.min() < 0 or known.sum() <= 0:
-        found = "none" if not known.size else f"{known.min():.3g} to {known.max():.3g}"
-        raise DataError(
-            f"`.obs[{key!r}]` must hold weights that are not negative, and not all 0; found in this region: {found}. "
-            "Run `sl.tl.predict_slide(sdata, model)`, or show other values with `sl.pl.slide(sdata, color=...)`."
-        )
-    return weights / known.mean()
-
-
-def _panel(folds: np.ndarray, scale: str, cmap: str, percentiles: tuple[float, float]) -> Panel:
-    if scale == "linear":
-        return Panel("", folds, "attention (multiple of the mean)", cmap, _base.robust_limits([folds], percentiles))
-    known = np.isfinite(folds)
-    ranks = np.full(len(folds), np.nan)
-    # The middle of a tile's place, so that equal attention lies at 50 and the scale runs from 0 to 100.
-    ranks[known] = 100 * (rankdata(folds[known]) - 0.5) / known.sum()
-    return Panel("", ranks, "attention (percentile within the slide)", cmap, (0.0, 100.0))
-
-
-def _concentration(folds: np.ndarray) -> str:
-    """How many tiles hold half of the attention."""
-    ordered = np.sort(folds[np.isfinite(folds)])[::-1]
-    half = int(np.searchsorted(np.cumsum(ordered), ordered.sum() * (0.5 - 1e-9))) + 1
-    return f"half of the attention lies on {half} of {len(ordered)} tiles ({100 * half / len(ordered):.2g} %)"

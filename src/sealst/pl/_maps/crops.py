@@ -22,7 +22,7 @@ from sealst._section import Region
 from sealst._settings import resolve_seed
 from sealst._validate import check_positive, listed
 from sealst.pl import _base
-from sealst.pl._maps.colour_by import numbers_of
+from sealst.pl._maps.slide import numbers_of
 from sealst.pl._maps.tissue import MapStyle, Panel, Tissue, add_scale_bar, draw_group
 
 SIDE_IN = 1.45
@@ -104,10 +104,7 @@ def crops(
     title_by
         ``.obs`` column whose values are the crops' titles, in place of `title`.
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -134,14 +131,35 @@ def crops(
     usable = np.concatenate([_section.region_crops(sdata, table, one).rows for one in regions])
     values = None if order_by is None else numbers_of(table, order_by, argument="order_by").values
     if spots is not None:
-        rows = _named_rows(table, _base.as_list(spots, name="spots"), usable)
+        names = _base.as_list(spots, name="spots")
+        rows = table.obs_names.get_indexer(names)
+        if unknown := [name for name, row in zip(names, rows, strict=True) if row < 0]:
+            raise MissingKeyError(
+                f"Spot(s) {listed(unknown, 3)} not found in `.obs_names` (e.g. {table.obs_names[0]!r})."
+            )
+        if bad := [row for row in rows if row not in set(usable.tolist())]:
+            reasons = [f"{table.obs_names[r]} ({table.obs[Keys.CROP_REASON].iloc[r]})" for r in bad]
+            raise DataError(
+                f"{len(bad)} of the spots have no crop to show: {listed(reasons, 3)}. Leave them out of `spots`."
+            )
     else:
         rows = _pick_rows(usable, values, n=n_crops, ascending=ascending, seed=resolve_seed(seed))
-    labels = None
-    if values is not None:
-        what = _base.shorten(str(order_by).removeprefix("seal_"), _NAME_WIDTH - 6)
-        labels = [f"{what} {_base.number(value, '.3g')}" for value in values[rows]]
-    texts = _titles(table, rows, title, title_by, labels)
+    if title is not None and title_by is not None:
+        raise DataError("`title` and `title_by` both say what stands above the crops; pass one of them.")
+    if title_by is not None and title_by not in table.obs:
+        raise MissingKeyError(
+            f"`title_by` {title_by!r} is no column of `.obs`; found: {listed(table.obs.columns, 20)}."
+        )
+    if title_by is not None:
+        texts = [_base.shorten(str(value), _NAME_WIDTH) for value in table.obs[title_by].iloc[rows]]
+    elif title is not None:
+        texts = _base.list_of_titles(title, len(rows), what="crop")
+    else:
+        texts = [spot_title(table, row) for row in rows]
+        if values is not None:
+            what = _base.shorten(str(order_by).removeprefix("seal_"), _NAME_WIDTH - 6)
+            numbers = (_base.number(value, ".3g") for value in values[rows])
+            texts = [f"{name}\n{what} {number}" for name, number in zip(texts, numbers, strict=True)]
     _base.check_single(ax, len(rows), how="`n_crops=1` or one of `spots`")
     shown = load_crops(sdata, table, rows, regions, crop_um)
 
@@ -236,18 +254,6 @@ def spot_title(table: AnnData, row: int) -> str:
     return _base.shorten(str(table.obs_names[row]), _NAME_WIDTH)
 
 
-def _named_rows(table: AnnData, names: list[str], usable: np.ndarray) -> np.ndarray:
-    rows = table.obs_names.get_indexer(names)
-    if unknown := [name for name, row in zip(names, rows, strict=True) if row < 0]:
-        raise MissingKeyError(f"Spot(s) {listed(unknown, 3)} not found in `.obs_names` (e.g. {table.obs_names[0]!r}).")
-    if bad := [row for row in rows if row not in set(usable.tolist())]:
-        reasons = [f"{table.obs_names[r]} ({table.obs[Keys.CROP_REASON].iloc[r]})" for r in bad]
-        raise DataError(
-            f"{len(bad)} of the spots have no crop to show: {listed(reasons, 3)}. Leave them out of `spots`."
-        )
-    return rows
-
-
 def _pick_rows(usable: np.ndarray, values: np.ndarray | None, *, n: int, ascending: bool, seed: int) -> np.ndarray:
     if values is None:
         chosen = np.random.default_rng(seed).choice(len(usable), size=min(n, len(usable)), replace=False)
@@ -257,24 +263,3 @@ def _pick_rows(usable: np.ndarray, values: np.ndarray | None, *, n: int, ascendi
         raise DataError("`order_by` has no value for any spot with a crop.")
     order = np.argsort(values[known] if ascending else -values[known], kind="stable")
     return known[order[:n]]
-
-
-def _titles(
-    table: AnnData,
-    rows: np.ndarray,
-    title: str | Sequence[str] | None,
-    title_by: str | None,
-    labels: list[str] | None,
-) -> list[str]:
-    if title is not None and title_by is not None:
-        raise DataError("`title` and `title_by` both say what stands above the crops; pass one of them.")
-    if title_by is not None:
-        if title_by not in table.obs:
-            raise MissingKeyError(
-                f"`title_by` {title_by!r} is no column of `.obs`; found: {listed(table.obs.columns, 20)}."
-            )
-        return [_base.shorten(str(value), _NAME_WIDTH) for value in table.obs[title_by].iloc[rows]]
-    if title is not None:
-        return _base.list_of_titles(title, len(rows), what="crop")
-    names = [spot_title(table, row) for row in rows]
-    return names if labels is None else [f"{name}\n{label}" for name, label in zip(names, labels, strict=True)]

@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._docs import documented
-from sealst._errors import DataError, MissingKeyError, OrderError
+from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._validate import check_choice, listed
@@ -89,10 +89,7 @@ def expression(
         One title per map; by default the gene, where its values come from, and how well they agree.
     ax
         Axes to draw into, for a single map (one gene and ``maps="predicted"``).
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -120,7 +117,11 @@ def expression(
     for kind in maps:
         check_choice("maps", kind, _MAPS)
     found = _find_sources(table, layer, predicted_key, maps)
-    _check_comparable(layer, found, compared=scale == "shared" or _RESIDUAL in maps)
+    if len(found) == 2 and (scale == "shared" or _RESIDUAL in maps) and layer not in _COMPARABLE:
+        raise DataError(
+            f"Measured values in {_named(layer)} are not in the unit of predictions ({_base.EXPRESSION_UNIT}), so both "
+            f"cannot share colours or be subtracted. Use `layer={Keys.LOGNORM!r}`, or `scale='own'` alone."
+        )
     options = _Options(layer, predicted_key, found, maps, scale == "shared", percentiles, cmap)
     groups = _base.with_titles([options.panels(table, gene, one.rows) for gene in genes], title)
     n_maps = sum(len(group) for group in groups)
@@ -132,12 +133,6 @@ def expression(
     usual = 4 if width == 1 else 1 if len(groups) <= 3 else 2 if len(groups) <= 12 or width > 2 else 3
     per_row = min(n_cols or usual, len(groups))
     return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
-
-
-def _per_row(n_genes: int, n_maps: int) -> int:
-    if n_maps == 1:
-        return 4
-    return 1 if n_genes <= 3 else 2 if n_genes <= 12 or n_maps > 2 else 3
 
 
 def _find_sources(table: AnnData, layer: str | None, predicted_key: str, maps: Sequence[str]) -> list[str]:
@@ -165,14 +160,6 @@ def _find_sources(table: AnnData, layer: str | None, predicted_key: str, maps: S
     return found
 
 
-def _check_comparable(layer: str | None, found: Sequence[str], *, compared: bool) -> None:
-    if len(found) == 2 and compared and layer not in _COMPARABLE:
-        raise DataError(
-            f"Measured values in {_named(layer)} are not in the unit of predictions ({_base.EXPRESSION_UNIT}), so both "
-            f"cannot share colours or be subtracted. Use `layer={Keys.LOGNORM!r}`, or `scale='own'` alone."
-        )
-
-
 def _named(layer: str | None) -> str:
     return "`.X`" if layer is None else f"layer {layer!r}"
 
@@ -189,12 +176,6 @@ def _measured(table: AnnData, layer: str | None, gene: str, rows: np.ndarray) ->
     return dense.ravel()[rows].astype(float)
 
 
-def _predicted(table: AnnData, key: str, gene: str, rows: np.ndarray) -> np.ndarray | None:
-    frame = table.obsm[key]
-    name = _base.find_gene(gene, frame.columns)
-    return None if name is None else frame[name].to_numpy(dtype=float)[rows]
-
-
 @dataclass(frozen=True)
 class _Options:
     layer: str | None
@@ -209,9 +190,15 @@ class _Options:
     def panels(self, table: AnnData, gene: str, rows: np.ndarray) -> list[Panel]:
         """Return the maps of one gene."""
         measured = _measured(table, self.layer, gene, rows) if _MEASURED in self.found else None
-        predicted = _predicted(table, self.predicted_key, gene, rows) if _PREDICTED in self.found else None
+        predicted = None
+        if _PREDICTED in self.found:
+            frame = table.obsm[self.predicted_key]
+            column = _base.find_gene(gene, frame.columns)
+            predicted = None if column is None else frame[column].to_numpy(dtype=float)[rows]
         if measured is None and predicted is None:
-            raise self._missing(table, gene)
+            slots = {_MEASURED: _named(self.layer), _PREDICTED: f"`.obsm[{self.predicted_key!r}]`"}
+            known = table.var_names if _MEASURED in self.found else table.obsm[self.predicted_key].columns
+            raise _base.missing_name(gene, list(known), where=" or ".join(slots[kind] for kind in self.found))
         drawn: dict[str, Panel] = {}
         if _MEASURED in self.found:
             layer = "X" if self.layer is None else self.layer
@@ -222,13 +209,11 @@ class _Options:
             title, unit = f"{gene}, predicted{_base.correlation(measured, predicted)}", _base.EXPRESSION_UNIT
             drawn[_PREDICTED] = self._panel(title, predicted, measured, label=unit, absent="not predicted")
         if measured is not None and predicted is not None:
-            drawn[_RESIDUAL] = self._residual(gene, measured - predicted)
+            left = measured - predicted
+            edge = max(abs(limit) for limit in _base.robust_limits([left], self.percentiles))
+            label = "measured − predicted"
+            drawn[_RESIDUAL] = Panel(f"{gene}, residual", left, label, _RESIDUAL_CMAP, (-edge, edge))
         return [drawn[kind] for kind in self.maps if kind in drawn]
-
-    def _missing(self, table: AnnData, gene: str) -> MissingKeyError:
-        slots = {_MEASURED: _named(self.layer), _PREDICTED: f"`.obsm[{self.predicted_key!r}]`"}
-        known = table.var_names if _MEASURED in self.found else table.obsm[self.predicted_key].columns
-        return _base.missing_name(gene, list(known), where=" or ".join(slots[kind] for kind in self.found))
 
     def _panel(
         self, title: str, values: np.ndarray | None, other: np.ndarray | None, *, label: str, absent: str
@@ -237,7 +222,3 @@ class _Options:
             return Panel(title, None, absent)
         pooled = [values, other] if self.shared and other is not None else [values]
         return Panel(title, values, label, self.cmap, _base.robust_limits(pooled, self.percentiles))
-
-    def _residual(self, gene: str, values: np.ndarray) -> Panel:
-        edge = max(abs(limit) for limit in _base.robust_limits([values], self.percentiles))
-        return Panel(f"{gene}, residual", values, "measured − predicted", _RESIDUAL_CMAP, (-edge, edge))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
@@ -67,10 +66,7 @@ def pathways(
     title
         One title per map; by default the pathway.
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -94,7 +90,16 @@ def pathways(
     if pathways is None and len(names) > _MOST_SHOWN:
         logger.info("showing the %d of %d pathways whose scores vary most; name others", _MOST_SHOWN, len(names))
         names = [str(name) for name in frame.std().nlargest(_MOST_SHOWN).index]
-    groups = _base.with_titles([[_panel(frame, name, key, percentiles, cmap)] for name in names], title)
+    panels = []
+    for name in names:
+        found = _base.find_gene(name, frame.columns)
+        if found is None:
+            raise _base.missing_name(name, list(frame.columns), where=f"`.obsm[{key!r}]`")
+        values = frame[found].to_numpy(dtype=float)
+        if not np.isfinite(values).any():
+            raise DataError(f"`.obsm[{key!r}]` holds no score of {found!r} in this region.")
+        panels.append([Panel(found, values, "score", cmap, _base.robust_limits([values], percentiles))])
+    groups = _base.with_titles(panels, title)
     _base.check_single(ax, len(groups), how="`pathways=`")
 
     tissue = read_tissue(
@@ -103,13 +108,3 @@ def pathways(
     style = MapStyle(image_alpha, spot_size)
     per_row = min(n_cols, len(groups))
     return show_maps(tissue, groups, per_row=per_row, style=style, ax=ax, save=save, show=show)
-
-
-def _panel(frame: pd.DataFrame, name: str, key: str, percentiles: tuple[float, float], cmap: str) -> Panel:
-    found = _base.find_gene(name, frame.columns)
-    if found is None:
-        raise _base.missing_name(name, list(frame.columns), where=f"`.obsm[{key!r}]`")
-    values = frame[found].to_numpy(dtype=float)
-    if not np.isfinite(values).any():
-        raise DataError(f"`.obsm[{key!r}]` holds no score of {found!r} in this region.")
-    return Panel(found, values, "score", cmap, _base.robust_limits([values], percentiles))

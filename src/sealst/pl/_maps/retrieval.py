@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
@@ -17,7 +15,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._validate import whole
 from sealst.pl import _base
-from sealst.pl._maps.crops import Crop, Gallery, draw_beside, embedded_um, load_crops, spot_title
+from sealst.pl._maps.crops import Gallery, draw_beside, embedded_um, load_crops, spot_title
 from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
 
 
@@ -66,10 +64,7 @@ def retrieval(
     %(coordinate_system)s
     %(table_key)s
     %(map.ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -88,9 +83,21 @@ def retrieval(
     n_crops = whole("n_crops", n_crops, least=0)
     table, one = _base.table_with_region(sdata, table_key, region)
     similarity = _base.stored_column(table, key, "sl.tl.retrieve(sdata, model, query)")
-    rank = _ranks(table, key, rank_key)
+    # Ranks of the query that `key` answers; those of another query would look right and be wrong.
+    ranked, rank = Keys.related(key, "rank") if rank_key is None else rank_key, None
+    if rank_key is not None or ranked in table.obs:
+        rank = _base.stored_column(table, ranked, f"sl.tl.retrieve(sdata, model, query, key_added={key!r})")
     usable = _section.region_crops(sdata, table, one).rows
-    best, worst = _ends(similarity, usable, n_crops, one.name)
+    known = usable[np.isfinite(similarity[usable])]
+    if known.size < 2:
+        raise DataError(
+            f"{known.size} spot(s) of region {one.name!r} have a crop and a similarity; at least 2 are needed. "
+            "Run `sl.tl.retrieve(sdata, model, query)` on this region."
+        )
+    order = known[np.argsort(-similarity[known], kind="stable")]
+    # In a small section no spot may be both most and least similar.
+    n = min(n_crops, len(order) // 2)
+    best, worst = order[:n], order[::-1][:n]
     _base.check_single(ax, 1 + len(best) + len(worst), how="`n_crops=0`, which is the map alone")
     tissue = read_tissue(sdata, table, one, coordinate_system=coordinate_system)
     values = similarity[one.rows]
@@ -103,37 +110,11 @@ def retrieval(
     if not n_crops:
         return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
     hits = load_crops(sdata, table, np.concatenate([best, worst]), [one], embedded_um(table, query.get("key")))
-    texts = _titles(table, hits, similarity, rank)
-    galleries = [Gallery("Most similar", hits[: len(best)], texts[: len(best)])]
-    galleries += [Gallery("Least similar", hits[len(best) :], texts[len(best) :])]
-    figure = draw_beside(tissue, panel, style, galleries=galleries, heading=heading)
-    return _base.finish(figure, ax, save, show)
-
-
-def _ends(similarity: np.ndarray, usable: np.ndarray, n: int, region: str) -> tuple[np.ndarray, np.ndarray]:
-    known = usable[np.isfinite(similarity[usable])]
-    if known.size < 2:
-        raise DataError(
-            f"{known.size} spot(s) of region {region!r} have a crop and a similarity; at least 2 are needed. "
-            "Run `sl.tl.retrieve(sdata, model, query)` on this region."
-        )
-    order = known[np.argsort(-similarity[known], kind="stable")]
-    # In a small section no spot may be both most and least similar.
-    n = min(n, len(order) // 2)
-    return order[:n], order[::-1][:n]
-
-
-def _ranks(table: AnnData, key: str, rank_key: str | None) -> np.ndarray | None:
-    """Ranks of the query that `key` answers; those of another query would look right and be wrong."""
-    found = Keys.related(key, "rank") if rank_key is None else rank_key
-    if rank_key is None and found not in table.obs:
-        return None
-    return _base.stored_column(table, found, f"sl.tl.retrieve(sdata, model, query, key_added={key!r})")
-
-
-def _titles(table: AnnData, hits: Sequence[Crop], similarity: np.ndarray, rank: np.ndarray | None) -> list[str]:
     texts = []
     for crop in hits:
         place = f"#{rank[crop.row]:.0f}  " if rank is not None and np.isfinite(rank[crop.row]) else ""
         texts.append(f"{spot_title(table, crop.row)}\n{place}{_base.number(similarity[crop.row], '.2f')}")
-    return texts
+    galleries = [Gallery("Most similar", hits[: len(best)], texts[: len(best)])]
+    galleries += [Gallery("Least similar", hits[len(best) :], texts[len(best) :])]
+    figure = draw_beside(tissue, panel, style, galleries=galleries, heading=heading)
+    return _base.finish(figure, ax, save, show)

@@ -114,35 +114,17 @@ def read_tissue(
     key = _section.find_image(sdata, region, image_key or crops.get("image_key"))
     _section.check_pixels(sdata, key)
     image = sdata.images[key]
-    centres, radii, outlines = _shapes(sdata, region, image, coordinate_system)
-    levels = _section.image_levels(image)
-    box = _bounds(centres, radii, outlines, levels[0].shape[1:], region.name)
-    picture, extent = _read_picture(levels, box, _SMALL_PX if n_maps > _MANY_MAPS else _LARGE_PX)
-    mpp = float(crops["mpp"]) if crops.get("image_key") == key else _section.mpp_of(image)
-    return Tissue(region, picture, extent, mpp, centres, radii, outlines)
-
-
-def _shapes(
-    sdata: SpatialData, region: Region, image: Any, system: str
-) -> tuple[np.ndarray, np.ndarray | None, list[np.ndarray] | None]:
     spots = _section.spot_table(sdata, region)
-    to_image = _section.between(spots, image, system)
-    centres = _section.spot_centres(image, spots, system)
+    to_image = _section.between(spots, image, coordinate_system)
+    centres = _section.spot_centres(image, spots, coordinate_system)
+    radii = outlines = None
     if "radius" in spots:
-        scale = float(np.sqrt(abs(np.linalg.det(to_image[:2, :2]))))
-        return centres, spots["radius"].to_numpy(dtype=float) * scale, None
-    outer = spots.geometry.convex_hull
-    return centres, None, [apply_affine(to_image, np.asarray(s.exterior.coords)) for s in outer]
-
-
-def _bounds(
-    centres: np.ndarray,
-    radii: np.ndarray | None,
-    outlines: list[np.ndarray] | None,
-    shape: tuple[int, ...],
-    name: str,
-) -> tuple[float, float, float, float]:
-    """Part of the image to show: the spots and a margin."""
+        radii = spots["radius"].to_numpy(dtype=float) * float(np.sqrt(abs(np.linalg.det(to_image[:2, :2]))))
+    else:
+        outlines = [apply_affine(to_image, np.asarray(s.exterior.coords)) for s in spots.geometry.convex_hull]
+    levels = _section.image_levels(image)
+    # Part of the image to show: the spots and a margin.
+    shape = levels[0].shape[1:]
     edge = np.median(radii) if radii is not None else np.median([np.ptp(o, axis=0).max() / 2 for o in outlines or []])
     low, high = centres.min(0), centres.max(0)
     margin = float(max(3 * edge, 0.02 * (high - low).max()))
@@ -150,11 +132,14 @@ def _bounds(
     x1, y1 = np.minimum(high + margin, [shape[1], shape[0]])
     if x1 - x0 < 1 or y1 - y0 < 1:
         raise DataError(
-            f"The spots of {name!r} lie outside the image ({shape[1]} x {shape[0]} px): they span x {low[0]:.0f} to "
-            f"{high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}. Name the right image with `image_key=`, or the system in "
-            "which both meet with `coordinate_system=`."
+            f"The spots of {region.name!r} lie outside the image ({shape[1]} x {shape[0]} px): they span x "
+            f"{low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}. Name the right image with "
+            "`image_key=`, or the system in which both meet with `coordinate_system=`."
         )
-    return float(x0), float(y0), float(x1), float(y1)
+    box = float(x0), float(y0), float(x1), float(y1)
+    picture, extent = _read_picture(levels, box, _SMALL_PX if n_maps > _MANY_MAPS else _LARGE_PX)
+    mpp = float(crops["mpp"]) if crops.get("image_key") == key else _section.mpp_of(image)
+    return Tissue(region, picture, extent, mpp, centres, radii, outlines)
 
 
 def _read_picture(
@@ -171,16 +156,13 @@ def _read_picture(
     step = max(1, int(max(window.shape[1:]) // wanted_px))
     if step > 1:
         window = window.coarsen({window.dims[1]: step, window.dims[2]: step}, boundary="trim").mean()
-    pixels = _as_rgb(np.asarray(window), level.dtype)
+    stored = level.dtype
+    white = 255.0 if stored == np.uint8 else float(np.iinfo(stored).max) if stored.kind in "iu" else 1.0
+    pixels = np.clip(np.moveaxis(np.asarray(window), 0, 2) * (255.0 / white), 0, 255).astype(np.uint8)
+    pixels = pixels if pixels.shape[2] == 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
     right, bottom = left + pixels.shape[1] * step, top + pixels.shape[0] * step
     x0, x1 = left / scale[0], right / scale[0]
     return pixels, (float(x0), float(x1), float(bottom / scale[1]), float(top / scale[1]))
-
-
-def _as_rgb(window: np.ndarray, stored: np.dtype) -> np.ndarray:
-    top = 255.0 if stored == np.uint8 else float(np.iinfo(stored).max) if stored.kind in "iu" else 1.0
-    pixels = np.clip(np.moveaxis(window, 0, 2) * (255.0 / top), 0, 255).astype(np.uint8)
-    return pixels if pixels.shape[2] == 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
 
 
 def draw_tissue(ax: Axes, tissue: Tissue, *, alpha: float) -> None:
@@ -192,14 +174,11 @@ def draw_tissue(ax: Axes, tissue: Tissue, *, alpha: float) -> None:
     ax.set_ylim(tissue.extent[2:])
     if tissue.mpp is not None:
         width_um = tissue.mpp * (tissue.extent[1] - tissue.extent[0])
-        add_scale_bar(ax, width_um, per_unit=tissue.mpp, colour=_on_corner(tissue.picture, alpha))
-
-
-def _on_corner(picture: np.ndarray, alpha: float) -> str:
-    """Black or white, whichever is seen on the lower right corner of a picture."""
-    height, width = (max(1, int(n * share)) for n, share in zip(picture.shape[:2], _CORNER, strict=True))
-    corner = picture[-height:, -width:].mean() / 255
-    return "white" if corner * alpha + (1 - alpha) < 0.5 else "black"
+        # Black or white, whichever is seen on the lower right corner of a picture.
+        height, width = (max(1, int(n * share)) for n, share in zip(tissue.picture.shape[:2], _CORNER, strict=True))
+        corner = tissue.picture[-height:, -width:].mean() / 255
+        colour = "white" if corner * alpha + (1 - alpha) < 0.5 else "black"
+        add_scale_bar(ax, width_um, per_unit=tissue.mpp, colour=colour)
 
 
 def draw_spots(
@@ -297,10 +276,6 @@ def _add_colour_bar(ax: Axes, spots: Any, panels: Sequence[Panel]) -> None:
     bar.outline.set_visible(False)
 
 
-def _n_lines(title: str, inches: float) -> int:
-    return wrap(title, inches, size=TITLE_SIZE).count("\n") + 1
-
-
 def draw_maps(tissue: Tissue, groups: Sequence[Sequence[Panel]], *, per_row: int, style: MapStyle) -> Figure:
     """Draw groups of maps in a new figure, `per_row` groups in a row."""
     width = max(len(group) for group in groups)
@@ -314,7 +289,8 @@ def draw_maps(tissue: Tissue, groups: Sequence[Sequence[Panel]], *, per_row: int
             sides[run[-1]] = max(sides[run[-1]], *(group[i].side_in for i in run if group[i].values is not None), 0.0)
     steps = [side + beside for beside in sides]
     rows = [groups[i : i + per_row] for i in range(0, len(groups), per_row)]
-    titles = [0.1 + _LINE_IN * max(_n_lines(p.title, side) for g in row for p in g) for row in rows]
+    lines = [max(wrap(p.title, side, size=TITLE_SIZE).count("\n") + 1 for g in row for p in g) for row in rows]
+    titles = [0.1 + _LINE_IN * n for n in lines]
     total = sum(titles) + len(rows) * (height + _GAP_IN)
     figure = plt.figure(figsize=(per_row * sum(steps) + 2 * _GAP_IN, total))
     y = 0.0

@@ -43,20 +43,16 @@ def summary_tables(table: pd.DataFrame) -> list[Table]:
             continue
         n = part["fold"].nunique()
         spread = f"Mean ± standard deviation over {n} folds" if n > 1 else "One fold, so without a spread"
-        found.append(Table(_over_folds(part), f"{spread}; {what}."))
+        keys = ["method", "metric", "genes", "fold"]
+        folds = part.groupby(keys, sort=False, observed=True, dropna=False)["value"].mean()
+        groups = folds.groupby(level=["method", "metric", "genes"], sort=False, dropna=False)
+        cells = pd.DataFrame({"mean": groups.mean(), "sd": groups.std(ddof=1)})
+        text = [_with_spread(mean, sd) for mean, sd in cells.to_numpy()]
+        order = pd.unique(part["method"])
+        wide = pd.Series(text, index=cells.index).unstack(["metric", "genes"]).reindex(order)
+        wide.columns = [", ".join(filter(None, (metric_label(m), str(g or "")))) for m, g in wide.columns]
+        found.append(Table(wide.fillna("–").rename_axis("method").reset_index(), f"{spread}; {what}."))
     return found
-
-
-def _over_folds(rows: pd.DataFrame) -> pd.DataFrame:
-    keys = ["method", "metric", "genes", "fold"]
-    folds = rows.groupby(keys, sort=False, observed=True, dropna=False)["value"].mean()
-    groups = folds.groupby(level=["method", "metric", "genes"], sort=False, dropna=False)
-    cells = pd.DataFrame({"mean": groups.mean(), "sd": groups.std(ddof=1)})
-    text = [_with_spread(mean, sd) for mean, sd in cells.to_numpy()]
-    order = pd.unique(rows["method"])
-    wide = pd.Series(text, index=cells.index).unstack(["metric", "genes"]).reindex(order)
-    wide.columns = [", ".join(filter(None, (metric_label(m), str(g or "")))) for m, g in wide.columns]
-    return wide.fillna("–").rename_axis("method").reset_index()
 
 
 def _with_spread(mean: float, sd: float) -> str:

@@ -69,7 +69,13 @@ def limits(result: Evaluation) -> list[str]:
     table = result.table
     patients, sections = named(table, "patient"), named(table, "section")
     seeds, organs = table["seed"].nunique() if "seed" in table else 0, named(table, "organ")
-    points = [_patients(len(patients), len(sections))] if patients else ["The patients are not named in the table."]
+    points, n = ["The patients are not named in the table."], len(patients)
+    if patients:
+        points = [f"{count(n, 'patient')} ({count(len(sections), 'section')}) {'was' if n == 1 else 'were'} held out."]
+        if n == 1:
+            points[0] += " Nothing can be said about differences between patients."
+        elif n < _FEW_PATIENTS:
+            points[0] += " That is few: one patient more can change means and the order of methods."
     if len(sections) > len(patients) > 0:
         points.append(
             f"{len(sections)} sections of {count(len(patients), 'patient')} are not {len(sections)} independent "
@@ -86,12 +92,3 @@ def limits(result: Evaluation) -> list[str]:
     if not result.spots:
         points.append("The evaluation kept no spots, so maps and calibration are missing.")
     return [*points, _INTERVALS, _NOISE]
-
-
-def _patients(n: int, n_sections: int) -> str:
-    held = f"{count(n, 'patient')} ({count(n_sections, 'section')}) {'was' if n == 1 else 'were'} held out."
-    if n == 1:
-        return f"{held} Nothing can be said about differences between patients."
-    if n < _FEW_PATIENTS:
-        return f"{held} That is few: one patient more can change means and the order of methods."
-    return held

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spatialdata import SpatialData
 
-from sealst._core.report import Block, Picture
+from sealst._core.report import Block
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._docs import documented
 from sealst._errors import SealstWarning
@@ -133,12 +133,13 @@ def _curves(evaluation: SlideEvaluation, numbers: str) -> Block:
 
 
 def _attention(slides: dict[str, SpatialData]) -> list[Block]:
-    pictures: list[Picture] = []
-    for name, sdata in slides.items():
-        caption = f"Slide {name}: attention (percentile within the slide) and the most attended crops."
-        pictures.append(picture_of(attention, caption, sdata, alt=f"Attention map of slide {name}."))
-    if not pictures:
+    if not slides:
         return []
+    what = "attention (percentile within the slide) and the most attended crops."
+    pictures = [
+        picture_of(attention, f"Slide {name}: {what}", sdata, alt=f"Attention map of slide {name}.")
+        for name, sdata in slides.items()
+    ]
     line = (
         f"Attention in {listed(slides)}. It says which tiles a model used, not why, and not what causes the label; "
         "look for pen marks, folds and borders of the tissue among the most attended crops."

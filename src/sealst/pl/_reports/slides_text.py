@@ -134,7 +134,15 @@ def limits(evaluation: SlideEvaluation) -> list[str]:
     """What the numbers cannot say, counted from the data."""
     points = []
     for target in targets_of(evaluation, None):
-        points += _of_target(evaluation, target)
+        own = evaluation.predictions[evaluation.predictions["target"] == target].drop_duplicates(Keys.PATIENT)
+        if evaluation.task == "survival":
+            events = int(own["event"].astype(bool).sum())
+            text = f"{target}: {count(events, 'patient')} of {len(own)} with an event."
+            points.append(f"{text} That is few." if events < _FEW_OF_KIND else text)
+        elif evaluation.task == "classification":
+            counts = own["truth"].astype(str).value_counts()
+            text = f"{target}: patients by class {', '.join(f'{k} {v}' for k, v in counts.items())}."
+            points.append(f"{text} The smallest class is small." if counts.min() < _FEW_OF_KIND else text)
     n, slides = (evaluation.predictions[c].nunique() for c in (Keys.PATIENT, "slide"))
     if n < _FEW_PATIENTS:
         points.insert(0, f"{count(n, 'patient')} {'is' if n == 1 else 'are'} few: expect intervals to be wide.")
@@ -143,17 +151,3 @@ def limits(evaluation: SlideEvaluation) -> list[str]:
     if evaluation.task == "survival":
         points.append(_RISK)
     return [*points, _INTERVALS, _NOT_CAUSE]
-
-
-def _of_target(evaluation: SlideEvaluation, target: str) -> list[str]:
-    frame = evaluation.predictions
-    own = frame[frame["target"] == target].drop_duplicates(Keys.PATIENT)
-    if evaluation.task == "survival":
-        events = int(own["event"].astype(bool).sum())
-        text = f"{target}: {count(events, 'patient')} of {len(own)} with an event."
-        return [f"{text} That is few." if events < _FEW_OF_KIND else text]
-    if evaluation.task == "classification":
-        counts = own["truth"].astype(str).value_counts()
-        text = f"{target}: patients by class {', '.join(f'{k} {v}' for k, v in counts.items())}."
-        return [f"{text} The smallest class is small." if counts.min() < _FEW_OF_KIND else text]
-    return []

@@ -65,10 +65,7 @@ def slide_calibration(
         Bins of the predicted probability.
     %(by_number.n_cols)s
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -90,8 +87,25 @@ def slide_calibration(
         pairs = [held_out(evaluation, t, m, ["truth", "prediction"]) for t in shown for m in kept]
         axes = panel_axes(ax, len(pairs), n_cols or min(len(pairs), max(len(kept), 2)), how="`targets=` and `methods=`")
         for one, slides in zip(axes, pairs, strict=True):
-            same = [other for other in pairs if other.target == slides.target]
-            _draw_pairs(one, slides, evaluation, limits=_limits(same))
+            same = [other.frame[["truth", "prediction"]] for other in pairs if other.target == slides.target]
+            values = np.concatenate([frame.to_numpy(dtype=float).ravel() for frame in same])
+            low, high = float(values.min()), float(values.max())
+            margin = 0.05 * (high - low) or 0.5
+            truth, predicted = (slides.frame[c].to_numpy(dtype=float) for c in ("truth", "prediction"))
+            varies = np.ptp(predicted) > 0 and np.ptp(truth) > 0 and len(truth) > 2
+            r = float(np.corrcoef(predicted, truth)[0, 1]) if varies else np.nan
+            score = score_text(evaluation, slides, ("pearson",), r)
+            title = f"{slides.target}, {slides.label}" + f"\nr = {score}" * bool(score)
+            _square(one, (low - margin, high + margin), title)
+            one.scatter(predicted, truth, s=16, color=slides.colour, edgecolors="white", linewidths=0.4, zorder=3)
+            if varies:
+                fit = linregress(predicted, truth)
+                ends = np.array([predicted.min(), predicted.max()])
+                one.plot(ends, fit.intercept + fit.slope * ends, color=slides.colour, linewidth=1.4, zorder=2)
+                text = f"slope {_base.number(float(fit.slope), '.2f')}, {len(truth)} slides"
+                one.text(0.97, 0.03, text, transform=one.transAxes, ha="right", fontsize=_base.SMALL_SIZE)
+            one.set_xlabel(f"predicted {slides.target}", fontsize=_base.SMALL_SIZE + 1)
+            one.set_ylabel(f"measured {slides.target}", fontsize=_base.SMALL_SIZE + 1)
         return _base.finish(_base.figure_of(axes[0]), ax, save, show)
     panels = [(target, name) for target in shown for name in classes_of(evaluation, target, classes)]
     groups = [[held_out(evaluation, t, m, ["truth", f"p_{name}"]) for m in kept] for t, name in panels]
@@ -125,30 +139,6 @@ def _draw_bins(ax: Axes, methods: Sequence[Slides], name: str, n_bins: int, *, t
     counts.set_xlabel(f"predicted probability of {name}", fontsize=_base.SMALL_SIZE + 1)
     counts.tick_params(labelbottom=True)
     counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-
-
-def _limits(pairs: Sequence[Slides]) -> tuple[float, float]:
-    values = np.concatenate([one.frame[["truth", "prediction"]].to_numpy(dtype=float).ravel() for one in pairs])
-    low, high = float(values.min()), float(values.max())
-    margin = 0.05 * (high - low) or 0.5
-    return low - margin, high + margin
-
-
-def _draw_pairs(ax: Axes, slides: Slides, evaluation: SlideEvaluation, *, limits: tuple[float, float]) -> None:
-    truth, predicted = (slides.frame[c].to_numpy(dtype=float) for c in ("truth", "prediction"))
-    varies = np.ptp(predicted) > 0 and np.ptp(truth) > 0 and len(truth) > 2
-    own = float(np.corrcoef(predicted, truth)[0, 1]) if varies else np.nan
-    score = score_text(evaluation, slides, ("pearson",), own)
-    _square(ax, limits, f"{slides.target}, {slides.label}" + f"\nr = {score}" * bool(score))
-    ax.scatter(predicted, truth, s=16, color=slides.colour, edgecolors="white", linewidths=0.4, zorder=3)
-    if varies:
-        fit = linregress(predicted, truth)
-        ends = np.array([predicted.min(), predicted.max()])
-        ax.plot(ends, fit.intercept + fit.slope * ends, color=slides.colour, linewidth=1.4, zorder=2)
-        text = f"slope {_base.number(float(fit.slope), '.2f')}, {len(truth)} slides"
-        ax.text(0.97, 0.03, text, transform=ax.transAxes, ha="right", fontsize=_base.SMALL_SIZE)
-    ax.set_xlabel(f"predicted {slides.target}", fontsize=_base.SMALL_SIZE + 1)
-    ax.set_ylabel(f"measured {slides.target}", fontsize=_base.SMALL_SIZE + 1)
 
 
 def _square(ax: Axes, limits: tuple[float, float], title: str) -> None:

@@ -61,20 +61,13 @@ def roc(
     evaluation
         A `tl.SlideEvaluation` of a classification.
     %(shown.targets)s
-    classes
-        Classes to show against the rest; by default the second of two, or all. By default those that no held-out slide
-        is of are left out, with a warning.
+    %(curves.classes)s
     %(embeddings.methods)s
-    n_bootstrap
-        Bootstrap draws behind the band; 0 leaves it out.
-    seed
-        Seed of these draws; default ``settings.seed``.
+    %(curves.n_bootstrap)s
+    %(curves.seed)s
     %(by_number.n_cols)s
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -119,20 +112,13 @@ def precision_recall(
     evaluation
         A `tl.SlideEvaluation` of a classification.
     %(shown.targets)s
-    classes
-        Classes to show against the rest; by default the second of two, or all. By default those that no held-out slide
-        is of are left out, with a warning.
+    %(curves.classes)s
     %(embeddings.methods)s
-    n_bootstrap
-        Bootstrap draws behind the band; 0 leaves it out.
-    seed
-        Seed of these draws; default ``settings.seed``.
+    %(curves.n_bootstrap)s
+    %(curves.seed)s
     %(by_number.n_cols)s
     %(ax)s
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -191,10 +177,33 @@ def _curves(
     panels = _panels(evaluation, chosen, methods)
     axes = panel_axes(ax, len(panels), chosen.n_cols, how="`targets=` and `classes=`")
     for one, ((target, name), own) in zip(axes, panels.items(), strict=True):
-        _frame(one, kind, own[0], title=(target, name))
+        truth = is_class(own[0].frame["truth"], name)
+        one.set_xlim(-0.02, 1.02)
+        one.set_ylim(-0.02, 1.02)
+        one.set_box_aspect(1)
+        plain(one)
+        # What guessing reaches.
+        guess = [float(truth.mean())] * 2 if kind.steps else [0, 1]
+        one.plot([0, 1], guess, color="black", linestyle=":", linewidth=0.9, zorder=1)
+        title = f"{target}: {name} ({truth.sum()} of {len(truth)} slides)"
+        one.set_title(_base.wrap(title, 3.0, size=_base.TITLE_SIZE), fontsize=_base.TITLE_SIZE)
+        labels = ("recall", "precision") if kind.steps else ("1 − specificity", "sensitivity")
+        one.set_xlabel(labels[0], fontsize=_base.SMALL_SIZE + 1)
+        one.set_ylabel(labels[1], fontsize=_base.SMALL_SIZE + 1)
         binary = len(evaluation.facts["classes"][target]) == 2
-        for method in own:
-            _draw(one, method, name, kind, chosen=chosen, evaluation=evaluation if binary else None)
+        for slides in own:
+            truth = is_class(slides.frame["truth"], name)
+            score = slides.frame[f"p_{name}"].to_numpy(dtype=float)
+            area = float(kind.score(truth, score))
+            text = score_text(evaluation, slides, kind.metrics, area) if binary else _base.number(area, ".2f")
+            curve = kind.curve(truth, score)
+            label, style = f"{slides.label}, {kind.name} {text}", "steps-pre" if kind.steps else "default"
+            one.plot(curve.x, curve.y, color=slides.colour, linewidth=1.6, drawstyle=style, label=label, zorder=3)
+            if chosen.n_bootstrap:
+                options: dict[str, Any] = {"steps": kind.steps, "n": chosen.n_bootstrap, "seed": chosen.seed}
+                band = slide_curves.band(kind.curve, truth, score, groups=slides.patients, **options)
+                low, high = np.asarray(band.low), np.asarray(band.high)
+                one.fill_between(band.x, low, high, color=slides.colour, alpha=0.14, linewidth=0, zorder=2)
         legend_below(one)
     return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
@@ -216,39 +225,3 @@ def _panels(
     if lacking:
         warn(f"{' '.join(lacking)} Left out.")
     return found
-
-
-def _frame(ax: Axes, kind: _Kind, slides: Slides, *, title: tuple[str, str]) -> None:
-    """Limits, labels, and what guessing reaches."""
-    truth = is_class(slides.frame["truth"], title[1])
-    ax.set_xlim(-0.02, 1.02)
-    ax.set_ylim(-0.02, 1.02)
-    ax.set_box_aspect(1)
-    plain(ax)
-    share = float(truth.mean())
-    guess = ([0, 1], [share, share]) if kind.steps else ([0, 1], [0, 1])
-    ax.plot(*guess, color="black", linestyle=":", linewidth=0.9, zorder=1)
-    counts = f"{truth.sum()} of {len(truth)} slides"
-    name = _base.wrap(f"{title[0]}: {title[1]} ({counts})", 3.0, size=_base.TITLE_SIZE)
-    ax.set_title(name, fontsize=_base.TITLE_SIZE)
-    labels = ("recall", "precision") if kind.steps else ("1 − specificity", "sensitivity")
-    ax.set_xlabel(labels[0], fontsize=_base.SMALL_SIZE + 1)
-    ax.set_ylabel(labels[1], fontsize=_base.SMALL_SIZE + 1)
-
-
-def _draw(
-    ax: Axes, slides: Slides, name: str, kind: _Kind, *, chosen: _Choice, evaluation: SlideEvaluation | None
-) -> None:
-    truth = is_class(slides.frame["truth"], name)
-    score = slides.frame[f"p_{name}"].to_numpy(dtype=float)
-    own = float(kind.score(truth, score))
-    text = _base.number(own, ".2f") if evaluation is None else score_text(evaluation, slides, kind.metrics, own)
-    curve = kind.curve(truth, score)
-    style = "steps-pre" if kind.steps else "default"
-    label = f"{slides.label}, {kind.name} {text}"
-    ax.plot(curve.x, curve.y, color=slides.colour, linewidth=1.6, drawstyle=style, label=label, zorder=3)
-    if chosen.n_bootstrap:
-        options: dict[str, Any] = {"steps": kind.steps, "n": chosen.n_bootstrap, "seed": chosen.seed}
-        band = slide_curves.band(kind.curve, truth, score, groups=slides.patients, **options)
-        low, high = np.asarray(band.low), np.asarray(band.high)
-        ax.fill_between(band.x, low, high, color=slides.colour, alpha=0.14, linewidth=0, zorder=2)

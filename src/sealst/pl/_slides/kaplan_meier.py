@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -74,10 +73,7 @@ def kaplan_meier(
         Panels in a row; by default the embeddings of one target.
     ax
         Axes to draw into, for a single panel; leave room below it for the patients at risk.
-    %(save)s
-    %(show)s
-
-    %(returns_figure)s
+    %(figure)s
 
     Raises
     ------
@@ -101,11 +97,46 @@ def kaplan_meier(
     axes = panel_axes(ax, len(pairs), n_cols or min(len(pairs), max(len(kept), 2)), how="`targets=` and `methods=`")
     latest = {t: max(s.frame["time"].max() for s in pairs if s.target == t) for t in shown}
     for one, slides, high in zip(axes, pairs, groups, strict=True):
-        _frame(one, slides, evaluation, high, until=latest[slides.target])
+        times, events = (slides.frame[c].to_numpy() for c in ("time", "event"))
+        index = score_text(evaluation, slides, ("c_index", "harrell_c", "concordance"))
+        p = log_rank(times.astype(float), events.astype(bool), high)
+        said = "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.095 else f"p = {p:.2f}"
+        test = f"log-rank {said if np.isfinite(p) else 'undefined'}" if events.any() else "no event"
+        facts = [f"c-index {index}" if index else "", test]
+        title = f"{slides.target}, {slides.label}\n" + ", ".join(filter(None, facts))
+        one.set_title(title, fontsize=_base.TITLE_SIZE)
+        one.set_ylim(0, 1.03)
+        one.set_xlim(0, 1.03 * latest[slides.target])
+        one.set_box_aspect(0.85)
+        one.xaxis.set_major_locator(MaxNLocator(5))
+        plain(one)
+        one.set_ylabel("share of patients without event", fontsize=_base.SMALL_SIZE + 1)
         one.set_xlabel(time_label, fontsize=_base.SMALL_SIZE + 1)
         for name, colour, rows in zip(_GROUPS, RISK_COLOURS, (high, ~high), strict=True):
-            _draw(one, slides.frame[rows], name, colour)
-        _add_table(one, slides.frame, high)
+            frame = slides.frame[rows]
+            time, event = frame["time"].to_numpy(dtype=float), frame["event"].to_numpy(dtype=bool)
+            curve = survival_curve(time, event)
+            label = f"{name} ({int(event.sum())} of {len(event)} with event)"
+            one.step(curve.time, curve.share, where="post", color=colour, linewidth=1.6, label=label, zorder=3)
+            one.fill_between(
+                curve.time, curve.low, curve.high, step="post", color=colour, alpha=0.18, linewidth=0, zorder=2
+            )
+            censored = time[~event]
+            height = curve.share[np.searchsorted(curve.time, censored, side="right") - 1]
+            one.plot(
+                censored, height, linestyle="none", marker="|", markersize=5, color=colour, zorder=4, gid="censored"
+            )
+        # Patients at risk below the axis, at its ticks.
+        ticks = np.array([tick for tick in one.get_xticks() if 0 <= tick <= one.get_xlim()[1]])
+        style: dict[str, Any] = {"fontsize": _base.SMALL_SIZE, "annotation_clip": False, "va": "top"}
+        style["textcoords"] = "offset points"
+        one.annotate("at risk", (0, 0), (_LEFT_PT, -_TABLE_PT), xycoords="axes fraction", ha="right", **style)
+        for i, (name, colour, rows) in enumerate(zip(_GROUPS, RISK_COLOURS, (high, ~high), strict=True)):
+            y = -_TABLE_PT - (i + 1) * _LINE_PT
+            one.annotate(name, (0, 0), (_LEFT_PT, y), xycoords="axes fraction", ha="right", color=colour, **style)
+            for tick, n in zip(ticks, at_risk(times.astype(float)[rows], ticks), strict=True):
+                place = ("data", "axes fraction")
+                one.annotate(str(n), (tick, 0), (0, y), xycoords=place, ha="center", gid="at risk", **style)
         one.legend(fontsize=_base.SMALL_SIZE, frameon=False, loc="best")
     return _base.finish(_base.figure_of(axes[0]), ax, save, show)
 
@@ -138,52 +169,3 @@ def _is_high(slides: Slides, split: str) -> np.ndarray:
         way = "Folds of one patient have no median: use `split='all'`." if split == "fold" else "All risks are equal."
         raise DataError(f"No patients of {slides.target!r} lie above the median risk by {slides.method!r}. {way}")
     return high
-
-
-def _frame(ax: Axes, slides: Slides, evaluation: SlideEvaluation, high: np.ndarray, *, until: float) -> None:
-    time, event = (slides.frame[c].to_numpy() for c in ("time", "event"))
-    index = score_text(evaluation, slides, ("c_index", "harrell_c", "concordance"))
-    p = log_rank(time.astype(float), event.astype(bool), high)
-    test = f"log-rank {_p_text(p) if np.isfinite(p) else 'undefined'}" if event.any() else "no event"
-    facts = [f"c-index {index}" if index else "", test]
-    title = f"{slides.target}, {slides.label}\n" + ", ".join(filter(None, facts))
-    ax.set_title(title, fontsize=_base.TITLE_SIZE)
-    ax.set_ylim(0, 1.03)
-    ax.set_xlim(0, 1.03 * until)
-    ax.set_box_aspect(0.85)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    plain(ax)
-    ax.set_ylabel("share of patients without event", fontsize=_base.SMALL_SIZE + 1)
-
-
-def _p_text(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.095 else f"p = {p:.2f}"
-
-
-def _draw(ax: Axes, frame: pd.DataFrame, name: str, colour: str) -> None:
-    time, event = frame["time"].to_numpy(dtype=float), frame["event"].to_numpy(dtype=bool)
-    curve = survival_curve(time, event)
-    label = f"{name} ({int(event.sum())} of {len(event)} with event)"
-    ax.step(curve.time, curve.share, where="post", color=colour, linewidth=1.6, label=label, zorder=3)
-    ax.fill_between(curve.time, curve.low, curve.high, step="post", color=colour, alpha=0.18, linewidth=0, zorder=2)
-    censored = time[~event]
-    height = curve.share[np.searchsorted(curve.time, censored, side="right") - 1]
-    ax.plot(censored, height, linestyle="none", marker="|", markersize=5, color=colour, zorder=4, gid="censored")
-
-
-def _add_table(ax: Axes, frame: pd.DataFrame, high: np.ndarray) -> None:
-    """Patients at risk below the axis, at its ticks."""
-    ticks = np.array([tick for tick in ax.get_xticks() if 0 <= tick <= ax.get_xlim()[1]])
-    style: dict[str, Any] = {
-        "fontsize": _base.SMALL_SIZE,
-        "annotation_clip": False,
-        "textcoords": "offset points",
-        "va": "top",
-    }
-    ax.annotate("at risk", (0, 0), (_LEFT_PT, -_TABLE_PT), xycoords="axes fraction", ha="right", **style)
-    for i, (name, colour, rows) in enumerate(zip(_GROUPS, RISK_COLOURS, (high, ~high), strict=True)):
-        y = -_TABLE_PT - (i + 1) * _LINE_PT
-        ax.annotate(name, (0, 0), (_LEFT_PT, y), xycoords="axes fraction", ha="right", color=colour, **style)
-        for tick, n in zip(ticks, at_risk(frame["time"].to_numpy(dtype=float)[rows], ticks), strict=True):
-            place = ("data", "axes fraction")
-            ax.annotate(str(n), (tick, 0), (0, y), xycoords=place, ha="center", gid="at risk", **style)
