@@ -110,7 +110,8 @@ def _pillow(path: Path) -> Iterator[Any]:
         before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
         try:
-            with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream, Image.open(stream) as picture:
+            opener: Any = gzip.open if path.suffix == ".gz" else open
+            with opener(path, "rb") as stream, Image.open(stream) as picture:
                 yield picture
         except _UNREADABLE as error:
             raise DataError(f"{path.name} could not be read as an image: {error}") from error
