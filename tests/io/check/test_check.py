@@ -82,7 +82,7 @@ def test_contradictory_and_unknown_scales(toy_section):
     assert value(report, "`mpp`") == "0.5 µm/px"
     sdata.tables["table"].obs["technology"] = "Visium"
     (text,) = texts(sl.io.check(sdata))
-    assert "1 µm per pixel by coordinate system 'um', but 1.111 by the pitch of Visium (100 µm)" in text
+    assert "1 µm per pixel by the image's 'um' coordinate system, but 1.111 by the pitch of Visium (100 µm)" in text
     set_transformation(sdata.images["toy_he"], {"global": Identity()}, set_all=True)
     report = sl.io.check(sdata)
     assert not report.ok
