@@ -66,7 +66,6 @@ class GivenModel(Candidate):
     """A SEAL model that is trained already."""
 
     def __init__(self, model: SealModel) -> None:
-        model.panel.require_names()
         self.model, self.label, self.crop = model, f"SealModel {model.fingerprint}", model.crop
 
     def models(self, fold: Split, seed: int) -> dict[str, SealModel]:

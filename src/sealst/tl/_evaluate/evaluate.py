@@ -163,6 +163,8 @@ def evaluate(
     >>> found = sl.tl.evaluate(sections, recipe, baselines=["st-net", "bleep"])  # doctest: +SKIP
     >>> found.table.query("metric == 'pearson' and section != ''")  # doctest: +SKIP
     """
+    if isinstance(model, SealModel):
+        model.panel.require_names()
     protocol = resolve_protocol(preset)
     if n_genes is not None:
         check_positive("n_genes", n_genes)
