@@ -69,12 +69,12 @@ def test_types_and_defaults_follow_annotations():
     assert (count["n_workers"].type.min, count["frozen"].default, count["overwrite"].default) == (0, None, False)
     assert list(options("pp.normalize", "grid")[0]["grid"].type.choices) == ["auto", "hex", "square"]
     constant, _ = options("tl.retrieve", "n_std", "key", "key_added")
-    assert [constant[n].default for n in ("n_std", "key", "key_added")] == [10.0, "X_seal", "seal"]
+    assert [constant[n].default for n in ("n_std", "key", "key_added")] == [10.0, "X_seal", "seal_similarity"]
 
 
 def test_help_is_the_docstrings_without_its_markup():
     found, _ = options("tl.embed_slides", "step_um", "prune", "genes", tiles_per_task={"sentences": 2})
-    assert found["step_um"].help == ("Distance of neighbouring tiles in µm; by default --tile-um, so that they touch.")
+    assert found["step_um"].help == ("Distance of neighbouring tiles in µm; by default --crop-um, so that they touch.")
     assert found["prune"].help.startswith("Remove the results")
     assert found["genes"].help.endswith("By commas, or a text file with one per line.")
     assert found["tiles_per_task"].help.startswith("Tiles of a range. Memory and")
@@ -89,8 +89,8 @@ def test_an_argument_that_is_renamed_is_missed():
 
 
 def test_other_flags():
-    found, _ = options("pp.harmonize_genes", table={"flag": "--gene-table"})
-    assert found["table"].opts == ["--gene-table"]
+    found, _ = options("pp.harmonize_genes", gene_table={"flag": "--names"})
+    assert found["gene_table"].opts == ["--names"]
 
 
 def test_pages_of_help_import_no_torch():
