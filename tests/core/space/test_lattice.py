@@ -178,3 +178,8 @@ def test_pitch_is_within_one_percent(kind, turn, jitter, missing, seed):
     xy = 137.0 * np.column_stack([x, y]) / side + rng.normal(0, 137.0 * jitter / np.sqrt(2), (len(x), 2))
     xy = xy[rng.random(len(xy)) >= missing] @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     assert lattice.pitch(xy) == pytest.approx(137.0, rel=0.01)
+
+
+def test_pitch_refuses_what_is_no_place():
+    with pytest.raises(DataError, match="1 of 3 spots have no finite coordinates"):
+        lattice.pitch(np.array([[0.0, 0.0], [1.0, 0.0], [np.nan, 2.0]]))

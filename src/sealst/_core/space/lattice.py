@@ -41,10 +41,12 @@ def pitch(xy: np.ndarray) -> float:
     Raises
     ------
     DataError
-        When there are fewer than two spots, or two spots share a position.
+        When there are fewer than two spots, two share a position, or one has no finite coordinates.
     """
     if len(xy) < 2:
         raise DataError(f"A lattice needs at least 2 spots, found {len(xy)}.")
+    if lost := int((~np.isfinite(xy)).any(axis=1).sum()):
+        raise DataError(f"{lost} of {len(xy)} spots have no finite coordinates. Drop them first.")
     tree = cKDTree(xy)
     nearest = tree.query(xy, k=2)[0][:, 1]
     if (nearest == 0).any():
