@@ -33,8 +33,8 @@ if not logger.handlers:
 
 def warn(message: str, category: type[Warning] = SealstWarning) -> None:
     """Warn the user, pointing at the line of their own code that led here."""
-    # What `skip_file_prefixes` does from Python 3.12 on. Counted from the caller of this function.
-    frame, levels = inspect.currentframe(), 0
+    # What `skip_file_prefixes` does from Python 3.12 on; level 1 is this function.
+    frame, levels = inspect.currentframe(), 1
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, levels = frame.f_back, levels + 1
     warnings.warn(message, category, stacklevel=max(1, levels - 1) if frame is None else levels)
