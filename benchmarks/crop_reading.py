@@ -146,10 +146,10 @@ def sealst_cache(store: Path) -> int:
 
 
 def sealst_cache_shuffled(store: Path) -> int:
-    from sealst._data.crops.cache import CachedCrops
+    from sealst._data.crops.cache import CachedRows
 
     cache = cache_of(store)
-    crops = CachedCrops([(cache, np.arange(len(cache.boxes)))])  # type: ignore[arg-type, attr-defined]
+    crops = CachedRows(cache, np.arange(len(cache.boxes)))  # type: ignore[arg-type, attr-defined]
     order = np.random.default_rng(0).permutation(len(crops))[:1024]
     start()
     return sum(len(crops[order[i : i + 64]]) for i in range(0, len(order), 64))
