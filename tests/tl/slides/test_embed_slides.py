@@ -116,7 +116,7 @@ def test_slides_are_embedded_like_sections(folder: Path, model, tmp_path: Path) 
     assert frozen == base_name(model.encoder)
     assert sl.io.read_bags(tmp_path / "out").facts["models"] == {
         "X_seal": model.fingerprint,
-        "X_frozen": f"{frozen} at 64 µm",
+        "X_frozen": f"{frozen} at 64 µm, 32 px",
     }
     assert np.abs(tiles.obsm["X_frozen"] - tiles.obsm["X_seal"]).max() > 1e-3
     # Later calls take the embeddings as their own.
@@ -133,7 +133,7 @@ def test_an_encoder_by_name(folder: Path, tmp_path: Path) -> None:
     assert entry["model"] == ENCODER
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert entry["fingerprint"] == run["settings"]["model"]
-    assert sl.io.read_bags(tmp_path / "out").facts["models"]["X_seal"] == f"{entry['fingerprint']} at 64 µm"
+    assert sl.io.read_bags(tmp_path / "out").facts["models"]["X_seal"] == f"{entry['fingerprint']} at 64 µm, 32 px"
     # The same as of sections, and another where the encoder is pooled otherwise.
     pooled = {}
     for pool in (None, "mean"):
