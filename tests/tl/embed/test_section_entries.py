@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import pytest
 
 import sealst as sl
 
@@ -56,3 +57,8 @@ def test_a_region_of_two_sections_trains_as_two(toy_section, finetune, fast):
     model = finetune([sdata], params=fast | {"weight_domain": 1.0, "domain": "patient"})
     assert model.provenance["sections"] == ["s1", "s2"]
     assert model.provenance["patients"] == ["p1", "p2"]
+
+
+def test_a_model_in_place_of_sections_is_told(ready, model):
+    with pytest.raises(TypeError, match="`sections` must be SpatialData.*found SealModel. Data comes first"):
+        sl.tl.evaluate(model, ready(section="t", patient="p9"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ def as_sections(sections: SpatialData | Sequence[SpatialData], name: str) -> Seq
         call = "read" if Path(sections).suffix == ".zarr" else "read_collection"
         how = f"Open it: `sl.io.{call}({str(sections)!r})`."
         raise TypeError(f"`{name}` must be SpatialData, found the path {str(sections)!r}. {how}")
+    if not isinstance(sections, SpatialData | Iterable):
+        hint = "Data comes first, then the model."
+        raise TypeError(f"`{name}` must be SpatialData or a list of them, found {type(sections).__name__}. {hint}")
     items = [sections] if isinstance(sections, SpatialData) else list(sections)
     if not items:
         raise DataError(f"`{name}` is empty; pass at least one SpatialData.")
