@@ -78,3 +78,26 @@ def test_processes_share_spots_in_order(n, batch, world):
         joined += [row for share in shares for row in share.rows]
     assert joined[:n] == list(range(n))
     assert len(joined) < n + world
+
+
+@given(st.integers(1, 4), st.integers(2, 9), st.integers(0, 20))
+def test_batches_of_one_section(n_sections: int, batch: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sections = np.repeat(np.arange(n_sections), rng.integers(batch, 5 * batch, n_sections))
+    rng.shuffle(sections)
+    sampler = SegmentSampler(len(sections), batch_size=batch, views=1, seed=seed, sections=sections)
+    drawn = epoch_of(sampler, 0)
+    rows = np.concatenate([draw.rows for draw in drawn])
+    assert len(np.unique(rows)) == len(rows) == len(sections) // batch * batch
+    pure = [len(np.unique(sections[draw.rows])) == 1 for draw in drawn]
+    # Sections fill as many batches as they can alone.
+    assert sum(pure) >= sum(np.bincount(sections) // batch)
+
+
+def test_batches_of_one_section_are_those_of_one_process_on_several() -> None:
+    sections = np.repeat([0, 1, 2], [40, 33, 23])
+    options = {"batch_size": 16, "views": 3, "seed": 5, "sections": sections}
+    alone = epoch_of(SegmentSampler(96, **options), 1)
+    parts = [epoch_of(SegmentSampler(96, **options, rank=r, world=2), 1) for r in range(2)]
+    for whole, *shares in zip(alone, *parts, strict=True):
+        assert sorted(whole.rows) == sorted(np.concatenate([share.rows for share in shares]))

@@ -22,6 +22,8 @@ class MadeBy:
     modality: str | None = None
     crop_um: float | None = None
     crop_px: int | None = None
+    #: flips and rotations that it is the mean of
+    views: int | None = None
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> MadeBy | None:
@@ -35,6 +37,7 @@ class MadeBy:
             str(entry["model"]),
             crop_um=None if um is None else float(um),
             crop_px=None if px is None else int(px),
+            views=None if entry.get("views") is None else int(entry["views"]),
             **texts,
         )
 
@@ -56,4 +59,5 @@ class MadeBy:
         name = self.fingerprint or f"{self.model} ({self.pool})"
         size = [f"{self.crop_um:g} µm"] if self.crop_um is not None else []
         size += [f"{self.crop_px} px"] if self.crop_px is not None else []
+        size += [f"{self.views} views"] if (self.views or 1) > 1 else []
         return f"{name} at {', '.join(size)}" if size else name

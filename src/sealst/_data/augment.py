@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from sealst._core.space.views import N_SYMMETRIES
+
 # Optical densities of haematoxylin, eosin and a residual (Ruifrok & Johnston 2001), rows normalised.
 _HED = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 
@@ -18,9 +20,9 @@ def _uniform(n: int, low: float, high: float, like: torch.Tensor, channels: int 
 
 def dihedral(x: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
     """Flip and rotate each crop by one of the eight symmetries of the square."""
-    which = torch.randint(0, 8, (len(x),), device=x.device) if which is None else which
+    which = torch.randint(0, N_SYMMETRIES, (len(x),), device=x.device) if which is None else which
     out = torch.empty_like(x)
-    for code in range(8):
+    for code in range(N_SYMMETRIES):
         mine = which == code
         if mine.any():
             turned = torch.rot90(x[mine], code % 4, dims=(2, 3))

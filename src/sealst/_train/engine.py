@@ -144,12 +144,14 @@ def run_stages(
     run: Run,
     warmup: PairDataset | None = None,
     weights: np.ndarray | None = None,
+    sections: np.ndarray | None = None,
     baseline: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """Warm up the gene autoencoder, then align; returns one row per epoch (or part of a long one).
 
     `warmup` is expression for the first stage (default that of `train`), `weights` the probability of each training
-    spot to be drawn, `baseline` held-out scores of the frozen encoder for the log.
+    spot to be drawn, `sections` the section of each where batches are to be of one, `baseline` held-out scores of the
+    frozen encoder for the log.
     """
     device, given, batch = model.device, run.trainer_kwargs, int(params.batch_size or 1)
     world, rank = processes(given.get("devices", 1), given.get("num_nodes", 1), device.type)
@@ -160,7 +162,8 @@ def run_stages(
 
     def fit(
         make: Callable[..., Stage], data: PairDataset, epochs: int, lr: float, *,
-        weights: np.ndarray | None = None, held_out: PairDataset | None = None, **options: Any,
+        weights: np.ndarray | None = None, sections: np.ndarray | None = None, held_out: PairDataset | None = None,
+        **options: Any,
     ) -> None:  # fmt: skip
         """Run one stage from where it stands."""
         # Lightning leaves a model that it has trained on the CPU.
@@ -171,7 +174,7 @@ def run_stages(
             raise DataError(f"`params.batch_size` is {size}, fewer than the {world} processes that share it.")
         sampler = SegmentSampler(
             len(data), batch_size=size // world * world, views=data.views, seed=mixed_seed(run.seed, make.__name__),
-            weights=weights, max_steps=run.max_steps, rank=rank, world=world,
+            weights=weights, sections=sections, max_steps=run.max_steps, rank=rank, world=world,
         )  # fmt: skip
         total = epochs * sampler.segments_per_epoch
         steps = max(1, total * math.ceil(sampler.steps / params.accumulate))
@@ -224,8 +227,8 @@ def run_stages(
             fit(WarmupStage, alone, params.warmup_epochs, params.warmup_lr)
         domains = {"n_domains": int(train.extra["domain"].max()) + 1} if "domain" in train.extra else {}
         fit(
-            AlignStage, train, int(params.epochs or 0), float(params.lr or 0), weights=weights, held_out=held_out,
-            **domains,
+            AlignStage, train, int(params.epochs or 0), float(params.lr or 0), weights=weights, sections=sections,
+            held_out=held_out, **domains,
         )  # fmt: skip
     model.to(device).eval()
     return pd.DataFrame(rows)

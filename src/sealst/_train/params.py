@@ -46,6 +46,9 @@ class TrainParams:
     #: ``"clip"``, ``"soft_clip"`` or ``"siglip"``
     contrastive: str = "clip"
     temperature: float = 0.05
+    #: spots that a crop is told apart from in the contrastive loss: ``"section"`` (batches of one section each, so that
+    #: nothing is won by telling sections apart) or ``"all"``
+    negatives: str = "all"
     #: name of a reconstruction loss; ``"nb"`` is the likelihood of the counts
     reconstruction: str = "barlow_std_mse"
     #: scale of both reconstruction losses
@@ -103,6 +106,7 @@ class TrainParams:
         check_choice("params.augmentation", self.augmentation, sorted(AUGMENTATIONS))
         check_choice("params.cache", self.cache, ("auto", "trunk", "none"))
         check_choice("params.contrastive", self.contrastive, sorted(CONTRASTIVE))
+        check_choice("params.negatives", self.negatives, ("all", "section"))
         check_choice("params.reconstruction", self.reconstruction, sorted(RECONSTRUCTION | COUNT_RECONSTRUCTION))
         check_choice("params.layer", self.layer, (Keys.CONTEXT, Keys.LOGNORM))
 

@@ -28,6 +28,9 @@ class SegmentSampler(Sampler[Draw]):
         Seed of order and views.
     weights
         Probability of each spot to be drawn, (n,); None visits every spot once per epoch.
+    sections
+        Section of each spot, (n,): batches are then of one section each, as far as sections fill them; what is left
+        over is mixed. None mixes all.
     max_steps
         Longest stretch, in steps.
     rank, world
@@ -42,11 +45,13 @@ class SegmentSampler(Sampler[Draw]):
         views: int,
         seed: int,
         weights: np.ndarray | None = None,
+        sections: np.ndarray | None = None,
         max_steps: int = MAX_SEGMENT_STEPS,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.n, self.batch_size, self.views, self.seed, self.weights = n, batch_size, views, seed, weights
+        self.sections = sections
         self.rank, self.world, self.first, self.segment = rank, world, 0, 0
         steps = max(1, n // batch_size)
         self.segments_per_epoch = -(-steps // max_steps)
@@ -69,10 +74,24 @@ class SegmentSampler(Sampler[Draw]):
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.n) if self.weights is None else rng.choice(self.n, self.n, p=self.weights)
         views = rng.integers(0, self.views, self.n)
+        order = order if self.sections is None else self._by_section(order, rng)
         start = (self.segment % self.segments_per_epoch) * self.steps
         for step in range(start, start + self.steps):
             own = slice(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world)
             yield Draw(order[own], views[own])
+
+    def _by_section(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The same draws, put together so that batches are of one section."""
+        size, sections = self.batch_size, np.asarray(self.sections)[order]
+        order = order[np.argsort(sections, kind="stable")]
+        full, rest = [], []
+        for part in np.split(order, np.cumsum(np.unique(sections, return_counts=True)[1])[:-1]):
+            whole = len(part) // size * size
+            full.append(part[:whole])
+            rest.append(part[whole:])
+        left = rng.permutation(np.concatenate(rest))
+        batches = np.concatenate([*full, left[: len(left) // size * size]]).reshape(-1, size)
+        return np.concatenate([rng.permutation(batches).ravel(), left[len(left) // size * size :]])
 
 
 class InOrder(Sampler[Draw]):

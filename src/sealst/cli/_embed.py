@@ -14,6 +14,7 @@ from sealst.cli._common import Answer, SealstCommand
 from sealst.cli._embed_slides import slides_embed
 from sealst.cli._from_signature import options_of
 from sealst.cli._sections import Work, saved_text
+from sealst.cli._types import AutoNumber
 
 
 class _Embed(SealstCommand):
@@ -46,9 +47,10 @@ def _lists_slides(path: Path) -> bool:
 @opt.model_options(required=False)
 @opt.encoder_option
 @options_of(
-    "tl.embed", "modality", "pool", "pretrained", "crop_um", "key_added",
+    "tl.embed", "modality", "pool", "pretrained", "crop_um", "views", "key_added",
     modality={"type": click.Choice(["image", "gene"])},
     pool={"help": "With --encoder: cls, mean or cls+mean; default its own way."},
+    views={"type": AutoNumber(), "sentences": 2},
     pretrained={"help": "With --encoder: its weights, or random ones for tests."},
 )  # fmt: skip
 @opt.region_option

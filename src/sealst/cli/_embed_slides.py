@@ -36,8 +36,8 @@ def slides() -> None:
 @click.option("--model", type=EXISTING, default=None, help="Folder of a SEAL model, or of the run that made it.")
 @opt.encoder_option
 @options_of(
-    "tl.embed_slides", "pool", "crop_um", "crop_px", "step_um", "min_tissue", "frozen", "expression", "genes", "net",
-    "n_workers", "scheduler", "tiles_per_task", "retries", "overwrite", "prune",
+    "tl.embed_slides", "pool", "crop_um", "crop_px", "step_um", "min_tissue", "views", "frozen", "expression", "genes",
+    "net", "n_workers", "scheduler", "tiles_per_task", "retries", "overwrite", "prune",
     crop_um={"sentences": 2},
     crop_px={"sentences": 2},
     expression={"help": "Write predicted expression too."},

@@ -11,6 +11,7 @@ from sealst.cli import _options as opt
 from sealst.cli._common import Answer, SealstCommand
 from sealst.cli._from_signature import options_of
 from sealst.cli._sections import Work, saved_text
+from sealst.cli._types import AutoNumber
 
 
 @click.command(
@@ -19,8 +20,9 @@ from sealst.cli._sections import Work, saved_text
 )
 @opt.model_options()
 @options_of(
-    "tl.predict", "genes", "net", "method", "key_added",
+    "tl.predict", "genes", "net", "method", "views", "key_added",
     net={"help": f"Score pathways on the predicted panel too. {opt.net_help}"},
+    views={"type": AutoNumber(), "sentences": 2},
 )  # fmt: skip
 @opt.region_option
 @opt.work_options()

@@ -39,6 +39,21 @@ class YamlMapping(click.ParamType):
         return self.fail(f"expected {what} such as '{{epochs: 5}}', or a YAML file; found {value!r}.", param, ctx)
 
 
+class AutoNumber(click.ParamType):
+    """``auto``, or a whole number from 1 on."""
+
+    name = "auto|number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text ``"auto"`` as it is, else a number."""
+        if value == "auto":
+            return value
+        try:
+            return click.IntRange(min=1).convert(value, param, ctx)
+        except click.BadParameter:
+            return self.fail(f"expected 'auto' or a whole number from 1 on, found {value!r}.", param, ctx)
+
+
 class KeyValue(click.ParamType):
     """``NAME=VALUE``, the value read as YAML; gives a mapping."""
 

@@ -22,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sealst._core.scores.metrics import gene_pearson
+from sealst._core.space.views import check_views
 from sealst._errors import DataError
 from sealst._validate import check_choice, check_positive, listed
 
@@ -29,6 +30,8 @@ from sealst._validate import check_choice, check_positive, listed
 ALPHAS: tuple[float, ...] = tuple(np.logspace(-1, 6, 15).tolist())
 
 _N_FOLDS = 5
+#: spots that the deviation of all sections counts for in that of one
+_PRIOR_SPOTS = 50
 # A correlation over two rows is 1 or -1 by construction.
 _MIN_HELD_OUT = 3
 
@@ -79,6 +82,7 @@ def ridge_probe(
     test_x: ArrayLike | Sequence[ArrayLike] | None = None,
     *,
     groups: ArrayLike | None = None,
+    sections: ArrayLike | None = None,
     alphas: Sequence[float] | np.ndarray = ALPHAS,
     n_components: int | None = None,
     max_folds: int = 10,
@@ -105,6 +109,9 @@ def ridge_probe(
     groups
         Group of every training row, (n,), e.g. section or patient. With two or more groups, each group is held out
         once. Without, folds are random: neighbouring spots then stand on both sides, and the penalty comes out small.
+    sections
+        Section of every training row, (n,). Where given, what differs between sections (depth, stain, scanner) is not
+        learned: see `within_sections`. Predictions have the mean level of the sections.
     alphas
         Penalties to compare, for standardised features; a single one is taken without cross-validation.
     n_components
@@ -143,8 +150,11 @@ def ridge_probe(
     if max_folds < 2:
         raise DataError(f"`max_folds` must be at least 2, found {max_folds!r}.")
     scores, stretch = np.full(len(grid), np.nan), np.ones(len(grid))
+    if sections is not None:
+        labels = _labels(sections, len(x), "sections")
+        x, y = within_sections(x, labels), within_sections(y, labels, deviation=True)
     if len(grid) > 1:
-        folds = _folds(len(x), groups, max_folds, seed)
+        folds = inner_folds(len(x), groups, max_folds, seed)
         by_fold = np.stack([_fold_scores(x, y, grid, a, b, n_components) for a, b in folds])
         # A fold in which no gene varies says nothing about the penalty.
         usable = np.isfinite(by_fold[:, 0]).all(axis=1)
@@ -155,7 +165,7 @@ def ridge_probe(
         stretch = np.where(slope > 0, slope, 1.0)
     # The last of equal maxima: the largest penalty.
     best = len(grid) - 1 - int(np.argmax(np.nan_to_num(scores, nan=-np.inf)[::-1]))
-    fit = _Spectral(x, y, n_components)
+    fit = Spectral(x, y, n_components)
     probe = RidgeProbe(
         alpha=float(grid[best]),
         alphas=grid,
@@ -173,7 +183,7 @@ def ridge_probe(
     return replace(probe, predictions=probe.predict(test_x))  # type: ignore[arg-type]
 
 
-class _Spectral:
+class Spectral:
     """Ridge regression of every penalty at once: ``coef(alpha) = basis @ (target / (eigenvalues + alpha))``.
 
     With standardised X and centred Y, either from XᵀX = V Λ Vᵀ (basis V, target VᵀXᵀY) or, when there are fewer rows
@@ -199,6 +209,21 @@ class _Spectral:
         self.basis = x.T @ vectors if wide else vectors
         self.target = vectors.T @ y if wide else vectors.T @ (x.T @ y)
 
+    def coef(self, alphas: np.ndarray, rank: int | None = None) -> np.ndarray:
+        """Coefficients C (d, genes) under a penalty for every gene.
+
+        With `rank`, predictions X C are projected to the directions over genes in which they vary most.
+        """
+        shrunk = self.target / (self.eigenvalues[:, None] + alphas)
+        if rank is not None:
+            # |X basis|² is diagonal: the eigenvalues, and their square where the basis is XᵀU.
+            size = self.eigenvalues * (self.basis**2).sum(axis=0)
+            _, _, directions = scipy.linalg.svd(
+                np.sqrt(size)[:, None] * shrunk, full_matrices=False, check_finite=False
+            )
+            shrunk = shrunk @ directions[:rank].T @ directions[:rank]
+        return self.basis @ shrunk
+
 
 def _fold_scores(
     x: np.ndarray, y: np.ndarray, grid: np.ndarray, train: np.ndarray, held: np.ndarray, n_components: int | None
@@ -207,7 +232,7 @@ def _fold_scores(
 
     NaN and zeros where no held-out gene varies.
     """
-    fit = _Spectral(x[train], y[train], n_components)
+    fit = Spectral(x[train], y[train], n_components)
     # Only the ranking of penalties is read from these, for which float32 is enough and twice as fast.
     projected = (fit.scaler.transform(x[held]) @ fit.basis).astype(np.float32)
     target = fit.target.astype(np.float32)
@@ -227,11 +252,9 @@ def _fold_scores(
     return np.array([score(shrunk) for shrunk in shrinkage]).T
 
 
-def _folds(n: int, groups: ArrayLike | None, max_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def inner_folds(n: int, groups: ArrayLike | None, max_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Training and held-out rows of every fold: whole groups, or random rows where there is but one group."""
-    labels = np.zeros(n) if groups is None else np.asarray(groups)
-    if labels.shape != (n,):
-        raise DataError(f"`groups` must name one group for each of {n} training rows, found shape {labels.shape}.")
+    labels = np.zeros(n) if groups is None else _labels(groups, n, "groups")
     n_groups = len(np.unique(labels))
     if n_groups > 1:
         folds = list(GroupKFold(min(n_groups, max_folds)).split(labels, groups=labels))
@@ -247,6 +270,42 @@ def _folds(n: int, groups: ArrayLike | None, max_folds: int, seed: int) -> list[
             "penalty on. Give more rows, or one penalty with `alphas=[...]`."
         )
     return folds
+
+
+def _labels(labels: ArrayLike, n: int, name: str) -> np.ndarray:
+    found = np.asarray(labels)
+    if found.shape != (n,):
+        raise DataError(f"`{name}` must name one {name[:-1]} for each of {n} training rows, found shape {found.shape}.")
+    return found
+
+
+def within_sections(values: np.ndarray, sections: np.ndarray, *, deviation: bool = False) -> np.ndarray:
+    """Take out what differs between sections, as a mixed model with a level (and a scale) for every section does.
+
+    Parameters
+    ----------
+    values
+        float (n, columns).
+    sections
+        Section of every row, (n,).
+    deviation
+        Whether a column's deviation within its section becomes that of all sections too. It is estimated from the
+        section's spots and from `_PRIOR_SPOTS` more of the deviation of all, so that small sections borrow.
+
+    Returns
+    -------
+    float64 (n, columns): deviations from the section's mean, on top of the mean over sections.
+    """
+    _, which, n = np.unique(sections, return_inverse=True, return_counts=True)
+    of_section = sp.csr_matrix((np.ones(len(which)), (which, np.arange(len(which)))))
+    means = of_section @ values / n[:, None]
+    centred = values - means[which]
+    if deviation:
+        squares = of_section @ centred**2
+        common = squares.sum(axis=0) / len(values)
+        own = (squares + _PRIOR_SPOTS * common) / (n[:, None] + _PRIOR_SPOTS)
+        centred *= np.sqrt(np.divide(common, own, out=np.ones_like(own), where=own > 0))[which]
+    return centred + means.mean(axis=0)
 
 
 def _matrix(x: ArrayLike, name: str) -> np.ndarray:
@@ -367,6 +426,10 @@ class Protocol:
     intercept: bool = True
     #: seed of the PCA
     seed: int = 0
+    #: flips and rotations of each crop that features are the mean of, 1 to 8
+    views: int = 8
+    #: whether probes are fitted within sections (see `ridge_probe`), so that differences between them do not count
+    within_sections: bool = True
 
     def __post_init__(self) -> None:
         check_positive("preset.n_genes", self.n_genes)
@@ -376,13 +439,20 @@ class Protocol:
             check_choice("preset.alpha", self.alpha, ("cv", "hest"))
         else:
             check_positive("preset.alpha", self.alpha)
+        check_views(self.views)
+        if self.within_sections and self.alpha != "cv":
+            raise DataError("`preset.within_sections` belongs to `preset.alpha` 'cv'; leave one of them out.")
         if self.alpha == "cv" and not self.intercept:
             raise DataError("`preset.alpha` 'cv' has an intercept; pass a number for a regression without one.")
 
-    def probe(self, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def probe(
+        self, x: np.ndarray, y: np.ndarray, groups: np.ndarray, sections: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
         """Fit a probe from features (n, d) to expression (n, G), and return its prediction."""
         if self.alpha == "cv":
-            return ridge_probe(x, y, groups=groups, n_components=self.n_components, seed=self.seed).predict
+            within = sections if self.within_sections else None
+            options: dict[str, Any] = {"n_components": self.n_components, "seed": self.seed}
+            return ridge_probe(x, y, groups=groups, sections=within, **options).predict
         steps: list = [StandardScaler()]
         width = x.shape[1]
         if self.n_components is not None:
@@ -398,12 +468,22 @@ class Protocol:
         return predict
 
 
-#: protocols by name. ``"cv"`` is ours: nothing is chosen on test data. ``"hest"`` is HEST-bench's (Jaume et al. 2024),
-#: with its choices: genes from test sections too, raw counts, a nearly unpenalised regression on 256 components.
+#: protocols by name. ``"cv"`` is ours: nothing is chosen on test data. ``"plain"`` is the same on the crop as it is,
+#: fitted across sections. ``"hest"`` is HEST-bench's (Jaume et al. 2024), with its choices: genes from test sections
+#: too, raw counts, a nearly unpenalised regression on 256 components.
 PRESETS: dict[str, Protocol] = {
     "cv": Protocol("cv"),
+    "plain": Protocol("plain", views=1, within_sections=False),
     "hest": Protocol(
-        "hest", genes="all", target="log1p_counts", n_components=256, alpha="hest", intercept=False, seed=1
+        "hest",
+        genes="all",
+        target="log1p_counts",
+        n_components=256,
+        alpha="hest",
+        intercept=False,
+        seed=1,
+        views=1,
+        within_sections=False,
     ),
 }
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sealst._core.device import autocast, cuda_dtype, evaluating, has_bf16, to_images
+from sealst._core.space.views import check_views, over_views
 from sealst._errors import DataError, OrderError
 from sealst._html import text_as_html
 from sealst._settings import settings
@@ -131,13 +133,15 @@ class Encoder(nn.Module):
         with evaluating(self), torch.inference_mode(), autocast(self.device, self.spec.precision):
             yield
 
-    def embed(self, crops: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
+    def embed(self, crops: np.ndarray, *, views: int = 1, batch_size: int | None = None) -> np.ndarray:
         """Embed crops, on the encoder's device.
 
         Parameters
         ----------
         crops
             uint8, (n, height, width, 3).
+        views
+            Over how many flips and rotations of each crop to average, 1 (as it is) to 8; each is a forward pass.
         batch_size
             Crops per forward pass; default ``settings.batch_size``.
 
@@ -161,6 +165,8 @@ class Encoder(nn.Module):
         crops, size = np.asarray(crops), batch_size or settings.batch_size
         if crops.ndim != 4 or crops.shape[3] != 3 or crops.dtype != np.uint8:
             raise DataError(f"Crops must be uint8 (n, height, width, 3), found {crops.dtype} {crops.shape}.")
+        if check_views(views) > 1:
+            return over_views(partial(self.embed, batch_size=size), crops, views)
         out = np.empty((len(crops), self.spec.dim), dtype=np.float32)
         with self.inference():
             for start in range(0, len(crops), size):

@@ -23,6 +23,7 @@ from sealst.models._adapters import Adapter, add_adapter
 from sealst.models._encoders.encoder import Encoder, ImageModel, plain_key
 from sealst.models._genes import GeneEncoderParams
 from sealst.models._seal.heads import HeadParams, ProjectionParams, image_head
+from sealst.models._seal.readout import HEAD, Readout, check_readout
 
 
 class SealNet(nn.Module):
@@ -56,6 +57,8 @@ class SealNet(nn.Module):
         if self.organs:
             self.organ_embedding = nn.Embedding(len(self.organs), self.dim)
             nn.init.zeros_(self.organ_embedding.weight)
+        #: what predicts expression unless the head is asked for; None where only the head was trained
+        self.readout: Readout | None = None
         self.register_buffer("panel_mean", torch.tensor(panel.mean), persistent=False)
         self.register_buffer("panel_std", torch.tensor(panel.std), persistent=False)
         self.history = pd.DataFrame()
@@ -130,13 +133,15 @@ class SealNet(nn.Module):
         with self.encoder.without_adapter():
             yield self
 
-    def embed_images(self, crops: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
+    def embed_images(self, crops: np.ndarray, *, views: int = 1, batch_size: int | None = None) -> np.ndarray:
         """Embeddings of crops.
 
         Parameters
         ----------
         crops
             uint8, (n, crop_px, crop_px, 3).
+        views
+            Over how many flips and rotations of each crop to average, 1 (as it is) to 8.
         batch_size
             Crops per forward pass; default ``settings.batch_size``.
 
@@ -148,7 +153,7 @@ class SealNet(nn.Module):
         --------
         >>> z = model.embed_images(crops)  # doctest: +SKIP
         """
-        return self.encoder.embed(crops, batch_size=batch_size)
+        return self.encoder.embed(crops, views=views, batch_size=batch_size)
 
     def trunk_tokens(self, crops: np.ndarray) -> torch.Tensor:
         """Tokens (n, tokens, width) of crops behind the `n_trunk` blocks that no adapter touches, in one pass."""
@@ -203,19 +208,36 @@ class SealNet(nn.Module):
             raise PanelError(f"Expression must be (n, {len(self.panel)}) in panel order, found {x.shape}.")
         return self._batched(lambda b: self.gene_encoder(self.standardise(b)).z, x, self.dim, batch_size)
 
-    def predict_expression(self, z: np.ndarray, *, batch_size: int = 4096) -> np.ndarray:
+    @property
+    def readouts(self) -> tuple[str, ...]:
+        """Ways to predict expression from an image embedding, the one that is used first."""
+        return (HEAD,) if self.readout is None else (self.readout.kind, HEAD)
+
+    def target_of(self, readout: str | None = None) -> str:
+        """Layer that a readout was fitted to, see `readouts`."""
+        fitted = self.readout
+        if fitted is None or check_readout(readout, fitted) == HEAD:
+            return self.panel.layer
+        return str(fitted.facts["target"])
+
+    def predict_expression(self, z: np.ndarray, *, readout: str | None = None, batch_size: int = 4096) -> np.ndarray:
         """Expression predicted from image embeddings.
 
         Parameters
         ----------
         z
             Image embeddings, (n, dim).
+        readout
+            One of `readouts`; default the first, which was chosen by held-out training sections.
 
         Returns
         -------
         float32 (n, genes), log1p-CP10k, not negative, in panel order.
         """
-        z = self._embeddings(z)
+        z, fitted = self._embeddings(z), self.readout
+        if fitted is not None and check_readout(readout, fitted) != HEAD:
+            return self._batched(lambda b: fitted(b).clamp_min(0), z, len(self.panel), batch_size)
+        check_readout(readout, fitted)
         return self._batched(lambda b: self.unstandardise(self.image_head(b)), z, len(self.panel), batch_size)
 
     def shared_images(self, z: np.ndarray, *, batch_size: int = 4096) -> np.ndarray:
@@ -266,6 +288,7 @@ class SealNet(nn.Module):
             f"  adapter: {self.adapter.describe(spec.n_blocks)}\n"
             f"  genes:   {self.gene_params.describe()}\n"
             f"  panel:   {len(self.panel)} genes ({', '.join(self.panel.genes[:4])}, …)\n"
+            f"  predicts by: {' (or '.join(self.readouts)}{')' * (len(self.readouts) > 1)}\n"
             f"  crops:   {self.crop.crop_um:g} µm at {self.crop.crop_px} px\n"
             f"  trained: {trained / 1e6:.2f} M parameters\n"
             f"  device:  {self.device}"

@@ -37,6 +37,7 @@ from sealst.models._genes import resolve_gene_encoder
 from sealst.models._seal.card import model_card
 from sealst.models._seal.heads import HeadParams, resolve_projection
 from sealst.models._seal.net import SealNet
+from sealst.models._seal.readout import Readout
 
 M = TypeVar("M", bound=SealNet)
 
@@ -75,6 +76,7 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
         "head": asdict(model.head),
         "projection": asdict(model.projection),
         "organs": list(model.organs),
+        "readout": None if model.readout is None else model.readout.facts,
         "crop": asdict(model.crop),
         "fingerprint": model.fingerprint,
         "training": model.provenance,
@@ -147,6 +149,9 @@ def _restored(
     # The stored record decides how crops are fed; where the weights are now is all that may have changed.
     moved = Encoder(built.vit, replace(spec, key=encoder or spec.key, model_args=built.spec.model_args))
     model = build(moved, GenePanel.from_tsv(folder / "panel.tsv"), crop=CropSpec(**config["crop"]), **parts)
+    # Models from before there was another one have the head alone.
+    if config.get("readout") is not None:
+        model.readout = Readout(model.dim, len(model.panel), config["readout"])
     try:
         heads = load_file(folder / "heads.safetensors")
         load_adapter(model.encoder, folder / "adapter")

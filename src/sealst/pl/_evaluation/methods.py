@@ -19,6 +19,7 @@ POOLED = "all"
 _FIXED = {
     FROZEN: BLUE,
     ADAPTED: RED,
+    "seal prediction": "#222222",
     "seal head": GREEN,
     "seal retrieval": PINK,
     "st-net": ORANGE,
@@ -33,6 +34,7 @@ _FIXED = {
 MEANINGS = {
     FROZEN: "the encoder as published, and a ridge regression from its features to expression",
     ADAPTED: "the encoder after training with expression, and the same ridge regression",
+    "seal prediction": "what `sealst.tl.predict` writes: the readout that held-out training sections chose",
     "seal head": "the expression head that was trained together with the adapted encoder",
     "seal retrieval": "the mean expression of the training spots that lie closest to the crop in the shared embedding",
     "seal query": "pathways only: cosine of the crop's embedding and the pathway's genes, as retrieval asks for it",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sealst._validate import check_choice
 from sealst.io import Collection
 from sealst.models import Encoder, SealModel, build_encoder
 from sealst.models._encoders.encoder import base_name
+from sealst.tl._embed.inputs import views_of
 
 
 @documented
@@ -32,6 +34,7 @@ def embed(
     pool: str | None = None,
     pretrained: bool = True,
     crop_um: float | None = None,
+    views: int | str = "auto",
     key_added: str | None = None,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
@@ -57,6 +60,7 @@ def embed(
     crop_um
         For an encoder: which of the paired crop sizes to embed, in µm; default the first. A SEAL model takes the size
         that it was trained on.
+    %(views)s
     key_added
         Slot in ``.obsm``; default ``"X_seal"`` for images, ``"X_seal_gene"`` for expression.
     %(region)s
@@ -74,7 +78,7 @@ def embed(
 
     - ``.obsm["X_seal" | key_added]``: float32 (n_obs, dim), not normalised; NaN for spots without a crop. Rows of
       other regions keep what the same model wrote
-    - ``.uns["sealst"]["embed"][key]``: model fingerprint or encoder record, modality, crops
+    - ``.uns["sealst"]["embed"][key]``: model fingerprint or encoder record, modality, views, crops
 
     Raises
     ------
@@ -93,7 +97,7 @@ def embed(
         if copy:
             raise DataError("`copy=True` works on one section; embeddings of a collection are saved to its stores.")
         options: dict[str, Any] = {"modality": modality, "pool": pool, "pretrained": pretrained, "crop_um": crop_um}
-        options |= {"key_added": key_added, "region": region, "table_key": table_key, "device": device}
+        options |= {"key_added": key_added, "region": region, "table_key": table_key, "device": device, "views": views}
         sdata.apply(lambda one: embed(one, model, progress=progress, **options))
         return None
     key = key_added or (Keys.EMBEDDING if modality == "image" else Keys.GENE_EMBEDDING)
@@ -111,8 +115,8 @@ def embed(
     else:
         trained_on = model.crop if isinstance(model, SealModel) else None
         paired = _section.paired_table(sdata, table_key, region=region, crop_um=crop_um, trained_on=trained_on)
-        before = paired.embedded.get(key)
-        embedding, entry = embed_crops(paired, model, pool=pool, pretrained=pretrained, device=device, show=progress)
+        before, options = paired.embedded.get(key), {"pool": pool, "pretrained": pretrained, "device": device}
+        embedding, entry = embed_crops(paired, model, views=views, show=progress, **options)
     given, target = for_writing(sdata, table_key, copy=copy)
     write_embedding(target, key, *merged(target, key, embedding, entry, before))
     return given if copy else None
@@ -122,6 +126,7 @@ def embed_crops(
     paired: PairedTable,
     model: SealModel | Encoder | str,
     *,
+    views: int | str = "auto",
     pool: str | None = None,
     pretrained: bool = True,
     device: str | None = None,
@@ -146,10 +151,15 @@ def embed_crops(
         entry = {"model": name, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
     if device is not None or isinstance(model, str):
         (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
-    rows, values = _section.map_crops(paired.sections, encoder.embed, show=show, desc="embedding crops")
+    n = views_of(views, paired.table)
+    if n > 1:
+        n_crops = sum(int(one.usable.sum()) for one in paired.sections)
+        logger.info("averaging %d views of %d crops; `views=1` takes 1/%d of the time", n, n_crops, n)
+    embed_views = partial(encoder.embed, views=n)
+    rows, values = _section.map_crops(paired.sections, embed_views, show=show, desc="embedding crops")
     out = np.full((paired.table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
     out[rows] = values
-    return out, entry | {"modality": "image", "crop_um": paired.size.crop_um, "crops": paired.record}
+    return out, entry | {"modality": "image", "crop_um": paired.size.crop_um, "views": n, "crops": paired.record}
 
 
 def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> None:
@@ -185,13 +195,17 @@ def merged(
     return embedding, entry | {"crops": crops}
 
 
-def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:
-    """``X_seal`` when this very model made it from the present crops of these regions, else None."""
+def stored_embedding(
+    table: AnnData, regions: Sequence[Region], model: SealModel, views: int | str
+) -> np.ndarray | None:
+    """``X_seal`` when this very model made it from the present crops of these regions (and of `views`), else None."""
     entry = _section.recorded(table, "embed").get(Keys.EMBEDDING)
     if entry is None or Keys.EMBEDDING not in table.obsm:
         return None
     valid = _section.unchanged_regions(table, entry.get("crops", {}))
     if entry["model"] != model.fingerprint or not {r.name for r in regions} <= {r.name for r in valid}:
+        return None
+    if views != "auto" and entry.get("views", 1) != views_of(views, table):
         return None
     stored = np.asarray(table.obsm[Keys.EMBEDDING], dtype=np.float32)
     usable = table.obs[Keys.CROP_OK].to_numpy(dtype=bool)

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from anndata import AnnData
 from spatialdata import SpatialData
 
+from sealst._core.space.views import N_SYMMETRIES, check_views
 from sealst._errors import DataError
 from sealst.io import Collection
 from sealst.models import SealModel
@@ -35,6 +37,15 @@ def as_sections(sections: SpatialData | Sequence[SpatialData], name: str) -> Seq
             hint = f" Open it: `sl.io.read({str(item)!r})`." if isinstance(item, str | Path) else ""
             raise TypeError(f"`{name}[{i}]` must be a SpatialData, found {type(item).__name__}.{hint}")
     return items
+
+
+def views_of(views: int | str, table: AnnData) -> int:
+    """How many views of each crop to average: as asked; with ``"auto"`` all for spots, one for tiles without genes."""
+    if views == "auto":
+        return N_SYMMETRIES if table.n_vars else 1
+    if isinstance(views, str):
+        raise DataError(f"`views` must be 'auto' or a number from 1 to {N_SYMMETRIES}, found {views!r}.")
+    return check_views(views)
 
 
 def check_model(model: Any) -> None:

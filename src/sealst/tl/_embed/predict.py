@@ -30,6 +30,8 @@ def predict(
     genes: Sequence[str] | None = None,
     net: Any = None,
     method: str = "ulm",
+    readout: str | None = None,
+    views: int | str = "auto",
     key_added: str = Keys.EXPRESSION,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
@@ -53,6 +55,10 @@ def predict(
         Gene sets; when given, pathway activity is scored on the whole predicted panel too, see `sealst.tl.pathways`.
     method
         decoupler method for `net`.
+    readout
+        One of ``model.readouts``: ``"head"``, the network that was trained with the encoder, or what was fitted behind
+        it; default the first, which predicted held-out training sections best.
+    %(stored.views)s
     key_added
         Slot in ``.obsm``.
     region, table_key
@@ -71,7 +77,7 @@ def predict(
       spots without a crop
     - ``.obsm["X_seal"]``: the embeddings, as `sealst.tl.embed` writes them
     - ``.obsm["seal_pathways" | key_added + "_pathways"]``: DataFrame (n_obs, pathways), with `net`
-    - ``.uns["sealst"]["predict"][key]``: model fingerprint, unit, layer
+    - ``.uns["sealst"]["predict"][key]``: model fingerprint, readout, unit, layer
 
     Raises
     ------
@@ -81,8 +87,9 @@ def predict(
 
     Notes
     -----
-    The model was trained on the layer named in ``model.panel.layer``. With the spot-context layer (default) predictions
-    are smoother than the measured values of single spots.
+    Levels are those of the training sections: what differs between whole sections (depth, stain, scanner) is not
+    predicted, see `sealst.tl.finetune`. The head was trained on the layer named in ``model.panel.layer``; with the
+    spot-context layer (default) its predictions are smoother than the measured values of single spots.
 
     Examples
     --------
@@ -94,10 +101,10 @@ def predict(
     if net is not None:
         model.panel.require_names()
     wanted = list((model.panel if genes is None else model.panel.subset(genes)).genes)
-    embedding, entry = stored_embedding(table, regions, model), None
+    embedding, entry = stored_embedding(table, regions, model, views), None
     if embedding is None:
         paired = _section.paired_table(sdata, table_key, region=region, trained_on=model.crop)
-        embedding, entry = embed_crops(paired, model, device=device, show=progress)
+        embedding, entry = embed_crops(paired, model, views=views, device=device, show=progress)
         embedding, entry = merged(table, Keys.EMBEDDING, embedding, entry, paired.embedded.get(Keys.EMBEDDING))
     elif device is not None:
         model.to(resolve_device(device))
@@ -106,14 +113,15 @@ def predict(
     if not rows.size:
         raise DataError("No spot has a usable crop; see `.obs['crop_reason']`.")
     values = np.full((table.n_obs, len(model.panel)), np.nan, dtype=np.float32)
-    values[rows] = model.predict_expression(embedding[rows])
+    values[rows] = model.predict_expression(embedding[rows], readout=readout)
     expression = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(model.panel.genes))
     pathways = None if net is None else score_sets(expression, net, method=method)
     given, target = for_writing(sdata, table_key, copy=copy)
     if entry is not None:
         write_embedding(target, Keys.EMBEDDING, embedding, entry)
     target.obsm[key_added] = expression[wanted]
-    made = {"model": model.fingerprint, "unit": "log1p-CP10k", "layer": model.panel.layer}
+    made = {"model": model.fingerprint, "readout": readout or model.readouts[0], "unit": "log1p-CP10k"}
+    made["layer"] = model.target_of(readout)
     _section.record_slot(target, "predict", key_added, made)
     logger.info("Wrote .obsm[%r]: %d genes", key_added, len(wanted))
     if pathways is not None:

@@ -50,9 +50,9 @@ class Candidate:
         """Models of one fold by method; none where an encoder is evaluated as it is."""
         return {}
 
-    def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None) -> Extractor:
+    def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None, views: int) -> Extractor:
         """How crops become features: by all models of a fold, with and without the adapter."""
-        return ModelFeatures(models, memory)
+        return ModelFeatures(models, memory, views=views)
 
     def check_leaks(self, cohort: Cohort, folds: Sequence[Split]) -> None:
         """Refuse folds that test on patients whose expression it knows."""
@@ -87,11 +87,11 @@ class GivenEncoder(Candidate):
     """An encoder as it is, which has seen no expression."""
 
     def __init__(self, encoder: Encoder, crop: CropSpec, device: torch.device) -> None:
-        self.label, self.crop, self.features = encoder.spec.key, crop, EncoderFeatures(encoder, device)
+        self.label, self.crop, self.encoder, self.device = encoder.spec.key, crop, encoder, device
 
-    def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None) -> Extractor:
+    def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None, views: int) -> Extractor:
         """Features by the encoder."""
-        return self.features
+        return EncoderFeatures(self.encoder, self.device, views=views)
 
 
 class TrainedInFolds(Candidate):

@@ -264,7 +264,7 @@ class _Job:
         extra = [] if panel is not None else self.activities.genes(self.cohort.parts())
         genes = scored.universe(list(sets.values()), panel, self.protocol, extra)
         reader = SectionReader(
-            extract=self.candidate.extractor(models, memory),
+            extract=self.candidate.extractor(models, memory, self.protocol.views),
             models=models,
             genes=genes,
             target=self.protocol.target,

@@ -14,6 +14,8 @@ from sealst.tl._evaluate.views import COLOUR, FROZEN, SEAL, SectionView
 
 FROZEN_PROBE, ADAPTED_PROBE, COLOUR_PROBE = "frozen + ridge", "adapted + ridge", "colour + ridge"
 HEAD, IMPUTED, MEAN = "seal head", "seal retrieval", "mean"
+#: what `tl.predict` writes, where that is not the head
+PREDICTED = "seal prediction"
 ST_NET, BLEEP, PERMUTED = "st-net", "bleep", "permuted + ridge"
 
 #: by method, expression (n, genes) of every held-out section; NaN for genes it cannot predict
@@ -24,8 +26,8 @@ _NEIGHBOURS = 50
 _PROBES = {FROZEN_PROBE: FROZEN, ADAPTED_PROBE: SEAL, COLOUR_PROBE: COLOUR}
 #: models whose gene embeddings are searched, by method
 _SEARCHED = {IMPUTED: SEAL, BLEEP: BLEEP}
-#: models whose head predicts, by method
-_HEADS = {HEAD: SEAL, ST_NET: ST_NET}
+#: models that predict, by method, and by which readout
+_HEADS: dict[str, tuple[str, str | None]] = {PREDICTED: (SEAL, None), HEAD: (SEAL, "head"), ST_NET: (ST_NET, "head")}
 
 
 def predictions(
@@ -46,7 +48,9 @@ def predictions(
     same_unit = protocol.target == "lognorm"
     fitted = [m for m, feature in _PROBES.items() if feature in held[0].features]
     searched = [m for m, model in _SEARCHED.items() if same_unit and model in held[0].codes]
-    heads = [m for m, model in _HEADS.items() if same_unit and model in models]
+    heads = [m for m, (model, _) in _HEADS.items() if same_unit and model in models]
+    if PREDICTED in heads and models[SEAL].readout is None:
+        heads.remove(PREDICTED)
     out = {
         method: [np.full(view.measured.shape, np.nan, dtype=np.float32) for view in held]
         for method in (*fitted, *searched, *([] if control is None else [PERMUTED]), MEAN)
@@ -69,8 +73,9 @@ def predictions(
             for part, view in zip(out[method], held, strict=True):
                 part[:, columns] = predict(view)
     for method in heads:
-        out[method] = [_head(models[_HEADS[method]], view.features[_HEADS[method]], genes) for view in held]
-    order = (FROZEN_PROBE, ADAPTED_PROBE, HEAD, IMPUTED, ST_NET, BLEEP, COLOUR_PROBE, PERMUTED, MEAN)
+        name, readout = _HEADS[method]
+        out[method] = [_direct(models[name], view.features[name], genes, readout) for view in held]
+    order = (FROZEN_PROBE, ADAPTED_PROBE, PREDICTED, HEAD, IMPUTED, ST_NET, BLEEP, COLOUR_PROBE, PERMUTED, MEAN)
     return {method: out[method] for method in order if method in out}
 
 
@@ -83,11 +88,12 @@ class _Learner:
         # Serial sections of one patient are no independent folds; they must do where there is only one patient.
         patients = np.concatenate([v.patients for v in seen])
         several = len(np.unique(patients)) > 1
-        self.groups = patients if several else np.repeat([v.name for v in seen], [len(v) for v in seen])
+        self.sections = np.repeat([v.name for v in seen], [len(v) for v in seen])
+        self.groups = patients if several else self.sections
 
     def probe(self, feature: str, y: np.ndarray | None = None) -> Callable[[SectionView], np.ndarray]:
         x = np.concatenate([v.features[feature] for v in self.seen])
-        predict = self.protocol.probe(x, self.y if y is None else y, self.groups)
+        predict = self.protocol.probe(x, self.y if y is None else y, self.groups, self.sections)
         return lambda view: predict(view.features[feature])
 
     def permuted(self, feature: str, seed: int) -> Callable[[SectionView], np.ndarray]:
@@ -108,9 +114,9 @@ class _Learner:
         return mean_baseline(self.y, len(view))
 
 
-def _head(model: SealModel, z: np.ndarray, genes: GenePanel) -> np.ndarray:
-    """Direct prediction, in the order of the scored genes."""
-    predicted = model.predict_expression(z)
+def _direct(model: SealModel, z: np.ndarray, genes: GenePanel, readout: str | None) -> np.ndarray:
+    """The model's own prediction, in the order of the scored genes."""
+    predicted = model.predict_expression(z, readout=readout)
     if genes.genes == model.panel.genes:
         return predicted
     column = {g.upper(): i for i, g in enumerate(model.panel.genes)}

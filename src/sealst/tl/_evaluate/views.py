@@ -17,6 +17,7 @@ from spatialdata import SpatialData
 from sealst import _section
 from sealst._core.device import to_images
 from sealst._core.genes.panel import GenePanel
+from sealst._core.space.views import over_views
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -111,8 +112,8 @@ class ModelFeatures:
     A trunk that several models have in common, or that `memory` knows these crops of, runs once.
     """
 
-    def __init__(self, models: Mapping[str, SealModel], memory: TrunkMemory | None = None) -> None:
-        self.models, self.memory = dict(models), memory or TrunkMemory(room=0)
+    def __init__(self, models: Mapping[str, SealModel], memory: TrunkMemory | None = None, *, views: int = 1) -> None:
+        self.models, self.memory, self.views = dict(models), memory or TrunkMemory(room=0), views
         first = next(iter(self.models.values()))
         self.widths = {FROZEN: first.dim} | {name: m.dim for name, m in self.models.items()} | {COLOUR: 6}
         # One model that sees its crops once has nothing to share, and its weights need no digest.
@@ -120,7 +121,10 @@ class ModelFeatures:
         self._trunks = {name: trunk_key(model) if shares else "" for name, model in self.models.items()}
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
-        """Features (n, sum of widths) of crops, side by side."""
+        """Features (n, sum of widths) of crops, side by side, each the mean over views."""
+        return over_views(self._of_one_view, crops, self.views)
+
+    def _of_one_view(self, crops: np.ndarray) -> np.ndarray:
         parts: list[np.ndarray] = []
         behind: dict[str, torch.Tensor] = {}
         for name, model in self.models.items():
@@ -139,13 +143,15 @@ class ModelFeatures:
 class EncoderFeatures:
     """Features of an encoder as it is."""
 
-    def __init__(self, encoder: Encoder, device: torch.device) -> None:
-        self.encoder = encoder.to(device)
+    def __init__(self, encoder: Encoder, device: torch.device, *, views: int = 1) -> None:
+        self.encoder, self.views = encoder.to(device), views
         self.widths = {FROZEN: encoder.spec.dim, COLOUR: 6}
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
         """Features (n, sum of widths) of crops, side by side."""
-        return np.concatenate([self.encoder.embed(crops, batch_size=len(crops)), _colour(crops)], axis=1)
+        return np.concatenate(
+            [self.encoder.embed(crops, views=self.views, batch_size=len(crops)), _colour(crops)], axis=1
+        )
 
 
 #: turns crops into the features of every method

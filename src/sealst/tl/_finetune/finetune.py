@@ -29,7 +29,7 @@ from sealst._train.engine import RESERVED, Run, run_stages
 from sealst._train.inputs import CropSet, image_inputs
 from sealst._train.module import frozen_baseline
 from sealst._train.params import TrainParams, choose, train_params
-from sealst._validate import listed
+from sealst._validate import check_choice, listed
 from sealst._version import __version__
 from sealst.models import CropSpec, Encoder, GeneEncoderParams, ProjectionParams, SealModel, build_encoder, load
 from sealst.models._adapters import Adapter, counts_blocks, resolve_adapter
@@ -38,6 +38,7 @@ from sealst.models._seal.heads import resolve_projection
 from sealst.pp import check_split, select_genes
 from sealst.tl._embed.inputs import as_sections
 from sealst.tl._finetune.pairs import Pairs, extras_of, gather_pairs, more_expression, organs_of, warmup_patients
+from sealst.tl._finetune.readout import fitted_readout
 from sealst.tl._finetune.run_folder import MODEL, begin, facts_of, finish, open_run, scratch_prefix
 
 #: fewer spots than this cannot be split into batches
@@ -60,6 +61,7 @@ def finetune(
     adapter: Adapter | Mapping[str, Any] | str = "lora",
     gene_encoder: GeneEncoderParams | Mapping[str, Any] | str = "vae",
     projection: ProjectionParams | Mapping[str, Any] | str = "none",
+    readout: str = "auto",
     params: TrainParams | Mapping[str, Any] | str | Path | None = None,
     warmup: AnnData | Sequence[AnnData] | None = None,
     run_dir: str | Path | None = None,
@@ -116,6 +118,11 @@ def finetune(
     projection
         Heads between embeddings and the contrastive loss: ``"none"``, ``"linear"`` or ``"mlp"``; with settings as
         `sealst.models.ProjectionParams` or a mapping such as ``{"kind": "mlp", "dim": 256}``.
+    readout
+        What predicts expression from the embeddings in the end. ``"auto"``: linear readouts are fitted behind the
+        trained encoder, the one that predicts held-out training sections best is kept (patients where there are
+        several, else sections, with a stronger penalty), and `sealst.tl.predict` uses it; see
+        ``model.readout.facts["scores"]``. ``"head"``: the network that is trained with the encoder, and nothing else.
     params
         `TrainParams`, a mapping of its fields such as ``{"epochs": 5, "lr": 1e-3}``, or a YAML file with them.
     warmup
@@ -159,6 +166,7 @@ def finetune(
     --------
     >>> model = sl.tl.finetune([s1, s2], encoder="local-dir:weights/vit_small", pool="cls+mean")  # doctest: +SKIP
     """
+    check_choice("readout", readout, ("auto", "head"))
     train = as_sections(sections, "sections")
     held: Sequence[SpatialData] = [] if validation is None else as_sections(validation, "validation")
     if held and not allow_shared_patients:
@@ -213,7 +221,7 @@ def finetune(
         # What lies on disk decides between the ways to read crops; the choice of the first start stands.
         params = params if state is None else replace(params, cache=state["cache"])
         run = Run(seed=seed, folder=folder, state=state, trainer_kwargs=options, show=progress)
-        _train(model, params, pairs, others, run, extra=extra)
+        _train(model, params, pairs, others, run, extra=extra, readout=readout)
     model.provenance = provenance
     if folder is not None and rank == 0:
         finish(model, folder)
@@ -287,7 +295,14 @@ def _recipe(
 
 
 def _train(
-    model: SealModel, params: TrainParams, pairs: Pairs, held: Pairs | None, run: Run, *, extra: PairDataset | None
+    model: SealModel,
+    params: TrainParams,
+    pairs: Pairs,
+    held: Pairs | None,
+    run: Run,
+    *,
+    extra: PairDataset | None,
+    readout: str,
 ) -> None:
     parts = [CropSet(pairs.sources, True, pairs.folder)]
     if held is not None:
@@ -305,8 +320,18 @@ def _train(
         named = np.array([pairs.labels["organ"], pairs.labels["section"]]).T
         weights = balanced_weights(named[section], power=params.balance)
     model.history = run_stages(
-        model, params, train=train, held_out=held_out, run=run, warmup=warmup, weights=weights, baseline=baseline
+        model,
+        params,
+        train=train,
+        held_out=held_out,
+        run=run,
+        warmup=warmup,
+        weights=weights,
+        sections=section if params.negatives == "section" else None,
+        baseline=baseline,
     )
+    if readout == "auto":
+        model.readout = fitted_readout(model, train, pairs, show=run.show)
 
 
 def _provenance(

@@ -24,6 +24,8 @@ from sealst.models import CropSpec
 
 #: organ of sections that do not say theirs
 _UNKNOWN = "unknown"
+#: spots that a readout is fitted on, at most; a linear one learns nothing from more
+_MAX_SAMPLE = 50_000
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Pairs:
     labels: dict[str, list[str]]
     #: counts of every spot over all genes
     library: np.ndarray
+    #: some spots that a readout is fitted on, and the log1p-CP10k of these spots alone, (spots, genes)
+    sample: np.ndarray
+    single: np.ndarray
     #: for what does not fit into memory
     folder: Path
 
@@ -53,6 +58,9 @@ def gather_pairs(
     sources, measured = [], []
     labels: dict[str, list[str]] = {"section": [], "patient": [], "organ": []}
     library: list[np.ndarray] = []
+    sample: list[np.ndarray] = []
+    single: list[np.ndarray] = []
+    share = max(1, _MAX_SAMPLE // max(1, len(sections)))
 
     def gather(sdata: SpatialData) -> None:
         paired = _section.paired_table(sdata, table_key, trained_on=spec)
@@ -62,6 +70,14 @@ def gather_pairs(
             sources.append(one.source)
             expression.add(_section.expression(table, panel, rows, masked=True))
             measured.append(panel.measured(table.var_names))
+            # Spread over the section, so that a cohort of any size fits into memory.
+            few = (
+                np.unique(np.linspace(0, len(rows) - 1, min(len(rows), share)).round().astype(int))
+                if len(rows)
+                else rows
+            )
+            sample.append(few + sum(len(source.boxes) for source in sources[:-1]))
+            single.append(_section.expression(table, panel, rows[few], Keys.LOGNORM, masked=True))
             labels["section"].append(region.section)
             library.append(_counts_per_spot(table, rows))
             labels["patient"].append("/".join(_section.patients_of(table, region.rows)))
@@ -77,7 +93,16 @@ def gather_pairs(
         pass
     section = np.repeat(np.arange(len(sources)), [len(source.boxes) for source in sources])
     counts = np.concatenate(library)
-    return Pairs(sources, expression.finished(), Measured(np.array(measured), section), labels, counts, folder)
+    return Pairs(
+        sources=sources,
+        expression=expression.finished(),
+        measured=Measured(np.array(measured), section),
+        labels=labels,
+        library=counts,
+        sample=np.concatenate(sample),
+        single=np.concatenate(single),
+        folder=folder,
+    )
 
 
 def _counts_per_spot(table: AnnData, rows: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from sealst._core.device import resolve_device
+from sealst._core.space.views import over_views
 from sealst._data.bags.parts import Parts, file_digest
 from sealst._errors import DataError
 from sealst._keys import Keys
@@ -66,6 +67,8 @@ class Job:
     min_tissue: float
     tile_px: int
     frozen: bool = False
+    #: flips and rotations of each tile that embeddings are the mean of
+    views: int = 1
     #: of the encoder without its adapter, where its embeddings are written
     base: str = ""
     #: genes whose predicted expression is kept
@@ -89,6 +92,7 @@ class Job:
             "tile_px": self.tile_px,
             "min_tissue": self.min_tissue,
             "frozen": self.frozen,
+            "views": self.views,
             "genes": hashlib.sha256("\n".join(self.genes).encode()).hexdigest()[:16] if self.genes else "",
             "net": self.net_digest,
             "precision": self.precision,
@@ -182,13 +186,17 @@ def crop_of(model: Model, crop_um: float | None, crop_px: int | None) -> CropSpe
 
 def features_of(model: Model, job: Job) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """uint8 crops → embeddings by slot; pixels are read and a shared trunk runs once for both embeddings."""
+    if isinstance(model, SealModel) and job.frozen:
+
+        def embed_both(crops: np.ndarray) -> dict[str, np.ndarray]:
+            both = over_views(lambda turned: np.hstack(model.embed_both(turned)), crops, job.views)
+            return {Keys.FROZEN: both[:, : model.dim], Keys.EMBEDDING: both[:, model.dim :]}
+
+        return embed_both
     encoder = model.encoder if isinstance(model, SealModel) else model
 
     def embed(crops: np.ndarray) -> dict[str, np.ndarray]:
-        if isinstance(model, SealModel) and job.frozen:
-            base, adapted = model.embed_both(crops)
-            return {Keys.EMBEDDING: adapted, Keys.FROZEN: base}
-        return {Keys.EMBEDDING: encoder.embed(crops, batch_size=job.batch_size)}
+        return {Keys.EMBEDDING: encoder.embed(crops, views=job.views, batch_size=job.batch_size)}
 
     return embed
 
@@ -207,7 +215,7 @@ def predicted(model: Model, job: Job, embedding: np.ndarray) -> dict[str, np.nda
 
 def provenance(model: Model, job: Job, crops: dict[str, Any]) -> dict[str, Any]:
     """Entries of ``.uns["sealst"]["embed"]``, as `sealst.tl.embed` writes them."""
-    common = {"modality": "image", "crop_um": job.tile_um, "crops": crops}
+    common = {"modality": "image", "crop_um": job.tile_um, "views": job.views, "crops": crops}
     if not isinstance(model, SealModel):
         made = {"model": job.model.encoder, "fingerprint": job.model.identity, "pool": model.spec.pool}
         return {Keys.EMBEDDING: made | common}

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from sealst._core.genes.sets import restrict
+from sealst._core.space.views import check_views
 from sealst._data.bags.parts import run_folder
 from sealst._docs import documented
 from sealst._errors import DataError
@@ -44,6 +45,7 @@ def embed_slides(
     crop_px: int | None = None,
     step_um: float | None = None,
     min_tissue: float = 0.5,
+    views: int = 1,
     frozen: bool | None = None,
     expression: bool = False,
     genes: Sequence[str] | None = None,
@@ -82,6 +84,9 @@ def embed_slides(
     step_um
         Distance of neighbouring tiles in µm; by default `crop_um`, so that they touch.
     %(min_tissue)s
+    views
+        Over how many flips and rotations of each tile embeddings are averaged, 1 (the tile as it is) to 8. Each view is
+        a forward pass: eight take about eight times as long.
     frozen
         Whether to write the embeddings of the encoder without its adapter too, from one reading of the pixels; by
         default for a SEAL model.
@@ -143,6 +148,7 @@ def embed_slides(
         if value is not None:
             check_positive(name, value)
     check_fraction("min_tissue", min_tissue)
+    check_views(views)
     for name, value in (("n_workers", n_workers), ("retries", retries)):
         if not isinstance(value, int) or value < 0:
             raise DataError(f"`{name}` must be a whole number from 0 on, found {value!r}.")
@@ -159,6 +165,7 @@ def embed_slides(
         step_um=float(crop.crop_um if step_um is None else step_um),
         min_tissue=float(min_tissue),
         tile_px=crop.crop_px,
+        views=int(views),
         tiles_per_task=int(tiles_per_task),
         batch_size=settings.batch_size,
         precision=settings.precision,

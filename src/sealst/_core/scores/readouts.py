@@ -1,0 +1,178 @@
+"""A linear readout of expression behind a trained encoder: target, penalty and rank chosen on held-out groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from sealst._core.scores.metrics import gene_pearson
+from sealst._core.scores.probes import ALPHAS, Spectral, inner_folds, within_sections
+
+#: genes that share a penalty, those of similar mean expression: one gene's own scores are too noisy to choose by
+_GENES_PER_PENALTY = 100
+#: ranks that are compared with the full one
+RANKS: tuple[int, ...] = (8, 16, 32, 64)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearReadout:
+    """Coefficients from embeddings to expression, and how they were chosen."""
+
+    #: (d, genes) and (genes,), in the unit of the targets
+    coef: np.ndarray
+    intercept: np.ndarray
+    #: target and rank that were chosen; None is the full rank
+    target: str
+    rank: int | None
+    #: penalty of every gene, (genes,)
+    alphas: np.ndarray
+    #: (target, rank) → mean over genes of the Pearson correlation within held-out groups
+    scores: dict[tuple[str, int | None], float]
+
+
+def fit_readout(
+    x: np.ndarray,
+    targets: Mapping[str, np.ndarray],
+    truth: np.ndarray,
+    *,
+    groups: np.ndarray,
+    sections: np.ndarray,
+    known: np.ndarray | None = None,
+    cautious: bool = False,
+    ranks: tuple[int, ...] = RANKS,
+    max_folds: int = 10,
+) -> LinearReadout:
+    """Fit ridge regressions within sections, and keep the one that predicts held-out groups best.
+
+    Candidates differ in the target they are fitted to and in their rank (reduced-rank regression, Izenman 1975); all
+    are scored by the mean over genes of the Pearson correlation with `truth` within held-out groups. Penalties are
+    chosen for a hundred genes of similar expression at a time.
+
+    Parameters
+    ----------
+    x
+        Embeddings (n, d), finite.
+    targets
+        By name, what may be fitted, (n, genes).
+    truth
+        What counts, (n, genes): the expression of single spots.
+    groups
+        Group of every row, (n,), that is held out as one: patients, or sections where there is one patient.
+    sections
+        Section of every row, (n,); differences between sections are not learned, see `within_sections`.
+    known
+        bool (n, genes): whether a row's section measures a gene. None where all do.
+    cautious
+        Whether to take the strongest penalty within one standard error of the best, since what is held out is more like
+        the rest than what the readout is for: sections of one patient, where it is for others.
+    ranks
+        Ranks to compare with the full one.
+    max_folds
+        Most folds; where there are more groups, whole groups are dealt to this many folds.
+
+    Returns
+    -------
+    The readout, fitted on all rows. A factor for every gene's hundred makes held-out slopes 1.
+    """
+    n_genes = truth.shape[1]
+    parts: list[tuple[np.ndarray, dict[str, _Candidate]]] = []
+    for rows, genes in _measured_together(known, truth.shape):
+        inner = inner_folds(len(rows), groups[rows], max_folds, seed=0)
+        common = within_sections(x[rows], sections[rows])
+        judged = within_sections(truth[np.ix_(rows, genes)], sections[rows])
+        bins = _bins(judged.mean(axis=0))
+        found = {}
+        for name, values in targets.items():
+            y = within_sections(values[np.ix_(rows, genes)], sections[rows], deviation=True)
+            found[name] = _Candidate(common, y, judged, inner, bins, cautious)
+        parts.append((genes, found))
+    scores: dict[tuple[str, int | None], float] = {}
+    for name in targets:
+        for rank in (None, *(r for r in ranks if r < min(x.shape[1], n_genes))):
+            scores[name, rank] = sum(c[name].score(rank) * len(genes) for genes, c in parts) / n_genes
+    target, rank = max(scores, key=lambda key: scores[key])
+    coef, intercept, alphas = np.zeros((x.shape[1], n_genes)), np.zeros(n_genes), np.zeros(n_genes)
+    for genes, found in parts:
+        coef[:, genes], intercept[genes] = found[target].fitted(rank)
+        alphas[genes] = found[target].alphas
+    return LinearReadout(coef, intercept, target, rank, alphas, scores)
+
+
+def _measured_together(known: np.ndarray | None, shape: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows and genes to fit together: those genes that the same rows measure."""
+    if known is None or known.all():
+        return [(np.arange(shape[0]), np.arange(shape[1]))]
+    patterns, which = np.unique(known, axis=1, return_inverse=True)
+    return [(np.flatnonzero(p), np.flatnonzero(which.ravel() == i)) for i, p in enumerate(patterns.T) if p.any()]
+
+
+def _bins(mean: np.ndarray) -> np.ndarray:
+    """Number of the penalty of every gene."""
+    order = np.argsort(np.argsort(-mean, kind="stable"), kind="stable")
+    n = max(1, len(mean) // _GENES_PER_PENALTY)
+    return np.minimum(order * n // len(mean), n - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """One target: its penalties, and what they say of held-out groups."""
+
+    x: np.ndarray
+    y: np.ndarray
+    truth: np.ndarray
+    folds: list[tuple[np.ndarray, np.ndarray]]
+    bins: np.ndarray
+    cautious: bool
+
+    @cached_property
+    def fits(self) -> list[Spectral]:
+        """Ridge regressions of every penalty on the training rows of every fold."""
+        return [Spectral(self.x[train], self.y[train], None) for train, _ in self.folds]
+
+    @cached_property
+    def alphas(self) -> np.ndarray:
+        """Penalty of every gene."""
+        scores = np.empty((len(self.folds), len(ALPHAS), self.y.shape[1]))
+        for i, (fit, (_, held)) in enumerate(zip(self.fits, self.folds, strict=True)):
+            projected = fit.scaler.transform(self.x[held]) @ fit.basis
+            for j, alpha in enumerate(ALPHAS):
+                predicted = (projected / (fit.eigenvalues + alpha)) @ fit.target
+                scores[i, j] = np.nan_to_num(gene_pearson(predicted, self.truth[held]))
+        chosen = np.empty(self.y.shape[1])
+        for number in range(self.bins.max() + 1):
+            curves = scores[:, :, self.bins == number].mean(axis=2)
+            mean, slack = curves.mean(axis=0), 0.0
+            if self.cautious:
+                slack = curves[:, mean.argmax()].std(ddof=1) / np.sqrt(len(curves))
+            # The strongest penalty of those that are as good.
+            chosen[self.bins == number] = ALPHAS[np.flatnonzero(mean >= mean.max() - slack)[-1]]
+        return chosen
+
+    def score(self, rank: int | None) -> float:
+        """Mean Pearson over genes and held-out groups."""
+        found = [np.nan_to_num(gene_pearson(p, self.truth[held])).mean() for p, held in self._held_out(rank)]
+        return float(np.mean(found))
+
+    def fitted(self, rank: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients and intercept for embeddings as they are, from all rows; held-out slopes made 1."""
+        covariance, variance = np.zeros((2, self.bins.max() + 1))
+        for predicted, held in self._held_out(rank):
+            truth = self.truth[held] - self.truth[held].mean(axis=0)
+            # Every gene counts alike, whatever its deviation.
+            unit = 1 / np.maximum((truth**2).mean(axis=0), 1e-12)
+            predicted = predicted - predicted.mean(axis=0)
+            covariance += np.bincount(self.bins, ((predicted * truth).sum(axis=0) * unit))
+            variance += np.bincount(self.bins, ((predicted**2).sum(axis=0) * unit))
+        slope = np.divide(covariance, variance, out=np.ones_like(variance), where=variance > 0)
+        slope = np.where(slope > 0, slope, 1.0)[self.bins]
+        fit = Spectral(self.x, self.y, None)
+        coef = fit.coef(self.alphas, rank) * slope / fit.scaler.scale_[:, None]
+        return coef, fit.intercept - fit.scaler.mean_ @ coef
+
+    def _held_out(self, rank: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Predictions of every fold's held-out rows, and these."""
+        pairs = zip(self.fits, self.folds, strict=True)
+        return [(fit.scaler.transform(self.x[held]) @ fit.coef(self.alphas, rank), held) for fit, (_, held) in pairs]

@@ -1,0 +1,128 @@
+"""Linear readouts behind a trained encoder, on arrays with known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sealst._core.scores.metrics import gene_pearson
+from sealst._core.scores.probes import Spectral, ridge_probe, within_sections
+from sealst._core.scores.readouts import fit_readout
+
+
+def cohort(n_sections=4, n=60, d=8, genes=12, rank=None, noise=0.5, seed=0, level=5.0):
+    """Embeddings and expression that agree within sections; sections differ in level and scale for no reason."""
+    rng = np.random.default_rng(seed)
+    section = np.repeat(np.arange(n_sections), n)
+    x = rng.normal(size=(len(section), d))
+    coef = rng.normal(size=(d, genes))
+    if rank:
+        coef = rng.normal(size=(d, rank)) @ rng.normal(size=(rank, genes))
+    signal = x @ coef
+    y = signal + noise * signal.std() * rng.normal(size=signal.shape)
+    scale = rng.uniform(0.5, 2.0, (n_sections, 1))[section]
+    shift = level * rng.normal(size=(n_sections, genes))[section]
+    moved = x + level * rng.normal(size=(n_sections, d))[section]
+    return moved, y * scale + shift, section, x, coef
+
+
+def test_what_differs_between_sections_is_not_learned():
+    x, y, section, inner, coef = cohort(noise=0.1)
+    found = fit_readout(x, {"single": y}, y, groups=section, sections=section, ranks=())
+    fresh = np.random.default_rng(1).normal(size=(200, x.shape[1]))
+    assert gene_pearson(fresh @ found.coef, fresh @ coef).min() > 0.98
+    # Fitted across sections, their levels drown it.
+    across = ridge_probe(x, y, groups=section).predict(fresh)
+    assert np.nanmean(gene_pearson(across, fresh @ coef)) < 0.9
+
+
+def test_the_level_is_the_mean_over_sections():
+    x, y, section, *_ = cohort()
+    found = fit_readout(x, {"single": y}, y, groups=section, sections=section)
+    centre = np.mean([x[section == s].mean(axis=0) for s in range(4)], axis=0)
+    level = np.mean([y[section == s].mean(axis=0) for s in range(4)], axis=0)
+    np.testing.assert_allclose(centre @ found.coef + found.intercept, level, atol=1e-8)
+
+
+def test_the_target_that_predicts_single_spots_best_is_kept():
+    x, y, section, inner, coef = cohort(noise=3.0)
+    clean = inner @ coef
+    found = fit_readout(x, {"noisy": y, "clean": clean}, clean, groups=section, sections=section, ranks=())
+    assert found.target == "clean"
+    assert found.scores["clean", None] > found.scores["noisy", None]
+
+
+def test_a_low_rank_is_found():
+    x, y, section, *_ = cohort(d=40, genes=60, rank=2, noise=4.0)
+    found = fit_readout(x, {"single": y}, y, groups=section, sections=section, ranks=(2, 20))
+    assert found.rank == 2
+    assert np.linalg.matrix_rank(found.coef, tol=1e-6 * np.abs(found.coef).max()) == 2
+
+
+def test_caution_takes_the_stronger_penalty():
+    x, y, section, *_ = cohort(d=40, noise=4.0)
+    # Directions of very different weight, so that the penalty decides.
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(40, 40)))[0]
+    x = x @ turn * np.logspace(0, 2, 40) @ turn.T
+    options = {"groups": section, "sections": section, "ranks": ()}
+    bold, careful = (fit_readout(x, {"single": y}, y, cautious=c, **options) for c in (False, True))
+    assert (careful.alphas >= bold.alphas).all()
+    assert (careful.alphas > bold.alphas).any()
+
+
+def test_a_gene_is_fitted_where_it_is_measured():
+    x, y, section, *_ = cohort(noise=0.3)
+    known = np.ones(y.shape, bool)
+    known[:, :5] = (section < 3)[:, None]
+    spoiled = np.where(known, y, 99.0)
+    found = fit_readout(x, {"single": spoiled}, spoiled, groups=section, sections=section, known=known, ranks=())
+    rows = section < 3
+    alone = fit_readout(x[rows], {"single": y[rows]}, y[rows], groups=section[rows], sections=section[rows], ranks=())
+    np.testing.assert_allclose(gene_pearson(x @ found.coef, x @ alone.coef)[:5], 1, atol=1e-3)
+
+
+def test_held_out_slopes_are_one():
+    x, y, section, inner, coef = cohort(n_sections=6, n=200, noise=2.0, level=0.0)
+    found = fit_readout(x[:1000], {"a": y[:1000]}, y[:1000], groups=section[:1000], sections=section[:1000], ranks=())
+    p, truth = x[1000:] @ found.coef, y[1000:] / y[1000:].std() * y[:1000].std()
+    slope = ((p - p.mean(0)) * (truth - truth.mean(0))).sum() / ((p - p.mean(0)) ** 2).sum()
+    assert slope == pytest.approx(1, abs=0.15)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.booleans(), st.integers(1, 5))
+def test_a_reduced_rank_is_the_best_of_its_rank(wide, rank):
+    rng = np.random.default_rng(rank)
+    x, y = rng.normal(size=(12 if wide else 60, 20)), rng.normal(size=(12 if wide else 60, 9))
+    fit, alphas = Spectral(x, y, None), np.full(9, 3.0)
+    full, reduced = fit.coef(alphas), fit.coef(alphas, rank)
+    z = fit.scaler.transform(x)
+    # Eckart and Young: what is lost of the fitted values is the tail of their singular values.
+    singular = np.linalg.svd(z @ full, compute_uv=False)
+    assert np.linalg.norm(z @ (full - reduced)) == pytest.approx(np.sqrt((singular[rank:] ** 2).sum()), rel=1e-6)
+
+
+@given(st.integers(2, 5), st.integers(0, 50))
+def test_within_sections_takes_out_levels_and_scales(n_sections, seed):
+    rng = np.random.default_rng(seed)
+    section = np.repeat(np.arange(n_sections), rng.integers(2, 30, n_sections))
+    values = rng.normal(size=(len(section), 3))
+    moved = values + 9 * rng.normal(size=(n_sections, 3))[section]
+    for out in (within_sections(moved, section), within_sections(moved, section, deviation=True)):
+        means = np.array([out[section == s].mean(axis=0) for s in range(n_sections)])
+        np.testing.assert_allclose(means, means[:1].repeat(n_sections, 0), atol=1e-9)
+    np.testing.assert_allclose(
+        np.diff(within_sections(moved, section)[section == 0], axis=0), np.diff(moved[section == 0], axis=0), atol=1e-9
+    )
+
+
+def test_scales_of_large_sections_become_alike_and_small_ones_borrow():
+    rng = np.random.default_rng(0)
+    section = np.repeat([0, 1, 2], [4000, 4000, 3])
+    values = rng.normal(size=(8003, 2)) * np.array([1.0, 4.0, 50.0])[section][:, None]
+    out = within_sections(values, section, deviation=True)
+    large = [out[section == s].std() for s in (0, 1)]
+    assert large[0] == pytest.approx(large[1], rel=0.05)
+    assert out[section == 2].std() > 3 * large[0]
