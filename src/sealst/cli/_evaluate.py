@@ -40,7 +40,7 @@ _BENCH = "var_50genes.json"
     "tl.evaluate", "test", "preset", "folds", "baselines", "net", "n_genes", "near_um", "control",
     "allow_shared_patients",
     test={"help": "Held-out sections; may be repeated. Without it SECTIONS are split into folds."},
-    preset={"type": click.Choice(["cv", "hest"]), "sentences": 2},
+    preset={"type": click.Choice(["cv", "plain", "hest"]), "sentences": 2},
     baselines={"type": Several(click.Choice(["st-net", "bleep"])),
                "help": "Train these too in every fold, by commas (needs --recipe): st-net, bleep."},
     net={"help": f"Compare the activity of gene sets too. {opt.net_help}"},

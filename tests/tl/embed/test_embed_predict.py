@@ -28,20 +28,22 @@ def small_uni(monkeypatch, tmp_path):
     monkeypatch.setenv("SEALST_WEIGHTS", str(tmp_path))
 
 
-def test_embedding_is_that_of_each_spots_own_crop(ready, model):
+@pytest.mark.parametrize(("views", "n"), [("auto", 8), (1, 1), (3, 3)])
+def test_embedding_is_that_of_each_spots_own_crop(ready, model, views, n):
     sdata = ready(section="t", patient="p9", seed=5)
-    sl.tl.embed(sdata, model)
+    sl.tl.embed(sdata, model, views=views)
     table = sdata.tables["table"]
     (region,) = _section.regions_of(table)
     crops = _section.region_crops(sdata, table, region)
     rows, boxes = crops.rows, crops.boxes
     crops = read_crops(_section.image_levels(sdata.images["t_he"]), boxes, 32)
-    np.testing.assert_allclose(table.obsm["X_seal"][rows], model.embed_images(crops), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(table.obsm["X_seal"][rows], model.embed_images(crops, views=n), rtol=1e-4, atol=1e-5)
     assert table.obsm["X_seal"].dtype == np.float32
     assert table.obsm["X_seal"].shape == (36, model.dim)
     entry = table.uns["sealst"]["embed"]["X_seal"]
     assert entry["model"] == model.fingerprint
     assert entry["crops"]["t_spots"]["crop_um"] == 64
+    assert entry["views"] == n
 
 
 def test_spots_without_a_crop_get_nan(ready, model, toy_section):
@@ -126,7 +128,7 @@ def test_an_encoder_itself_is_as_good_as_its_name(ready):
 
 def test_convolutional_encoder_by_name(ready):
     sdata = ready(section="t")
-    sl.tl.embed(sdata, "resnet18", pretrained=False, key_added="X_cnn", device="cpu")
+    sl.tl.embed(sdata, "resnet18", pretrained=False, key_added="X_cnn", device="cpu", views=1)
     table = sdata.tables["table"]
     (region,) = _section.regions_of(table)
     crops = _section.region_crops(sdata, table, region)
@@ -290,3 +292,33 @@ def test_a_stored_embedding_follows_crops_that_come_and_go(ready, model):
     table.obs.loc[first, "crop_ok"] = False
     sl.tl.predict(sdata, model)
     assert table.obsm["seal_expression"].loc[first].isna().all()
+
+
+def test_predictions_take_the_views_that_are_there_unless_told(ready, model):
+    sdata = ready(section="t")
+    sl.tl.embed(sdata, model, views=1)
+    table = sdata.tables["table"]
+    one = table.obsm["X_seal"].copy()
+    sl.tl.predict(sdata, model)
+    np.testing.assert_array_equal(table.obsm["X_seal"], one)
+    sl.tl.predict(sdata, model, views=8)
+    assert table.uns["sealst"]["embed"]["X_seal"]["views"] == 8
+    assert np.abs(table.obsm["X_seal"] - one).max() > 1e-6
+
+
+@pytest.mark.parametrize("views", ["all", 0, 9, 1.5])
+def test_views_that_there_are_not(ready, model, views):
+    sdata = ready(section="t")
+    with pytest.raises(sl.DataError, match="views"):
+        sl.tl.embed(sdata, model, views=views)
+    assert "X_seal" not in sdata.tables["table"].obsm
+
+
+def test_a_readout_is_asked_for_by_its_name(ready, model):
+    sdata = ready(section="t")
+    table = sdata.tables["table"]
+    assert model.readouts[-1] == "head"
+    sl.tl.predict(sdata, model, readout="head", key_added="by_head")
+    assert table.uns["sealst"]["predict"]["by_head"]["readout"] == "head"
+    with pytest.raises(sl.DataError, match="`readout` 'knn' is none of this model's"):
+        sl.tl.predict(sdata, model, readout="knn")

@@ -235,10 +235,9 @@ class SealNet(nn.Module):
         float32 (n, genes), log1p-CP10k, not negative, in panel order.
         """
         z, fitted = self._embeddings(z), self.readout
-        if fitted is not None and check_readout(readout, fitted) != HEAD:
-            return self._batched(lambda b: fitted(b).clamp_min(0), z, len(self.panel), batch_size)
-        check_readout(readout, fitted)
-        return self._batched(lambda b: self.unstandardise(self.image_head(b)), z, len(self.panel), batch_size)
+        if check_readout(readout, fitted) == HEAD or fitted is None:
+            return self._batched(lambda b: self.unstandardise(self.image_head(b)), z, len(self.panel), batch_size)
+        return self._batched(lambda b: fitted(b).clamp_min(0), z, len(self.panel), batch_size)
 
     def shared_images(self, z: np.ndarray, *, batch_size: int = 4096) -> np.ndarray:
         """Image embeddings in the space in which images and expression are compared, by cosine.

@@ -14,6 +14,7 @@ from sealst.pl._reports.page import count
 _FEW_PATIENTS = 10
 
 _PRESETS = {
+    "plain": 'Preset "plain" is "cv" on the crop as it is, with probes fitted across sections.',
     "hest": 'Preset "hest" repeats the published HEST-bench protocol, so that numbers can be set beside the published '
     "ones: 50 genes chosen on all sections including the test sections, log1p of raw counts, features standardised and "
     "reduced to 256 principal components, and a ridge regression without intercept and with a fixed penalty.",

@@ -84,8 +84,9 @@ def evaluate(
     test
         Held-out sections.
     preset
-        ``"cv"``: ridge regression on standardised features, its penalty by inner cross-validation over patients, genes
-        chosen on the training sections, targets log1p-CP10k. ``"hest"``: HEST-bench (256 principal components, ridge
+        ``"cv"``: ridge regression within sections on standardised features (means over eight flips and rotations of a
+        crop), its penalty by inner cross-validation over patients, genes chosen on the training sections, targets
+        log1p-CP10k. ``"plain"``: the same on the crop as it is, fitted across sections. ``"hest"``: HEST-bench (256 principal components, ridge
         without intercept of penalty 100 / features / genes, 50 variable genes of all sections, targets log1p of raw
         counts). Or a `sealst.tl.Protocol` of your own.
     folds
@@ -121,7 +122,8 @@ def evaluate(
     Returns
     -------
     `Evaluation` with tidy frames ``.table``, ``.genes``, ``.pathways`` and maps in ``.spots``. Methods: ``"frozen +
-    ridge"``, ``"adapted + ridge"``, ``"seal head"`` (direct prediction), ``"seal retrieval"`` (mean of the 50 training
+    ridge"``, ``"adapted + ridge"``, ``"seal prediction"`` (what `sealst.tl.predict` writes, where the model has a
+    readout beside its head), ``"seal head"`` (the network trained with the encoder), ``"seal retrieval"`` (mean of the 50 training
     spots whose expression is nearest to the image), the baselines, and the floors ``"colour + ridge"`` (mean and
     deviation of the crop's colour) and ``"mean"``. Metrics, per section and gene set:
 

@@ -46,7 +46,7 @@ def fitted_readout(model: SealModel, train: PairDataset, pairs: Pairs, *, show: 
     logger.info("readout = %s (mean Pearson %.3f on held-out %s)", best, found.scores[found.target, found.rank], held)
     facts = {"kind": best.partition(" on ")[0], "target": found.target, "rank": found.rank, "held_out": held}
     facts |= {"n_spots": len(rows), "scores": {names[key]: round(score, 6) for key, score in found.scores.items()}}
-    return Readout.of(found.coef, found.intercept, facts)
+    return Readout.of(found.coef, found.intercept, facts).to(model.device)
 
 
 def _name(target: str, rank: int | None) -> str:
