@@ -138,12 +138,8 @@ class TrainedInFolds(Candidate):
                 raise DataError(
                     "With baselines, `params` of the mapping must be a mapping too, not a file or TrainParams."
                 )
-            given = {
-                "params": dict(params) | BASELINES[name],
-                "panel": models[SEAL].panel,
-                "include": (),
-                "readout": "head",
-            }
+            given = {"params": dict(params) | BASELINES[name], "panel": models[SEAL].panel, "include": ()}
+            given["readout"] = "head"
             models[name] = finetune(sections, **dict(self.recipe) | given, **common)
         check_held_out(fold, models)
         return models

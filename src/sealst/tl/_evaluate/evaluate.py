@@ -86,9 +86,9 @@ def evaluate(
     preset
         ``"cv"``: ridge regression within sections on standardised features (means over eight flips and rotations of a
         crop), its penalty by inner cross-validation over patients, genes chosen on the training sections, targets
-        log1p-CP10k. ``"plain"``: the same on the crop as it is, fitted across sections. ``"hest"``: HEST-bench (256 principal components, ridge
-        without intercept of penalty 100 / features / genes, 50 variable genes of all sections, targets log1p of raw
-        counts). Or a `sealst.tl.Protocol` of your own.
+        log1p-CP10k. ``"plain"``: the same on the crop as it is, fitted across sections. ``"hest"``: HEST-bench (256
+        principal components, ridge without intercept of penalty 100 / features / genes, 50 variable genes of all
+        sections, targets log1p of raw counts). Or a `sealst.tl.Protocol` of your own.
     folds
         ``"patient"``, ``"section"``, ``"block"`` or a column of ``.obs`` (``"organ"``, ``"technology"``, …), see
         `sealst.pp.split`; or what it returned. Not used with `test`.
@@ -123,9 +123,9 @@ def evaluate(
     -------
     `Evaluation` with tidy frames ``.table``, ``.genes``, ``.pathways`` and maps in ``.spots``. Methods: ``"frozen +
     ridge"``, ``"adapted + ridge"``, ``"seal prediction"`` (what `sealst.tl.predict` writes, where the model has a
-    readout beside its head), ``"seal head"`` (the network trained with the encoder), ``"seal retrieval"`` (mean of the 50 training
-    spots whose expression is nearest to the image), the baselines, and the floors ``"colour + ridge"`` (mean and
-    deviation of the crop's colour) and ``"mean"``. Metrics, per section and gene set:
+    readout beside its head), ``"seal head"`` (the network trained with the encoder), ``"seal retrieval"`` (mean of the
+    50 training spots whose expression is nearest to the image), the baselines, and the floors ``"colour + ridge"``
+    (mean and deviation of the crop's colour) and ``"mean"``. Metrics, per section and gene set:
 
     - ``"pearson"``, ``"spearman"``, ``"r2"``: mean over genes; also over all test spots of a fold together (rows with
       section ``""``)
