@@ -22,12 +22,14 @@ _FIELDS = ("epochs", "batch_size", "lr", "patience", "num_workers")
 
 _arguments = options_of(
     "tl.finetune", "encoder", "pretrained", "pool", "panel", "n_genes", "include", "crop_um", "adapter", "gene_encoder",
-    "projection", "validation", "allow_shared_patients", "warmup", "params", "trainer_kwargs",
+    "projection", "readout", "validation", "allow_shared_patients", "warmup", "params", "trainer_kwargs",
     pretrained={"help": "Random weights are for tests and demonstrations only."},
     panel={"help": "Genes of the model (GenePanel TSV); default the --n-genes most variable of the sections."},
     adapter={"help": "lora, blocks, full, bottleneck, none; or settings such as '{kind: lora, r: 16}'."},
     gene_encoder={"help": "vae, mlp, mae, transformer; or settings such as '{kind: mlp, hidden: [512]}'."},
     projection={"help": "none, linear, mlp; or settings such as '{kind: mlp, dim: 256}'."},
+    readout={"type": click.Choice(["auto", "head"]),
+             "help": "What predicts in the end: the readout that held-out sections choose (auto), or the head alone."},
     warmup={"help": "h5ad with expression without images for the warm-up; may be repeated."},
 )  # fmt: skip
 

@@ -13,6 +13,8 @@ from sealst._core.scores.probes import ALPHAS, Spectral, inner_folds, within_sec
 
 #: genes that share a penalty, those of similar mean expression: one gene's own scores are too noisy to choose by
 _GENES_PER_PENALTY = 100
+#: share of the best score that a stronger penalty may lose where caution is asked for
+_SLACK = 0.01
 #: ranks that are compared with the full one
 RANKS: tuple[int, ...] = (8, 16, 32, 64)
 
@@ -66,8 +68,8 @@ def fit_readout(
     known
         bool (n, genes): whether a row's section measures a gene. None where all do.
     cautious
-        Whether to take the strongest penalty within one standard error of the best, since what is held out is more like
-        the rest than what the readout is for: sections of one patient, where it is for others.
+        Whether to take the strongest penalty that loses at most a hundredth of the best score, since what is held out
+        is more like the rest than what the readout is for: sections of one patient, where it is for others.
     ranks
         Ranks to compare with the full one.
     max_folds
@@ -144,11 +146,10 @@ class _Candidate:
         chosen = np.empty(self.y.shape[1])
         for number in range(self.bins.max() + 1):
             curves = scores[:, :, self.bins == number].mean(axis=2)
-            mean, slack = curves.mean(axis=0), 0.0
-            if self.cautious:
-                slack = curves[:, mean.argmax()].std(ddof=1) / np.sqrt(len(curves))
+            mean = curves.mean(axis=0)
+            lost = _SLACK * abs(mean.max()) if self.cautious else 0.0
             # The strongest penalty of those that are as good.
-            chosen[self.bins == number] = ALPHAS[np.flatnonzero(mean >= mean.max() - slack)[-1]]
+            chosen[self.bins == number] = ALPHAS[np.flatnonzero(mean >= mean.max() - lost)[-1]]
         return chosen
 
     def score(self, rank: int | None) -> float:

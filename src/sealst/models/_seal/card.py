@@ -175,6 +175,7 @@ def _facts(model: SealNet) -> str:
         "Crops": f"{model.crop.crop_um:g} µm at {model.crop.crop_px} px",
         "Adapter": model.adapter.describe(spec.n_blocks),
         "Genes in training": f"{len(model.panel)}, log1p-CP10k",
+        "Predicts by": _readout(model),
         "Training sections": ", ".join(training.get("sections", [])) or unknown,
         "Training patients": ", ".join(training.get("patients", [])) or unknown,
         "Spots": training.get("n_spots", "not recorded"),
@@ -183,6 +184,18 @@ def _facts(model: SealNet) -> str:
         "Fingerprint": f"`{model.fingerprint}`",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value != "")])
+
+
+def _readout(model: SealNet) -> str:
+    """What predicts expression, and how it was chosen."""
+    if model.readout is None:
+        return "head"
+    facts = model.readout.facts
+    best = max(facts["scores"].values())
+    return (
+        f"{facts['kind']} on {facts['target']}, mean Pearson {best:.3f} over the panel on held-out {facts['held_out']} of "
+        "the training sections (whose crops the adapter has seen)"
+    )
 
 
 def _training(model: SealNet) -> str:

@@ -1,0 +1,103 @@
+"""The readout that training leaves behind: what `tl.predict` writes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import sealst as sl
+from sealst._train.params import train_params
+
+
+def two(ready):
+    return [ready(section="a", patient="p1"), ready(section="b", patient="p2", seed=1)]
+
+
+def test_training_keeps_the_readout_that_held_out_patients_choose(ready, finetune):
+    model = finetune(two(ready))
+    kind, head = model.readouts
+    assert head == "head"
+    facts = model.readout.facts
+    scores = facts["scores"]
+    assert {f"ridge on {target}" for target in ("lognorm", "context", "both")} <= set(scores)
+    assert max(scores, key=scores.get) == f"{kind} on {facts['target']}"
+    assert facts["held_out"] == "patients"
+    assert facts["n_spots"] == 72
+    assert kind in repr(model)
+
+
+def test_predictions_are_those_of_the_readout_unless_the_head_is_asked_for(ready, finetune):
+    model = finetune(two(ready))
+    sdata = ready(section="c", patient="p3", seed=2)
+    sl.tl.predict(sdata, model)
+    sl.tl.predict(sdata, model, readout="head", key_added="by_head")
+    table = sdata.tables["table"]
+    z = table.obsm["X_seal"]
+    expected = z @ model.readout.weight.numpy().T + model.readout.bias.numpy()
+    np.testing.assert_allclose(table.obsm["seal_expression"], expected.clip(0), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(table.obsm["seal_expression"], table.obsm["by_head"])
+    made = table.uns["sealst"]["predict"]
+    assert made["seal_expression"]["readout"] == model.readouts[0]
+    assert made["seal_expression"]["layer"] == model.readout.facts["target"]
+    assert (made["by_head"]["readout"], made["by_head"]["layer"]) == ("head", "context")
+
+
+def test_a_saved_model_predicts_by_the_same_readout(ready, finetune, tmp_path):
+    model = finetune(two(ready))
+    loaded = sl.models.load(model.save(tmp_path / "m", include_base=True))
+    z = np.random.default_rng(0).normal(size=(5, model.dim)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.predict_expression(z), model.predict_expression(z))
+    assert loaded.readout.facts == model.readout.facts
+    assert loaded.fingerprint == model.fingerprint
+    assert "Predicts by" in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_the_head_alone(ready, finetune):
+    model = finetune(two(ready), readout="head")
+    assert model.readouts == ("head",)
+    assert model.readout is None
+    with pytest.raises(sl.DataError, match="`readout` 'ridge' is none of this model's: 'head'"):
+        model.predict_expression(np.zeros((1, model.dim), np.float32), readout="ridge")
+    with pytest.raises(sl.DataError, match="`readout` must be one of"):
+        finetune(two(ready), readout="pls")
+
+
+def test_one_patient_holds_out_sections_and_one_section_strips(ready, finetune):
+    serial = [ready(section="a", patient="p"), ready(section="b", patient="p", seed=1)]
+    assert finetune(serial).readout.facts["held_out"] == "sections of one patient"
+    single = ready(section="a", patient="p", n=8)
+    assert finetune([single]).readout.facts["held_out"] == "strips of one section"
+
+
+def test_crops_that_are_not_cached_are_turned_as_predictions_turn_them(ready, finetune, fast):
+    cached, plain = (
+        finetune(two(ready), params=fast | {"augmentation": "none", "cache": cache, "epochs": 1})
+        for cache in ("trunk", "none")
+    )
+    assert cached.readout is not None
+    assert plain.readout is not None
+
+
+def test_what_sections_differ_in_is_not_predicted(ready, finetune):
+    sections = two(ready)
+    deep = sections[1].tables["table"]
+    for layer in ("lognorm", "context"):
+        # As of a section that was sequenced deeper: every spot gets more of every gene.
+        deep.layers[layer] = deep.layers[layer].toarray() + 2.0
+    model = finetune(sections)
+    readout = model.readout
+    single = [s.tables["table"].layers["lognorm"] for s in sections]
+    level = np.mean([np.asarray(v.mean(axis=0)).ravel() for v in single], axis=0)
+    order = [list(deep.var_names).index(g) for g in model.panel.genes]
+    for sdata in sections:
+        sl.tl.embed(sdata, model)
+    centre = np.mean([np.nanmean(s.tables["table"].obsm["X_seal"], axis=0) for s in sections], axis=0)
+    predicted = readout.weight.numpy() @ centre + readout.bias.numpy()
+    np.testing.assert_allclose(predicted, level[order], atol=0.2)
+
+
+def test_batches_of_one_section_are_a_parameter(ready, finetune, fast):
+    a, b = (finetune(two(ready), params=fast | {"negatives": n}).fingerprint for n in ("all", "section"))
+    assert a != b
+    with pytest.raises(sl.DataError, match=r"`params.negatives` must be one of"):
+        train_params({"negatives": "patient"})
