@@ -17,6 +17,8 @@ from spatialdata.transformations import Identity, Scale
 
 from sealst._errors import DataError
 from sealst._keys import Keys
+from sealst._logging import warn
+from sealst._section.colour import DARK, is_dark
 from sealst._section.images import multiscale
 from sealst._section.pyramid import SlideImage, extended, levels_of, squidpy_library
 from sealst._validate import check_choice, check_gene_names, check_positive, check_section, listed
@@ -156,6 +158,9 @@ def from_arrays(
         spots = gpd.GeoDataFrame(geometry=box(*corners), index=pd.Index(ids))
     if thumbnail:
         table.uns["spatial"] = {section: squidpy_library(levels, diameter_px)}
+        small = table.uns["spatial"][section]["images"]["hires"]
+        if is_dark([np.moveaxis(small, 2, 0)]):
+            warn(f"{section}: the image {DARK}")
     return SpatialData(
         images={Keys.image(section): multiscale(levels, transforms)},
         shapes={region: ShapesModel.parse(spots, transformations=dict(transforms))},

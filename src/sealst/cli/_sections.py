@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sealst._errors import DataError
-from sealst._files import complete_file, is_store, stores_in, write_text
+from sealst._files import complete_file, is_store, stores_in, visible, write_text
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._text_table import ENDINGS
@@ -178,7 +178,7 @@ class Work:
 def _tables_of(paths: Sequence[Path]) -> list[Path]:
     """The h5ad files that are given, by themselves or as one folder of them; none where anything else is."""
     if len(paths) == 1 and paths[0].is_dir() and not (is_store(paths[0]) or stores_in(paths[0])):
-        return sorted(p for p in paths[0].iterdir() if p.suffix == H5AD)
+        return [p for p in visible(paths[0]).values() if p.suffix == H5AD]
     return list(paths) if all(p.suffix == H5AD for p in paths) else []
 
 

@@ -451,3 +451,119 @@ def test_levels_that_are_computed_are_told_from_stored_ones(tmp_path: Path) -> N
     assert [is_computed(level) for level in image_levels(sdata.images["s_he"])] == [False, True, True]
     sdata = sl.io.read_wsi(write_pyramid(tmp_path / "deep.tif", [IMAGE, halved(IMAGE)]), section="s")
     assert [is_computed(level) for level in image_levels(sdata.images["s_he"])] == [False, False]
+
+
+# -- what the channels mean -------------------------------------------------------------------------------------------
+STAINS = np.random.default_rng(0).poisson([[[6]], [[20]], [[3]]], (3, 120, 160)).astype(np.uint8)
+LIGHT = np.moveaxis(picture(120, 160) // 2 + 127, 2, 0)
+
+
+def named(*names: str, **channel: Any) -> dict[str, Any]:
+    return {"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "Channel": {"Name": list(names)} | channel}
+
+
+@pytest.mark.parametrize(
+    ("pages", "options", "why"),
+    [
+        (STAINS, {"metadata": named("DAPI", "PanCK", "CD45")}, "called 'DAPI', 'PanCK', 'CD45'.* as in fluorescence"),
+        (STAINS[[0, 1, 2, 0]], {"metadata": named("DAPI", "PanCK", "CD45", "CD3")}, "'DAPI', 'PanCK', 'CD45'"),
+        (LIGHT, {"metadata": named("DAPI", "PanCK", "CD45")}, "called 'DAPI', 'PanCK', 'CD45'"),
+        (LIGHT, {"metadata": named("1", "2", "3", Fluor=["Cy3"] * 3)}, r"fluorescence by its OME metadata .*Fluor Cy3"),
+        (LIGHT, {"metadata": named("", "", "", EmissionWavelength=[461.0] * 3)}, "EmissionWavelength 461"),
+        (LIGHT, {"metadata": named("b", "g", "r")}, "are 'b', 'g', 'r', not red, green, blue"),
+        (STAINS, {"metadata": named("Channel 0", "Channel 1", "Channel 2")}, "3 grey channels .* no light background"),
+        (STAINS, {"metadata": {"axes": "CYX"}}, "3 grey channels .* no light background"),
+        (STAINS[[0, 1, 2, 0]], {"metadata": {"axes": "CYX"}}, "no light background"),
+    ],
+)  # fmt: skip
+def test_fluorescence_is_no_he(pages: np.ndarray, options: dict[str, Any], why: str, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.ome.tif", pages, photometric="minisblack", **options)
+    for read in (sl.io.open_image, sl.io.read_wsi):
+        with pytest.raises(sl.DataError, match=rf"a\.ome\.tif .*{why}|channels of a\.ome\.tif .*{why}"):
+            read(tmp_path / "a.ome.tif")
+    (problem,) = sl.io.check(tmp_path / "a.ome.tif").problems
+    assert problem.level == "error"
+
+
+def test_fluorescence_of_imagej_and_qptiff_is_no_he(tmp_path: Path) -> None:
+    labels = {"axes": "CYX", "Labels": ["DAPI", "FITC", "TRITC"]}
+    tifffile.imwrite(tmp_path / "a.tif", LIGHT, imagej=True, metadata=labels)
+    with pytest.raises(sl.DataError, match="called 'DAPI', 'FITC', 'TRITC'"):
+        sl.io.open_image(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "b.tif", STAINS, imagej=True, metadata={"axes": "CYX"})
+    with pytest.raises(sl.DataError, match="no light background"):
+        sl.io.open_image(tmp_path / "b.tif")
+    kind = "PerkinElmer-QPI-ImageDescription"
+    text = f"<{kind}><ImageType>FullResolution</ImageType>{{}}</{kind}>"
+    for name, entry in (("c", "<Name>{}</Name>"), ("d", "<Biomarker>{}</Biomarker>"), ("e", "")):
+        with tifffile.TiffWriter(tmp_path / f"{name}.qptiff") as file:
+            for page, stain in zip(LIGHT, ("DAPI", "Opal 520", "AF"), strict=True):
+                file.write(page, photometric="minisblack", metadata=None, software="PerkinElmer-QPI",
+                           description=text.format(entry.format(stain)))  # fmt: skip
+        with pytest.raises(sl.DataError, match="one stain of a QPTIFF" if name == "e" else "'DAPI', 'Opal 520', 'AF'"):
+            sl.io.open_image(tmp_path / f"{name}.qptiff")
+
+
+@pytest.mark.parametrize("names", [("r", "g", "b"), ("Red", "Green", "Blue"), ("red_1", "green_2", "blue_3")])
+def test_grey_pages_that_are_said_to_be_colours_are_read_whatever_they_show(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    tifffile.imwrite(tmp_path / "a.ome.tif", STAINS, photometric="minisblack", metadata=named(*names))
+    np.testing.assert_array_equal(np.asarray(sl.io.open_image(tmp_path / "a.ome.tif").levels[0]), STAINS)
+
+
+def test_grey_pages_without_names_are_colours_where_the_background_is_light(tmp_path: Path) -> None:
+    # Black around the scanned area is no dark background.
+    padded = np.zeros((3, 240, 320), np.uint8)
+    padded[:, :120, :160] = LIGHT
+    for pages in (LIGHT, padded):
+        tifffile.imwrite(tmp_path / "a.ome.tif", pages, photometric="minisblack", metadata=named("C:0", "C:1", "C:2"))
+        np.testing.assert_array_equal(np.asarray(sl.io.open_image(tmp_path / "a.ome.tif").levels[0]), pages)
+
+
+def palette_of(image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    indices = Image.fromarray(image).quantize(64)
+    colours = np.zeros((256, 3), np.uint16)
+    colours[:64] = np.reshape(indices.getpalette()[: 64 * 3], (64, 3))
+    return np.asarray(indices), {"photometric": "palette", "colormap": colours.T * 257}
+
+
+def test_palette_and_inks_keep_the_stated_scale(tmp_path: Path) -> None:
+    indices, options = palette_of(SMALL)
+    tifffile.imwrite(tmp_path / "palette.tif", indices, **options, **CM)
+    inks = np.asarray(Image.fromarray(SMALL).convert("CMYK"))
+    tifffile.imwrite(tmp_path / "inks.tif", inks, photometric="separated", **CM)
+    for name in ("palette.tif", "inks.tif"):
+        slide = sl.io.open_image(tmp_path / name)
+        assert (slide.mpp, slide.mpp_source) == (pytest.approx(0.5), "TIFF resolution tags")
+        assert np.abs(pixels(slide.levels[0]).astype(int) - SMALL).mean() < 20
+        with pytest.raises(sl.ScaleError, match=r"0\.25 µm per pixel by argument `mpp`, 0\.5 by TIFF"):
+            sl.io.open_image(tmp_path / name, mpp=0.25)
+
+
+def test_the_largest_palette_page_is_read_and_not_the_first(tmp_path: Path) -> None:
+    indices, options = palette_of(SMALL)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(indices[::4, ::4], metadata=None, **options)
+        file.write(indices, metadata=None, **options)
+    slide = sl.io.open_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(pixels(slide.levels[0]), (options["colormap"].T // 257)[indices])
+
+
+@pytest.mark.parametrize("kind", ["palette", "inks", "colours", "times", "planar"])
+def test_several_pictures_of_one_size_are_refused(kind: str, tmp_path: Path) -> None:
+    twice: np.ndarray = np.stack([SMALL, 255 - SMALL])
+    options: dict[str, Any] = {"photometric": "rgb"}
+    if kind == "palette":
+        indices, options = palette_of(SMALL)
+        twice = np.stack([indices, 63 - indices])
+    elif kind == "inks":
+        twice = np.stack([np.asarray(Image.fromarray(SMALL).convert("CMYK"))] * 2)
+        options = {"photometric": "separated"}
+    elif kind == "times":
+        options |= {"metadata": {"axes": "TYXS"}, "ome": True}
+    elif kind == "planar":
+        twice, options = np.moveaxis(twice, 3, 1), options | {"planarconfig": "separate"}
+    tifffile.imwrite(tmp_path / "a.tif", twice, **options)
+    with pytest.raises(sl.DataError, match=r"a\.tif holds 2 pictures of 260 x 300 px .* none is known to be the H&E"):
+        sl.io.open_image(tmp_path / "a.tif")

@@ -18,6 +18,7 @@ from spatialdata.transformations import get_transformation
 from sealst import _section
 from sealst._core.space.geometry import square_boxes
 from sealst._errors import DataError, MissingKeyError
+from sealst._files import visible
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._validate import check_key, listed
@@ -127,7 +128,7 @@ def read_slide(
 def _table_file(source: Path, slide: str | None) -> Path:
     if source.is_file():
         return source
-    files = {path.stem: path for path in sorted((source / "slides").glob("*.h5ad")) if path.name[0] != "."}
+    files = {path.stem: path for path in visible(source / "slides").values() if path.suffix == ".h5ad"}
     if not files:
         raise DataError(f"{str(source)!r} is no folder of `tl.embed_slides` (no slides/*.h5ad), and no table.")
     if slide is None:

@@ -10,13 +10,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 
 from sealst._errors import DataError
 from sealst._section.pyramid import SlideImage, levels_of
 from sealst._validate import check_positive
-from sealst.io._images.stated_scale import scale_of
-from sealst.io._images.tiff import Opened, UnsuitedColour, open_tiff
+from sealst.io._images.stated_scale import Stated, scale_of
+from sealst.io._images.tiff import IndirectColour, examine, open_tiff
 from sealst.io._images.vendor import SUFFIXES as VENDOR_SUFFIXES
 from sealst.io._images.vendor import dicom_file, is_installed, open_vendor
 
@@ -72,12 +73,22 @@ def open_image(path: str | PathLike[str], *, mpp: float | None = None) -> SlideI
         raise DataError(f"No image file at {str(found)!r} (looked for {str(found)!r}).")
     elif not found.stat().st_size:
         raise DataError(f"{found.name} is empty (0 bytes); copy or export it again.")
-    opened = _open(found)
-    scale, source = scale_of(found.name, opened.stated, mpp)
-    return SlideImage(tuple(opened.levels), scale, source, str(found))
+    pixels, stated = _open(found)
+    scale, source = scale_of(found.name, stated, mpp)
+    levels = levels_of(pixels) if isinstance(pixels, np.ndarray) else pixels
+    return SlideImage(tuple(levels), scale, source, str(found))
 
 
-def _open(path: Path) -> Opened:
+def whole_picture(path: Path) -> tuple[np.ndarray, dict[str, float]]:
+    """Pixels (y, x, 3) of a picture in memory, checked as `open_image` does, and µm per pixel by its own statement."""
+    pixels, stated = _open(path)
+    scale, source = scale_of(path.name, stated, None)
+    whole = pixels if isinstance(pixels, np.ndarray) else np.moveaxis(np.asarray(pixels[0]), 0, 2)
+    return whole, {} if scale is None else {source: scale}
+
+
+def _open(path: Path) -> tuple[np.ndarray | list[da.Array], Stated]:
+    """Levels of a file that is read chunk by chunk, or all pixels (y, x, 3) of another, and the scale it states."""
     suffix = path.suffix.lower()
     with open(path, "rb") as file:
         start = file.read(16)
@@ -85,9 +96,17 @@ def _open(path: Path) -> Opened:
     if suffix in VENDOR_SUFFIXES and (is_installed() or not (is_tiff and suffix == ".svs")):
         return open_vendor(path)
     if is_tiff:
-        # Palettes and CMYK are left to Pillow, which knows their colours.
-        with contextlib.suppress(UnsuitedColour):
+        try:
             return open_tiff(path)
+        except IndirectColour as indirect:
+            # Palettes and inks are left to Pillow, which knows their colours.
+            return read_picture(path, indirect.page), indirect.stated
+    elif suffix == ".gz":
+        with _unzipped(path) as file:
+            zipped = file.read(16).startswith(_TIFF_STARTS)
+            file.seek(0)
+            page, stated = examine(file, path.name) if zipped else (0, {})
+        return read_picture(path, page), stated
     elif suffix in TIFF_SUFFIXES:
         from PIL import Image
 
@@ -97,7 +116,18 @@ def _open(path: Path) -> Opened:
             raise DataError(
                 f"{path.name} is no TIFF file, whatever its name says: it starts with {start!r}."
             ) from error
-    return Opened(levels_of(read_picture(path)), {})
+    return read_picture(path), {}
+
+
+@contextlib.contextmanager
+def _unzipped(path: Path) -> Iterator[Any]:
+    try:
+        with gzip.open(path, "rb") as file:
+            yield file
+    except DataError:
+        raise
+    except _UNREADABLE as error:
+        raise DataError(f"{path.name} could not be read as an image: {error}") from error
 
 
 @contextlib.contextmanager
@@ -126,9 +156,10 @@ def picture_size(path: Path) -> tuple[int, int]:
         return width, height
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Pixels (y, x, 3) of a file that Pillow reads, also gzipped, in memory; of several pages the first."""
+def read_picture(path: Path, page: int = 0) -> np.ndarray:
+    """Pixels (y, x, 3) of a page of a file that Pillow reads, also gzipped, in memory."""
     with _pillow(path) as picture:
+        picture.seek(page)
         if picture.mode not in {"RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr"}:
             raise DataError(f"{path.name} is not a colour image (Pillow mode {picture.mode!r}); an RGB H&E is needed.")
         return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))

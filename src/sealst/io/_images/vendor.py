@@ -12,6 +12,7 @@ import numpy as np
 from dask.base import tokenize
 
 from sealst._errors import DataError
+from sealst._files import visible
 from sealst._section.pyramid import CHUNK_PX
 from sealst.io._images.stated_scale import Stated
 from sealst.io._images.tiff import Opened, spanning
@@ -69,7 +70,7 @@ def open_vendor(path: Path) -> Opened:
 
 def dicom_file(folder: Path) -> Path:
     """File that stands for a folder with a DICOM slide: its largest one, a level and not a label."""
-    files = [f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in (".dcm", ".dicom")]
+    files = [f for f in visible(folder).values() if f.is_file() and f.suffix.lower() in (".dcm", ".dicom")]
     if not files:
         raise DataError(f"{folder} is a folder without .dcm files; name an image file, or the folder of a DICOM slide.")
     return max(files, key=lambda f: (f.stat().st_size, f.name))

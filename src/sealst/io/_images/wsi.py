@@ -9,6 +9,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import Identity, Scale
 
 from sealst._errors import ScaleError
+from sealst._files import visible
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import multiscale
@@ -90,5 +91,5 @@ def read_wsi(
 def recognise(path: Path) -> bool:
     """Whether a path looks like a whole slide, by names only."""
     if path.is_dir():
-        return any(inner.suffix.lower() in (".dcm", ".dicom") for inner in path.iterdir())
+        return any(inner.suffix.lower() in (".dcm", ".dicom") for inner in visible(path).values())
     return path.suffix.lower() in (*TIFF_SUFFIXES, *VENDOR_SUFFIXES)

@@ -25,6 +25,7 @@ import scipy.sparse as sp
 
 from sealst._core.space.pooling import sum_columns
 from sealst._errors import DataError
+from sealst._files import visible
 from sealst._logging import logger
 from sealst._validate import listed
 
@@ -73,11 +74,6 @@ class Counts:
     barcodes: np.ndarray
     var: pd.DataFrame
     path: Path
-
-
-def visible(folder: Path) -> dict[str, Path]:
-    """Entries of a folder by name, without hidden ones; none where there is no such folder."""
-    return {p.name: p for p in sorted(folder.iterdir()) if not p.name.startswith(".")} if folder.is_dir() else {}
 
 
 def bin_folders(folder: Path) -> dict[int, Path]:

@@ -15,6 +15,7 @@ from spatialdata import SpatialData
 from sealst._core.space.geometry import TOLERANCE, agreed, apply_affine, similarity_scale
 from sealst._core.space.pooling import SquareGrid
 from sealst._errors import DataError, ScaleError
+from sealst._files import visible
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import record
@@ -190,7 +191,7 @@ def _find_picture(
     if isinstance(image, SlideImage):
         return image, Path(image.path) if image.path else None
     if image is None:
-        found = sorted(p for p in folder.iterdir() if _IMAGE.search(p.name))
+        found = [p for name, p in visible(folder).items() if _IMAGE.search(name)]
         if len(found) != 1:
             raise DataError(
                 f"Expected one H&E image '*he_image.ome.tif' in {str(folder)!r}, found "
@@ -229,7 +230,7 @@ def _find_alignment(folder: Path, image: Path | None) -> Path:
         if beside.is_file():
             return beside
     folders = {folder.absolute(), *([image.absolute().parent] if image is not None else [])}
-    found = sorted(p for f in folders for p in f.iterdir() if _ALIGNMENT.search(p.name))
+    found = sorted(p for f in folders for name, p in visible(f).items() if _ALIGNMENT.search(name))
     if len(found) != 1:
         raise DataError(
             f"Expected one alignment '*he_imagealignment.csv' beside the image, found {listed(p.name for p in found)}. "

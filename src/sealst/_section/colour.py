@@ -1,0 +1,83 @@
+"""Whether a picture shows H&E, red, green and blue in transmitted light, or something else of the same shape."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sealst._errors import DataError
+from sealst._validate import listed
+
+_COLOUR = re.compile(r"(r|g|b|a|red|green|blue|alpha)[\W_\d]*(channel)?", re.IGNORECASE)
+#: names that programs give to channels without a name, and those of a whole H&E
+_GENERIC = re.compile(
+    r"(channel|chan|ch|c|band|sample|component|image|page|slice|plane)?[\W_]*[\d\W_]*"
+    r"|c:\d+/\d+.*"
+    r"|(tl|transmitted)?[\W_]*(bright[\W_]?field|rgb|h[\W_]?&?[\W_]?e)[\W_\d]*",
+    re.IGNORECASE,
+)
+#: where nothing absorbs the light all colours are bright: they are at least this on the lightest pixels
+_LIGHT, _LIGHTEST_PERCENT = 128, 98
+#: pixels of a level that are read at once, and windows along each side of a larger one
+_READ_PX, _WINDOWS, _WINDOW_PX = 4_000_000, 4, 256
+
+
+def check_colours(names: Iterable[Any], *, what: str) -> bool:
+    """Refuse channels that are called something else than red, green and blue.
+
+    Parameters
+    ----------
+    names
+        Names of the channels, as they follow each other.
+    what
+        What they belong to, for messages.
+
+    Returns
+    -------
+    Whether the names say that the channels are red, green and blue; False where they say nothing (numbers, no names).
+
+    Raises
+    ------
+    DataError
+        When they are names of stains, or colours in another order.
+    """
+    found = [str(name).strip() for name in names]
+    if stains := [name for name in found if not (_COLOUR.fullmatch(name) or _GENERIC.fullmatch(name))]:
+        raise DataError(
+            f"The channels of {what} are called {listed(found)}: {listed(stains, 3)} is no colour of an H&E, as in "
+            "fluorescence. Give the H&E of the section; if this is one, name its channels 'r', 'g', 'b' or save it as "
+            "RGB (`tifffile.imwrite(path, image, photometric='rgb')`)."
+        )
+    colours = [name[0].lower() if _COLOUR.fullmatch(name) else "" for name in found[:3]]
+    if set(colours) == set("rgb") and colours != list("rgb"):
+        raise DataError(
+            f"The channels of {what} are {listed(found)}, not red, green, blue. Write it anew with the channels in "
+            "that order (`image.sel(c=['r', 'g', 'b'])`)."
+        )
+    return colours == list("rgb")
+
+
+def is_dark(levels: Sequence[Any]) -> bool:
+    """Whether a picture (c, y, x) has no light background, as fluorescence; the coarsest of its levels is looked at.
+
+    Glass, gaps and lumina let all colours through, so that the lightest pixels of an H&E are near white also where
+    tissue fills the picture or black surrounds it. Stains that glow are bright together on few pixels.
+    """
+    level = levels[-1]
+    height, width = level.shape[-2:]
+    parts = [level]
+    if height * width > _READ_PX:
+        at = [np.linspace(0, n - _WINDOW_PX, _WINDOWS).astype(int) for n in (height, width)]
+        parts = [level[:, y : y + _WINDOW_PX, x : x + _WINDOW_PX] for y in at[0] for x in at[1]]
+    darkest = np.concatenate([np.asarray(part)[:3].min(axis=0).ravel() for part in parts])
+    return bool(np.percentile(darkest, _LIGHTEST_PERCENT) < _LIGHT)
+
+
+#: what is said of a picture that is stored as red, green and blue but does not look like an H&E
+DARK = (
+    "has no light background: even its lightest pixels are dark in some colour, as in fluorescence. Give the H&E of "
+    "the section; encoders see nothing in other stains."
+)
