@@ -21,6 +21,7 @@ from sealst._logging import warn
 from sealst._section.colour import DARK, is_dark
 from sealst._section.images import multiscale
 from sealst._section.pyramid import SlideImage, extended, levels_of, squidpy_library
+from sealst._sparse import check_sparse
 from sealst._validate import check_choice, check_gene_names, check_positive, check_section, listed
 
 
@@ -106,6 +107,7 @@ def from_arrays(
     (4, 3)
     """
     # Copies: the table must not change when the caller's arrays do.
+    check_sparse(counts, where="`counts`")
     counts = sp.csr_matrix(counts, dtype=np.float32, copy=True)
     xy = np.array(xy, dtype=float)
     ids = np.asarray([str(i) for i in (range(len(xy)) if spot_ids is None else spot_ids)], dtype=object)

@@ -183,10 +183,10 @@ def _tables_of(paths: Sequence[Path]) -> list[Path]:
 
 
 def _read_table(path: Path) -> AnnData:
-    import anndata as ad
+    from sealst._section import read_h5ad
 
     try:
-        return ad.read_h5ad(path)
+        return read_h5ad(path)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{str(path)!r} could not be read as an h5ad table: {error}") from error
 

@@ -9,7 +9,6 @@ import geopandas as gpd
 import h5py
 import numpy as np
 import pandas as pd
-from anndata import read_h5ad
 from shapely import box
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
@@ -75,7 +74,7 @@ def read_slide(
     if not h5py.is_hdf5(file):
         raise DataError(f"{str(file)!r} is not an h5ad table.")
     try:
-        table = read_h5ad(file)
+        table = _section.read_h5ad(file)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{str(file)!r} could not be read as an h5ad table: {error}") from error
     entry, tile = (_section.recorded(table, name) for name in (_ENTRY, "tile"))

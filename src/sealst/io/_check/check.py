@@ -12,7 +12,7 @@ from typing import Any
 
 import anndata as ad
 import pandas as pd
-from spatialdata import SpatialData, read_zarr
+from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._docs import documented
@@ -23,7 +23,7 @@ from sealst.io._check import section_rules as _check_rules
 from sealst.io._check import table_rules as _check_table
 from sealst.io._check.subject import Fact, Options, Problem, Subject, collected_warnings, warnings_as_problems
 from sealst.io._stores.formats import FORMATS, format_of
-from sealst.io._stores.store import is_unfinished
+from sealst.io._stores.store import is_unfinished, read_checked
 
 _COLUMNS = ("region", "topic", "name", "value")
 _MARKS = {"error": "✗ error", "warning": "! warning"}
@@ -182,7 +182,7 @@ def _open(path: Path, options: dict[str, Any]) -> tuple[str, SpatialData | None,
             kind = f"{found.name} ({found.reader})"
             if found.name == "zarr":
                 # As it is: `sl.io.read` would finish a save that was cut off. Its scale is compared with `mpp` later.
-                sdata = read_zarr(path)
+                sdata = read_checked(path)
                 if is_unfinished(path):
                     problems.append(Problem("warning", "A save was cut off; `sl.io.read(path)` finishes it."))
             else:

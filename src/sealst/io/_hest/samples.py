@@ -11,7 +11,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from sealst._errors import DataError, ScaleError
 from sealst._files import visible
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import layer_names, record
+from sealst._section import layer_names, read_h5ad, record
 from sealst._section.arrays import from_arrays
 from sealst._section.pyramid import SlideImage
 from sealst._validate import check_counts, check_key, check_positive, listed, section_name
@@ -354,7 +353,7 @@ def read_table(sample: Sample) -> AnnData:
         with warnings.catch_warnings():
             # Names that occur twice are summed.
             warnings.filterwarnings("ignore", message="Variable names are not unique")
-            table = anndata.read_h5ad(sample.table)
+            table = read_h5ad(sample.table)
     except READ_ERRORS as error:
         raise DataError(f"st/{name} could not be read, it is damaged or incomplete: {error}. Copy it again.") from error
     if "spatial" not in table.obsm:

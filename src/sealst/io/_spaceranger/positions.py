@@ -15,7 +15,8 @@ from sealst._files import visible
 from sealst._logging import logger, warn
 from sealst._text_table import first_lines, separator_of
 from sealst._validate import check_counts, listed
-from sealst.io._spaceranger.folders import READ_ERRORS, Counts, Outs, read_counts, read_factors
+from sealst.io._matrix10x import READ_ERRORS
+from sealst.io._spaceranger.folders import Counts, Outs, read_counts, read_factors
 
 COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 #: other names by which converted files call the columns, in lower case and with underscores
