@@ -364,6 +364,11 @@ HIRES, LOWRES = "spatial/tissue_hires_image.png", "spatial/tissue_lowres_image.p
 DAMAGE = {
     "no matrix": (_delete(MATRIX), True, r"No 'filtered_feature_bc_matrix\.h5'.*it holds 'spatial'"),
     "other matrix": (lambda v: (v.save_matrix("raw"), _delete(MATRIX)(v)), True, r"pass `counts='raw'`"),
+    "aggregated": (
+        lambda v: (_delete("spatial/tissue_positions.csv")(v), (v.outs / "aggr_tissue_positions.csv").touch()),
+        True,
+        r"is the output of `spaceranger aggr` .*Read the `outs` folder of each section by itself",
+    ),
     "truncated matrix": (lambda v: _cut(v.outs / MATRIX), True, r"could not be read as a 10x.*truncated"),
     "index outside": (lambda v: _damaged(v, "indices", 0, 10**6), True, "is damaged: `indices` hold 1000000"),
     "index before": (lambda v: _damaged(v, "indices", 0, -1), True, "`indices` hold -1, outside"),

@@ -94,7 +94,12 @@ def _open(path: Path) -> tuple[np.ndarray | list[da.Array], Stated]:
         start = file.read(16)
     is_tiff = start.startswith(_TIFF_STARTS)
     if suffix in VENDOR_SUFFIXES and (is_installed() or not (is_tiff and suffix == ".svs")):
-        return open_vendor(path)
+        try:
+            return open_vendor(path)
+        except DataError as error:
+            # A number with a decimal comma stops the reader of the extra, and not the one of TIFF files.
+            if not (is_tiff and suffix == ".svs" and isinstance(error.__cause__, ValueError)):
+                raise
     if is_tiff:
         try:
             return open_tiff(path)

@@ -74,7 +74,10 @@ class Counts:
 
 def bin_folders(folder: Path) -> dict[int, Path]:
     """Folders of square bins by the side of a bin in µm."""
-    for place in (folder / "binned_outputs", folder):
+    held = visible(folder)
+    # A download has its name in front.
+    named = [path for name, path in held.items() if name.endswith("binned_outputs")]
+    for place in (*named, folder):
         found = {int(m[1]): path for name, path in visible(place).items() if (m := BINS.match(name)) and path.is_dir()}
         if found:
             return found
