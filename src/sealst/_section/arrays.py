@@ -150,7 +150,7 @@ def from_arrays(
     table = AnnData(counts, obs=frame, var=_var_frame([str(g) for g in genes], var))
     table.obsm[Keys.SPATIAL] = xy
     transforms = {"global": Identity(), Keys.UM: Scale([mpp, mpp], axes=("x", "y"))}
-    levels = levels_of(image) if isinstance(image, np.ndarray) else extended(image.levels)
+    levels = levels_of(image) if isinstance(image, np.ndarray) else extended(image.readable)
     diameter_px = spot_um / mpp
     if spot_shape == "circle":
         radius = np.full(len(xy), diameter_px / 2)
@@ -167,6 +167,7 @@ def from_arrays(
         images={Keys.image(section): multiscale(levels, transforms)},
         shapes={region: ShapesModel.parse(spots, transformations=dict(transforms))},
         tables={Keys.TABLE: TableModel.parse(table, region=region, region_key="region", instance_key="spot_id")},
+        attrs={Keys.image(section): lost} if (lost := image.facts if isinstance(image, SlideImage) else {}) else {},
     )
 
 

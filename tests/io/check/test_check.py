@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import spatialdata as sd
+import tifffile
 from spatialdata.transformations import Identity, Scale, set_transformation
 
 import sealst as sl
+from sealst.io._check import check as _check
 from sealst.io._stores import formats as _formats
 
 
@@ -271,6 +273,38 @@ def test_a_real_section_from_its_folder(shared_dir):
     assert float(value(report, "symbols like human").split("(")[1].rstrip("%)")) > 95
     sdata = sl.io.read(folder, section="mine", patient="C", organ="breast")
     assert list(sdata.images) == ["mine_he"]
+
+
+def test_readers_take_the_options_of_the_check(tmp_path, monkeypatch):
+    known = sl.datasets.synthetic(size_um=400)
+    asked = {}
+
+    def read(path, **options):
+        asked.update(options)
+        return known
+
+    formats = {name: _formats.Format(name, lambda path: True, read, name, "") for name in ("x", "y")}
+    monkeypatch.setattr(_formats, "FORMATS", formats)
+    monkeypatch.setattr(_check, "FORMATS", formats | {"hest": formats["x"]})
+    assert "Name one with `format=`" in texts(sl.io.check(tmp_path))[0]
+    assert sl.io.check(tmp_path, format="y", counts="raw", sample="A1", mpp=0.5).format == "y (y)"
+    assert asked == {"counts": "raw", "sample": "A1", "mpp": 0.5}
+    with pytest.raises(sl.DataError, match="'counts', 'format': these are for a reader, and `data` is a SpatialData"):
+        sl.io.check(known, counts="raw", format="x")
+
+
+def test_a_prepared_slide_is_good_without_genes(tmp_path):
+    image, _ = tissue_picture()
+    options = {"photometric": "rgb", "resolution": (1e4, 1e4), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "s.tif", image, **options)
+    sdata = sl.io.read_wsi(tmp_path / "s.tif")
+    sl.pp.tile(sdata, crop_um=56)
+    sl.pp.pair_crops(sdata, crop_um=56)
+    sdata.write(tmp_path / "s.zarr")
+    for data in (sdata, tmp_path / "s.zarr"):
+        report = sl.io.check(data)
+        assert report.ok, texts(report)
+        assert value(report, "possible (112 µm)") == f"{sdata.tables['table'].n_obs} of {sdata.tables['table'].n_obs}"
 
 
 # -- scale and axes that nothing else contradicts ---------------------------------------------------------------------

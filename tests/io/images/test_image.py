@@ -414,6 +414,59 @@ def test_damaged_tile_is_an_error_and_not_a_patch(how: str, compression: str, tm
         level.blocks[0, 0, 1].compute()
 
 
+def test_crops_that_touch_a_lost_tile_are_set_aside(tmp_path: Path) -> None:
+    """The rest of the slide is read as if nothing was lost, also of the chunk that the tile is in."""
+    texture = np.random.default_rng(0).integers(60, 220, (1024, 1280, 3), dtype=np.uint8)
+    whole = write_pyramid(tmp_path / "whole.tif", [texture], compression="zlib")
+    path = write_pyramid(tmp_path / "a.tif", [texture], compression="zlib")
+    damage(path, 6, "not stored")  # rows and columns 256 to 512
+    with pytest.warns(sl.SealstWarning, match=r"a\.tif lacks 1 tile\(s\) of its picture"):
+        slide = sl.io.open_image(path)
+    np.testing.assert_array_equal(slide.lost, [[256, 256, 512, 512]])
+    filled = pixels(slide.filled[0])
+    assert (filled[256:512, 256:512] == 255).all()
+    filled[256:512, 256:512] = texture[256:512, 256:512]
+    np.testing.assert_array_equal(filled, texture)
+    with pytest.raises(sl.DataError, match="tile 6 is not stored in the file"):
+        slide.levels[0].compute()
+    assert any("lacks 1 tile(s) of its picture" in problem.text for problem in sl.io.check(path).problems)
+    with pytest.warns(sl.SealstWarning, match="lacks 1 tile"):
+        sdata = sl.io.read_wsi(path)
+    sl.pp.tile(sdata, crop_um=64, min_tissue=0)  # 128 px
+    sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
+    table = sdata.tables["table"]
+    centres = {tuple(xy) for xy in table.obsm["spatial"].astype(int)}
+    every = {(64 + 128 * i, 64 + 128 * j) for i in range(10) for j in range(8)}
+    assert every - centres == {(320, 320), (448, 320), (320, 448), (448, 448)}
+    assert table.obs["crop_ok"].all()
+    # Larger crops reach into the gap from outside.
+    sl.pp.pair_crops(sdata, crop_um=128, crop_px=32, min_inside=0.2)
+    near = (np.abs(table.obsm["spatial"] - 384) < 128 + 128).all(axis=1)
+    assert set(table.obs["crop_reason"][near]) == {"lost pixels"}
+    assert set(table.obs["crop_reason"][~near]) == {"ok"}
+    # The mark is kept by a store, and there is none without a loss.
+    sdata.write(tmp_path / "s.zarr")
+    again = sl.io.read(tmp_path / "s.zarr")
+    sl.pp.pair_crops(again, crop_um=128, crop_px=32, min_inside=0.2)
+    assert (again.tables["table"].obs["crop_reason"] == table.obs["crop_reason"]).all()
+    assert "lost" not in sl.io.read_wsi(whole).attrs["whole_he"]
+
+
+def test_lost_tile_of_a_picture_with_spots(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "a.tif", [IMAGE, halved(IMAGE)], compression="zlib")
+    damage(path, 0, "not stored")
+    with pytest.warns(sl.SealstWarning, match="lacks 1 tile"):
+        slide = sl.io.open_image(path)
+    xy = np.array([[128.0, 128.0], [300.0, 200.0], [600.0, 600.0], [900.0, 900.0]])
+    sdata = sl.io.from_arrays(slide, np.ones((4, 2)), xy, genes=["A", "B"], mpp=0.5, spot_um=55, section="a")
+    sl.pp.pair_crops(sdata, crop_um=56, crop_px=32)
+    assert list(sdata.tables["table"].obs["crop_reason"]) == ["lost pixels", "lost pixels", "ok", "ok"]
+    with pytest.raises(
+        sl.DataError, match="Every crop of 'a_spots' touches pixels that the file of image 'a_he' does not"
+    ):
+        sl.pp.pair_crops(sdata, crop_um=800, crop_px=32, min_inside=0.1)
+
+
 def test_file_that_changed_after_it_was_opened(tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "a.tif", [IMAGE])
     level = sl.io.open_image(path).levels[0]

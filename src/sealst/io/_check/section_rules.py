@@ -276,7 +276,7 @@ def crops(subject: Subject) -> Iterator[Finding]:
     yield from warnings_as_problems(caught)
     usable = int(trial.tables[Keys.TABLE].obs[Keys.CROP_OK].sum())
     yield Fact("crops", "possible (112 µm)", f"{usable} of {len(subject.region.rows)}")
-    if usable < 16:
+    if usable < 16 and subject.table.n_vars:
         yield Problem("error", f"`sl.tl.finetune` needs at least 16 spots with a crop, {usable} have one.")
     if not usable:
         return

@@ -8,16 +8,16 @@ import threading
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import dask.array as da
 import numpy as np
 
 from sealst._errors import DataError
+from sealst._logging import warn
 from sealst._section.pyramid import SlideImage, levels_of
 from sealst._validate import check_positive
 from sealst.io._images.stated_scale import Stated, scale_of
-from sealst.io._images.tiff import IndirectColour, examine, open_tiff
+from sealst.io._images.tiff import IndirectColour, Opened, examine, open_tiff
 from sealst.io._images.vendor import SUFFIXES as VENDOR_SUFFIXES
 from sealst.io._images.vendor import dicom_file, is_installed, open_vendor
 
@@ -73,22 +73,35 @@ def open_image(path: str | PathLike[str], *, mpp: float | None = None) -> SlideI
         raise DataError(f"No image file at {str(found)!r} (looked for {str(found)!r}).")
     elif not found.stat().st_size:
         raise DataError(f"{found.name} is empty (0 bytes); copy or export it again.")
-    pixels, stated = _open(found)
-    scale, source = scale_of(found.name, stated, mpp)
-    levels = levels_of(pixels) if isinstance(pixels, np.ndarray) else pixels
-    return SlideImage(tuple(levels), scale, source, str(found))
+    opened = _open(found)
+    scale, source = scale_of(found.name, opened.stated, mpp)
+    if not isinstance(opened, Opened):
+        return SlideImage(tuple(levels_of(opened.pixels)), scale, source, str(found))
+    if n := len(opened.lost):
+        warn(
+            f"{found.name} lacks {n} tile(s) of its picture, as after a copy or a scan that broke off. Crops that "
+            "touch them are set aside; copy or export the file again for all of it."
+        )
+    return SlideImage(tuple(opened.levels), scale, source, str(found), opened.lost, tuple(opened.filled))
 
 
 def whole_picture(path: Path) -> tuple[np.ndarray, dict[str, float]]:
     """Pixels (y, x, 3) of a picture in memory, checked as `open_image` does, and µm per pixel by its own statement."""
-    pixels, stated = _open(path)
-    scale, source = scale_of(path.name, stated, None)
-    whole = pixels if isinstance(pixels, np.ndarray) else np.moveaxis(np.asarray(pixels[0]), 0, 2)
+    opened = _open(path)
+    scale, source = scale_of(path.name, opened.stated, None)
+    whole = np.moveaxis(np.asarray(opened.levels[0]), 0, 2) if isinstance(opened, Opened) else opened.pixels
     return whole, {} if scale is None else {source: scale}
 
 
-def _open(path: Path) -> tuple[np.ndarray | list[da.Array], Stated]:
-    """Levels of a file that is read chunk by chunk, or all pixels (y, x, 3) of another, and the scale it states."""
+class _InMemory(NamedTuple):
+    """All pixels (y, x, 3) of a picture, and what its file states about its scale."""
+
+    pixels: np.ndarray
+    stated: Stated
+
+
+def _open(path: Path) -> Opened | _InMemory:
+    """Levels of a file that is read chunk by chunk, or all pixels of another."""
     suffix = path.suffix.lower()
     with open(path, "rb") as file:
         start = file.read(16)
@@ -105,13 +118,13 @@ def _open(path: Path) -> tuple[np.ndarray | list[da.Array], Stated]:
             return open_tiff(path)
         except IndirectColour as indirect:
             # Palettes and inks are left to Pillow, which knows their colours.
-            return read_picture(path, indirect.page), indirect.stated
+            return _InMemory(read_picture(path, indirect.page), indirect.stated)
     elif suffix == ".gz":
         with _unzipped(path) as file:
             zipped = file.read(16).startswith(_TIFF_STARTS)
             file.seek(0)
             page, stated = examine(file, path.name) if zipped else (0, {})
-        return read_picture(path, page), stated
+        return _InMemory(read_picture(path, page), stated)
     elif suffix in TIFF_SUFFIXES:
         from PIL import Image
 
@@ -121,7 +134,7 @@ def _open(path: Path) -> tuple[np.ndarray | list[da.Array], Stated]:
             raise DataError(
                 f"{path.name} is no TIFF file, whatever its name says: it starts with {start!r}."
             ) from error
-    return read_picture(path), {}
+    return _InMemory(read_picture(path), {})
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from xml.etree import ElementTree
@@ -37,10 +37,13 @@ _DIRECTORIES = 16
 
 
 class Opened(NamedTuple):
-    """Levels of an image file (finest first), and what the file states about its scale."""
+    """Levels of an image file (finest first), what it states about its scale, and places that it does not hold."""
 
     levels: list[da.Array]
     stated: Stated
+    #: boxes (x0, y0, x1, y1) of the finest level, and the levels with white in their place
+    lost: np.ndarray
+    filled: list[da.Array]
 
 
 @dataclass(frozen=True)
@@ -108,24 +111,55 @@ def open_tiff(path: Path) -> Opened:
                 )
     if levels[0].colours in (_PALETTE, _CMYK):
         raise IndirectColour(path.name, levels[0].pages[0].index, dict(stated))
-    arrays = [
-        da.map_blocks(
-            _read_chunk,
-            file,
-            i,
-            chunks=da.core.normalize_chunks((3, *level.chunks), (3, level.height, level.width)),
-            dtype=np.uint8,
-            meta=np.empty((0, 0, 0), dtype=np.uint8),
-        )
-        for i, level in enumerate(levels)
-    ]
+    arrays = [_array(file, i, level) for i, level in enumerate(levels)]
     if levels[0].colours == _GREY and not named and is_dark(arrays):
         raise DataError(
             f"{path.name} holds {len(levels[0].pages) if len(levels[0].pages) > 1 else 'several'} grey channels that "
             f"nothing names, and {DARK} If it is one, save it as RGB (`tifffile.imwrite(path, image, "
             "photometric='rgb')`)."
         )
-    return Opened(arrays, dict(stated))
+    lost = _lost_places(levels)
+    filled = [_array(file, i, level, white=True) for i, level in enumerate(levels)] if len(lost) else []
+    return Opened(arrays, dict(stated), lost, filled)
+
+
+def _array(file: _File, number: int, level: _Level, *, white: bool = False) -> da.Array:
+    return da.map_blocks(
+        _read_chunk,
+        file,
+        number,
+        white,
+        chunks=da.core.normalize_chunks((3, *level.chunks), (3, level.height, level.width)),
+        dtype=np.uint8,
+        meta=np.empty((0, 0, 0), dtype=np.uint8),
+    )
+
+
+def _lost_places(levels: Sequence[_Level]) -> np.ndarray:
+    """Boxes (x0, y0, x1, y1) in pixels of the finest level of tiles that the file lists and does not hold, (n, 4)."""
+    boxes = []
+    finest = levels[0]
+    for level in levels:
+        for page in level.pages:
+            frame = page.keyframe
+            if level.sparse or frame.is_final:
+                continue
+            rows, columns = (frame.tilelength, frame.tilewidth) if frame.is_tiled else (frame.rowsperstrip, level.width)
+            down, across = math.ceil(level.height / rows), math.ceil(level.width / columns)
+            held = np.asarray(page.databytecounts, dtype=np.int64) * np.asarray(page.dataoffsets, dtype=np.int64)
+            at = np.flatnonzero(held == 0) % (down * across)
+            corner = np.column_stack([at % across * columns, at // across * rows])
+            box = np.hstack([corner, np.minimum(corner + [columns, rows], [level.width, level.height])])
+            boxes.append(box * np.tile([finest.width / level.width, finest.height / level.height], 2))
+    return np.unique(np.vstack([np.empty((0, 4)), *boxes]), axis=0)
+
+
+def lost_in(path: Path) -> np.ndarray:
+    """As of `Opened.lost`, of a file that another library reads; none where it is no TIFF file that is read here."""
+    try:
+        return _lost_places(_directory(_File.of(path))[0])
+    except DataError:
+        return np.empty((0, 4))
 
 
 def spanning(shapes: Sequence[tuple[int, int]], first: int = 0) -> list[int]:
@@ -301,13 +335,14 @@ class IndirectColour(Exception):
         self.stated = stated
 
 
-def _read_chunk(file: _File, number: int, block_info: Any = None) -> np.ndarray:
+def _read_chunk(file: _File, number: int, white: bool = False, block_info: Any = None) -> np.ndarray:
     _, (top, bottom), (left, right) = block_info[None]["array-location"]
     name, place = Path(file.path).name, f"level {number}, rows {top} to {bottom}, columns {left} to {right}"
     try:
         if _File.of(Path(file.path)) != file:
             raise DataError(f"{name} has changed since it was opened; open it again.")
         level = _directory(file)[0][number]
+        level = replace(level, sparse=True) if white else level
         parts = [_window(file, level, page, (top, bottom, left, right)) for page in level.pages]
         pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
         return np.moveaxis(pixels[..., :3], 2, 0)
@@ -355,7 +390,8 @@ def _tile(handle: Any, level: _Level, page: Any, index: int) -> np.ndarray:
     offset, size = page.dataoffsets[index], page.databytecounts[index]
     if not size or not offset:
         if level.sparse:
-            return np.full((frame.tilelength, frame.tilewidth, frame.samplesperpixel), 255, dtype=np.uint8)
+            rows, columns = (frame.tilelength, frame.tilewidth) if frame.is_tiled else (level.height, level.width)
+            return np.full((rows, columns, frame.samplesperpixel), 255, dtype=np.uint8)
         raise ValueError(f"tile {index} is not stored in the file")
     handle.seek(offset)
     data = handle.read(size)

@@ -181,7 +181,7 @@ def _grey(image: np.ndarray | SlideImage) -> np.ndarray | None:
     from PIL import Image
 
     if isinstance(image, SlideImage):
-        level = image.levels[-1]
+        level = image.readable[-1]
         if level.size > _SMALL_ENOUGH:
             return None
         pixels = np.moveaxis(np.asarray(level), 0, 2)

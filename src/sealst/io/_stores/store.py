@@ -181,7 +181,7 @@ def attach(sdata: SpatialData) -> SpatialData:
             system: Affine(np.array(matrix), ("x", "y"), ("x", "y"))
             for system, matrix in facts[_LINK]["coordinate_systems"].items()
         }
-        sdata.images[name] = _section.multiscale(extended(slide.levels), systems)
+        sdata.images[name] = _section.multiscale(extended(slide.readable), systems)
     return sdata
 
 
