@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -291,6 +292,25 @@ def test_readers_take_the_options_of_the_check(tmp_path, monkeypatch):
     assert asked == {"counts": "raw", "sample": "A1", "mpp": 0.5}
     with pytest.raises(sl.DataError, match="'counts', 'format': these are for a reader, and `data` is a SpatialData"):
         sl.io.check(known, counts="raw", format="x")
+
+
+@pytest.mark.parametrize("spots", [False, True])
+def test_a_picture_without_light_background_is_said(spots, tmp_path):
+    """Fluorescence that was rendered as red, green and blue; black around the section is no such thing."""
+    image, _ = tissue_picture()
+    padded = np.zeros((1000, 1040, 3), np.uint8)
+    padded[:500, :520] = image
+    for picture, dark in ((image, False), (padded, False), (image // 4, True), (255 - image, True)):
+        tifffile.imwrite(tmp_path / "s.tif", picture, photometric="rgb", resolution=(1e4, 1e4), resolutionunit=3)
+        sdata = sl.io.read_wsi(tmp_path / "s.tif")
+        if spots:
+            xy = np.array([[100.0, 100.0], [200.0, 200.0]])
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                sdata = sl.io.from_arrays(picture, np.ones((2, 1)), xy, genes=["A"], mpp=1.0, spot_um=55)
+            assert any("has no light background" in str(w.message) for w in caught) == dark
+        found = [t for t in texts(sl.io.check(sdata), "warning") if "has no light background" in t]
+        assert len(found) == dark
 
 
 def test_a_prepared_slide_is_good_without_genes(tmp_path):

@@ -25,7 +25,7 @@ from sealst.io._bags.sources import ArrayReader, BagReader, FeatureTableReader, 
 Source: TypeAlias = str | Path | Sequence[AnnData | SpatialData] | Mapping[str, "AnnData | SpatialData | np.ndarray"]
 #: columns of the manifest of `tl.embed_slides` that describe the run, not the slide
 _RUN_COLUMNS = ("slide", "path", "file", "n_tiles", "status", "seconds", "digest")
-_DONE = "done"
+_DONE, _BLANK = "done", "blank"
 
 
 @documented
@@ -280,7 +280,9 @@ def _embedded_slides(folder: Path, patient: str) -> tuple[dict[str, BagReader], 
     manifest = read_slide_table(folder / "manifest.csv", names=(patient,))
     for column in ("slide", "status"):
         check_key(manifest.columns, column, where=f"`{folder.name}/manifest.csv`", hint="Run `tl.embed_slides` again.")
-    failed = manifest.loc[manifest["status"] != _DONE, "slide"]
+    if len(blank := manifest.loc[manifest["status"] == _BLANK, "slide"]):
+        warn(f"{len(blank)} slide(s) are blank, without tissue, and left out: {listed(blank)}.")
+    failed = manifest.loc[~manifest["status"].isin([_DONE, _BLANK]), "slide"]
     if len(failed):
         warn(f"{len(failed)} slide(s) are not embedded and left out: {listed(failed)}. failures.csv says why.")
     done = manifest[manifest["status"] == _DONE].set_index("slide")

@@ -162,6 +162,7 @@ def check(
         note(found)
     if sdata is not None:
         note(_findings(_check_rules.elements, sdata))
+        note(_findings(_check_rules.pictures, sdata))
         subjects: list[Subject] = []
         if not sdata.tables:
             text = "There is no table, as with a slide without spots. Cut it into tiles: `sl.pp.tile(sdata)`."

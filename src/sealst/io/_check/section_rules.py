@@ -16,6 +16,7 @@ from sealst._core.space import lattice
 from sealst._core.space.geometry import TOLERANCE, similarity_scale
 from sealst._errors import DataError, MissingKeyError, SealstError
 from sealst._keys import Keys
+from sealst._section.colour import DARK, is_dark
 from sealst._section.pyramid import is_computed
 from sealst._validate import listed
 from sealst.io._check.subject import Fact, Problem, Subject, collected_warnings, warnings_as_problems
@@ -61,6 +62,15 @@ def elements(sdata: SpatialData) -> Iterator[Finding]:
     for kind in ("labels", "points"):
         if names := list(getattr(sdata, kind)):
             yield Fact("elements", kind, listed(names))
+
+
+def pictures(sdata: SpatialData) -> Iterator[Finding]:
+    """Whether what is stored as red, green and blue looks like H&E."""
+    for name in sdata.images:
+        levels = [level for level in _section.image_levels(sdata.images[name]) if not is_computed(level)]
+        usable = levels[0].dtype == np.uint8 and levels[0].shape[0] in (3, 4)
+        if usable and levels[-1].size <= 3 * _LOADED_PX and is_dark([level.data for level in levels]):
+            yield Problem("warning", f"Image {name!r} {DARK}")
 
 
 def image(subject: Subject) -> Iterator[Finding]:
