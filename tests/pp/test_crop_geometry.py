@@ -220,7 +220,7 @@ def test_crops_at_the_edge_of_a_cut_image_drop_out():
     ("names", "text"),
     [
         (["b", "g", "r"], "are 'b', 'g', 'r', not red, green, blue"),
-        (["DAPI", "PanCK", "CD45"], "are called 'DAPI', 'PanCK', 'CD45'.* no colour of an H&E, as in fluorescence"),
+        (["DAPI", "PanCK", "CD45"], "are called 'DAPI', 'PanCK', 'CD45'.* no colours of an H&E, as in fluorescence"),
         (["Channel 1", "Channel 2", "Channel 3"], None),
     ],
 )

@@ -15,13 +15,13 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale
 
+from sealst._core.sparse import check_sparse
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import warn
 from sealst._section.colour import DARK, is_dark
 from sealst._section.images import multiscale
 from sealst._section.pyramid import SlideImage, extended, levels_of, squidpy_library
-from sealst._sparse import check_sparse
 from sealst._validate import check_choice, check_gene_names, check_positive, check_section, listed
 
 

@@ -45,10 +45,10 @@ def check_colours(names: Iterable[Any], *, what: str) -> bool:
         When they are names of stains, or colours in another order.
     """
     found = [str(name).strip() for name in names]
-    if stains := [name for name in found if not (_COLOUR.fullmatch(name) or _GENERIC.fullmatch(name))]:
+    if any(not (_COLOUR.fullmatch(name) or _GENERIC.fullmatch(name)) for name in found):
         raise DataError(
-            f"The channels of {what} are called {listed(found)}: {listed(stains, 3)} is no colour of an H&E, as in "
-            "fluorescence. Give the H&E of the section; if this is one, name its channels 'r', 'g', 'b' or save it as "
+            f"The channels of {what} are called {listed(found)}, which are no colours of an H&E, as in fluorescence. "
+            "Give the H&E of the section; if this is one, name its channels 'r', 'g', 'b' or save it as "
             "RGB (`tifffile.imwrite(path, image, photometric='rgb')`)."
         )
     colours = [name[0].lower() if _COLOUR.fullmatch(name) else "" for name in found[:3]]

@@ -12,9 +12,9 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst._core.genes.panel import GenePanel
+from sealst._core.sparse import check_table
 from sealst._errors import DataError, OrderError, PanelError
 from sealst._keys import Keys
-from sealst._sparse import check_table
 from sealst._validate import check_key, listed, patient_text
 from sealst._version import __version__
 

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from sealst._core.sparse import check_bounds
 from sealst._errors import DataError
 from sealst._files import visible
-from sealst._sparse import check_bounds
 from sealst._validate import listed
 
 GENES = "Gene Expression"

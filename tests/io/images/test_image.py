@@ -309,6 +309,18 @@ def test_scale_in_inches(tmp_path: Path) -> None:
     assert sl.io.open_image(tmp_path / "a.tif").mpp == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_scale_in_pixels_per_inch(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(SMALL).save(path, dpi=(50800, 50800))
+    slide = sl.io.open_image(path)
+    assert (slide.mpp, slide.mpp_source) == (pytest.approx(0.5, rel=1e-3), "pixels per inch")
+    with pytest.raises(sl.ScaleError, match=r"0\.25 µm per pixel by argument `mpp`, 0\.5 by pixels per inch"):
+        sl.io.open_image(path, mpp=0.25)
+    Image.fromarray(SMALL).save(path, dpi=(300, 300))
+    assert sl.io.open_image(path).mpp is None
+
+
 def test_scale_of_imagej(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", SMALL, imagej=True, resolution=(4, 4), metadata={"unit": "um", "axes": "YXS"})
     slide = sl.io.open_image(tmp_path / "a.tif")

@@ -16,7 +16,7 @@ from sealst._errors import DataError
 from sealst._logging import warn
 from sealst._section.pyramid import SlideImage, levels_of
 from sealst._validate import check_positive
-from sealst.io._images.stated_scale import Stated, scale_of
+from sealst.io._images.stated_scale import UM_PER_INCH, Stated, scale_of
 from sealst.io._images.tiff import IndirectColour, Opened, examine, open_tiff
 from sealst.io._images.vendor import SUFFIXES as VENDOR_SUFFIXES
 from sealst.io._images.vendor import dicom_file, is_installed, open_vendor
@@ -52,8 +52,10 @@ def open_image(path: str | PathLike[str], *, mpp: float | None = None) -> SlideI
     Raises
     ------
     DataError
-        When the file is absent, empty, cut off, no image, or not 8-bit red, green and blue. Tiles that turn out damaged
-        when they are read raise it then, with the file, the level and the place.
+        When the file is absent, empty, cut off, no image, or not 8-bit red, green and blue: names of channels, metadata
+        and, where nothing says it, the light background tell grey pages of H&E from stains. When it holds several
+        pictures of one size. Tiles that turn out damaged when they are read raise it then, with the file, the level
+        and the place; those that the file lists and does not hold are warned of now.
     ScaleError
         When the file's pixels are not square, or statements of the scale differ by more than 5 %.
 
@@ -134,7 +136,7 @@ def _open(path: Path) -> Opened | _InMemory:
             raise DataError(
                 f"{path.name} is no TIFF file, whatever its name says: it starts with {start!r}."
             ) from error
-    return _InMemory(read_picture(path), {})
+    return _InMemory(read_picture(path), _density(path))
 
 
 @contextlib.contextmanager
@@ -165,6 +167,13 @@ def _pillow(path: Path) -> Iterator[Any]:
             raise DataError(f"{path.name} could not be read as an image: {error}") from error
         finally:
             Image.MAX_IMAGE_PIXELS = before
+
+
+def _density(path: Path) -> Stated:
+    """Scale by the pixels per inch that a picture states."""
+    with _pillow(path) as picture:
+        across, down = (float(value) for value in picture.info.get("dpi", (0, 0)))
+    return {"pixels per inch": (UM_PER_INCH / across, UM_PER_INCH / down)} if across > 0 and down > 0 else {}
 
 
 def picture_size(path: Path) -> tuple[int, int]:

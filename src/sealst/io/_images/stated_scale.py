@@ -13,9 +13,10 @@ from sealst._errors import ScaleError
 #: µm per pixel that a microscope or slide scanner can have; what lies outside is a default of a program (72 dpi)
 PLAUSIBLE = (0.05, 20.0)
 _MAX_UNEVEN = 0.01
-_UM = {"pm": 1e-6, "å": 1e-4, "nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400.0}
+UM_PER_INCH = 25400.0
+_UM = {"pm": 1e-6, "å": 1e-4, "nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": UM_PER_INCH}
 _UM |= {"micron": 1.0, "microns": 1.0, "micrometer": 1.0}
-_RESOLUTION_UNIT_UM = {2: 25400.0, 3: 10000.0}
+_RESOLUTION_UNIT_UM = {2: UM_PER_INCH, 3: 10000.0}
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _NUMBER = r"(\d+(?:[.,]\d+)?(?:[eE][-+]?\d+)?)"
 

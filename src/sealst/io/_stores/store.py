@@ -21,11 +21,11 @@ from spatialdata import SpatialData, read_zarr
 from spatialdata.transformations import Affine, get_transformation
 
 from sealst import _section
+from sealst._core.sparse import check_table
 from sealst._errors import DataError, SealstError
 from sealst._files import replace_folder
 from sealst._logging import logger, quiet_writing, warn
 from sealst._section.pyramid import extended
-from sealst._sparse import check_table
 from sealst._validate import listed
 from sealst.io._images.files import open_image
 

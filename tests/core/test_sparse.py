@@ -14,8 +14,8 @@ import scipy.sparse as sp
 import zarr
 
 import sealst as sl
+from sealst._core.sparse import check_bounds, check_sparse
 from sealst._section import read_h5ad
-from sealst._sparse import check_bounds, check_sparse
 
 N, GENES = 6, 5
 #: how each damages arrays of a compressed matrix with 6 rows and 5 columns, and what is said of it
