@@ -45,8 +45,8 @@ def _check_h5(path: Path) -> None:
         for name, group in file.items():
             if isinstance(group, h5py.Group) and all(part in group for part in _PARTS):
                 features, barcodes = (int(n) for n in group["shape"][:])
-                parts = [group[part] for part in _PARTS[:3]]
-                check_bounds(*parts, (barcodes, features), where=f"{path.name} ({name})")
+                values, indices, indptr = (group[part] for part in _PARTS[:3])
+                check_bounds(values, indices, indptr, (barcodes, features), where=f"{path.name} ({name})")
 
 
 def read_mtx(folder: Path, prefix: str) -> tuple[sp.csr_matrix, np.ndarray, pd.DataFrame]:

@@ -255,6 +255,8 @@ def test_clam_wrote_the_size_of_a_tile_to_its_patches(
     assert bags[0].xy is not None
     np.testing.assert_array_equal(bags[0].xy, CORNERS + side / 2)
     assert bags.facts["tiles"]["s"] == {"level0_px": side}
+    with pytest.raises(sl.DataError, match=r"`level0_px` is 64, but tiles of s\.h5 have .* by the files themselves"):
+        sl.io.read_bags(tmp_path / where, labels=labels_of("s"), level0_px=64)
     # Patches of another run say nothing of these tiles.
     write_features(tmp_path / "patches" / "s.h5", corners=CORNERS + 1, **attributes)
     with pytest.warns(sl.SealstWarning, match="hold the corners"):

@@ -212,21 +212,25 @@ class FileReader(BagReader):
 
     def _side(self, path: Path, coords: h5py.Dataset) -> float | None:
         """Side of a tile in pixels of the full-resolution image, by the file or the one that listed its tiles."""
-        stated = _stated_side(coords.attrs)
+        stated = _stated_side(coords.attrs) or _listed_side(path, coords)
         if stated is not None and self.level0_px is not None and stated != self.level0_px:
             raise DataError(
-                f"`level0_px` is {self.level0_px:g}, but tiles of {path.name} have {stated:g} px by the file itself; "
-                "leave the argument out."
+                f"`level0_px` is {self.level0_px:g}, but tiles of {path.name} have {stated:g} px by the files "
+                "themselves; leave the argument out."
             )
-        if stated is not None or self.level0_px is not None:
-            return self.level0_px if stated is None else stated
-        for folder in (path.parent, path.parent.parent, path.parent.parent.parent):
-            for name in (path.name, f"{path.stem}_patches.h5"):
-                if (listed_in := folder / "patches" / name).is_file() and listed_in != path:
-                    with h5py.File(listed_in) as file:
-                        if "coords" in file and np.array_equal(_corners(file["coords"]), _corners(coords)):
-                            return _stated_side(file["coords"].attrs)
-        return None
+        return self.level0_px if stated is None else stated
+
+
+def _listed_side(path: Path, coords: h5py.Dataset) -> float | None:
+    """Side of a tile by the file of the folder ``patches`` that lists the same tiles."""
+    for folder in (path.parent, path.parent.parent, path.parent.parent.parent):
+        for name in (path.name, f"{path.stem}_patches.h5"):
+            # One that cannot be read says nothing.
+            if (other := folder / "patches" / name) != path and h5py.is_hdf5(other):
+                with h5py.File(other) as file:
+                    if "coords" in file and np.array_equal(_corners(file["coords"]), _corners(coords)):
+                        return _stated_side(file["coords"].attrs)
+    return None
 
 
 def _corners(coords: h5py.Dataset) -> np.ndarray:
