@@ -21,6 +21,9 @@ _GENERIC = re.compile(
 )
 #: where nothing absorbs the light all colours are bright: they are at least this on the lightest pixels
 _LIGHT, _LIGHTEST_PERCENT = 128, 98
+#: pixels that are below this in every colour are dark; glass is at least the second in every colour, and at least this
+#: share of what is not dark is glass
+_DARK, _GLASS, _GLASS_SHARE = 64, 200, 0.02
 #: pixels of a level that are read at once, and windows along each side of a larger one
 _READ_PX, _WINDOWS, _WINDOW_PX = 4_000_000, 4, 256
 
@@ -64,7 +67,8 @@ def is_dark(levels: Sequence[Any]) -> bool:
     """Whether a picture (c, y, x) has no light background, as fluorescence; the coarsest of its levels is looked at.
 
     Glass, gaps and lumina let all colours through, so that the lightest pixels of an H&E are near white also where
-    tissue fills the picture or black surrounds it. Stains that glow are bright together on few pixels.
+    tissue fills the picture or black surrounds it. Stains that glow are bright together on few pixels; where they are
+    on many, most of the picture is dark and nothing is as light as glass.
     """
     level = levels[-1]
     height, width = level.shape[-2:]
@@ -72,12 +76,15 @@ def is_dark(levels: Sequence[Any]) -> bool:
     if height * width > _READ_PX:
         at = [np.linspace(0, n - _WINDOW_PX, _WINDOWS).astype(int) for n in (height, width)]
         parts = [level[:, y : y + _WINDOW_PX, x : x + _WINDOW_PX] for y in at[0] for x in at[1]]
-    darkest = np.concatenate([np.asarray(part)[:3].min(axis=0).ravel() for part in parts])
-    return bool(np.percentile(darkest, _LIGHTEST_PERCENT) < _LIGHT)
+    pixels = np.concatenate([np.asarray(part)[:3].reshape(3, -1) for part in parts], axis=1)
+    darkest, lit = pixels.min(axis=0), pixels.max(axis=0) >= _DARK
+    if np.percentile(darkest, _LIGHTEST_PERCENT) < _LIGHT:
+        return True
+    return bool(lit.mean() < 0.5 and (darkest[lit] >= _GLASS).mean() < _GLASS_SHARE)
 
 
 #: what is said of a picture that is stored as red, green and blue but does not look like an H&E
 DARK = (
-    "has no light background: even its lightest pixels are dark in some colour, as in fluorescence. Give the H&E of "
-    "the section; encoders see nothing in other stains."
+    "has no light background: glass lets all colours through, and nothing here does, as in fluorescence. Give the H&E "
+    "of the section; encoders see nothing in other stains."
 )

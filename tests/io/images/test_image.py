@@ -520,6 +520,8 @@ def test_levels_that_are_computed_are_told_from_stored_ones(tmp_path: Path) -> N
 
 # -- what the channels mean -------------------------------------------------------------------------------------------
 STAINS = np.random.default_rng(0).poisson([[[6]], [[20]], [[3]]], (3, 120, 160)).astype(np.uint8)
+#: stains that glow together on a quarter of the pixels
+GLOWING = np.where(np.arange(160) % 4 == 0, np.reshape([220, 180, 200], (3, 1, 1)), 15).repeat(120, 1).astype(np.uint8)
 LIGHT = np.moveaxis(picture(120, 160) // 2 + 127, 2, 0)
 
 
@@ -539,6 +541,7 @@ def named(*names: str, **channel: Any) -> dict[str, Any]:
         (STAINS, {"metadata": named("Channel 0", "Channel 1", "Channel 2")}, "3 grey channels .* no light background"),
         (STAINS, {"metadata": {"axes": "CYX"}}, "3 grey channels .* no light background"),
         (STAINS[[0, 1, 2, 0]], {"metadata": {"axes": "CYX"}}, "no light background"),
+        (GLOWING, {"metadata": {"axes": "CYX"}}, "no light background"),
     ],
 )  # fmt: skip
 def test_fluorescence_is_no_he(pages: np.ndarray, options: dict[str, Any], why: str, tmp_path: Path) -> None:
