@@ -101,6 +101,11 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def visible(folder: Path) -> dict[str, Path]:
+    """Entries of a folder by name, without hidden ones (``._x`` of macOS); none where there is no such folder."""
+    return {p.name: p for p in sorted(folder.iterdir()) if not p.name.startswith(".")} if folder.is_dir() else {}
+
+
 # -- SpatialData stores -----------------------------------------------------------------------------------------------
 def is_store(path: Path) -> bool:
     """Whether a folder is what `spatialdata.read_zarr` opens as a section; a zarr group of another kind is not.
@@ -119,6 +124,4 @@ def is_store(path: Path) -> bool:
 
 def stores_in(path: Path) -> list[Path]:
     """SpatialData stores that lie in a folder, by name; hidden ones are being written."""
-    if not path.is_dir():
-        return []
-    return sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != "." and is_store(p))
+    return [p for p in visible(path).values() if p.is_dir() and is_store(p)]

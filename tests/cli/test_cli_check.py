@@ -41,6 +41,19 @@ def test_errors_give_exit_code_3_and_json(store):
     assert any(isinstance(fact["value"], int | float) for fact in report["facts"]), "numbers stay numbers"
 
 
+def test_the_reader_is_told_what_it_needs(store, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "a_raw_feature_bc_matrix.h5").touch()
+    (tmp_path / "a" / "a_tissue_positions.csv").touch()
+    assert "pass `counts='raw'`" in run(tmp_path / "a").output
+    done = run(tmp_path / "a", "--option", "counts=raw", "--option", "sample=a")
+    assert "a_raw_feature_bc_matrix.h5 could not be read" in done.output
+    assert "is not recognised" not in run(tmp_path / "a", "--format", "visium").output
+    taken = run(store, "--option", "mpp=2")
+    assert taken.exit_code == 2
+    assert "--option mpp=...: it is --mpp." in taken.output
+
+
 def test_several_sections_are_checked_each(store, tmp_path):
     folder = run(store.parent, "--json")
     assert folder.exit_code == 0, folder.output

@@ -64,6 +64,22 @@ def test_slides_from_the_shell(manifest: Path, encoder: str, tmp_path: Path) -> 
     assert again.stdout.startswith("1 of 1 slides, ")
 
 
+def test_blank_slides_do_not_fail_a_cohort(manifest: Path, encoder: str, tmp_path: Path) -> None:
+    glass = np.full((400, 400, 3), 242, np.uint8)
+    tifffile.imwrite(tmp_path / "glass.tif", glass, photometric="rgb", resolution=(1e4, 1e4), resolutionunit=3)
+    pd.DataFrame({"path": ["a.tif", "glass.tif"], "patient": ["p", "q"]}).to_csv(manifest, index=False)
+    options = ("--out", str(tmp_path / "out"), "--encoder", encoder, "--crop-um", "64", "--crop-px", "32")
+    done = run(str(manifest), *options, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["slides"], found["failed"], found["blank"]) == (2, 0, 1)
+    assert [row["status"] for row in found["rows"]] == ["done", "blank"]
+    again = run(str(manifest), *options, "-q")
+    assert again.exit_code == 0
+    assert again.stdout.startswith("1 of 2 slides, ")
+    assert "1 slide(s) are blank." in again.stdout
+
+
 def test_genes_are_given_as_to_other_commands(manifest: Path, tmp_path: Path, monkeypatch) -> None:
     asked = {}
 

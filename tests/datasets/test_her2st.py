@@ -17,6 +17,7 @@ import pytest
 from anndata import AnnData
 from PIL import Image
 from spatialdata import SpatialData
+from spatialdata.transformations import remove_transformation
 
 import sealst as sl
 from sealst._section import image_levels, mpp_of
@@ -93,7 +94,7 @@ def test_other_sections(name: str, shared_dir: Path) -> None:
     check_against_table(name, sdata)
 
 
-@pytest.mark.parametrize("name", ["B4", "C3", "C4", "C5"])
+@pytest.mark.parametrize("name", ["B4", "C2", "C3", "C4", "C5"])
 def test_scale_and_counts_of_other_sections(name: str, shared_dir: Path) -> None:
     # With a blank picture of a twentieth of the size, as decoding the large ones takes seconds.
     spots, genes, median, (width, height), mpp = TABLE[name]
@@ -109,6 +110,10 @@ def test_scale_and_counts_of_other_sections(name: str, shared_dir: Path) -> None
     assert sdata.tables["table"].shape == (spots, genes)
     assert np.median(np.asarray(sdata.tables["table"].X.sum(axis=1))) == median
     assert mpp_of(sdata.images[f"{name}_he"]) / 20 == pytest.approx(mpp, rel=0.01)
+    # The same from the distances of neighbours alone, as where no array coordinates are known.
+    remove_transformation(sdata.images[f"{name}_he"], "um")
+    sl.pp.pair_crops(sdata, pitch_um=200)
+    assert sdata.tables["table"].uns["sealst"]["crops"][f"{name}_spots"]["mpp"] / 20 == pytest.approx(0.688, rel=0.01)
 
 
 def test_one_spot_equals_the_files(her2st_c2: SpatialData, shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -105,6 +106,66 @@ def test_image_and_spots(files: Files) -> None:
     sdata = files.read()
     np.testing.assert_array_equal(image_levels(sdata.images["s_he"])[0].to_numpy().transpose(1, 2, 0), picture())
     assert sdata.shapes["s_spots"]["radius"].to_numpy() == pytest.approx(10.0)  # 100 µm at 5 µm per pixel
+
+
+def test_image_files_are_checked_as_slides_are(files: Files) -> None:
+    """Their scale is compared, and grey pages are not taken for colours."""
+    tif, fluorescence = files.folder / "s.tif", np.moveaxis(picture() // 8, 2, 0)
+    tifffile.imwrite(tif, picture(), photometric="rgb", resolution=(1e4 / 5, 1e4 / 5), resolutionunit="CENTIMETER")
+    np.testing.assert_array_equal(
+        image_levels(files.read(image=tif).images["s_he"])[0].to_numpy().transpose(1, 2, 0), picture()
+    )
+    tifffile.imwrite(tif, picture(), photometric="rgb", resolution=(1e4 / 2.5, 1e4 / 2.5), resolutionunit="CENTIMETER")
+    with pytest.raises(sl.ScaleError, match=r"4\.9\d* µm per pixel by the pitch of the array, 2\.5 by TIFF|5 µm per"):
+        files.read(image=tif)
+    # What the array and the argument agree on settles the matter.
+    assert files.read(image=tif, mpp=5.0).tables["table"].uns["sealst"]["read_st"]["mpp"] == 5
+    for zipped in (False, True):
+        path = files.folder / ("s.ome.tif.gz" if zipped else "s.ome.tif")
+        tifffile.imwrite(tif.with_name("s.ome.tif"), fluorescence, photometric="minisblack", metadata={"axes": "CYX"})
+        if zipped:
+            path.write_bytes(gzip.compress(tif.with_name("s.ome.tif").read_bytes()))
+        with pytest.raises(sl.DataError, match="no light background|not a colour image"):
+            files.read(image=path)
+
+
+def test_gzipped_tiff_keeps_its_scale_and_its_page(files: Files) -> None:
+    path = files.folder / "s.tif.gz"
+    with tifffile.TiffWriter(files.folder / "s.tif") as file:
+        file.write(picture()[::4, ::4], photometric="rgb", metadata=None)
+        file.write(
+            picture(), photometric="rgb", metadata=None, resolution=(1e4 / 2.5, 1e4 / 2.5), resolutionunit="CENTIMETER"
+        )
+    path.write_bytes(gzip.compress((files.folder / "s.tif").read_bytes()))
+    slide = sl.io.open_image(path)
+    assert slide.mpp == pytest.approx(2.5)
+    np.testing.assert_array_equal(np.moveaxis(np.asarray(slide.levels[0]), 0, 2), picture())
+
+
+def diamond() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every other place of a row, shifted from row to row, 21.6 x 24.05 px apart, as on the second generation."""
+    x, y = (a.ravel() for a in np.meshgrid(np.arange(1, 9), np.arange(1, 8)))
+    on = (x + y) % 2 == 0
+    x, y = x[on], y[on]
+    spots = pd.DataFrame({"x": x, "y": y, "pixel_x": x * 21.6, "pixel_y": y * 24.05})
+    return spots, pd.DataFrame(1, index=[f"{a}x{b}" for a, b in zip(x, y, strict=True)], columns=GENES)
+
+
+def test_staggered_arrays_are_settled_by_the_scale(files: Files) -> None:
+    spots, counts = diamond()
+    files.write_spots(spots)
+    files.write_counts(counts)
+    with pytest.raises(sl.ScaleError, match=r"array is staggered: .* Pass `mpp=`.*columns are 21\.6 and rows 24\.05"):
+        files.read()
+    for sdata in (files.read(mpp=4.41), sl.io.read(files.folder, mpp=4.41)):
+        entry = sdata.tables["table"].uns["sealst"]["read_st"]
+        assert entry["mpp"] == 4.41
+        assert entry["pitch_um"] == pytest.approx(4.41 * np.hypot(21.6, 24.05))
+        assert mpp_of(sdata.images[sdata.tables["table"].obs["section"].iloc[0] + "_he"]) == pytest.approx(4.41)
+    tifffile.imwrite(files.folder / "s.tif", picture(), photometric="rgb", resolution=(1e4 / 2, 1e4 / 2),
+                     resolutionunit="CENTIMETER")  # fmt: skip
+    with pytest.raises(sl.ScaleError, match=r"4\.41 µm per pixel by `mpp`, 2 by TIFF"):
+        files.read(mpp=4.41, image=files.folder / "s.tif")
 
 
 def test_layouts_of_counts(files: Files) -> None:

@@ -216,17 +216,28 @@ def test_crops_at_the_edge_of_a_cut_image_drop_out():
     np.testing.assert_allclose(boxes, [[60, 60, 140, 140]])
 
 
-def test_channels_in_another_order_are_refused():
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["b", "g", "r"], "are 'b', 'g', 'r', not red, green, blue"),
+        (["DAPI", "PanCK", "CD45"], "are called 'DAPI', 'PanCK', 'CD45'.* no colours of an H&E, as in fluorescence"),
+        (["Channel 1", "Channel 2", "Channel 3"], None),
+    ],
+)
+def test_channels_that_are_not_red_green_and_blue_are_refused(names, text):
     sdata = section(np.array([[100.0, 100.0], [200.0, 200.0]]))
-    element = sdata.images["s_he"]["scale0"]["image"].assign_coords(c=["b", "g", "r"])
+    element = sdata.images["s_he"]["scale0"]["image"].assign_coords(c=names)
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Identity
 
     del sdata.images["s_he"]
     sdata.images["s_he"] = Image2DModel.parse(
-        element.data, dims=("c", "y", "x"), c_coords=["b", "g", "r"], transformations={"global": Identity()}
+        element.data, dims=("c", "y", "x"), c_coords=names, transformations={"global": Identity()}
     )
-    with pytest.raises(sl.DataError, match="are 'b', 'g', 'r', not red, green, blue"):
+    if text is None:
+        sl.pp.pair_crops(sdata, mpp=0.5)
+        return
+    with pytest.raises(sl.DataError, match=text):
         sl.pp.pair_crops(sdata, mpp=0.5)
 
 

@@ -15,8 +15,11 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale
 
+from sealst._core.sparse import check_sparse
 from sealst._errors import DataError
 from sealst._keys import Keys
+from sealst._logging import warn
+from sealst._section.colour import DARK, is_dark
 from sealst._section.images import multiscale
 from sealst._section.pyramid import SlideImage, extended, levels_of, squidpy_library
 from sealst._validate import check_choice, check_gene_names, check_positive, check_section, listed
@@ -104,6 +107,7 @@ def from_arrays(
     (4, 3)
     """
     # Copies: the table must not change when the caller's arrays do.
+    check_sparse(counts, where="`counts`")
     counts = sp.csr_matrix(counts, dtype=np.float32, copy=True)
     xy = np.array(xy, dtype=float)
     ids = np.asarray([str(i) for i in (range(len(xy)) if spot_ids is None else spot_ids)], dtype=object)
@@ -146,7 +150,7 @@ def from_arrays(
     table = AnnData(counts, obs=frame, var=_var_frame([str(g) for g in genes], var))
     table.obsm[Keys.SPATIAL] = xy
     transforms = {"global": Identity(), Keys.UM: Scale([mpp, mpp], axes=("x", "y"))}
-    levels = levels_of(image) if isinstance(image, np.ndarray) else extended(image.levels)
+    levels = levels_of(image) if isinstance(image, np.ndarray) else extended(image.readable)
     diameter_px = spot_um / mpp
     if spot_shape == "circle":
         radius = np.full(len(xy), diameter_px / 2)
@@ -156,10 +160,14 @@ def from_arrays(
         spots = gpd.GeoDataFrame(geometry=box(*corners), index=pd.Index(ids))
     if thumbnail:
         table.uns["spatial"] = {section: squidpy_library(levels, diameter_px)}
+        small = table.uns["spatial"][section]["images"]["hires"]
+        if is_dark([np.moveaxis(small, 2, 0)]):
+            warn(f"{section}: the image {DARK}")
     return SpatialData(
         images={Keys.image(section): multiscale(levels, transforms)},
         shapes={region: ShapesModel.parse(spots, transformations=dict(transforms))},
         tables={Keys.TABLE: TableModel.parse(table, region=region, region_key="region", instance_key="spot_id")},
+        attrs={Keys.image(section): lost} if (lost := image.facts if isinstance(image, SlideImage) else {}) else {},
     )
 
 

@@ -18,6 +18,7 @@ from sealst._core.space.geometry import apply_affine, similarity_scale
 from sealst._core.space.lattice import pitch
 from sealst._errors import DataError, MissingKeyError, ScaleError
 from sealst._keys import Keys
+from sealst._section.colour import check_colours
 from sealst._section.regions import Region
 from sealst._validate import check_key, listed
 
@@ -50,12 +51,8 @@ def he_image(sdata: SpatialData, name: str) -> Any:
             f"Image {name!r} is {finest.dtype} with {finest.shape[0]} channel(s); H&E must be uint8 with red, green "
             "and blue. Convert it, e.g. `(image * 255).astype('uint8')` for values from 0 to 1."
         )
-    names = [str(c).lower()[:1] for c in finest.coords["c"].values[:3]] if "c" in finest.coords else list("rgb")
-    if set(names) == set("rgb") and names != list("rgb"):
-        raise DataError(
-            f"The channels of image {name!r} are {listed(finest.coords['c'].values)}, not red, green, blue. Write it "
-            "anew with the channels in that order (`image.sel(c=['r', 'g', 'b'])`)."
-        )
+    if "c" in finest.coords:
+        check_colours(finest.coords["c"].values, what=f"image {name!r}")
     return element
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dask.array as da
@@ -33,12 +33,19 @@ class SlideImage:
         Where in the file `mpp` stands.
     path
         File the image was opened from.
+    lost
+        Places (x0, y0, x1, y1) of the finest level that the file does not hold, (n, 4). Reading them from `levels` is
+        an error.
+    filled
+        The same levels with white at these places, for those who leave out what touches them; empty without any.
     """
 
     levels: tuple[da.Array, ...]
     mpp: float | None = None
     mpp_source: str = ""
     path: str = ""
+    lost: np.ndarray = field(default_factory=lambda: np.empty((0, 4)))
+    filled: tuple[da.Array, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
@@ -49,9 +56,32 @@ class SlideImage:
                 raise DataError(f"Levels must be uint8 (3, height, width), found {level.dtype} {level.shape}.")
 
     @property
+    def readable(self) -> tuple[da.Array, ...]:
+        """Levels that can be read everywhere."""
+        return self.filled or self.levels
+
+    @property
+    def facts(self) -> dict[str, list[list[float]]]:
+        """What a section keeps of the image in ``attrs``: places that are lost, where there are any."""
+        return {_LOST: np.asarray(self.lost, dtype=float).tolist()} if len(self.lost) else {}
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the finest level in pixels."""
         return self.levels[0].shape[1], self.levels[0].shape[2]
+
+
+#: entry of an image's facts in ``attrs``
+_LOST = "lost"
+
+
+def touch_lost(boxes: np.ndarray, facts: Any) -> np.ndarray:
+    """Which of the boxes (x0, y0, x1, y1) touch a place that the file of the image does not hold, (n,)."""
+    lost = np.asarray(facts.get(_LOST, []) if hasattr(facts, "get") else [], dtype=float).reshape(-1, 4)
+    touched = np.zeros(len(boxes), dtype=bool)
+    for x0, y0, x1, y1 in lost:
+        touched |= (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
+    return touched
 
 
 def levels_of(image: np.ndarray) -> list[da.Array]:

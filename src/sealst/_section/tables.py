@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import anndata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst._core.genes.panel import GenePanel
+from sealst._core.sparse import check_table
 from sealst._errors import DataError, OrderError, PanelError
 from sealst._keys import Keys
 from sealst._validate import check_key, listed, patient_text
@@ -34,6 +37,13 @@ def get_table(data: Data, table_key: str = Keys.TABLE) -> AnnData:
     table = data.tables[table_key]
     if table.n_obs < 2:
         raise DataError(f"The table {table_key!r} has {table.n_obs} spot(s); at least 2 are needed.")
+    return table
+
+
+def read_h5ad(path: Path) -> AnnData:
+    """Table of an h5ad file; one whose sparse matrices have indices outside is refused."""
+    table = anndata.read_h5ad(path)
+    check_table(table, where=path.name)
     return table
 
 

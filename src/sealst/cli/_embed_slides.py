@@ -27,8 +27,9 @@ def slides() -> None:
     "embed",
     cls=SealstCommand,
     epilog="Examples: `sealst slides embed cohort.csv --out cohort --model my_model --n-workers 2`; `sealst slides "
-    "embed cohort.csv --out cohort --encoder uni2-h --scheduler tcp://login1:8786`. Exit codes: 0 all slides done, 1 "
-    "unexpected failure, 2 wrong usage, 3 input refused or some slides failed (OUT/failures.csv says which).",
+    "embed cohort.csv --out cohort --encoder uni2-h --scheduler tcp://login1:8786`. Exit codes: 0 all slides done or "
+    "blank, 1 unexpected failure, 2 wrong usage, 3 input refused or some slides failed (OUT/failures.csv says which). "
+    "Slides without tissue are blank, and fail nothing.",
 )
 @click.argument("manifest", type=EXISTING_FILE)
 @click.option("--out", type=ANY_PATH, required=True,
@@ -72,9 +73,11 @@ def slides_embed(
     folder: Any = encoder if model is None else opt.model_folder(model)
     with settings.override(**opt.stated(batch_size=batch_size)):
         found = embed_slides(manifest, folder, out, device=device, **options)
-    failed = int((found["status"] != "done").sum())
-    counts = {"slides": len(found), "failed": failed, "tiles": int(found["n_tiles"].sum())}
-    text = f"{len(found) - failed} of {len(found)} slides, {counts['tiles']} tiles: {out}"
+    failed, blank = (int((found["status"] == status).sum()) for status in ("failed", "blank"))
+    counts = {"slides": len(found), "failed": failed, "blank": blank, "tiles": int(found["n_tiles"].sum())}
+    text = f"{len(found) - failed - blank} of {len(found)} slides, {counts['tiles']} tiles: {out}"
+    if blank:
+        text += f"\n{blank} slide(s) are blank."
     if failed:
         text += f"\n{failed} slide(s) failed, see {out / 'failures.csv'}."
     rows = found.to_dict(orient="records")

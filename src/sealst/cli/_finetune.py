@@ -96,12 +96,12 @@ def _train(sections: Sequence[Path], folder: Path, *, resume: bool, arguments: M
     if "panel" in given:
         given["panel"] = GenePanel.from_tsv(given["panel"])
     if "warmup" in given:
-        import anndata as ad
+        from sealst._section import read_h5ad
 
         tables = []
         for path in given["warmup"]:
             try:
-                tables.append(ad.read_h5ad(path))
+                tables.append(read_h5ad(path))
             except (OSError, KeyError, ValueError) as error:
                 raise DataError(f"--warmup {str(path)!r} could not be read as an h5ad table: {error}") from error
         given["warmup"] = tables

@@ -154,7 +154,8 @@ def _bags_of(folder: Path, key: str) -> Any:
         return io.read_bags(folder, key=key)
     except MissingKeyError:
         # Of a job with several embeddings any can be opened, which then know of the others.
-        several = sorted(path.name.removeprefix("features_") for path in folder.glob("features_*") if path.is_dir())
+        folders = [*folder.glob("features_*"), *folder.glob("*/features_*")]
+        several = sorted(path.name.removeprefix("features_") for path in folders if path.is_dir())
         return io.read_bags(folder, key=several[0] if several else None)
 
 

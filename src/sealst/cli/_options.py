@@ -15,7 +15,7 @@ from sealst._keys import Keys
 from sealst._settings import settings
 from sealst.cli._from_signature import options_of
 from sealst.cli._sections import Work
-from sealst.cli._types import ANY_PATH, EXISTING
+from sealst.cli._types import ANY_PATH, EXISTING, KeyValue
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,6 +43,17 @@ encoder_option = click.option(
 #: where spots lie on the picture, and how large it is
 scale_options = options_of("pp.pair_crops", "mpp", "pitch_um", "spot_um", "image_key", "coordinate_system")
 net_help = "Gene sets: a .gmt, .csv or .tsv file, or hallmark, progeny, collectri, dorothea (downloaded)."
+
+
+_FORMATS = ["visium", "visium_hd", "xenium", "hest", "st", "wsi", "zarr"]
+format_option = options_of(
+    "io.read", format={"type": click.Choice(_FORMATS), "help": "Format; by default what is recognised."}
+)
+#: further arguments of a reader, which a command gets as `options`
+reader_option = click.option(
+    "--option", "options", multiple=True, type=KeyValue(),
+    help="Further argument of the reader, such as bin_um=16; may be repeated.",
+)  # fmt: skip
 
 
 def out_option(help: str) -> Callable[[F], F]:

@@ -18,23 +18,21 @@ from sealst.cli import _options as opt
 from sealst.cli._common import EXIT_CODES, EXIT_DATA, Answer, SealstCommand, as_json
 from sealst.cli._from_signature import options_of
 from sealst.cli._sections import check_new, is_several, saved_text
-from sealst.cli._types import EXISTING, KeyValue, Limits, merged
+from sealst.cli._types import EXISTING, Limits, merged
 
 _ZARR = ".zarr"
-_FORMATS = ["visium", "visium_hd", "xenium", "hest", "st", "wsi", "zarr"]
 _METRICS = ["tenengrad", "var_of_laplacian", "variance", "fft_high_freq_energy", "haar_wavelet_energy"]
 _METRICS += ["brightness_mean", "brightness_std", "entropy", "hematoxylin_mean", "hematoxylin_std"]
 _METRICS += ["eosin_mean", "eosin_std", "he_ratio", "fold_fraction"]
 
 _reading = opt.stacked(
-    options_of("io.read", format={"type": click.Choice(_FORMATS), "help": "Format; by default what is recognised."}),
+    opt.format_option,
     click.option("--image", type=EXISTING, default=None,
                  help="Full-resolution image, where it lies outside the folder."),
     click.option("--section", default=None, help="Name of the section; default as the reader names it."),
     click.option("--patient", default=None, help="Patient; default the section."),
     click.option("--organ", default=None, help="Organ."),
-    click.option("--option", "options", multiple=True, type=KeyValue(),
-                 help="Further argument of the reader, such as bin_um=16; may be repeated."),
+    opt.reader_option,
 )  # fmt: skip
 
 _pictures = opt.stacked(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sealst._errors import DataError
-from sealst._files import complete_file, is_store, stores_in, write_text
+from sealst._files import complete_file, is_store, stores_in, visible, write_text
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._text_table import ENDINGS
@@ -178,15 +178,15 @@ class Work:
 def _tables_of(paths: Sequence[Path]) -> list[Path]:
     """The h5ad files that are given, by themselves or as one folder of them; none where anything else is."""
     if len(paths) == 1 and paths[0].is_dir() and not (is_store(paths[0]) or stores_in(paths[0])):
-        return sorted(p for p in paths[0].iterdir() if p.suffix == H5AD)
+        return [p for p in visible(paths[0]).values() if p.suffix == H5AD]
     return list(paths) if all(p.suffix == H5AD for p in paths) else []
 
 
 def _read_table(path: Path) -> AnnData:
-    import anndata as ad
+    from sealst._section import read_h5ad
 
     try:
-        return ad.read_h5ad(path)
+        return read_h5ad(path)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{str(path)!r} could not be read as an h5ad table: {error}") from error
 

@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
+from sealst._core.space.geometry import agreed
+from sealst._core.space.lattice import pitch
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import record
 from sealst._section.arrays import from_arrays
 from sealst._validate import check_counts, check_gene_names, check_positive, listed
-from sealst.io._images.files import read_picture
+from sealst.io._images.files import whole_picture
 
 #: how far two values of the scale may be apart
 _TOLERANCE = 0.05
@@ -26,6 +28,8 @@ _TOLERANCE = 0.05
 _MAX_RESIDUAL = 1.0
 #: how far adjusted array coordinates lie from the whole numbers that they adjust
 _ADJUSTED = 0.6
+#: columns and rows of which every other place is empty, so that it is no chance
+_MIN_STAGGERED = 4
 _LABEL = "label"
 
 
@@ -62,13 +66,12 @@ def read_st(
         `pixel_y` (centres in pixels of the original image), and where present `new_x`, `new_y` (adjusted array
         coordinates) and `selected` (rows with 0 are dropped).
     image
-        H&E as a file that Pillow reads (jpg, png, tif; the first page; transparency is ignored) or as a uint8 array
-        (height, width, 3).
+        H&E as a file (jpg, png, tif; transparency is ignored) or as a uint8 array (height, width, 3).
     section, organ, patient, technology
         Written to ``.obs``. `patient` defaults to the name of the section.
     mpp
         µm per pixel of `image`. By default it is derived from `pitch_um`; a value that contradicts the pitch by more
-        than 5 % is refused.
+        than 5 % is refused. Needed for staggered arrays (second generation, "diamond" pattern), whose pitch differs.
     pitch_um
         Distance of neighbouring spots, centre to centre, in µm.
     spot_um
@@ -95,8 +98,8 @@ def read_st(
         When a file is absent or cannot be read, a column is missing, the counts are not raw counts, names are empty or
         occur twice, or counts and spots share no spot.
     ScaleError
-        When the scale cannot be derived, differs by more than 5 % between x and y or from `mpp`, or spots lie outside
-        the image.
+        When the scale cannot be derived, differs by more than 5 % between x and y, from `mpp` or from what the image
+        file states, or spots lie outside the image.
 
     Examples
     --------
@@ -118,11 +121,12 @@ def read_st(
     places[["pixel_x", "pixel_y"]] *= coordinate_scale
     table = _read_counts(_existing(counts, "counts"), places.index)
     ids = table.index[table.index.isin(places.index)]
-    scale = _resolve_mpp(places, mpp, pitch_um)
+    opened = (image, {}) if isinstance(image, np.ndarray) else whole_picture(_existing(image, "image"))
+    picture, stated = opened
+    scale = _resolve_mpp(places, mpp, pitch_um, stated)
     dropped = {"counts_without_spot": len(table) - len(ids), "spots_without_counts": len(places) - len(ids)}
     table, places = table.loc[ids], places.loc[ids]
     check_counts(table.to_numpy(), where="`counts`", kept="pass the file that holds them.")
-    picture = image if isinstance(image, np.ndarray) else read_picture(_existing(image, "image"))
     if picture.ndim == 3:  # `from_arrays` says what an image must be
         x, y = places["pixel_x"], places["pixel_y"]
         height, width = picture.shape[:2]
@@ -150,6 +154,8 @@ def read_st(
         array=places[["y", "x"]].to_numpy(),
         obs=None if annotations is None else _read_labels(annotations, ids),
     )
+    if _is_staggered(places):
+        pitch_um = pitch(places[["pixel_x", "pixel_y"]].to_numpy()) * scale
     source = {"mpp": float(scale), "mpp_source": "pitch" if mpp is None else "argument", "pitch_um": float(pitch_um)}
     record(sdata.tables[Keys.TABLE], "read_st", source | {"coordinate_scale": float(coordinate_scale)} | dropped)
     joined = len(ids)
@@ -274,10 +280,19 @@ def _read_counts(path: Path, spots: pd.Index) -> pd.DataFrame:
     return table
 
 
-def _resolve_mpp(places: pd.DataFrame, mpp: float | None, pitch_um: float) -> float:
+def _resolve_mpp(places: pd.DataFrame, mpp: float | None, pitch_um: float, stated: dict[str, float]) -> float:
     """µm per pixel, from the pitch of the array unless given; refuses contradictions."""
     pitches = [_pitch_px(places[f"new_{a}"].to_numpy(), places[f"pixel_{a}"].to_numpy(), a) for a in ("x", "y")]
     known = [p for p in pitches if p is not None]
+    if len(known) == 2 and _is_staggered(places):
+        # Columns and rows of the second generation need not be equally far apart, and arrays differ in how far.
+        if mpp is None:
+            raise ScaleError(
+                "The array is staggered: in every row only every other column has a spot, as on arrays of the second "
+                f"generation, whose pitch is not {pitch_um:g} µm. Pass `mpp=`, in µm per pixel (columns are "
+                f"{known[0]:.4g} and rows {known[1]:.4g} pixels apart)."
+            )
+        return agreed({"`mpp`": float(mpp)} | stated, what="the image")[0]
     if len(known) == 2 and abs(known[0] - known[1]) > _TOLERANCE * np.mean(known):
         raise ScaleError(
             f"The pitch of the array is {known[0]:.4g} pixels along x but {known[1]:.4g} along y "
@@ -289,7 +304,7 @@ def _resolve_mpp(places: pd.DataFrame, mpp: float | None, pitch_um: float) -> fl
             "The spots lie in one row or column, so the pitch gives no scale. Pass `mpp=`, in µm per pixel."
         )
     if not known:
-        return float(mpp)  # type: ignore[arg-type]
+        return agreed({"`mpp`": float(mpp)} | stated, what="the image")[0]  # type: ignore[arg-type]
     fitted = pitch_um / float(np.mean(known))
     if mpp is not None and abs(mpp - fitted) > _TOLERANCE * fitted:
         raise ScaleError(
@@ -297,7 +312,17 @@ def _resolve_mpp(places: pd.DataFrame, mpp: float | None, pitch_um: float) -> fl
             f"{fitted:.4g}. Leave out `mpp` to use the pitch, correct `pitch_um`, or pass `coordinate_scale=` when the "
             "image was resized after spot detection."
         )
-    return fitted if mpp is None else float(mpp)
+    if mpp is None:
+        return agreed({"the pitch of the array": fitted} | stated, what="the image")[0]
+    # What the file states is settled by two who agree.
+    return float(mpp)
+
+
+def _is_staggered(places: pd.DataFrame) -> bool:
+    """Whether spots lie on every other column of a row, shifted by one from row to row ("diamond" pattern)."""
+    parity = (places["x"] + places["y"]) % 2
+    columns, rows = places["x"].nunique(), places["y"].nunique()
+    return min(columns, rows) >= _MIN_STAGGERED and parity.nunique() == 1
 
 
 def _pitch_px(array: np.ndarray, pixel: np.ndarray, axis: str) -> float | None:

@@ -13,7 +13,7 @@ from sealst import _section
 from sealst._errors import OrderError
 from sealst._keys import Keys
 
-OK, OUTSIDE, NOT_PAIRED = "ok", "outside image", "not paired"
+OK, OUTSIDE, LOST, NOT_PAIRED = "ok", "outside image", "lost pixels", "not paired"
 LITTLE_TISSUE, LOW_QUALITY = "little tissue", "low quality: "
 
 

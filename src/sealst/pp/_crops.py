@@ -29,8 +29,9 @@ from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Region
+from sealst._section.pyramid import touch_lost
 from sealst._validate import check_fraction, check_positive, listed
-from sealst.pp._crop_reasons import NOT_PAIRED, OK, OUTSIDE, crop_reasons, write_reasons
+from sealst.pp._crop_reasons import LOST, NOT_PAIRED, OK, OUTSIDE, crop_reasons, write_reasons
 
 
 @documented
@@ -86,7 +87,8 @@ def pair_crops(
     - ``sdata.shapes["<region>_crops"]``: squares, polygons in pixels of the image, index = spot ids; further sizes in
       ``sdata.shapes["<region>_crops_<um>um"]``
     - ``table.obs["crop_ok"]``: bool, whether the spot has a usable crop
-    - ``table.obs["crop_reason"]``: categorical, ``"ok"``, ``"outside image"`` or ``"not paired"``
+    - ``table.obs["crop_reason"]``: categorical, ``"ok"``, ``"outside image"``, ``"lost pixels"`` (the file does not
+      hold all of it) or ``"not paired"``
     - ``table.uns["sealst"]["crops"][region]``: `crop_um`, `crop_px`, `mpp` and where it came from, names of image and
       shapes
 
@@ -165,8 +167,8 @@ class _Paired(NamedTuple):
     region: Region
     #: squares of every size, in pixels of the image
     boxes: list[np.ndarray]
-    #: which spots have crops that lie inside the image far enough
-    usable: np.ndarray
+    #: whether spots have crops, or why not
+    reasons: np.ndarray
     #: what is kept of the choices
     entry: dict[str, Any]
 
@@ -207,7 +209,14 @@ def _pair(sdata: SpatialData, table: AnnData, region: Region, options: _Options)
     boxes = [square_boxes(centres, um / scale) for um in sizes]
     # Whether enough of a spot's crops, of every size, lies inside the image.
     inside = np.min([inside_fraction(one, width, height) for one in boxes], axis=0)
-    usable = (inside > 0) & (inside >= options.min_inside - 1e-9)
+    within = (inside > 0) & (inside >= options.min_inside - 1e-9)
+    lost = np.any([touch_lost(one, sdata.attrs.get(image)) for one in boxes], axis=0)
+    usable = within & ~lost
+    if within.any() and not usable.any():
+        raise DataError(
+            f"Every crop of {region.name!r} touches pixels that the file of image {image!r} does not hold. Copy or "
+            "export the file again."
+        )
     if not usable.any():
         raise DataError(
             f"No spot of {region.name!r} has {100 * options.min_inside:g} % of its crop of {max(sizes):g} µm inside "
@@ -226,7 +235,7 @@ def _pair(sdata: SpatialData, table: AnnData, region: Region, options: _Options)
     digest = hashlib.sha256("\n".join(map(str, region.ids)).encode() + boxes[0].round(3).tobytes()).hexdigest()[:16]
     entry |= {"shapes_key": shapes, "coordinate_system": system, "boxes": digest}
     entry["um_per_unit"] = _um_per_unit(table, region, centres, scale)
-    return _Paired(region, boxes, usable, entry)
+    return _Paired(region, boxes, np.where(usable, OK, np.where(within, LOST, OUTSIDE)).astype(object), entry)
 
 
 def _um_per_unit(table: AnnData, region: Region, centres: np.ndarray, mpp: float) -> float:
@@ -252,8 +261,8 @@ def _write(sdata: SpatialData, table: Any, paired: list[_Paired]) -> None:
         reason[:] = before.to_numpy(dtype=object)
     crops, caches = _section.recorded(table, "crops"), _section.recorded(table, "crop_caches")
     shapes = {}
-    for region, boxes, usable, entry in paired:
-        reason[region.rows] = np.where(usable, OK, OUTSIDE)
+    for region, boxes, reasons, entry in paired:
+        reason[region.rows] = reasons
         transforms = get_transformation(sdata.images[entry["image_key"]], get_all=True)
         for key, squares in zip(entry["sizes"].values(), boxes, strict=True):
             frame = gpd.GeoDataFrame(geometry=box(*squares.T), index=pd.Index(region.ids))
@@ -275,7 +284,8 @@ def _write(sdata: SpatialData, table: Any, paired: list[_Paired]) -> None:
     write_reasons(
         table, crop_reasons(table, {}, _section.recorded(table, "tissue"), _section.recorded(table, "quality"))
     )
-    for region, _, usable, entry in paired:
+    for region, _, reasons, entry in paired:
+        usable = reasons == OK
         logger.info(
             "%s: %d of %d spots paired with %s µm crops (%.4g µm/px, %s)",
             *(region.section, usable.sum(), len(usable)),

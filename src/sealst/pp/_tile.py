@@ -19,7 +19,7 @@ from sealst._errors import DataError, MissingKeyError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section.arrays import from_arrays
-from sealst._section.pyramid import SlideImage
+from sealst._section.pyramid import SlideImage, touch_lost
 from sealst._validate import check_fraction, check_key, check_positive, listed
 from sealst.pp._tissue import tissue_mask
 
@@ -123,7 +123,7 @@ def tile(
     centres = array[:, ::-1] * step + side / 2
     mask, (across, down) = tissue_mask(sdata, image_key)
     fractions = box_fractions(mask, square_boxes(centres, side) / [across, down, across, down])
-    kept = fractions >= min_tissue - 1e-9
+    kept = (fractions >= min_tissue - 1e-9) & ~touch_lost(square_boxes(centres, side), sdata.attrs.get(image_key))
     if kept.sum() < 2:
         raise BlankSlideError(
             f"{kept.sum()} of {len(kept)} tiles of {crop_um:g} µm in {image_key!r} hold {min_tissue:g} tissue "

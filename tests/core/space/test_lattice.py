@@ -180,6 +180,37 @@ def test_pitch_is_within_one_percent(kind, turn, jitter, missing, seed):
     assert lattice.pitch(xy) == pytest.approx(137.0, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("technology", "name"),
+    [
+        ("Visium", "Visium"),
+        ("10x visium CytAssist", "Visium"),
+        ("Visium HD", None),
+        ("visium-hd", None),
+        ("VisiumHD", None),
+        ("Spatial Transcriptomics", "legacy ST"),
+        ("legacy ST", "legacy ST"),
+        ("ST", "legacy ST"),
+        (" st ", "legacy ST"),
+        ("Xenium", None),
+        ("STARmap", None),
+        ("unknown", None),
+    ],
+)
+def test_arrays_by_their_names(technology, name):
+    found = lattice.known_array(technology)
+    assert (None if found is None else found.name) == name
+
+
+@pytest.mark.parametrize(("grid", "angle"), [("hex", -20.0), ("hex", 0.0), ("hex", 29.0), ("square", 40.0)])
+def test_turn_of_a_lattice(grid, angle):
+    i, j = (axis.ravel().astype(float) for axis in np.meshgrid(np.arange(12), np.arange(12)))
+    xy = np.column_stack([i + 0.5 * (j % 2), j * np.sqrt(3) / 2] if grid == "hex" else [i, j])
+    turn = np.radians(angle)
+    turned = xy @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    assert lattice.turn(turned, grid) == pytest.approx(angle)
+
+
 def test_pitch_refuses_what_is_no_place():
     with pytest.raises(DataError, match="1 of 3 spots have no finite coordinates"):
         lattice.pitch(np.array([[0.0, 0.0], [1.0, 0.0], [np.nan, 2.0]]))

@@ -201,12 +201,106 @@ def test_files_of_trident_and_clam(tmp_path: Path, batched: bool) -> None:
     np.testing.assert_array_equal(bags[1].features, features(1))
     assert bags[0].xy is not None
     assert bags[0].xy[0].tolist() == [256, 257]
+    assert bags[1].xy is None
     with h5py.File(tmp_path / "s2.h5", "r+") as file:
         del file["features"]
     with pytest.raises(sl.DataError, match="no dataset 'features'"):
         sl.io.read_bags(tmp_path)
 
 
+# -- files of CLAM and TRIDENT ----------------------------------------------------------------------------------------
+CORNERS = np.column_stack([np.arange(N) * 512 + 1024, np.arange(N) * 256])
+
+
+def write_features(path: Path, seed: int = 0, corners: np.ndarray = CORNERS, **attributes: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["features"] = features(seed)
+        file.create_dataset("coords", data=corners).attrs.update(attributes)
+
+
+def test_corners_of_clam_are_no_centres(tmp_path: Path) -> None:
+    for i in range(2):
+        write_features(tmp_path / "h5_files" / f"s{i}.h5", i)
+    for folder in (tmp_path, tmp_path / "h5_files"):
+        with pytest.warns(sl.SealstWarning, match=r"2 slide\(s\) \('s0', 's1'\) hold the corners .* Pass `level0_px=`"):
+            bags = sl.io.read_bags(folder, labels=labels_of("s0", "s1"))
+        assert bags[0].xy is None
+        np.testing.assert_array_equal(bags[1].features, features(1))
+        assert bags.facts["tiles"]["s0"] == {}
+        with pytest.raises(sl.DataError, match=r"no positions .*`level0_px=` of `sl\.io\.read_bags`"):
+            sl.io.write_trident(bags, tmp_path.with_name("out"), crop_px=256, level0_px=512, mpp=0.25)
+        bags = sl.io.read_bags(folder, labels=labels_of("s0", "s1"), level0_px=512)
+        assert bags[0].xy is not None
+        np.testing.assert_array_equal(bags[0].xy, CORNERS + 256)
+        assert bags.facts["tiles"]["s0"] == {"level0_px": 512}
+
+
+@pytest.mark.parametrize("where", ["features/h5_files", "h5_files"])
+@pytest.mark.parametrize(
+    ("attributes", "side"),
+    [
+        ({"patch_size": 256, "patch_level": 1, "downsample": (4.0, 4.0)}, 1024),
+        ({"patch_size": 256, "patch_level": 0, "downsample": (1.0, 1.0)}, 256),
+        ({"patch_size": 512, "patch_level": 0}, 512),
+        ({"patch_size": 256, "patch_size_level0": 300}, 300),
+    ],
+)
+def test_clam_wrote_the_size_of_a_tile_to_its_patches(
+    where: str, attributes: dict[str, Any], side: float, tmp_path: Path
+) -> None:
+    write_features(tmp_path / where / "s.h5")
+    write_features(tmp_path / "patches" / "s.h5", **attributes)
+    bags = sl.io.read_bags(tmp_path / where, labels=labels_of("s"))
+    assert bags[0].xy is not None
+    np.testing.assert_array_equal(bags[0].xy, CORNERS + side / 2)
+    assert bags.facts["tiles"]["s"] == {"level0_px": side}
+    with pytest.raises(sl.DataError, match=r"`level0_px` is 64, but tiles of s\.h5 have .* by the files themselves"):
+        sl.io.read_bags(tmp_path / where, labels=labels_of("s"), level0_px=64)
+    # Patches of another run say nothing of these tiles.
+    write_features(tmp_path / "patches" / "s.h5", corners=CORNERS + 1, **attributes)
+    with pytest.warns(sl.SealstWarning, match="hold the corners"):
+        assert sl.io.read_bags(tmp_path / where, labels=labels_of("s"))[0].xy is None
+
+
+def test_stated_size_of_tiles_must_be_that_of_the_files(tmp_path: Path) -> None:
+    write_features(tmp_path / "s.h5", patch_size_level0=512)
+    assert sl.io.read_bags(tmp_path, labels=labels_of("s"), level0_px=512).facts["tiles"]["s"]["level0_px"] == 512
+    with pytest.raises(sl.DataError, match=r"`level0_px` is 256, but tiles of s\.h5 have 512 px"):
+        sl.io.read_bags(tmp_path, labels=labels_of("s"), level0_px=256)
+    with pytest.raises(sl.DataError, match="`level0_px` belongs to files of features"):
+        sl.io.read_bags({"s": features()}, labels=labels_of("s"), level0_px=256)
+
+
+def test_whole_job_of_trident(tmp_path: Path) -> None:
+    job, tiling = tmp_path / "job", tmp_path / "job" / "20x_256px_0px_overlap"
+    for name in ("uni_v1", "conch_v15"):
+        write_features(tiling / f"features_{name}" / "s.h5", patch_size_level0=512, patch_size=256)
+    for other in (job / "contours", tiling / "patches", tiling / "slide_features_titan"):
+        other.mkdir()
+    bags = sl.io.read_bags(job, labels=labels_of("s"), key="uni_v1")
+    assert bags.keys == ("conch_v15", "uni_v1")
+    assert bags[0].xy is not None
+    np.testing.assert_array_equal(bags[0].xy, CORNERS + 256)
+    write_features(job / "10x_256px_0px_overlap" / "features_uni_v1" / "s.h5", patch_size_level0=1024)
+    with pytest.raises(sl.DataError, match="several tilings, '10x_256px_0px_overlap', '20x_256px_0px_overlap'; name"):
+        sl.io.read_bags(job)
+
+
+def test_files_that_are_no_features_beside_good_ones(tmp_path: Path) -> None:
+    write_features(tmp_path / "s.h5", patch_size_level0=512)
+    (tmp_path / "._s.h5").write_bytes(b"\0" * 20)
+    (tmp_path / ".DS_Store").write_bytes(b"\0")
+    (tmp_path / "t.h5").touch()
+    with pytest.warns(sl.SealstWarning, match=r"1 file\(s\) are empty \(0 bytes\).* left out: 't\.h5'"):
+        bags = sl.io.read_bags(tmp_path, labels=labels_of("s"))
+    assert list(bags.obs.index) == ["s"]
+    (tmp_path / "s.h5").unlink()
+    with pytest.warns(sl.SealstWarning, match="0 bytes"), pytest.raises(sl.DataError, match=r"neither manifest\.csv"):
+        sl.io.read_bags(tmp_path)
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
 def test_tiles_without_embedding_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     x = features()
     x[2, 1] = np.nan

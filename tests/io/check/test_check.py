@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 import spatialdata as sd
+import tifffile
 from spatialdata.transformations import Identity, Scale, set_transformation
 
 import sealst as sl
+from sealst.io._check import check as _check
 from sealst.io._stores import formats as _formats
 
 
@@ -271,3 +274,140 @@ def test_a_real_section_from_its_folder(shared_dir):
     assert float(value(report, "symbols like human").split("(")[1].rstrip("%)")) > 95
     sdata = sl.io.read(folder, section="mine", patient="C", organ="breast")
     assert list(sdata.images) == ["mine_he"]
+
+
+def test_readers_take_the_options_of_the_check(tmp_path, monkeypatch):
+    known = sl.datasets.synthetic(size_um=400)
+    asked = {}
+
+    def read(path, **options):
+        asked.update(options)
+        return known
+
+    formats = {name: _formats.Format(name, lambda path: True, read, name, "") for name in ("x", "y")}
+    monkeypatch.setattr(_formats, "FORMATS", formats)
+    monkeypatch.setattr(_check, "FORMATS", formats | {"hest": formats["x"]})
+    assert "Name one with `format=`" in texts(sl.io.check(tmp_path))[0]
+    assert sl.io.check(tmp_path, format="y", counts="raw", sample="A1", mpp=0.5).format == "y (y)"
+    assert asked == {"counts": "raw", "sample": "A1", "mpp": 0.5}
+    with pytest.raises(sl.DataError, match="'counts', 'format': these are for a reader, and `data` is a SpatialData"):
+        sl.io.check(known, counts="raw", format="x")
+
+
+@pytest.mark.parametrize("spots", [False, True])
+def test_a_picture_without_light_background_is_said(spots, tmp_path):
+    """Fluorescence that was rendered as red, green and blue; black around the section is no such thing."""
+    image, _ = tissue_picture()
+    padded = np.zeros((1000, 1040, 3), np.uint8)
+    padded[:500, :520] = image
+    for picture, dark in ((image, False), (padded, False), (image // 4, True), (255 - image, True)):
+        tifffile.imwrite(tmp_path / "s.tif", picture, photometric="rgb", resolution=(1e4, 1e4), resolutionunit=3)
+        sdata = sl.io.read_wsi(tmp_path / "s.tif")
+        if spots:
+            xy = np.array([[100.0, 100.0], [200.0, 200.0]])
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                sdata = sl.io.from_arrays(picture, np.ones((2, 1)), xy, genes=["A"], mpp=1.0, spot_um=55)
+            assert any("has no light background" in str(w.message) for w in caught) == dark
+        found = [t for t in texts(sl.io.check(sdata), "warning") if "has no light background" in t]
+        assert len(found) == dark
+
+
+def test_a_prepared_slide_is_good_without_genes(tmp_path):
+    image, _ = tissue_picture()
+    options = {"photometric": "rgb", "resolution": (1e4, 1e4), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "s.tif", image, **options)
+    sdata = sl.io.read_wsi(tmp_path / "s.tif")
+    sl.pp.tile(sdata, crop_um=56)
+    sl.pp.pair_crops(sdata, crop_um=56)
+    sdata.write(tmp_path / "s.zarr")
+    for data in (sdata, tmp_path / "s.zarr"):
+        report = sl.io.check(data)
+        assert report.ok, texts(report)
+        assert value(report, "possible (112 µm)") == f"{sdata.tables['table'].n_obs} of {sdata.tables['table'].n_obs}"
+
+
+# -- scale and axes that nothing else contradicts ---------------------------------------------------------------------
+def tissue_picture() -> tuple[np.ndarray, np.ndarray]:
+    """Nearly square picture with tissue that is wider than high, and where it is."""
+    height, width = 500, 520
+    y, x = np.mgrid[:height, :width]
+    inside = ((y - height / 2) / (0.25 * height)) ** 2 + ((x - width / 2) / (0.45 * width)) ** 2 < 1
+    image = np.full((height, width, 3), 245, np.uint8)
+    image[inside] = (200, 120, 180)
+    image[inside & (np.random.default_rng(0).random(inside.shape) < 0.12)] = (90, 50, 140)
+    return image, inside
+
+
+def spotted(kind="square", *, swapped=False, array=False, everywhere=False, mpp=10.0, **options):
+    """Spots as printed on legacy ST (square) or Visium (hex) at 10 µm per pixel, under tissue or everywhere."""
+    image, inside = tissue_picture()
+    pitch, spot = {"square": (20.0, 100.0), "hex": (10.0, 55.0)}[kind]
+    row, column = (axis.ravel() for axis in np.mgrid[: int(480 / pitch), : int(480 / pitch)])
+    x = pitch * (column + 0.7 + (0.5 * (row % 2) if kind == "hex" else 0))
+    y = pitch * (row * (np.sqrt(0.75) if kind == "hex" else 1) + 0.7)
+    kept = everywhere | inside[y.astype(int), x.astype(int)]
+    xy = np.column_stack([y, x] if swapped else [x, y])[kept]
+    places = np.column_stack([row, 2 * column + row % 2 if kind == "hex" else column])[kept]
+    genes = ["ERBB2", "EPCAM", "CD3E", "VIM", "KRT8", "GAPDH", "ACTB", "PTPRC"]
+    options = {"spot_um": spot, "patient": "p"} | ({"array": places} if array else {}) | options
+    return sl.io.from_arrays(image, np.full((len(xy), 8), 20), xy, genes=genes, mpp=mpp, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "technology"),
+    [
+        *zip(
+            ["square"] * 4 + ["hex"] * 3, ["unknown", "10x", "ST", "legacy ST", "unknown", "10x", "Visium"], strict=True
+        )
+    ],
+)
+def test_pitch_contradicts_a_wrong_scale_whatever_the_label(kind, technology):
+    report = sl.io.check(spotted(kind, technology=technology))
+    assert not [t for t in texts(report) if "apart by a scale" in t or "by the pitch of" in t]
+    for mpp in (7.27, 13.0, 20.0):
+        found = "\n".join(texts(sl.io.check(spotted(kind, technology=technology, mpp=mpp)), "warning"))
+        if technology in ("unknown", "10x"):
+            name, um = {"square": ("legacy ST", 200), "hex": ("Visium", 100)}[kind]
+            assert f"µm apart by a scale of {mpp:.4g} µm per pixel" in found
+            assert f"those of {name}, which are as large, {um} µm. By that the image has 10 µm per pixel" in found
+        else:
+            assert f"{mpp:.4g} µm per pixel by the image's 'um' coordinate system, but 10 by the pitch of" in found
+
+
+def test_pitch_and_size_of_spots_that_no_array_has():
+    assert value(sl.io.check(spotted("hex")), "confirmed by") == "pitch and spots, which are those of Visium"
+    report = sl.io.check(spotted("hex", mpp=5.0, spot_um=30))
+    assert value(report, "not confirmed") == "no known array has spots of 30 µm every 50 µm"
+    (text,) = [t for t in texts(sl.io.check(spotted("hex", mpp=5.0, spot_um=80))) if "overlap" in t]
+    assert "Spots of 80 µm lie 50 µm apart" in text
+    assert not [t for t in texts(sl.io.check(spotted(spot_um=200, spot_shape="square"))) if "bins touch" in t]
+    (text,) = [t for t in texts(sl.io.check(spotted(spot_um=128, spot_shape="square"))) if "bins touch" in t]
+    assert "by their side the image would have 6.4 µm per pixel" in text
+
+
+def test_staggered_array_is_compared_with_the_pitch_it_was_read_with():
+    sdata = spotted(technology="Spatial Transcriptomics", mpp=7.0)
+    sdata.tables["table"].uns["sealst"] = {"read_st": {"pitch_um": 140.0, "mpp": 7.0, "mpp_source": "argument"}}
+    assert not [t for t in texts(sl.io.check(sdata)) if "by the pitch of" in t]
+
+
+@pytest.mark.parametrize("kind", ["square", "hex"])
+def test_interchanged_axes_show_in_tissue_and_in_the_array(kind):
+    report = sl.io.check(spotted(kind))
+    assert value(report, "x and y").startswith("as tissue has it (100% on it, ")
+    assert not [t for t in texts(report) if "swapped" in t or "interchanged" in t]
+    (text,) = [t for t in texts(sl.io.check(spotted(kind, swapped=True))) if "interchanged" in t]
+    assert "lie on tissue, and 100% with x and y interchanged: are the columns of the coordinates swapped?" in text
+    assert not [t for t in texts(sl.io.check(spotted(kind, array=True, everywhere=True))) if "interchanged" in t]
+    (text,) = [t for t in texts(sl.io.check(spotted(kind, array=True, swapped=True))) if "interchanged" in t]
+    assert "The array of 'section_spots' lies mirrored on the image" in text
+
+
+def test_axes_that_tissue_does_not_tell():
+    for swapped in (False, True):
+        report = sl.io.check(spotted("square", everywhere=True, swapped=swapped))
+        assert value(report, "x and y") == "not decided: as much tissue lies under the spots if they were interchanged"
+        report = sl.io.check(spotted("hex", everywhere=True, swapped=swapped))
+        assert value(report, "x and y").startswith("not decided")
+        assert any("Rows of the hexagonal array 'section_spots' run along y" in t for t in texts(report)) == swapped

@@ -438,6 +438,12 @@ def patches_without_barcodes(data: Data) -> dict[str, Any]:
     return {}
 
 
+def damaged_index(data: Data) -> dict[str, Any]:
+    with h5py.File(data.root / "st" / "TENX1.h5ad", "r+") as file:
+        file["X/indices"][0] = 10**6
+    return {}
+
+
 def fewer_coordinates(data: Data) -> dict[str, Any]:
     with h5py.File(data.root / "patches" / "TENX1.h5", "a") as file:
         del file["coords"]
@@ -455,6 +461,10 @@ BAD: dict[str, tuple[Callable[[Data], dict[str, Any]], str]] = {
     "no slide": (without_slide, r"slide of TENX1 is missing: no '.*TENX1\.tif' \(the folder holds 'TENX2\.tif'\)"),
     "slide cut": (cut("wsis/TENX1.tif", 0.001), r"TENX1\.tif"),
     "slide of another size": (small_slide, r"TENX1\.tif has 450 x 350 px, the metadata say 900 x 700: it is a resized"),
+    "index outside": (
+        damaged_index,
+        r"st/TENX1\.h5ad could not be read, .*damaged: `indices` hold 1000000, outside 0 to \d+",
+    ),
     "table cut": (cut("st/TENX1.h5ad"), r"st/TENX1\.h5ad could not be read, it is damaged"),
     "no positions": (changed(no_positions), r"no `\.obsm\['spatial'\]` .*no columns 'pxl_col_in_fullres'"),
     "positions of three": (changed(three_columns), r"must be \(spots, 2\), found \(35, 3\)"),

@@ -309,6 +309,18 @@ def test_scale_in_inches(tmp_path: Path) -> None:
     assert sl.io.open_image(tmp_path / "a.tif").mpp == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_scale_in_pixels_per_inch(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(SMALL).save(path, dpi=(50800, 50800))
+    slide = sl.io.open_image(path)
+    assert (slide.mpp, slide.mpp_source) == (pytest.approx(0.5, rel=1e-3), "pixels per inch")
+    with pytest.raises(sl.ScaleError, match=r"0\.25 µm per pixel by argument `mpp`, 0\.5 by pixels per inch"):
+        sl.io.open_image(path, mpp=0.25)
+    Image.fromarray(SMALL).save(path, dpi=(300, 300))
+    assert sl.io.open_image(path).mpp is None
+
+
 def test_scale_of_imagej(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", SMALL, imagej=True, resolution=(4, 4), metadata={"unit": "um", "axes": "YXS"})
     slide = sl.io.open_image(tmp_path / "a.tif")
@@ -414,6 +426,59 @@ def test_damaged_tile_is_an_error_and_not_a_patch(how: str, compression: str, tm
         level.blocks[0, 0, 1].compute()
 
 
+def test_crops_that_touch_a_lost_tile_are_set_aside(tmp_path: Path) -> None:
+    """The rest of the slide is read as if nothing was lost, also of the chunk that the tile is in."""
+    texture = np.random.default_rng(0).integers(60, 220, (1024, 1280, 3), dtype=np.uint8)
+    whole = write_pyramid(tmp_path / "whole.tif", [texture], compression="zlib")
+    path = write_pyramid(tmp_path / "a.tif", [texture], compression="zlib")
+    damage(path, 6, "not stored")  # rows and columns 256 to 512
+    with pytest.warns(sl.SealstWarning, match=r"a\.tif lacks 1 tile\(s\) of its picture"):
+        slide = sl.io.open_image(path)
+    np.testing.assert_array_equal(slide.lost, [[256, 256, 512, 512]])
+    filled = pixels(slide.filled[0])
+    assert (filled[256:512, 256:512] == 255).all()
+    filled[256:512, 256:512] = texture[256:512, 256:512]
+    np.testing.assert_array_equal(filled, texture)
+    with pytest.raises(sl.DataError, match="tile 6 is not stored in the file"):
+        slide.levels[0].compute()
+    assert any("lacks 1 tile(s) of its picture" in problem.text for problem in sl.io.check(path).problems)
+    with pytest.warns(sl.SealstWarning, match="lacks 1 tile"):
+        sdata = sl.io.read_wsi(path)
+    sl.pp.tile(sdata, crop_um=64, min_tissue=0)  # 128 px
+    sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
+    table = sdata.tables["table"]
+    centres = {tuple(xy) for xy in table.obsm["spatial"].astype(int)}
+    every = {(64 + 128 * i, 64 + 128 * j) for i in range(10) for j in range(8)}
+    assert every - centres == {(320, 320), (448, 320), (320, 448), (448, 448)}
+    assert table.obs["crop_ok"].all()
+    # Larger crops reach into the gap from outside.
+    sl.pp.pair_crops(sdata, crop_um=128, crop_px=32, min_inside=0.2)
+    near = (np.abs(table.obsm["spatial"] - 384) < 128 + 128).all(axis=1)
+    assert set(table.obs["crop_reason"][near]) == {"lost pixels"}
+    assert set(table.obs["crop_reason"][~near]) == {"ok"}
+    # The mark is kept by a store, and there is none without a loss.
+    sdata.write(tmp_path / "s.zarr")
+    again = sl.io.read(tmp_path / "s.zarr")
+    sl.pp.pair_crops(again, crop_um=128, crop_px=32, min_inside=0.2)
+    assert (again.tables["table"].obs["crop_reason"] == table.obs["crop_reason"]).all()
+    assert "lost" not in sl.io.read_wsi(whole).attrs["whole_he"]
+
+
+def test_lost_tile_of_a_picture_with_spots(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "a.tif", [IMAGE, halved(IMAGE)], compression="zlib")
+    damage(path, 0, "not stored")
+    with pytest.warns(sl.SealstWarning, match="lacks 1 tile"):
+        slide = sl.io.open_image(path)
+    xy = np.array([[128.0, 128.0], [300.0, 200.0], [600.0, 600.0], [900.0, 900.0]])
+    sdata = sl.io.from_arrays(slide, np.ones((4, 2)), xy, genes=["A", "B"], mpp=0.5, spot_um=55, section="a")
+    sl.pp.pair_crops(sdata, crop_um=56, crop_px=32)
+    assert list(sdata.tables["table"].obs["crop_reason"]) == ["lost pixels", "lost pixels", "ok", "ok"]
+    with pytest.raises(
+        sl.DataError, match="Every crop of 'a_spots' touches pixels that the file of image 'a_he' does not"
+    ):
+        sl.pp.pair_crops(sdata, crop_um=800, crop_px=32, min_inside=0.1)
+
+
 def test_file_that_changed_after_it_was_opened(tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "a.tif", [IMAGE])
     level = sl.io.open_image(path).levels[0]
@@ -451,3 +516,122 @@ def test_levels_that_are_computed_are_told_from_stored_ones(tmp_path: Path) -> N
     assert [is_computed(level) for level in image_levels(sdata.images["s_he"])] == [False, True, True]
     sdata = sl.io.read_wsi(write_pyramid(tmp_path / "deep.tif", [IMAGE, halved(IMAGE)]), section="s")
     assert [is_computed(level) for level in image_levels(sdata.images["s_he"])] == [False, False]
+
+
+# -- what the channels mean -------------------------------------------------------------------------------------------
+STAINS = np.random.default_rng(0).poisson([[[6]], [[20]], [[3]]], (3, 120, 160)).astype(np.uint8)
+#: stains that glow together on a quarter of the pixels
+GLOWING = np.where(np.arange(160) % 4 == 0, np.reshape([220, 180, 200], (3, 1, 1)), 15).repeat(120, 1).astype(np.uint8)
+LIGHT = np.moveaxis(picture(120, 160) // 2 + 127, 2, 0)
+
+
+def named(*names: str, **channel: Any) -> dict[str, Any]:
+    return {"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "Channel": {"Name": list(names)} | channel}
+
+
+@pytest.mark.parametrize(
+    ("pages", "options", "why"),
+    [
+        (STAINS, {"metadata": named("DAPI", "PanCK", "CD45")}, "called 'DAPI', 'PanCK', 'CD45'.* as in fluorescence"),
+        (STAINS[[0, 1, 2, 0]], {"metadata": named("DAPI", "PanCK", "CD45", "CD3")}, "'DAPI', 'PanCK', 'CD45'"),
+        (LIGHT, {"metadata": named("DAPI", "PanCK", "CD45")}, "called 'DAPI', 'PanCK', 'CD45'"),
+        (LIGHT, {"metadata": named("1", "2", "3", Fluor=["Cy3"] * 3)}, r"fluorescence by its OME metadata .*Fluor Cy3"),
+        (LIGHT, {"metadata": named("", "", "", EmissionWavelength=[461.0] * 3)}, "EmissionWavelength 461"),
+        (LIGHT, {"metadata": named("b", "g", "r")}, "are 'b', 'g', 'r', not red, green, blue"),
+        (STAINS, {"metadata": named("Channel 0", "Channel 1", "Channel 2")}, "3 grey channels .* no light background"),
+        (STAINS, {"metadata": {"axes": "CYX"}}, "3 grey channels .* no light background"),
+        (STAINS[[0, 1, 2, 0]], {"metadata": {"axes": "CYX"}}, "no light background"),
+        (GLOWING, {"metadata": {"axes": "CYX"}}, "no light background"),
+    ],
+)  # fmt: skip
+def test_fluorescence_is_no_he(pages: np.ndarray, options: dict[str, Any], why: str, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.ome.tif", pages, photometric="minisblack", **options)
+    for read in (sl.io.open_image, sl.io.read_wsi):
+        with pytest.raises(sl.DataError, match=rf"a\.ome\.tif .*{why}|channels of a\.ome\.tif .*{why}"):
+            read(tmp_path / "a.ome.tif")
+    (problem,) = sl.io.check(tmp_path / "a.ome.tif").problems
+    assert problem.level == "error"
+
+
+def test_fluorescence_of_imagej_and_qptiff_is_no_he(tmp_path: Path) -> None:
+    labels = {"axes": "CYX", "Labels": ["DAPI", "FITC", "TRITC"]}
+    tifffile.imwrite(tmp_path / "a.tif", LIGHT, imagej=True, metadata=labels)
+    with pytest.raises(sl.DataError, match="called 'DAPI', 'FITC', 'TRITC'"):
+        sl.io.open_image(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "b.tif", STAINS, imagej=True, metadata={"axes": "CYX"})
+    with pytest.raises(sl.DataError, match="no light background"):
+        sl.io.open_image(tmp_path / "b.tif")
+    kind = "PerkinElmer-QPI-ImageDescription"
+    text = f"<{kind}><ImageType>FullResolution</ImageType>{{}}</{kind}>"
+    for name, entry in (("c", "<Name>{}</Name>"), ("d", "<Biomarker>{}</Biomarker>"), ("e", "")):
+        with tifffile.TiffWriter(tmp_path / f"{name}.qptiff") as file:
+            for page, stain in zip(LIGHT, ("DAPI", "Opal 520", "AF"), strict=True):
+                file.write(page, photometric="minisblack", metadata=None, software="PerkinElmer-QPI",
+                           description=text.format(entry.format(stain)))  # fmt: skip
+        with pytest.raises(sl.DataError, match="one stain of a QPTIFF" if name == "e" else "'DAPI', 'Opal 520', 'AF'"):
+            sl.io.open_image(tmp_path / f"{name}.qptiff")
+
+
+@pytest.mark.parametrize("names", [("r", "g", "b"), ("Red", "Green", "Blue"), ("red_1", "green_2", "blue_3")])
+def test_grey_pages_that_are_said_to_be_colours_are_read_whatever_they_show(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    tifffile.imwrite(tmp_path / "a.ome.tif", STAINS, photometric="minisblack", metadata=named(*names))
+    np.testing.assert_array_equal(np.asarray(sl.io.open_image(tmp_path / "a.ome.tif").levels[0]), STAINS)
+
+
+def test_grey_pages_without_names_are_colours_where_the_background_is_light(tmp_path: Path) -> None:
+    # Black around the scanned area is no dark background.
+    padded = np.zeros((3, 240, 320), np.uint8)
+    padded[:, :120, :160] = LIGHT
+    for pages in (LIGHT, padded):
+        tifffile.imwrite(tmp_path / "a.ome.tif", pages, photometric="minisblack", metadata=named("C:0", "C:1", "C:2"))
+        np.testing.assert_array_equal(np.asarray(sl.io.open_image(tmp_path / "a.ome.tif").levels[0]), pages)
+
+
+def palette_of(image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    indices = Image.fromarray(image).quantize(64)
+    colours = np.zeros((256, 3), np.uint16)
+    colours[:64] = np.reshape(indices.getpalette()[: 64 * 3], (64, 3))
+    return np.asarray(indices), {"photometric": "palette", "colormap": colours.T * 257}
+
+
+def test_palette_and_inks_keep_the_stated_scale(tmp_path: Path) -> None:
+    indices, options = palette_of(SMALL)
+    tifffile.imwrite(tmp_path / "palette.tif", indices, **options, **CM)
+    inks = np.asarray(Image.fromarray(SMALL).convert("CMYK"))
+    tifffile.imwrite(tmp_path / "inks.tif", inks, photometric="separated", **CM)
+    for name in ("palette.tif", "inks.tif"):
+        slide = sl.io.open_image(tmp_path / name)
+        assert (slide.mpp, slide.mpp_source) == (pytest.approx(0.5), "TIFF resolution tags")
+        assert np.abs(pixels(slide.levels[0]).astype(int) - SMALL).mean() < 20
+        with pytest.raises(sl.ScaleError, match=r"0\.25 µm per pixel by argument `mpp`, 0\.5 by TIFF"):
+            sl.io.open_image(tmp_path / name, mpp=0.25)
+
+
+def test_the_largest_palette_page_is_read_and_not_the_first(tmp_path: Path) -> None:
+    indices, options = palette_of(SMALL)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(indices[::4, ::4], metadata=None, **options)
+        file.write(indices, metadata=None, **options)
+    slide = sl.io.open_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(pixels(slide.levels[0]), (options["colormap"].T // 257)[indices])
+
+
+@pytest.mark.parametrize("kind", ["palette", "inks", "colours", "times", "planar"])
+def test_several_pictures_of_one_size_are_refused(kind: str, tmp_path: Path) -> None:
+    twice: np.ndarray = np.stack([SMALL, 255 - SMALL])
+    options: dict[str, Any] = {"photometric": "rgb"}
+    if kind == "palette":
+        indices, options = palette_of(SMALL)
+        twice = np.stack([indices, 63 - indices])
+    elif kind == "inks":
+        twice = np.stack([np.asarray(Image.fromarray(SMALL).convert("CMYK"))] * 2)
+        options = {"photometric": "separated"}
+    elif kind == "times":
+        options |= {"metadata": {"axes": "TYXS"}, "ome": True}
+    elif kind == "planar":
+        twice, options = np.moveaxis(twice, 3, 1), options | {"planarconfig": "separate"}
+    tifffile.imwrite(tmp_path / "a.tif", twice, **options)
+    with pytest.raises(sl.DataError, match=r"a\.tif holds 2 pictures of 260 x 300 px .* none is known to be the H&E"):
+        sl.io.open_image(tmp_path / "a.tif")

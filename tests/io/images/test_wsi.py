@@ -116,6 +116,20 @@ def test_aperio_slide(installed: bool, tmp_path: Path, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(pixels(copied.levels[1]), pixels(slide.levels[1]))
 
 
+@pytest.mark.parametrize("installed", [True, False], ids=["openslide", "tifffile"])
+def test_aperio_slide_with_a_decimal_comma(installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Aperio Image Library v12\r\n512x512 (256x256)|AppMag = 40|MPP = 0,2520"
+    options = {"photometric": "rgb", "tile": (256, 256), "compression": "jpeg", "metadata": None, "software": False}
+    tifffile.imwrite(tmp_path / "a.svs", IMAGE[:512, :512], description=text, **options)
+    if not installed:
+        monkeypatch.setitem(sys.modules, "wsidata", None)
+    slide = sl.io.open_image(tmp_path / "a.svs")
+    assert slide.mpp == pytest.approx(0.252)
+    np.testing.assert_array_equal(pixels(slide.levels[0]), tifffile.imread(tmp_path / "a.svs"))
+    with pytest.raises(sl.ScaleError, match=r"0\.5 µm per pixel by argument `mpp`, 0\.252 by"):
+        sl.io.open_image(tmp_path / "a.svs", mpp=0.5)
+
+
 @pytest.mark.parametrize("compression", [33003, 33005])
 def test_aperio_jpeg2000(compression: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Aperio's two kinds of JPEG 2000: 33003 keeps luminance and chroma, 33005 red, green and blue."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import scanpy as sc
@@ -316,6 +317,11 @@ def test_cytassist_is_no_histology(visium: Any) -> None:
 
 
 # -- damaged input ----------------------------------------------------------------------------------------------------
+def _damaged(visium: Any, part: str, at: int, value: int) -> None:
+    with h5py.File(visium.outs / MATRIX, "r+") as file:
+        file["matrix"][part][at] = value
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -358,7 +364,16 @@ HIRES, LOWRES = "spatial/tissue_hires_image.png", "spatial/tissue_lowres_image.p
 DAMAGE = {
     "no matrix": (_delete(MATRIX), True, r"No 'filtered_feature_bc_matrix\.h5'.*it holds 'spatial'"),
     "other matrix": (lambda v: (v.save_matrix("raw"), _delete(MATRIX)(v)), True, r"pass `counts='raw'`"),
+    "aggregated": (
+        lambda v: (_delete("spatial/tissue_positions.csv")(v), (v.outs / "aggr_tissue_positions.csv").touch()),
+        True,
+        r"is the output of `spaceranger aggr` .*Read the `outs` folder of each section by itself",
+    ),
     "truncated matrix": (lambda v: _cut(v.outs / MATRIX), True, r"could not be read as a 10x.*truncated"),
+    "index outside": (lambda v: _damaged(v, "indices", 0, 10**6), True, "is damaged: `indices` hold 1000000"),
+    "index before": (lambda v: _damaged(v, "indices", 0, -1), True, "`indices` hold -1, outside"),
+    "row outside": (lambda v: _damaged(v, "indptr", 2, 10**6), True, "`indptr` does not rise from 0"),
+    "values left out": (lambda v: _damaged(v, "indptr", -1, 0), True, "`indptr` does not rise from 0"),
     "empty matrix": (lambda v: (v.outs / MATRIX).write_bytes(b""), True, "could not be read as a 10x"),
     "no genes": (
         lambda v: v.save_matrix(features=v.features.assign(type="Antibody Capture")), True, "no counts of genes",

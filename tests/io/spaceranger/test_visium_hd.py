@@ -186,6 +186,32 @@ def test_paths(visium_hd: Any, visium: Any, tmp_path: Path) -> None:
     assert not recognise(visium.outs)
 
 
+def test_segmented_outputs_are_named_as_what_they_are(visium_hd: Any, tmp_path: Path) -> None:
+    for name in ("segmented_outputs", "Visium_HD_X_segmented_outputs"):
+        inner = tmp_path / "outs" / name
+        inner.mkdir(parents=True)
+        (inner / "filtered_feature_cell_matrix.h5").write_bytes(b"x")
+        (inner / "cell_segmentations.geojson").write_text("{}")
+        for path in (tmp_path, tmp_path / "outs", inner):
+            for read in (sl.io.read, sl.io.read_visium_hd):
+                with pytest.raises(DataError, match=r"segmented outputs of Visium HD.*'binned_outputs'"):
+                    read(path)
+            (problem,) = sl.io.check(path).problems
+            assert "segmented outputs of Visium HD" in problem.text
+        # Beside bins they are of no concern.
+        shutil.copytree(inner, visium_hd.outs / name)
+        assert sl.io.read(visium_hd.outs, image=visium_hd.image, bin_um=16).tables["table"].n_obs
+        shutil.rmtree(tmp_path / "outs")
+
+
+def test_bins_of_a_download_have_a_prefix(visium_hd: Any) -> None:
+    expected = table_of(sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, bin_um=16))
+    renamed = (visium_hd.outs / "binned_outputs").rename(visium_hd.outs / "Visium_HD_X_binned_outputs")
+    for path in (visium_hd.outs, renamed):
+        found = table_of(sl.io.read(path, image=visium_hd.image, bin_um=16))
+        np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
+
+
 def test_damaged_matrix(visium_hd: Any) -> None:
     path = visium_hd.bins(16) / "filtered_feature_bc_matrix.h5"
     path.write_bytes(path.read_bytes()[:2000])

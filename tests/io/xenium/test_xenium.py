@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import scipy.io
 import scipy.sparse as sp
 import tifffile
 from hypothesis import given, settings
@@ -326,6 +327,63 @@ def test_files_can_lie_elsewhere(run: Run, tmp_path: Path) -> None:
     assert array.tables["table"].obs["patient"].iloc[0] == "p"
 
 
+def test_what_xenium_explorer_exports(run: Run) -> None:
+    """A folder, or the zip of it, with `matrix.csv` and keypoints; found by the name of the image."""
+    expected = table_of(run.read())
+    image = run.folder / "H&E scan.ome.tif"
+    (run.folder / "s_he_image.ome.tif").rename(image)
+    exported = run.folder / "H&E scan_alignment_files"
+    exported.mkdir()
+    (run.folder / "s_he_imagealignment.csv").rename(exported / "matrix.csv")
+    (exported / "keypoints.csv").write_text("fixedX,fixedY,alignmentX,alignmentY\n1,2,3,4\n")
+    archive = run.folder / "exported.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in exported.iterdir():
+            file.write(path, f"{exported.name}/{path.name}")
+    for alignment in (exported, exported / "matrix.csv", archive, None):
+        assert_counts(table_of(run.read(image=image, alignment=alignment)), expected)
+    image = image.rename(run.folder / "renamed.ome.tif")
+    assert_counts(table_of(run.read(image=image)), expected)
+    (exported / "matrix.csv").unlink()
+    with pytest.raises(sl.DataError, match=r"Expected one alignment .*or folder '\*_alignment_files'"):
+        run.read(image=image)
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("keypoints.csv", "")
+    with pytest.raises(sl.DataError, match=r"exported\.zip holds 0 files 'matrix\.csv', not one"):
+        run.read(image=image, alignment=archive)
+
+
+def test_downloads_have_a_prefix(run: Run) -> None:
+    expected, cells = table_of(run.read()), table_of(run.read(source="cells"))
+    for name in ("transcripts.parquet", "experiment.xenium", "cells.parquet", "cell_feature_matrix.h5"):
+        (run.folder / name).rename(run.folder / f"Xenium_V1_hBreast_{name}")
+        (run.folder / f"._Xenium_V1_hBreast_{name}").write_bytes(b"\0" * 20)
+    assert_counts(table_of(run.read()), expected)
+    assert_counts(table_of(sl.io.read(run.folder, pool_um=POOL_UM)), expected)
+    assert_counts(table_of(run.read(source="cells")), cells)
+    (run.folder / "other_transcripts.parquet").touch()
+    with pytest.raises(sl.DataError, match=r"files of several runs, 'Xenium_V1_hBreast_transcripts\.parquet', 'other_"):
+        run.read()
+
+
+def test_matrix_of_cells_as_a_folder(run: Run) -> None:
+    expected = table_of(run.read(source="cells"))
+    folder = run.folder / "cell_feature_matrix"
+    folder.mkdir()
+    scipy.io.mmwrite(folder / "matrix.mtx", sp.coo_matrix(cell_counts().T))
+    (folder / "barcodes.tsv").write_text("\n".join(cell_frame()["cell_id"]) + "\n")
+    kinds = ["Gene Expression"] * len(GENES) + ["Negative Control Probe"]
+    rows = [f"ENSG{i:011d}\t{n}\t{k}\n" for i, (n, k) in enumerate(zip([*GENES, CONTROLS[0]], kinds, strict=True))]
+    (folder / "features.tsv").write_text("".join(rows))
+    for path in list(folder.iterdir()):
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    (run.folder / "cell_feature_matrix.h5").unlink()
+    sdata = run.read(source="cells")
+    assert_counts(table_of(sdata), expected)
+    assert sdata.tables["table"].var["gene_ids"].str.startswith("ENSG").all()
+
+
 def test_squares_larger_than_the_image(run: Run) -> None:
     with pytest.raises(sl.DataError, match="No square within the image has 1 counts.*smaller squares with `pool_um=`"):
         run.read(pool_um=5000)
@@ -536,6 +594,12 @@ def not_gzip(run: Run) -> dict[str, Any]:
     return {}
 
 
+def damaged_matrix(path: Path, part: str, at: int, value: int) -> dict[str, Any]:
+    with h5py.File(path, "r+") as file:
+        file["matrix"][part][at] = value
+    return {"source": "cells"}
+
+
 def foreign_cells(run: Run) -> dict[str, Any]:
     cells = cell_frame()
     cells.assign(cell_id=[f"zz{i}" for i in range(len(cells))]).to_parquet(run.folder / "cells.parquet")
@@ -612,6 +676,10 @@ BAD: dict[str, tuple[Callable[[Run], dict[str, Any]], str]] = {
     "alignment singular": (alignment_matrix(FLAT), r"by 1\.29 in one direction and 0 in the other"),
     "cells cut": (cut("cells.parquet"), r"cells\.parquet could not be read, it is damaged"),
     "cells twice": (twice, r"cells\.parquet: cell id\(s\) 'aaaa0000-1' occur twice"),
+    "damaged indices": (
+        lambda r: damaged_matrix(r.folder / "cell_feature_matrix.h5", "indices", 0, 10**6),
+        r"sparse matrix in cell_feature_matrix\.h5 \(matrix\) is damaged: `indices` hold 1000000, outside 0 to 4",
+    ),
     "no matrix": (gone("cell_feature_matrix.h5", source="cells"), "`source='cells'` needs cell_feature_matrix.h5"),
     "no cells": (gone("cells.parquet", source="cells"), r"needs cell_feature_matrix\.h5 and one of 'cells\.parquet'"),
     "matrix without barcodes": (h5_without_barcodes, r"cell_feature_matrix\.h5 could not be read"),

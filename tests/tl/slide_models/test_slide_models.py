@@ -15,6 +15,7 @@ from anndata import AnnData
 from sklearn.metrics import roc_auc_score
 
 import sealst as sl
+from sealst.tl._slide_models.labels import labels_of
 
 for _module in ("torchmil", "sksurv"):
     pytest.importorskip(_module)
@@ -232,6 +233,31 @@ def test_few_patients_can_be_fitted(n: int, target: str, event: str | None) -> N
     assert len(model.evaluation.predictions) == n
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("1:DECEASED", "0:LIVING"), ("1:Recurred/Progressed", "0:DiseaseFree"), ("Dead", "Alive "), ("yes", "no")],
+)
+def test_events_in_words(words: tuple[str, str]) -> None:
+    bags = bags_of(12)
+    seen = bags.obs["event"].to_numpy().copy()
+    texts = pd.Series([words[0] if one else words[1] for one in seen], index=bags.obs.index).where(np.arange(12) != 3)
+    for column in (texts, texts.astype("category")):
+        found = labels_of(bags.obs.assign(told=column), "time", "survival", event="told")
+        assert found.known.tolist() == [i != 3 for i in range(12)]
+        np.testing.assert_array_equal(found.values[found.known, 1], seen[found.known])
+    with pytest.raises(sl.DataError, match="Column 'told' must hold numbers"):
+        labels_of(bags.obs.assign(told=texts.replace(words[1], "lost")), "time", "survival", event="told")
+
+
+def test_blank_slides_are_named_together() -> None:
+    features, _, labels = cohort(12, seed=1)
+    blank = {name: np.full((3, DIM), np.nan, np.float32) if name in ("s02", "s05", "s09") else x
+             for name, x in features.items()}  # fmt: skip
+    bags = sl.io.read_bags(blank, labels=labels)
+    with pytest.raises(sl.DataError, match=r"Slides 's02', 's05', 's09': no tile has a finite .*`bags\.take\(rows\)`"):
+        sl.tl.fit_slide(bags, "share", aggregator="mean", folds=2, params=FAST, n_bootstrap=0)
+
+
 def test_a_blank_slide_without_label_stops_nobody(tmp_path) -> None:
     features, _, labels = cohort(12, seed=1)
     blank = {"s00": np.full((3, DIM), np.nan, dtype=np.float32)} | {n: x for n, x in features.items() if n != "s00"}
@@ -442,6 +468,10 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     (lambda: sl.tl.fit_slide(with_column([3.0] * 12), "y", task="regression"), "nothing to fit"),
     (lambda: sl.tl.fit_slide(with_column(["x"] * 12), "y", task="regression"), "must hold numbers"),
     (lambda: sl.tl.fit_slide(with_column([-1.0] * 12), "y", event="event"), "must be positive"),
+    (
+        lambda: sl.tl.fit_slide(with_column([5.0, 0.0] + [3.0] * 10), "y", event="event"),
+        r"must be positive, found 0 \(slide\(s\) 's01'\)\. Leave these slides' times empty",
+    ),
     (lambda: sl.tl.fit_slide(bags_of(12), "time", event="share"), "must hold 1"),
 ]
 

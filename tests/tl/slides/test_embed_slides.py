@@ -314,12 +314,20 @@ def test_a_broken_slide_stops_nobody(folder: Path, tmp_path: Path) -> None:
     glass = np.full((256, 256, 3), 242, np.uint8)
     tifffile.imwrite(tmp_path / "glass.tif", glass, photometric="rgb", resolution=(1e4, 1e4), resolutionunit=3)
     blank = pd.DataFrame({"path": [str(tmp_path / "glass.tif")], "patient": ["v"]})
-    with pytest.warns(sl.SealstWarning, match="1 of 1 slides failed"):
+    with pytest.warns(sl.SealstWarning, match="1 of 1 slides are blank, without tissue to embed: 'glass'"):
         sl.tl.embed_slides(blank, ENCODER, tmp_path / "blank", **SMALL, retries=2)
     # What holds no tissue is not looked at again.
     (failure,) = pd.read_csv(tmp_path / "blank" / "failures.csv").to_dict("records")
     assert failure["attempts"] == 1
     assert "at least 2 are needed" in failure["error"]
+    (row,) = pd.read_csv(tmp_path / "blank" / "manifest.csv").to_dict("records")
+    assert (row["status"], row["n_tiles"]) == ("blank", 0)
+    # Beside others it is left out of bags.
+    both = pd.DataFrame({"path": [str(tmp_path / "glass.tif"), str(folder / "b.tif")], "patient": ["v", "x"]})
+    with pytest.warns(sl.SealstWarning, match="1 of 2 slides are blank"):
+        sl.tl.embed_slides(both, ENCODER, tmp_path / "both", **SMALL)
+    with pytest.warns(sl.SealstWarning, match=r"1 slide\(s\) are blank, without tissue, and left out: 'glass'"):
+        assert list(sl.io.read_bags(tmp_path / "both").obs.index) == ["b"]
     frame = pd.DataFrame({"path": [str(p) for p in paths], "patient": list("wxyz")})
     with pytest.warns(sl.SealstWarning, match=r"3 of 4 slides failed; .*failures\.csv' says why"):
         found = sl.tl.embed_slides(frame, ENCODER, tmp_path / "out", **SMALL, retries=2)
@@ -335,9 +343,12 @@ def test_a_broken_slide_stops_nobody(folder: Path, tmp_path: Path) -> None:
     # Once it is mended, its failure is gone.
     frame["mpp"] = [np.nan, np.nan, np.nan, 1.0]
     frame.loc[2, "path"] = str(write_slide(tmp_path / "nothing.tif", 5))
-    with pytest.warns(sl.SealstWarning, match="2 of 4 slides failed"):
+    with (
+        pytest.warns(sl.SealstWarning, match="1 of 4 slides failed"),
+        pytest.warns(sl.SealstWarning, match="1 of 4 slides are blank, without tissue to embed: 'noscale'"),
+    ):
         found = sl.tl.embed_slides(frame, ENCODER, tmp_path / "out", **SMALL, retries=0)
-    assert list(found["status"]) == ["failed", "done", "done", "failed"]
+    assert list(found["status"]) == ["failed", "done", "done", "blank"]
     assert set(pd.read_csv(tmp_path / "out" / "failures.csv")["slide"]) == {"broken", "noscale"}
 
 

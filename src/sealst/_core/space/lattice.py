@@ -8,6 +8,7 @@ diagonals of a square differ by 45 degrees and a lattice has one orientation ove
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,42 @@ def pitch(xy: np.ndarray) -> float:
             break
         length = found
     return length
+
+
+@dataclass(frozen=True)
+class KnownArray:
+    """Spots as a platform prints them."""
+
+    name: str
+    #: how it is called, a regular expression
+    called: str
+    grid: str
+    #: µm between the centres of neighbours
+    pitch_um: float
+    #: diameters in µm that are stated of one spot
+    spots_um: tuple[float, ...]
+
+    def has_spots(self, spot_um: float, tolerance: float) -> bool:
+        """Whether spots of this diameter are its own."""
+        return any(abs(spot_um - own) <= tolerance * own for own in self.spots_um)
+
+
+KNOWN_ARRAYS = (
+    # Space Ranger states 65 µm, which is what it counts from, and 55 are printed.
+    KnownArray("Visium", r"visium(?!\W*hd)", "hex", 100.0, (55.0, 65.0)),
+    KnownArray("legacy ST", r"spatial transcriptomics|^(legacy\W*)?st$", "square", 200.0, (100.0,)),
+)
+
+
+def known_array(technology: str) -> KnownArray | None:
+    """Return the array that a technology's name stands for."""
+    return next((one for one in KNOWN_ARRAYS if re.search(one.called, technology.strip(), re.IGNORECASE)), None)
+
+
+def turn(xy: np.ndarray, grid: str) -> float:
+    """Angle in degrees between the x axis and the nearest row of neighbours, -30 to 30 (hex) or -45 to 45 (square)."""
+    fold = GRIDS[grid]
+    return float(np.degrees(np.angle(_orientation(_bonds(np.asarray(xy, dtype=float)), fold)) / fold))
 
 
 def detect_grid(xy: np.ndarray) -> str:

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from sealst._data.bags.bags import Bag, Bags, BlankSlideError
 from sealst._errors import DataError
+from sealst._validate import listed
 
 
 class BagStore:
@@ -31,9 +32,9 @@ class BagStore:
     def __getitem__(self, row: int) -> Bag:
         if row in self._kept:
             return self._kept[row]
-        bag = self.bags[row]
-        if not len(bag):
-            raise BlankSlideError(f"Slide {bag.name!r} has no tile with an embedding; leave it out.")
+        bag = self._read(row)
+        if bag is None:
+            raise self._blank(row)
         found = int(bag.features.shape[1])
         self._dim = found if self._dim is None else self._dim
         if found != self._dim:
@@ -45,6 +46,23 @@ class BagStore:
             self.left -= bag.features.nbytes
             self._kept[row] = bag
         return bag
+
+    def _read(self, row: int) -> Bag | None:
+        """A slide; None where it has no tile with an embedding."""
+        try:
+            bag: Bag = self.bags[row]
+        except BlankSlideError:
+            return None
+        return bag if len(bag) else None
+
+    def _blank(self, row: int) -> BlankSlideError:
+        """Error that names every slide without a tile, once one was met."""
+        names = self.bags.obs.index
+        found = [i for i in range(len(names)) if i == row or (i not in self._kept and self._read(i) is None)]
+        return BlankSlideError(
+            f"Slide{'s' * (len(found) > 1)} {listed(names[found])}: no tile has a finite embedding {self.bags.key!r}; "
+            f"leave {'them' if len(found) > 1 else 'the slide'} out (`bags.take(rows)`)."
+        )
 
     def dim(self, row: int) -> int:
         """Length of an embedding, of the first slide that was read; of a row where none was."""

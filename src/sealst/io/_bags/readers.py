@@ -14,17 +14,18 @@ from spatialdata import SpatialData
 from sealst._data.bags.bags import SLIDE, Bags, join_labels, labels_by_slide, read_slide_table
 from sealst._docs import documented
 from sealst._errors import DataError
+from sealst._files import visible
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import get_table, sections_of
 from sealst._text_table import ENDINGS
-from sealst._validate import check_key, listed, patient_text
+from sealst._validate import check_key, check_positive, listed, patient_text
 from sealst.io._bags.sources import ArrayReader, BagReader, FeatureTableReader, FileReader, H5adReader, TableReader
 
 Source: TypeAlias = str | Path | Sequence[AnnData | SpatialData] | Mapping[str, "AnnData | SpatialData | np.ndarray"]
 #: columns of the manifest of `tl.embed_slides` that describe the run, not the slide
 _RUN_COLUMNS = ("slide", "path", "file", "n_tiles", "status", "seconds", "digest")
-_DONE = "done"
+_DONE, _BLANK = "done", "blank"
 
 
 @documented
@@ -36,6 +37,7 @@ def read_bags(
     patient_key: str = Keys.PATIENT,
     slide_key: str = SLIDE,
     table_key: str = Keys.TABLE,
+    level0_px: float | None = None,
 ) -> Bags:
     """Slides as bags of tile embeddings, joined with their labels by name.
 
@@ -46,8 +48,8 @@ def read_bags(
     ----------
     source
         - folder of ``tl.embed_slides``
-        - folder of TRIDENT or CLAM: ``.h5`` files with ``features`` (and ``coords``), or the job's folder with one
-          ``features_<name>`` per encoder, of which every one is an embedding
+        - folder of TRIDENT or CLAM: ``.h5`` files with ``features`` (and ``coords``), or the folder with one
+          ``features_<name>`` per encoder, of which every one is an embedding, or the job's folder around one such
         - sections with embeddings (AnnData or SpatialData, also LazySlide's with its feature tables): a list, in which
           every section of a table is a slide, or by name
         - arrays (n_tiles, dim) by name
@@ -63,6 +65,9 @@ def read_bags(
     slide_key
         Column of `labels` with the name of the slide; where there is no column ``"slide"`` the index is the name.
     %(table_key)s
+    level0_px
+        Side of a tile in pixels of the full-resolution image, where files of features do not state it. CLAM writes it
+        to its ``patches`` folder, which is found beside the features. Stored corners give no positions without it.
 
     Returns
     -------
@@ -91,7 +96,20 @@ def read_bags(
             f"`slide_key={slide_key!r}` names a column of `labels`, and there are none. Pass `labels=`, or leave it "
             "out: a source names its own slides."
         )
+    if level0_px is not None:
+        check_positive("level0_px", level0_px)
     readers, known = _open(source, table_key, patient_key)
+    files = {name: one for name, one in readers.items() if isinstance(one, FileReader)}
+    if level0_px is not None and not files:
+        raise DataError("`level0_px` belongs to files of features; this source says itself where its tiles lie.")
+    for file in files.values():
+        file.level0_px = None if level0_px is None else float(level0_px)
+    if unknown_side := [name for name, file in files.items() if file.lacks_side()]:
+        warn(
+            f"The files of {len(unknown_side)} slide(s) ({listed(unknown_side)}) hold the corners of tiles, but "
+            "nothing says how large a tile is: their positions are left out. Pass `level0_px=`, its side in pixels of "
+            "the full-resolution image, or copy CLAM's folder `patches` beside the features."
+        )
     by_slide = {name: reader.models() for name, reader in readers.items()}
     first = next(iter(by_slide))
     common = [one for one in by_slide[first] if all(one in made for made in by_slide.values())]
@@ -219,14 +237,29 @@ def _open_folder(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.D
         raise DataError(f"{str(folder)!r} is no folder. Expected one of `tl.embed_slides`, or of h5 files.")
     if (folder / "manifest.csv").is_file():
         return _embedded_slides(folder, patient)
-    groups = {path.name.removeprefix("features_"): path for path in sorted(folder.glob("features_*")) if path.is_dir()}
+    groups = _features(folder)
+    if not groups:
+        inner = [path for path in visible(folder).values() if path.is_dir() and _features(path)]
+        if len(inner) > 1:
+            raise DataError(
+                f"{str(folder)!r} holds features of several tilings, {listed(path.name for path in inner)}; name the "
+                "folder of one."
+            )
+        if inner:
+            groups = _features(inner[0])
     if not groups:
         groups = {"features": folder / "h5_files" if (folder / "h5_files").is_dir() else folder}
         if folder.name.startswith("features_"):
             groups = {folder.name.removeprefix("features_"): folder}
+    found = [(key, path) for key, group in groups.items() for path in visible(group).values() if path.suffix == ".h5"]
+    if empty := [path.name for _, path in found if not path.stat().st_size]:
+        warn(
+            f"{len(empty)} file(s) are empty (0 bytes), as a run that was stopped leaves them, and are left out: "
+            f"{listed(empty)}."
+        )
     paths: dict[str, dict[str, Path]] = {}
-    for key, group in groups.items():
-        for path in sorted(group.glob("*.h5")):
+    for key, path in found:
+        if path.stat().st_size:
             paths.setdefault(path.stem, {})[key] = path
     if not paths:
         raise DataError(
@@ -236,12 +269,20 @@ def _open_folder(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.D
     return {name: FileReader(name, paths=files) for name, files in paths.items()}, pd.DataFrame()
 
 
+def _features(folder: Path) -> dict[str, Path]:
+    """Folders of features by encoder."""
+    named = {name: path for name, path in visible(folder).items() if name.startswith("features_") and path.is_dir()}
+    return {name.removeprefix("features_"): path for name, path in named.items()}
+
+
 def _embedded_slides(folder: Path, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
     """Finished slides of `tl.embed_slides`, and the labels that its manifest came with."""
     manifest = read_slide_table(folder / "manifest.csv", names=(patient,))
     for column in ("slide", "status"):
         check_key(manifest.columns, column, where=f"`{folder.name}/manifest.csv`", hint="Run `tl.embed_slides` again.")
-    failed = manifest.loc[manifest["status"] != _DONE, "slide"]
+    if len(blank := manifest.loc[manifest["status"] == _BLANK, "slide"]):
+        warn(f"{len(blank)} slide(s) are blank, without tissue, and left out: {listed(blank)}.")
+    failed = manifest.loc[~manifest["status"].isin([_DONE, _BLANK]), "slide"]
     if len(failed):
         warn(f"{len(failed)} slide(s) are not embedded and left out: {listed(failed)}. failures.csv says why.")
     done = manifest[manifest["status"] == _DONE].set_index("slide")

@@ -9,7 +9,6 @@ import geopandas as gpd
 import h5py
 import numpy as np
 import pandas as pd
-from anndata import read_h5ad
 from shapely import box
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
@@ -18,6 +17,7 @@ from spatialdata.transformations import get_transformation
 from sealst import _section
 from sealst._core.space.geometry import square_boxes
 from sealst._errors import DataError, MissingKeyError
+from sealst._files import visible
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._validate import check_key, listed
@@ -74,7 +74,7 @@ def read_slide(
     if not h5py.is_hdf5(file):
         raise DataError(f"{str(file)!r} is not an h5ad table.")
     try:
-        table = read_h5ad(file)
+        table = _section.read_h5ad(file)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{str(file)!r} could not be read as an h5ad table: {error}") from error
     entry, tile = (_section.recorded(table, name) for name in (_ENTRY, "tile"))
@@ -127,7 +127,7 @@ def read_slide(
 def _table_file(source: Path, slide: str | None) -> Path:
     if source.is_file():
         return source
-    files = {path.stem: path for path in sorted((source / "slides").glob("*.h5ad")) if path.name[0] != "."}
+    files = {path.stem: path for path in visible(source / "slides").values() if path.suffix == ".h5ad"}
     if not files:
         raise DataError(f"{str(source)!r} is no folder of `tl.embed_slides` (no slides/*.h5ad), and no table.")
     if slide is None:

@@ -166,6 +166,8 @@ class FileReader(BagReader):
     """Files of features as TRIDENT and CLAM write them, one per embedding."""
 
     paths: dict[str, Path] = field(kw_only=True)
+    #: side of a tile in pixels of the full-resolution image, as the caller states it
+    level0_px: float | None = field(default=None, kw_only=True)
 
     def read(self, key: str) -> tuple[Any, np.ndarray | None, Any]:
         check_key(self.paths, key, where=f"the files of slide {self.name!r}", hint="Name one with `key=`.")
@@ -174,12 +176,13 @@ class FileReader(BagReader):
             features = features[0] if features.ndim == 3 and len(features) == 1 else features
             xy = None
             if "coords" in file:
-                # Top left corners are stored; they stand for the centres where the size of a tile is not known.
-                corner = np.asarray(file["coords"][:], dtype=np.float64)
-                corner = corner[0] if corner.ndim == 3 and len(corner) == 1 else corner
-                xy = corner[:, :2] + float(file["coords"].attrs.get("patch_size_level0", 0)) / 2
-                if len(xy) != len(features):
-                    raise DataError(f"{str(self.paths[key])!r} has {len(features)} features and {len(xy)} coordinates.")
+                corner, side = _corners(file["coords"]), self._side(self.paths[key], file["coords"])
+                if len(corner) != len(features):
+                    raise DataError(
+                        f"{str(self.paths[key])!r} has {len(features)} features and {len(corner)} coordinates."
+                    )
+                # Corners are stored; where the side of a tile is not known, neither are the centres.
+                xy = None if side is None else corner + side / 2
             ids = file["tiles"].asstr()[:] if "tiles" in file else np.arange(len(features)).astype(str)
         return features, xy, ids
 
@@ -192,10 +195,58 @@ class FileReader(BagReader):
         return found
 
     def facts(self) -> dict[str, Any]:
-        with _open_features(next(iter(self.paths.values()))) as file:
-            attrs = dict(file["coords"].attrs) if "coords" in file else {}
-        names = {"patch_size_level0": "level0_px", "patch_size": "crop_px", "overlap": "overlap_px", "mpp": "mpp"}
-        return {ours: float(attrs[theirs]) for theirs, ours in names.items() if theirs in attrs}
+        path = next(iter(self.paths.values()))
+        with _open_features(path) as file:
+            if "coords" not in file:
+                return {}
+            attrs, side = dict(file["coords"].attrs), self._side(path, file["coords"])
+        names = {"patch_size": "crop_px", "overlap": "overlap_px", "mpp": "mpp"}
+        known = {} if side is None else {"level0_px": side}
+        return known | {ours: float(attrs[theirs]) for theirs, ours in names.items() if theirs in attrs}
+
+    def lacks_side(self) -> bool:
+        """Whether there are corners of tiles, but nothing says how large a tile is."""
+        path = next(iter(self.paths.values()))
+        with _open_features(path) as file:
+            return "coords" in file and self._side(path, file["coords"]) is None
+
+    def _side(self, path: Path, coords: h5py.Dataset) -> float | None:
+        """Side of a tile in pixels of the full-resolution image, by the file or the one that listed its tiles."""
+        stated = _stated_side(coords.attrs) or _listed_side(path, coords)
+        if stated is not None and self.level0_px is not None and stated != self.level0_px:
+            raise DataError(
+                f"`level0_px` is {self.level0_px:g}, but tiles of {path.name} have {stated:g} px by the files "
+                "themselves; leave the argument out."
+            )
+        return self.level0_px if stated is None else stated
+
+
+def _listed_side(path: Path, coords: h5py.Dataset) -> float | None:
+    """Side of a tile by the file of the folder ``patches`` that lists the same tiles."""
+    for folder in (path.parent, path.parent.parent, path.parent.parent.parent):
+        for name in (path.name, f"{path.stem}_patches.h5"):
+            # One that cannot be read says nothing.
+            if (other := folder / "patches" / name) != path and h5py.is_hdf5(other):
+                with h5py.File(other) as file:
+                    if "coords" in file and np.array_equal(_corners(file["coords"]), _corners(coords)):
+                        return _stated_side(file["coords"].attrs)
+    return None
+
+
+def _corners(coords: h5py.Dataset) -> np.ndarray:
+    corner = np.asarray(coords[:], dtype=np.float64)
+    return (corner[0] if corner.ndim == 3 and len(corner) == 1 else corner)[:, :2]
+
+
+def _stated_side(attrs: Any) -> float | None:
+    """Side of a tile at full resolution from the attributes of its corners, of TRIDENT or of CLAM."""
+    if "patch_size_level0" in attrs:
+        return float(attrs["patch_size_level0"])
+    if "patch_size" in attrs and "downsample" in attrs:
+        return float(attrs["patch_size"]) * float(np.ravel(attrs["downsample"])[0])
+    if "patch_size" in attrs and attrs.get("patch_level") == 0:
+        return float(attrs["patch_size"])
+    return None
 
 
 def _open_features(path: Path) -> h5py.File:

@@ -102,7 +102,10 @@ def write_trident(
     for bag in progress(bags, "writing slides", total=len(bags), unit="slide"):
         size = sizes[bag.name]
         if bag.xy is None:
-            raise DataError(f"Slide {bag.name!r} has no positions (`.obsm['spatial']`); pipelines need coordinates.")
+            raise DataError(
+                f"Slide {bag.name!r} has no positions (`.obsm['spatial']`, or corners of tiles with `level0_px=` of "
+                "`sl.io.read_bags`); pipelines need coordinates."
+            )
         coords = np.rint(bag.xy - size["level0_px"] / 2).astype(np.int64)
         scale = size["level0_px"] / size["crop_px"]
         attributes = {

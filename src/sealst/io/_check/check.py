@@ -12,18 +12,18 @@ from typing import Any
 
 import anndata as ad
 import pandas as pd
-from spatialdata import SpatialData, read_zarr
+from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._docs import documented
-from sealst._errors import SealstError
+from sealst._errors import DataError, SealstError
 from sealst._keys import Keys
 from sealst._validate import listed
 from sealst.io._check import section_rules as _check_rules
 from sealst.io._check import table_rules as _check_table
 from sealst.io._check.subject import Fact, Options, Problem, Subject, collected_warnings, warnings_as_problems
 from sealst.io._stores.formats import FORMATS, format_of
-from sealst.io._stores.store import is_unfinished
+from sealst.io._stores.store import is_unfinished, read_checked
 
 _COLUMNS = ("region", "topic", "name", "value")
 _MARKS = {"error": "✗ error", "warning": "! warning"}
@@ -104,6 +104,8 @@ def check(
     spot_um: float | None = None,
     table_key: str = Keys.TABLE,
     image: str | PathLike[str] | None = None,
+    format: str | None = None,
+    **options: Any,
 ) -> CheckReport:
     """Report what a section holds and which calls will refuse it, with what to do.
 
@@ -122,6 +124,9 @@ def check(
     %(table_key)s
     image
         Full-resolution image, passed on to the reader of a folder where it lies elsewhere.
+    format, options
+        As they would be passed to `sealst.io.read`: the format where several fit, and further arguments of the reader,
+        such as ``counts="raw"``, ``sample="A1"`` or ``bin_um=16``.
 
     Returns
     -------
@@ -133,7 +138,11 @@ def check(
     >>> report.ok
     True
     """
-    options = Options(image_key, coordinate_system, mpp, pitch_um, spot_um)
+    if isinstance(data, SpatialData) and (given := [*options, *(["format"] if format is not None else [])]):
+        raise DataError(
+            f"{listed(given)}: these are for a reader, and `data` is a SpatialData already; leave them out."
+        )
+    stated_by_caller = Options(image_key, coordinate_system, mpp, pitch_um, spot_um)
     facts: list[tuple[str, Fact]] = []
     problems: list[Problem] = []
 
@@ -148,11 +157,12 @@ def check(
     sdata = data if isinstance(data, SpatialData) else None
     if sdata is None:
         target = str(data)
-        stated = {"mpp": mpp, "image": image}
-        kind, sdata, found = _open(Path(data), {k: v for k, v in stated.items() if v is not None})
+        reading = options | {name: value for name, value in {"mpp": mpp, "image": image}.items() if value is not None}
+        kind, sdata, found = _open(Path(data), format, reading, options)
         note(found)
     if sdata is not None:
         note(_findings(_check_rules.elements, sdata))
+        note(_findings(_check_rules.pictures, sdata))
         subjects: list[Subject] = []
         if not sdata.tables:
             text = "There is no table, as with a slide without spots. Cut it into tiles: `sl.pp.tile(sdata)`."
@@ -160,33 +170,38 @@ def check(
         else:
             try:
                 table = _section.get_table(sdata, table_key)
-                subjects = [Subject(sdata, table, one, options) for one in _section.regions_of(table, region)]
+                subjects = [Subject(sdata, table, one, stated_by_caller) for one in _section.regions_of(table, region)]
             except Exception as error:  # noqa: BLE001 - the report is where any failure belongs
                 note([Problem("error", _message(error))])
         for subject in subjects:
-            for rule in (*_check_rules.RULES, *_check_table.RULES):
+            # A slide has no genes.
+            of_table = _check_table.RULES if subject.table.n_vars else (_check_table.genes, _check_table.people)
+            for rule in (*_check_rules.RULES, *of_table):
                 note(_findings(rule, subject), subject.region.name)
     frame = pd.DataFrame([(about, *fact) for about, fact in facts], columns=list(_COLUMNS))
     problems.sort(key=lambda problem: problem.level)
     return CheckReport(target, kind, frame, tuple(problems))
 
 
-def _open(path: Path, options: dict[str, Any]) -> tuple[str, SpatialData | None, list[Fact | Problem]]:
+def _open(
+    path: Path, format: str | None, reading: dict[str, Any], options: dict[str, Any]
+) -> tuple[str, SpatialData | None, list[Fact | Problem]]:
+    """Section at a path, read with `reading`; of a store, which knows its scale, with `options` alone."""
     kind, sdata, problems = "not recognised", None, []
     with collected_warnings() as caught:
         try:
             path = path.expanduser()
             if path.suffix == ".h5ad" and path.is_file() and not FORMATS["hest"].recognises(path):
                 return "AnnData (anndata.read_h5ad)", None, list(_bare_table(path))
-            found = format_of(path)
+            found = format_of(path, format)
             kind = f"{found.name} ({found.reader})"
             if found.name == "zarr":
                 # As it is: `sl.io.read` would finish a save that was cut off. Its scale is compared with `mpp` later.
-                sdata = read_zarr(path)
+                sdata = read_checked(path, **options)
                 if is_unfinished(path):
                     problems.append(Problem("warning", "A save was cut off; `sl.io.read(path)` finishes it."))
             else:
-                sdata = found.read(path, **options)
+                sdata = found.read(path, **reading)
         except Exception as error:  # noqa: BLE001 - the report is where any failure belongs
             problems.append(Problem("error", _message(error)))
     return kind, sdata, [*problems, *warnings_as_problems(caught)]

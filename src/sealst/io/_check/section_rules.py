@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 from spatialdata.transformations import get_transformation
@@ -15,17 +16,21 @@ from sealst._core.space import lattice
 from sealst._core.space.geometry import TOLERANCE, similarity_scale
 from sealst._errors import DataError, MissingKeyError, SealstError
 from sealst._keys import Keys
+from sealst._section.colour import DARK, is_dark
 from sealst._section.pyramid import is_computed
 from sealst._validate import listed
 from sealst.io._check.subject import Fact, Problem, Subject, collected_warnings, warnings_as_problems
 
-#: pitch of arrays in µm, by a word in the name of the technology
-PITCHES = {"visium hd": None, "visium": 100.0, "spatial transcriptomics": 200.0}
 _REDUCED = ("hires", "lowres", "downscaled", "thumbnail")
 #: µm per pixel above which a nucleus is hardly a pixel wide
 _COARSE_UM = 2.0
 #: share of the image within the frame of the spots below which the two hardly belong together
 _SMALL_COVERAGE = 0.02
+#: median distance of spots from their places, in steps of the array, above which its rows and columns are of others
+_OFF_ARRAY = 1.0
+#: difference of the spots on tissue from which one reading of the axes is better than the other, and degrees by which
+#: rows of a hexagonal array may be turned against x
+_BETTER, _TURNED = 0.1, 15.0
 #: share of a crop that must be tissue, as in `pp.tissue`; and pixels of a level that may be loaded for it
 _MIN_TISSUE, _LOADED_PX = 0.15, 16_000_000
 
@@ -57,6 +62,15 @@ def elements(sdata: SpatialData) -> Iterator[Finding]:
     for kind in ("labels", "points"):
         if names := list(getattr(sdata, kind)):
             yield Fact("elements", kind, listed(names))
+
+
+def pictures(sdata: SpatialData) -> Iterator[Finding]:
+    """Whether what is stored as red, green and blue looks like H&E."""
+    for name in sdata.images:
+        levels = [level for level in _section.image_levels(sdata.images[name]) if not is_computed(level)]
+        usable = levels[0].dtype == np.uint8 and levels[0].shape[0] in (3, 4)
+        if usable and levels[-1].size <= 3 * _LOADED_PX and is_dark([level.data for level in levels]):
+            yield Problem("warning", f"Image {name!r} {DARK}")
 
 
 def image(subject: Subject) -> Iterator[Finding]:
@@ -102,7 +116,8 @@ def scale(subject: Subject) -> Iterator[Finding]:
             yield Fact("scale", f"stated by {step}", f"{entry['mpp']:.4g} µm/px ({entry.get('mpp_source', 'unknown')})")
     stated_technology = subject.table.obs.get(Keys.TECHNOLOGY)
     technology = "" if stated_technology is None else str(stated_technology.iloc[subject.region.rows[0]])
-    if (um := known_pitch(technology)) is not None and px:
+    um = known_pitch(subject, technology)
+    if um is not None and px:
         sources[f"the pitch of {technology} ({um:g} µm)"] = um / px
     for name, value in sources.items():
         yield Fact("scale", name, f"{value:.4g} µm/px")
@@ -113,7 +128,7 @@ def scale(subject: Subject) -> Iterator[Finding]:
         yield Problem(
             "warning",
             f"No scale is stated for image {subject.image_key!r}; by {name} it would be {first:.4g} µm per pixel. "
-            f"If that is right, pass `pitch_um={known_pitch(technology):g}` to `sl.pp.pair_crops`.",
+            f"If that is right, pass `pitch_um={um:g}` to `sl.pp.pair_crops`.",
         )
         return
     yield Fact("scale", "used", f"{first:.4g} µm/px by {name}")
@@ -131,11 +146,49 @@ def scale(subject: Subject) -> Iterator[Finding]:
             f"The image has {first:.3g} µm per pixel; nuclei are about 8 µm wide. Use the full-resolution scan "
             "(0.2 to 1 µm per pixel) if there is one.",
         )
+    if um is None and px:
+        yield from _pitch_by_spots(subject, px, first, name)
 
 
-def known_pitch(technology: str) -> float | None:
-    """Pitch of an array in µm, where the technology has one."""
-    return next((um for word, um in PITCHES.items() if word in technology.lower()), None)
+def known_pitch(subject: Subject, technology: str) -> float | None:
+    """Pitch of an array in µm: the one it was read with, or that of the technology, where it has one."""
+    if (read := _section.recorded(subject.table, "read_st").get("pitch_um")) is not None:
+        return float(read)
+    array = lattice.known_array(technology)
+    return None if array is None else array.pitch_um
+
+
+def _pitch_by_spots(subject: Subject, px: float, mpp: float, source: str) -> Iterator[Finding]:
+    """Compare the pitch in µm with the size of the spots, whatever the technology is called."""
+    if subject.spot_px is None or _section.recorded(subject.table, "tile"):
+        # Tiles are cut by the scale, so that they cannot contradict it.
+        return
+    pitch_um, spot_um, squares = px * mpp, subject.spot_px * mpp, "radius" not in subject.spots
+    apart = f"Spots of {spot_um:.4g} µm lie {pitch_um:.4g} µm apart by a scale of {mpp:.4g} µm per pixel ({source})"
+    if squares:
+        if abs(pitch_um - spot_um) > TOLERANCE * spot_um:
+            yield Problem(
+                "warning",
+                f"{apart}, but square bins touch; by their side the image would have {spot_um / px:.4g} µm per pixel. "
+                "Is the scale or the size of the bins wrong?",
+            )
+        return
+    grid = _grid(subject)
+    like = [one for one in lattice.KNOWN_ARRAYS if grid in (None, one.grid) and one.has_spots(spot_um, TOLERANCE)]
+    if fitting := [one for one in like if abs(pitch_um - one.pitch_um) <= TOLERANCE * one.pitch_um]:
+        yield Fact("scale", "confirmed by", f"pitch and spots, which are those of {fitting[0].name}")
+    elif like:
+        array = like[0]
+        yield Problem(
+            "warning",
+            f"{apart}, but those of {array.name}, which are as large, {array.pitch_um:g} µm. By that the image has "
+            f"{array.pitch_um / px:.4g} µm per pixel. Measure something of known size; then pass the right `mpp=`, or "
+            "`spot_um=` where these are spots of another kind.",
+        )
+    elif pitch_um < (1 - TOLERANCE) * spot_um:
+        yield Problem("warning", f"{apart}, so that they would overlap. Is the scale or the size of the spots wrong?")
+    else:
+        yield Fact("scale", "not confirmed", f"no known array has spots of {spot_um:.4g} µm every {pitch_um:.4g} µm")
 
 
 def _pitch_px(subject: Subject) -> float | None:
@@ -171,10 +224,34 @@ def array(subject: Subject) -> Iterator[Finding]:
         return
     own = _section.mpp_of(subject.element) or subject.options.mpp
     yield Fact("array", "pitch", f"{px:.4g} px" + (f" = {px * own:.4g} µm" if own else ""))
+    yield Fact("array", "grid", _grid(subject) or "not clear")
+    if (along := _along_array(subject)) is not None and not along:
+        yield Problem(
+            "warning",
+            f"The array of {subject.region.name!r} lies mirrored on the image: x and y of the spots are interchanged "
+            "(or rows and columns of the array), or the picture was flipped. Interchange the columns, or take the "
+            "original picture.",
+        )
+
+
+def _grid(subject: Subject) -> str | None:
     try:
-        yield Fact("array", "grid", lattice.detect_grid(subject.centres))
+        return lattice.detect_grid(subject.centres)
     except DataError:
-        yield Fact("array", "grid", "not clear")
+        return None
+
+
+def _along_array(subject: Subject) -> bool | None:
+    """Whether x and y turn into each other as columns and rows of the array do; None where that is not known."""
+    obs, rows = subject.table.obs, subject.region.rows
+    if not {Keys.ARRAY_ROW, Keys.ARRAY_COL} <= set(obs):
+        return None
+    places = obs[[Keys.ARRAY_COL, Keys.ARRAY_ROW]].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)[rows]
+    known = np.isfinite(places).all(axis=1)
+    fit = lattice.fit_array(places[known], subject.centres[known], tolerance_um=_OFF_ARRAY)
+    if fit is None or np.median(fit.residual_um(places[known], subject.centres[known])) > _OFF_ARRAY:
+        return None
+    return bool(np.linalg.det(fit.matrix) > 0)
 
 
 def crops(subject: Subject) -> Iterator[Finding]:
@@ -209,7 +286,7 @@ def crops(subject: Subject) -> Iterator[Finding]:
     yield from warnings_as_problems(caught)
     usable = int(trial.tables[Keys.TABLE].obs[Keys.CROP_OK].sum())
     yield Fact("crops", "possible (112 µm)", f"{usable} of {len(subject.region.rows)}")
-    if usable < 16:
+    if usable < 16 and subject.table.n_vars:
         yield Problem("error", f"`sl.tl.finetune` needs at least 16 spots with a crop, {usable} have one.")
     if not usable:
         return
@@ -230,6 +307,50 @@ def crops(subject: Subject) -> Iterator[Finding]:
             "together, or is the image shifted, turned or mirrored? Look at `sl.pl.crops(sdata)`; "
             "`sl.pp.tissue(sdata)` sets crops on glass aside.",
         )
+    if _along_array(subject) is None and not _section.recorded(subject.table, "tile"):
+        yield from _axes(subject, trial, on / len(shares))
+
+
+def _axes(subject: Subject, trial: SpatialData, on: float) -> Iterator[Finding]:
+    """Whether tissue lies under the spots as they are, or with x and y interchanged; without places on an array."""
+    from sealst.pp import pair_crops, tissue
+
+    swapped = subject.alone(subject.centres[:, ::-1])
+    try:
+        with collected_warnings():
+            pair_crops(swapped, image_key=subject.image_key, coordinate_system=subject.system, mpp=_mpp_of(trial))
+            tissue_key = Keys.tissue(subject.region.section)
+            swapped.labels[tissue_key] = trial.labels[tissue_key]
+            tissue(swapped, min_tissue=_MIN_TISSUE, labels_key=tissue_key)
+        shares = swapped.tables[Keys.TABLE].obs[Keys.TISSUE_FRACTION].to_numpy()
+        other = float((shares >= _MIN_TISSUE).mean())
+    except SealstError:
+        # They would not lie on the image.
+        other = 0.0
+    if other - on >= _BETTER:
+        yield Problem(
+            "warning",
+            f"{on:.0%} of the spots of {subject.region.name!r} lie on tissue, and {other:.0%} with x and y interchanged"
+            ": are the columns of the coordinates swapped? `xy` is (x, y), from left to right and from top to bottom.",
+        )
+    elif on - other >= _BETTER:
+        yield Fact("spots", "x and y", f"as tissue has it ({on:.0%} on it, {other:.0%} if they were interchanged)")
+    else:
+        grid, turned = _grid(subject), 0.0
+        if grid == "hex":
+            turned = abs(lattice.turn(subject.centres, grid))
+        yield Fact("spots", "x and y", "not decided: as much tissue lies under the spots if they were interchanged")
+        if turned > 30 - _TURNED:
+            yield Problem(
+                "warning",
+                f"Rows of the hexagonal array {subject.region.name!r} run along y, as after x and y were interchanged "
+                "or the picture was turned by 90 degrees; tissue does not tell which. Look at `sl.pl.crops(sdata)`.",
+            )
+
+
+def _mpp_of(trial: SpatialData) -> float:
+    (crops,) = _section.recorded(trial.tables[Keys.TABLE], "crops").values()
+    return float(crops["mpp"])
 
 
 RULES = (image, scale, spots, array, crops)

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from shapely import points
 from spatialdata import SpatialData
-from spatialdata.models import TableModel
+from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import get_transformation
 
 from sealst import _section
@@ -110,19 +112,33 @@ class Subject:
         """Centres of the spots in pixels of the image, (n, 2)."""
         return _section.spot_centres(self.element, self.spots, self.system)
 
-    def alone(self) -> SpatialData:
+    @cached_property
+    def spot_px(self) -> float | None:
+        """Diameter of a spot, or side of a square one, in pixels of the image; None where shapes have neither."""
+        ratio = similarity_scale(_section.between(self.spots, self.element, self.system))
+        if ratio is None:
+            return None
+        if "radius" in self.spots:
+            return 2 * float(self.spots["radius"].median()) * ratio
+        return float(np.sqrt(self.spots.geometry.area.median())) * ratio
+
+    def alone(self, centres: np.ndarray | None = None) -> SpatialData:
         """Image and spots of the region with a table that has one gene, to try calls on; nothing is shared but pixels.
 
-        Images, shapes and table are objects of their own, so that what a call writes stays here.
+        Images, shapes and table are objects of their own, so that what a call writes stays here. `centres`, in pixels
+        of the image, puts the spots elsewhere.
         """
         shapes, key = self.spots, self.table.uns[TableModel.ATTRS_KEY]["instance_key"]
+        if centres is not None:
+            frame = gpd.GeoDataFrame({"radius": 1.0}, geometry=points(centres), index=shapes.index)
+            shapes = ShapesModel.parse(frame, transformations=dict(get_transformation(self.element, get_all=True)))
         rows = self.region.rows
         obs = pd.DataFrame(index=self.table.obs_names[rows])
         obs["region"] = pd.Categorical([self.region.name] * len(rows))
         obs[key] = self.region.ids
         obs[Keys.SECTION] = self.region.section
         light = AnnData(np.ones((len(rows), 1), dtype=np.float32), obs=obs, var=pd.DataFrame(index=["ones"]))
-        if Keys.SPATIAL in self.table.obsm:
+        if centres is None and Keys.SPATIAL in self.table.obsm:
             light.obsm[Keys.SPATIAL] = np.asarray(self.table.obsm[Keys.SPATIAL])[rows]
         return SpatialData(
             images=dict(self.sdata.images),

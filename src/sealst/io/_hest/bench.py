@@ -10,7 +10,6 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from anndata import AnnData
 from sealst._errors import DataError
 from sealst._html import as_html
 from sealst._keys import Keys
+from sealst._section import read_h5ad
 from sealst._validate import listed
 from sealst.io._hest.samples import READ_ERRORS
 
@@ -62,7 +62,7 @@ class HestBench:
         """Raw counts of the spots that have a patch, in the order of the patches."""
         path = self.path / "adata" / f"{sample}.h5ad"
         try:
-            table = anndata.read_h5ad(path)
+            table = read_h5ad(path)
         except READ_ERRORS as error:
             raise DataError(f"adata/{path.name} could not be read: {error}. Download it again.") from error
         table.obs_names = table.obs_names.astype(str)

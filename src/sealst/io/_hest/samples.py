@@ -11,7 +11,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -23,9 +22,10 @@ from sealst._core.space.geometry import TOLERANCE, agreed
 from sealst._core.space.lattice import pitch
 from sealst._core.space.pooling import sum_columns
 from sealst._errors import DataError, ScaleError
+from sealst._files import visible
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._section import layer_names, record
+from sealst._section import layer_names, read_h5ad, record
 from sealst._section.arrays import from_arrays
 from sealst._section.pyramid import SlideImage
 from sealst._validate import check_counts, check_key, check_positive, listed, section_name
@@ -65,7 +65,7 @@ def recognise(path: Path) -> bool:
     """Whether a path is the folder of HEST-1k or one of its tables, by the names of its files."""
     if path.suffix == ".h5ad":
         return path.absolute().parent.name == "st"
-    return path.is_dir() and any((path / "st").glob("*.h5ad"))
+    return path.is_dir() and any(name.endswith(".h5ad") for name in visible(path / "st"))
 
 
 def read_hest(
@@ -290,7 +290,7 @@ def find_sample(path: str | PathLike[str], sample_id: str | None) -> Sample:
         if sample_id not in (None, given.stem):
             raise DataError(f"`path` is the table of {given.stem!r}, but `sample_id` is {sample_id!r}; give only one.")
         given, sample_id = given.absolute().parent.parent, given.stem
-    ids = sorted(p.stem for p in (given / "st").glob("*.h5ad"))
+    ids = [p.stem for p in visible(given / "st").values() if p.suffix == ".h5ad"]
     if not ids:
         raise DataError(
             f"No table 'st/<id>.h5ad' in {str(given.absolute())!r}. `path` must be the folder of HEST-1k, with the "
@@ -303,7 +303,7 @@ def find_sample(path: str | PathLike[str], sample_id: str | None) -> Sample:
     slides = [given / "wsis" / f"{sample_id}{suffix}" for suffix in (".tif", ".tiff")]
     slide = next((p for p in slides if p.is_file()), None)
     if slide is None:
-        others = sorted(p.name for p in (given / "wsis").glob("*")) if (given / "wsis").is_dir() else []
+        others = list(visible(given / "wsis"))
         raise DataError(
             f"The slide of {sample_id} is missing: no {str(slides[0])!r} (the folder holds {listed(others)}). Download "
             f"wsis/{sample_id}.tif; thumbnails and patches are no replacement for it."
@@ -353,7 +353,7 @@ def read_table(sample: Sample) -> AnnData:
         with warnings.catch_warnings():
             # Names that occur twice are summed.
             warnings.filterwarnings("ignore", message="Variable names are not unique")
-            table = anndata.read_h5ad(sample.table)
+            table = read_h5ad(sample.table)
     except READ_ERRORS as error:
         raise DataError(f"st/{name} could not be read, it is damaged or incomplete: {error}. Copy it again.") from error
     if "spatial" not in table.obsm:

@@ -8,15 +8,16 @@ import threading
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sealst._errors import DataError
+from sealst._logging import warn
 from sealst._section.pyramid import SlideImage, levels_of
 from sealst._validate import check_positive
-from sealst.io._images.stated_scale import scale_of
-from sealst.io._images.tiff import Opened, UnsuitedColour, open_tiff
+from sealst.io._images.stated_scale import UM_PER_INCH, Stated, scale_of
+from sealst.io._images.tiff import IndirectColour, Opened, examine, open_tiff
 from sealst.io._images.vendor import SUFFIXES as VENDOR_SUFFIXES
 from sealst.io._images.vendor import dicom_file, is_installed, open_vendor
 
@@ -51,8 +52,10 @@ def open_image(path: str | PathLike[str], *, mpp: float | None = None) -> SlideI
     Raises
     ------
     DataError
-        When the file is absent, empty, cut off, no image, or not 8-bit red, green and blue. Tiles that turn out damaged
-        when they are read raise it then, with the file, the level and the place.
+        When the file is absent, empty, cut off, no image, or not 8-bit red, green and blue: names of channels, metadata
+        and, where nothing says it, the light background tell grey pages of H&E from stains. When it holds several
+        pictures of one size. Tiles that turn out damaged when they are read raise it then, with the file, the level
+        and the place; those that the file lists and does not hold are warned of now.
     ScaleError
         When the file's pixels are not square, or statements of the scale differ by more than 5 %.
 
@@ -74,20 +77,56 @@ def open_image(path: str | PathLike[str], *, mpp: float | None = None) -> SlideI
         raise DataError(f"{found.name} is empty (0 bytes); copy or export it again.")
     opened = _open(found)
     scale, source = scale_of(found.name, opened.stated, mpp)
-    return SlideImage(tuple(opened.levels), scale, source, str(found))
+    if not isinstance(opened, Opened):
+        return SlideImage(tuple(levels_of(opened.pixels)), scale, source, str(found))
+    if n := len(opened.lost):
+        warn(
+            f"{found.name} lacks {n} tile(s) of its picture, as after a copy or a scan that broke off. Crops that "
+            "touch them are set aside; copy or export the file again for all of it."
+        )
+    return SlideImage(tuple(opened.levels), scale, source, str(found), opened.lost, tuple(opened.filled))
 
 
-def _open(path: Path) -> Opened:
+def whole_picture(path: Path) -> tuple[np.ndarray, dict[str, float]]:
+    """Pixels (y, x, 3) of a picture in memory, checked as `open_image` does, and µm per pixel by its own statement."""
+    opened = _open(path)
+    scale, source = scale_of(path.name, opened.stated, None)
+    whole = np.moveaxis(np.asarray(opened.levels[0]), 0, 2) if isinstance(opened, Opened) else opened.pixels
+    return whole, {} if scale is None else {source: scale}
+
+
+class _InMemory(NamedTuple):
+    """All pixels (y, x, 3) of a picture, and what its file states about its scale."""
+
+    pixels: np.ndarray
+    stated: Stated
+
+
+def _open(path: Path) -> Opened | _InMemory:
+    """Levels of a file that is read chunk by chunk, or all pixels of another."""
     suffix = path.suffix.lower()
     with open(path, "rb") as file:
         start = file.read(16)
     is_tiff = start.startswith(_TIFF_STARTS)
     if suffix in VENDOR_SUFFIXES and (is_installed() or not (is_tiff and suffix == ".svs")):
-        return open_vendor(path)
+        try:
+            return open_vendor(path)
+        except DataError as error:
+            # A number with a decimal comma stops the reader of the extra, and not the one of TIFF files.
+            if not (is_tiff and suffix == ".svs" and isinstance(error.__cause__, ValueError)):
+                raise
     if is_tiff:
-        # Palettes and CMYK are left to Pillow, which knows their colours.
-        with contextlib.suppress(UnsuitedColour):
+        try:
             return open_tiff(path)
+        except IndirectColour as indirect:
+            # Palettes and inks are left to Pillow, which knows their colours.
+            return _InMemory(read_picture(path, indirect.page), indirect.stated)
+    elif suffix == ".gz":
+        with _unzipped(path) as file:
+            zipped = file.read(16).startswith(_TIFF_STARTS)
+            file.seek(0)
+            page, stated = examine(file, path.name) if zipped else (0, {})
+        return _InMemory(read_picture(path, page), stated)
     elif suffix in TIFF_SUFFIXES:
         from PIL import Image
 
@@ -97,7 +136,18 @@ def _open(path: Path) -> Opened:
             raise DataError(
                 f"{path.name} is no TIFF file, whatever its name says: it starts with {start!r}."
             ) from error
-    return Opened(levels_of(read_picture(path)), {})
+    return _InMemory(read_picture(path), _density(path))
+
+
+@contextlib.contextmanager
+def _unzipped(path: Path) -> Iterator[Any]:
+    try:
+        with gzip.open(path, "rb") as file:
+            yield file
+    except DataError:
+        raise
+    except _UNREADABLE as error:
+        raise DataError(f"{path.name} could not be read as an image: {error}") from error
 
 
 @contextlib.contextmanager
@@ -119,6 +169,13 @@ def _pillow(path: Path) -> Iterator[Any]:
             Image.MAX_IMAGE_PIXELS = before
 
 
+def _density(path: Path) -> Stated:
+    """Scale by the pixels per inch that a picture states."""
+    with _pillow(path) as picture:
+        across, down = (float(value) for value in picture.info.get("dpi", (0, 0)))
+    return {"pixels per inch": (UM_PER_INCH / across, UM_PER_INCH / down)} if across > 0 and down > 0 else {}
+
+
 def picture_size(path: Path) -> tuple[int, int]:
     """Width and height of a file that Pillow reads, also gzipped; its pixels are not read."""
     with _pillow(path) as picture:
@@ -126,9 +183,10 @@ def picture_size(path: Path) -> tuple[int, int]:
         return width, height
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Pixels (y, x, 3) of a file that Pillow reads, also gzipped, in memory; of several pages the first."""
+def read_picture(path: Path, page: int = 0) -> np.ndarray:
+    """Pixels (y, x, 3) of a page of a file that Pillow reads, also gzipped, in memory."""
     with _pillow(path) as picture:
+        picture.seek(page)
         if picture.mode not in {"RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr"}:
             raise DataError(f"{path.name} is not a colour image (Pillow mode {picture.mode!r}); an RGB H&E is needed.")
         return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))

@@ -13,9 +13,10 @@ from sealst._errors import ScaleError
 #: µm per pixel that a microscope or slide scanner can have; what lies outside is a default of a program (72 dpi)
 PLAUSIBLE = (0.05, 20.0)
 _MAX_UNEVEN = 0.01
-_UM = {"pm": 1e-6, "å": 1e-4, "nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400.0}
+UM_PER_INCH = 25400.0
+_UM = {"pm": 1e-6, "å": 1e-4, "nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": UM_PER_INCH}
 _UM |= {"micron": 1.0, "microns": 1.0, "micrometer": 1.0}
-_RESOLUTION_UNIT_UM = {2: 25400.0, 3: 10000.0}
+_RESOLUTION_UNIT_UM = {2: UM_PER_INCH, 3: 10000.0}
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _NUMBER = r"(\d+(?:[.,]\d+)?(?:[eE][-+]?\d+)?)"
 
@@ -47,7 +48,7 @@ def of_tiff(tif: Any, page: Any) -> Stated:
     """What a TIFF file (tifffile) states about the pixels of a page, the most trusted first."""
     found: dict[str, tuple[float, float] | None] = {}
     if tif.is_ome:
-        found["OME-XML PhysicalSize"] = _of_ome(tif.ome_metadata, page.imagewidth, page.imagelength)
+        found["OME-XML PhysicalSize"] = _of_ome(tif.ome_metadata, page)
     text = page.description
     if text.startswith("Aperio") and (match := re.search(rf"\bMPP\s*=\s*{_NUMBER}", text)):
         value = float(match[1].replace(",", "."))
@@ -64,18 +65,25 @@ def of_tiff(tif: Any, page: Any) -> Stated:
     return {where: value for where, value in found.items() if value is not None}
 
 
-def _of_ome(xml: str | None, width: int, height: int) -> tuple[float, float] | None:
-    size = {"SizeX": str(width), "SizeY": str(height)}
+def ome_pixels(xml: str | None, page: Any) -> list[ElementTree.Element]:
+    """Descriptions in OME-XML of pictures of a page's size; none where the text is no XML."""
+    size = {"SizeX": str(page.imagewidth), "SizeY": str(page.imagelength)}
     try:
-        for pixels in ElementTree.fromstring(xml or "").iter():
-            if pixels.tag.endswith("Pixels") and size.items() <= pixels.attrib.items():
-                units = [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "XY"]
-                um = [_UM[unit.replace("\N{GREEK SMALL LETTER MU}", "µ").lower()] for unit in units]
-                x, y = (float(pixels.get(f"PhysicalSize{axis}", "").replace(",", ".")) for axis in "XY")
-                return x * um[0], y * um[1]
-    except (ElementTree.ParseError, KeyError, ValueError):
-        # No XML, no unit of length, or no number.
-        return None
+        found = ElementTree.fromstring(xml or "").iter()
+    except ElementTree.ParseError:
+        return []
+    return [one for one in found if one.tag.endswith("Pixels") and size.items() <= one.attrib.items()]
+
+
+def _of_ome(xml: str | None, page: Any) -> tuple[float, float] | None:
+    for pixels in ome_pixels(xml, page)[:1]:
+        try:
+            units = [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "XY"]
+            um = [_UM[unit.replace("\N{GREEK SMALL LETTER MU}", "µ").lower()] for unit in units]
+            x, y = (float(pixels.get(f"PhysicalSize{axis}", "").replace(",", ".")) for axis in "XY")
+            return x * um[0], y * um[1]
+        except (KeyError, ValueError):  # no unit of length, or no number
+            return None
     return None
 
 

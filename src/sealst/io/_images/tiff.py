@@ -6,24 +6,28 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
+from xml.etree import ElementTree
 
 import dask.array as da
 import numpy as np
 
 from sealst._errors import DataError
 from sealst._logging import logger
+from sealst._section.colour import DARK, check_colours, is_dark
 from sealst._section.pyramid import CHUNK_PX
-from sealst.io._images.stated_scale import Stated, of_tiff
+from sealst._validate import listed
+from sealst.io._images.stated_scale import Stated, of_tiff, ome_pixels
 
 #: compressions (JPEG, JPEG 2000) whose data end with a marker
 _END_MARKED, _END = (7, 33003, 33005, 34712), b"\xff\xd9"
 _APERIO_JPEG2000_YCBCR = 33003
 #: general-purpose compressions, which know nothing of colour
 _COLOURLESS = (1, 5, 8, 32773, 32946, 34925, 50000, _APERIO_JPEG2000_YCBCR)
-_GREY, _RGB, _YCBCR = 1, 2, 6
+_GREY, _RGB, _PALETTE, _CMYK, _YCBCR = 1, 2, 3, 5, 6
+_PAGE_NAME = 285
 #: pictures of the glass around the section; they stand beside the pyramid in slide files
 _BESIDE = re.compile(r"\b(label|macro|thumbnail|overview)\b", re.IGNORECASE)
 #: pixels of a chunk of strips, which always span the image's width
@@ -32,12 +36,14 @@ _MIN_STRIP_ROWS = 128
 _DIRECTORIES = 16
 
 
-@dataclass(frozen=True)
-class Opened:
-    """Levels of an image file (finest first), and what the file states about its scale."""
+class Opened(NamedTuple):
+    """Levels of an image file (finest first), what it states about its scale, and places that it does not hold."""
 
     levels: list[da.Array]
     stated: Stated
+    #: boxes (x0, y0, x1, y1) of the finest level, and the levels with white in their place
+    lost: np.ndarray
+    filled: list[da.Array]
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,11 @@ class _Level:
     width: int
     #: whether a tile that is not stored is background, as on Philips slides, and not a loss
     sparse: bool
+
+    @property
+    def colours(self) -> Any:
+        """How the file says that numbers become colours (photometric interpretation)."""
+        return self.pages[0].keyframe.photometric
 
     @property
     def chunks(self) -> tuple[int, int]:
@@ -79,9 +90,9 @@ class _File:
 
 
 def open_tiff(path: Path) -> Opened:
-    """Open a TIFF file; no pixel is read."""
+    """Open a TIFF file; no pixel is read, but of grey pages that nothing says to be red, green and blue."""
     file = _File.of(path)
-    levels, stated = _directory(file)
+    levels, stated, named = _directory(file)
     for level in levels:
         for page in level.pages:
             ends = np.asarray(page.dataoffsets, dtype=np.int64) + np.asarray(page.databytecounts, dtype=np.int64)
@@ -98,18 +109,57 @@ def open_tiff(path: Path) -> Opened:
                     f"{path.name} is cut off: its level of {level.width} x {level.height} px needs {expected} tile(s) "
                     f"up to byte {end}, the file has {len(ends)} and {file.size} bytes. Copy or export it again."
                 )
-    arrays = [
-        da.map_blocks(
-            _read_chunk,
-            file,
-            i,
-            chunks=da.core.normalize_chunks((3, *level.chunks), (3, level.height, level.width)),
-            dtype=np.uint8,
-            meta=np.empty((0, 0, 0), dtype=np.uint8),
+    if levels[0].colours in (_PALETTE, _CMYK):
+        raise IndirectColour(path.name, levels[0].pages[0].index, dict(stated))
+    arrays = [_array(file, i, level) for i, level in enumerate(levels)]
+    if levels[0].colours == _GREY and not named and is_dark(arrays):
+        raise DataError(
+            f"{path.name} holds {len(levels[0].pages) if len(levels[0].pages) > 1 else 'several'} grey channels that "
+            f"nothing names, and {DARK} If it is one, save it as RGB (`tifffile.imwrite(path, image, "
+            "photometric='rgb')`)."
         )
-        for i, level in enumerate(levels)
-    ]
-    return Opened(arrays, dict(stated))
+    lost = _lost_places(levels)
+    filled = [_array(file, i, level, white=True) for i, level in enumerate(levels)] if len(lost) else []
+    return Opened(arrays, dict(stated), lost, filled)
+
+
+def _array(file: _File, number: int, level: _Level, *, white: bool = False) -> da.Array:
+    return da.map_blocks(
+        _read_chunk,
+        file,
+        number,
+        white,
+        chunks=da.core.normalize_chunks((3, *level.chunks), (3, level.height, level.width)),
+        dtype=np.uint8,
+        meta=np.empty((0, 0, 0), dtype=np.uint8),
+    )
+
+
+def _lost_places(levels: Sequence[_Level]) -> np.ndarray:
+    """Boxes (x0, y0, x1, y1) in pixels of the finest level of tiles that the file lists and does not hold, (n, 4)."""
+    boxes = []
+    finest = levels[0]
+    for level in levels:
+        for page in level.pages:
+            frame = page.keyframe
+            if level.sparse or frame.is_final:
+                continue
+            rows, columns = (frame.tilelength, frame.tilewidth) if frame.is_tiled else (frame.rowsperstrip, level.width)
+            down, across = math.ceil(level.height / rows), math.ceil(level.width / columns)
+            held = np.asarray(page.databytecounts, dtype=np.int64) * np.asarray(page.dataoffsets, dtype=np.int64)
+            at = np.flatnonzero(held == 0) % (down * across)
+            corner = np.column_stack([at % across * columns, at // across * rows])
+            box = np.hstack([corner, np.minimum(corner + [columns, rows], [level.width, level.height])])
+            boxes.append(box * np.tile([finest.width / level.width, finest.height / level.height], 2))
+    return np.unique(np.vstack([np.empty((0, 4)), *boxes]), axis=0)
+
+
+def lost_in(path: Path) -> np.ndarray:
+    """As of `Opened.lost`, of a file that another library reads; none where it is no TIFF file that is read here."""
+    try:
+        return _lost_places(_directory(_File.of(path))[0])
+    except DataError:
+        return np.empty((0, 4))
 
 
 def spanning(shapes: Sequence[tuple[int, int]], first: int = 0) -> list[int]:
@@ -129,16 +179,26 @@ def spanning(shapes: Sequence[tuple[int, int]], first: int = 0) -> list[int]:
 
 # Parsed directories, not open files: unpickled arrays and worker processes parse the file once each.
 @functools.lru_cache(maxsize=_DIRECTORIES)
-def _directory(file: _File) -> tuple[tuple[_Level, ...], Stated]:
+def _directory(file: _File) -> tuple[tuple[_Level, ...], Stated, bool]:
+    """Levels, what is stated of the scale, and whether grey channels are said to be red, green and blue."""
+    return _parsed(file.path, Path(file.path).name)
+
+
+def examine(stream: BinaryIO, name: str) -> tuple[int, Stated]:
+    """Check a TIFF file that is not opened where it lies; position of its picture's page, and the scale it states."""
+    levels, stated, _ = _parsed(stream, name)
+    return levels[0].pages[0].index, stated
+
+
+def _parsed(file: str | BinaryIO, name: str) -> tuple[tuple[_Level, ...], Stated, bool]:
     import tifffile
 
-    name = Path(file.path).name
     try:
-        with tifffile.TiffFile(file.path) as tif:
-            levels = tuple(
-                _level(Path(tif.filehandle.path), one, sparse=bool(tif.is_philips)) for one in _pyramid(tif, name)
-            )
-            return levels, of_tiff(tif, levels[0].pages[0].keyframe)
+        with tifffile.TiffFile(file) as tif:
+            pyramid = _pyramid(tif, name)
+            levels = tuple(_level(tif, one, name) for one in pyramid)
+            named = _check_meaning(tif, pyramid[0], levels[0], name)
+            return levels, of_tiff(tif, levels[0].pages[0].keyframe), named
     except DataError:
         raise
     except Exception as error:  # a damaged directory can fail in any way
@@ -177,24 +237,27 @@ def _may_be_level(tif: Any, title: str, series: Any, largest: Any) -> bool:
     return _BESIDE.search(f"{title} {series.name} {text}") is None
 
 
-def _level(path: Path, series: Any, *, sparse: bool) -> _Level:
-    name = path.name
+def _level(tif: Any, series: Any, name: str) -> _Level:
     page = series.keyframe
-    if page.photometric not in (_GREY, _RGB, _YCBCR):
-        raise UnsuitedColour(name, page.photometric)
+    if page.photometric not in (_GREY, _RGB, _PALETTE, _CMYK, _YCBCR):
+        stored = getattr(page.photometric, "name", page.photometric)
+        raise DataError(f"{name} stores its colours as {stored}; save it as RGB.")
     pages = [series.pages[0]]
     depth, channels = page.bitspersample, page.samplesperpixel
     axes = {axis: n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YX" and n > 1}
-    if channels == 1 and axes in ({"C": 3}, {"C": 4}):
+    if page.photometric == _GREY and channels == 1 and axes in ({"C": 3}, {"C": 4}):
         pages, channels = list(series.pages)[:3], axes["C"]
-    if depth != 8 or page.dtype != np.uint8 or channels not in (3, 4) or len(pages) not in (1, 3) or None in pages:
+    usual = depth == 8 and channels in (3, 4)
+    if page.photometric in (_PALETTE, _CMYK):
+        usual = depth <= 8 and channels == (1 if page.photometric == _PALETTE else 4)
+    if not usual or page.dtype != np.uint8 or len(pages) not in (1, 3) or None in pages:
         raise DataError(
             f"{name} holds {'x'.join(map(str, series.shape))} {page.dtype} (axes {series.axes}), {channels} channel(s) "
             f"of {depth} bit; an H&E image is 8-bit red, green and blue. Convert it, e.g. scale 16-bit values by "
             "`(image / 256).astype('uint8')` and stack the channels last, then save with "
             "`tifffile.imwrite(path, image, photometric='rgb', tile=(256, 256))`. A fluorescence image is no H&E."
         )
-    if any(Path(one.parent.filehandle.path) != path for one in pages):
+    if any(one.parent.filehandle.path != tif.filehandle.path for one in pages):
         raise DataError(f"{name} keeps its pixels in other files of an OME data set; save the picture as one file.")
     if page.imagedepth > 1:
         raise DataError(f"{name} is a volume of {page.imagedepth} planes; save one plane as a picture.")
@@ -202,23 +265,84 @@ def _level(path: Path, series: Any, *, sparse: bool) -> _Level:
     for one in pages:
         _ = one.dataoffsets, one.databytecounts, one.keyframe.jpegtables, one.keyframe.decode
         _ = one.keyframe.is_final
-    return _Level(tuple(pages), page.imagelength, page.imagewidth, sparse)
+    return _Level(tuple(pages), page.imagelength, page.imagewidth, bool(tif.is_philips))
 
 
-class UnsuitedColour(DataError):
-    """Colours that are not stored as red, green and blue (palette, CMYK)."""
+def _check_meaning(tif: Any, series: Any, level: _Level, name: str) -> bool:
+    """Refuse several pictures and fluorescence; whether the file says that its channels are red, green and blue."""
+    frame = level.pages[0].keyframe
+    grey = level.colours == _GREY
+    further = {axis: n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YXS" and n > 1}
+    if len(level.pages) == 3:
+        further.pop("C", None)
+    if further:
+        raise DataError(
+            f"{name} holds {math.prod(further.values())} pictures of {frame.imagewidth} x {frame.imagelength} px (axes "
+            f"{series.axes}): channels, planes, times or pages, of which none is known to be the H&E. Save the one "
+            "that is as a picture of its own."
+        )
+    said: list[list[str]] = []
+    if tif.is_ome:
+        channels = [one for pixels in ome_pixels(tif.ome_metadata, frame) for one in pixels if _tag(one) == "Channel"]
+        for channel in channels:
+            lit = [channel.get(key, "") for key in _LIGHT]
+            glows = [value for value in lit if "fluorescence" in value.lower()]
+            if grey and not any(light in value.lower() for value in lit for light in ("bright", "transmitted")):
+                glows += [f"{key} {channel.get(key)}" for key in _FLUORESCENT if channel.get(key)]
+            if glows:
+                raise DataError(
+                    f"{name} is fluorescence by its OME metadata (channel {channel.get('Name', '')!r}: {listed(glows)})"
+                    ", not an H&E. Give the H&E of the section."
+                )
+        said.append([one.get("Name", "") for one in channels])
+    if tif.is_qpi:
+        if grey:
+            said.append([_name_in_qpi(page) or "one stain of a QPTIFF" for page in series.pages])
+    elif tif.is_imagej:
+        said.append([str(label) for label in (tif.imagej_metadata or {}).get("Labels") or ()])
+    if grey:
+        said.append([str(page.aspage().tags.valueof(_PAGE_NAME, default="")) for page in series.pages])
+    # A single name is that of the whole picture, and may be anything.
+    colours = [check_colours(names, what=name) for names in said if len(names) > 2]
+    return any(colours)
 
-    def __init__(self, name: str, photometric: Any) -> None:
-        super().__init__(f"{name} stores its colours as {getattr(photometric, 'name', photometric)}; save it as RGB.")
+
+#: attributes of an OME channel that a stain that glows has, and that say how it was lit
+_FLUORESCENT, _LIGHT = ("Fluor", "EmissionWavelength"), ("ContrastMethod", "IlluminationType", "Fluor")
 
 
-def _read_chunk(file: _File, number: int, block_info: Any = None) -> np.ndarray:
+def _tag(element: Any) -> str:
+    return str(element.tag).rpartition("}")[2]
+
+
+def _name_in_qpi(page: Any) -> str:
+    """Name of the stain that a page of a QPTIFF shows."""
+    try:
+        root = ElementTree.fromstring(page.aspage().description)
+    except ElementTree.ParseError:
+        return ""
+    return next((text.strip() for key in ("Biomarker", "Name") if (text := root.findtext(f".//{key}"))), "")
+
+
+class IndirectColour(Exception):
+    """Picture whose numbers become colours by a table or by inks; it was checked as every other."""
+
+    def __init__(self, name: str, page: int, stated: Stated) -> None:
+        super().__init__(f"{name} stores its colours by a palette or as inks")
+        #: position of the page in the file
+        self.page = page
+        #: what the file states of its scale
+        self.stated = stated
+
+
+def _read_chunk(file: _File, number: int, white: bool = False, block_info: Any = None) -> np.ndarray:
     _, (top, bottom), (left, right) = block_info[None]["array-location"]
     name, place = Path(file.path).name, f"level {number}, rows {top} to {bottom}, columns {left} to {right}"
     try:
         if _File.of(Path(file.path)) != file:
             raise DataError(f"{name} has changed since it was opened; open it again.")
         level = _directory(file)[0][number]
+        level = replace(level, sparse=True) if white else level
         parts = [_window(file, level, page, (top, bottom, left, right)) for page in level.pages]
         pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
         return np.moveaxis(pixels[..., :3], 2, 0)
@@ -266,7 +390,8 @@ def _tile(handle: Any, level: _Level, page: Any, index: int) -> np.ndarray:
     offset, size = page.dataoffsets[index], page.databytecounts[index]
     if not size or not offset:
         if level.sparse:
-            return np.full((frame.tilelength, frame.tilewidth, frame.samplesperpixel), 255, dtype=np.uint8)
+            rows, columns = (frame.tilelength, frame.tilewidth) if frame.is_tiled else (level.height, level.width)
+            return np.full((rows, columns, frame.samplesperpixel), 255, dtype=np.uint8)
         raise ValueError(f"tile {index} is not stored in the file")
     handle.seek(offset)
     data = handle.read(size)

@@ -12,9 +12,10 @@ import numpy as np
 from dask.base import tokenize
 
 from sealst._errors import DataError
+from sealst._files import visible
 from sealst._section.pyramid import CHUNK_PX
 from sealst.io._images.stated_scale import Stated
-from sealst.io._images.tiff import Opened, spanning
+from sealst.io._images.tiff import Opened, lost_in, spanning
 
 SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".dicom")
 
@@ -64,12 +65,15 @@ def open_vendor(path: Path) -> Opened:
     stated: Stated = {}
     with contextlib.suppress(KeyError, TypeError, ValueError):
         stated["openslide.mpp-x and mpp-y"] = (float(facts["openslide.mpp-x"]), float(facts["openslide.mpp-y"]))
-    return Opened([levels[i] for i in spanning(shapes)], stated)
+    kept = [levels[i] for i in spanning(shapes)]
+    # OpenSlide draws something where a tile is lost, and says nothing.
+    lost = lost_in(path) if path.suffix.lower() == ".svs" else np.empty((0, 4))
+    return Opened(kept, stated, lost, kept if len(lost) else [])
 
 
 def dicom_file(folder: Path) -> Path:
     """File that stands for a folder with a DICOM slide: its largest one, a level and not a label."""
-    files = [f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in (".dcm", ".dicom")]
+    files = [f for f in visible(folder).values() if f.is_file() and f.suffix.lower() in (".dcm", ".dicom")]
     if not files:
         raise DataError(f"{folder} is a folder without .dcm files; name an image file, or the folder of a DICOM slide.")
     return max(files, key=lambda f: (f.stat().st_size, f.name))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from spatialdata import SpatialData
 from spatialdata.transformations import Identity, Scale
 
 from sealst._errors import ScaleError
+from sealst._files import visible
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import multiscale
@@ -49,7 +51,8 @@ def read_wsi(
 
     - ``images["<section>_he"]``: multiscale image, uint8, (c, y, x), lazy; coordinate systems ``"global"`` (pixels) and
       ``"um"`` (µm)
-    - ``attrs["<section>_he"]``: `patient`, `organ`, `technology`, `mpp`, `mpp_source`, `path`
+    - ``attrs["<section>_he"]``: `patient`, `organ`, `technology`, `mpp`, `mpp_source`, `path`; `lost`, places in pixels
+      (x0, y0, x1, y1) that the file does not hold, where there are any
 
     Raises
     ------
@@ -73,15 +76,15 @@ def read_wsi(
             "a 40x scan, 0.5 for 20x; the scanner's report has the exact number)."
         )
     transforms = {"global": Identity(), Keys.UM: Scale([slide.mpp, slide.mpp], axes=("x", "y"))}
-    levels = extended(slide.levels)
-    facts = {
+    levels = extended(slide.readable)
+    facts: dict[str, Any] = {
         Keys.PATIENT: str(patient or name),
         Keys.ORGAN: organ,
         Keys.TECHNOLOGY: technology,
         "mpp": slide.mpp,
         "mpp_source": slide.mpp_source,
         "path": slide.path,
-    }
+    } | slide.facts
     height, width = slide.shape
     logger.info("%s: %d x %d px, %.4g µm/px (%s)", name, width, height, slide.mpp, slide.mpp_source)
     return SpatialData(images={Keys.image(name): multiscale(levels, transforms)}, attrs={Keys.image(name): facts})
@@ -90,5 +93,5 @@ def read_wsi(
 def recognise(path: Path) -> bool:
     """Whether a path looks like a whole slide, by names only."""
     if path.is_dir():
-        return any(inner.suffix.lower() in (".dcm", ".dicom") for inner in path.iterdir())
+        return any(inner.suffix.lower() in (".dcm", ".dicom") for inner in visible(path).values())
     return path.suffix.lower() in (*TIFF_SUFFIXES, *VENDOR_SUFFIXES)

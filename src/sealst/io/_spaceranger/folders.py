@@ -12,8 +12,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import warnings
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -25,16 +23,15 @@ import scipy.sparse as sp
 
 from sealst._core.space.pooling import sum_columns
 from sealst._errors import DataError
+from sealst._files import visible
 from sealst._logging import logger
 from sealst._validate import listed
+from sealst.io._matrix10x import GENES, READ_ERRORS, read_h5, read_mtx
 
 KINDS = ("filtered", "raw")
 _MATRIX = re.compile(r"^(?P<prefix>.*?)(?P<kind>filtered|raw)_feature_bc_matrix(?P<suffix>\.h5)?$")
 _MTX = re.compile(r"^(?P<prefix>.*?)matrix\.mtx(\.gz)?$")
 BINS = re.compile(r"^square_(\d{3})um$")
-_GENES = "Gene Expression"
-#: what reading a damaged, truncated or empty file raises
-READ_ERRORS = (ValueError, OSError, EOFError, KeyError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -75,14 +72,12 @@ class Counts:
     path: Path
 
 
-def visible(folder: Path) -> dict[str, Path]:
-    """Entries of a folder by name, without hidden ones; none where there is no such folder."""
-    return {p.name: p for p in sorted(folder.iterdir()) if not p.name.startswith(".")} if folder.is_dir() else {}
-
-
 def bin_folders(folder: Path) -> dict[int, Path]:
     """Folders of square bins by the side of a bin in µm."""
-    for place in (folder / "binned_outputs", folder):
+    held = visible(folder)
+    # A download has its name in front.
+    named = [path for name, path in held.items() if name.endswith("binned_outputs")]
+    for place in (*named, folder):
         found = {int(m[1]): path for name, path in visible(place).items() if (m := BINS.match(name)) and path.is_dir()}
         if found:
             return found
@@ -137,28 +132,17 @@ def read_counts(outs: Outs, kind: str) -> Counts:
     stem = f"{outs.prefix}{kind}_feature_bc_matrix"
     path = outs.folder / f"{stem}.h5"
     if path.is_file():
-        import scanpy as sc
-
-        try:
-            with warnings.catch_warnings():
-                # Symbols that occur twice are summed, barcodes refused.
-                warnings.filterwarnings("ignore", message="(Variable|Observation) names are not unique")
-                data = sc.read_10x_h5(path, gex_only=False)
-        except Exception as error:  # scanpy raises a bare Exception for absent datasets
-            raise DataError(
-                f"{path} could not be read as a 10x feature-barcode matrix (truncated?): {error}"
-            ) from error
-        x, barcodes, features = sp.csr_matrix(data.X), data.obs_names.to_numpy(), data.var.assign(symbol=data.var_names)
+        x, barcodes, features = read_h5(path)
     else:
         path = outs.folder / stem
-        x, barcodes, features = _read_mtx(path, "") if path.is_dir() else _read_mtx(outs.folder, outs.prefix)
+        x, barcodes, features = read_mtx(path, "") if path.is_dir() else read_mtx(outs.folder, outs.prefix)
     genes = (
-        (features["feature_types"] == _GENES).to_numpy() if "feature_types" in features else np.ones(x.shape[1], bool)
+        (features["feature_types"] == GENES).to_numpy() if "feature_types" in features else np.ones(x.shape[1], bool)
     )
     if not genes.any() or not len(barcodes):
         raise DataError(
             f"{path.name} holds no counts of genes: {len(barcodes)} barcode(s), features of type "
-            f"{listed(features.get('feature_types', pd.Series(dtype=str)).unique())}; expected {_GENES!r}."
+            f"{listed(features.get('feature_types', pd.Series(dtype=str)).unique())}; expected {GENES!r}."
         )
     if (twice := pd.Index(barcodes).duplicated()).any():
         raise DataError(f"{path.name}: barcode(s) {listed(np.unique(barcodes[twice]))} occur more than once.")
@@ -179,38 +163,6 @@ def read_counts(outs: Outs, kind: str) -> Counts:
             f"({listed(shared, 4)}), `.var['gene_ids']` names the first gene of each"
         )
     return Counts(sp.csr_matrix(counts, dtype=np.float32), barcodes, var, path)
-
-
-def _read_mtx(folder: Path, prefix: str) -> tuple[sp.csr_matrix, np.ndarray, pd.DataFrame]:
-    # scanpy reads either gzipped files of version 3 or plain ones of version 2; unpacked version 3 is as common.
-    from scipy.io import mmread
-
-    held = visible(folder)
-    paths = {}
-    for name in ("matrix.mtx", "barcodes.tsv", "features.tsv"):
-        wanted = [f"{prefix}{name}", f"{prefix}{name}.gz"]
-        wanted += [w.replace("features", "genes") for w in wanted]
-        paths[name] = next((held[w] for w in wanted if w in held), None)
-        if paths[name] is None:
-            raise DataError(f"{str(folder)!r} lacks {prefix}{name} (or {name}.gz); it holds {listed(held)}.")
-    try:
-        matrix = sp.csr_matrix(mmread(paths["matrix.mtx"]).T, dtype=np.float32)
-        lines = {
-            n: pd.read_csv(p, sep="\t", header=None, dtype=str, keep_default_na=False)
-            for n, p in paths.items()
-            if n != "matrix.mtx"
-        }
-    except READ_ERRORS as error:
-        raise DataError(f"{str(folder)!r} could not be read as a 10x feature-barcode matrix: {error}") from error
-    barcodes, features = lines["barcodes.tsv"][0].to_numpy(), lines["features.tsv"]
-    if matrix.shape != (len(barcodes), len(features)):
-        raise DataError(
-            f"{str(folder)!r}: the matrix is {matrix.shape[0]} x {matrix.shape[1]} (barcodes x features), but there "
-            f"are {len(barcodes)} barcodes and {len(features)} features. The files are of different matrices."
-        )
-    names = dict(enumerate(("gene_ids", "symbol", "feature_types")))
-    features = features.rename(columns=names)
-    return matrix, barcodes, features.assign(symbol=features.get("symbol", features["gene_ids"]))
 
 
 def read_factors(outs: Outs) -> dict[str, float]:

@@ -12,12 +12,13 @@ import numpy as np
 from sealst._core.space.geometry import TOLERANCE, agreed, likeness
 from sealst._core.space.lattice import ArrayFit, fit_array
 from sealst._errors import DataError, ScaleError
+from sealst._files import visible
 from sealst._keys import Keys
 from sealst._logging import warn
 from sealst._section.pyramid import SlideImage
 from sealst._validate import check_positive, listed
 from sealst.io._images.files import open_image, picture_size, read_picture
-from sealst.io._spaceranger.folders import Outs, visible
+from sealst.io._spaceranger.folders import Outs
 from sealst.io._spaceranger.positions import Run, pixels
 
 #: Space Ranger's small pictures of the same field of view, the larger first
@@ -180,7 +181,7 @@ def _grey(image: np.ndarray | SlideImage) -> np.ndarray | None:
     from PIL import Image
 
     if isinstance(image, SlideImage):
-        level = image.levels[-1]
+        level = image.readable[-1]
         if level.size > _SMALL_ENOUGH:
             return None
         pixels = np.moveaxis(np.asarray(level), 0, 2)

@@ -11,10 +11,12 @@ import pandas as pd
 import scipy.sparse as sp
 
 from sealst._errors import DataError
+from sealst._files import visible
 from sealst._logging import logger, warn
 from sealst._text_table import first_lines, separator_of
 from sealst._validate import check_counts, listed
-from sealst.io._spaceranger.folders import READ_ERRORS, Counts, Outs, read_counts, read_factors, visible
+from sealst.io._matrix10x import READ_ERRORS
+from sealst.io._spaceranger.folders import Counts, Outs, read_counts, read_factors
 
 COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 #: other names by which converted files call the columns, in lower case and with underscores
@@ -26,6 +28,8 @@ _ALIASES = {
     "pxl_row_in_fullres": ("pxl_row", "pixel_row", "imagerow", "image_row", "row_pxl", "pixel_y", "y"),
     "pxl_col_in_fullres": ("pxl_col", "pixel_col", "imagecol", "image_col", "col_pxl", "pixel_x", "x"),
 }
+#: what `spaceranger aggr` writes
+_MERGED = "aggr_tissue_positions.csv"
 _FILES = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 # Barcodes of other slides share a few of their sequences, so a handful of matches proves nothing.
 _MIN_FOUND = 0.5
@@ -71,6 +75,12 @@ def read_positions(outs: Outs) -> tuple[pd.DataFrame, Path]:
     """Positions of all spots or bins, indexed by barcode, and the file they come from."""
     path = outs.find(*_FILES)
     if path is None:
+        if merged := outs.find(_MERGED):
+            raise DataError(
+                f"{str(outs.folder)!r} is the output of `spaceranger aggr` ({merged.name}): its counts are of several "
+                "sections under numbered barcodes. Read the `outs` folder of each section by itself; a model is "
+                "trained on several with `sl.tl.finetune([first, second])`."
+            )
         raise DataError(
             f"No table of positions in {str(outs.folder / 'spatial')!r} (looked for {listed(_FILES)}, also gzipped); "
             f"it holds {listed(visible(outs.folder / 'spatial'))}. Copy Space Ranger's whole `spatial` folder."

@@ -11,12 +11,13 @@ from spatialdata import SpatialData
 
 from sealst._docs import documented
 from sealst._errors import DataError
+from sealst._files import visible
 from sealst._keys import Keys
 from sealst._section import record
 from sealst._section.arrays import from_arrays
 from sealst._section.pyramid import SlideImage
 from sealst._validate import check_choice, section_name
-from sealst.io._spaceranger.folders import BINS, KINDS, bin_folders, locate, prefixes, starting_folder, visible
+from sealst.io._spaceranger.folders import BINS, KINDS, bin_folders, locate, prefixes, starting_folder
 from sealst.io._spaceranger.picture import check_picture, choose_picture, fit_scale
 from sealst.io._spaceranger.positions import pixels, read_run
 

@@ -16,12 +16,13 @@ from sealst._core.space.lattice import ArrayFit
 from sealst._core.space.pooling import block_centres, mean_by_bin, merge_bins, sum_rows
 from sealst._docs import documented
 from sealst._errors import DataError, ScaleError
+from sealst._files import visible
 from sealst._keys import Keys
 from sealst._section import record
 from sealst._section.arrays import from_arrays
 from sealst._section.pyramid import SlideImage
 from sealst._validate import check_choice, listed, section_name
-from sealst.io._spaceranger.folders import BINS, KINDS, Outs, bin_folders, prefixes, starting_folder, visible
+from sealst.io._spaceranger.folders import BINS, KINDS, Outs, bin_folders, prefixes, starting_folder
 from sealst.io._spaceranger.picture import check_picture, choose_picture, fit_scale
 from sealst.io._spaceranger.positions import Run, pixels, read_run
 
@@ -35,7 +36,15 @@ _CHECKED = 2000
 
 def recognise(path: Path) -> bool:
     """Whether a folder looks like a Visium HD section of Space Ranger, by names of files alone."""
-    return path.is_dir() and any(bin_folders(p) for p in (path, path / "outs"))
+    return path.is_dir() and any(bin_folders(p) or _is_segmented(p) for p in (path, path / "outs"))
+
+
+def _is_segmented(folder: Path) -> bool:
+    """Whether a folder holds counts of segmented cells, or is the folder of them."""
+    return any(
+        name.endswith(("segmented_outputs", "cell_segmentations.geojson", "feature_cell_matrix.h5"))
+        for name in visible(folder)
+    )
 
 
 @documented
@@ -171,6 +180,12 @@ def _find_bins(path: str | PathLike[str], bin_um: int, kind: str) -> tuple[Outs,
         root, found = _root(start.parent), {int(start.name[7:10]): start}
     else:
         root, found = next(((_root(p), b) for p in (start, start / "outs") if (b := bin_folders(p))), (start, {}))
+    if not found and any(_is_segmented(place) for place in (start, start / "outs")):
+        raise DataError(
+            f"{str(start)!r} holds segmented outputs of Visium HD, counts of cells, which are not read; bins are. Add "
+            "the folder 'binned_outputs' of the same run (in a download an archive of its own), and give the folder of "
+            "both."
+        )
     if not found:
         hint = "It holds Visium spots: use `sl.io.read_visium`." if prefixes(start) or prefixes(start / "outs") else ""
         raise DataError(
@@ -188,7 +203,7 @@ def _find_bins(path: str | PathLike[str], bin_um: int, kind: str) -> tuple[Outs,
 
 
 def _root(folder: Path) -> Path:
-    return folder.parent if folder.name == "binned_outputs" else folder
+    return folder.parent if folder.name.endswith("binned_outputs") else folder
 
 
 def _merge(

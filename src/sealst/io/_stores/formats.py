@@ -11,7 +11,7 @@ from typing import Any
 from spatialdata import SpatialData
 
 from sealst._errors import DataError
-from sealst._files import is_store
+from sealst._files import is_store, visible
 from sealst._validate import check_choice, listed
 from sealst.io._hest import samples as _hest
 from sealst.io._images import wsi as _wsi
@@ -94,14 +94,14 @@ def format_of(path: Path, name: str | None = None) -> Format:
     if path.is_file():
         found = f"a file of type {path.suffix or 'unknown'!r}"
     else:
-        inside = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
+        inside = [name + "/" * p.is_dir() for name, p in visible(path).items()]
         found = listed(inside, 12) if inside else "an empty folder"
     raise DataError(f"The format of {str(path)!r} is not recognised; found {found}. Expected one of\n{needs}")
 
 
 def _st_files(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """Tables of counts, tables of spots and pictures of a legacy ST folder."""
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else []
+    files = [p for p in visible(path).values() if p.is_file()]
     tables = [p for p in files if p.name.lower().endswith((".tsv", ".tsv.gz"))]
     spots = [p for p in tables if "selection" in p.name.lower()]
     counts = [p for p in tables if not any(word in p.name.lower() for word in _NO_COUNTS)]
@@ -126,7 +126,7 @@ FORMATS = {
         Format("visium", _visium.recognise, _visium.read_visium, "sl.io.read_visium",
                "output of Space Ranger: '*feature_bc_matrix.h5' and 'spatial/' with positions and scale factors"),
         Format("visium_hd", _visium_hd.recognise, _visium_hd.read_visium_hd, "sl.io.read_visium_hd",
-               "output of Space Ranger with 'binned_outputs/square_*um/'"),
+               "output of Space Ranger with 'binned_outputs/square_*um/' (segmented outputs are not read)"),
         Format("xenium", _xenium.recognise, _xenium.read_xenium, "sl.io.read_xenium",
                "output of the Xenium analyzer with 'experiment.xenium'"),
         Format("hest", _hest.recognise, _hest.read_hest, "sl.io.read_hest",

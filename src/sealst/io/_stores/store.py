@@ -21,6 +21,7 @@ from spatialdata import SpatialData, read_zarr
 from spatialdata.transformations import Affine, get_transformation
 
 from sealst import _section
+from sealst._core.sparse import check_table
 from sealst._errors import DataError, SealstError
 from sealst._files import replace_folder
 from sealst._logging import logger, quiet_writing, warn
@@ -42,9 +43,17 @@ def open_store(path: Path, **options: Any) -> SpatialData:
             if is_unfinished(path):
                 logger.info("Finishing a save of %s that was cut off.", path.name)
                 _swap(_stage(path), path)
-    sdata = read_zarr(path, **options)
+    sdata = read_checked(path, **options)
     selection = options.get("selection")
     return sdata if selection is not None and "images" not in selection else attach(sdata)
+
+
+def read_checked(path: Path, **options: Any) -> SpatialData:
+    """Read a store as it is; one whose tables have sparse matrices with indices outside is refused."""
+    sdata = read_zarr(path, **options)
+    for name, table in sdata.tables.items():
+        check_table(table, where=f"table {name!r} of {path.name}")
+    return sdata
 
 
 def is_unfinished(path: Path) -> bool:
@@ -172,7 +181,7 @@ def attach(sdata: SpatialData) -> SpatialData:
             system: Affine(np.array(matrix), ("x", "y"), ("x", "y"))
             for system, matrix in facts[_LINK]["coordinate_systems"].items()
         }
-        sdata.images[name] = _section.multiscale(extended(slide.levels), systems)
+        sdata.images[name] = _section.multiscale(extended(slide.readable), systems)
     return sdata
 
 

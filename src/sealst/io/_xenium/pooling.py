@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,14 @@ from sealst._core.genes.names import is_control
 from sealst._core.space.geometry import apply_affine
 from sealst._core.space.pooling import PointCounter, SquareGrid, pool_rows, sum_columns
 from sealst._errors import DataError, ScaleError
+from sealst._files import visible
 from sealst._logging import warn
 from sealst._validate import check_counts, listed
+from sealst.io._matrix10x import GENES, read_h5, read_mtx
 
 _TRANSCRIPTS = ("transcripts.parquet", "transcripts.csv.gz", "transcripts.csv")
 _CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
-_MATRIX = "cell_feature_matrix.h5"
+_MATRIX, _MATRIX_FOLDER = "cell_feature_matrix.h5", "cell_feature_matrix"
 #: share of transcripts outside the image that is said, and by which an inverted alignment must fit better
 _NOTABLE = 0.05
 DIRECTION = "It must map pixels of the H&E to pixels of the morphology image, as Xenium Explorer writes it."
@@ -98,11 +99,12 @@ class _Locator:
 
 def pool_transcripts(folder: Path, frame: Frame, *, min_qv: float, max_outside: float) -> Pooled:
     """Count the transcripts of genes by square and gene, batch by batch."""
-    path = _first_file(folder, _TRANSCRIPTS)
+    path = find_file(folder, _TRANSCRIPTS)
     if path is None:
         raise DataError(
-            f"No transcripts in {str(folder)!r}: expected {listed(_TRANSCRIPTS)}. With {_MATRIX} and cells.parquet, "
-            "`source='cells'` pools the cells instead."
+            f"No transcripts in {str(folder)!r}: expected {listed(_TRANSCRIPTS)}; it holds {listed(visible(folder))}. "
+            f"With {_MATRIX} (or the folder {_MATRIX_FOLDER}) and cells.parquet, `source='cells'` pools the cells "
+            "instead."
         )
     counter, placed = PointCounter(), _Locator(frame)
     columns: dict[str, int] = {}
@@ -134,39 +136,43 @@ def pool_transcripts(folder: Path, frame: Frame, *, min_qv: float, max_outside: 
 
 def pool_cells(folder: Path, frame: Frame, *, max_outside: float) -> Pooled:
     """Sum the counts of the cells whose centroid lies in a square."""
-    cells, matrix = read_cells(folder), folder / _MATRIX
-    if cells is None or not matrix.is_file():
-        raise DataError(f"`source='cells'` needs {_MATRIX} and one of {listed(_CELLS)} in {str(folder)!r}.")
-    import scanpy as sc
-
-    try:
-        with warnings.catch_warnings():
-            # Names that occur twice are summed.
-            warnings.filterwarnings("ignore", message="Variable names are not unique")
-            table = sc.read_10x_h5(matrix, gex_only=True)
-    except Exception as error:  # scanpy raises a bare Exception for absent datasets
-        raise _unreadable(matrix, error) from error
-    rows = table.obs_names.get_indexer(cells.index)
+    cells, matrix = read_cells(folder), find_file(folder, (_MATRIX, _MATRIX_FOLDER))
+    if cells is None or matrix is None:
+        raise DataError(
+            f"`source='cells'` needs {_MATRIX} and one of {listed(_CELLS)} in {str(folder)!r} (or the folder "
+            f"{_MATRIX_FOLDER} in place of the matrix); it holds {listed(visible(folder))}."
+        )
+    x, ids, features = read_mtx(matrix, "") if matrix.is_dir() else read_h5(matrix)
+    if "feature_types" in features:
+        of_genes = (features["feature_types"] == GENES).to_numpy()
+        x, features = x[:, of_genes], features[of_genes]
+    barcodes = pd.Index(ids)
+    if barcodes.has_duplicates:
+        raise DataError(f"{matrix.name}: cell id(s) {listed(barcodes[barcodes.duplicated()][:3])} occur twice.")
+    rows = barcodes.get_indexer(cells.index)
     if not (rows >= 0).any():
         raise DataError(
-            f"No cell of the cells file is in {_MATRIX}: its ids begin {listed(cells.index[:3])}, those of the matrix "
-            f"{listed(table.obs_names[:3])}. The two files belong to different runs."
+            f"No cell of the cells file is in {matrix.name}: its ids begin {listed(cells.index[:3])}, those of the "
+            f"matrix {listed(barcodes[:3])}. The two files belong to different runs."
         )
-    check_counts(table.X, where=_MATRIX, kept="take the matrix as the instrument wrote it.")
+    check_counts(x, where=matrix.name, kept="take the matrix as the instrument wrote it.")
     placed = _Locator(frame)
     squares = placed.locate(cells.to_numpy(dtype=float)[rows >= 0])
     tally = {"cells": len(cells), "cells_without_counts": int((rows < 0).sum())}
     tally |= placed.check("cells", max_outside)
     if not placed.inside:
         raise DataError(f"The cells file leaves no cell in the image ({tally_text(tally)}).")
-    gene = np.array([not is_control(n) for n in table.var_names], dtype=bool)
-    counts, first = sum_columns(table.X[:, gene], table.var_names[gene])
-    return Pooled(*pool_rows(counts[rows[rows >= 0]], squares), table.var.loc[gene, ["gene_ids"]].iloc[first], tally)
+    # Names that occur twice are summed.
+    names = pd.Index(features["symbol"])
+    gene = np.array([not is_control(n) for n in names], dtype=bool)
+    counts, first = sum_columns(x[:, gene], names[gene])
+    var = features[["gene_ids"]].set_axis(names, axis=0)[gene].iloc[first]
+    return Pooled(*pool_rows(counts[rows[rows >= 0]], squares), var.rename_axis(None), tally)
 
 
 def read_cells(folder: Path) -> pd.DataFrame | None:
     """Centroids of the cells in µm, columns x and y, indexed by cell id; None where the file is absent."""
-    path = _first_file(folder, _CELLS)
+    path = find_file(folder, _CELLS)
     if path is None:
         return None
     needed = ["cell_id", "x_centroid", "y_centroid"]
@@ -232,8 +238,21 @@ def _decode(batch: pa.RecordBatch) -> _Batch:
     return _Batch(um, numbers("qv"), codes, encoded.dictionary.to_pylist(), gene)
 
 
-def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
-    return next((folder / n for n in names if (folder / n).is_file()), None)
+def find_file(folder: Path, names: Sequence[str]) -> Path | None:
+    """First of `names` in a folder; where none is there, with the prefix that downloads have in front of them."""
+    held = visible(folder)
+    if exact := [held[name] for name in names if name in held]:
+        return exact[0]
+    for name in names:
+        prefixed = [path for found, path in held.items() if found.endswith((f"_{name}", f"-{name}", f".{name}"))]
+        if len(prefixed) > 1:
+            raise DataError(
+                f"{str(folder)!r} holds files of several runs, {listed(path.name for path in prefixed)}; keep those of "
+                "one."
+            )
+        if prefixed:
+            return prefixed[0]
+    return None
 
 
 def _check_columns(path: Path, needed: Sequence[str], found: Sequence[str]) -> None:

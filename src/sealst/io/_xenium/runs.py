@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from spatialdata import SpatialData
 from sealst._core.space.geometry import TOLERANCE, agreed, apply_affine, similarity_scale
 from sealst._core.space.pooling import SquareGrid
 from sealst._errors import DataError, ScaleError
+from sealst._files import visible
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import record
@@ -22,16 +24,27 @@ from sealst._section.arrays import from_arrays
 from sealst._section.pyramid import SlideImage
 from sealst._validate import check_choice, check_fraction, check_positive, listed, section_name
 from sealst.io._images.files import open_image
-from sealst.io._xenium.pooling import DIRECTION, Frame, Pooled, pool_cells, pool_transcripts, read_cells, tally_text
+from sealst.io._xenium.pooling import (
+    DIRECTION,
+    Frame,
+    Pooled,
+    find_file,
+    pool_cells,
+    pool_transcripts,
+    read_cells,
+    tally_text,
+)
 
 _MANIFEST = "experiment.xenium"
+#: the matrix in what Xenium Explorer exports
+_EXPORTED = "matrix.csv"
 _IMAGE = re.compile(r"he_(unaligned_)?image\.(ome\.)?tiff?$", flags=re.IGNORECASE)
 _ALIGNMENT = re.compile(r"he_(unaligned_)?imagealignment\.csv$", flags=re.IGNORECASE)
 
 
 def recognise(path: Path) -> bool:
     """Whether a path is a Xenium output folder, by the names of its files."""
-    return path.name == _MANIFEST or (path / _MANIFEST).is_file()
+    return path.name.endswith(_MANIFEST) or any(name.endswith(_MANIFEST) for name in visible(path))
 
 
 def read_xenium(
@@ -59,13 +72,15 @@ def read_xenium(
     Parameters
     ----------
     path
-        Output folder of the Xenium analyzer (versions 1 to 3), with ``experiment.xenium``.
+        Output folder of the Xenium analyzer (versions 1 to 3), with ``experiment.xenium``; names may have the prefix of
+        a download.
     image
         H&E of the same section; by default the only ``*he_image.ome.tif`` in the folder.
     alignment
         Affine from pixels of the H&E to pixels of the morphology image, 3 x 3: the csv file that Xenium Explorer
-        exports, or an array. By default the only ``*he_imagealignment.csv`` beside the image. ``"identity"`` where the
-        image lies in the frame of the morphology image already.
+        exports (``matrix.csv``, its folder ``*_alignment_files`` or the zip of it), or an array. By default the only
+        ``*he_imagealignment.csv`` or ``*_alignment_files`` beside the image. ``"identity"`` where the image lies in the
+        frame of the morphology image already.
     source
         ``"transcripts"`` pools every transcript where it lies; ``"cells"`` sums the cell-by-gene matrix over the cells
         with their centroid in a square.
@@ -124,9 +139,9 @@ def read_xenium(
             f"`min_qv` is {min_qv:g}, but the cell-by-gene matrix was counted at 20. Use `source='transcripts'`."
         )
     folder = Path(path).expanduser()
-    folder = folder.parent if folder.name == _MANIFEST else folder
-    manifest = folder / _MANIFEST
-    if not manifest.is_file():
+    folder = folder.parent if folder.name.endswith(_MANIFEST) else folder
+    manifest = find_file(folder, [_MANIFEST])
+    if manifest is None:
         raise DataError(f"No {_MANIFEST} in {str(folder.absolute())!r}; `path` must be the output folder of a run.")
     try:
         facts = json.loads(manifest.read_text(encoding="utf-8"))
@@ -190,7 +205,7 @@ def _find_picture(
     if isinstance(image, SlideImage):
         return image, Path(image.path) if image.path else None
     if image is None:
-        found = sorted(p for p in folder.iterdir() if _IMAGE.search(p.name))
+        found = [p for name, p in visible(folder).items() if _IMAGE.search(name)]
         if len(found) != 1:
             raise DataError(
                 f"Expected one H&E image '*he_image.ome.tif' in {str(folder)!r}, found "
@@ -208,9 +223,11 @@ def _read_alignment(folder: Path, alignment: Any, image: Path | None) -> np.ndar
     if alignment is not None and not isinstance(alignment, str | PathLike):
         return _checked(np.asarray(alignment, dtype=float), "`alignment`")
     path = _find_alignment(folder, image) if alignment is None else Path(alignment).expanduser()
+    if path.is_dir() and (path / _EXPORTED).is_file():
+        path = path / _EXPORTED
     if not path.is_file():
         raise DataError(f"`alignment`: no file at {str(path)!r} (looked for {str(path.absolute())!r}).")
-    text = path.read_text(encoding="utf-8-sig", errors="replace").strip()
+    text = _alignment_text(path).strip()
     try:
         matrix = np.array([[float(v) for v in line.split(",")] for line in text.splitlines()])
     except ValueError as error:
@@ -222,19 +239,40 @@ def _read_alignment(folder: Path, alignment: Any, image: Path | None) -> np.ndar
     return _checked(matrix, path.name)
 
 
+def _alignment_text(path: Path) -> str:
+    if path.suffix.lower() != ".zip":
+        return path.read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inner = [name for name in archive.namelist() if Path(name).name == _EXPORTED]
+            if len(inner) == 1:
+                return archive.read(inner[0]).decode("utf-8-sig", errors="replace")
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path.name} could not be read as a zip: {error}. Copy it again.") from error
+    raise DataError(
+        f"{path.name} holds {len(inner)} files {_EXPORTED!r}, not one; in Xenium Explorer, export it again."
+    )
+
+
 def _find_alignment(folder: Path, image: Path | None) -> Path:
     if image is not None:
-        # How the analyzer's public data are named: x_he_image.ome.tif and x_he_imagealignment.csv.
-        beside = image.with_name(re.sub(r"(\.ome)?\.tiff?$", "", image.name, flags=re.IGNORECASE) + "alignment.csv")
-        if beside.is_file():
-            return beside
+        # How the analyzer's public data are named: x_he_image.ome.tif and x_he_imagealignment.csv; and what Xenium
+        # Explorer exports.
+        stem = re.sub(r"(\.ome)?\.tiff?$", "", image.name, flags=re.IGNORECASE)
+        for beside in (image.with_name(f"{stem}alignment.csv"), image.with_name(f"{stem}_alignment_files") / _EXPORTED):
+            if beside.is_file():
+                return beside
     folders = {folder.absolute(), *([image.absolute().parent] if image is not None else [])}
-    found = sorted(p for f in folders for p in f.iterdir() if _ALIGNMENT.search(p.name))
+    held = [(name, path) for place in folders for name, path in visible(place).items()]
+    found = sorted(path for name, path in held if _ALIGNMENT.search(name))
+    exported = [path / _EXPORTED for name, path in held if name.endswith("_alignment_files")]
+    found = found or sorted(path for path in exported if path.is_file())
     if len(found) != 1:
+        names = [p.parent.name if p.name == _EXPORTED else p.name for p in found]
         raise DataError(
-            f"Expected one alignment '*he_imagealignment.csv' beside the image, found {listed(p.name for p in found)}. "
-            "Name it with `alignment=`; if the H&E lies in the frame of the morphology image already, say so with "
-            "`alignment='identity'`."
+            "Expected one alignment '*he_imagealignment.csv' (or folder '*_alignment_files') beside the image, found "
+            f"{listed(names)}. Name it with `alignment=`; if the H&E lies in the frame of the morphology image "
+            "already, say so with `alignment='identity'`."
         )
     return found[0]
 

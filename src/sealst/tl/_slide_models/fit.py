@@ -67,7 +67,8 @@ def fit_slide(
     task
         ``"classification"``, ``"regression"`` or ``"survival"``; None infers it from the column and logs why.
     event
-        For survival: column with 1 (or True) where the event was seen and 0 where the patient was censored.
+        For survival: column with 1 (or True) where the event was seen and 0 where the patient was censored, or words
+        for them (``"1:DECEASED"`` and ``"0:LIVING"``, ``"dead"`` and ``"alive"``, ``"yes"`` and ``"no"``).
     aggregator
         How tiles become one prediction, see `sealst.models.list_aggregators`.
     folds

@@ -13,6 +13,9 @@ from sealst._logging import logger, warn
 from sealst._train.slide_engine import CLASSIFICATION, REGRESSION, SURVIVAL, TASKS
 from sealst._validate import as_text, check_choice, check_key, listed
 
+#: words for an event that was seen, and for none
+_SEEN = ("dead", "deceased", "died", "death", "yes", "true", "event", "progressed", "recurred", "relapsed")
+_CENSORED = ("alive", "living", "no", "false", "censored", "none", "disease free", "diseasefree", "progression free")
 _HINT = "Add it with `bags.with_labels(table)`, or pass `labels=` to `sl.io.read_bags`."
 
 
@@ -101,13 +104,34 @@ def labels_of(obs: pd.DataFrame, target: str, task: str, *, event: str | None = 
     if task == REGRESSION:
         return Labels(target, task, (), values, np.isfinite(values))
     check_key(obs.columns, event, where="`bags.obs`", hint=_HINT)  # type: ignore[arg-type]
-    seen = _numbers(obs[event], str(event))
+    seen = _numbers(_events(obs[event]), str(event))
     known = np.isfinite(values) & np.isfinite(seen)
-    if (values[known] <= 0).any():
-        raise DataError(f"Times in {target!r} must be positive, found {values[known].min():g}.")
+    if (early := known & (values <= 0)).any():
+        raise DataError(
+            f"Times in {target!r} must be positive, found {values[known].min():g} (slide(s) {listed(obs.index[early])}"
+            "). Leave these slides' times empty, or, where the event came on the first day, give them half a day."
+        )
     if not np.isin(seen[known], (0, 1)).all():
-        raise DataError(f"{event!r} must hold 1 (event seen) and 0 (censored), found {listed(np.unique(seen[known]))}.")
+        raise DataError(
+            f"{event!r} must hold 1 (event seen) and 0 (censored), or words such as '1:DECEASED' and '0:LIVING', found "
+            f"{listed(np.unique(seen[known]))}."
+        )
     return Labels(target, task, (), np.column_stack([values, seen]), known)
+
+
+def _events(column: pd.Series) -> pd.Series:
+    """Events as numbers, where all are written in one of the usual ways: ``1:DECEASED``, ``dead``, ``yes``."""
+    texts = column.dropna().map(lambda value: str(value).strip().lower())
+    known = {text: found for text in texts.unique() if (found := _event_of(text)) is not None}
+    # Others are told by what reads numbers.
+    return column if not len(texts) or len(known) < texts.nunique() else texts.map(known).reindex(column.index)
+
+
+def _event_of(text: str) -> float | None:
+    number, colon, _ = text.partition(":")
+    if colon and number.strip() in ("0", "1"):
+        return float(number)
+    return 1.0 if text in _SEEN else 0.0 if text in _CENSORED else None
 
 
 def _numbers(column: pd.Series, name: str) -> np.ndarray:

@@ -21,7 +21,7 @@ from sealst.tl._slides.manifest import PATH, SLIDE, Slide
 from sealst.tl._slides.work import EMBED, FINISH, PLAN, Task
 from sealst.tl._slides.workers import Outcome, Workers
 
-DONE, FAILED = "done", "failed"
+DONE, BLANK, FAILED = "done", "blank", "failed"
 MANIFEST, FAILURES = "manifest.csv", "failures.csv"
 COLUMNS = (SLIDE, Keys.PATIENT, PATH, "file", "n_tiles", "status", "seconds", "digest")
 _FAILURE_COLUMNS = (SLIDE, PATH, "error", "attempts")
@@ -40,12 +40,14 @@ class Tables:
         self.kept: list[str] = []
         self._written = 0.0
 
-    def add(self, slide: Slide, result: dict[str, Any] | None, error: str = "", attempts: int = 0) -> None:
+    def add(
+        self, slide: Slide, result: dict[str, Any] | None, error: str = "", attempts: int = 0, *, blank: bool = False
+    ) -> None:
         """Note what became of a slide."""
         found = result or {}
         row = {SLIDE: slide.name, Keys.PATIENT: slide.patient, PATH: str(slide.path)}
         row |= {"file": f"slides/{slide.name}.h5ad" if result else "", "n_tiles": found.get("n_tiles", 0)}
-        row |= {"status": DONE if result else FAILED, "seconds": found.get("seconds", 0.0)}
+        row |= {"status": DONE if result else BLANK if blank else FAILED, "seconds": found.get("seconds", 0.0)}
         row |= {"digest": found.get("digest", "")}
         self._rows[slide.name] = row | {Keys.ORGAN: slide.organ} | slide.labels
         if result is None:
@@ -112,6 +114,8 @@ class Run:
         self._attempts: Counter[Task] = Counter()
         self._tiles: dict[int, int] = {}
         self.n_failed = self.n_skipped = 0
+        #: names of slides without tissue
+        self.blank: list[str] = []
 
     def __call__(self, *, show: bool | None) -> None:
         """Carry all slides to their end."""
@@ -125,7 +129,7 @@ class Run:
                 self._take(self._workers.next())
                 # Slides still to come count like those that are known.
                 known = list(self._tiles.values())
-                self._bar.total = round(sum(known) / len(known) * (n - self.n_failed)) if known else 0
+                self._bar.total = round(sum(known) / len(known) * (n - self.n_failed - len(self.blank))) if known else 0
                 ended = n - len(self._waiting) - len(self._active)
                 self._bar.set_postfix_str(f"{ended}/{n} slides, {self.n_failed} failed", refresh=False)
                 self._bar.refresh()
@@ -188,6 +192,11 @@ class Run:
         del self._active[task.slide]
         self._workers.drop(task.slide)
         self._tiles.pop(task.slide, None)
+        if isinstance(error, BlankSlideError):
+            self.blank.append(slide.name)
+            self._tables.add(slide, None, text, attempts, blank=True)
+            logger.info("%s is blank: %s", slide.name, text)
+            return
         self.n_failed += 1
         self._tables.add(slide, None, text, attempts)
         logger.warning("%s failed: %s", slide.name, text)

@@ -121,8 +121,8 @@ def embed_slides(
     Returns
     -------
     Table with one row per slide, as in ``manifest.csv``: ``slide``, ``patient``, ``path``, ``file``, ``n_tiles``,
-    ``status`` (``"done"`` or ``"failed"``), ``seconds`` (of computing), ``digest``, ``organ`` and the labels. Writes
-    to `path`
+    ``status`` (``"done"``, ``"failed"``, or ``"blank"`` where no tissue was found), ``seconds`` (of computing),
+    ``digest``, ``organ`` and the labels. Writes to `path`
 
     - ``manifest.csv``, and ``failures.csv`` (``slide``, ``path``, ``error``, ``attempts``)
     - ``slides/<slide>.h5ad``: one row per tile, as `sealst.pp.tile` and `sealst.tl.embed` make it, with
@@ -186,6 +186,8 @@ def embed_slides(
         "Wrote %s: %d of %d slides (%d were there), %d tiles",
         *(folder / MANIFEST, n_done, len(found), run.n_skipped, found["n_tiles"].sum()),
     )
+    if run.blank:
+        warn(f"{len(run.blank)} of {len(found)} slides are blank, without tissue to embed: {listed(run.blank)}.")
     if run.n_failed:
         warn(
             f"{run.n_failed} of {len(found)} slides failed; {str(folder / FAILURES)!r} says why. Call again to retry "
