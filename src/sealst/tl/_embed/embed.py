@@ -146,10 +146,10 @@ def embed_crops(
         entry = {"model": name, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
     if device is not None or isinstance(model, str):
         (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
-    rows, values = _section.map_crops(paired.sections, encoder.embed, show=show, desc="embedding crops")
+    rows, values, crops = _section.map_crops(paired.sections, encoder.embed, show=show, desc="embedding crops")
     out = np.full((paired.table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
     out[rows] = values
-    return out, entry | {"modality": "image", "crop_um": paired.size.crop_um, "crops": paired.record}
+    return out, entry | {"modality": "image", "crop_um": paired.size.crop_um, "crops": crops}
 
 
 def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> None:
@@ -185,12 +185,12 @@ def merged(
     return embedding, entry | {"crops": crops}
 
 
-def stored_embedding(table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:
+def stored_embedding(data: Data, table: AnnData, regions: Sequence[Region], model: SealModel) -> np.ndarray | None:
     """``X_seal`` when this very model made it from the present crops of these regions, else None."""
     entry = _section.recorded(table, "embed").get(Keys.EMBEDDING)
     if entry is None or Keys.EMBEDDING not in table.obsm:
         return None
-    valid = _section.unchanged_regions(table, entry.get("crops", {}))
+    valid = _section.unchanged_regions(table, entry.get("crops", {}), data)
     if entry["model"] != model.fingerprint or not {r.name for r in regions} <= {r.name for r in valid}:
         return None
     stored = np.asarray(table.obsm[Keys.EMBEDDING], dtype=np.float32)

@@ -94,7 +94,7 @@ def predict(
     if net is not None:
         model.panel.require_names()
     wanted = list((model.panel if genes is None else model.panel.subset(genes)).genes)
-    embedding, entry = stored_embedding(table, regions, model), None
+    embedding, entry = stored_embedding(sdata, table, regions, model), None
     if embedding is None:
         paired = _section.paired_table(sdata, table_key, region=region, trained_on=model.crop)
         embedding, entry = embed_crops(paired, model, device=device, show=progress)

@@ -121,7 +121,7 @@ def annotate(
     check_model(model)
     table = _section.get_table(data, table_key)
     regions = _section.regions_of(table, region)
-    embedding = image_embedding(table, regions, model, key)
+    embedding = image_embedding(data, table, regions, model, key)
     rows = np.concatenate([one.rows for one in regions])
     rows = rows[np.isfinite(embedding[rows]).all(axis=1)]
     if not rows.size:

@@ -169,7 +169,7 @@ def retrieve(
         raise DataError("`where` filters an index; of a table name `region=`, or pass a part of it.")
     table = _section.get_table(data, table_key)
     regions = sections_of(table, region)
-    embedding = image_embedding(table, regions, model, key)
+    embedding = image_embedding(data, table, regions, model, key)
     start = reference_profile(reference, model, table=table)
     question = ask(query, kind, Context(model, _TableSpots(table, embedding), float(n_std), start, net))
     # Pictures are compared with pictures by what the encoder gives, with expression where training aligned them.
@@ -224,9 +224,9 @@ class _TableSpots:
         return row, self.embedding[row]
 
 
-def image_embedding(table: AnnData, regions: Sequence[Region], model: SealModel, key: str) -> np.ndarray:
+def image_embedding(data: Data, table: AnnData, regions: Sequence[Region], model: SealModel, key: str) -> np.ndarray:
     """Stored image embeddings (n_obs, dim), checked to be this model's and of the present crops."""
-    entry, hint = provenance(table, regions, key), embed_hint(key)
+    entry, hint = provenance(data, table, regions, key), embed_hint(key)
     if entry["model"] != model.fingerprint:
         raise OrderError(
             f"`.obsm[{key!r}]` was made by {entry['model']!r}, this model is {model.fingerprint!r}. {hint}"

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from sealst import _section
 from sealst._data.bags.parts import Parts, append_array, append_frame
+from sealst._data.crops.plain import PlainCrops
 from sealst._data.crops.reader import iter_crops, prefetch, reading_order
 from sealst._errors import DataError
 from sealst._files import complete_file
@@ -34,6 +35,8 @@ from sealst.tl._slides.job import PRESENT, Job, features_of, predicted, provenan
 from sealst.tl._slides.manifest import Slide
 
 PLAN, EMBED, FINISH = "plan", "embed", "finish"
+#: array of a range: how many tiles were read, of a single colour, black
+_PLAIN = "plain"
 #: entry of ``.uns["sealst"]`` that says what a file was made from
 ENTRY = "embed_slides"
 
@@ -113,31 +116,43 @@ def _embed(slide: Slide, job: Job, parts: Parts, start: int) -> None:
     with quietly():
         levels = _section.image_levels(_opened(slide).images[Keys.image(slide.name)])
     found: dict[str, np.ndarray] = {}
+    plain = PlainCrops(slide.name)
     with using(job) as model:
         features = features_of(model, job)
         for rows, crops in prefetch(iter_crops(levels, boxes, job.tile_px, batch_size=job.batch_size)):
+            plain.add(crops)
             for key, values in features(crops).items():
                 if key not in found:
                     found[key] = np.full((len(boxes), values.shape[1]), np.nan, dtype=np.float32)
                 found[key][rows] = values
         found |= predicted(model, job, found[Keys.EMBEDDING])
-    parts.write(start, found | {"seconds": np.array(time.perf_counter() - began)})
+    counted = {_PLAIN: np.array([plain.n, plain.plain, plain.black])}
+    parts.write(start, found | counted | {"seconds": np.array(time.perf_counter() - began)})
 
 
 # -- putting together -------------------------------------------------------------------------------------------------
 def finish(slide: Slide, job: Job, digest: str) -> dict[str, Any]:
-    """Write the file of a slide from its ranges, and remove these."""
+    """Write the file of a slide from its ranges, and remove these; tells of tiles that show nothing."""
     path, parts = job.table(slide), job.parts(slide, digest)
+    said = None
     path.parent.mkdir(parents=True, exist_ok=True)
     with _file_lock(path):
         done = finished(path)
         if done is None or done["digest"] != digest:
+            said = _plain_of(slide, parts).verdict()
             with complete_file(path) as partial:
                 _assemble(parts, job, partial, digest)
             done = finished(path)
         _restate(path, slide)
         parts.remove()
-    return dict(done or {})
+    return dict(done or {}) | {"plain": said}
+
+
+def _plain_of(slide: Slide, parts: Parts) -> PlainCrops:
+    """Tiles of a single colour, counted over the whole slide: of a range alone they say little."""
+    counted = [parts.read(start, _PLAIN) for start in parts.starts(len(parts.boxes())) if parts.is_done(start)]
+    n, plain, black = np.sum(counted, axis=0).tolist() if counted else (0, 0, 0)
+    return PlainCrops(slide.name, n=n, plain=plain, black=black)
 
 
 def _file_lock(path: Path) -> FileLock:
