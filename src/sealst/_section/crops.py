@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,7 +77,7 @@ class RegionCrops:
 
     def shows(self, made_from: dict[str, Any]) -> bool:
         """Whether the crops still show what they showed when something was made from them, by those that were kept."""
-        known = dict(zip(made_from.get("sampled", ()), made_from.get("pixels", ()), strict=True))
+        known = json.loads(made_from.get("pixels", "{}"))
         rows = np.flatnonzero(np.isin(self.region.ids.astype(str), list(known)))
         then = [known[name] for name in self.region.ids[rows].astype(str)]
         return not len(rows) or _digests(read_crops(self.levels, self.every_box[rows], self.crop_px)) == then
@@ -196,7 +197,7 @@ def same_crops(table: AnnData, region: Region, made_from: dict[str, Any] | None,
         return False
     # Sizes that were paired beside the one in use do not matter, nor do distances between spots; pixels come below.
     now = crop_definition(table, region, float(made_from["crop_um"]))
-    ignored = ("sizes", "shapes_key", "um_per_unit", "sampled", "pixels")
+    ignored = ("sizes", "shapes_key", "um_per_unit", "pixels")
     if any(now.get(key) != value for key, value in made_from.items() if key not in ignored):
         return False
     if not isinstance(data, SpatialData) or not has_pixels(data, now["image_key"]) or now["shapes_key"] not in data:
@@ -257,11 +258,8 @@ def map_crops(
                 pixels.update(zip(names.tolist(), _digests(crops[kept]), strict=True))
                 bar.update(len(positions))
             start += len(source.boxes)
-            sampled = {
-                "sampled": np.array(list(pixels), dtype=str),
-                "pixels": np.array(list(pixels.values()), dtype=str),
-            }
-            made_from[one.region.name] = one.definition | sampled
+            # Text: spots may be called anything, and names of slots on disk may not.
+            made_from[one.region.name] = one.definition | {"pixels": json.dumps(pixels)}
     return rows, values, made_from
 
 
