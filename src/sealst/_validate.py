@@ -49,6 +49,7 @@ P = TypeVar("P")
 MAX_NAME = 200
 _NOT_IN_FILES = re.compile(r'[\\/<>:"|?*\x00-\x1f]|^\.|[. ]$')
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+_WHOLE = re.compile(r"^(-?\d+)\.0+$")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 
 
@@ -143,7 +144,10 @@ def patient_text(value: Any) -> str | None:
     """Name of a patient, without spaces at its ends; None where missing."""
     import pandas as pd
 
-    return None if pd.isna(value) else as_text(value).strip() or None
+    if pd.isna(value):
+        return None
+    # A number that was made text elsewhere is the number: 1, "1", 1.0 and "1.0" are one patient.
+    return _WHOLE.sub(r"\1", as_text(value).strip()) or None
 
 
 def patient_names(column: Any) -> Any:

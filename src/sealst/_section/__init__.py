@@ -47,6 +47,7 @@ from sealst._section.tables import (
     recorded,
     with_table,
 )
+from sealst._section.twins import likeness_of, refuse_twin_folds, refuse_twins
 
 __all__ = [
     "Data",
@@ -67,6 +68,7 @@ __all__ = [
     "he_image",
     "image_levels",
     "layer_names",
+    "likeness_of",
     "lognorm",
     "map_crops",
     "mpp_of",
@@ -80,6 +82,8 @@ __all__ = [
     "record",
     "record_slot",
     "recorded",
+    "refuse_twin_folds",
+    "refuse_twins",
     "region_crops",
     "regions_of",
     "same_crops",

@@ -19,7 +19,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._section.images import multiscale
 from sealst._section.pyramid import SlideImage, extended, levels_of, squidpy_library
-from sealst._validate import check_choice, check_gene_names, check_positive, check_section, listed
+from sealst._validate import check_choice, check_gene_names, check_positive, check_section, listed, patient_text
 
 
 def from_arrays(
@@ -136,7 +136,7 @@ def from_arrays(
     check_choice("spot_shape", spot_shape, ("circle", "square"))
 
     facts = {
-        Keys.PATIENT: section if patient is None else patient,
+        Keys.PATIENT: patient_text(patient) or section,
         Keys.SECTION: section,
         Keys.ORGAN: organ,
         Keys.TECHNOLOGY: technology,
