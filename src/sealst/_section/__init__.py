@@ -31,7 +31,7 @@ from sealst._section.images import (
     stated_scales,
 )
 from sealst._section.parts import Part, parts_at, parts_of, walk
-from sealst._section.regions import Region, regions_of, sections_of
+from sealst._section.regions import Region, regions_of, row_of, sections_of
 from sealst._section.tables import (
     Data,
     expression,
@@ -86,6 +86,7 @@ __all__ = [
     "refuse_twins",
     "region_crops",
     "regions_of",
+    "row_of",
     "same_crops",
     "sections_of",
     "spot_centres",
