@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -47,6 +48,7 @@ def need(module: str, *, extra: str, what: str) -> Any:
 P = TypeVar("P")
 #: bytes of a name that files are called by
 MAX_NAME = 200
+_CONTROL = re.compile(r"[\x00-\x1f]")
 _NOT_IN_FILES = re.compile(r'[\\/<>:"|?*\x00-\x1f]|^\.|[. ]$')
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
@@ -118,15 +120,49 @@ def check_gene_names(names: Sequence[str], *, where: str) -> None:
         )
 
 
+def check_slot(name: Any, *, argument: str = "key_added") -> None:
+    """Raise unless a slot, column or element may be called so wherever it is stored; asked before it is computed."""
+    # The rule of SpatialData for names of elements, columns and slots; "_index" is anndata's own.
+    allowed = isinstance(name, str) and name not in ("", ".", "..", "_index") and not name.startswith("__")
+    if not allowed or not all(c.isalnum() or c in "_-." for c in name) or len(name.encode()) > MAX_NAME:
+        raise DataError(
+            f"`{argument}` must be a name of letters, digits, '_', '-' and '.' that does not start with '__', "
+            f"found {name!r}: nothing else can be stored."
+        )
+
+
 def check_section(section: str) -> None:
     """Raise unless a name of a section may name elements of SpatialData."""
-    # The rule of SpatialData for names of elements.
-    allowed = isinstance(section, str) and section and not section.startswith("__")
-    if not allowed or not all(c.isalnum() or c in "_-." for c in section):
+    check_slot(section, argument="section")
+
+
+def as_column(name: str) -> str:
+    """Name of a gene, gene set or label as a column on disk: zarr and HDF5 take '/' for a folder."""
+    return name.replace("/", "_")
+
+
+def as_columns(names: Sequence[str], *, what: str) -> list[str]:
+    """Names as columns on disk; `what` they name, in the plural.
+
+    Raises
+    ------
+    DataError
+        When two names would share a column, or one cannot be that of a column.
+    """
+    columns = [as_column(name) for name in names]
+    slashed = [name for name, column in zip(names, columns, strict=True) if name != column]
+    if len(set(columns)) < len(set(names)):
         raise DataError(
-            f"`section` must be a name of letters, digits, '_', '-' and '.' that does not start with '__', "
-            f"found {section!r}."
+            f"{what} {listed(slashed)} would be stored with '_' for '/', but these names exist already; rename them."
         )
+    refused = ("", ".", "..", "_index")
+    if wrong := [n for n in columns if n in refused or len(n.encode()) > MAX_NAME or _CONTROL.search(n)]:
+        raise DataError(f"{what} {listed(wrong)} cannot be columns on disk; rename them.")
+    if slashed:
+        said = "'/' becomes '_' in the names of %d %s, so that they can be saved: %s"
+        # By name: `_logging` knows the settings, which are checked here.
+        logging.getLogger("sealst").info(said, len(slashed), what.lower(), listed(slashed))
+    return columns
 
 
 def section_name(name: str) -> str:

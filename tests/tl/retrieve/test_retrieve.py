@@ -285,11 +285,15 @@ def test_hits_say_of_which_section_they_are(model: SealModel, table: ad.AnnData)
         assert table.obs["seal_similarity"].iloc[row].tolist() == [similarity]
 
 
-def test_results_of_regions_in_turn_are_stored(model: SealModel, table: ad.AnnData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_results_of_regions_in_turn_are_stored(
+    model: SealModel, table: ad.AnnData, tmp_path: Path, suffix: str
+) -> None:
     retrieve(table, model, "VIM", region="s1_spots")
-    table.write_h5ad(tmp_path / "t.h5ad")
-    again = ad.read_h5ad(tmp_path / "t.h5ad")
+    getattr(table, f"write_{suffix}")(tmp_path / "t")
+    again = getattr(ad, f"read_{suffix}")(tmp_path / "t")
     retrieve(again, model, "VIM", region="s2_spots")
+    assert set(stored(again)["sections"]) == {"s1", "s2"}
     assert set(again.obs["section"][again.obs["seal_similarity"].notna()]) == {"s1", "s2"}
 
 

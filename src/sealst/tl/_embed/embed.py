@@ -17,7 +17,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import Data, PairedTable, Region, for_writing
-from sealst._validate import check_choice
+from sealst._validate import check_choice, check_slot
 from sealst.io import Collection
 from sealst.models import Encoder, SealModel, build_encoder
 from sealst.models._encoders.encoder import base_name
@@ -89,6 +89,8 @@ def embed(
     >>> sc.pp.neighbors(sdata.tables["table"], use_rep="X_seal")  # doctest: +SKIP
     """
     check_choice("modality", modality, ("image", "gene"))
+    if key_added is not None:
+        check_slot(key_added)
     if isinstance(sdata, Collection):
         if copy:
             raise DataError("`copy=True` works on one section; embeddings of a collection are saved to its stores.")

@@ -17,7 +17,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Data, for_writing
-from sealst._validate import check_key, listed
+from sealst._validate import as_columns, check_key, check_slot, listed
 from sealst.models import SealModel
 from sealst.tl._embed.inputs import check_model
 from sealst.tl._retrieve.retrieve import asked_before, image_embedding
@@ -120,6 +120,7 @@ def annotate(
     >>> sdata.tables["table"].obs["seal_annotation"].value_counts()  # doctest: +SKIP
     """
     check_model(model)
+    check_slot(key_added)
     table = _section.get_table(data, table_key)
     asked = _section.sections_of(table, region)
     embedding = image_embedding(data, table, asked, model, key)
@@ -128,6 +129,7 @@ def annotate(
     z, found, names, layers = _embed_references(
         reference, model, labels=labels, layer=layer, table_key=table_key, table=table
     )
+    columns = as_columns(names, what="Labels")
     codes = pd.Categorical(found, categories=names).codes
     options: dict[str, Any] = {"temperature": temperature, "balance": balance}
     options |= {"n_labels": len(names), "n_neighbors": n_neighbors}
@@ -140,11 +142,6 @@ def annotate(
     rows = np.concatenate([one.rows for one in regions])
     rows = rows[np.isfinite(embedding[rows]).all(axis=1)]
     votes = nearest_votes(model.shared_images(embedding[rows]), z, codes, **options)
-    # As columns on disk: zarr and HDF5 take '/' for a folder.
-    columns = [name.replace("/", "_") for name in names]
-    if len(set(columns)) < len(columns):
-        twice = [name for name, column in zip(names, columns, strict=True) if columns.count(column) > 1]
-        raise DataError(f"Labels {listed(twice)} would share a column, as '/' is stored as '_'; rename them.")
     given, target = for_writing(data, table_key, copy=copy)
     counts = np.bincount(codes, minlength=len(names))
     facts: dict[str, Any] = {"label": np.array(names, dtype=str), "n_profiles": counts, "layers": np.array(layers)}

@@ -18,7 +18,7 @@ from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import Data, Region, for_writing, sections_of
-from sealst._validate import check_positive, listed
+from sealst._validate import check_positive, check_slot, listed
 from sealst.models import SealModel
 from sealst.tl._embed.inputs import check_model
 from sealst.tl._pathways.pathways import Net
@@ -143,6 +143,7 @@ def retrieve(
     >>> hits = sl.tl.retrieve(index, model, "CD3E", where={"organ": "breast"}, suppress_um=200)  # doctest: +SKIP
     """
     check_model(model)
+    check_slot(key_added)
     check_positive("n_std", n_std)
     check_positive("n_hits", n_hits)
     check_suppress(suppress_um)
@@ -251,7 +252,7 @@ def _with_earlier(
     """Hits, best first, with those of sections that were searched one by one; a search of all of them is replaced."""
     if not others or {one.section for one in asked} & set(before["searched"]):
         return hits
-    kept = pd.DataFrame({name: before[name] for name in hits})
+    kept = pd.DataFrame({name: list(before[name]) for name in hits})
     kept = kept[kept["sections"].isin([one.section for one in others])]
     return pd.concat([hits, kept]).sort_values("similarities", ascending=False, kind="stable", ignore_index=True)
 

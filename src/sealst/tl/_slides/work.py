@@ -27,6 +27,7 @@ from sealst._errors import DataError
 from sealst._files import complete_file
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._validate import as_columns
 from sealst.io import read_wsi
 from sealst.models import SealModel
 from sealst.pp import pair_crops, tile
@@ -187,7 +188,7 @@ def _assemble(parts: Parts, job: Job, partial: Path, digest: str) -> None:
         names = np.asarray(read_elem(file["obs"][file["obs"].attrs["_index"]]), dtype=object)
         uns = file["uns"][Keys.UNS]
         if job.genes:
-            append_frame(file["obsm"], Keys.EXPRESSION, parts, names=names, columns=job.genes)
+            append_frame(file["obsm"], Keys.EXPRESSION, parts, names=names, columns=as_columns(job.genes, what="Genes"))
         if job.genes or job.net:
             with using(job) as model:
                 _add_expression(uns, file["obsm"], model, job, parts, names)
@@ -200,8 +201,11 @@ def _add_expression(uns: Any, obsm: Any, model: Any, job: Job, parts: Parts, nam
     """Provenance of predicted expression, and scores of gene sets, range by range on the same genes."""
     if not isinstance(model, SealModel):
         raise DataError("Expression is predicted by a SEAL model; an encoder by name only embeds.")
-    made = {"model": model.fingerprint, "unit": "log1p-CP10k", "layer": model.panel.layer}
+    made: dict[str, Any] = {"model": model.fingerprint, "unit": "log1p-CP10k", "layer": model.panel.layer}
     if job.genes:
+        # Columns are called as they can be stored.
+        slashed = any("/" in gene for gene in job.genes)
+        made |= {"genes": np.array(job.genes, dtype=str)} if slashed else {}
         write_elem(uns, "predict", {Keys.EXPRESSION: made})
     if job.net is None:
         return
