@@ -85,8 +85,64 @@ def check_choice(name: str, value: Any, options: Sequence[Any]) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """Raise unless `value` is a finite number above 0."""
-    if not isinstance(value, int | float | np.number) or not np.isfinite(value) or value <= 0:
+    # True is 1 to Python, and no size to anybody.
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not np.isfinite(value) or value <= 0:
         raise DataError(f"`{name}` must be a positive number, found {value!r}.")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise unless `value` is a whole number above 0."""
+    check_positive(name, value)
+    if not isinstance(value, int | np.integer):
+        raise DataError(f"`{name}` must be a whole number, found {value!r}.")
+
+
+#: µm per pixel between which pictures of tissue lie, the most magnified and thumbnails of whole slides included
+_LEAST_MPP, _MOST_MPP = 0.01, 1000.0
+
+
+def check_mpp(name: str, value: float) -> None:
+    """Raise unless `value` may be µm per pixel of a picture of tissue."""
+    check_positive(name, value)
+    if not _LEAST_MPP <= value <= _MOST_MPP:
+        raise DataError(
+            f"`{name}` is {value:.4g} µm per pixel; pictures of tissue have {_LEAST_MPP:g} to {_MOST_MPP:g}. Is it in "
+            "another unit, such as mm or m?"
+        )
+
+
+#: beyond this the square of a float32 is infinite
+_LARGEST = 1e18
+
+
+def check_embedding(values: Any, *, where: str) -> None:
+    """Raise where embeddings are infinite or beyond what can be compared; NaN stands for what has none."""
+    x = np.asarray(values)
+    if x.dtype.kind == "f" and x.size and (wrong := np.abs(x) > _LARGEST).any():
+        worst = x[wrong][0]
+        raise DataError(
+            f"{where} holds {int(wrong.sum())} values that are infinite or too large to compare (e.g. {worst:.4g}): "
+            "it is damaged, or no embedding. Make it anew."
+        )
+
+
+def check_fields(params: Any, name: str) -> None:
+    """Raise where a number of a parameter dataclass is none, or not whole where it is counted, by its annotation."""
+    for one in fields(params):
+        value, kind = getattr(params, one.name), str(one.type)
+        if value is None and kind.endswith("| None"):
+            continue
+        kind = kind.removesuffix(" | None")
+        if kind == "int":
+            whole(f"{name}.{one.name}", value)
+        elif kind == "tuple[int, ...]":
+            for item in value:
+                whole(f"{name}.{one.name}", item)
+        elif kind == "float" and (
+            isinstance(value, bool) or not isinstance(value, int | float | np.number) or np.isnan(value)
+        ):
+            raise DataError(f"`{name}.{one.name}` must be a number, found {value!r}.")
 
 
 def whole(name: str, value: Any, *, least: int | None = None) -> int:

@@ -211,10 +211,16 @@ def stated_scales(
             raise ScaleError(f"`pitch_um` gives no scale for {name!r}: {error}") from error
     if spot_um is not None:
         ratio = similarity_scale(between(spots, element, system))
+        radius = float(spots["radius"].median()) if "radius" in spots else np.nan
+        if "radius" in spots and not (np.isfinite(spots["radius"]) & (spots["radius"] > 0)).all():
+            raise ScaleError(
+                f"`spot_um` gives no scale for {name!r}: some of its circles have no radius above 0 (lowest "
+                f"{spots['radius'].min():.4g})."
+            )
         if "radius" not in spots or ratio is None:
             why = "they are stretched against the image" if "radius" in spots else "they are no circles"
             raise ScaleError(f"`spot_um` gives no scale for {name!r}: its shapes have no diameter, {why}.")
-        sources["`spot_um`"] = float(spot_um) / (2 * float(spots["radius"].median()) * ratio)
+        sources["`spot_um`"] = float(spot_um) / (2 * radius * ratio)
     return sources
 
 

@@ -369,6 +369,11 @@ def fill(module: Any, record: EncoderSpec, tensors: State, path: Path) -> None:
     if problem := mismatch(state, module.state_dict()):
         origin = f" They are the file {record.filename!r} of {record.hf_id}." if record.hf_id else ""
         raise WeightsError(f"{str(path)!r} does not hold the weights of {record.key!r}: {problem}.{origin}")
+    if lost := [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
+        raise WeightsError(
+            f"{str(path)!r} holds NaN or infinite weights of {record.key!r} (first: {lost[0]!r}); it is damaged. "
+            "Download or save it again."
+        )
     module.load_state_dict(state)
 
 

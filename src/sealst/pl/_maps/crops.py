@@ -20,7 +20,7 @@ from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._section import Region
 from sealst._settings import resolve_seed
-from sealst._validate import check_positive, listed
+from sealst._validate import check_count, listed
 from sealst.pl import _base
 from sealst.pl._maps.slide import numbers_of
 from sealst.pl._maps.tissue import MapStyle, Panel, Tissue, add_scale_bar, draw_group
@@ -124,8 +124,8 @@ def crops(
     """
     _base.require_spatialdata(sdata)
     _base.check_save(save)
-    check_positive("n_crops", n_crops)
-    check_positive("n_cols", n_cols)
+    check_count("n_crops", n_crops)
+    check_count("n_cols", n_cols)
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table, region)
     usable = np.concatenate([_section.region_crops(sdata, table, one).rows for one in regions])

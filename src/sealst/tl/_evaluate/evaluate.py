@@ -22,7 +22,7 @@ from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._session_info import session_info
 from sealst._settings import resolve_seed, settings
-from sealst._validate import check_positive
+from sealst._validate import check_count, check_positive
 from sealst._version import __version__
 from sealst.io import HestBench
 from sealst.models import Encoder, SealModel
@@ -168,7 +168,7 @@ def evaluate(
         model.panel.require_names()
     protocol = resolve_protocol(preset)
     if n_genes is not None:
-        check_positive("n_genes", n_genes)
+        check_count("n_genes", n_genes)
         protocol = replace(protocol, n_genes=int(n_genes))
     if near_um is not None:
         check_positive("near_um", near_um)

@@ -19,7 +19,7 @@ from sealst._core.made_by import MadeBy
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._keys import Keys
 from sealst._section import Data, Region, sections_of
-from sealst._validate import listed, patient_names
+from sealst._validate import check_embedding, listed, patient_names
 from sealst.io import Collection
 from sealst.models import SealModel
 
@@ -116,6 +116,7 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
     embedding = np.asarray(table.obsm[key])
     if embedding.ndim != 2:
         raise DataError(f"`.obsm[{key!r}]` must be (n_obs, dim), found {embedding.shape}. {embed_hint(key)}")
+    check_embedding(embedding, where=f"`.obsm[{key!r}]` of section {regions[0].section!r}")
     sheets = []
     for region in regions:
         z = embedding[region.rows].astype(np.float64)

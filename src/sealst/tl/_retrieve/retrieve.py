@@ -18,7 +18,7 @@ from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import Data, Region, for_writing, sections_of
-from sealst._validate import check_positive, check_slot, listed
+from sealst._validate import check_count, check_embedding, check_positive, check_slot, listed
 from sealst.models import SealModel
 from sealst.tl._embed.inputs import check_model
 from sealst.tl._pathways.pathways import Net
@@ -145,7 +145,7 @@ def retrieve(
     check_model(model)
     check_slot(key_added)
     check_positive("n_std", n_std)
-    check_positive("n_hits", n_hits)
+    check_count("n_hits", n_hits)
     check_suppress(suppress_um)
     n_hits, suppress_um = int(n_hits), float(suppress_um)
     kind = kind_of(query, kind, net=net is not None)
@@ -283,4 +283,5 @@ def image_embedding(data: Data, table: AnnData, regions: Sequence[Region], model
     embedding = np.asarray(table.obsm[key])
     if embedding.ndim != 2 or embedding.shape[1] != model.dim:
         raise DataError(f"`.obsm[{key!r}]` must be (n_obs, {model.dim}), found {embedding.shape}. {hint}")
+    check_embedding(embedding, where=f"`.obsm[{key!r}]`")
     return embedding
