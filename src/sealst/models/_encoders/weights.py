@@ -369,12 +369,18 @@ def fill(module: Any, record: EncoderSpec, tensors: State, path: Path) -> None:
     if problem := mismatch(state, module.state_dict()):
         origin = f" They are the file {record.filename!r} of {record.hf_id}." if record.hf_id else ""
         raise WeightsError(f"{str(path)!r} does not hold the weights of {record.key!r}: {problem}.{origin}")
-    if lost := [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
+    module.load_state_dict(state)
+
+
+def check_finite(module: Any, key: str) -> None:
+    """Raise where weights of an encoder are NaN or infinite, wherever they came from; names the first."""
+    state = module.state_dict()
+    lost = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if lost:
         raise WeightsError(
-            f"{str(path)!r} holds NaN or infinite weights of {record.key!r} (first: {lost[0]!r}); it is damaged. "
+            f"{len(lost)} tensors of {key!r} hold NaN or infinite weights (first: {lost[0]!r}); the file is damaged. "
             "Download or save it again."
         )
-    module.load_state_dict(state)
 
 
 def _take_grid(module: Any, record: EncoderSpec, state: State) -> None:
