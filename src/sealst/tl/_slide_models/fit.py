@@ -155,6 +155,7 @@ def fit_slide(
         "classes": {target: list(classes) for target, classes in spec.classes.items()},
         "aggregator": spec.aggregator,
         "keys": list(fitter.stores),
+        "embeddings": {name: embedding_of(bags) for name, bags in contenders.items()},
         "folds": next(iter(names.values())),
         "seed": seed,
         "n_bootstrap": n_bootstrap,
