@@ -82,8 +82,11 @@ def toy_section() -> Callable[..., SpatialData]:
         rates[:, 0] *= (1 + column) / n
         rates[:, 1] *= (1 + row) / n
         xy = np.column_stack([75 + 90.0 * column, 75 + 90.0 * row])
+        image = toy_image(90 * n + 60)
+        # Two sections never have one picture, pixel by pixel.
+        image[..., 2] += np.random.default_rng([*section.encode()]).integers(0, 2, image.shape[:2], dtype=np.uint8)
         return sl.io.from_arrays(
-            toy_image(90 * n + 60),
+            image,
             rng.poisson(rates),
             xy,
             genes=TOY_GENES,

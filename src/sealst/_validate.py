@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -47,8 +48,10 @@ def need(module: str, *, extra: str, what: str) -> Any:
 P = TypeVar("P")
 #: bytes of a name that files are called by
 MAX_NAME = 200
+_CONTROL = re.compile(r"[\x00-\x1f]")
 _NOT_IN_FILES = re.compile(r'[\\/<>:"|?*\x00-\x1f]|^\.|[. ]$')
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+_WHOLE = re.compile(r"^(-?\d+)\.0+$")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 
 
@@ -82,8 +85,64 @@ def check_choice(name: str, value: Any, options: Sequence[Any]) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """Raise unless `value` is a finite number above 0."""
-    if not isinstance(value, int | float | np.number) or not np.isfinite(value) or value <= 0:
+    # True is 1 to Python, and no size to anybody.
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not np.isfinite(value) or value <= 0:
         raise DataError(f"`{name}` must be a positive number, found {value!r}.")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise unless `value` is a whole number above 0."""
+    check_positive(name, value)
+    if not isinstance(value, int | np.integer):
+        raise DataError(f"`{name}` must be a whole number, found {value!r}.")
+
+
+#: µm per pixel between which pictures of tissue lie, the most magnified and thumbnails of whole slides included
+_LEAST_MPP, _MOST_MPP = 0.01, 1000.0
+
+
+def check_mpp(name: str, value: float) -> None:
+    """Raise unless `value` may be µm per pixel of a picture of tissue."""
+    check_positive(name, value)
+    if not _LEAST_MPP <= value <= _MOST_MPP:
+        raise DataError(
+            f"`{name}` is {value:.4g} µm per pixel; pictures of tissue have {_LEAST_MPP:g} to {_MOST_MPP:g}. Is it in "
+            "another unit, such as mm or m?"
+        )
+
+
+#: beyond this the square of a float32 is infinite
+_LARGEST = 1e18
+
+
+def check_embedding(values: Any, *, where: str) -> None:
+    """Raise where embeddings are infinite or beyond what can be compared; NaN stands for what has none."""
+    x = np.asarray(values)
+    if x.dtype.kind == "f" and x.size and (wrong := np.abs(x) > _LARGEST).any():
+        worst = x[wrong][0]
+        raise DataError(
+            f"{where} holds {int(wrong.sum())} values that are infinite or too large to compare (e.g. {worst:.4g}): "
+            "it is damaged, or no embedding. Make it anew."
+        )
+
+
+def check_fields(params: Any, name: str) -> None:
+    """Raise where a number of a parameter dataclass is none, or not whole where it is counted, by its annotation."""
+    for one in fields(params):
+        value, kind = getattr(params, one.name), str(one.type)
+        if value is None and kind.endswith("| None"):
+            continue
+        kind = kind.removesuffix(" | None")
+        if kind == "int":
+            whole(f"{name}.{one.name}", value)
+        elif kind == "tuple[int, ...]":
+            for item in value:
+                whole(f"{name}.{one.name}", item)
+        elif kind == "float" and (
+            isinstance(value, bool) or not isinstance(value, int | float | np.number) or np.isnan(value)
+        ):
+            raise DataError(f"`{name}.{one.name}` must be a number, found {value!r}.")
 
 
 def whole(name: str, value: Any, *, least: int | None = None) -> int:
@@ -117,15 +176,49 @@ def check_gene_names(names: Sequence[str], *, where: str) -> None:
         )
 
 
+def check_slot(name: Any, *, argument: str = "key_added") -> None:
+    """Raise unless a slot, column or element may be called so wherever it is stored; asked before it is computed."""
+    # The rule of SpatialData for names of elements, columns and slots; "_index" is anndata's own.
+    allowed = isinstance(name, str) and name not in ("", ".", "..", "_index") and not name.startswith("__")
+    if not allowed or not all(c.isalnum() or c in "_-." for c in name) or len(name.encode()) > MAX_NAME:
+        raise DataError(
+            f"`{argument}` must be a name of letters, digits, '_', '-' and '.' that does not start with '__', "
+            f"found {name!r}: nothing else can be stored."
+        )
+
+
 def check_section(section: str) -> None:
     """Raise unless a name of a section may name elements of SpatialData."""
-    # The rule of SpatialData for names of elements.
-    allowed = isinstance(section, str) and section and not section.startswith("__")
-    if not allowed or not all(c.isalnum() or c in "_-." for c in section):
+    check_slot(section, argument="section")
+
+
+def as_column(name: str) -> str:
+    """Name of a gene, gene set or label as a column on disk: zarr and HDF5 take '/' for a folder."""
+    return name.replace("/", "_")
+
+
+def as_columns(names: Sequence[str], *, what: str) -> list[str]:
+    """Names as columns on disk; `what` they name, in the plural.
+
+    Raises
+    ------
+    DataError
+        When two names would share a column, or one cannot be that of a column.
+    """
+    columns = [as_column(name) for name in names]
+    slashed = [name for name, column in zip(names, columns, strict=True) if name != column]
+    if len(set(columns)) < len(set(names)):
         raise DataError(
-            f"`section` must be a name of letters, digits, '_', '-' and '.' that does not start with '__', "
-            f"found {section!r}."
+            f"{what} {listed(slashed)} would be stored with '_' for '/', but these names exist already; rename them."
         )
+    refused = ("", ".", "..", "_index")
+    if wrong := [n for n in columns if n in refused or len(n.encode()) > MAX_NAME or _CONTROL.search(n)]:
+        raise DataError(f"{what} {listed(wrong)} cannot be columns on disk; rename them.")
+    if slashed:
+        said = "'/' becomes '_' in the names of %d %s, so that they can be saved: %s"
+        # By name: `_logging` knows the settings, which are checked here.
+        logging.getLogger("sealst").info(said, len(slashed), what.lower(), listed(slashed))
+    return columns
 
 
 def section_name(name: str) -> str:
@@ -143,7 +236,10 @@ def patient_text(value: Any) -> str | None:
     """Name of a patient, without spaces at its ends; None where missing."""
     import pandas as pd
 
-    return None if pd.isna(value) else as_text(value).strip() or None
+    if pd.isna(value):
+        return None
+    # A number that was made text elsewhere is the number: 1, "1", 1.0 and "1.0" are one patient.
+    return _WHOLE.sub(r"\1", as_text(value).strip()) or None
 
 
 def patient_names(column: Any) -> Any:

@@ -44,3 +44,18 @@ def test_what_differs_is_said_and_what_is_unknown_contradicts_nothing(field, val
     assert made.text != other.text or field in ("model", "pool")
     if field != "model":
         assert made.differences(replace(made, **{field: None})) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "adapted"),
+    [
+        ({"model": "1f2e3d4c5b6a7988"}, True),
+        ({"model": "seal-uni2-h-1f2e3d4c"}, True),
+        ({"model": "seal-uni2-h-1f2e3d4c-frozen"}, False),
+        ({"model": "uni2-h", "fingerprint": "uni2-h-1c5cb8b7", "pool": "cls", "crop_um": 112.0}, False),
+        ({"model": "uni_v1"}, False),
+    ],
+)
+def test_what_made_an_embedding_says_whether_it_was_adapted(entry, adapted):
+    assert MadeBy.is_adapted(MadeBy.of(entry).text) is adapted
+    assert MadeBy.is_adapted(None) is None

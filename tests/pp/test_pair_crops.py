@@ -338,7 +338,7 @@ def test_a_store_that_is_gone_is_named_and_not_read_as_black(tmp_path):
         shutil.rmtree(chunks)
     part = sd.read_zarr(tmp_path / "part.zarr")
     sl.pp.pair_crops(part, crop_um=20)
-    with pytest.warns(sl.SealstWarning, match="25 of 25 crops are of a single colour. Are parts of the"):
+    with pytest.raises(sl.DataError, match="All 25 crops of 's' are of a single colour: the picture is not there"):
         sl.tl.embed(part, encoder, device="cpu")
     # What is in memory needs no store.
     sl.pp.pair_crops(written, crop_um=20)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+#: SEAL models go by it, or in the files of other tools by a name with its beginning; encoders have names of their own
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}|seal-.+-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class MadeBy:
             views=None if entry.get("views") is None else int(entry["views"]),
             **texts,
         )
+
+    @staticmethod
+    def is_adapted(text: str | None) -> bool | None:
+        """Whether `text` stands for a SEAL model, in place of an encoder as published; None where it is not known."""
+        return None if text is None else _FINGERPRINT.fullmatch(text) is not None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; the arguments of the class."""

@@ -31,7 +31,7 @@ from sealst._section.images import (
     stated_scales,
 )
 from sealst._section.parts import Part, parts_at, parts_of, walk
-from sealst._section.regions import Region, regions_of, sections_of
+from sealst._section.regions import Region, regions_of, row_of, sections_of
 from sealst._section.tables import (
     Data,
     expression,
@@ -48,6 +48,7 @@ from sealst._section.tables import (
     recorded,
     with_table,
 )
+from sealst._section.twins import likeness_of, refuse_twin_folds, refuse_twins
 
 __all__ = [
     "Data",
@@ -68,6 +69,7 @@ __all__ = [
     "he_image",
     "image_levels",
     "layer_names",
+    "likeness_of",
     "lognorm",
     "map_crops",
     "mpp_of",
@@ -82,8 +84,11 @@ __all__ = [
     "record",
     "record_slot",
     "recorded",
+    "refuse_twin_folds",
+    "refuse_twins",
     "region_crops",
     "regions_of",
+    "row_of",
     "same_crops",
     "sections_of",
     "spot_centres",

@@ -22,7 +22,15 @@ from sealst._logging import warn
 from sealst._section.colour import DARK, is_dark
 from sealst._section.images import multiscale
 from sealst._section.pyramid import SlideImage, extended, levels_of, squidpy_library
-from sealst._validate import check_choice, check_gene_names, check_positive, check_section, listed
+from sealst._validate import (
+    check_choice,
+    check_gene_names,
+    check_mpp,
+    check_positive,
+    check_section,
+    listed,
+    patient_text,
+)
 
 
 def from_arrays(
@@ -135,12 +143,12 @@ def from_arrays(
     if len(set(ids)) != len(ids) or len(ids) != len(xy):
         raise DataError(f"`spot_ids` must be {len(xy)} unique names, found {len(ids)} with {len(set(ids))} unique.")
     check_gene_names(list(genes), where="`genes`")
-    check_positive("mpp", mpp)
+    check_mpp("mpp", mpp)
     check_positive("spot_um", spot_um)
     check_choice("spot_shape", spot_shape, ("circle", "square"))
 
     facts = {
-        Keys.PATIENT: section if patient is None else patient,
+        Keys.PATIENT: patient_text(patient) or section,
         Keys.SECTION: section,
         Keys.ORGAN: organ,
         Keys.TECHNOLOGY: technology,

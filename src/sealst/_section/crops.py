@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,19 +14,20 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst._core.space.geometry import CropSpec, apply_affine, inside_fraction, similarity_scale, square_boxes
-from sealst._data.crops.reader import prefetch
+from sealst._data.crops.plain import PlainCrops
+from sealst._data.crops.reader import read_crops
 from sealst._data.crops.source import CropSource, iter_source
 from sealst._errors import DataError, OrderError, ScaleError
 from sealst._keys import Keys
-from sealst._logging import progress, warn
-from sealst._section.images import between, check_pixels, he_image, image_levels
+from sealst._logging import progress
+from sealst._section.images import between, has_pixels, he_image, image_levels
 from sealst._section.regions import Region, regions_of, sections_of
-from sealst._section.tables import get_table, needs_pixels, recorded
+from sealst._section.tables import Data, get_table, needs_pixels, recorded
 from sealst._settings import settings
 from sealst._validate import check_key, listed
 
-#: share of crops without any picture above which something is wrong; a masked picture may have a few
-_MAX_PLAIN = 0.05
+#: crops of a region by which its picture is known again
+_SAMPLED = 4
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,15 +68,19 @@ class RegionCrops:
     @property
     def levels(self) -> list[Any]:
         """Levels of the image, finest first; the store they lie in is known to be there."""
-        check_pixels(self.sdata, self.definition["image_key"])
         return image_levels(he_image(self.sdata, self.definition["image_key"]))
 
     @property
     def source(self) -> CropSource:
         """Where the usable crops are read from: their store where they have one, else the image."""
-        if self.cache is None:
-            return CropSource(self.levels, self.boxes)
-        return CropSource(image_levels(he_image(self.sdata, self.definition["image_key"])), self.boxes, self.cache)
+        return CropSource(self.levels, self.boxes, self.cache, PlainCrops(self.region.section))
+
+    def shows(self, made_from: dict[str, Any]) -> bool:
+        """Whether the crops still show what they showed when something was made from them, by those that were kept."""
+        known = json.loads(made_from.get("pixels", "{}"))
+        rows = np.flatnonzero(np.isin(self.region.ids.astype(str), list(known)))
+        then = [known[name] for name in self.region.ids[rows].astype(str)]
+        return not len(rows) or _digests(read_crops(self.levels, self.every_box[rows], self.crop_px)) == then
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,8 +90,6 @@ class PairedTable:
     table: AnnData
     sections: list[RegionCrops]
     size: CropSpec
-    #: crop definitions by region, as provenance of what is computed from them
-    record: dict[str, Any]
     #: what made the embeddings that the table has, by slot
     embedded: dict[str, Any]
 
@@ -122,9 +127,7 @@ def paired_table(
                 )
     size = crop_size(table, sections, crop_um) if trained_on is None else trained_on
     found = [region_crops(sdata, table, one, size.crop_um) for one in sections]
-    record = {one.region.name: one.definition for one in found}
-    embedded = recorded(table, "embed")
-    return PairedTable(table=table, sections=found, size=size, record=record, embedded=embedded)
+    return PairedTable(table=table, sections=found, size=size, embedded=recorded(table, "embed"))
 
 
 def region_crops(sdata: SpatialData, table: AnnData, region: Region, crop_um: float | None = None) -> RegionCrops:
@@ -177,22 +180,30 @@ def crop_definition(table: AnnData, region: Region, crop_um: float | None = None
     return entry | {"crop_um": float(crop_um), "shapes_key": entry["sizes"][key]}
 
 
-def unchanged_regions(table: AnnData, made_from: dict[str, Any]) -> list[Region]:
+def unchanged_regions(table: AnnData, made_from: dict[str, Any], data: Data | None = None) -> list[Region]:
     """Regions that still have the crops that a result was made from, given its crop definitions by region."""
-    return [one for one in regions_of(table) if same_crops(table, one, made_from.get(one.name))]
+    return [one for one in regions_of(table) if same_crops(table, one, made_from.get(one.name), data)]
 
 
-def same_crops(table: AnnData, region: Region, made_from: dict[str, Any] | None) -> bool:
-    """Whether a region still has the crops that a result was made from."""
+def same_crops(table: AnnData, region: Region, made_from: dict[str, Any] | None, data: Data | None = None) -> bool:
+    """Whether a region still has the crops that a result was made from.
+
+    Of a SpatialData that holds the table and the picture, some crops are compared pixel by pixel, too.
+    """
     if made_from is None or not has_crops(table, region):
         return False
     now = crop_definition(table, region)
     if f"{made_from['crop_um']:g}" not in now["sizes"]:
         return False
-    # Sizes that were paired beside the one in use do not matter, nor do distances between spots.
+    # Sizes that were paired beside the one in use do not matter, nor do distances between spots; pixels come below.
     now = crop_definition(table, region, float(made_from["crop_um"]))
-    ignored = ("sizes", "shapes_key", "um_per_unit")
-    return all(now.get(key) == value for key, value in made_from.items() if key not in ignored)
+    ignored = ("sizes", "shapes_key", "um_per_unit", "pixels")
+    if any(now.get(key) != value for key, value in made_from.items() if key not in ignored):
+        return False
+    if not isinstance(data, SpatialData) or not has_pixels(data, now["image_key"]) or now["shapes_key"] not in data:
+        # What was computed is used without the picture, too.
+        return True
+    return region_crops(data, table, region, now["crop_um"]).shows(made_from)
 
 
 def crop_size(table: AnnData, regions: Sequence[Region], crop_um: float | None = None) -> CropSpec:
@@ -209,7 +220,7 @@ def crop_size(table: AnnData, regions: Sequence[Region], crop_um: float | None =
 
 def map_crops(
     sections: Sequence[RegionCrops], function: Callable[[np.ndarray], np.ndarray], *, show: bool | None, desc: str
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, dict[str, dict[str, Any]]]:
     """Apply a function to the usable crops of sections, in batches.
 
     Parameters
@@ -223,36 +234,34 @@ def map_crops(
 
     Returns
     -------
-    Rows of the table (n,), section by section in the order of the table, and their values (n, width).
+    Rows of the table (n,), section by section in the order of the table; their values (n, width); and what these were
+    made from: crop definitions by region, with what some crops show, as a picture may be replaced under its name.
     """
     rows = np.concatenate([one.rows for one in sections])
     if not len(rows):
         raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
-    values, plain, start = np.empty((len(rows), 0)), 0, 0
+    values, start = np.empty((len(rows), 0)), 0
     # All sources first: a store that is gone is told before the first crop is read.
     sources = [one.source for one in sections]
+    made_from: dict[str, dict[str, Any]] = {}
     with progress(None, desc=desc, total=len(rows), show=show) as bar:
         for one, source in zip(sections, sources, strict=True):
-            for positions, crops in prefetch(iter_source(source, one.crop_px, batch_size=settings.batch_size)):
-                plain += _n_plain(crops)
+            some = np.unique(np.linspace(0, len(source.boxes) - 1, min(_SAMPLED, len(source.boxes))).astype(int))
+            pixels: dict[str, str] = {}
+            for positions, crops in iter_source(source, one.crop_px, batch_size=settings.batch_size, ahead=True):
                 found = function(crops)
                 if not values.shape[1]:
                     values = np.empty((len(rows), found.shape[1]), dtype=found.dtype)
                 values[start + positions] = found
+                kept = np.isin(positions, some)
+                names = one.region.ids[one.usable][positions[kept]].astype(str)
+                pixels.update(zip(names.tolist(), _digests(crops[kept]), strict=True))
                 bar.update(len(positions))
             start += len(source.boxes)
-    if plain > _MAX_PLAIN * len(rows):
-        warn(
-            f"{plain} of {len(rows)} crops are of a single colour. Are parts of the picture missing from its store? "
-            "Zarr reads them as black, without an error; `sl.pl.crops` shows crops."
-        )
-    return rows, values
+            # Text: spots may be called anything, and names of slots on disk may not.
+            made_from[one.region.name] = one.definition | {"pixels": json.dumps(pixels)}
+    return rows, values, made_from
 
 
-def _n_plain(crops: np.ndarray) -> int:
-    """How many crops are of a single colour throughout."""
-    # Few pixels rule out nearly all.
-    for step in (8, 1):
-        thin = crops[:, ::step, ::step]
-        crops = crops[(thin == thin[:, :1, :1]).all(axis=(1, 2, 3))]
-    return len(crops)
+def _digests(crops: np.ndarray) -> list[str]:
+    return [hashlib.sha256(one.tobytes()).hexdigest()[:16] for one in crops]

@@ -42,8 +42,9 @@ def find_image(sdata: SpatialData, region: Region, image_key: str | None = None)
 
 
 def he_image(sdata: SpatialData, name: str) -> Any:
-    """An H&E image element, checked: uint8 with red, green and blue."""
+    """An H&E image element, checked: uint8 with red, green and blue, in a store that is there."""
     check_key(sdata.images, name, where="`sdata.images`", hint="Run `sl.pp.pair_crops` again, or restore the image.")
+    check_pixels(sdata, name)
     element = sdata.images[name]
     finest = image_levels(element)[0]
     if finest.dtype != np.uint8 or finest.shape[0] not in (3, 4):
@@ -57,19 +58,37 @@ def he_image(sdata: SpatialData, name: str) -> Any:
 
 
 def check_pixels(sdata: SpatialData, name: str) -> None:
-    """Raise when the store that an image is read from is gone: zarr would read it as black, without an error."""
-    path: Any = sdata.path
-    path = Path(path) if isinstance(path, str) else path
-    if path is None or path.exists():
-        return
-    alone = SpatialData(images={"image": sdata.images[name]})
-    # An image in memory needs no files, wherever it is said to be stored.
-    alone.path = path.with_name("elsewhere")
-    if not alone.elements_are_self_contained()["image"]:
+    """Raise when the store that an image is read from is gone: zarr would read it as black, without an error.
+
+    The image itself is asked, as a SpatialData may have no path (after `sdata.subset`) or that of another store.
+    """
+    for folder in _lost_folders(sdata.images[name]):
+        gone = next((one for one in reversed([folder, *folder.parents]) if not one.exists()), folder)
         raise DataError(
-            f"Image {name!r} is read from {str(path)!r}, which is not there any more. Read the section again "
-            "from where it is now (`spatialdata.read_zarr`)."
+            f"Image {name!r} is read from {str(gone)!r}, which is not there any more. Read the section again "
+            "from where it is now (`spatialdata.read_zarr`); a relative path holds in the working folder only."
         )
+
+
+def has_pixels(sdata: SpatialData, name: str) -> bool:
+    """Whether an image is there, and the store that it is read from."""
+    return name in sdata.images and not _lost_folders(sdata.images[name])
+
+
+def _lost_folders(element: Any) -> list[Path]:
+    """Folders of an image's arrays that hold none any more."""
+    folders = [folder for level in image_levels(element) for folder in _folders_of(level)]
+    return [f for f in folders if not any((f / file).exists() for file in ("zarr.json", ".zarray"))]
+
+
+def _folders_of(level: Any) -> list[Path]:
+    """Folders of the zarr arrays on disk that a lazy level is read from."""
+    graph = getattr(level.data, "dask", {})
+    # Layers that hold a source; the others hold one task for every chunk, too many to look at.
+    sources = [layer for key, layer in getattr(graph, "layers", {}).items() if key.startswith("original-from-zarr")]
+    arrays = [array for layer in sources for array in layer.values() if hasattr(array, "store")]
+    roots = [(getattr(array.store, "root", None), array.path) for array in arrays]
+    return [root / path for root, path in roots if isinstance(root, Path)]
 
 
 def image_levels(element: Any) -> list[xr.DataArray]:
@@ -189,10 +208,16 @@ def stated_scales(
             raise ScaleError(f"`pitch_um` gives no scale for {name!r}: {error}") from error
     if spot_um is not None:
         ratio = similarity_scale(between(spots, element, system))
+        radius = float(spots["radius"].median()) if "radius" in spots else np.nan
+        if "radius" in spots and not (np.isfinite(spots["radius"]) & (spots["radius"] > 0)).all():
+            raise ScaleError(
+                f"`spot_um` gives no scale for {name!r}: some of its circles have no radius above 0 (lowest "
+                f"{spots['radius'].min():.4g})."
+            )
         if "radius" not in spots or ratio is None:
             why = "they are stretched against the image" if "radius" in spots else "they are no circles"
             raise ScaleError(f"`spot_um` gives no scale for {name!r}: its shapes have no diameter, {why}.")
-        sources["`spot_um`"] = float(spot_um) / (2 * float(spots["radius"].median()) * ratio)
+        sources["`spot_um`"] = float(spot_um) / (2 * radius * ratio)
     return sources
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from anndata import AnnData
 from spatialdata.models import TableModel
 
-from sealst._errors import DataError
+from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
-from sealst._validate import check_key, listed
+from sealst._validate import check_key, listed, near
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +75,33 @@ def sections_of(table: AnnData, region: str | Sequence[str] | None = None) -> li
     for name in wanted:
         check_key([one.section for one in found], name, where="the table's sections", hint="Name one with `region=`.")
     return [one for one in found if one.section in wanted]
+
+
+def row_of(table: AnnData, spot: str, sections: Sequence[Region]) -> int:
+    """Row of a spot by its name: that of these sections where they have one, as barcodes recur from section to section.
+
+    Raises
+    ------
+    MissingKeyError
+        When no spot has the name.
+    DataError
+        When several spots have it, of these sections or, where they have none, of the others.
+    """
+    rows = np.flatnonzero(table.obs_names == spot)
+    if not rows.size:
+        raise MissingKeyError(
+            f"{spot!r} not found in `.obs_names`; found: {listed(table.obs_names)}.{near([spot], table.obs_names)} "
+            "Spots are named '<section>_<spot id>'."
+        )
+    inside = rows[np.isin(rows, np.concatenate([one.rows for one in sections]))]
+    rows = inside if inside.size else rows
+    if rows.size == 1:
+        return int(rows[0])
+    owners = [one for one in sections_of(table) if np.isin(rows, one.rows).any()]
+    if len(owners) == 1:
+        raise DataError(
+            f"{rows.size} spots of section {owners[0].section!r} are called {spot!r}; run "
+            "`table.obs_names_make_unique()`."
+        )
+    names = listed((one.name if TableModel.ATTRS_KEY in table.uns else one.section) for one in owners)
+    raise DataError(f"{spot!r} is a spot of {len(owners)} sections; say which with `region=`: {names}.")

@@ -15,7 +15,15 @@ from sealst._data.augment import AUGMENTATIONS
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._settings import settings
-from sealst._validate import check_choice, check_fraction, check_positive, from_yaml, resolve_params, whole
+from sealst._validate import (
+    check_choice,
+    check_fields,
+    check_fraction,
+    check_positive,
+    from_yaml,
+    resolve_params,
+    whole,
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ class TrainParams:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, "params")
         for name in ("epochs", "batch_size", "lr", "views", "patience", "chunk_size"):
             if getattr(self, name) is not None:
                 check_positive(f"params.{name}", getattr(self, name))
@@ -200,6 +209,7 @@ class SlideParams:
         for name, value in vars(self).items():
             # numpy scalars would not go into JSON later on.
             object.__setattr__(self, name, value.item() if isinstance(value, np.generic) else value)
+        check_fields(self, "params")
         for name in ("lr", "clip_norm"):
             check_positive(f"params.{name}", getattr(self, name))
         for name in ("epochs", "hidden", "attention", "max_tiles"):

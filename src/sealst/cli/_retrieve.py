@@ -128,6 +128,7 @@ def _call(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def _of_sections(work: Work, model: Any, given: Mapping[str, Any]) -> pd.DataFrame:
     import pandas as pd
 
+    from sealst import _section
     from sealst.tl import retrieve as search
 
     key, frames = given["key_added"], []
@@ -139,7 +140,10 @@ def _of_sections(work: Work, model: Any, given: Mapping[str, Any]) -> pd.DataFra
         names = [str(name) for name in entry["hits"]]
         frame = pd.DataFrame({"rank": range(1, len(names) + 1), "obs_name": names, "similarity": entry["similarities"]})
         if Keys.SPATIAL in table.obsm:
-            xy = table.obsm[Keys.SPATIAL][table.obs_names.get_indexer(names)]
+            sections = {one.section: one for one in _section.sections_of(table)}
+            owners = [sections[str(name)] for name in entry["sections"]]
+            rows = [_section.row_of(table, name, [one]) for name, one in zip(names, owners, strict=True)]
+            xy = table.obsm[Keys.SPATIAL][rows]
             frame["x_px"], frame["y_px"] = xy[:, 0], xy[:, 1]
         frames.append(frame)
         return {}

@@ -22,7 +22,7 @@ from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._section import Region, multiscale
 from sealst._section.pyramid import CHUNK_PX, extended, squidpy_library
-from sealst._validate import check_key, check_positive, check_section, listed
+from sealst._validate import check_key, check_positive, check_section, listed, patient_text
 
 #: a level up to this many pixels along its longer side may be read as a whole
 _SMALL_PX = 4096
@@ -133,7 +133,7 @@ def from_spatialdata(
         if value is None and key in source.obs:
             facts[key] = source.obs[key].iloc[one.rows].to_numpy()
         else:
-            facts[key] = str(value or (name if key == Keys.PATIENT else "unknown"))
+            facts[key] = (patient_text(value) or name) if key == Keys.PATIENT else str(value or "unknown")
     table = _copy_rows(source, one, facts)
     table.obsm[Keys.SPATIAL] = centres
     geometry.index = pd.Index(table.obs["spot_id"].to_numpy(dtype=object))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sealst._errors import CheckpointError, DataError
-from sealst._validate import check_fraction, check_positive, listed, resolve_kind
+from sealst._validate import check_fields, check_fraction, check_positive, listed, resolve_kind
 from sealst.models._encoders.blocks import block_layers, parameter_depths
 from sealst.models._encoders.encoder import Encoder
 
@@ -100,6 +100,7 @@ class LoraParams(Adapter):
     dora: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, "adapter")
         for name in ("r", "alpha", "n_blocks"):
             check_positive(f"adapter.{name}", getattr(self, name))
         check_fraction("adapter.dropout", self.dropout)
@@ -164,6 +165,7 @@ class _WeightParams(Adapter):
     lr_scale: float = 0.02
 
     def __post_init__(self) -> None:
+        check_fields(self, "adapter")
         for name in ("layer_decay", "lr_scale"):
             check_positive(f"adapter.{name}", getattr(self, name))
 
@@ -226,6 +228,7 @@ class BottleneckParams(Adapter):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self, "adapter")
         check_positive("adapter.width", self.width)
         check_fraction("adapter.dropout", self.dropout)
 

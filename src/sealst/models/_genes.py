@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sealst._errors import DataError
-from sealst._validate import check_fraction, check_positive, resolve_kind
+from sealst._validate import check_count, check_fields, check_fraction, check_positive, resolve_kind
 
 
 class GeneCode(NamedTuple):
@@ -56,11 +56,12 @@ class GeneEncoderParams(ABC):
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if isinstance(value, (list, tuple)):
-                object.__setattr__(self, name, tuple(int(v) for v in value))
+                object.__setattr__(self, name, tuple(value))
                 for width in getattr(self, name):
-                    check_positive(f"gene_encoder.{name}", width)
+                    check_count(f"gene_encoder.{name}", width)
             elif name in ("dropout", "mask"):
                 check_fraction(f"gene_encoder.{name}", value)
+        check_fields(self, "gene_encoder")
 
     @abstractmethod
     def build(self, n_genes: int, dim: int) -> GeneEncoder:

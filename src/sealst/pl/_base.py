@@ -24,7 +24,7 @@ from sealst._core.scores.metrics import gene_pearson
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._files import complete_file
 from sealst._section import Region
-from sealst._validate import check_fraction, check_positive, listed
+from sealst._validate import as_column, check_fraction, check_positive, listed
 
 P = TypeVar("P", bound=Any)
 
@@ -195,11 +195,13 @@ def list_of_titles(title: str | Sequence[str], n: int, *, what: str) -> list[str
 
 
 def find_gene(gene: str, names: pd.Index) -> str | None:
-    """Name of a gene in an index: as it is written, else whatever the case."""
+    """Name of a gene in an index: as it is written, else whatever the case, else as a column that was stored."""
     if gene in names:
         return gene
-    hits = names[names.str.upper() == gene.upper()]
-    return str(hits[0]) if len(hits) else None
+    for wanted in (gene.upper(), as_column(gene.upper())):
+        if len(hits := names[names.str.upper() == wanted]):
+            return str(hits[0])
+    return None
 
 
 def missing_name(name: str, known: Collection[str], *, where: str) -> MissingKeyError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from spatialdata import SpatialData
@@ -94,7 +95,8 @@ def cache_crops(
         rounded = source.boxes.round(3) + 0.0
         cut = rounded[np.lexsort(rounded.T)].tobytes() + f"{px} {definition['image_key']}".encode()
         target = (folder / f"{one.section}-{hashlib.sha256(cut).hexdigest()[:12]}.zarr").absolute()
-        cache = write_cache(target, source.levels, source.boxes, px, overwrite=overwrite, show=progress)
+        options: Any = {"section": one.section, "overwrite": overwrite, "show": progress}
+        cache = write_cache(target, source.levels, source.boxes, px, **options)
         stored.setdefault(one.name, {})[f"{definition['crop_um']:g}"] = str(target)
         logger.info("%s: %d crops in %s", one.section, len(cache.boxes), target)
     _section.record(table, "crop_caches", stored)

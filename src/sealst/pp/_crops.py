@@ -30,7 +30,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Region
 from sealst._section.pyramid import touch_lost
-from sealst._validate import check_fraction, check_positive, listed
+from sealst._validate import check_count, check_fraction, check_mpp, check_positive, listed
 from sealst.pp._crop_reasons import LOST, NOT_PAIRED, OK, OUTSIDE, crop_reasons, write_reasons
 
 
@@ -122,7 +122,7 @@ def pair_crops(
     if len({f"{size:g}" for size in sizes}) < len(sizes):
         raise DataError(f"`crop_um` names a size twice: {listed(sizes)}.")
     sizes = [float(size) for size in sizes]
-    check_positive("crop_px", crop_px)
+    check_count("crop_px", crop_px)
     if crop_px != int(crop_px):
         raise DataError(f"`crop_px` must be a whole number, found {crop_px!r}.")
     check_fraction("min_inside", min_inside)
@@ -131,7 +131,7 @@ def pair_crops(
     stated = {"mpp": mpp, "pitch_um": pitch_um, "spot_um": spot_um}
     for name, value in stated.items():
         if value is not None:
-            check_positive(name, value)
+            (check_mpp if name == "mpp" else check_positive)(name, value)
 
     options = _Options(sizes, int(crop_px), stated, image_key, coordinate_system, min_inside, max_outside)
     paired = [_pair(sdata, table, one, options) for one in _section.regions_of(table, region)]

@@ -10,6 +10,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
 from sealst import _section
+from sealst._data.crops.plain import PlainCrops
 from sealst._data.crops.reader import iter_crops
 from sealst._docs import documented
 from sealst._errors import DataError
@@ -128,7 +129,8 @@ def quality(
             inside = np.flatnonzero(~np.isin(base_reasons(table)[one.rows].astype(str), [OUTSIDE, NOT_PAIRED]))
             boxes, values = paired.every_box[inside], np.full((len(one.rows), len(missing)), np.nan)
             with progress_bar(None, desc="measuring crops", total=len(boxes), show=progress) as bar:
-                for places, pixels in iter_crops(paired.levels, boxes, paired.crop_px, batch_size=_BATCH):
+                read = iter_crops(paired.levels, boxes, paired.crop_px, batch_size=_BATCH)
+                for places, pixels in PlainCrops(one.section).watch(read):
                     values[inside[places]] = measure(pixels, missing)
                     bar.update(len(places))
             for m, column in zip(missing, values.T, strict=True):

@@ -112,7 +112,8 @@ def split(
     DataError
         When there are too few patients, sections or blocks, or ``.obs["patient"]`` has empty values.
     LeakError
-        When a patient stands on both sides of a fold by section or column.
+        When a patient stands on both sides of a fold by section or column, or a section under two names: with the same
+        counts, or the same picture under its spots.
     MissingKeyError
         When ``.obs["patient"]`` or the column is absent.
     ScaleError
@@ -151,10 +152,13 @@ def split(
             )
         if n_folds is not None and n_folds > len(known):
             raise DataError(f"`n_folds={n_folds}` is more than the {len(known)} patients {listed(known)}.")
-        return [
+        folds = [
             _fold(parts, train, test, "patient-" + "+".join(np.unique(patients[test])))
             for train, test in splits.group_folds(patients, n_folds)
         ]
+        if not allow_shared_patients:
+            _section.refuse_twin_folds(parts, folds)
+        return folds
     if by == "section":
         if len(parts) < 2:
             raise DataError(
@@ -189,7 +193,7 @@ def split(
 def check_split(
     train_sections: Data | Sequence[Data], test_sections: Data | Sequence[Data], *, table_key: str = Keys.TABLE
 ) -> None:
-    """Refuse sections to train and to test on that come from the same patient.
+    """Refuse sections to train and to test on that come from the same patient, or are the same under another name.
 
     Parameters
     ----------
@@ -199,12 +203,13 @@ def check_split(
 
     Returns
     -------
-    None where no patient stands on both sides.
+    None where no patient and no section stands on both sides.
 
     Raises
     ------
     LeakError
-        When one does; the text names the patient and its sections.
+        When one does; the text names the patient and its sections, or the sections that have the same counts or the
+        same picture under their spots.
     MissingKeyError
         When ``.obs["patient"]`` is absent.
 
@@ -212,11 +217,14 @@ def check_split(
     --------
     >>> sl.pp.check_split([s1, s2], [s3])
     """
-    sides = [
-        {part.section: np.unique(_patients(part)).tolist() for part in parts_of(side, table_key, name=name)}
+    parts = [
+        parts_of(side, table_key, name=name)
         for side, name in ((train_sections, "train_sections"), (test_sections, "test_sections"))
     ]
+    sides = [{part.section: np.unique(_patients(part)).tolist() for part in side} for side in parts]
     _refuse_shared(sides[0], sides[1], "Move these sections to one side, e.g. with `sl.pp.split(sections)`.")
+    known = [{part.section: _section.likeness_of(part) for part in side} for side in parts]
+    _section.refuse_twins(known[0], known[1])
 
 
 def _split_groups(
@@ -237,6 +245,7 @@ def _split_groups(
             _refuse_shared(
                 sides[0], sides[1], "Split with `by='patient'`, or pass `allow_shared_patients=True` if you mean it."
             )
+        _section.refuse_twin_folds(parts, folds)
     return folds
 
 

@@ -17,7 +17,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, quiet_squidpy, warn
 from sealst._section import multiscale
-from sealst._validate import check_choice, listed
+from sealst._validate import check_choice, check_slot, listed
 from sealst.pp._tissue import section_labels, tissue_at
 
 #: pixels of the picture that stains are fitted on
@@ -153,6 +153,8 @@ def normalize_stain(
 
     if not isinstance(reference, Stain):
         raise TypeError(f"`reference` must be a Stain from `sl.pp.fit_stain`, found {type(reference).__name__}.")
+    if key_added is not None:
+        check_slot(key_added)
     table = _section.get_table(sdata, table_key)
     sources = {_section.find_image(sdata, one, image_key): one for one in _section.regions_of(table, region)}
     if key_added is not None and len(sources) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -332,6 +333,93 @@ def test_lora_that_cannot_be_ours(change, text, load):
     change(published)
     with pytest.raises(sl.WeightsError, match=re.escape(text)):
         load("conch", published.vision(), published.omics())
+
+
+# -- LoRA alone -------------------------------------------------------------------------------------------------------
+def alone(published: Published, layout: str) -> dict[str, torch.Tensor]:
+    """The vision file without the base encoder, as peft stores adapters in a model or by themselves."""
+    state = {name: tensor for name, tensor in published.vision().items() if "lora_" in name or "decoder" in name}
+    if layout == "in the model":
+        return state
+    return {name.removeprefix("encoder.").replace(".default.", "."): tensor for name, tensor in state.items()}
+
+
+def load_alone(published, small, folder, vision, **given) -> SealModel:
+    folder.mkdir(exist_ok=True)
+    torch.save(vision, folder / "v.pth")
+    torch.save(published.omics(), folder / "o.pth")
+    paths = {"vision": folder / "v.pth", "omics": folder / "o.pth"} | given
+    crop = CropSpec(112.0, PX[published.key])
+    return load_release(shrunk(published.key, small), paths, genes=NAMES, crop=crop, device="cpu")
+
+
+@pytest.mark.parametrize("layout", ["in the model", "by itself"])
+@pytest.mark.parametrize("place", ["argument", "variable"])
+def test_lora_alone_takes_the_base_encoder_from_the_registry(
+    published, small, tmp_path, monkeypatch, layout, place, load
+):
+    given = {}
+    if place == "argument":
+        torch.save(published.tower, tmp_path / "base.pth")
+        given["base"] = tmp_path / "base.pth"
+    else:
+        (tmp_path / "all").mkdir()
+        torch.save(published.tower, tmp_path / "all" / f"{published.key}.pth")
+        monkeypatch.setenv("SEALST_WEIGHTS", str(tmp_path / "all"))
+    model = load_alone(published, small, tmp_path / "f", alone(published, layout), **given)
+    crops = crops_for(published.key)
+    np.testing.assert_allclose(model.embed_images(crops), published.image_codes(crops), atol=1e-5)
+    # The same model as from the file that holds everything.
+    whole = load(published.key, published.vision(), published.omics())
+    assert whole.fingerprint == model.fingerprint
+
+
+def test_a_base_encoder_that_is_not_there_says_which_page_to_visit(published, small, offline):
+    with pytest.raises(sl.WeightsError) as caught:
+        load_alone(published, small, offline / "f", alone(published, "in the model"))
+    text, page = str(caught.value), RELEASES[published.key].spec.hf_id
+    assert f"holds LoRA alone, which is there; its base encoder {published.key!r} is not." in text
+    assert f"Visit the model page of {page}" in text
+    assert "MahmoodLab/SEAL" not in text
+    assert "pass it as `base='<file>'`" in text
+
+
+def test_a_part_of_the_base_encoder_is_refused_by_name(published, small, tmp_path):
+    """What is missing is never taken from elsewhere."""
+    torch.save(published.tower, tmp_path / "base.pth")
+    vision = published.vision()
+    name = f"{TOWER}{published.base.trunk_prefix}blocks.0.mlp.fc1.weight"
+    del vision[name]
+    text = r"v\.pth' does not hold the weights of .* missing 'blocks.0.mlp.fc1.weight'"
+    with pytest.raises(sl.WeightsError, match=text):
+        load_alone(published, small, tmp_path / "f", vision)
+    with pytest.raises(sl.DataError, match="holds the base encoder itself; leave `base` out"):
+        load_alone(published, small, tmp_path / "f", published.vision(), base=tmp_path / "base.pth")
+
+
+def test_another_base_encoder_is_refused(small, tmp_path):
+    conch, uni = Published("conch"), Published("uni2-h")
+    torch.save(uni.tower, tmp_path / "base.pth")
+    with pytest.raises(sl.WeightsError, match="base encoder 'conch' is not.*does not hold the weights of 'conch'"):
+        load_alone(conch, small, tmp_path / "f", alone(conch, "in the model"), base=tmp_path / "base.pth")
+
+
+def test_a_file_of_the_published_name_is_compared_with_the_digest_that_is_known(published, small, tmp_path):
+    _put(published, tmp_path / "files")
+    release, crop = shrunk(published.key, small), CropSpec(112.0, PX[published.key])
+    options = {"genes": NAMES, "crop": crop, "device": "cpu"}
+    given = dict.fromkeys(("vision", "omics"), tmp_path / "files")
+    text = f"is not the file of that name that is known .* expected {release.sha256}"
+    with pytest.warns(sl.SealstWarning, match=text):
+        load_release(release, given, **options)
+    own = hashlib.sha256((tmp_path / "files" / release.filename("vision")).read_bytes()).hexdigest()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", sl.SealstWarning)
+        load_release(replace(release, sha256=own[:12]), given, **options)
+
+
+def test_digests_that_others_pinned():
+    assert {name: one.sha256 for name, one in RELEASES.items()} == {"conch": "0f7c1386ff79", "uni2-h": "e7ae736968c3"}
 
 
 # -- strictness -------------------------------------------------------------------------------------------------------

@@ -119,3 +119,31 @@ def test_what_is_missing_is_named(filled, toy_section):
         sl.pl.crops(filled, order_by="section")
     with pytest.raises(sl.DataError, match="`n_crops` must be a positive number, found 0"):
         sl.pl.crops(filled, n_crops=0)
+
+
+def test_the_region_says_which_spot_of_a_name_is_shown(toy_section):
+    import anndata as ad
+    import spatialdata as sd
+
+    parts = [toy_section(section=name, seed=i, patient=name) for i, name in enumerate("ab")]
+    for sdata in parts:
+        sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
+    tables = [sdata.tables["table"].copy() for sdata in parts]
+    for table in tables:
+        table.obs_names = table.obs["spot_id"].astype(str).to_numpy()
+    joined = ad.concat(tables, uns_merge="unique")
+    joined.obs["region"] = joined.obs["region"].astype("category")
+    names = ["a_spots", "b_spots"]
+    joined.uns["spatialdata_attrs"] = {"region": names, "region_key": "region", "instance_key": "spot_id"}
+    joined.uns["sealst"] = {"crops": {n: t.uns["sealst"]["crops"][n] for n, t in zip(names, tables, strict=True)}}
+    kinds = {kind: {k: v for s in parts for k, v in getattr(s, kind).items()} for kind in ("images", "shapes")}
+    both = sd.SpatialData(**kinds, tables={"table": joined})
+    shown = {}
+    for name, own in zip(names, parts, strict=True):
+        figure = sl.pl.crops(both, spots=["3x2"], region=name)
+        shown[name] = np.asarray(figure.axes[0].images[0].get_array())
+        alone = sl.pl.crops(own, spots=[f"{name[0]}_3x2"])
+        np.testing.assert_array_equal(shown[name], np.asarray(alone.axes[0].images[0].get_array()))
+    assert (shown["a_spots"] != shown["b_spots"]).any()
+    with pytest.raises(sl.DataError, match="'3x2' is a spot of 2 sections; say which with `region=`: 'a_spots'"):
+        sl.pl.crops(both, spots=["3x2"])

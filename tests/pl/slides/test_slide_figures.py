@@ -36,6 +36,37 @@ def test_curves_are_those_of_the_held_out_slides(classified):
     assert set(level.get_ydata()) == {n / len(frozen)}
 
 
+@pytest.mark.parametrize(
+    ("made", "labels", "said"),
+    [
+        ({"X_seal": "uni2-h-1c5cb8b7 at 112 µm, 224 px"}, ["frozen (X_seal)"], "of an encoder as published"),
+        ({"X_seal": "1f2e3d4c5b6a7988", "X_frozen": "uni2-h-1c5cb8b7"}, ["adapted (X_seal)", "frozen (X_frozen)"],
+         "of the same encoder as published"),
+        ({"X_seal": "uni2-h-1c5cb8b7", "X_frozen": "1f2e3d4c5b6a7988"}, ["frozen (X_seal)", "adapted (X_frozen)"],
+         "of the encoder after training with expression"),
+        ({"X_seal": None, "X_frozen": None}, ["X_seal", "X_frozen"], None),
+    ],
+    ids=["plain encoder", "both", "interchanged", "unknown"],
+)  # fmt: skip
+def test_what_made_an_embedding_names_it_not_its_slot(classified, tmp_path, made, labels, said):
+    frame = classified.predictions
+    evaluation = dataclasses.replace(
+        classified,
+        predictions=frame[frame["method"].isin(list(made))],
+        table=classified.table[classified.table["method"].isin([*made, "floor"])],
+        facts=classified.facts | {"embeddings": made, "keys": list(made)},
+    )
+    legend = lines(sl.pl.roc(evaluation, n_bootstrap=0).axes[0])
+    assert [text.split(", AUROC")[0] for text in legend] == labels
+    sl.pl.slide_report(evaluation, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert all(label in page for label in labels)
+    for other in ("adapted", "frozen"):
+        assert (f"{other} (" in page) == any(label.startswith(other) for label in labels)
+    assert said is None or said in page
+    assert ("after training with expression" in page) == any(label.startswith("adapted") for label in labels)
+
+
 def test_adapted_and_frozen_have_their_colours_everywhere(classified, regressed):
     figure = sl.pl.evaluation(
         pd.DataFrame(

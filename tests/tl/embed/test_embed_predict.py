@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -271,6 +273,55 @@ def test_moved_spots_make_the_stored_embedding_stale(ready, model):
     sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
     sl.tl.predict(sdata, model)
     assert np.abs(sdata.tables["table"].obsm["X_seal"] - before).max() > 1e-3
+
+
+def repainted(sdata):
+    """Another picture under the same name, with the squares where they were."""
+    from spatialdata.transformations import get_transformation
+
+    (key,) = sdata.images
+    systems = get_transformation(sdata.images[key], get_all=True)
+    levels = [level.data[:, ::-1] for level in _section.image_levels(sdata.images[key])]
+    del sdata.images[key]
+    sdata.images[key] = _section.multiscale(levels, systems)
+    return sdata
+
+
+def test_another_picture_under_the_same_name_makes_embeddings_stale(ready, model, tmp_path):
+    sdata = ready(section="t")
+    sl.tl.embed(sdata, model)
+    before = sdata.tables["table"].obsm["X_seal"].copy()
+    reference = sdata.tables["table"].copy()
+    reference.obs["label"] = np.where(np.arange(reference.n_obs) % 2, "a", "b")
+    reference.obs_names = [f"r{i}" for i in range(reference.n_obs)]
+    repainted(sdata)
+    for call in (
+        lambda: sl.tl.retrieve(sdata, model, "VIM"),
+        lambda: sl.tl.annotate(sdata, model, reference, labels="label", n_neighbors=3),
+        lambda: sl.tl.build_index(sdata, tmp_path / "index"),
+    ):
+        with pytest.raises(sl.OrderError, match="was made from other crops of 't_spots' than the present ones"):
+            call()
+    # A table alone says nothing of pixels.
+    sl.tl.retrieve(sdata.tables["table"].copy(), model, "VIM")
+    sl.tl.predict(sdata, model)
+    assert np.abs(sdata.tables["table"].obsm["X_seal"] - before).max() > 1e-3
+    sl.tl.retrieve(sdata, model, "VIM")
+
+
+def test_some_spots_of_a_section_keep_their_embedding(ready, model, monkeypatch, tmp_path):
+    import spatialdata as sd
+
+    sdata = ready(section="t")
+    sl.tl.embed(sdata, model)
+    sdata.write(tmp_path / "t.zarr")
+    sdata = sd.read_zarr(tmp_path / "t.zarr")
+    sdata.tables["table"] = sdata.tables["table"][5:].copy()
+    monkeypatch.setattr("sealst.tl._embed.predict.embed_crops", lambda *a, **k: pytest.fail("embedded again"))
+    sl.tl.predict(sdata, model)
+    # What was computed is used without the picture, too.
+    shutil.rmtree(tmp_path / "t.zarr" / "images")
+    sl.tl.predict(sdata, model)
 
 
 def test_expression_of_another_scale_is_refused(ready, model):

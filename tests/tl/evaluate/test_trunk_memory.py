@@ -45,9 +45,9 @@ def test_an_evaluation_runs_the_trunk_once_per_section_and_finds_the_same(cohort
     plain = sl.models.SealModel.trunk_tokens
     monkeypatch.setattr(sl.models.SealModel, "trunk_tokens", lambda m, c: seen.append(len(c)) or plain(m, c))
     found = evaluated(cohort, seeds=[0, 1], baselines=["st-net"])
-    # The toy sections have one picture, and each seed its own random weights.
+    # Each of the three sections has its own picture, and each of the two seeds its own random weights.
     n = cohort[0].tables["table"].n_obs
-    assert sum(seen) == 2 * n
+    assert sum(seen) == 2 * 3 * n
 
     seen.clear()
     monkeypatch.setattr("sealst.tl._evaluate.evaluate.TrunkMemory", lambda room=0: TrunkMemory(room=0))

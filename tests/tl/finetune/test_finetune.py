@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from spatialdata.transformations import get_transformation
 
 import sealst as sl
+from sealst import _section
 from sealst._train.params import choose
 
 
@@ -125,6 +128,39 @@ def test_a_finished_run_is_returned_and_another_refused(ready, finetune, tmp_pat
     (tmp_path / "other" / "notes.txt").touch()
     with pytest.raises(sl.DataError, match=r"holds no run \('notes.txt'\)"):
         finetune(sections, run_dir=tmp_path / "other", resume=True)
+
+
+def test_other_crops_of_the_same_spots_are_another_run(ready, finetune, tmp_path, fast):
+    sections, run = two(ready), {"run_dir": tmp_path / "run", "resume": True}
+    first = finetune(sections, **run)
+    held = json.loads((tmp_path / "run" / "run.json").read_text())["run"]["crops"]
+    assert set(held) == {"a", "b"}
+    # Squares that moved, for the same expression, size and names.
+    b = sections[1]
+    squares = b.shapes[b.tables["table"].uns["sealst"]["crops"]["b_spots"]["shapes_key"]]
+    squares["geometry"] = squares.geometry.translate(9, 0)
+    with pytest.raises(sl.DataError, match=r"holds another run; it differs in 'crops\.b'\. Repeat its call"):
+        finetune(sections, **run)
+    squares["geometry"] = squares.geometry.translate(-9, 0)
+    assert finetune(sections, **run).fingerprint == first.fingerprint
+    # The same squares of a picture of which one pixel is another.
+    (key,) = b.images
+    levels = [np.array(level) for level in _section.image_levels(b.images[key])]
+    x, y = squares.geometry.iloc[0].centroid.coords[0]
+    for i, level in enumerate(levels):
+        level[:, int(y) >> i, int(x) >> i] ^= 128
+    systems = get_transformation(b.images[key], get_all=True)
+    del b.images[key]
+    b.images[key] = _section.multiscale([da.from_array(level) for level in levels], systems)
+    with pytest.raises(sl.DataError, match=r"it differs in 'crops\.b'\."):
+        finetune(sections, **run)
+
+
+def test_chunks_of_another_size_are_another_run(ready, finetune, tmp_path, fast):
+    sections, run = two(ready), {"run_dir": tmp_path / "run", "resume": True}
+    finetune(sections, params=fast | {"chunk_size": 8}, **run)
+    with pytest.raises(sl.DataError, match=r"it differs in 'params\.chunk_size'"):
+        finetune(sections, params=fast | {"chunk_size": 4}, **run)
 
 
 def test_an_interrupted_run_goes_on(ready, finetune, tmp_path, fast, monkeypatch):

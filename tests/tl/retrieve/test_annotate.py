@@ -125,6 +125,30 @@ def test_balance_helps_a_rare_label(model: SealModel, table: ad.AnnData, referen
     np.testing.assert_allclose(table.obsm["even_votes"].dropna(), 1 / 3)
 
 
+def test_regions_labelled_one_by_one_end_as_labelled_at_once(
+    model: SealModel, table: ad.AnnData, reference: ad.AnnData
+) -> None:
+    whole = annotate(table, model, reference, labels="region", copy=True)
+    for name in ("s2_spots", "s1_spots"):
+        annotate(table, model, reference, labels="region", region=name)
+    pd.testing.assert_frame_equal(table.obsm["seal_annotation_votes"], whole.obsm["seal_annotation_votes"])
+    pd.testing.assert_series_equal(table.obs["seal_annotation"], whole.obs["seal_annotation"])
+    # Labels of another vote are not mixed in.
+    annotate(table, model, reference, labels="region", region="s2_spots", n_neighbors=3)
+    assert table.obs["seal_annotation"].iloc[:10].isna().all()
+
+
+def test_a_section_of_a_plain_table_is_labelled_alone(
+    model: SealModel, table: ad.AnnData, reference: ad.AnnData
+) -> None:
+    del table.uns["spatialdata_attrs"]
+    entry = table.uns["sealst"]["embed"]["X_seal"]
+    entry.pop("crops")
+    annotate(table, model, reference, labels="region", region="s2")
+    assert table.obs["seal_annotation"].iloc[:10].isna().all()
+    assert table.obs["seal_annotation"].iloc[10:].notna().any()
+
+
 def test_several_references_are_one(model: SealModel, table: ad.AnnData, reference: ad.AnnData) -> None:
     parts = [reference[:25].copy(), reference[25:, ::-1].copy()]
     annotate(table, model, parts, labels="region")
@@ -226,7 +250,7 @@ def test_bad_references(model: SealModel, table: ad.AnnData, reference: ad.AnnDa
         annotate(table, model, reference, labels="region", temperature=-1.0)
     clash = reference.copy()
     clash.obs["region"] = clash.obs["region"].cat.rename_categories({"stroma": "T_NK"})
-    with pytest.raises(DataError, match=r"Labels 'T/NK', 'T_NK' would share a column"):
+    with pytest.raises(DataError, match=r"Labels 'T/NK' would be stored with '_' for '/', but these names"):
         annotate(table, model, clash, labels="region")
     reference.uns["sealst"] = {"normalize": {"target_sum": 1e6}}
     with pytest.raises(PanelError, match=r"normalised to 1e\+06 counts per spot, the panel's is 10000"):

@@ -225,6 +225,78 @@ def test_region(model: SealModel, table: ad.AnnData) -> None:
     assert all(name.startswith("s2") for name in stored(table)["hits"])
 
 
+@pytest.mark.parametrize("query", ["VIM", {"VIM": 2.5, "EPCAM": -0.5}], ids=["gene", "signature"])
+def test_regions_asked_one_by_one_end_as_asked_at_once(model: SealModel, table: ad.AnnData, query: Any) -> None:
+    whole = retrieve(table, model, query, n_hits=5, copy=True)
+    for name in ("s2_spots", "s1_spots"):
+        retrieve(table, model, query, n_hits=5, region=name)
+    for column in ("seal_similarity", "seal_similarity_rank"):
+        pd.testing.assert_series_equal(table.obs[column], whole.obs[column])
+    # The hits of each, best first.
+    entry = stored(table)
+    assert entry["sections"].tolist().count("s1") == entry["sections"].tolist().count("s2") == 5
+    assert entry["hits"][0] == stored(whole)["hits"][0]
+    assert (np.diff(entry["similarities"]) <= 0).all()
+    # A search of all regions replaces them.
+    retrieve(table, model, query, n_hits=5)
+    assert stored(table)["hits"].tolist() == stored(whole)["hits"].tolist()
+
+
+def test_another_question_leaves_nothing_of_the_one_before(model: SealModel, table: ad.AnnData) -> None:
+    retrieve(table, model, "VIM", region="s1_spots")
+    retrieve(table, model, "EPCAM", region="s2_spots")
+    assert table.obs["seal_similarity"].iloc[:PER_SECTION].isna().all()
+    assert set(stored(table)["sections"]) == {"s2"}
+    # Nor do crops that are others now.
+    retrieve(table, model, "EPCAM", region="s1_spots")
+    table.uns["sealst"]["crops"]["s1_spots"]["crop_px"] = 2 * PX
+    retrieve(table, model, "EPCAM", region="s2_spots")
+    assert table.obs["seal_similarity"].iloc[:PER_SECTION].isna().all()
+
+
+def barcoded(table: ad.AnnData) -> ad.AnnData:
+    """The two sections with the same barcodes, as two Visium slides have them."""
+    table.obs_names = [f"AAAC{i % PER_SECTION}-1" for i in range(table.n_obs)]
+    return table
+
+
+def test_the_region_says_which_spot_of_a_name_asks(model: SealModel, table: ad.AnnData) -> None:
+    z = table.obsm["X_seal"] / np.linalg.norm(table.obsm["X_seal"], axis=1, keepdims=True)
+    barcoded(table)
+    for name, row in (("s1_spots", 5), ("s2_spots", PER_SECTION + 5)):
+        retrieve(table, model, "AAAC5-1", kind="spot", region=name)
+        mine = (table.obs["region"] == name).to_numpy()
+        np.testing.assert_allclose(table.obs["seal_similarity"][mine], (z @ z[row])[mine], atol=1e-5)
+        assert "AAAC5-1" not in stored(table)["hits"]
+    # Another spot of the name is another question.
+    assert table.obs["seal_similarity"].iloc[:PER_SECTION].isna().all()
+    with pytest.raises(sl.DataError, match=r"'AAAC5-1' is a spot of 2 sections; say which with `region=`: 's1_spots'"):
+        retrieve(table, model, "AAAC5-1", kind="spot")
+
+
+def test_hits_say_of_which_section_they_are(model: SealModel, table: ad.AnnData) -> None:
+    retrieve(barcoded(table), model, "VIM", n_hits=2 * PER_SECTION)
+    entry = stored(table)
+    for hit, section, region, similarity in zip(
+        entry["hits"], entry["sections"], entry["regions"], entry["similarities"], strict=True
+    ):
+        assert region == f"{section}_spots"
+        row = np.flatnonzero((table.obs_names == hit) & (table.obs["section"] == section))
+        assert table.obs["seal_similarity"].iloc[row].tolist() == [similarity]
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_results_of_regions_in_turn_are_stored(
+    model: SealModel, table: ad.AnnData, tmp_path: Path, suffix: str
+) -> None:
+    retrieve(table, model, "VIM", region="s1_spots")
+    getattr(table, f"write_{suffix}")(tmp_path / "t")
+    again = getattr(ad, f"read_{suffix}")(tmp_path / "t")
+    retrieve(again, model, "VIM", region="s2_spots")
+    assert set(stored(again)["sections"]) == {"s1", "s2"}
+    assert set(again.obs["section"][again.obs["seal_similarity"].notna()]) == {"s1", "s2"}
+
+
 def test_hits_keep_their_distance(model: SealModel, table: ad.AnnData) -> None:
     retrieve(table, model, "VIM", n_hits=60, suppress_um=150)
     hits = table.obs_names.get_indexer(stored(table)["hits"])

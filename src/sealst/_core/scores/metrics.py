@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
 from sklearn.preprocessing import normalize
 
 from sealst._errors import DataError
-from sealst._validate import check_positive
+from sealst._validate import check_count
 
 # Values per temporary array: 32 MB of float64.
 _BLOCK = 2**22
@@ -212,7 +212,7 @@ def retrieval_ranks(
             f"`target_index` must lie in 0 … {len(p) - 1} (rows of `pool`), found {target.min()} … {target.max()}."
         )
     if chunk is not None:
-        check_positive("chunk", chunk)
+        check_count("chunk", chunk)
     unit, own = normalize(_finite(p, "pool")).T, None if left_out is None else np.asarray(left_out)
     if own is not None and (own.shape != target.shape or np.any(own == target)):
         raise DataError("`left_out` must hold one row of `pool` per query, none of them its target.")
@@ -369,7 +369,7 @@ def bootstrap_interval(values: ArrayLike, *, n: int = 1000, seed: int = 0, level
     table = np.asarray(values, dtype=np.float64)
     if table.ndim not in (1, 2) or not table.size:
         raise DataError(f"`values` must be (units,) or (sections, genes), found shape {table.shape}.")
-    check_positive("n", n)
+    check_count("n", n)
     if not 0 < level < 1:
         raise DataError(f"`level` must lie between 0 and 1, both excluded, found {level!r}.")
     table = np.atleast_2d(table[np.isfinite(table)] if table.ndim == 1 else table)

@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from sealst._core.scores.metrics import gene_pearson
 from sealst._core.space.views import check_views
 from sealst._errors import DataError
-from sealst._validate import check_choice, check_positive, listed
+from sealst._validate import check_choice, check_count, check_positive, listed
 
 #: default grid of the ridge penalty, for standardised features
 ALPHAS: tuple[float, ...] = tuple(np.logspace(-1, 6, 15).tolist())
@@ -146,7 +146,7 @@ def ridge_probe(
     if not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
         raise DataError(f"`alphas` must be positive numbers, found {grid.tolist()}.")
     if n_components is not None:
-        check_positive("n_components", n_components)
+        check_count("n_components", n_components)
     if max_folds < 2:
         raise DataError(f"`max_folds` must be at least 2, found {max_folds!r}.")
     scores, stretch = np.full(len(grid), np.nan), np.ones(len(grid))
@@ -390,7 +390,7 @@ def knn_impute(query_z: ArrayLike, ref_z: ArrayLike, ref_y: Any, *, k: int = 50)
         raise DataError(f"`ref_z` has {len(reference)} rows, `ref_y` the shape {y.shape}; expected (rows, genes).")
     if query.shape[1] != reference.shape[1]:
         raise DataError(f"`query_z` has {query.shape[1]} dimensions, `ref_z` {reference.shape[1]}.")
-    check_positive("k", k)
+    check_count("k", k)
     k = min(int(k), len(reference))
     index = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(reference)
     summed = index.kneighbors_graph(query).astype(np.float32) @ y
@@ -432,7 +432,7 @@ class Protocol:
     within_sections: bool = True
 
     def __post_init__(self) -> None:
-        check_positive("preset.n_genes", self.n_genes)
+        check_count("preset.n_genes", self.n_genes)
         check_choice("preset.genes", self.genes, ("train", "all"))
         check_choice("preset.target", self.target, ("lognorm", "log1p_counts"))
         if isinstance(self.alpha, str):

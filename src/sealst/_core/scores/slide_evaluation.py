@@ -7,6 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from sealst._keys import Keys
+from sealst._validate import patient_names
+
 
 @dataclass(frozen=True, eq=False)
 class SlideEvaluation:
@@ -31,6 +34,12 @@ class SlideEvaluation:
     table: pd.DataFrame
     predictions: pd.DataFrame
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if Keys.PATIENT in self.predictions:
+            # Tables that were stored and read again may hold numbers.
+            named = self.predictions.assign(**{Keys.PATIENT: patient_names(self.predictions[Keys.PATIENT])})
+            object.__setattr__(self, "predictions", named)
 
     @property
     def task(self) -> str:

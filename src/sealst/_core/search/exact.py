@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from sklearn.preprocessing import normalize
 
+from sealst._errors import DataError
+
 #: rows and queries of one matrix product: 32 MiB of similarities
 _ROWS, _QUERIES = 65_536, 128
 #: values of rows that are computed anew at once: 32 MiB of float64
@@ -154,6 +156,12 @@ class _Best:
         margin = np.float32((self._unit.shape[1] + 16) * _UNIT_ROUNDOFF * 1.01)
         one = len(self._single) == 1
         upper = (block @ self._single[0])[None] if one else self._single @ block.T
+        if not np.isfinite(upper).all():
+            lost = rows[~np.isfinite(upper).all(axis=0)]
+            raise DataError(
+                f"{len(lost)} vectors of the index hold NaN or infinite values (first: row {lost[0]}); it is damaged. "
+                "Build it again."
+            )
         if self._centring is not None:
             spread = self._centring.spread[rows]
             upper -= (self._unit @ self._centring.means.T).astype(np.float32)[:, self._centring.groups[rows]]

@@ -10,7 +10,7 @@ from sklearn.preprocessing import normalize
 
 from sealst._core.genes.names import near_names
 from sealst._errors import DataError, PanelError
-from sealst._validate import check_positive, listed
+from sealst._validate import check_count, check_positive, listed
 
 # Cosines of equal vectors differ by this many decimals at most, depending on how a matrix product is blocked.
 _TIE_DECIMALS = 10
@@ -216,7 +216,7 @@ def nearest_votes(
         raise DataError(f"`query` and `reference` must be (n, d) and (m, d), found {query.shape}, {reference.shape}.")
     if codes.shape != (len(reference),):
         raise DataError(f"`codes` must hold one label for each of {len(reference)} rows, found {codes.shape}.")
-    check_positive("n_neighbors", n_neighbors)
+    check_count("n_neighbors", n_neighbors)
     if n_neighbors != int(n_neighbors) or n_neighbors > len(reference):
         raise DataError(
             f"`n_neighbors` must be a whole number from 1 to the {len(reference)} labelled reference profiles, found "

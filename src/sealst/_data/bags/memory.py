@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -80,6 +81,32 @@ class BagStore:
         # A feature that never varies says nothing; dividing by its rounding error would make it loud.
         deviation[deviation <= 1e-6 * np.maximum(1.0, np.abs(mean))] = 1.0
         return mean.astype(np.float32), deviation.astype(np.float32)
+
+
+def same_slides(stores: Sequence[BagStore], rows: Sequence[np.ndarray]) -> list[list[tuple[int, int]]]:
+    """Slides that are one slide under several names: groups of (store, row) whose tiles are the same, in any order.
+
+    Slides without tiles, and those whose tiles are all alike, are compared with nothing.
+    """
+    found: dict[bytes, list[tuple[int, int]]] = {}
+    for i, (store, wanted) in enumerate(zip(stores, rows, strict=True)):
+        for row in wanted:
+            try:
+                digest = _digest(store[int(row)].features)
+            except BlankSlideError:
+                continue
+            if digest is not None:
+                found.setdefault(digest, []).append((i, int(row)))
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _digest(features: np.ndarray) -> bytes | None:
+    """Digest of embeddings (tiles, dim), whatever their order; None where all are the same."""
+    bits = np.ascontiguousarray(features, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    weight = np.random.default_rng(0).integers(1, 2**63, bits.shape[1], dtype=np.uint64) | np.uint64(1)
+    # Sums of products modulo 2^64.
+    tiles = np.sort((bits * weight).sum(axis=1, dtype=np.uint64))
+    return None if tiles[0] == tiles[-1] else hashlib.sha256(tiles.tobytes()).digest()
 
 
 class Sample(NamedTuple):

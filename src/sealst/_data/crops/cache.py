@@ -19,6 +19,7 @@ import zarr
 from filelock import FileLock
 from zarr.codecs import Crc32cCodec
 
+from sealst._data.crops.plain import PlainCrops
 from sealst._data.crops.reader import iter_crops, prefetch, read_crops, reading_order
 from sealst._errors import DataError
 from sealst._files import replace_folder
@@ -200,7 +201,14 @@ def _alike(crops: np.ndarray, levels: Sequence[Any], boxes: np.ndarray) -> bool:
 
 
 def write_cache(
-    path: Path, levels: Sequence[Any], boxes: np.ndarray, px: int, *, overwrite: bool = False, show: bool | None = None
+    path: Path,
+    levels: Sequence[Any],
+    boxes: np.ndarray,
+    px: int,
+    *,
+    section: str | None = None,
+    overwrite: bool = False,
+    show: bool | None = None,
 ) -> CropCache:
     """Cut crops and keep them on disk; continues an interrupted run, waits for another writer.
 
@@ -210,6 +218,8 @@ def write_cache(
         Folder of the store.
     levels, boxes, px
         As for `iter_crops`.
+    section
+        Name of the section, to speak of its crops of a single colour; None leaves these alone.
     overwrite
         Whether to replace a complete store of other crops.
     show
@@ -218,7 +228,8 @@ def write_cache(
     Raises
     ------
     DataError
-        When another image's or other spots' crops are at `path`, or the disk is too small.
+        When another image's or other spots' crops are at `path`, all crops are of a single colour, or the disk is too
+        small.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
@@ -249,10 +260,18 @@ def write_cache(
             logger.info("%d of %d crops are already on disk", len(ordered) - len(slots), len(ordered))
         with progress(None, desc="caching crops", total=len(slots), show=show) as bar:
             # Boxes are in reading order and only the last shard is short, so every batch is one whole shard.
-            for positions, crops in prefetch(iter_crops(levels, ordered[slots], px, batch_size=_SHARD), depth=1):
-                first = int(slots[positions[0]])
-                array[first : first + len(crops)] = crops
-                bar.update(len(crops))
+            read = prefetch(iter_crops(levels, ordered[slots], px, batch_size=_SHARD), depth=1)
+            if section is not None:
+                read = PlainCrops(section, total=len(ordered)).watch(read)
+            try:
+                for positions, crops in read:
+                    first = int(slots[positions[0]])
+                    array[first : first + len(crops)] = crops
+                    bar.update(len(crops))
+            except DataError:
+                # Crops without a picture are not worth going on with.
+                shutil.rmtree(part, ignore_errors=True)
+                raise
         zarr.open_group(part, mode="r+").attrs["complete"] = True
         # A reader of the old store is told that it is gone.
         replace_folder(part, path)

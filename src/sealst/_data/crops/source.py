@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sealst._data.crops.cache import CachedRows, CropCache, iter_cached
-from sealst._data.crops.reader import iter_crops
+from sealst._data.crops.plain import PlainCrops
+from sealst._data.crops.reader import iter_crops, prefetch
 from sealst._data.stacked import Stacked
 from sealst._errors import DataError
 from sealst._logging import logger, progress, warn
@@ -28,6 +29,8 @@ class CropSource(NamedTuple):
     boxes: np.ndarray
     #: folder that `write_cache` filled, if any
     cache: str | None = None
+    #: counts crops that show nothing, whoever reads them first; None where they are no section's
+    plain: PlainCrops | None = None
 
 
 def open_cache(source: CropSource, px: int) -> CropCache | None:
@@ -46,14 +49,27 @@ def open_cache(source: CropSource, px: int) -> CropCache | None:
     return cache
 
 
-def iter_source(source: CropSource, px: int, *, batch_size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Crops of a source in batches, from its store where it has one, else from the image; see `iter_crops`."""
+def iter_source(
+    source: CropSource, px: int, *, batch_size: int = 64, ahead: bool = False
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Crops of a source in batches, from its store where it has one, else from the image; see `iter_crops`.
+
+    With `ahead` they are read by a thread of their own, see `prefetch`.
+
+    Raises
+    ------
+    DataError
+        At the end, when all crops of a section are of a single colour; where some are, there is a warning.
+    """
     if not len(source.boxes):
         return iter(())
     cache = open_cache(source, px)
     if cache is not None:
-        return iter_cached(cache, source.boxes, batch_size)
-    return iter_crops(source.levels, source.boxes, px, batch_size=batch_size)
+        parts = iter_cached(cache, source.boxes, batch_size)
+    else:
+        parts = iter_crops(source.levels, source.boxes, px, batch_size=batch_size)
+    parts = prefetch(parts) if ahead else parts
+    return parts if source.plain is None else source.plain.watch(parts)
 
 
 def fits_memory(n: int, px: int) -> bool:

@@ -18,7 +18,7 @@ from sealst._data.bags.bags import Bag, BlankSlideError
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._validate import check_key, listed, patient_text
+from sealst._validate import check_embedding, check_key, listed, patient_text
 
 #: name of the embedding in files and arrays that do not name theirs
 FEATURES = "features"
@@ -40,6 +40,7 @@ class BagReader:
     def __call__(self, key: str) -> Bag:
         """Read one embedding."""
         features, xy, tiles = self.read(key)
+        check_embedding(features, where=f"Slide {self.name!r}: {key!r}")
         features = np.asarray(features, dtype=np.float32)
         if features.ndim != 2:
             raise DataError(f"Slide {self.name!r}: {key!r} must be (n_tiles, dim), found shape {features.shape}.")

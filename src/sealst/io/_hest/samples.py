@@ -29,6 +29,7 @@ from sealst._section import layer_names, read_h5ad, record
 from sealst._section.arrays import from_arrays
 from sealst._section.pyramid import SlideImage
 from sealst._validate import check_counts, check_key, check_positive, listed, section_name
+from sealst.io._hest.donors import donor_of
 from sealst.io._images.files import open_image
 
 #: what of the metadata goes into the provenance
@@ -97,7 +98,8 @@ def read_hest(
     section, patient, organ
         Written to ``.obs``. `section` defaults to the id, `organ` to the metadata in lower case, and `patient` to
         ``"<title of the study>: <patient>"``: patients are numbered within a study, and where the metadata name none
-        the whole study counts as one patient, so that splits stay leak-proof.
+        the whole study counts as one patient, so that splits stay leak-proof. Data sets of 10x Genomics, which number
+        donors across titles, go by organ and number; samples that are known to be of one donor have one name.
     mpp
         µm per pixel of the slide, instead of the metadata's; the pitch of the spots must confirm it.
     pitch_um
@@ -175,9 +177,7 @@ def read_hest(
     if patches and sample.patches.is_file():
         obs["in_patches"], compared = in_patches(sample.patches, ids, xy, scale)
         tally |= compared
-    if patient is None and (title := facts.get("dataset_title")) is not None:
-        # The metadata write "Patient 1", "patient 1" and "patient1".
-        patient = f"{title}: {''.join(str(facts.get('patient', 'unknown patient')).casefold().split())}"
+    patient = donor_of(sample.id, facts) if patient is None else patient
     sdata = from_arrays(
         picture,
         counts,

@@ -15,7 +15,7 @@ from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import multiscale
 from sealst._section.pyramid import extended
-from sealst._validate import check_section, section_name
+from sealst._validate import check_section, patient_text, section_name
 from sealst.io._images.files import TIFF_SUFFIXES, VENDOR_SUFFIXES, open_image
 
 
@@ -78,7 +78,7 @@ def read_wsi(
     transforms = {"global": Identity(), Keys.UM: Scale([slide.mpp, slide.mpp], axes=("x", "y"))}
     levels = extended(slide.readable)
     facts: dict[str, Any] = {
-        Keys.PATIENT: str(patient or name),
+        Keys.PATIENT: patient_text(patient) or name,
         Keys.ORGAN: organ,
         Keys.TECHNOLOGY: technology,
         "mpp": slide.mpp,

@@ -173,6 +173,9 @@ def read_factors(outs: Outs) -> dict[str, float]:
     try:
         raw = path.read_bytes()
         held = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
-        return {k: float(v) for k, v in held.items() if isinstance(v, int | float) and np.isfinite(v) and v > 0}
+        numbers = {k: float(v) for k, v in held.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     except (*READ_ERRORS, AttributeError) as error:
         raise DataError(f"{path} is not a JSON file of scale factors: {error}") from error
+    if wrong := {name: value for name, value in numbers.items() if not (np.isfinite(value) and value > 0)}:
+        raise DataError(f"{path} states {listed(wrong)} that are not above 0 ({wrong}); copy the file again.")
+    return numbers

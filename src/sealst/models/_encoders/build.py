@@ -23,7 +23,7 @@ from sealst.models._encoders.blocks import AttentionPooler, block_layers
 from sealst.models._encoders.encoder import Encoder
 from sealst.models._encoders.records import REFUSED, REGISTRY
 from sealst.models._encoders.spec import POOLS, EncoderSpec
-from sealst.models._encoders.weights import State, fill, find_weights, load_weights, local_weights
+from sealst.models._encoders.weights import State, check_finite, fill, find_weights, load_weights, local_weights
 
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
 #: least side of the empty image that shows what a network without tokens returns
@@ -101,6 +101,8 @@ def build_encoder(
     spec = _describe(encoder, module, pool, pretrained=pretrained, seed=used)
     if path is not None:
         load_weights(module, spec, path)
+    if pretrained:
+        check_finite(module, encoder)
     return Encoder(module, spec).eval()
 
 
@@ -138,6 +140,8 @@ def _module(spec: EncoderSpec, seed: int) -> Any:
 
 
 def _built(vit: Any, spec: EncoderSpec, *, pool: str, pretrained: bool, seed: int) -> Encoder:
+    if pretrained:
+        check_finite(vit, spec.key)
     # The grid may be that of the file.
     side = vit.patch_embed.img_size[0]
     built = replace(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
-from sealst._errors import CheckpointError
+from sealst._errors import CheckpointError, WeightsError
 from sealst._html import text_as_html
 
 #: how tokens become one vector; ``"attn"`` and ``"attn-proj"`` only where an encoder has an attention pooler
@@ -88,6 +89,11 @@ class EncoderSpec:
             object.__setattr__(self, "width", self.dim // len(self.pool.split("+")))
         if not self.pools:
             object.__setattr__(self, "pools", (self.pool,))
+        if not all(math.isfinite(mean) for mean in self.mean) or not all(0 < std < math.inf for std in self.std):
+            raise WeightsError(
+                f"The record of {self.key!r} gives pixels the mean {self.mean} and the deviation {self.std}; both must "
+                "be finite, deviations above 0. Correct the encoder's configuration."
+            )
 
     def dim_of(self, pool: str) -> int:
         """Length of the embedding under another pooling."""

@@ -372,6 +372,17 @@ def fill(module: Any, record: EncoderSpec, tensors: State, path: Path) -> None:
     module.load_state_dict(state)
 
 
+def check_finite(module: Any, key: str) -> None:
+    """Raise where weights of an encoder are NaN or infinite, wherever they came from; names the first."""
+    state = module.state_dict()
+    lost = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if lost:
+        raise WeightsError(
+            f"{len(lost)} tensors of {key!r} hold NaN or infinite weights (first: {lost[0]!r}); the file is damaged. "
+            "Download or save it again."
+        )
+
+
 def _take_grid(module: Any, record: EncoderSpec, state: State) -> None:
     stored = state.get("pos_embed")
     own = getattr(module, "pos_embed", None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sealst._validate import check_choice, check_positive, resolve_params
+from sealst._validate import check_choice, check_fields, check_positive, resolve_params
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class HeadParams:
     relu: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, "head")
         check_positive("head.hidden", self.hidden)
 
 
@@ -47,6 +48,7 @@ class ProjectionParams:
 
     def __post_init__(self) -> None:
         check_choice("projection.kind", self.kind, ("none", "linear", "mlp"))
+        check_fields(self, "projection")
         if self.dim is not None:
             check_positive("projection.dim", self.dim)
 

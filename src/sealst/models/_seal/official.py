@@ -19,9 +19,9 @@ from sealst._core.seeds import seeded
 from sealst._core.space.geometry import CropSpec
 from sealst._errors import DataError, WeightsError
 from sealst._logging import warn
-from sealst._validate import check_choice, check_positive, listed
+from sealst._validate import check_choice, check_count, check_positive, listed
 from sealst.models._adapters import LoraParams
-from sealst.models._encoders.build import build_from_tensors
+from sealst.models._encoders.build import build_from_spec, build_from_tensors
 from sealst.models._encoders.encoder import Encoder
 from sealst.models._encoders.records import REGISTRY
 from sealst.models._encoders.spec import EncoderSpec
@@ -30,8 +30,10 @@ from sealst.models._genes import GeneVAEParams
 from sealst.models._seal.heads import HeadParams
 from sealst.models._seal.seal import SealModel
 
-#: what peft puts before the names of the tower
-_TOWER = "encoder.base_model.model."
+#: what peft puts before the names of the tower, inside the authors' model and by itself
+_TOWERS = ("encoder.base_model.model.", "base_model.model.")
+#: peft leaves the name of the adapter out where it saves LoRA alone
+_NAMELESS = re.compile(r"\.(lora_[AB])\.(weight|bias)$")
 #: adapted layers, below the prefixes that published towers have
 _LAYER = re.compile(r"^(?:visual\.)?(?:trunk\.)?(blocks\.(\d+)\.(.+?))\.(?:base_layer|lora_\w+\.\w+)\.(?:weight|bias)$")
 _FLOW = re.compile(r"^flows\.(\d+)\.")
@@ -52,8 +54,16 @@ OMICS: Mapping[str, str] = {
 
 
 def split_vision(state: State) -> tuple[State, State, list[str], State]:
-    """Base encoder (published names), LoRA and the layers that it adapts (timm's), and the rest of a vision file."""
-    inside = {name.removeprefix(_TOWER): tensor for name, tensor in state.items() if name.startswith(_TOWER)}
+    """Base encoder (published names), LoRA and the layers that it adapts (timm's), and the rest of a vision file.
+
+    The base encoder is empty where the file holds LoRA alone.
+    """
+    prefix = next((one for one in _TOWERS if any(name.startswith(one) for name in state)), _TOWERS[0])
+    inside = {
+        _NAMELESS.sub(r".\1.default.\2", name.removeprefix(prefix)): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
     tower, lora, layers = {}, {}, []
     for name, tensor in inside.items():
         if found := _LAYER.match(name):
@@ -64,7 +74,7 @@ def split_vision(state: State) -> tuple[State, State, list[str], State]:
         plain = name.replace(".base_layer.", ".")
         # Two tensors for one layer: the second keeps its name, which strict loading then reports.
         tower[name if plain in inside else plain] = tensor
-    head = {name: tensor for name, tensor in state.items() if not name.startswith(_TOWER)}
+    head = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
     return tower, lora, sorted(set(layers)), head
 
 
@@ -120,6 +130,8 @@ class Release:
     #: hidden widths of the gene autoencoder and of the expression head
     hidden: tuple[int, ...] = (1024, 512)
     head: int = 512
+    #: how the SHA-256 of the published vision file begins (revision c20762e7 of `HF_ID`)
+    sha256: str = ""
 
     def filename(self, kind: str) -> str:
         """Name of the ``"vision"`` or ``"omics"`` file."""
@@ -128,8 +140,8 @@ class Release:
 
 RELEASES: Mapping[str, Release] = MappingProxyType(
     {
-        "conch": Release(name="seal-conch", spec=REGISTRY["conch"]),
-        "uni2-h": Release(name="seal-univ2", spec=REGISTRY["uni2-h"]),
+        "conch": Release(name="seal-conch", spec=REGISTRY["conch"], sha256="0f7c1386ff79"),
+        "uni2-h": Release(name="seal-univ2", spec=REGISTRY["uni2-h"], sha256="e7ae736968c3"),
     }
 )
 _ALIASES: Mapping[str, str] = MappingProxyType({"univ2": "uni2-h", "uni2": "uni2-h"})
@@ -140,6 +152,7 @@ def load_official(
     *,
     vision: str | Path | None = None,
     omics: str | Path | None = None,
+    base: str | Path | None = None,
     genes: Sequence[str] | None = None,
     crop_um: float = 112.0,
     crop_px: int = 224,
@@ -147,11 +160,13 @@ def load_official(
 ) -> SealModel:
     """Load a SEAL model that its authors published (MahmoodLab/SEAL; Hemker et al. 2026, arXiv 2602.14177).
 
-    The files are gated and licensed CC-BY-NC-ND-4.0. The vision file holds the base encoder too, so no other weights
-    are needed. The published files do not name the 2,000 genes: without `genes`, expression has placeholder names
-    (``"unnamed_0001"``), and calls that match genes by name raise an error. Expression is in the units of the authors'
-    training data and passes the networks as it is: the panel's mean is 0 and its deviation 1. Sections and patients of
-    the training are not published either, so `sealst.tl.evaluate` cannot tell whether the model has seen a patient.
+    The files are gated and licensed CC-BY-NC-ND-4.0. Where the vision file holds LoRA alone, the base encoder is had as
+    `sealst.models.build_encoder` has it, which is gated on a page of its own; where it holds the base encoder too, no
+    other weights are needed. The published files do not name the 2,000 genes: without `genes`, expression has
+    placeholder names (``"unnamed_0001"``), and calls that match genes by name raise an error. Expression is in the
+    units of the authors' training data and passes the networks as it is: the panel's mean is 0 and its deviation 1.
+    Sections and patients of the training are not published either, so `sealst.tl.evaluate` cannot tell whether the
+    model has seen a patient.
 
     Parameters
     ----------
@@ -161,6 +176,9 @@ def load_official(
         The two files, or folders with them: ``seal_<encoder>_vision.pth`` and ``seal_<encoder>_omics.pth``. By default
         they are looked for in the folder ``seal-conch`` or ``seal-univ2`` inside the one that the environment variable
         ``SEALST_WEIGHTS`` names, in the hub's cache, and on the hub.
+    base
+        Weights of the base encoder, for a vision file without them; by default they are looked for as those of
+        `sealst.models.build_encoder`.
     genes
         Symbols of the 2,000 genes, in the order of the model's inputs and outputs. The order cannot be checked.
     crop_um, crop_px
@@ -181,7 +199,7 @@ def load_official(
 
     Warns
     -----
-    When `genes` is not given.
+    When `genes` is not given; when a file of the published name is not the one whose digest is known.
 
     Examples
     --------
@@ -189,10 +207,11 @@ def load_official(
     """
     check_choice("name", name, [*RELEASES, *_ALIASES])
     check_positive("crop_um", crop_um)
-    check_positive("crop_px", crop_px)
+    check_count("crop_px", crop_px)
     release = RELEASES[_ALIASES.get(name, name)]
     crop = CropSpec(float(crop_um), int(crop_px))
-    return load_release(release, {"vision": vision, "omics": omics}, genes=genes, crop=crop, device=device)
+    files = {"vision": vision, "omics": omics, "base": base}
+    return load_release(release, files, genes=genes, crop=crop, device=device)
 
 
 def load_release(
@@ -234,7 +253,7 @@ def load_release(
         _check_kind(release, kind, state, path)
         states[kind] = state
     tower, lora, layers, rest = split_vision(states["vision"])
-    encoder = build_from_tensors(release.spec, tower, paths["vision"])
+    encoder = _base(release, tower, paths["vision"], given.get("base"))
     adapter = published_adapter(lora, layers, encoder, str(paths["vision"]))
     # Without any flow in the file 1, for strict loading to report.
     n_flows = max(len({found[1] for found in map(_FLOW.match, states["omics"]) if found}), 1)
@@ -252,12 +271,34 @@ def load_release(
     ):
         own = module.state_dict()
         _fill(own, file_names(own, modules), state, paths[kind], release)
+    digests = {kind: _sha256(path) for kind, path in paths.items()}
+    if paths["vision"].name == release.filename("vision") and not digests["vision"].startswith(release.sha256):
+        warn(
+            f"{str(paths['vision'])!r} is not the file of that name that is known (its SHA-256 begins "
+            f"{digests['vision'][:12]}, expected {release.sha256}): it was changed, or published anew."
+        )
     model.provenance = {
         "source": HF_ID,
-        "files": {kind: {"name": path.name, "sha256": _sha256(path)} for kind, path in paths.items()},
+        "files": {kind: {"name": path.name, "sha256": digests[kind]} for kind, path in paths.items()},
         "note": "training sections and patients are not published",
     }
     return model.to(resolve_device(device)).eval()
+
+
+def _base(release: Release, tower: State, path: Path, base: str | Path | None) -> Encoder:
+    """The base encoder of a vision file: its own, or where it has none, that of the registry."""
+    spec = release.spec
+    if tower:
+        if base is not None:
+            raise DataError(f"{str(path)!r} holds the base encoder itself; leave `base` out.")
+        return build_from_tensors(spec, tower, path)
+    try:
+        return build_from_spec(spec, weights=base)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{str(path)!r} holds LoRA alone, which is there; its base encoder {spec.key!r} is not. {error} To "
+            "`sl.models.load_official` pass it as `base='<file>'`."
+        ) from error
 
 
 def _check_kind(release: Release, kind: str, state: State, path: Path) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sealst import _section
 from sealst._docs import documented
 from sealst._evaluation import Evaluation
-from sealst._validate import check_positive
+from sealst._validate import check_count
 from sealst.pl import _base
 from sealst.pl._base import plain
 from sealst.pl._evaluation.methods import colours_of, dense, pick, require_spots
@@ -70,7 +70,7 @@ def calibration(
     >>> figure = sl.pl.calibration(evaluation, save="calibration.png")  # doctest: +SKIP
     """
     _base.check_save(save)
-    check_positive("n_bins", n_bins)
+    check_count("n_bins", n_bins)
     spots = require_spots(evaluation).spots
     names = pick("sections", sections, list(spots))
     known = list(dict.fromkeys(m for name in names for m in _section.layer_names(spots[name])))

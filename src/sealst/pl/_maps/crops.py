@@ -20,7 +20,7 @@ from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
 from sealst._section import Region
 from sealst._settings import resolve_seed
-from sealst._validate import check_positive, listed
+from sealst._validate import check_count, listed
 from sealst.pl import _base
 from sealst.pl._maps.slide import numbers_of
 from sealst.pl._maps.tissue import MapStyle, Panel, Tissue, add_scale_bar, draw_group
@@ -85,7 +85,7 @@ def crops(
     n_crops
         Crops to show; not used with `spots`.
     spots
-        Names (``.obs_names``) of the spots to show, in this order.
+        Names (``.obs_names``) of the spots to show, in this order; of `region`, where several have a spot of a name.
     order_by
         Show the `n_crops` spots with the highest values of this: a numeric ``.obs`` column, else a gene of the layer
         ``"lognorm"``, else a gene of the predictions, else a pathway, else ``"key:column"`` of ``.obsm``. Without it,
@@ -124,19 +124,19 @@ def crops(
     """
     _base.require_spatialdata(sdata)
     _base.check_save(save)
-    check_positive("n_crops", n_crops)
-    check_positive("n_cols", n_cols)
+    check_count("n_crops", n_crops)
+    check_count("n_cols", n_cols)
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table, region)
     usable = np.concatenate([_section.region_crops(sdata, table, one).rows for one in regions])
     values = None if order_by is None else numbers_of(table, order_by, argument="order_by").values
     if spots is not None:
         names = _base.as_list(spots, name="spots")
-        rows = table.obs_names.get_indexer(names)
-        if unknown := [name for name, row in zip(names, rows, strict=True) if row < 0]:
+        if unknown := [name for name in names if name not in table.obs_names]:
             raise MissingKeyError(
                 f"Spot(s) {listed(unknown, 3)} not found in `.obs_names` (e.g. {table.obs_names[0]!r})."
             )
+        rows = np.array([_section.row_of(table, name, regions) for name in names])
         if bad := [row for row in rows if row not in set(usable.tolist())]:
             reasons = [f"{table.obs_names[r]} ({table.obs[Keys.CROP_REASON].iloc[r]})" for r in bad]
             raise DataError(

@@ -18,7 +18,7 @@ from sealst._core.genes.names import near_names
 from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
-from sealst._validate import check_fraction, check_key, check_positive, listed
+from sealst._validate import check_count, check_fraction, check_key, listed
 from sealst.pl import _base
 from sealst.pl._base import palette
 from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
@@ -95,7 +95,7 @@ def slide(
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     check_fraction("alpha", alpha)
-    check_positive("n_cols", n_cols)
+    check_count("n_cols", n_cols)
     table, one = _base.table_with_region(sdata, table_key, region)
     names: list[str | None] = [None] if color is None else _base.as_list(color, name="color")
     shades = [None if name is None else shade_of(table, name) for name in names]

@@ -9,8 +9,9 @@ from sealst._core.report import Table
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._keys import Keys
 from sealst.pl._base import number
+from sealst.pl._evaluation.methods import ADAPTED, FROZEN
 from sealst.pl._reports.page import count
-from sealst.pl._slides.methods import FLOOR, embeddings_of, held_out, interval_text, label_of, targets_of
+from sealst.pl._slides.methods import FLOOR, embeddings_of, held_out, interval_text, kind_of, label_of, targets_of
 
 #: with fewer patients, or fewer of one class or outcome, one more can change what a report says
 _FEW_PATIENTS, _FEW_OF_KIND = 100, 20
@@ -64,11 +65,12 @@ def lead(evaluation: SlideEvaluation) -> list[str]:
 
 def methods(evaluation: SlideEvaluation) -> list[str]:
     """One line per embedding, and the floor."""
+    kinds = {m: kind_of(evaluation, m) for m in embeddings_of(evaluation)}
     meanings = {
-        Keys.EMBEDDING: "tile embeddings of the encoder after training with expression",
-        Keys.FROZEN: "tile embeddings of the same encoder as published",
+        ADAPTED: "tile embeddings of the encoder after training with expression",
+        FROZEN: f"tile embeddings of {'the same' if ADAPTED in kinds.values() else 'an'} encoder as published",
     }
-    lines = [f"{label_of(m)}: {meanings[m]}." if m in meanings else f"{m}." for m in embeddings_of(evaluation)]
+    lines = [f"{label_of(evaluation, m)}: {meanings[k]}." if k in meanings else f"{m}." for m, k in kinds.items()]
     if (evaluation.table["method"] == FLOOR).any():
         lines.append(
             "floor: for every slide of a fold the same answer, what the labels of the fold's training slides say "
@@ -81,19 +83,19 @@ def summary_tables(evaluation: SlideEvaluation) -> list[Table]:
     """Pooled numbers with intervals, and paired differences."""
     pooled = evaluation.table[evaluation.table["fold"] == ""]
     differs = is_difference(pooled)
-    scores = [Table(_wide(pooled[~differs], signed=False), _POOLED)]
+    scores = [Table(_wide(evaluation, pooled[~differs], signed=False), _POOLED)]
     if differs.any():
         text = "Paired differences between embeddings (first less second), the same patients drawn for both."
-        scores.append(Table(_wide(pooled[differs], signed=True), text))
+        scores.append(Table(_wide(evaluation, pooled[differs], signed=True), text))
     return scores
 
 
-def _wide(rows: pd.DataFrame, *, signed: bool) -> pd.DataFrame:
+def _wide(evaluation: SlideEvaluation, rows: pd.DataFrame, *, signed: bool) -> pd.DataFrame:
     cells = {}
     for row in rows.to_dict("records"):
         bounds = [pd.Series([row.get(end, np.nan)]) for end in ("low", "high")]
         text = interval_text(row["value"], *bounds) if np.isfinite(row["value"]) else "–"
-        name = label_of(str(row["method"]))
+        name = label_of(evaluation, str(row["method"]))
         cells[(str(row["target"]), name, metric_name(str(row["metric"])))] = (
             f"+{text}" if signed and row["value"] > 0 else text
         )
@@ -107,7 +109,7 @@ def fold_tables(evaluation: SlideEvaluation) -> list[Table]:
     if rows.empty:
         return []
     metric = str(rows["metric"].iloc[0])
-    own = rows[rows["metric"] == metric].assign(method=lambda t: [label_of(str(m)) for m in t["method"]])
+    own = rows[rows["metric"] == metric].assign(method=lambda t: [label_of(evaluation, str(m)) for m in t["method"]])
     wide = own.pivot_table(index=["target", "method"], columns="fold", values="value", sort=False, observed=True)
     frame = wide.map(lambda v: number(v, ".2f") if np.isfinite(v) else "–").fillna("–")
     frame.columns = [f"fold {name}" for name in frame.columns]
@@ -126,7 +128,8 @@ def confusion_tables(evaluation: SlideEvaluation) -> list[Table]:
             counts = counts.reindex(index=classes, columns=classes, fill_value=0)
         counts.columns = [f"predicted {name}" for name in counts.columns]
         shown = counts.rename_axis("true class").reset_index()
-        tables.append(Table(shown, f"{target}: held-out slides by true and most probable class, {label_of(method)}."))
+        said = f"{target}: held-out slides by true and most probable class, {label_of(evaluation, method)}."
+        tables.append(Table(shown, said))
     return tables
 
 

@@ -15,7 +15,7 @@ from scipy.stats import linregress
 from sealst._core.scores.slide_curves import reliability
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._docs import documented
-from sealst._validate import check_positive
+from sealst._validate import check_count
 from sealst.pl import _base
 from sealst.pl._base import plain
 from sealst.pl._slides.methods import (
@@ -80,7 +80,7 @@ def slide_calibration(
     >>> figure = sl.pl.slide_calibration(model.evaluation, save="calibration.png")  # doctest: +SKIP
     """
     _base.check_save(save)
-    check_positive("n_bins", n_bins)
+    check_count("n_bins", n_bins)
     evaluation = require_slides(evaluation, ["classification", "regression"], ["truth", "prediction"])
     shown, kept = targets_of(evaluation, targets), methods_of(evaluation, methods)
     if evaluation.task == "regression":

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from sealst._core.made_by import MadeBy
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._errors import DataError, MissingKeyError
 from sealst._keys import Keys
@@ -87,10 +88,22 @@ def methods_of(evaluation: SlideEvaluation, methods: str | Sequence[str] | None)
     return pick("methods", methods, list(dict.fromkeys([*known, *evaluation.predictions["method"].astype(str)])))
 
 
-def label_of(method: str) -> str:
+def kind_of(evaluation: SlideEvaluation, method: str) -> str | None:
+    """`ADAPTED` or `FROZEN` by what made an embedding; None where that is not known.
+
+    Evaluations that do not say what made their embeddings go by the names of the slots.
+    """
+    if "embeddings" not in evaluation.facts:
+        return {Keys.EMBEDDING: ADAPTED, Keys.FROZEN: FROZEN}.get(method)
+    adapted = MadeBy.is_adapted(dict(evaluation.facts["embeddings"]).get(method))
+    return None if adapted is None else ADAPTED if adapted else FROZEN
+
+
+def label_of(evaluation: SlideEvaluation, method: str) -> str:
     """Name of a method for readers."""
-    known = {Keys.EMBEDDING: "adapted", Keys.FROZEN: "frozen"}
-    return f"{known[method]} ({method})" if method in known else method
+    known = {ADAPTED: "adapted", FROZEN: "frozen"}
+    kind = kind_of(evaluation, method)
+    return method if kind is None else f"{known[kind]} ({method})"
 
 
 def held_out(evaluation: SlideEvaluation, target: str, method: str, columns: Sequence[str]) -> Slides:
@@ -104,10 +117,13 @@ def held_out(evaluation: SlideEvaluation, target: str, method: str, columns: Seq
     frame = frame.dropna(subset=list(columns))
     if frame.empty:
         raise DataError(f"No held-out slide has a prediction of {target!r} by {method!r}.")
-    # Adapted and frozen have the colours of every other figure.
-    other = {Keys.EMBEDDING: ADAPTED, Keys.FROZEN: FROZEN, FLOOR: MEAN}
-    colours = colours_of([other.get(one, one) for one in (*embeddings_of(evaluation), FLOOR)])
-    return Slides(target, method, label_of(method), colours[other.get(method, method)], frame)
+    # Adapted and frozen have the colours of every other figure; a second one of a kind has one of its own.
+    stands: dict[str, str] = {FLOOR: MEAN}
+    for one in embeddings_of(evaluation):
+        kind = kind_of(evaluation, one)
+        stands[one] = one if kind is None or kind in stands.values() else kind
+    colours = colours_of([*(stands[one] for one in embeddings_of(evaluation)), MEAN])
+    return Slides(target, method, label_of(evaluation, method), colours[stands.get(method, method)], frame)
 
 
 def classes_of(evaluation: SlideEvaluation, target: str, classes: str | Sequence[str] | None) -> list[str]:

@@ -18,7 +18,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import Data, PairedTable, Region, for_writing
-from sealst._validate import check_choice
+from sealst._validate import check_choice, check_slot
 from sealst.io import Collection
 from sealst.models import Encoder, SealModel, build_encoder
 from sealst.models._encoders.encoder import base_name
@@ -93,6 +93,8 @@ def embed(
     >>> sc.pp.neighbors(sdata.tables["table"], use_rep="X_seal")  # doctest: +SKIP
     """
     check_choice("modality", modality, ("image", "gene"))
+    if key_added is not None:
+        check_slot(key_added)
     if isinstance(sdata, Collection):
         if copy:
             raise DataError("`copy=True` works on one section; embeddings of a collection are saved to its stores.")
@@ -156,10 +158,10 @@ def embed_crops(
         n_crops = sum(int(one.usable.sum()) for one in paired.sections)
         logger.info("averaging %d views of %d crops; `views=1` takes 1/%d of the time", n, n_crops, n)
     embed_views = partial(encoder.embed, views=n)
-    rows, values = _section.map_crops(paired.sections, embed_views, show=show, desc="embedding crops")
+    rows, values, crops = _section.map_crops(paired.sections, embed_views, show=show, desc="embedding crops")
     out = np.full((paired.table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
     out[rows] = values
-    return out, entry | {"modality": "image", "crop_um": paired.size.crop_um, "views": n, "crops": paired.record}
+    return out, entry | {"modality": "image", "crop_um": paired.size.crop_um, "views": n, "crops": crops}
 
 
 def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> None:
@@ -196,13 +198,13 @@ def merged(
 
 
 def stored_embedding(
-    table: AnnData, regions: Sequence[Region], model: SealModel, views: int | str
+    data: Data, table: AnnData, regions: Sequence[Region], model: SealModel, views: int | str
 ) -> np.ndarray | None:
     """``X_seal`` when this very model made it from the present crops of these regions (and of `views`), else None."""
     entry = _section.recorded(table, "embed").get(Keys.EMBEDDING)
     if entry is None or Keys.EMBEDDING not in table.obsm:
         return None
-    valid = _section.unchanged_regions(table, entry.get("crops", {}))
+    valid = _section.unchanged_regions(table, entry.get("crops", {}), data)
     if entry["model"] != model.fingerprint or not {r.name for r in regions} <= {r.name for r in valid}:
         return None
     if views != "auto" and entry.get("views", 1) != views_of(views, table):

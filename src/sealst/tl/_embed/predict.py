@@ -16,6 +16,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import Data, for_writing
+from sealst._validate import as_columns, check_slot
 from sealst.models import SealModel
 from sealst.tl._embed.embed import embed_crops, merged, stored_embedding, write_embedding
 from sealst.tl._embed.inputs import check_model
@@ -74,7 +75,7 @@ def predict(
     None, or with ``copy=True`` a copy of `sdata`; in the table
 
     - ``.obsm["seal_expression" | key_added]``: DataFrame (n_obs, genes), float32, log1p-CP10k, named genes; NaN for
-      spots without a crop
+      spots without a crop. ``/`` in a gene's name becomes ``_`` in that of its column, so that the table can be saved
     - ``.obsm["X_seal"]``: the embeddings, as `sealst.tl.embed` writes them
     - ``.obsm["seal_pathways" | key_added + "_pathways"]``: DataFrame (n_obs, pathways), with `net`
     - ``.uns["sealst"]["predict"][key]``: model fingerprint, readout, unit, layer
@@ -96,12 +97,14 @@ def predict(
     >>> sl.tl.predict(sdata, model, genes=["ERBB2", "COL1A1"])  # doctest: +SKIP
     """
     check_model(model)
+    check_slot(key_added)
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table, region)
     if net is not None:
         model.panel.require_names()
     wanted = list((model.panel if genes is None else model.panel.subset(genes)).genes)
-    embedding, entry = stored_embedding(table, regions, model, views), None
+    columns = as_columns(wanted, what="Genes")
+    embedding, entry = stored_embedding(sdata, table, regions, model, views), None
     if embedding is None:
         paired = _section.paired_table(sdata, table_key, region=region, trained_on=model.crop)
         embedding, entry = embed_crops(paired, model, views=views, device=device, show=progress)
@@ -119,9 +122,11 @@ def predict(
     given, target = for_writing(sdata, table_key, copy=copy)
     if entry is not None:
         write_embedding(target, Keys.EMBEDDING, embedding, entry)
-    target.obsm[key_added] = expression[wanted]
-    made = {"model": model.fingerprint, "readout": readout or model.readouts[0], "unit": "log1p-CP10k"}
+    target.obsm[key_added] = expression[wanted].set_axis(columns, axis=1)
+    made: dict[str, Any] = {"model": model.fingerprint, "readout": readout or model.readouts[0], "unit": "log1p-CP10k"}
     made["layer"] = model.target_of(readout)
+    if columns != wanted:
+        made["genes"] = np.array(wanted, dtype=str)
     _section.record_slot(target, "predict", key_added, made)
     logger.info("Wrote .obsm[%r]: %d genes", key_added, len(wanted))
     if pathways is not None:

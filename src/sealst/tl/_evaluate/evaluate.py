@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._core.device import resolve_device
 from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.probes import Protocol, resolve_protocol
@@ -21,7 +22,7 @@ from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._session_info import session_info
 from sealst._settings import resolve_seed, settings
-from sealst._validate import check_positive
+from sealst._validate import check_count, check_positive
 from sealst._version import __version__
 from sealst.io import HestBench
 from sealst.models import Encoder, SealModel
@@ -30,7 +31,7 @@ from sealst.tl._embed.inputs import as_sections
 from sealst.tl._evaluate import scored_genes as scored
 from sealst.tl._evaluate.candidates import Candidate, candidate_of
 from sealst.tl._evaluate.cohorts import BenchCohort, Cohort, SectionCohort
-from sealst.tl._evaluate.folds import check_copies, check_units, given_fold, made_folds
+from sealst.tl._evaluate.folds import check_units, given_fold, made_folds
 from sealst.tl._evaluate.methods import predictions
 from sealst.tl._evaluate.pathway_rows import Activities
 from sealst.tl._evaluate.score_rows import FoldScorer, Results
@@ -169,7 +170,7 @@ def evaluate(
         model.panel.require_names()
     protocol = resolve_protocol(preset)
     if n_genes is not None:
-        check_positive("n_genes", n_genes)
+        check_count("n_genes", n_genes)
         protocol = replace(protocol, n_genes=int(n_genes))
     if near_um is not None:
         check_positive("near_um", near_um)
@@ -186,7 +187,9 @@ def evaluate(
     )
     if not allow_shared_patients:
         candidate.check_leaks(cohort, made)
-        check_copies(cohort.parts(), made)
+        if isinstance(sections, HestBench) or folds == "block" or not isinstance(folds, str):
+            # Other folds are `sl.pp.split`'s, which has looked.
+            _section.refuse_twin_folds(cohort.parts(), made)
     # Before the first fold is trained: the last one may leave nothing to stop by.
     stopped = candidate.stopped_by(made)
     # A resource is fetched once.

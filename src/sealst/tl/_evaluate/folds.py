@@ -10,17 +10,13 @@ import numpy as np
 from spatialdata import SpatialData
 
 from sealst import _section
-from sealst._core.splits import profile_digests
 from sealst._errors import DataError, LeakError
-from sealst._keys import Keys
 from sealst._section import Data, Part, parts_of
 from sealst._validate import listed
 from sealst.io import Collection
 from sealst.models import SealModel
 from sealst.pp import Split, check_split, split
 
-#: a test section with more copies of training spots than this share is refused
-_MAX_COPIES = 0.02
 #: early stopping holds out about one in so many training spots
 _STOPPING_FOLDS = 5
 
@@ -119,27 +115,6 @@ def check_warmup(parts: Sequence[Part], folds: Sequence[Split], patients: Abstra
 
 def _patients(parts: Iterable[Part]) -> set[str]:
     return set(chain.from_iterable(_section.patients_of(p.table, p.rows) for p in parts))
-
-
-def check_copies(parts: Sequence[Part], folds: Sequence[Split]) -> None:
-    """Refuse test sections whose spots are copies of training spots, under whatever name of section or patient."""
-    digests = {}
-    for part in parts:
-        counts = part.table.layers.get(Keys.COUNTS, part.table.X)[part.rows]
-        found = profile_digests(counts, [str(name).upper() for name in part.table.var_names])
-        digests[part.section] = dict(zip(part.obs_names, found, strict=True))
-    for fold in folds:
-        seen: dict[int, str] = {}
-        for name, spots in fold.train.items():
-            seen.update((d, name) for spot in spots if (d := digests[name][spot]))
-        for name, spots in fold.test.items():
-            copies = [seen[d] for spot in spots if (d := digests[name][spot]) in seen]
-            if len(copies) > _MAX_COPIES * len(spots):
-                raise LeakError(
-                    f"Fold {fold.name!r}: {len(copies)} of {len(spots)} test spots of section {name!r} have exactly "
-                    f"the counts of training spots of {listed(sorted(set(copies)))}. They are copies, whatever their "
-                    "patients are called; leave one out. `allow_shared_patients=True` evaluates all the same."
-                )
 
 
 def picked(sections: Sequence[SpatialData], chosen: Sequence[int]) -> Sequence[SpatialData]:

@@ -181,7 +181,7 @@ class SectionReader:
         for one in paired.sections:
             if not one.usable.any():
                 raise DataError(f"Section {one.region.section!r} has no usable crop; see `.obs['crop_reason']`.")
-            rows, values = _section.map_crops([one], self.extract, show=self.show, desc=one.region.section)
+            rows, values, _ = _section.map_crops([one], self.extract, show=self.show, desc=one.region.section)
             table, xy = paired.table, np.full((len(one.rows), 2), np.nan)
             if Keys.SPATIAL in table.obsm:
                 xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[one.rows] * one.um_per_unit

@@ -37,7 +37,15 @@ from sealst.models._genes import resolve_gene_encoder
 from sealst.models._seal.heads import resolve_projection
 from sealst.pp import check_split, select_genes
 from sealst.tl._embed.inputs import as_sections
-from sealst.tl._finetune.pairs import Pairs, extras_of, gather_pairs, more_expression, organs_of, warmup_patients
+from sealst.tl._finetune.pairs import (
+    Pairs,
+    crop_digests,
+    extras_of,
+    gather_pairs,
+    more_expression,
+    organs_of,
+    warmup_patients,
+)
 from sealst.tl._finetune.readout import fitted_readout
 from sealst.tl._finetune.run_folder import MODEL, begin, facts_of, finish, open_run, scratch_prefix
 
@@ -213,7 +221,16 @@ def finetune(
         state = None
         if folder is not None:
             expression = [part.expression for part in (pairs, others, extra) if part is not None]
-            facts = facts_of(model, params, seed=seed, expression=expression, provenance=provenance)
+            crops = crop_digests([part for part in (pairs, others) if part is not None], spec.crop_px, show=progress)
+            facts = facts_of(
+                model,
+                params,
+                seed=seed,
+                expression=expression,
+                crops=crops,
+                readout=readout,
+                provenance=provenance,
+            )
             state = begin(folder, facts, first=rank == 0)
             if (folder / MODEL / "config.json").is_file():
                 logger.info("the run in %s is finished; its model is returned", folder)

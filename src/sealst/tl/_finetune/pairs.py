@@ -15,9 +15,10 @@ from sealst._core.genes.panel import GenePanel
 from sealst._core.losses.registry import COUNT_RECONSTRUCTION
 from sealst._data.crops.source import CropSource, Rows
 from sealst._data.dataset import Measured, PairDataset
+from sealst._data.tokens import source_digest
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._logging import logger
+from sealst._logging import logger, progress
 from sealst._train.params import TrainParams
 from sealst._validate import listed
 from sealst.models import CropSpec
@@ -103,6 +104,16 @@ def gather_pairs(
         single=np.concatenate(single),
         folder=folder,
     )
+
+
+def crop_digests(parts: Sequence[Pairs], px: int, *, show: bool | None) -> dict[str, str]:
+    """Digest of the crops that are trained on (and held out), by section: it changes with any pixel or square."""
+    found: dict[str, str] = {}
+    with progress(None, "comparing crops", total=sum(map(len, parts)), show=show) as bar:
+        for pairs in parts:
+            for section, source in zip(pairs.labels["section"], pairs.sources, strict=True):
+                found[section] = found.get(section, "") + source_digest(source, px, bar=bar)[:16]
+    return found
 
 
 def _counts_per_spot(table: AnnData, rows: np.ndarray) -> np.ndarray:

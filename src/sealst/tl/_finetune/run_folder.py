@@ -52,15 +52,22 @@ def open_run(path: Path, *, resume: bool, rank: int) -> Path:
 
 
 def facts_of(
-    model: SealModel, params: TrainParams, *, seed: int, expression: Sequence[np.ndarray], provenance: Mapping[str, Any]
+    model: SealModel,
+    params: TrainParams,
+    *,
+    seed: int,
+    expression: Sequence[np.ndarray],
+    crops: Mapping[str, str],
+    readout: str,
+    provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What makes a run that run; another value would make another model."""
+    """What makes a run that run; another value would make another model. `crops` are digests by section."""
     digest = hashlib.sha256()
     for values in expression:
         for start in range(0, len(values), 65536):
             digest.update(np.ascontiguousarray(values[start : start + 65536]).tobytes())
-    # How fast, and on how many workers, may change.
-    free = {"num_workers", "chunk_size", "compile", "cache"}
+    # How fast, and on how many workers, may change. Chunks draw dropout of their own.
+    free = {"num_workers", "compile", "cache"}
     return {
         "params": {k: v for k, v in asdict(params).items() if k not in free},
         "encoder": model.encoder.spec.feeding() | {"key": model.encoder.spec.key},
@@ -72,6 +79,8 @@ def facts_of(
         "sections": list(provenance["sections"]),
         "validation": list(provenance["validation"]),
         "expression": digest.hexdigest()[:16],
+        "crops": dict(crops),
+        "readout": readout,
         "seed": seed,
     }
 

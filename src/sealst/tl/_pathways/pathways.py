@@ -22,7 +22,7 @@ from sealst._errors import DataError, OrderError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Data, for_writing
-from sealst._validate import check_choice, check_gene_names, check_positive, listed
+from sealst._validate import as_columns, check_choice, check_gene_names, check_positive, check_slot, listed
 
 Net: TypeAlias = pd.DataFrame | Mapping[str, Sequence[str]] | str | Path
 
@@ -129,6 +129,8 @@ def pathways(
     >>> sl.tl.pathways(sdata, "h.all.v2024.1.Hs.symbols.gmt")  # doctest: +SKIP
     """
     check_choice("source", source, (_PREDICTED, _MEASURED))
+    if key_added is not None:
+        check_slot(key_added)
     _check_options(method, tmin)
     table = _section.get_table(data, table_key)
     predicted = source == _PREDICTED
@@ -143,7 +145,9 @@ def pathways(
     elif not isinstance(frame := table.obsm[slot], pd.DataFrame):
         raise DataError(f"`.obsm[{slot!r}]` must be a DataFrame with named genes, found {type(frame).__name__}.")
     else:
-        x, genes = frame.to_numpy(), frame.columns
+        # Columns are called as they can be stored; genes may be called otherwise.
+        named = list(_section.recorded(table, "predict").get(slot, {}).get("genes", frame.columns))
+        x, genes = frame.to_numpy(), pd.Index(named if len(named) == frame.shape[1] else frame.columns, dtype=object)
     result = _score(x, table.obs_names, genes, net=net, method=method, tmin=tmin, verbose=verbose)
     given, target = for_writing(data, table_key, copy=copy)
     key = key_added or (Keys.pathways(slot) if predicted else Keys.related(_MEASURED, "pathways"))
@@ -278,19 +282,9 @@ def _edges(net: Net) -> tuple[pd.DataFrame, str]:
 
 
 def _storable(edges: pd.DataFrame) -> pd.DataFrame:
-    """Edges whose sets have names that may be columns on disk: zarr and HDF5 take '/' for a folder."""
-    names = edges["source"].unique()
-    if not (slashed := [name for name in names if "/" in name]):
-        return edges
-    renamed = edges["source"].str.replace("/", "_")
-    if renamed.nunique() < len(names):
-        raise DataError(
-            f"Gene sets {listed(slashed)} would be stored with '_' for '/', but these names exist already; rename them."
-        )
-    logger.info(
-        "'/' becomes '_' in the names of %d gene set(s), so that they can be saved: %s", len(slashed), listed(slashed)
-    )
-    return edges.assign(source=renamed)
+    """Edges whose sets have names that may be columns on disk."""
+    names = list(edges["source"].unique())
+    return edges.assign(source=edges["source"].map(dict(zip(names, as_columns(names, what="Gene sets"), strict=True))))
 
 
 def _informative(x: Any) -> np.ndarray:

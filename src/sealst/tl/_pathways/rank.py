@@ -17,7 +17,7 @@ from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Data
-from sealst._validate import check_choice, check_key, listed
+from sealst._validate import check_choice, check_key, check_slot, listed
 
 _REST, _ALL = "rest", "all"
 #: columns of the result, in their order
@@ -103,6 +103,7 @@ def rank_pathways(
     ... )
     """
     check_choice("method", method, ("wilcoxon", "t-test", "t-test_overestim_var"))
+    check_slot(key_added)
     table = _section.get_table(data, table_key)
     rows = np.concatenate([one.rows for one in _section.regions_of(table, region)])
     if key not in table.obsm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,10 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Data, for_writing
-from sealst._validate import check_key, listed
+from sealst._validate import as_columns, check_key, check_slot, listed
 from sealst.models import SealModel
 from sealst.tl._embed.inputs import check_model
-from sealst.tl._retrieve.retrieve import image_embedding
+from sealst.tl._retrieve.retrieve import asked_before, image_embedding
 
 _AUTO = "auto"
 # Profiles that are made dense at a time.
@@ -83,7 +84,7 @@ def annotate(
     None, or with ``copy=True`` a copy of `data`; in the table
 
     - ``.obs["seal_annotation" | key_added]``: categorical, all labels of the reference are categories; missing for
-      spots without a crop and in other regions
+      spots without a crop and in other regions, but for those that an earlier call labelled alike
     - ``.obs[key_added + "_confidence"]``: float64, share of the vote that the label won, 0 to 1; NaN as above
     - ``.obsm[key_added + "_votes"]``: DataFrame (n_obs, labels), float64, rows sum to 1; NaN as above. ``/`` in a label
       becomes ``_`` in the name of its column, so that the table can be saved
@@ -119,30 +120,32 @@ def annotate(
     >>> sdata.tables["table"].obs["seal_annotation"].value_counts()  # doctest: +SKIP
     """
     check_model(model)
+    check_slot(key_added)
     table = _section.get_table(data, table_key)
-    regions = _section.regions_of(table, region)
-    embedding = image_embedding(table, regions, model, key)
-    rows = np.concatenate([one.rows for one in regions])
-    rows = rows[np.isfinite(embedding[rows]).all(axis=1)]
-    if not rows.size:
+    asked = _section.sections_of(table, region)
+    embedding = image_embedding(data, table, asked, model, key)
+    if not np.isfinite(embedding[np.concatenate([one.rows for one in asked])]).all(axis=1).any():
         raise DataError("No spot has an embedding; see `.obs['crop_reason']`.")
     z, found, names, layers = _embed_references(
         reference, model, labels=labels, layer=layer, table_key=table_key, table=table
     )
+    columns = as_columns(names, what="Labels")
     codes = pd.Categorical(found, categories=names).codes
     options: dict[str, Any] = {"temperature": temperature, "balance": balance}
     options |= {"n_labels": len(names), "n_neighbors": n_neighbors}
+    digest = hashlib.sha256(z.tobytes() + codes.tobytes() + "\n".join(names).encode())
+    made = {"model": model.fingerprint, "key": key, "question": digest.hexdigest()[:16]}
+    made |= {"k": n_neighbors, "temperature": temperature, "balance": balance}
+    before = _section.recorded(table, "annotate").get(key_added, {})
+    # Sections that the same references labelled before are labelled again, so that they keep what they have.
+    regions = [*asked, *asked_before(data, table, asked, before, made)]
+    rows = np.concatenate([one.rows for one in regions])
+    rows = rows[np.isfinite(embedding[rows]).all(axis=1)]
     votes = nearest_votes(model.shared_images(embedding[rows]), z, codes, **options)
-    # As columns on disk: zarr and HDF5 take '/' for a folder.
-    columns = [name.replace("/", "_") for name in names]
-    if len(set(columns)) < len(columns):
-        twice = [name for name, column in zip(names, columns, strict=True) if columns.count(column) > 1]
-        raise DataError(f"Labels {listed(twice)} would share a column, as '/' is stored as '_'; rename them.")
     given, target = for_writing(data, table_key, copy=copy)
     counts = np.bincount(codes, minlength=len(names))
     facts: dict[str, Any] = {"label": np.array(names, dtype=str), "n_profiles": counts, "layers": np.array(layers)}
-    facts |= {"labels": labels, "model": model.fingerprint, "key": key}
-    facts |= {"k": n_neighbors, "temperature": temperature, "balance": balance}
+    facts |= {"labels": labels} | made | {"searched": np.array([one.section for one in regions], dtype=str)}
     values = np.full((target.n_obs, len(names)), np.nan)
     values[rows] = votes
     won = np.full(target.n_obs, -1)

@@ -16,7 +16,7 @@ from sealst._errors import DataError
 from sealst._html import as_html
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._validate import check_positive, listed
+from sealst._validate import check_count, check_embedding, listed
 from sealst.models import SealModel
 from sealst.tl._retrieve import index_write as write
 from sealst.tl._retrieve.index_search import Searcher, Where, matching
@@ -166,7 +166,7 @@ class SealIndex:
             When there is no such column, or `suppress_um` is asked and positions are not known.
         """
         queries = self._queries(vectors)
-        check_positive("n_hits", n_hits)
+        check_count("n_hits", n_hits)
         check_suppress(suppress_um)
         keep = self._keep(where, exclude)
         found = self._searcher.search(queries, int(n_hits), keep=keep, suppress_um=float(suppress_um))
@@ -217,6 +217,7 @@ class SealIndex:
         queries = np.atleast_2d(np.asarray(vectors, dtype=np.float64))
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise DataError(f"`vectors` must be (n_queries, {self.dim}), found {np.shape(vectors)}.")
+        check_embedding(queries, where="`vectors`")
         if not np.isfinite(queries).all() or not (queries != 0).any(axis=1).all():
             raise DataError("`vectors` must be finite and not all 0; leave out spots without an embedding (NaN).")
         return queries

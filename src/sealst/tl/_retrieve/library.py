@@ -19,7 +19,7 @@ from sealst._core.made_by import MadeBy
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._keys import Keys
 from sealst._section import Data, Region, sections_of
-from sealst._validate import listed, patient_names
+from sealst._validate import check_embedding, listed, patient_names
 from sealst.io import Collection
 from sealst.models import SealModel
 
@@ -47,7 +47,7 @@ class Sheet:
     made_by: MadeBy
 
 
-def provenance(table: AnnData, regions: Sequence[Region], key: str) -> dict[str, Any]:
+def provenance(data: Data, table: AnnData, regions: Sequence[Region], key: str) -> dict[str, Any]:
     """What made the embeddings in a slot; raises when there are none, or the crops have changed since."""
     hint = embed_hint(key)
     if key not in table.obsm:
@@ -59,7 +59,7 @@ def provenance(table: AnnData, regions: Sequence[Region], key: str) -> dict[str,
             'known of its tables; tables of one model are joined with `anndata.concat(..., uns_merge="unique")`.'
         )
     for one in regions:
-        if "crops" in entry and not _section.same_crops(table, one, entry["crops"].get(one.name)):
+        if "crops" in entry and not _section.same_crops(table, one, entry["crops"].get(one.name), data):
             raise OrderError(
                 f"`.obsm[{key!r}]` was made from other crops of {one.name!r} than the present ones. {hint}"
             )
@@ -102,7 +102,7 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
     table = _section.get_table(data, table_key)
     regions = sections_of(table)
     try:
-        entry = provenance(table, regions, key)
+        entry = provenance(data, table, regions, key)
     except OrderError as error:
         raise OrderError(f"Section {regions[0].section!r}: {error}") from error
     made_by = MadeBy.of(entry)
@@ -116,6 +116,7 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
     embedding = np.asarray(table.obsm[key])
     if embedding.ndim != 2:
         raise DataError(f"`.obsm[{key!r}]` must be (n_obs, dim), found {embedding.shape}. {embed_hint(key)}")
+    check_embedding(embedding, where=f"`.obsm[{key!r}]` of section {regions[0].section!r}")
     sheets = []
     for region in regions:
         z = embedding[region.rows].astype(np.float64)

@@ -16,7 +16,7 @@ from sealst._core.genes.sets import SOURCE, TARGET, WEIGHT, restrict
 from sealst._core.search.queries import QUERY_STD, direction, gene_weights, shifted_profiles
 from sealst._errors import DataError, MissingKeyError, PanelError
 from sealst._logging import logger
-from sealst._validate import check_choice, check_key, listed
+from sealst._validate import as_column, check_choice, check_key, listed
 from sealst.models import SealModel
 from sealst.tl._pathways.pathways import Net, gene_set_edges
 
@@ -135,7 +135,7 @@ def _ask_pathway(query: Any, context: Context) -> Question:
         raise DataError(f"A pathway must be one name of a gene set of `net`, found {type(query).__name__}.")
     edges = gene_set_edges(context.net)
     sets = edges[SOURCE].unique()
-    name = query if query in sets else query.replace("/", "_")
+    name = query if query in sets else as_column(query)
     if name not in sets:
         near = difflib.get_close_matches(query, sets, n=5, cutoff=0.4)
         raise MissingKeyError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +18,14 @@ from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import Data, Region, for_writing, sections_of
-from sealst._validate import check_key, check_positive, listed
+from sealst._validate import check_count, check_embedding, check_positive, check_slot, listed
 from sealst.models import SealModel
 from sealst.tl._embed.inputs import check_model
 from sealst.tl._pathways.pathways import Net
 from sealst.tl._retrieve.index import SealIndex, check_suppress
 from sealst.tl._retrieve.index_search import Where
 from sealst.tl._retrieve.library import embed_hint, positions_um, provenance
-from sealst.tl._retrieve.questions import Context, Query, Reference, ask, kind_of, reference_profile
+from sealst.tl._retrieve.questions import Context, Query, Question, Reference, ask, kind_of, reference_profile
 
 
 @documented
@@ -63,7 +64,8 @@ def retrieve(
         - a Series indexed by gene: a whole profile, log1p-CP10k; genes that are missing take the panel's mean
         - a uint8 array (crop_px, crop_px, 3): a crop of the size the model was trained on
         - with `net` the name of one of its gene sets, whose weights are the signature
-        - with ``kind="spot"`` a name in ``.obs_names``: crops that look like that spot's
+        - with ``kind="spot"`` a name in ``.obs_names``: crops that look like that spot's. Where several sections have
+          a spot of that name, `region` says which
     kind
         ``"gene"``, ``"signature"``, ``"pathway"``, ``"profile"``, ``"image"`` or ``"spot"``; by default told by the
         type of `query`.
@@ -93,10 +95,13 @@ def retrieve(
     -------
     None, or with ``copy=True`` a copy of `data`; in the table
 
-    - ``.obs["seal_similarity" | key_added]``: float64, cosine, -1 to 1; NaN for spots without a crop
-    - ``.obs[key_added + "_rank"]``: float64, 1 = most similar, ties share their mean rank; NaN as above
+    - ``.obs["seal_similarity" | key_added]``: float64, cosine, -1 to 1; NaN for spots without a crop, and in regions
+      that were not asked this. Regions can be asked one by one
+    - ``.obs[key_added + "_rank"]``: float64, 1 = most similar of all that were asked this, ties share their mean rank;
+      NaN as above
     - ``.uns["sealst"]["retrieve"][key_added]``: query, kind, genes and weights, ``hits`` (names of spots, best first; a
-      spot that asks is not its own hit), their ``similarities``, model fingerprint
+      spot that asks is not its own hit) with their ``sections``, ``regions`` and ``similarities``, model fingerprint.
+      Of regions that are asked one by one, the hits of each
 
     Of an index nothing is written: a DataFrame with one row per hit, as of `SealIndex.search`, whose column ``query``
     says in words what was asked.
@@ -138,8 +143,9 @@ def retrieve(
     >>> hits = sl.tl.retrieve(index, model, "CD3E", where={"organ": "breast"}, suppress_um=200)  # doctest: +SKIP
     """
     check_model(model)
+    check_slot(key_added)
     check_positive("n_std", n_std)
-    check_positive("n_hits", n_hits)
+    check_count("n_hits", n_hits)
     check_suppress(suppress_um)
     n_hits, suppress_um = int(n_hits), float(suppress_um)
     kind = kind_of(query, kind, net=net is not None)
@@ -168,23 +174,28 @@ def retrieve(
     if where is not None:
         raise DataError("`where` filters an index; of a table name `region=`, or pass a part of it.")
     table = _section.get_table(data, table_key)
-    regions = sections_of(table, region)
-    embedding = image_embedding(table, regions, model, key)
+    asked = sections_of(table, region)
+    embedding = image_embedding(data, table, asked, model, key)
     start = reference_profile(reference, model, table=table)
-    question = ask(query, kind, Context(model, _TableSpots(table, embedding), float(n_std), start, net))
+    question = ask(query, kind, Context(model, _TableSpots(table, embedding, asked), float(n_std), start, net))
+    made = {"model": model.fingerprint, "key": key, "question": _digest(question)}
+    before = _section.recorded(table, "retrieve").get(key_added, {})
+    # Sections that were asked the same before are asked again, so that what they have stays and ranks fit together.
+    regions = [*asked, *asked_before(data, table, asked, before, made)]
     # Pictures are compared with pictures by what the encoder gives, with expression where training aligned them.
     z = model.shared_images(embedding) if question.expression else embedding
     rows = np.concatenate([one.rows for one in regions])
     groups = np.repeat(np.arange(len(regions)), [len(one.rows) for one in regions])
     known = np.isfinite(z[rows]).all(axis=1)
-    if not known.any():
+    if not known[groups < len(asked)].any():
         raise DataError("No spot has an embedding; see `.obs['crop_reason']`.")
     rows, groups = rows[known], groups[known]
     z = z[rows]
     similarity = cosine(question.vector, centred(z, groups) if question.shift else z)
-    xy = None
+    # Rows of the sections that are asked now come first.
+    n_asked, xy = int((groups < len(asked)).sum()), None
     if suppress_um:
-        xy = np.concatenate([positions_um(table, one) for one in regions])[known]
+        xy = np.concatenate([positions_um(table, one) for one in asked])[known[: sum(len(one.rows) for one in asked)]]
         if not np.isfinite(xy).all():
             raise DataError(
                 f"`suppress_um` needs the positions of spots, but those in `.obsm[{Keys.SPATIAL!r}]` have gaps or are "
@@ -192,41 +203,79 @@ def retrieve(
                 "again, or leave `suppress_um` out."
             )
     # A spot that asks is the best hit: it keeps near copies of itself away, and is then left out.
-    best = spaced_hits(similarity, xy, groups, n=n_hits + (question.row in rows), min_um=suppress_um)
+    n_wanted = n_hits + (question.row in rows[:n_asked])
+    best = spaced_hits(similarity[:n_asked], xy, groups[:n_asked], n=n_wanted, min_um=suppress_um)
     best = best[rows[best] != question.row][:n_hits]
     given, target = for_writing(data, table_key, copy=copy)
     for name, values in ((key_added, similarity), (Keys.related(key_added, "rank"), mean_ranks(similarity))):
         column = np.full(target.n_obs, np.nan)
         column[rows] = values
         target.obs[name] = column
-    hits = target.obs_names[rows[best]].to_numpy(dtype=str)
-    entry = {"query": question.label, "kind": kind, "model": model.fingerprint, "key": key} | question.facts
-    entry |= {"suppress_um": suppress_um, "hits": hits, "similarities": similarity[best]}
+    hits = pd.DataFrame({"hits": target.obs_names[rows[best]].astype(str), "similarities": similarity[best]})
+    owners = [regions[group] for group in groups[best]]
+    hits = hits.assign(sections=[one.section for one in owners], regions=[one.name for one in owners])
+    hits = _with_earlier(hits, before, asked, regions[len(asked) :])
+    entry = {"query": question.label, "kind": kind} | made | question.facts | {"suppress_um": suppress_um}
+    entry |= {"searched": np.array([one.section for one in regions], dtype=str)}
+    entry |= {name: hits[name].to_numpy(dtype=None if name == "similarities" else str) for name in hits}
     _section.record_slot(target, "retrieve", key_added, entry)
-    logger.info("Wrote .obs[%r] for %s %r; best: %s", key_added, kind, question.label, listed(hits, 3))
+    logger.info("Wrote .obs[%r] for %s %r; best: %s", key_added, kind, question.label, listed(hits["hits"], 3))
     return given if copy else None
+
+
+def _digest(question: Question) -> str:
+    """By what a question is known again, whatever it was made from."""
+    vector = np.asarray(question.vector, dtype=np.float32)
+    return hashlib.sha256(vector.tobytes() + bytes([question.expression, question.shift])).hexdigest()[:16]
+
+
+def asked_before(
+    data: Data, table: AnnData, asked: Sequence[Region], before: Mapping[str, Any], made: Mapping[str, Any]
+) -> list[Region]:
+    """Other sections that an earlier call asked just the same (`before` is its record), and that are as they were."""
+    if any(str(before.get(name)) != str(value) for name, value in made.items()):
+        return []
+    now = {(one.name, one.section) for one in asked}
+    embedded = _section.recorded(table, "embed").get(str(made["key"]), {})
+    same = [
+        one
+        for one in sections_of(table)
+        if "crops" not in embedded or _section.same_crops(table, one, embedded["crops"].get(one.name), data)
+    ]
+    searched = set(before.get("searched", ()))
+    return [one for one in same if one.section in searched and (one.name, one.section) not in now]
+
+
+def _with_earlier(
+    hits: pd.DataFrame, before: Mapping[str, Any], asked: Sequence[Region], others: Sequence[Region]
+) -> pd.DataFrame:
+    """Hits, best first, with those of sections that were searched one by one; a search of all of them is replaced."""
+    if not others or {one.section for one in asked} & set(before["searched"]):
+        return hits
+    kept = pd.DataFrame({name: list(before[name]) for name in hits})
+    kept = kept[kept["sections"].isin([one.section for one in others])]
+    return pd.concat([hits, kept]).sort_values("similarities", ascending=False, kind="stable", ignore_index=True)
 
 
 @dataclass(frozen=True)
 class _TableSpots:
     table: AnnData
     embedding: np.ndarray
+    sections: Sequence[Region]
 
     def has_spot(self, name: str) -> bool:
         return name in self.table.obs_names
 
     def spot(self, name: str) -> tuple[int, np.ndarray]:
-        names = self.table.obs_names
-        check_key(names, name, where="`.obs_names`", hint="Spots are named '<section>_<spot id>'.")
-        row = int(np.flatnonzero(names == name)[0])
+        row = _section.row_of(self.table, name, self.sections)
         if not np.isfinite(self.embedding[row]).all():
             raise DataError(f"Spot {name!r} has no crop, so no embedding; see `.obs['crop_reason']`.")
         return row, self.embedding[row]
 
 
-def image_embedding(table: AnnData, regions: Sequence[Region], model: SealModel, key: str) -> np.ndarray:
+def image_embedding(data: Data, table: AnnData, regions: Sequence[Region], model: SealModel, key: str) -> np.ndarray:
     """Stored image embeddings (n_obs, dim), checked to be this model's and of the present crops."""
-    entry, hint = provenance(table, regions, key), embed_hint(key)
+    entry, hint = provenance(data, table, regions, key), embed_hint(key)
     if entry["model"] != model.fingerprint:
         raise OrderError(
             f"`.obsm[{key!r}]` was made by {entry['model']!r}, this model is {model.fingerprint!r}. {hint}"
@@ -234,4 +283,5 @@ def image_embedding(table: AnnData, regions: Sequence[Region], model: SealModel,
     embedding = np.asarray(table.obsm[key])
     if embedding.ndim != 2 or embedding.shape[1] != model.dim:
         raise DataError(f"`.obsm[{key!r}]` must be (n_obs, {model.dim}), found {embedding.shape}. {hint}")
+    check_embedding(embedding, where=f"`.obsm[{key!r}]`")
     return embedding

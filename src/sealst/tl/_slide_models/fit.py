@@ -18,7 +18,7 @@ from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._core.seeds import mixed_seed, seeded
 from sealst._core.splits import Fold, check_sides, inner_split, named_folds, patient_folds, strata_of
 from sealst._data.bags.bags import Bags
-from sealst._data.bags.memory import BagStore
+from sealst._data.bags.memory import BagStore, same_slides
 from sealst._docs import documented
 from sealst._errors import DataError, LeakError
 from sealst._keys import Keys
@@ -104,7 +104,7 @@ def fit_slide(
     Raises
     ------
     LeakError
-        When a patient stands on both sides of a fold or in `test`.
+        When a patient stands on both sides of a fold or in `test`, or a slide does under two names.
     DataError
         When a label is known of too few patients, holds one class, or is not what the task needs.
     OrderError
@@ -124,6 +124,8 @@ def fit_slide(
     """
     if not isinstance(bags, Bags):
         raise TypeError(f"`bags` must be Bags; make them with `sl.io.read_bags(...)`. Found {type(bags).__name__}.")
+    # Patients may have been written to `obs` since the bags were made.
+    bags = replace(bags)
     chosen = slide_params(params)
     check_choice("aggregator", aggregator, list(list_aggregators().index))
     n_bootstrap = whole("n_bootstrap", n_bootstrap, least=0)
@@ -140,6 +142,8 @@ def fit_slide(
     labels = {name: labels_of(bags.obs, name, found_task, event=event) for name in targets}
     plans = {name: _plan(bags, one, folds, seed) for name, one in labels.items()}
     fitter = _Fitter(contenders, chosen, aggregator, resolve_device(device), seed)
+    rows = np.flatnonzero(np.any([one.known for one in labels.values()], axis=0))
+    _refuse_twins(fitter.main, rows, None if kept_out is None else next(iter(kept_out.values())))
     total = len(contenders) * sum(len(plan) for plan in plans.values())
     with _logging.progress(None, "fitting slides", total=total, show=progress, unit="fold") as bar:
         fitted = {name: fitter.run(labels[name], plans[name], bar) for name in targets}
@@ -152,6 +156,7 @@ def fit_slide(
         "classes": {target: list(classes) for target, classes in spec.classes.items()},
         "aggregator": spec.aggregator,
         "keys": list(fitter.stores),
+        "embeddings": {name: embedding_of(bags) for name, bags in contenders.items()},
         "folds": next(iter(names.values())),
         "seed": seed,
         "n_bootstrap": n_bootstrap,
@@ -173,6 +178,22 @@ def fit_slide(
     members = {target: fit.nets[next(iter(fitter.stores))] for target, fit in fitted.items()}
     logger.info("Fitted %s of %s on %d slides", spec.task, listed(spec.targets), len(rows))
     return SlideModel(spec, members, evaluation, tested, provenance=provenance)
+
+
+def _refuse_twins(store: BagStore, rows: np.ndarray, test: Bags | None) -> None:
+    """Refuse one slide under two names, of several patients or on both sides."""
+    obs = [store.bags.obs] if test is None else [store.bags.obs, test.obs]
+    stores = [store] if test is None else [store, BagStore(test, 0)]
+    wanted = [rows] if test is None else [rows, np.arange(len(test))]
+    for group in same_slides(stores, wanted):
+        patients = {obs[i][Keys.PATIENT].iloc[row] for i, row in group}
+        sides = {i for i, _ in group}
+        if len(patients) > 1 or len(sides) > 1:
+            where = "are in `bags` and in `test`" if len(sides) > 1 else f"are of patients {listed(sorted(patients))}"
+            raise LeakError(
+                f"Slides {listed(str(obs[i].index[row]) for i, row in group)} hold the same tiles, number by number, "
+                f"but {where}. They are one slide; leave one out, or give them one patient."
+            )
 
 
 def _plan(bags: Bags, labels: Labels, folds: int | str, seed: int) -> dict[str, Fold]:
@@ -371,6 +392,7 @@ def test_contenders(bags: Bags, test: Bags, contenders: Mapping[str, Bags]) -> d
     """The same embeddings of the slides that are kept out, after a check for leaks."""
     if not isinstance(test, Bags):
         raise TypeError(f"`test` must be Bags (`sl.io.read_bags`), found {type(test).__name__}.")
+    test = replace(test)
     if both := sorted(set(bags.obs.index) & set(test.obs.index)):
         raise LeakError(f"Slide(s) {listed(both)} are in `bags` and in `test`.")
     patients = (set(b.obs[Keys.PATIENT].dropna()) for b in (bags, test))

@@ -18,7 +18,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Data, for_writing, sections_of
-from sealst._validate import check_choice, check_key, listed, patient_names
+from sealst._validate import check_choice, check_embedding, check_key, check_slot, listed, patient_names
 from sealst.models import SlideModel
 from sealst.models._slides.model import SlideOutput
 from sealst.tl._slide_models.fit import check_same_embedding
@@ -94,6 +94,7 @@ def predict_slide(
         raise TypeError(f"`model` must be a slide model (`sl.tl.fit_slide`), found {type(model).__name__}.")
     target = model.spec.targets[0] if target is None else target
     check_choice("target", target, model.spec.targets)
+    check_slot(key_added)
     if device is not None:
         model.to(device)
     if isinstance(data, Bags):
@@ -172,6 +173,7 @@ def _of_table(
             f"`.obsm[{model.spec.key!r}]` was made by model {made!r}, but the slide model was fitted on "
             f"embeddings of {expected!r}. Embed the tiles with that model, or fit again."
         )
+    check_embedding(table.obsm[key], where=f"`.obsm[{key!r}]`")
     features = np.asarray(table.obsm[key], dtype=np.float32)
     xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float) if Keys.SPATIAL in table.obsm else None
     attention, looked = np.full(table.n_obs, np.nan), np.zeros(table.n_obs, dtype=bool)

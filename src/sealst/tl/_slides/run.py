@@ -16,7 +16,7 @@ from sealst._data.bags.bags import BlankSlideError
 from sealst._errors import CheckpointError, ScaleError, WeightsError
 from sealst._files import write_text
 from sealst._keys import Keys
-from sealst._logging import logger, progress
+from sealst._logging import logger, progress, warn
 from sealst.tl._slides.manifest import PATH, SLIDE, Slide
 from sealst.tl._slides.work import EMBED, FINISH, PLAN, Task
 from sealst.tl._slides.workers import Outcome, Workers
@@ -165,6 +165,8 @@ class Run:
                 self._submit(Task(task.slide, FINISH))
         else:
             self._end(task.slide, result)
+            if (text := result.get("plain")) is not None:
+                warn(text)
             ended, n = len(self._slides) - len(self._waiting) - len(self._active), len(self._slides)
             left = (time.monotonic() - self._began) / max(1, ended - self.n_skipped) * (n - ended)
             minutes = round(left / 60)

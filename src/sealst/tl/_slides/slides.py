@@ -23,7 +23,7 @@ from sealst._files import write_json
 from sealst._logging import logger, warn
 from sealst._session_info import session_info
 from sealst._settings import settings
-from sealst._validate import check_fraction, check_positive, listed, section_name
+from sealst._validate import as_columns, check_fraction, check_positive, listed, section_name
 from sealst.models import SealModel
 from sealst.models._encoders.encoder import base_name
 from sealst.tl._pathways.pathways import gene_set_edges
@@ -225,6 +225,7 @@ def _asked(
         found["base"] = base_name(model.encoder)
     if expression:
         found["genes"] = tuple((model.panel if genes is None else model.panel.subset(genes)).genes)
+        as_columns(found["genes"], what="Genes")
     if net is None:
         return found, None
     model.panel.require_names()

@@ -21,11 +21,13 @@ from filelock import FileLock
 
 from sealst import _section
 from sealst._data.bags.parts import Parts, append_array, append_frame
+from sealst._data.crops.plain import PlainCrops
 from sealst._data.crops.reader import iter_crops, prefetch, reading_order
 from sealst._errors import DataError
 from sealst._files import complete_file
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._validate import as_columns
 from sealst.io import read_wsi
 from sealst.models import SealModel
 from sealst.pp import pair_crops, tile
@@ -34,6 +36,8 @@ from sealst.tl._slides.job import PRESENT, Job, features_of, predicted, provenan
 from sealst.tl._slides.manifest import Slide
 
 PLAN, EMBED, FINISH = "plan", "embed", "finish"
+#: array of a range: how many tiles were read, of a single colour, black
+_PLAIN = "plain"
 #: entry of ``.uns["sealst"]`` that says what a file was made from
 ENTRY = "embed_slides"
 
@@ -113,31 +117,43 @@ def _embed(slide: Slide, job: Job, parts: Parts, start: int) -> None:
     with quietly():
         levels = _section.image_levels(_opened(slide).images[Keys.image(slide.name)])
     found: dict[str, np.ndarray] = {}
+    plain = PlainCrops(slide.name)
     with using(job) as model:
         features = features_of(model, job)
         for rows, crops in prefetch(iter_crops(levels, boxes, job.tile_px, batch_size=job.batch_size)):
+            plain.add(crops)
             for key, values in features(crops).items():
                 if key not in found:
                     found[key] = np.full((len(boxes), values.shape[1]), np.nan, dtype=np.float32)
                 found[key][rows] = values
         found |= predicted(model, job, found[Keys.EMBEDDING])
-    parts.write(start, found | {"seconds": np.array(time.perf_counter() - began)})
+    counted = {_PLAIN: np.array([plain.n, plain.plain, plain.black])}
+    parts.write(start, found | counted | {"seconds": np.array(time.perf_counter() - began)})
 
 
 # -- putting together -------------------------------------------------------------------------------------------------
 def finish(slide: Slide, job: Job, digest: str) -> dict[str, Any]:
-    """Write the file of a slide from its ranges, and remove these."""
+    """Write the file of a slide from its ranges, and remove these; tells of tiles that show nothing."""
     path, parts = job.table(slide), job.parts(slide, digest)
+    said = None
     path.parent.mkdir(parents=True, exist_ok=True)
     with _file_lock(path):
         done = finished(path)
         if done is None or done["digest"] != digest:
+            said = _plain_of(slide, parts).verdict()
             with complete_file(path) as partial:
                 _assemble(parts, job, partial, digest)
             done = finished(path)
         _restate(path, slide)
         parts.remove()
-    return dict(done or {})
+    return dict(done or {}) | {"plain": said}
+
+
+def _plain_of(slide: Slide, parts: Parts) -> PlainCrops:
+    """Tiles of a single colour, counted over the whole slide: of a range alone they say little."""
+    counted = [parts.read(start, _PLAIN) for start in parts.starts(len(parts.boxes())) if parts.is_done(start)]
+    n, plain, black = np.sum(counted, axis=0).tolist() if counted else (0, 0, 0)
+    return PlainCrops(slide.name, n=n, plain=plain, black=black)
 
 
 def _file_lock(path: Path) -> FileLock:
@@ -172,7 +188,7 @@ def _assemble(parts: Parts, job: Job, partial: Path, digest: str) -> None:
         names = np.asarray(read_elem(file["obs"][file["obs"].attrs["_index"]]), dtype=object)
         uns = file["uns"][Keys.UNS]
         if job.genes:
-            append_frame(file["obsm"], Keys.EXPRESSION, parts, names=names, columns=job.genes)
+            append_frame(file["obsm"], Keys.EXPRESSION, parts, names=names, columns=as_columns(job.genes, what="Genes"))
         if job.genes or job.net:
             with using(job) as model:
                 _add_expression(uns, file["obsm"], model, job, parts, names)
@@ -185,8 +201,11 @@ def _add_expression(uns: Any, obsm: Any, model: Any, job: Job, parts: Parts, nam
     """Provenance of predicted expression, and scores of gene sets, range by range on the same genes."""
     if not isinstance(model, SealModel):
         raise DataError("Expression is predicted by a SEAL model; an encoder by name only embeds.")
-    made = {"model": model.fingerprint, "unit": "log1p-CP10k", "layer": model.panel.layer}
+    made: dict[str, Any] = {"model": model.fingerprint, "unit": "log1p-CP10k", "layer": model.panel.layer}
     if job.genes:
+        # Columns are called as they can be stored.
+        slashed = any("/" in gene for gene in job.genes)
+        made |= {"genes": np.array(job.genes, dtype=str)} if slashed else {}
         write_elem(uns, "predict", {Keys.EXPRESSION: made})
     if job.net is None:
         return
