@@ -193,8 +193,8 @@ def _readout(model: SealNet) -> str:
     facts = model.readout.facts
     best = max(facts["scores"].values())
     return (
-        f"{facts['kind']} on {facts['target']}, mean Pearson {best:.3f} over the panel on held-out {facts['held_out']} of "
-        "the training sections (whose crops the adapter has seen)"
+        f"{facts['kind']} on {facts['target']}; mean Pearson {best:.3f} over the panel on held-out "
+        f"{facts['held_out']}, whose crops the adapter has seen"
     )
 
 
