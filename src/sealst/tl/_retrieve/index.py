@@ -85,6 +85,11 @@ class SealIndex:
         return str(self._snapshot.config["made_by"]["model"])
 
     @property
+    def views(self) -> int:
+        """Flips and rotations of a crop that its embeddings are means of."""
+        return int(self._snapshot.config["made_by"].get("views") or 1)
+
+    @property
     def space(self) -> str:
         """``"encoder"``, or ``"shared"``: vectors behind the model's projection heads, see `build_index`."""
         return write.space_of(self._snapshot)

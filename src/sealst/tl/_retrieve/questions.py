@@ -27,6 +27,10 @@ Reference: TypeAlias = pd.Series | str | np.ndarray | Mapping[str, Any]
 class Spots(Protocol):
     """What is searched, as far as a query needs to know it."""
 
+    @property
+    def views(self) -> int:
+        """Flips and rotations of a crop that its embeddings are means of."""
+
     def has_spot(self, name: str) -> bool:
         """Whether a spot has this name."""
 
@@ -207,7 +211,7 @@ def _ask_image(query: Any, context: Context) -> Question:
             f"The image is {image.shape[1]} x {image.shape[0]} px, the model needs {px} x {px}. It is not resized, "
             f"for its scale is unknown: cut a square of {model.crop.crop_um:g} µm and resize that to {px} px."
         )
-    return Question(f"image of {px} x {px} px", model.embed_images(image[None])[0])
+    return Question(f"image of {px} x {px} px", model.embed_images(image[None], views=context.spots.views)[0])
 
 
 def _ask_spot(query: Any, context: Context) -> Question:

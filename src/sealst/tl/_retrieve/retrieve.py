@@ -177,7 +177,9 @@ def retrieve(
     asked = sections_of(table, region)
     embedding = image_embedding(data, table, asked, model, key)
     start = reference_profile(reference, model, table=table)
-    question = ask(query, kind, Context(model, _TableSpots(table, embedding, asked), float(n_std), start, net))
+    views = int(_section.recorded(table, "embed").get(key, {}).get("views", 1))
+    spots = _TableSpots(table, embedding, asked, views)
+    question = ask(query, kind, Context(model, spots, float(n_std), start, net))
     made = {"model": model.fingerprint, "key": key, "question": _digest(question)}
     before = _section.recorded(table, "retrieve").get(key_added, {})
     # Sections that were asked the same before are asked again, so that what they have stays and ranks fit together.
@@ -262,6 +264,7 @@ class _TableSpots:
     table: AnnData
     embedding: np.ndarray
     sections: Sequence[Region]
+    views: int
 
     def has_spot(self, name: str) -> bool:
         return name in self.table.obs_names
