@@ -25,8 +25,8 @@ from sealst.models import CropSpec
 
 #: organ of sections that do not say theirs
 _UNKNOWN = "unknown"
-#: spots that a readout is fitted on, at most; a linear one learns nothing from more
-_MAX_SAMPLE = 50_000
+#: spots that a readout is fitted on, at most: with 2,000 genes some 3 GB while it is chosen
+_MAX_SAMPLE = 20_000
 
 
 @dataclass(frozen=True)
