@@ -18,8 +18,7 @@ from spatialdata.transformations import Identity, Scale
 from sealst._core.sparse import check_sparse
 from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._logging import warn
-from sealst._section.colour import DARK, is_dark
+from sealst._section.colour import warn_if_dark
 from sealst._section.images import multiscale
 from sealst._section.pyramid import SlideImage, extended, levels_of, squidpy_library
 from sealst._validate import (
@@ -168,9 +167,7 @@ def from_arrays(
         spots = gpd.GeoDataFrame(geometry=box(*corners), index=pd.Index(ids))
     if thumbnail:
         table.uns["spatial"] = {section: squidpy_library(levels, diameter_px)}
-        small = table.uns["spatial"][section]["images"]["hires"]
-        if is_dark([np.moveaxis(small, 2, 0)]):
-            warn(f"{section}: the image {DARK}")
+        warn_if_dark(table.uns["spatial"][section], section)
     return SpatialData(
         images={Keys.image(section): multiscale(levels, transforms)},
         shapes={region: ShapesModel.parse(spots, transformations=dict(transforms))},

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sealst._errors import DataError
+from sealst._logging import warn
 from sealst._validate import listed
 
 _COLOUR = re.compile(r"(r|g|b|a|red|green|blue|alpha)[\W_\d]*(channel)?", re.IGNORECASE)
@@ -81,6 +82,12 @@ def is_dark(levels: Sequence[Any]) -> bool:
     if np.percentile(darkest, _LIGHTEST_PERCENT) < _LIGHT:
         return True
     return bool(lit.mean() < 0.5 and (darkest[lit] >= _GLASS).mean() < _GLASS_SHARE)
+
+
+def warn_if_dark(library: Any, section: str) -> None:
+    """Warn where the small picture that squidpy shows (see `squidpy_library`) has no light background."""
+    if is_dark([np.moveaxis(library["images"]["hires"], 2, 0)]):
+        warn(f"{section}: the image {DARK}")
 
 
 #: what is said of a picture that is stored as red, green and blue but does not look like an H&E

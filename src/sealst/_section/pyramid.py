@@ -63,7 +63,7 @@ class SlideImage:
     @property
     def facts(self) -> dict[str, list[list[float]]]:
         """What a section keeps of the image in ``attrs``: places that are lost, where there are any."""
-        return {_LOST: np.asarray(self.lost, dtype=float).tolist()} if len(self.lost) else {}
+        return {LOST: np.asarray(self.lost, dtype=float).tolist()} if len(self.lost) else {}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,12 +72,12 @@ class SlideImage:
 
 
 #: entry of an image's facts in ``attrs``
-_LOST = "lost"
+LOST = "lost"
 
 
 def touch_lost(boxes: np.ndarray, facts: Any) -> np.ndarray:
     """Which of the boxes (x0, y0, x1, y1) touch a place that the file of the image does not hold, (n,)."""
-    lost = np.asarray(facts.get(_LOST, []) if hasattr(facts, "get") else [], dtype=float).reshape(-1, 4)
+    lost = np.asarray(facts.get(LOST, []) if hasattr(facts, "get") else [], dtype=float).reshape(-1, 4)
     touched = np.zeros(len(boxes), dtype=bool)
     for x0, y0, x1, y1 in lost:
         touched |= (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)

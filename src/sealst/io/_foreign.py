@@ -17,11 +17,13 @@ from spatialdata.transformations import Identity, Scale
 
 from sealst import _section
 from sealst._core.space.geometry import agreed, apply_affine, similarity_scale
+from sealst._core.sparse import check_table
 from sealst._docs import documented
 from sealst._errors import DataError, ScaleError
 from sealst._keys import Keys
 from sealst._section import Region, multiscale
-from sealst._section.pyramid import CHUNK_PX, extended, squidpy_library
+from sealst._section.colour import warn_if_dark
+from sealst._section.pyramid import CHUNK_PX, LOST, extended, squidpy_library
 from sealst._validate import check_key, check_positive, check_section, listed, patient_text
 
 #: a level up to this many pixels along its longer side may be read as a whole
@@ -93,6 +95,7 @@ def from_spatialdata(
     """
     _section.needs_pixels(sdata)
     source = _section.get_table(sdata, table_key)
+    check_table(source, where=f"table {table_key!r}")
     (one,) = _section.regions_of(source, region)
     check_key(sdata.images, image_key, where="`sdata.images`", hint="Name one of them with `image_key=`.")
     element = _section.he_image(sdata, image_key)
@@ -145,15 +148,19 @@ def from_spatialdata(
         circles = "radius" in geometry
         diameter = 2 * geometry["radius"].median() if circles else np.sqrt(geometry.geometry.area.median())
         table.uns["spatial"] = {name: squidpy_library(levels, float(diameter))}
+        warn_if_dark(table.uns["spatial"][name], name)
     entry = {"region": region, "image_key": image_key, "coordinate_system": coordinate_system}
     _section.record(table, "from_spatialdata", entry | {"mpp": scale, "mpp_source": origin.strip("`")})
     transforms = {"global": Identity(), Keys.UM: Scale([scale, scale], axes=("x", "y"))}
+    held = sdata.attrs.get(image_key)
     return SpatialData(
         images={Keys.image(name): multiscale(extended(levels), transforms)},
         shapes={Keys.spots(name): ShapesModel.parse(geometry, transformations=dict(transforms))},
         tables={
             Keys.TABLE: TableModel.parse(table, region=Keys.spots(name), region_key="region", instance_key="spot_id")
         },
+        # What the picture's file lacks it lacks here, too.
+        attrs={Keys.image(name): {LOST: held[LOST]}} if isinstance(held, dict) and LOST in held else {},
     )
 
 

@@ -386,9 +386,10 @@ def test_pitch_and_size_of_spots_that_no_array_has():
     assert "by their side the image would have 6.4 µm per pixel" in text
 
 
-def test_staggered_array_is_compared_with_the_pitch_it_was_read_with():
+@pytest.mark.parametrize("reader", ["read_st", "read_hest"])
+def test_an_array_is_compared_with_the_pitch_it_was_read_with(reader):
     sdata = spotted(technology="Spatial Transcriptomics", mpp=7.0)
-    sdata.tables["table"].uns["sealst"] = {"read_st": {"pitch_um": 140.0, "mpp": 7.0, "mpp_source": "argument"}}
+    sdata.tables["table"].uns["sealst"] = {reader: {"pitch_um": 140.0, "mpp": 7.0, "mpp_source": "argument"}}
     assert not [t for t in texts(sl.io.check(sdata)) if "by the pitch of" in t]
 
 

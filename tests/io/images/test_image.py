@@ -473,6 +473,9 @@ def test_lost_tile_of_a_picture_with_spots(tmp_path: Path) -> None:
     sdata = sl.io.from_arrays(slide, np.ones((4, 2)), xy, genes=["A", "B"], mpp=0.5, spot_um=55, section="a")
     sl.pp.pair_crops(sdata, crop_um=56, crop_px=32)
     assert list(sdata.tables["table"].obs["crop_reason"]) == ["lost pixels", "lost pixels", "ok", "ok"]
+    again = sl.io.from_spatialdata(sdata, region="a_spots", image_key="a_he", section="b")
+    sl.pp.pair_crops(again, crop_um=56, crop_px=32)
+    assert list(again.tables["table"].obs["crop_reason"]) == ["lost pixels", "lost pixels", "ok", "ok"]
     with pytest.raises(
         sl.DataError, match="Every crop of 'a_spots' touches pixels that the file of image 'a_he' does not"
     ):

@@ -152,8 +152,9 @@ def scale(subject: Subject) -> Iterator[Finding]:
 
 def known_pitch(subject: Subject, technology: str) -> float | None:
     """Pitch of an array in µm: the one it was read with, or that of the technology, where it has one."""
-    if (read := _section.recorded(subject.table, "read_st").get("pitch_um")) is not None:
-        return float(read)
+    for reader in ("read_st", "read_hest"):
+        if (read := _section.recorded(subject.table, reader).get("pitch_um")) is not None and np.isfinite(read):
+            return float(read)
     array = lattice.known_array(technology)
     return None if array is None else array.pitch_um
 

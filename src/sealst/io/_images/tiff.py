@@ -283,7 +283,8 @@ def _check_meaning(tif: Any, series: Any, level: _Level, name: str) -> bool:
         )
     said: list[list[str]] = []
     if tif.is_ome:
-        channels = [one for pixels in ome_pixels(tif.ome_metadata, frame) for one in pixels if _tag(one) == "Channel"]
+        own = ome_pixels(tif.ome_metadata, frame)[:1]
+        channels = [one for pixels in own for one in pixels if _tag(one) == "Channel"]
         for channel in channels:
             lit = [channel.get(key, "") for key in _LIGHT]
             glows = [value for value in lit if "fluorescence" in value.lower()]
