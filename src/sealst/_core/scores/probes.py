@@ -209,20 +209,19 @@ class Spectral:
         self.basis = x.T @ vectors if wide else vectors
         self.target = vectors.T @ y if wide else vectors.T @ (x.T @ y)
 
-    def coef(self, alphas: np.ndarray, rank: int | None = None) -> np.ndarray:
-        """Coefficients C (d, genes) under a penalty for every gene.
+    def coef(self, alphas: np.ndarray) -> np.ndarray:
+        """Coefficients C (d, genes) under a penalty for every gene."""
+        return self.basis @ (self.target / (self.eigenvalues[:, None] + alphas))
 
-        With `rank`, predictions X C are projected to the directions over genes in which they vary most.
+    def directions(self, alphas: np.ndarray) -> np.ndarray:
+        """Orthonormal directions over genes in which predictions X C vary, most first, (rank, genes).
+
+        Predictions projected to the first r of them are those of the best coefficients of rank r.
         """
-        shrunk = self.target / (self.eigenvalues[:, None] + alphas)
-        if rank is not None:
-            # |X basis|² is diagonal: the eigenvalues, and their square where the basis is XᵀU.
-            size = self.eigenvalues * (self.basis**2).sum(axis=0)
-            _, _, directions = scipy.linalg.svd(
-                np.sqrt(size)[:, None] * shrunk, full_matrices=False, check_finite=False
-            )
-            shrunk = shrunk @ directions[:rank].T @ directions[:rank]
-        return self.basis @ shrunk
+        # |X basis|² is diagonal: the eigenvalues, and their square where the basis is XᵀU.
+        size = self.eigenvalues * (self.basis**2).sum(axis=0)
+        varying = np.sqrt(size)[:, None] * (self.target / (self.eigenvalues[:, None] + alphas))
+        return np.asarray(scipy.linalg.svd(varying, full_matrices=False, check_finite=False)[2])
 
 
 def _fold_scores(

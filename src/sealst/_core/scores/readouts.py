@@ -170,10 +170,28 @@ class _Candidate:
         slope = np.divide(covariance, variance, out=np.ones_like(variance), where=variance > 0)
         slope = np.where(slope > 0, slope, 1.0)[self.bins]
         fit = Spectral(self.x, self.y, None)
-        coef = fit.coef(self.alphas, rank) * slope / fit.scaler.scale_[:, None]
+        coef = fit.coef(self.alphas)
+        if rank is not None:
+            coef = _projected(coef, fit.directions(self.alphas), rank)
+        coef *= slope / fit.scaler.scale_[:, None]
         return coef, fit.intercept - fit.scaler.mean_ @ coef
 
-    def _held_out(self, rank: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Predictions of every fold's held-out rows, and these."""
+    @cached_property
+    def _full(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Predictions of every fold's held-out rows, in what directions they vary, and these rows."""
         pairs = zip(self.fits, self.folds, strict=True)
-        return [(fit.scaler.transform(self.x[held]) @ fit.coef(self.alphas, rank), held) for fit, (_, held) in pairs]
+        return [
+            (fit.scaler.transform(self.x[held]) @ fit.coef(self.alphas), fit.directions(self.alphas), held)
+            for fit, (_, held) in pairs
+        ]
+
+    def _held_out(self, rank: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Predictions of every fold's held-out rows by coefficients of a rank, and these rows."""
+        return [
+            (predicted if rank is None else _projected(predicted, directions, rank), held)
+            for predicted, directions, held in self._full
+        ]
+
+
+def _projected(values: np.ndarray, directions: np.ndarray, rank: int) -> np.ndarray:
+    return values @ directions[:rank].T @ directions[:rank]
