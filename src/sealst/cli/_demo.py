@@ -105,7 +105,7 @@ def run_demo(out: Path, *, seed: int, overwrite: bool) -> tuple[Path, str]:
         pearson = pearson.pivot_table(index="method", columns="genes", values="value", sort=False)
         recall = table[table["metric"] == "R@10"].set_index("method")["value"].rename("R@10")
         # Retrieval calls the encoder by its own name, Pearson by that of the probe on top of it.
-        recall = recall.rename(index={"adapted": "seal head"}).drop("frozen")
+        recall = recall.rename(index={"adapted": "seal prediction"}).drop("frozen")
         joined = pearson.join(recall).reset_index()
         summary = joined.map(lambda v: ("" if pd.isna(v) else f"{v:.3f}") if isinstance(v, float) else v)
         folder = work / "figures"
