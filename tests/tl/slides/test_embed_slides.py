@@ -352,6 +352,26 @@ def test_a_broken_slide_stops_nobody(folder: Path, tmp_path: Path) -> None:
     assert set(pd.read_csv(tmp_path / "out" / "failures.csv")["slide"]) == {"broken", "noscale"}
 
 
+def test_a_lost_tile_takes_only_what_touches_it(tmp_path: Path) -> None:
+    paths = [write_slide(tmp_path / f"{name}.tif", 3) for name in ("whole", "lost")]
+    with tifffile.TiffFile(paths[1], mode="r+b") as file:
+        tag = file.pages[0].tags["TileByteCounts"]
+        sizes = list(tag.value)
+        sizes[5] = 0  # rows and columns 256 to 512
+        tag.overwrite(sizes)
+    frame = pd.DataFrame({"path": [str(p) for p in paths], "patient": list("ab")})
+    found = sl.tl.embed_slides(frame, ENCODER, tmp_path / "out", **SMALL)
+    assert list(found["status"]) == ["done", "done"]
+    whole, lost = (ad.read_h5ad(tmp_path / "out" / "slides" / f"{name}.h5ad") for name in ("whole", "lost"))
+    near = (np.abs(whole.obsm["spatial"] - 384) < 128 + 32).all(axis=1)
+    kept = pd.Index(lost.obs["spot_id"])
+    assert near.sum() == 16
+    assert not kept.isin(whole.obs["spot_id"][near]).any()
+    assert whole.obs["spot_id"][~near].isin(kept).mean() > 0.9
+    rows = pd.Index(whole.obs["spot_id"]).get_indexer(kept)
+    np.testing.assert_allclose(lost.obsm["X_seal"], whole.obsm["X_seal"][rows], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
