@@ -165,7 +165,7 @@ def read_bags(
 def _open(source: Any, table_key: str, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
     """Readers by slide, and what the source itself knows about the slides."""
     if isinstance(source, str | Path):
-        return _open_folder(Path(source).expanduser(), patient)
+        return _open_folder(Path(source).expanduser().absolute(), patient)
     if isinstance(source, AnnData | SpatialData):
         source = [source]
     if isinstance(source, Mapping):

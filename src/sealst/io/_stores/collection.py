@@ -253,7 +253,7 @@ def read_collection(path: str | PathLike[str], *, keep: int = 1) -> Collection:
     >>> sections = sl.io.read_collection("cohort.csv")  # doctest: +SKIP
     >>> sections.manifest[["section", "patient"]]  # doctest: +SKIP
     """
-    return Collection(read_entries(Path(path).expanduser()), keep=keep)
+    return Collection(read_entries(Path(path).expanduser().absolute()), keep=keep)
 
 
 def _content(sdata: SpatialData) -> Any:

@@ -88,7 +88,7 @@ def entry_of(source: SpatialData | str | PathLike[str], position: int) -> Entry:
         names = [t.obs[Keys.SECTION].astype(str).unique() for t in source.tables.values() if Keys.SECTION in t.obs]
         known = len(names) == 1 and len(names[0]) == 1
         return Entry(str(names[0][0]) if known else f"section{position}", source)
-    path = Path(source).expanduser()
+    path = Path(source).expanduser().absolute()
     return Entry(_stem(path), path, format_of(path).name)
 
 

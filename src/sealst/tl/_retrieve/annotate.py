@@ -134,7 +134,7 @@ def annotate(
     options: dict[str, Any] = {"temperature": temperature, "balance": balance}
     options |= {"n_labels": len(names), "n_neighbors": n_neighbors}
     digest = hashlib.sha256(z.tobytes() + codes.tobytes() + "\n".join(names).encode())
-    made = {"model": model.fingerprint, "key": key, "question": digest.hexdigest()[:16]}
+    made: dict[str, Any] = {"model": model.fingerprint, "key": key, "question": digest.hexdigest()[:16]}
     made |= {"k": n_neighbors, "temperature": temperature, "balance": balance}
     before = _section.recorded(table, "annotate").get(key_added, {})
     # Sections that the same references labelled before are labelled again, so that they keep what they have.

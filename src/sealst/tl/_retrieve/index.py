@@ -61,7 +61,7 @@ class SealIndex:
         CheckpointError
             When there is no index, or it is damaged or of another version.
         """
-        return cls(open_store(Path(path).expanduser(), mmap=mmap))
+        return cls(open_store(Path(path).expanduser().absolute(), mmap=mmap))
 
     # -- what it is ---------------------------------------------------------------------------------------------------
     @property

@@ -50,7 +50,7 @@ def build(
         raise DataError("`params` belong to one kind of index; name it: `kind='ivf'` or `kind='hnsw'`.")
     if kind != "auto":
         approximate.resolve_options(kind, params)
-    folder = Path(path).expanduser()
+    folder = Path(path).expanduser().absolute()
     check_target(folder, overwrite=overwrite)
     with changing(folder, replace=True) as change:
         # Again: another process may have been faster.
