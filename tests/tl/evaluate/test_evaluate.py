@@ -23,16 +23,19 @@ def test_table_has_every_method_and_agrees_with_a_hand_computation(sections, mod
     assert set(pearson.index) == {
         "frozen + ridge",
         "adapted + ridge",
+        "seal prediction",
         "seal head",
         "seal retrieval",
         "colour + ridge",
         "mean",
     }
+    sl.tl.predict(test, model, readout="head", key_added="by_head")
     copied = sl.tl.predict(test, model, copy=True).tables["table"]
     measured = copied[:, ["EPCAM", "KRT8", "VIM"]].layers["lognorm"].toarray()
-    predicted = copied.obsm["seal_expression"][["EPCAM", "KRT8", "VIM"]].to_numpy()
-    expected = np.mean([np.corrcoef(measured[:, i], predicted[:, i])[0, 1] for i in range(3)])
-    assert pearson.loc["seal head", "value"] == pytest.approx(expected, abs=1e-4)
+    for method, slot in (("seal prediction", "seal_expression"), ("seal head", "by_head")):
+        predicted = copied.obsm[slot][["EPCAM", "KRT8", "VIM"]].to_numpy()
+        expected = np.mean([np.corrcoef(measured[:, i], predicted[:, i])[0, 1] for i in range(3)])
+        assert pearson.loc[method, "value"] == pytest.approx(expected, abs=1e-4)
     assert pearson.loc["mean", "value"] == 0
     # EPCAM and KRT8 rise along the axes that the toy image paints in red and green.
     assert pearson.loc["colour + ridge", "value"] > 0.4

@@ -45,7 +45,8 @@ def single(found):
 
 
 def embedded(sdata, genes):
-    table = sl.tl.embed(sdata, "vit_tiny_patch16_224", pretrained=False, key_added="z", copy=True).tables["table"]
+    options = {"pretrained": False, "views": 1, "key_added": "z"}
+    table = sl.tl.embed(sdata, "vit_tiny_patch16_224", copy=True, **options).tables["table"]
     # log1p in float32, as tables hold it: where `lsqr` stops depends on the last digits.
     return table.obsm["z"].astype(float), np.log1p(table[:, list(genes)].layers["counts"].toarray()).astype(float)
 
@@ -134,9 +135,10 @@ def test_folds_train_their_own_models_and_baselines(cohort, recipe):
         seeds = sl.tl.evaluate(cohort[:2], recipe, seeds=[0, 1])
     rows = single(found).query("metric == 'pearson'")
     assert set(rows["method"]) == {
-        "frozen + ridge", "adapted + ridge", "seal head", "seal retrieval", "st-net", "bleep", "colour + ridge", "mean"
+        "frozen + ridge", "adapted + ridge", "seal prediction", "seal head", "seal retrieval", "st-net", "bleep",
+        "colour + ridge", "mean",
     }  # fmt: skip
-    assert len(rows) == 8 * 2
+    assert len(rows) == 9 * 2
     # What is not trained does not depend on the seed.
     assert seeds.facts["folds"] == ["patient-p0", "patient-p1"]
     values = (
