@@ -40,7 +40,7 @@ class Readout(nn.Module):
     @classmethod
     def of(cls, coef: np.ndarray, intercept: np.ndarray, facts: Mapping[str, Any]) -> Readout:
         """From coefficients (dim, genes) and intercept (genes,)."""
-        made = cls(*coef.shape, facts)
+        made = cls(coef.shape[0], coef.shape[1], facts)
         made.weight.copy_(torch.from_numpy(np.ascontiguousarray(coef.T, dtype=np.float32)))
         made.bias.copy_(torch.from_numpy(np.asarray(intercept, dtype=np.float32)))
         return made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sealst._core.scores.readouts import fit_readout
@@ -44,7 +46,7 @@ def fitted_readout(model: SealModel, train: PairDataset, pairs: Pairs, *, show: 
     names = {key: _name(*key) for key in found.scores}
     best = names[found.target, found.rank]
     logger.info("readout = %s (mean Pearson %.3f on held-out %s)", best, found.scores[found.target, found.rank], held)
-    facts = {"kind": best.partition(" on ")[0], "target": found.target, "rank": found.rank, "held_out": held}
+    facts: dict[str, Any] = {"kind": best.partition(" on ")[0], "target": found.target, "rank": found.rank, "held_out": held}
     facts |= {"n_spots": len(rows), "scores": {names[key]: round(score, 6) for key, score in found.scores.items()}}
     return Readout.of(found.coef, found.intercept, facts).to(model.device)
 
