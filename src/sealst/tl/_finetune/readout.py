@@ -46,8 +46,8 @@ def fitted_readout(model: SealModel, train: PairDataset, pairs: Pairs, *, show: 
     names = {key: _name(*key) for key in found.scores}
     best = names[found.target, found.rank]
     logger.info("readout = %s (mean Pearson %.3f on held-out %s)", best, found.scores[found.target, found.rank], held)
-    facts: dict[str, Any] = {"kind": best.partition(" on ")[0], "target": found.target, "rank": found.rank, "held_out": held}
-    facts |= {"n_spots": len(rows), "scores": {names[key]: round(score, 6) for key, score in found.scores.items()}}
+    facts: dict[str, Any] = {"kind": best.partition(" on ")[0], "target": found.target, "rank": found.rank}
+    facts |= {"held_out": held, "n_spots": len(rows), "scores": {names[key]: round(score, 6) for key, score in found.scores.items()}}
     return Readout.of(found.coef, found.intercept, facts).to(model.device)
 
 
