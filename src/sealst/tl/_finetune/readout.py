@@ -47,7 +47,8 @@ def fitted_readout(model: SealModel, train: PairDataset, pairs: Pairs, *, show: 
     best = names[found.target, found.rank]
     logger.info("readout = %s (mean Pearson %.3f on held-out %s)", best, found.scores[found.target, found.rank], held)
     facts: dict[str, Any] = {"kind": best.partition(" on ")[0], "target": found.target, "rank": found.rank}
-    facts |= {"held_out": held, "n_spots": len(rows), "scores": {names[key]: round(score, 6) for key, score in found.scores.items()}}
+    facts |= {"held_out": held, "n_spots": len(rows)}
+    facts |= {"scores": {names[key]: round(score, 6) for key, score in found.scores.items()}}
     return Readout.of(found.coef, found.intercept, facts).to(model.device)
 
 
