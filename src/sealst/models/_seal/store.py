@@ -76,11 +76,12 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
         "head": asdict(model.head),
         "projection": asdict(model.projection),
         "organs": list(model.organs),
-        "readout": None if model.readout is None else model.readout.facts,
         "crop": asdict(model.crop),
         "fingerprint": model.fingerprint,
         "training": model.provenance,
     }
+    if model.readout is not None:
+        config["readout"] = model.readout.facts
     with new_folder(path, overwrite=overwrite, marker="config.json") as work:
         write_json(work / "config.json", config)
         model.panel.to_tsv(work / "panel.tsv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from sealst.models import CropSpec
 _UNKNOWN = "unknown"
 #: spots that a readout is fitted on, at most: with 2,000 genes some 3 GB while it is chosen
 _MAX_SAMPLE = 20_000
+#: crops of a section whose pixels tell a run from another
+_COMPARED = 64
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,7 @@ def gather_pairs(
             expression.add(_section.expression(table, panel, rows, masked=True))
             measured.append(panel.measured(table.var_names))
             # Spread over the section, so that a cohort of any size fits into memory.
-            few = (
-                np.unique(np.linspace(0, len(rows) - 1, min(len(rows), share)).round().astype(int))
-                if len(rows)
-                else rows
-            )
+            few = evenly(len(rows), share)
             sample.append(few + sum(len(source.boxes) for source in sources[:-1]))
             single.append(_section.expression(table, panel, rows[few], Keys.LOGNORM, masked=True))
             labels["section"].append(region.section)
@@ -107,13 +106,25 @@ def gather_pairs(
 
 
 def crop_digests(parts: Sequence[Pairs], px: int, *, show: bool | None) -> dict[str, str]:
-    """Digest of the crops that are trained on (and held out), by section: it changes with any pixel or square."""
+    """Digest of the crops that are trained on (and held out), by section: of all squares, and of the pixels of some.
+
+    A picture that was exchanged, moved or stained anew is another one in nearly all of its crops; reading all of a
+    large cohort once more would take longer than many a training.
+    """
     found: dict[str, str] = {}
-    with progress(None, "comparing crops", total=sum(map(len, parts)), show=show) as bar:
-        for pairs in parts:
-            for section, source in zip(pairs.labels["section"], pairs.sources, strict=True):
-                found[section] = found.get(section, "") + source_digest(source, px, bar=bar)[:16]
+    sources = [pair for pairs in parts for pair in zip(pairs.labels["section"], pairs.sources, strict=True)]
+    chosen = [evenly(len(source.boxes), _COMPARED) for _, source in sources]
+    with progress(None, "comparing crops", total=sum(map(len, chosen)), show=show) as bar:
+        for (section, source), rows in zip(sources, chosen, strict=True):
+            digest = hashlib.sha256(np.ascontiguousarray(source.boxes, dtype=np.float64).tobytes())
+            digest.update(source_digest(CropSource(source.levels, source.boxes[rows]), px, bar=bar).encode())
+            found[section] = found.get(section, "") + digest.hexdigest()[:16]
     return found
+
+
+def evenly(n: int, most: int) -> np.ndarray:
+    """Numbers from 0 to n - 1, all of them or `most` at equal distances."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.zeros(0, dtype=int)
 
 
 def _counts_per_spot(table: AnnData, rows: np.ndarray) -> np.ndarray:
