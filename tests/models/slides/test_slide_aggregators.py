@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -123,7 +124,7 @@ def test_damaged_folders_are_refused(tmp_path) -> None:
 
 def test_wrong_embeddings_and_names() -> None:
     spec = SlideSpec("regression", ("y",), {}, None, "mean", "X_seal", None, DIM, 8, 4, 0.1)
-    empty = SlideEvaluation(None, None)  # type: ignore[arg-type]
+    empty = SlideEvaluation(pd.DataFrame(), pd.DataFrame())
     model = SlideModel(spec, {"y": [spec.build("y")]}, empty)
     with pytest.raises(DataError, match=r"must be \(n_tiles >= 1, 6\), found \(3, 5\)"):
         model.predict(np.zeros((3, 5), dtype=np.float32))
