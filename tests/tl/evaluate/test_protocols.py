@@ -254,7 +254,7 @@ def test_a_column_and_blocks_make_folds(cohort, encoder, recipe):
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"preset": "hst"}, sl.DataError, "`preset` must be one of 'cv', 'hest'"),
+        ({"preset": "hst"}, sl.DataError, "`preset` must be one of 'cv', 'plain', 'hest'"),
         ({"baselines": ["bleep"]}, sl.DataError, "pass the arguments of `sl.tl.finetune` as a mapping"),
         ({"model": {"params": {}}}, sl.DataError, "must name an 'encoder'"),
         ({"model": ENCODER | {"seed": 1}}, sl.DataError, "must not hold 'seed'"),
