@@ -50,6 +50,7 @@ def sections(ready):
 
 def test_runs_share_the_tokens_of_each_section(ready, finetune, fast, cache, trunk_images, tmp_path):
     a, b = sections(ready)
+    b.images["b_he"] = a.images["a_he"]
     c = ready(section="c", patient="c", n=5)
     # Weights that do not follow the seed of a run.
     save_for_hf(timm.create_model("vit_tiny_patch16_224", num_classes=0), tmp_path / "vit", safe_serialization=True)
