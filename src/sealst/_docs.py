@@ -37,10 +37,6 @@ PARAMETERS = {
     "device": 'Device (``"auto"``, ``"cpu"``, ``"cuda"``, …); default ``settings.device``.',
     "model.device": "Device; default the model's own.",
     "embeddings.key": "Slot in ``.obsm`` with the image embeddings.",
-    "views": "Over how many flips and rotations of each crop embeddings are averaged: 1 (the crop as it is) to 8. "
-    '``"auto"`` is 8 for spots and 1 for tiles of slides, which have no expression. Each view is a forward pass.',
-    "stored.views": "Over how many flips and rotations of each crop embeddings are averaged, 1 to 8. "
-    '``"auto"`` takes the embeddings that are there, else it is 8 for spots and 1 for tiles of slides.',
     "suppress_um": "Smallest distance in µm between two hits of a section: hits closer to a better one are skipped. "
     "0 keeps all.",
     # figures

@@ -58,7 +58,7 @@ def test_evaluation_leaves_out_what_a_section_lacks(mixed, ready, finetune, capl
     assert "Section 'd' measures 2 of the 4 genes; the others are not scored." in caplog.text
     score = table[table["metric"] == "pearson"].set_index(["section", "method", "genes"])["value"].sort_index()
     methods = score.index.get_level_values("method").unique()
-    assert len(methods) == 6
+    assert len(methods) == 7
     for method in methods:
         assert score["c", method].notna().all()
         assert np.isnan(score["d", method, "lacking"])

@@ -45,8 +45,8 @@ def test_an_evaluation_runs_the_trunk_once_per_section_and_finds_the_same(cohort
     plain = sl.models.SealModel.trunk_tokens
     monkeypatch.setattr(sl.models.SealModel, "trunk_tokens", lambda m, c: seen.append(len(c)) or plain(m, c))
     found = evaluated(cohort, seeds=[0, 1], baselines=["st-net"])
-    # Each of the three sections has its own picture, and each of the two seeds its own random weights.
-    n = cohort[0].tables["table"].n_obs
+    # Each of the three sections has its own picture, and each of the two seeds its own random weights; of eight views.
+    n = 8 * cohort[0].tables["table"].n_obs
     assert sum(seen) == 2 * 3 * n
 
     seen.clear()

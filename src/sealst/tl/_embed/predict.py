@@ -59,7 +59,9 @@ def predict(
     readout
         One of ``model.readouts``: ``"head"``, the network that was trained with the encoder, or what was fitted behind
         it; default the first, which predicted held-out training sections best.
-    %(stored.views)s
+    views
+        Over how many flips and rotations of each crop embeddings are averaged, 1 to 8. ``"auto"`` takes the embeddings
+        that are there, else it is 8 for spots and 1 for tiles of slides.
     key_added
         Slot in ``.obsm``.
     region, table_key
