@@ -61,8 +61,8 @@ def embed(
         For an encoder: which of the paired crop sizes to embed, in µm; default the first. A SEAL model takes the size
         that it was trained on.
     views
-        Over how many flips and rotations of each crop embeddings are averaged: 1 (the crop as it is) to 8. ``"auto"`` is
-        8 for spots and 1 for tiles of slides, which have no expression. Each view is a forward pass.
+        Over how many flips and rotations of each crop embeddings are averaged: 1 (the crop as it is) to 8. ``"auto"``
+        is 8 for spots and 1 for tiles of slides, which have no expression. Each view is a forward pass.
     key_added
         Slot in ``.obsm``; default ``"X_seal"`` for images, ``"X_seal_gene"`` for expression.
     %(region)s
