@@ -57,7 +57,7 @@ class SealNet(nn.Module):
         if self.organs:
             self.organ_embedding = nn.Embedding(len(self.organs), self.dim)
             nn.init.zeros_(self.organ_embedding.weight)
-        #: what predicts expression unless the head is asked for; None where only the head was trained
+        # What predicts expression unless the head is asked for; None where only the head was trained
         self.readout: Readout | None = None
         self.register_buffer("panel_mean", torch.tensor(panel.mean), persistent=False)
         self.register_buffer("panel_std", torch.tensor(panel.std), persistent=False)
