@@ -51,6 +51,17 @@ def profile_digests(counts: Any, genes: Sequence[str]) -> np.ndarray:
     return out
 
 
+def evenly(n: int, most: int) -> np.ndarray:
+    """Numbers from 0 to n - 1, all of them or `most` at equal distances.
+
+    Examples
+    --------
+    >>> evenly(10, 3).tolist()
+    [0, 4, 9]
+    """
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.zeros(0, dtype=int)
+
+
 def group_folds(groups: np.ndarray, n_folds: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
     """Folds that never cut through a group.
 

@@ -14,6 +14,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst._core.space.geometry import CropSpec, apply_affine, inside_fraction, similarity_scale, square_boxes
+from sealst._core.splits import evenly
 from sealst._data.crops.plain import PlainCrops
 from sealst._data.crops.reader import read_crops
 from sealst._data.crops.source import CropSource, iter_source
@@ -246,7 +247,7 @@ def map_crops(
     made_from: dict[str, dict[str, Any]] = {}
     with progress(None, desc=desc, total=len(rows), show=show) as bar:
         for one, source in zip(sections, sources, strict=True):
-            some = np.unique(np.linspace(0, len(source.boxes) - 1, min(_SAMPLED, len(source.boxes))).astype(int))
+            some = evenly(len(source.boxes), _SAMPLED)
             pixels: dict[str, str] = {}
             for positions, crops in iter_source(source, one.crop_px, batch_size=settings.batch_size, ahead=True):
                 found = function(crops)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sealst._core.scores.metrics import gene_pearson
 from sealst._core.scores.probes import Spectral, ridge_probe, within_sections
 from sealst._core.scores.readouts import fit_readout
+from sealst._errors import DataError
 
 
 def cohort(n_sections=4, n=60, d=8, genes=12, rank=None, noise=0.5, seed=0, level=5.0):
@@ -81,6 +82,19 @@ def test_a_gene_is_fitted_where_it_is_measured():
     rows = section < 3
     alone = fit_readout(x[rows], {"single": y[rows]}, y[rows], groups=section[rows], sections=section[rows], ranks=())
     np.testing.assert_allclose(gene_pearson(x @ found.coef, x @ alone.coef)[:5], 1, atol=1e-3)
+
+
+def test_genes_that_hardly_any_spot_measures_keep_their_mean():
+    x, y, section, *_ = cohort()
+    known = np.ones(y.shape, bool)
+    known[4:, 0] = False
+    found = fit_readout(x, {"single": y}, y, groups=section, sections=section, known=known, ranks=())
+    assert not found.coef[:, 0].any()
+    assert found.intercept[0] == pytest.approx(y[:4, 0].mean())
+    assert np.isfinite(found.alphas[1:]).all()
+    assert found.coef[:, 1:].any(axis=0).all()
+    with pytest.raises(DataError, match="leave none to hold out"):
+        fit_readout(x[:4], {"single": y[:4]}, y[:4], groups=section[:4], sections=section[:4])
 
 
 def test_held_out_slopes_are_one():

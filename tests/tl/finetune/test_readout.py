@@ -20,7 +20,9 @@ def test_training_keeps_the_readout_that_held_out_patients_choose(ready, finetun
     facts = model.readout.facts
     scores = facts["scores"]
     assert {f"ridge on {target}" for target in ("lognorm", "context", "both")} <= set(scores)
-    assert max(scores, key=scores.get) == f"{kind} on {facts['target']}"
+    assert kind == "ridge"
+    reduced = "" if facts["rank"] is None else f"rank-{facts['rank']} "
+    assert max(scores, key=scores.get) == f"{reduced}ridge on {facts['target']}"
     assert facts["held_out"] == "patients"
     assert facts["n_spots"] == 72
     assert kind in repr(model)
@@ -101,3 +103,15 @@ def test_batches_of_one_section_are_a_parameter(ready, finetune, fast):
     assert a != b
     with pytest.raises(sl.DataError, match=r"`params.negatives` must be one of"):
         train_params({"negatives": "patient"})
+
+
+def test_a_training_is_not_lost_where_nothing_can_be_held_out(ready, finetune):
+    whole, bit = ready(section="a", patient="p1", n=8), ready(section="b", patient="p2", seed=1)
+    table = bit.tables["table"]
+    table.obs["crop_ok"] = np.arange(table.n_obs) < 1
+    with pytest.warns(sl.SealstWarning, match="No readout could be fitted, so the head predicts: 65 spots in 2 group"):
+        model = sl.tl.finetune(
+            [whole, bit], encoder="vit_tiny_patch16_224", pretrained=False, n_genes=6, device="cpu",
+            params={"epochs": 1, "batch_size": 16, "views": 2},
+        )  # fmt: skip
+    assert model.readouts == ("head",)

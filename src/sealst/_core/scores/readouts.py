@@ -10,6 +10,7 @@ import numpy as np
 
 from sealst._core.scores.metrics import gene_pearson
 from sealst._core.scores.probes import ALPHAS, Spectral, inner_folds, within_sections
+from sealst._errors import DataError
 
 #: genes that share a penalty, those of similar mean expression: one gene's own scores are too noisy to choose by
 _GENES_PER_PENALTY = 100
@@ -77,12 +78,24 @@ def fit_readout(
 
     Returns
     -------
-    The readout, fitted on all rows. A factor for every gene's hundred makes held-out slopes 1.
+    The readout, fitted on all rows. A factor for every gene's hundred makes held-out slopes 1. Genes that too few rows
+    measure to hold some out are predicted by their mean (penalty infinite).
+
+    Raises
+    ------
+    DataError
+        When nothing can be held out for any gene.
     """
     n_genes = truth.shape[1]
     parts: list[tuple[np.ndarray, dict[str, _Candidate]]] = []
+    unfitted: list[np.ndarray] = []
     for rows, genes in _measured_together(known, truth.shape):
-        inner = inner_folds(len(rows), groups[rows], max_folds, seed=0)
+        try:
+            inner = inner_folds(len(rows), groups[rows], max_folds, seed=0)
+        except DataError:
+            # Too few spots measure these genes to hold some out.
+            unfitted.append(genes)
+            continue
         common = within_sections(x[rows], sections[rows])
         judged = within_sections(truth[np.ix_(rows, genes)], sections[rows])
         bins = _bins(judged.mean(axis=0))
@@ -91,15 +104,21 @@ def fit_readout(
             y = within_sections(values[np.ix_(rows, genes)], sections[rows], deviation=True)
             found[name] = _Candidate(common, y, judged, inner, bins, cautious)
         parts.append((genes, found))
+    if not parts:
+        raise DataError(f"{len(x)} spots in {len(np.unique(groups))} group(s) leave none to hold out.")
     scores: dict[tuple[str, int | None], float] = {}
+    n_fitted = sum(len(genes) for genes, _ in parts)
     for name in targets:
         for rank in (None, *(r for r in ranks if r < min(x.shape[1], n_genes))):
-            scores[name, rank] = sum(c[name].score(rank) * len(genes) for genes, c in parts) / n_genes
+            scores[name, rank] = sum(c[name].score(rank) * len(genes) for genes, c in parts) / n_fitted
     target, rank = max(scores, key=lambda key: scores[key])
     coef, intercept, alphas = np.zeros((x.shape[1], n_genes)), np.zeros(n_genes), np.zeros(n_genes)
     for genes, found in parts:
         coef[:, genes], intercept[genes] = found[target].fitted(rank)
         alphas[genes] = found[target].alphas
+    for genes in unfitted:
+        measured = np.ones(len(x), bool) if known is None else known[:, genes[0]]
+        intercept[genes], alphas[genes] = truth[np.ix_(measured, genes)].mean(axis=0), np.inf
     return LinearReadout(coef, intercept, target, rank, alphas, scores)
 
 

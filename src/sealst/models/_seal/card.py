@@ -191,9 +191,10 @@ def _readout(model: SealNet) -> str:
     if model.readout is None:
         return "head"
     facts = model.readout.facts
+    rank = f" of rank {facts['rank']}" if facts["rank"] else ""
     best = max(facts["scores"].values())
     return (
-        f"{facts['kind']} on {facts['target']}; mean Pearson {best:.3f} over the panel on held-out "
+        f"{facts['kind']}{rank} on {facts['target']}; mean Pearson {best:.3f} over the panel on held-out "
         f"{facts['held_out']}, whose crops the adapter has seen"
     )
 

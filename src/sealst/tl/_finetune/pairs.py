@@ -14,6 +14,7 @@ from spatialdata import SpatialData
 from sealst import _section
 from sealst._core.genes.panel import GenePanel
 from sealst._core.losses.registry import COUNT_RECONSTRUCTION
+from sealst._core.splits import evenly
 from sealst._data.crops.source import CropSource, Rows
 from sealst._data.dataset import Measured, PairDataset
 from sealst._data.tokens import source_digest
@@ -120,11 +121,6 @@ def crop_digests(parts: Sequence[Pairs], px: int, *, show: bool | None) -> dict[
             digest.update(source_digest(CropSource(source.levels, source.boxes[rows]), px, bar=bar).encode())
             found[section] = found.get(section, "") + digest.hexdigest()[:16]
     return found
-
-
-def evenly(n: int, most: int) -> np.ndarray:
-    """Numbers from 0 to n - 1, all of them or `most` at equal distances."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.zeros(0, dtype=int)
 
 
 def _counts_per_spot(table: AnnData, rows: np.ndarray) -> np.ndarray:

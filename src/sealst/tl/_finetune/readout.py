@@ -9,8 +9,9 @@ import numpy as np
 from sealst._core.scores.readouts import fit_readout
 from sealst._core.space.views import N_SYMMETRIES
 from sealst._data.dataset import Draw, PairDataset
+from sealst._errors import DataError
 from sealst._keys import Keys
-from sealst._logging import logger, progress
+from sealst._logging import logger, progress, warn
 from sealst.models import SealModel
 from sealst.models._seal.readout import Readout
 from sealst.tl._finetune.pairs import Pairs
@@ -39,14 +40,18 @@ def fitted_readout(model: SealModel, train: PairDataset, pairs: Pairs, *, show: 
     if model.panel.layer != Keys.LOGNORM:
         targets[model.panel.layer] = np.asarray(train.expression[rows])
         targets["both"] = (targets[Keys.LOGNORM] + targets[model.panel.layer]) / 2
-    found = fit_readout(
-        _mean_over_views(model, train, rows, show=show), targets, pairs.single, groups=groups, sections=section,
-        known=pairs.measured.table[section], cautious=held != "patients",
-    )  # fmt: skip
+    z = _mean_over_views(model, train, rows, show=show)
+    options: dict[str, Any] = {"groups": groups, "sections": section, "known": pairs.measured.table[section]}
+    try:
+        found = fit_readout(z, targets, pairs.single, cautious=held != "patients", **options)
+    except DataError as error:
+        # The training is done, and the head predicts.
+        warn(f"No readout could be fitted, so the head predicts: {error}")
+        return None
     names = {key: _name(*key) for key in found.scores}
     best = names[found.target, found.rank]
     logger.info("readout = %s (mean Pearson %.3f on held-out %s)", best, found.scores[found.target, found.rank], held)
-    facts: dict[str, Any] = {"kind": best.partition(" on ")[0], "target": found.target, "rank": found.rank}
+    facts: dict[str, Any] = {"kind": "ridge", "target": found.target, "rank": found.rank}
     facts |= {"held_out": held, "n_spots": len(rows)}
     facts |= {"scores": {names[key]: round(score, 6) for key, score in found.scores.items()}}
     return Readout.of(found.coef, found.intercept, facts).to(model.device)
