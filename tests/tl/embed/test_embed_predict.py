@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import shutil
 
 import numpy as np
@@ -371,5 +372,11 @@ def test_a_readout_is_asked_for_by_its_name(ready, model):
     assert model.readouts[-1] == "head"
     sl.tl.predict(sdata, model, readout="head", key_added="by_head")
     assert table.uns["sealst"]["predict"]["by_head"]["readout"] == "head"
+    fresh = ready(section="t")
     with pytest.raises(sl.DataError, match="`readout` 'knn' is none of this model's"):
-        sl.tl.predict(sdata, model, readout="knn")
+        sl.tl.predict(fresh, model, readout="knn")
+    assert not {"X_seal", "seal_expression"} & set(fresh.tables["table"].obsm)
+    head = copy.copy(model)
+    head.readout = None
+    with pytest.raises(sl.DataError, match="`readout` 'ridge' is none of this model's: 'head'"):
+        head.target_of("ridge")

@@ -216,7 +216,7 @@ class SealNet(nn.Module):
     def target_of(self, readout: str | None = None) -> str:
         """Layer that a readout was fitted to, see `readouts`."""
         fitted = self.readout
-        if fitted is None or check_readout(readout, fitted) == HEAD:
+        if check_readout(readout, fitted) == HEAD or fitted is None:
             return self.panel.layer
         return str(fitted.facts["target"])
 

@@ -100,6 +100,8 @@ def predict(
     """
     check_model(model)
     check_slot(key_added)
+    # Before any crop is embedded: there may be no readout of that name.
+    layer = model.target_of(readout)
     table = _section.get_table(sdata, table_key)
     regions = _section.regions_of(table, region)
     if net is not None:
@@ -126,7 +128,7 @@ def predict(
         write_embedding(target, Keys.EMBEDDING, embedding, entry)
     target.obsm[key_added] = expression[wanted].set_axis(columns, axis=1)
     made: dict[str, Any] = {"model": model.fingerprint, "readout": readout or model.readouts[0], "unit": "log1p-CP10k"}
-    made["layer"] = model.target_of(readout)
+    made["layer"] = layer
     if columns != wanted:
         made["genes"] = np.array(wanted, dtype=str)
     _section.record_slot(target, "predict", key_added, made)
