@@ -8,6 +8,7 @@ full-resolution image, x to the right, y down; pixel 0 covers [0, 1)). The syste
 from sealst._section.crops import (
     PairedTable,
     RegionCrops,
+    centres_um,
     crop_definition,
     crop_size,
     has_crops,
@@ -58,6 +59,7 @@ __all__ = [
     "RegionCrops",
     "affine",
     "between",
+    "centres_um",
     "check_pixels",
     "crop_definition",
     "crop_size",

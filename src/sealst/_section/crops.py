@@ -72,6 +72,12 @@ class RegionCrops:
         return image_levels(he_image(self.sdata, self.definition["image_key"]))
 
     @property
+    def centres_um(self) -> np.ndarray:
+        """Centres of the usable crops in µm, (n, 2)."""
+        x0, y0, x1, y1 = self.boxes.T
+        return np.asarray(np.column_stack([x0 + x1, y0 + y1]) / 2 * (self.definition["crop_um"] / np.median(x1 - x0)))
+
+    @property
     def source(self) -> CropSource:
         """Where the usable crops are read from: their store where they have one, else the image."""
         return CropSource(self.levels, self.boxes, self.cache, PlainCrops(self.region.section))
@@ -179,6 +185,23 @@ def crop_definition(table: AnnData, region: Region, crop_um: float | None = None
             f"`sl.pp.pair_crops(sdata, crop_um=[{key}, ...])`."
         )
     return entry | {"crop_um": float(crop_um), "shapes_key": entry["sizes"][key]}
+
+
+def centres_um(data: Data, table: AnnData, region: Region) -> np.ndarray:
+    """Centres of a region's crops in µm, (n, 2), in the order of its rows; NaN where they are not known.
+
+    They are those of the squares; a table without its squares still has its spots' positions and their scale.
+    """
+    if not has_crops(table, region):
+        return np.full((len(region.rows), 2), np.nan)
+    definition = crop_definition(table, region)
+    if isinstance(data, SpatialData) and definition["shapes_key"] in data.shapes:
+        x0, y0, x1, y1 = data.shapes[definition["shapes_key"]].loc[region.ids].bounds.to_numpy(dtype=float).T
+        scale = definition["crop_um"] / np.median(x1 - x0)
+        return np.asarray(np.column_stack([x0 + x1, y0 + y1]) / 2 * scale)
+    if Keys.SPATIAL not in table.obsm:
+        return np.full((len(region.rows), 2), np.nan)
+    return np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[region.rows, :2] * float(definition["um_per_unit"])
 
 
 def unchanged_regions(table: AnnData, made_from: dict[str, Any], data: Data | None = None) -> list[Region]:

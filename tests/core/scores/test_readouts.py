@@ -62,15 +62,40 @@ def test_a_low_rank_is_found():
     assert np.linalg.matrix_rank(found.coef, tol=1e-6 * np.abs(found.coef).max()) == 2
 
 
-def test_caution_takes_the_stronger_penalty():
-    x, y, section, *_ = cohort(d=40, noise=4.0)
-    # Directions of very different weight, so that the penalty decides.
-    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(40, 40)))[0]
-    x = x @ turn * np.logspace(0, 2, 40) @ turn.T
-    options = {"groups": section, "sections": section, "ranks": ()}
-    bold, careful = (fit_readout(x, {"single": y}, y, cautious=c, **options) for c in (False, True))
-    assert (careful.alphas >= bold.alphas).all()
-    assert (careful.alphas > bold.alphas).any()
+@settings(max_examples=15, deadline=None)
+@given(noise=st.sampled_from([0.5, 1.0, 3.0]), wide=st.booleans(), seed=st.integers(0, 20))
+def test_the_penalty_is_twice_the_ratio_of_variances(noise, wide, seed):
+    rng = np.random.default_rng(seed)
+    n, d, genes = 200, 250 if wide else 30, 100
+    section = np.repeat(np.arange(4), n // 4)
+    x = rng.normal(size=(n, d))
+    y = x @ rng.normal(size=(d, genes)) + noise * np.sqrt(d) * rng.normal(size=(n, genes))
+    found = fit_readout(x, {"single": y}, y, groups=section, sections=section, ranks=())
+    assert len(np.unique(found.alphas)) == 1
+    # Targets keep their common deviation, so the ratio of variances is noise² d; the grid is 1.8 times apart.
+    assert 0.4 < found.alphas[0] / (2 * noise**2 * d) < 2.5
+
+
+def test_noise_gets_the_strongest_penalty():
+    x, y, section, *_ = cohort(genes=100)
+    y = np.random.default_rng(5).normal(size=y.shape)
+    found = fit_readout(x, {"single": y}, y, groups=section, sections=section, ranks=())
+    assert found.alphas.min() > 1e3
+
+
+def test_the_likelihood_is_that_of_the_mixed_model():
+    rng = np.random.default_rng(0)
+    for n, d in ((30, 6), (12, 40)):
+        x, y = rng.normal(size=(n, d)), rng.normal(size=(n, 3))
+        alphas = np.array([1.0, 10.0, 500.0])
+        fit = Spectral(x, y, None)
+        found = fit.likelihood(y, alphas, lost=1)
+        z, centred = fit.scaler.transform(x), y - y.mean(axis=0)
+        for alpha, row in zip(alphas, found, strict=True):
+            covariance = np.eye(n) + z @ z.T / alpha
+            left = np.einsum("ig,ij,jg->g", centred, np.linalg.inv(covariance), centred)
+            expected = -0.5 * ((n - 1) * np.log(left) + np.linalg.slogdet(covariance)[1])
+            np.testing.assert_allclose(row, expected, rtol=1e-8)
 
 
 def test_a_gene_is_fitted_where_it_is_measured():
@@ -111,7 +136,7 @@ def test_a_reduced_rank_is_the_best_of_its_rank(wide, rank):
     rng = np.random.default_rng(rank)
     x, y = rng.normal(size=(12 if wide else 60, 20)), rng.normal(size=(12 if wide else 60, 9))
     fit, alphas = Spectral(x, y, None), np.full(9, 3.0)
-    full, leading = fit.coef(alphas), fit.directions(alphas)[:rank]
+    full, leading = fit.coef(alphas), fit.directions(alphas, 7)[:rank]
     reduced = full @ leading.T @ leading
     z = fit.scaler.transform(x)
     # Eckart and Young: what is lost of the fitted values is the tail of their singular values.

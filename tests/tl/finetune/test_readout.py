@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import spatialdata as sd
 
 import sealst as sl
 from sealst._train.params import train_params
@@ -15,12 +16,15 @@ def two(ready):
 
 def test_training_keeps_the_readout_that_held_out_patients_choose(ready, finetune):
     model = finetune(two(ready))
-    kind, head = model.readouts
+    *fitted, head = model.readouts
     assert head == "head"
-    facts = model.readout.facts
+    assert set(fitted) == {"ridge", "surroundings"}
+    best = [max(model.readout_of(kind).facts["scores"].values()) for kind in fitted]
+    assert best == sorted(best, reverse=True)
+    facts, kind = model.readout.facts, fitted[0]
     scores = facts["scores"]
     assert {f"ridge on {target}" for target in ("lognorm", "context", "both")} <= set(scores)
-    assert kind == "ridge"
+    assert facts["kind"] == kind
     reduced = "" if facts["rank"] is None else f"rank-{facts['rank']} "
     assert max(scores, key=scores.get) == f"{reduced}ridge on {facts['target']}"
     assert facts["held_out"] == "patients"
@@ -34,9 +38,23 @@ def test_predictions_are_those_of_the_readout_unless_the_head_is_asked_for(ready
     sl.tl.predict(sdata, model)
     sl.tl.predict(sdata, model, readout="head", key_added="by_head")
     table = sdata.tables["table"]
-    z = table.obsm["X_seal"]
-    expected = z @ model.readout.weight.numpy().T + model.readout.bias.numpy()
-    np.testing.assert_allclose(table.obsm["seal_expression"], expected.clip(0), rtol=1e-4, atol=1e-5)
+    sl.tl.predict(sdata, model, readout="ridge", key_added="by_crop")
+    sl.tl.predict(sdata, model, readout="surroundings", key_added="beside")
+    z, xy = table.obsm["X_seal"], table.obsm["spatial"]
+    readout = model.readout_of("ridge")
+    expected = z @ readout.weight.numpy().T + readout.bias.numpy()
+    np.testing.assert_allclose(table.obsm["by_crop"], expected.clip(0), rtol=1e-4, atol=1e-5)
+    # Spots of the toy section lie 90 µm apart, which is the width of its surroundings.
+    readout = model.readout_of("surroundings")
+    assert readout.width == pytest.approx(90)
+    distance = np.linalg.norm(xy[:, None] - xy[None], axis=2)
+    weight = np.exp(-0.5 * (distance / 90) ** 2) * (distance <= 270)
+    around = weight @ z / weight.sum(axis=1, keepdims=True)
+    expected = np.hstack([z, around]) @ readout.weight.numpy().T + readout.bias.numpy()
+    np.testing.assert_allclose(table.obsm["beside"], expected.clip(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(
+        table.obsm["seal_expression"], table.obsm["by_crop" if model.readouts[0] == "ridge" else "beside"]
+    )
     assert not np.allclose(table.obsm["seal_expression"], table.obsm["by_head"])
     made = table.uns["sealst"]["predict"]
     assert made["seal_expression"]["readout"] == model.readouts[0]
@@ -48,7 +66,11 @@ def test_a_saved_model_predicts_by_the_same_readout(ready, finetune, tmp_path):
     model = finetune(two(ready))
     loaded = sl.models.load(model.save(tmp_path / "m", include_base=True))
     z = np.random.default_rng(0).normal(size=(5, model.dim)).astype(np.float32)
-    np.testing.assert_array_equal(loaded.predict_expression(z), model.predict_expression(z))
+    xy = np.array([[0, 0], [90, 0], [0, 90], [90, 90], [900, 900]])
+    assert loaded.readouts == model.readouts
+    for kind in model.readouts:
+        asked = {"readout": kind, "xy": xy}
+        np.testing.assert_array_equal(loaded.predict_expression(z, **asked), model.predict_expression(z, **asked))
     assert loaded.readout.facts == model.readout.facts
     assert loaded.fingerprint == model.fingerprint
     assert "Predicts by" in (tmp_path / "m" / "README.md").read_text()
@@ -87,7 +109,7 @@ def test_what_sections_differ_in_is_not_predicted(ready, finetune):
         # As of a section that was sequenced deeper: every spot gets more of every gene.
         deep.layers[layer] = deep.layers[layer].toarray() + 2.0
     model = finetune(sections)
-    readout = model.readout
+    readout = model.readout_of("ridge")
     single = [s.tables["table"].layers["lognorm"] for s in sections]
     level = np.mean([np.asarray(v.mean(axis=0)).ravel() for v in single], axis=0)
     order = [list(deep.var_names).index(g) for g in model.panel.genes]
@@ -115,3 +137,26 @@ def test_a_training_is_not_lost_where_nothing_can_be_held_out(ready, finetune):
             params={"epochs": 1, "batch_size": 16, "views": 2},
         )  # fmt: skip
     assert model.readouts == ("head",)
+
+
+def test_surroundings_need_positions(ready, finetune):
+    model = finetune(two(ready))
+    z = np.zeros((3, model.dim), np.float32)
+    with pytest.raises(sl.DataError, match="needs `xy=`, the centres of the crops in µm"):
+        model.predict_expression(z, readout="surroundings")
+    with pytest.raises(sl.DataError, match="finite position in µm for each of 3 spots"):
+        model.predict_expression(z, readout="surroundings", xy=np.full((3, 2), np.nan))
+    assert model.predict_expression(z, readout=model.crop_readout).shape == (3, len(model.panel))
+
+
+def test_sections_of_one_table_are_no_surroundings_of_each_other(toy_section, ready, finetune):
+    model = finetune(two(ready))
+    options = [{"section": name, "patient": "p3", "seed": seed} for name, seed in (("c", 2), ("d", 3))]
+    joined = sd.concatenate([toy_section(**one) for one in options], concatenate_tables=True)
+    sl.pp.pair_crops(joined, crop_um=64, crop_px=32)
+    apart = []
+    for one in (ready(**given) for given in options):
+        sl.tl.predict(one, model, readout="surroundings")
+        apart.append(one.tables["table"].obsm["seal_expression"].to_numpy())
+    sl.tl.predict(joined, model, readout="surroundings")
+    np.testing.assert_allclose(joined.tables["table"].obsm["seal_expression"], np.vstack(apart), rtol=1e-5, atol=1e-6)

@@ -9,13 +9,16 @@ from functools import cached_property
 import numpy as np
 
 from sealst._core.scores.metrics import gene_pearson
-from sealst._core.scores.probes import ALPHAS, Spectral, inner_folds, within_sections
+from sealst._core.scores.probes import Spectral, inner_folds, within_sections
 from sealst._errors import DataError
 
 #: genes that share a penalty, those of similar mean expression: one gene's own scores are too noisy to choose by
 _GENES_PER_PENALTY = 100
-#: share of the best score that a stronger penalty may lose where caution is asked for
-_SLACK = 0.01
+#: penalties of standardised embeddings that are compared
+_PENALTIES = np.logspace(1, 8, 29)
+#: how many times as strong as its mixed model says a penalty is: the model takes spots for independent, but neighbours
+#: share what is not explained, and other patients are further away than other spots
+_CAUTION = 2.0
 #: ranks that are compared with the full one
 RANKS: tuple[int, ...] = (8, 16, 32, 64)
 
@@ -44,7 +47,6 @@ def fit_readout(
     groups: np.ndarray,
     sections: np.ndarray,
     known: np.ndarray | None = None,
-    cautious: bool = False,
     ranks: tuple[int, ...] = RANKS,
     max_folds: int = 10,
 ) -> LinearReadout:
@@ -52,7 +54,9 @@ def fit_readout(
 
     Candidates differ in the target they are fitted to and in their rank (reduced-rank regression, Izenman 1975); all
     are scored by the mean over genes of the Pearson correlation with `truth` within held-out groups. Penalties are
-    chosen for a hundred genes of similar expression at a time.
+    those of the mixed model in which an embedding explains a share of each gene's variance within sections, by
+    restricted maximum likelihood (Patterson & Thompson 1971) for a hundred genes of similar expression at a time:
+    scores of a few held-out patients are too noisy to choose them by.
 
     Parameters
     ----------
@@ -68,9 +72,6 @@ def fit_readout(
         Section of every row, (n,); differences between sections are not learned, see `within_sections`.
     known
         bool (n, genes): whether a row's section measures a gene. None where all do.
-    cautious
-        Whether to take the strongest penalty that loses at most a hundredth of the best score, since what is held out
-        is more like the rest than what the readout is for: sections of one patient, where it is for others.
     ranks
         Ranks to compare with the full one.
     max_folds
@@ -96,14 +97,18 @@ def fit_readout(
             # Too few spots measure these genes to hold some out.
             unfitted.append(genes)
             continue
-        common = within_sections(x[rows], sections[rows])
-        judged = within_sections(truth[np.ix_(rows, genes)], sections[rows])
-        bins = _bins(judged.mean(axis=0))
-        found = {}
-        for name, values in targets.items():
-            y = within_sections(values[np.ix_(rows, genes)], sections[rows], deviation=True)
-            found[name] = _Candidate(common, y, judged, inner, bins, cautious)
-        parts.append((genes, found))
+        section, some = sections[rows], np.ix_(rows, genes)
+        y = [within_sections(v[some], section, deviation=True) for v in (truth, *targets.values())]
+        shared = _Regressions(
+            within_sections(x[rows], section),
+            within_sections(truth[some], section),
+            np.hstack(y),
+            inner,
+            len(np.unique(section)),
+        )
+        columns = [slice(i * len(genes), (i + 1) * len(genes)) for i in range(1, len(y))]
+        made = [_Candidate(shared, one, max(ranks, default=1)) for one in columns]
+        parts.append((genes, dict(zip(targets, made, strict=True))))
     if not parts:
         raise DataError(f"{len(x)} spots in {len(np.unique(groups))} group(s) leave none to hold out.")
     scores: dict[tuple[str, int | None], float] = {}
@@ -115,7 +120,7 @@ def fit_readout(
     coef, intercept, alphas = np.zeros((x.shape[1], n_genes)), np.zeros(n_genes), np.zeros(n_genes)
     for genes, found in parts:
         coef[:, genes], intercept[genes] = found[target].fitted(rank)
-        alphas[genes] = found[target].alphas
+        alphas[genes] = found[target].shared.alphas
     for genes in unfitted:
         measured = np.ones(len(x), bool) if known is None else known[:, genes[0]]
         intercept[genes], alphas[genes] = truth[np.ix_(measured, genes)].mean(axis=0), np.inf
@@ -138,70 +143,85 @@ def _bins(mean: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class _Candidate:
-    """One target: its penalties, and what they say of held-out groups."""
+class _Regressions:
+    """Ridge regressions on the same rows, of the expression of single spots and of all targets side by side."""
 
     x: np.ndarray
-    y: np.ndarray
+    #: what counts, (n, genes), and it again beside all targets, (n, genes of these)
     truth: np.ndarray
+    y: np.ndarray
     folds: list[tuple[np.ndarray, np.ndarray]]
-    bins: np.ndarray
-    cautious: bool
+    n_sections: int
 
     @cached_property
-    def fits(self) -> list[Spectral]:
-        """Ridge regressions of every penalty on the training rows of every fold."""
+    def by_fold(self) -> list[Spectral]:
+        """On the training rows of every fold."""
         return [Spectral(self.x[train], self.y[train], None) for train, _ in self.folds]
 
     @cached_property
+    def of_all(self) -> Spectral:
+        """On all rows."""
+        return Spectral(self.x, self.y, None)
+
+    @cached_property
+    def bins(self) -> np.ndarray:
+        """Number of the penalty of every gene."""
+        return _bins(self.truth.mean(axis=0))
+
+    @cached_property
     def alphas(self) -> np.ndarray:
-        """Penalty of every gene."""
-        scores = np.empty((len(self.folds), len(ALPHAS), self.y.shape[1]))
-        for i, (fit, (_, held)) in enumerate(zip(self.fits, self.folds, strict=True)):
-            projected = fit.scaler.transform(self.x[held]) @ fit.basis
-            for j, alpha in enumerate(ALPHAS):
-                predicted = (projected / (fit.eigenvalues + alpha)) @ fit.target
-                scores[i, j] = np.nan_to_num(gene_pearson(predicted, self.truth[held]))
-        chosen = np.empty(self.y.shape[1])
-        for number in range(self.bins.max() + 1):
-            curves = scores[:, :, self.bins == number].mean(axis=2)
-            mean = curves.mean(axis=0)
-            lost = _SLACK * abs(mean.max()) if self.cautious else 0.0
-            # The strongest penalty of those that are as good.
-            chosen[self.bins == number] = ALPHAS[np.flatnonzero(mean >= mean.max() - lost)[-1]]
-        return chosen
+        """Penalty of every gene: what its mixed model says, and stronger."""
+        n_genes = self.truth.shape[1]
+        likelihood = self.of_all.of(slice(n_genes)).likelihood(self.y[:, :n_genes], _PENALTIES, lost=self.n_sections)
+        best = [likelihood[:, self.bins == number].sum(axis=1).argmax() for number in range(self.bins.max() + 1)]
+        return _CAUTION * _PENALTIES[np.array(best)[self.bins]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """One target, and what its predictions say of held-out groups."""
+
+    shared: _Regressions
+    #: its columns of `shared.y`
+    columns: slice
+    #: largest rank that is asked for
+    most: int
 
     def score(self, rank: int | None) -> float:
         """Mean Pearson over genes and held-out groups."""
-        found = [np.nan_to_num(gene_pearson(p, self.truth[held])).mean() for p, held in self._held_out(rank)]
+        found = [np.nan_to_num(gene_pearson(p, self.shared.truth[held])).mean() for p, held in self._held_out(rank)]
         return float(np.mean(found))
 
     def fitted(self, rank: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients and intercept for embeddings as they are, from all rows; held-out slopes made 1."""
-        covariance, variance = np.zeros((2, self.bins.max() + 1))
+        covariance, variance = np.zeros((2, self.shared.bins.max() + 1))
         for predicted, held in self._held_out(rank):
-            truth = self.truth[held] - self.truth[held].mean(axis=0)
+            truth = self.shared.truth[held] - self.shared.truth[held].mean(axis=0)
             # Every gene counts alike, whatever its deviation.
             unit = 1 / np.maximum((truth**2).mean(axis=0), 1e-12)
             predicted = predicted - predicted.mean(axis=0)
-            covariance += np.bincount(self.bins, ((predicted * truth).sum(axis=0) * unit))
-            variance += np.bincount(self.bins, ((predicted**2).sum(axis=0) * unit))
+            covariance += np.bincount(self.shared.bins, ((predicted * truth).sum(axis=0) * unit))
+            variance += np.bincount(self.shared.bins, ((predicted**2).sum(axis=0) * unit))
         slope = np.divide(covariance, variance, out=np.ones_like(variance), where=variance > 0)
-        slope = np.where(slope > 0, slope, 1.0)[self.bins]
-        fit = Spectral(self.x, self.y, None)
-        coef = fit.coef(self.alphas)
+        slope = np.where(slope > 0, slope, 1.0)[self.shared.bins]
+        fit = self.shared.of_all.of(self.columns)
+        coef = fit.coef(self.shared.alphas)
         if rank is not None:
-            coef = _projected(coef, fit.directions(self.alphas), rank)
+            coef = _projected(coef, fit.directions(self.shared.alphas, rank), rank)
         coef *= slope / fit.scaler.scale_[:, None]
         return coef, fit.intercept - fit.scaler.mean_ @ coef
 
     @cached_property
     def _full(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Predictions of every fold's held-out rows, in what directions they vary, and these rows."""
-        pairs = zip(self.fits, self.folds, strict=True)
+        pairs = zip(self.shared.by_fold, self.shared.folds, strict=True)
         return [
-            (fit.scaler.transform(self.x[held]) @ fit.coef(self.alphas), fit.directions(self.alphas), held)
-            for fit, (_, held) in pairs
+            (
+                fit.scaler.transform(self.shared.x[held]) @ fit.coef(self.shared.alphas),
+                fit.directions(self.shared.alphas, self.most),
+                held,
+            )
+            for fit, held in ((fit.of(self.columns), held) for fit, (_, held) in pairs)
         ]
 
     def _held_out(self, rank: int | None) -> list[tuple[np.ndarray, np.ndarray]]:

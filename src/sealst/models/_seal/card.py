@@ -188,13 +188,14 @@ def _facts(model: SealNet) -> str:
 
 def _readout(model: SealNet) -> str:
     """What predicts expression, and how it was chosen."""
-    if model.readout is None:
+    if (readout := model.readout) is None:
         return "head"
-    facts = model.readout.facts
+    facts = readout.facts
     rank = f" of rank {facts['rank']}" if facts["rank"] else ""
+    seen = "" if readout.width is None else f" (the crop beside what lies around it, σ {readout.width:g} µm)"
     best = max(facts["scores"].values())
     return (
-        f"{facts['kind']}{rank} on {facts['target']}; mean Pearson {best:.3f} over the panel on held-out "
+        f"{facts['kind']}{rank} on {facts['target']}{seen}; mean Pearson {best:.3f} over the panel on held-out "
         f"{facts['held_out']}, whose crops the adapter has seen"
     )
 

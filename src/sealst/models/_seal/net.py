@@ -57,8 +57,8 @@ class SealNet(nn.Module):
         if self.organs:
             self.organ_embedding = nn.Embedding(len(self.organs), self.dim)
             nn.init.zeros_(self.organ_embedding.weight)
-        # What predicts expression unless the head is asked for; None where only the head was trained
-        self.readout: Readout | None = None
+        #: what predicts expression unless the head is asked for, best first; empty where only the head was trained
+        self.fitted = nn.ModuleDict()
         self.register_buffer("panel_mean", torch.tensor(panel.mean), persistent=False)
         self.register_buffer("panel_std", torch.tensor(panel.std), persistent=False)
         self.history = pd.DataFrame()
@@ -93,6 +93,7 @@ class SealNet(nn.Module):
             self.gene_params.facts(),
             asdict(self.projection),
             self.organs,
+            [readout.width for readout in map(self.readout_of, self.fitted) if readout is not None],
         )
         facts = (self.encoder.spec.feeding(), asdict(self.crop), *parts, panel)
         digest = hashlib.sha256(repr(facts).encode())
@@ -211,16 +212,37 @@ class SealNet(nn.Module):
     @property
     def readouts(self) -> tuple[str, ...]:
         """Ways to predict expression from an image embedding, the one that is used first."""
-        return (HEAD,) if self.readout is None else (self.readout.kind, HEAD)
+        return (*self.fitted, HEAD)
+
+    @property
+    def readout(self) -> Readout | None:
+        """What predicts unless another is asked for; None where that is the head."""
+        return next((self.readout_of(name) for name in self.fitted), None)
+
+    def readout_of(self, name: str | None = None) -> Readout | None:
+        """A fitted readout by its name, by default the first; None for the head."""
+        name = check_readout(name, self.readouts)
+        fitted: Any = None if name == HEAD else self.fitted[name]
+        return fitted
+
+    @property
+    def crop_readout(self) -> str:
+        """The first of `readouts` that sees nothing but a spot's crop."""
+        kinds = ((name, self.readout_of(name)) for name in self.readouts)
+        return next(name for name, fitted in kinds if fitted is None or fitted.width is None)
+
+    def use_readouts(self, fitted: Sequence[Readout]) -> None:
+        """Predict by these from now on, the first of them unless another is asked for."""
+        self.fitted = nn.ModuleDict({one.kind: one for one in fitted}).to(self.device)
 
     def target_of(self, readout: str | None = None) -> str:
         """Layer that a readout was fitted to, see `readouts`."""
-        fitted = self.readout
-        if check_readout(readout, fitted) == HEAD or fitted is None:
-            return self.panel.layer
-        return str(fitted.facts["target"])
+        fitted = self.readout_of(readout)
+        return self.panel.layer if fitted is None else str(fitted.facts["target"])
 
-    def predict_expression(self, z: np.ndarray, *, readout: str | None = None, batch_size: int = 4096) -> np.ndarray:
+    def predict_expression(
+        self, z: np.ndarray, *, readout: str | None = None, xy: np.ndarray | None = None, batch_size: int = 4096
+    ) -> np.ndarray:
         """Expression predicted from image embeddings.
 
         Parameters
@@ -229,15 +251,23 @@ class SealNet(nn.Module):
             Image embeddings, (n, dim).
         readout
             One of `readouts`; default the first, which was chosen by held-out training sections.
+        xy
+            Centres of the crops in µm, (n, 2), all of one section; needed by a readout that sees what lies around a
+            spot, ``"surroundings"``.
 
         Returns
         -------
         float32 (n, genes), log1p-CP10k, not negative, in panel order.
+
+        Raises
+        ------
+        DataError
+            When the model has no such readout, or it needs `xy`.
         """
-        z, fitted = self._embeddings(z), self.readout
-        if check_readout(readout, fitted) == HEAD or fitted is None:
+        z, fitted = self._embeddings(z), self.readout_of(readout)
+        if fitted is None:
             return self._batched(lambda b: self.unstandardise(self.image_head(b)), z, len(self.panel), batch_size)
-        return self._batched(lambda b: fitted(b).clamp_min(0), z, len(self.panel), batch_size)
+        return self._batched(lambda b: fitted(b).clamp_min(0), fitted.inputs(z, xy), len(self.panel), batch_size)
 
     def shared_images(self, z: np.ndarray, *, batch_size: int = 4096) -> np.ndarray:
         """Image embeddings in the space in which images and expression are compared, by cosine.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sealst._core.space.surroundings import beside_surroundings
 from sealst._errors import DataError
 from sealst._validate import listed
 
 #: the network that is trained together with the encoder; every model has it
 HEAD = "head"
+#: readouts of the crop alone, and of the crop beside what lies around it
+RIDGE, SURROUNDINGS = "ridge", "surroundings"
 
 
 class Readout(nn.Module):
@@ -25,7 +28,8 @@ class Readout(nn.Module):
     dim, n_genes
         Length of an embedding, and of the panel.
     facts
-        ``"kind"`` (its name), and how it was chosen: penalty, target, scores of all candidates; plain values.
+        ``"kind"`` (its name), and how it was chosen: target, rank, scores of all candidates; plain values. With
+        ``"surroundings_um"``, a width in µm, it sees the mean embedding around each spot beside that of its crop.
     """
 
     weight: torch.Tensor
@@ -34,13 +38,13 @@ class Readout(nn.Module):
     def __init__(self, dim: int, n_genes: int, facts: Mapping[str, Any]) -> None:
         super().__init__()
         self.facts = dict(facts)
-        self.register_buffer("weight", torch.zeros(n_genes, dim))
+        self.register_buffer("weight", torch.zeros(n_genes, dim * (1 if self.width is None else 2)))
         self.register_buffer("bias", torch.zeros(n_genes))
 
     @classmethod
     def of(cls, coef: np.ndarray, intercept: np.ndarray, facts: Mapping[str, Any]) -> Readout:
         """From coefficients (dim, genes) and intercept (genes,)."""
-        made = cls(coef.shape[0], coef.shape[1], facts)
+        made = cls(len(coef) // (2 if "surroundings_um" in facts else 1), coef.shape[1], facts)
         made.weight.copy_(torch.from_numpy(np.ascontiguousarray(coef.T, dtype=np.float32)))
         made.bias.copy_(torch.from_numpy(np.asarray(intercept, dtype=np.float32)))
         return made
@@ -50,6 +54,23 @@ class Readout(nn.Module):
         """Its name, such as ``"ridge"``."""
         return str(self.facts["kind"])
 
+    @property
+    def width(self) -> float | None:
+        """Width in µm of the surroundings that it sees; None where it sees the crop alone."""
+        found = self.facts.get("surroundings_um")
+        return None if found is None else float(found)
+
+    def inputs(self, z: np.ndarray, xy: np.ndarray | None) -> np.ndarray:
+        """What it sees of embeddings (n, dim) of crops whose centres, of one section, are at (n, 2), in µm."""
+        if self.width is None:
+            return z
+        if xy is None:
+            raise DataError(
+                f"The readout {self.kind!r} sees what lies around each spot, so it needs `xy=`, the centres of the "
+                f"crops in µm; or ask for `readout={RIDGE!r}`, which sees the crop alone."
+            )
+        return beside_surroundings(z, xy, self.width)
+
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """log1p-CP10k (B, genes) of embeddings (B, dim); may be below 0."""
         # In full precision: coefficients are small, and predictions differ by little.
@@ -57,9 +78,8 @@ class Readout(nn.Module):
             return F.linear(z.float(), self.weight, self.bias)
 
 
-def check_readout(name: str | None, fitted: Readout | None) -> str:
-    """The readout that is asked for, or the model's own; an error where the model has none of that name."""
-    names = [HEAD] if fitted is None else [fitted.kind, HEAD]
+def check_readout(name: str | None, names: Sequence[str]) -> str:
+    """The readout that is asked for, or the model's first; an error where the model has none of that name."""
     if name is None:
         return names[0]
     if name not in names:

@@ -80,8 +80,7 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
         "fingerprint": model.fingerprint,
         "training": model.provenance,
     }
-    if model.readout is not None:
-        config["readout"] = model.readout.facts
+    config["readouts"] = [readout.facts for readout in map(model.readout_of, model.fitted) if readout is not None]
     with new_folder(path, overwrite=overwrite, marker="config.json") as work:
         write_json(work / "config.json", config)
         model.panel.to_tsv(work / "panel.tsv")
@@ -150,9 +149,8 @@ def _restored(
     # The stored record decides how crops are fed; where the weights are now is all that may have changed.
     moved = Encoder(built.vit, replace(spec, key=encoder or spec.key, model_args=built.spec.model_args))
     model = build(moved, GenePanel.from_tsv(folder / "panel.tsv"), crop=CropSpec(**config["crop"]), **parts)
-    # Models from before there was another one have the head alone.
-    if config.get("readout") is not None:
-        model.readout = Readout(model.dim, len(model.panel), config["readout"])
+    # Models from before there were others have the head alone.
+    model.use_readouts([Readout(model.dim, len(model.panel), facts) for facts in config.get("readouts", [])])
     try:
         heads = load_file(folder / "heads.safetensors")
         load_adapter(model.encoder, folder / "adapter")

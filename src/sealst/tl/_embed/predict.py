@@ -58,7 +58,8 @@ def predict(
         decoupler method for `net`.
     readout
         One of ``model.readouts``: ``"head"``, the network that was trained with the encoder, or what was fitted behind
-        it; default the first, which predicted held-out training sections best.
+        it, on the crop alone (``"ridge"``) or beside what lies around it (``"surroundings"``); default the first,
+        which predicted held-out training sections best.
     views
         Over how many flips and rotations of each crop embeddings are averaged, 1 to 8. ``"auto"`` takes the embeddings
         that are there, else it is 8 for spots and 1 for tiles of slides.
@@ -91,8 +92,10 @@ def predict(
     Notes
     -----
     Levels are those of the training sections: what differs between whole sections (depth, stain, scanner) is not
-    predicted, see `sealst.tl.finetune`. The head was trained on the layer named in ``model.panel.layer``; with the
-    spot-context layer (default) its predictions are smoother than the measured values of single spots.
+    predicted, see `sealst.tl.finetune`. The readout ``"surroundings"`` sees the section's other crops, too: where some
+    are set aside, predictions of their neighbours change a little. The head was trained on the layer named in
+    ``model.panel.layer``; with the spot-context layer (default) its predictions are smoother than the measured values
+    of single spots.
 
     Examples
     --------
@@ -116,11 +119,14 @@ def predict(
     elif device is not None:
         model.to(resolve_device(device))
     # All spots that this model has embedded, so that regions can be predicted one by one.
-    rows = np.flatnonzero(np.isfinite(embedding).all(1))
-    if not rows.size:
+    if not np.isfinite(embedding).all(axis=1).any():
         raise DataError("No spot has a usable crop; see `.obs['crop_reason']`.")
     values = np.full((table.n_obs, len(model.panel)), np.nan, dtype=np.float32)
-    values[rows] = model.predict_expression(embedding[rows], readout=readout)
+    for one in _section.sections_of(table):
+        own = np.isfinite(embedding[one.rows]).all(axis=1)
+        if own.any():
+            xy = _section.centres_um(sdata, table, one)[own]
+            values[one.rows[own]] = model.predict_expression(embedding[one.rows[own]], readout=readout, xy=xy)
     expression = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(model.panel.genes))
     pathways = None if net is None else score_sets(expression, net, method=method)
     given, target = for_writing(sdata, table_key, copy=copy)

@@ -117,7 +117,7 @@ class BenchCohort:
         for name, table in self._tables.items():
             if name in names:
                 values = np.concatenate([reader.extract(crops) for crops in self.bench.crops(name)])
-                facts = {"name": name, "organ": "", "technology": "", "xy": self.bench.positions(name)}
+                facts = {"name": name, "organ": "", "technology": "", "xy": self.bench.positions(name), "in_um": False}
                 facts["patients"] = np.full(len(values), "")
                 yield reader.view_of(table, np.arange(len(values)), values, facts=facts)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.probes import Protocol, knn_impute, mean_baseline
+from sealst._core.scores.readouts import LinearReadout, fit_readout
+from sealst._core.space.surroundings import beside_surroundings, common_pitch
 from sealst.models import SealModel
 from sealst.tl._evaluate.views import COLOUR, FROZEN, SEAL, SectionView
 
@@ -74,7 +76,7 @@ def predictions(
                 part[:, columns] = predict(view)
     for method in heads:
         name, readout = _HEADS[method]
-        out[method] = [_direct(models[name], view.features[name], genes, readout) for view in held]
+        out[method] = [_direct(models[name], view, name, genes, readout) for view in held]
     order = (FROZEN_PROBE, ADAPTED_PROBE, PREDICTED, HEAD, IMPUTED, ST_NET, BLEEP, COLOUR_PROBE, PERMUTED, MEAN)
     return {method: out[method] for method in order if method in out}
 
@@ -90,11 +92,26 @@ class _Learner:
         several = len(np.unique(patients)) > 1
         self.sections = np.repeat([v.name for v in seen], [len(v) for v in seen])
         self.groups = patients if several else self.sections
+        self._width = None
+        if protocol.surroundings and all(v.in_um for v in seen):
+            self._width = common_pitch([v.xy for v in seen])
 
     def probe(self, feature: str, y: np.ndarray | None = None) -> Callable[[SectionView], np.ndarray]:
-        x = np.concatenate([v.features[feature] for v in self.seen])
-        predict = self.protocol.probe(x, self.y if y is None else y, self.groups, self.sections)
-        return lambda view: predict(view.features[feature])
+        y, width = self.y if y is None else y, self._width
+        alone = np.concatenate([v.features[feature] for v in self.seen])
+        if not self.protocol.within_sections or self.protocol.n_components is not None:
+            predict = self.protocol.probe(alone, y, self.groups, self.sections)
+            return lambda view: predict(view.features[feature])
+        # As `tl.finetune` fits its readouts.
+        options: dict[str, Any] = {"groups": self.groups, "sections": self.sections}
+        found = fit_readout(alone, {"single": y}, y, **options)
+        if width is None:
+            return lambda view: _linear(found, view.features[feature])
+        beside = np.concatenate([beside_surroundings(v.features[feature], v.xy, width) for v in self.seen])
+        wide = fit_readout(beside, {"single": y}, y, **options)
+        if max(wide.scores.values()) <= max(found.scores.values()):
+            return lambda view: _linear(found, view.features[feature])
+        return lambda view: _linear(wide, beside_surroundings(view.features[feature], view.xy, width))
 
     def permuted(self, feature: str, seed: int) -> Callable[[SectionView], np.ndarray]:
         """A probe of spots that got the expression of another spot of their section."""
@@ -114,9 +131,16 @@ class _Learner:
         return mean_baseline(self.y, len(view))
 
 
-def _direct(model: SealModel, z: np.ndarray, genes: GenePanel, readout: str | None) -> np.ndarray:
+def _linear(found: LinearReadout, x: np.ndarray) -> np.ndarray:
+    return np.asarray(x @ found.coef + found.intercept, dtype=np.float32)
+
+
+def _direct(model: SealModel, view: SectionView, name: str, genes: GenePanel, readout: str | None) -> np.ndarray:
     """The model's own prediction, in the order of the scored genes."""
-    predicted = model.predict_expression(z, readout=readout)
+    if not view.in_um:
+        # There are no distances between patches.
+        readout = readout or model.crop_readout
+    predicted = model.predict_expression(z := view.features[name], readout=readout, xy=view.xy)
     if genes.genes == model.panel.genes:
         return predicted
     column = {g.upper(): i for i, g in enumerate(model.panel.genes)}

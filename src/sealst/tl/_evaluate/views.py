@@ -43,6 +43,8 @@ class SectionView:
     patients: np.ndarray
     #: positions in µm (of HEST-bench in pixels), (n, 2); NaN where unknown
     xy: np.ndarray
+    #: whether they are in µm
+    in_um: bool
     #: by name: ``"frozen"``, ``"colour"``, and a model's own
     features: dict[str, np.ndarray]
     #: by model, image and gene embeddings where the two are compared; the base encoder's under ``"frozen"``
@@ -182,10 +184,9 @@ class SectionReader:
             if not one.usable.any():
                 raise DataError(f"Section {one.region.section!r} has no usable crop; see `.obs['crop_reason']`.")
             rows, values, _ = _section.map_crops([one], self.extract, show=self.show, desc=one.region.section)
-            table, xy = paired.table, np.full((len(one.rows), 2), np.nan)
-            if Keys.SPATIAL in table.obsm:
-                xy = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[one.rows] * one.um_per_unit
-            facts = {"name": one.region.section, "patients": _section.patients(table, one.rows), "xy": xy}
+            table = paired.table
+            facts: dict[str, Any] = {"name": one.region.section, "patients": _section.patients(table, one.rows)}
+            facts |= {"xy": one.centres_um, "in_um": True}
             for label in (Keys.ORGAN, Keys.TECHNOLOGY):
                 facts[label] = str(table.obs[label].iloc[one.rows[0]]) if label in table.obs else ""
             yield self.view_of(table, rows, values, facts=facts)

@@ -46,7 +46,7 @@ from sealst.tl._finetune.pairs import (
     organs_of,
     warmup_patients,
 )
-from sealst.tl._finetune.readout import fitted_readout
+from sealst.tl._finetune.readout import fitted_readouts
 from sealst.tl._finetune.run_folder import MODEL, begin, facts_of, finish, open_run, scratch_prefix
 
 #: fewer spots than this cannot be split into batches
@@ -128,8 +128,9 @@ def finetune(
         `sealst.models.ProjectionParams` or a mapping such as ``{"kind": "mlp", "dim": 256}``.
     readout
         What predicts expression from the embeddings in the end. ``"auto"``: linear readouts are fitted behind the
-        trained encoder, the one that predicts held-out training sections best is kept (patients where there are
-        several, else sections, with a stronger penalty), and `sealst.tl.predict` uses it; see
+        trained encoder, of the crop alone (``"ridge"``) and of the crop beside the mean embedding of what lies around
+        it (``"surroundings"``). The one that predicts held-out training patients best (sections where there is one
+        patient, strips where there is one section) is what `sealst.tl.predict` uses; see ``model.readouts`` and
         ``model.readout.facts["scores"]``. ``"head"``: the network that is trained with the encoder, and nothing else.
     params
         `TrainParams`, a mapping of its fields such as ``{"epochs": 5, "lr": 1e-3}``, or a YAML file with them.
@@ -348,7 +349,7 @@ def _train(
         baseline=baseline,
     )
     if readout == "auto":
-        model.readout = fitted_readout(model, train, pairs, show=run.show)
+        model.use_readouts(fitted_readouts(model, train, pairs, show=run.show))
 
 
 def _provenance(

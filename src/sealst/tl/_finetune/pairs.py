@@ -14,6 +14,7 @@ from spatialdata import SpatialData
 from sealst import _section
 from sealst._core.genes.panel import GenePanel
 from sealst._core.losses.registry import COUNT_RECONSTRUCTION
+from sealst._core.space.surroundings import patches
 from sealst._core.splits import evenly
 from sealst._data.crops.source import CropSource, Rows
 from sealst._data.dataset import Measured, PairDataset
@@ -47,6 +48,8 @@ class Pairs:
     #: some spots that a readout is fitted on, and the log1p-CP10k of these spots alone, (spots, genes)
     sample: np.ndarray
     single: np.ndarray
+    #: where these spots lie in their sections, in µm, (spots, 2)
+    centres: np.ndarray
     #: for what does not fit into memory
     folder: Path
 
@@ -65,6 +68,7 @@ def gather_pairs(
     library: list[np.ndarray] = []
     sample: list[np.ndarray] = []
     single: list[np.ndarray] = []
+    centres: list[np.ndarray] = []
     share = max(1, _MAX_SAMPLE // max(1, len(sections)))
 
     def gather(sdata: SpatialData) -> None:
@@ -76,7 +80,8 @@ def gather_pairs(
             expression.add(_section.expression(table, panel, rows, masked=True))
             measured.append(panel.measured(table.var_names))
             # Spread over the section, so that a cohort of any size fits into memory.
-            few = evenly(len(rows), share)
+            few = patches(one.centres_um, share)
+            centres.append(one.centres_um[few])
             sample.append(few + sum(len(source.boxes) for source in sources[:-1]))
             single.append(_section.expression(table, panel, rows[few], Keys.LOGNORM, masked=True))
             labels["section"].append(region.section)
@@ -102,6 +107,7 @@ def gather_pairs(
         library=counts,
         sample=np.concatenate(sample),
         single=np.concatenate(single),
+        centres=np.concatenate(centres),
         folder=folder,
     )
 

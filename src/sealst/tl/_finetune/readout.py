@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from sealst._core.scores.readouts import fit_readout
+from sealst._core.scores.readouts import LinearReadout, fit_readout
+from sealst._core.space.surroundings import beside_surroundings, common_pitch
 from sealst._core.space.views import N_SYMMETRIES
 from sealst._data.dataset import Draw, PairDataset
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, progress, warn
 from sealst.models import SealModel
-from sealst.models._seal.readout import Readout
+from sealst.models._seal.readout import RIDGE, SURROUNDINGS, Readout
 from sealst.tl._finetune.pairs import Pairs
 
 #: fewer spots leave nothing to hold out
@@ -21,12 +22,15 @@ _MIN_SPOTS = 50
 _BATCH = 64
 
 
-def fitted_readout(model: SealModel, train: PairDataset, pairs: Pairs, *, show: bool | None) -> Readout | None:
-    """Fit a readout behind a trained model; None where there are too few spots to hold any out."""
+def fitted_readouts(model: SealModel, train: PairDataset, pairs: Pairs, *, show: bool | None) -> list[Readout]:
+    """Fit readouts behind a trained model, of the crop alone and beside what lies around it; best first.
+
+    None where there are too few spots to hold any out.
+    """
     rows = pairs.sample
     if len(rows) < _MIN_SPOTS:
         logger.info("readout = head (%d spots are too few to hold some out)", len(rows))
-        return None
+        return []
     section = pairs.measured.section[rows]
     patient = np.array(pairs.labels["patient"])[section]
     groups, held = patient, "patients"
@@ -42,19 +46,42 @@ def fitted_readout(model: SealModel, train: PairDataset, pairs: Pairs, *, show: 
         targets["both"] = (targets[Keys.LOGNORM] + targets[model.panel.layer]) / 2
     z = _mean_over_views(model, train, rows, show=show)
     options: dict[str, Any] = {"groups": groups, "sections": section, "known": pairs.measured.table[section]}
+    inputs, width = {RIDGE: z}, _width(pairs, section)
+    if width is not None:
+        inputs[SURROUNDINGS] = np.empty((len(z), 2 * z.shape[1]))
+        for number in np.unique(section):
+            own = section == number
+            inputs[SURROUNDINGS][own] = beside_surroundings(z[own], pairs.centres[own], width)
     try:
-        found = fit_readout(z, targets, pairs.single, cautious=held != "patients", **options)
+        found = {kind: fit_readout(x, targets, pairs.single, **options) for kind, x in inputs.items()}
     except DataError as error:
         # The training is done, and the head predicts.
         warn(f"No readout could be fitted, so the head predicts: {error}")
-        return None
-    names = {key: _name(*key) for key in found.scores}
-    best = names[found.target, found.rank]
-    logger.info("readout = %s (mean Pearson %.3f on held-out %s)", best, found.scores[found.target, found.rank], held)
-    facts: dict[str, Any] = {"kind": "ridge", "target": found.target, "rank": found.rank}
-    facts |= {"held_out": held, "n_spots": len(rows)}
-    facts |= {"scores": {names[key]: round(score, 6) for key, score in found.scores.items()}}
-    return Readout.of(found.coef, found.intercept, facts).to(model.device)
+        return []
+    made: list[Readout] = []
+    # The crop alone where the two are equal.
+    for kind in sorted(found, key=lambda kind: -_score(found[kind])):
+        one = found[kind]
+        facts: dict[str, Any] = {"kind": kind, "target": one.target, "rank": one.rank}
+        facts |= {"held_out": held, "n_spots": len(rows)}
+        facts |= {"scores": {_name(*key): round(score, 6) for key, score in one.scores.items()}}
+        if kind == SURROUNDINGS:
+            facts["surroundings_um"] = width
+        made.append(Readout.of(one.coef, one.intercept, facts))
+        logger.info(
+            "%s %s: %s (mean Pearson %.3f on held-out %s)", "readout =" if len(made) == 1 else "beside it",
+            *(kind, _name(one.target, one.rank), _score(one), held),
+        )  # fmt: skip
+    return made
+
+
+def _width(pairs: Pairs, section: np.ndarray) -> float | None:
+    """Width of the surroundings in µm: one pitch, what few widths that were tried on other patients differ from."""
+    return common_pitch([pairs.centres[section == number] for number in np.unique(section)])
+
+
+def _score(found: LinearReadout) -> float:
+    return max(found.scores.values())
 
 
 def _name(target: str, rank: int | None) -> str:

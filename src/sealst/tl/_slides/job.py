@@ -205,7 +205,8 @@ def predicted(model: Model, job: Job, embedding: np.ndarray) -> dict[str, np.nda
     """What a range keeps of the expression predicted for it."""
     if not isinstance(model, SealModel) or not (job.genes or job.net):
         return {}
-    values = model.predict_expression(embedding)
+    # Tiles are predicted range by range, without those around them.
+    values = model.predict_expression(embedding, readout=model.crop_readout)
     found: dict[str, np.ndarray] = {PRESENT: np.asarray((values > 0).any(axis=0))}
     if job.genes:
         column = {gene: i for i, gene in enumerate(model.panel.genes)}

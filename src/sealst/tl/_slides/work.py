@@ -201,7 +201,9 @@ def _add_expression(uns: Any, obsm: Any, model: Any, job: Job, parts: Parts, nam
     """Provenance of predicted expression, and scores of gene sets, range by range on the same genes."""
     if not isinstance(model, SealModel):
         raise DataError("Expression is predicted by a SEAL model; an encoder by name only embeds.")
-    made: dict[str, Any] = {"model": model.fingerprint, "unit": "log1p-CP10k", "layer": model.panel.layer}
+    readout = model.crop_readout
+    made: dict[str, Any] = {"model": model.fingerprint, "readout": readout, "unit": "log1p-CP10k"}
+    made["layer"] = model.target_of(readout)
     if job.genes:
         # Columns are called as they can be stored.
         slashed = any("/" in gene for gene in job.genes)
@@ -215,7 +217,7 @@ def _add_expression(uns: Any, obsm: Any, model: Any, job: Job, parts: Parts, nam
     entry: dict[str, Any] = {}
     with quietly():
         for start in starts:
-            values = model.predict_expression(parts.read(start, Keys.EMBEDDING))
+            values = model.predict_expression(parts.read(start, Keys.EMBEDDING), readout=readout)
             rows = pd.Index(names[start : start + len(values)])
             frame = pd.DataFrame(values, index=rows, columns=pd.Index(model.panel.genes))
             result = score_sets(frame, net, present=present)
