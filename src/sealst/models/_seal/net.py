@@ -93,7 +93,7 @@ class SealNet(nn.Module):
             self.gene_params.facts(),
             asdict(self.projection),
             self.organs,
-            [readout.width for readout in map(self.readout_of, self.fitted) if readout is not None],
+            *(readout.width for readout in map(self.readout_of, self.fitted) if readout and readout.width),
         )
         facts = (self.encoder.spec.feeding(), asdict(self.crop), *parts, panel)
         digest = hashlib.sha256(repr(facts).encode())

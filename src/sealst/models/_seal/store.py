@@ -80,7 +80,8 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
         "fingerprint": model.fingerprint,
         "training": model.provenance,
     }
-    config["readouts"] = [readout.facts for readout in map(model.readout_of, model.fitted) if readout is not None]
+    if model.fitted:
+        config["readouts"] = [readout.facts for readout in map(model.readout_of, model.fitted) if readout is not None]
     with new_folder(path, overwrite=overwrite, marker="config.json") as work:
         write_json(work / "config.json", config)
         model.panel.to_tsv(work / "panel.tsv")

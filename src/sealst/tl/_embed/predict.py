@@ -59,7 +59,8 @@ def predict(
     readout
         One of ``model.readouts``: ``"head"``, the network that was trained with the encoder, or what was fitted behind
         it, on the crop alone (``"ridge"``) or beside what lies around it (``"surroundings"``); default the first,
-        which predicted held-out training sections best.
+        which predicted held-out training sections best, and for tiles of slides, which have no expression, the first
+        that sees the crop alone: tiles lie closer to each other than the spots it was fitted to.
     views
         Over how many flips and rotations of each crop embeddings are averaged, 1 to 8. ``"auto"`` takes the embeddings
         that are there, else it is 8 for spots and 1 for tiles of slides.
@@ -104,8 +105,9 @@ def predict(
     check_model(model)
     check_slot(key_added)
     # Before any crop is embedded: there may be no readout of that name.
-    layer = model.target_of(readout)
     table = _section.get_table(sdata, table_key)
+    readout = readout or (model.readouts[0] if table.n_vars else model.crop_readout)
+    layer = model.target_of(readout)
     regions = _section.regions_of(table, region)
     if net is not None:
         model.panel.require_names()
@@ -133,7 +135,7 @@ def predict(
     if entry is not None:
         write_embedding(target, Keys.EMBEDDING, embedding, entry)
     target.obsm[key_added] = expression[wanted].set_axis(columns, axis=1)
-    made: dict[str, Any] = {"model": model.fingerprint, "readout": readout or model.readouts[0], "unit": "log1p-CP10k"}
+    made: dict[str, Any] = {"model": model.fingerprint, "readout": readout, "unit": "log1p-CP10k"}
     made["layer"] = layer
     if columns != wanted:
         made["genes"] = np.array(wanted, dtype=str)
