@@ -193,14 +193,15 @@ def finetune(
     where = resolve_device(device, options.get("devices", 1))
     seed = resolve_seed(seed)
     rank = processes(options.get("devices", 1), options.get("num_nodes", 1), where.type)[1]
-    folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
-
-    base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
-    if not pretrained:
-        warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
-    if panel is None:
-        panel = select_genes(train, n_genes, include=include, layer=params.layer, table_key=table_key)
     with ExitStack() as stack:
+        folder = None
+        if run_dir is not None:
+            folder = stack.enter_context(open_run(Path(run_dir), resume=resume, rank=rank))
+        base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
+        if not pretrained:
+            warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
+        if panel is None:
+            panel = select_genes(train, n_genes, include=include, layer=params.layer, table_key=table_key)
         # For what does not fit into memory (crops, expression); removed after training.
         parent = settings.cache_dir if folder is None else folder
         parent.mkdir(parents=True, exist_ok=True)
@@ -239,9 +240,9 @@ def finetune(
         params = params if state is None else replace(params, cache=state["cache"])
         run = Run(seed=seed, folder=folder, state=state, trainer_kwargs=options, show=progress)
         _train(model, params, pairs, others, run, extra=extra, readout=readout)
-    model.provenance = provenance
-    if folder is not None and rank == 0:
-        finish(model, folder)
+        model.provenance = provenance
+        if folder is not None and rank == 0:
+            finish(model, folder)
     return model
 
 

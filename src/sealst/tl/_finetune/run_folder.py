@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from sealst._errors import DataError, SealstError
 from sealst._files import write_json
 from sealst._logging import logger, warn
+from sealst._process.locks import RUN_LOCK, hold_run
 from sealst._session_info import session_info
 from sealst._train.callbacks import FILE, read_checkpoint
 from sealst._train.params import TrainParams
@@ -31,10 +33,25 @@ def scratch_prefix(rank: int) -> str:
     return f"{_SCRATCH}{rank}-"
 
 
-def open_run(path: Path, *, resume: bool, rank: int) -> Path:
-    """The folder, new or (with `resume`) of an unfinished or finished run; the process of rank 0 owns it."""
+@contextmanager
+def open_run(path: Path, *, resume: bool, rank: int) -> Iterator[Path]:
+    """Inside a ``with`` block, the folder, new or (with `resume`) of an unfinished or finished run, for us alone."""
+    _check_folder(path, resume=resume, rank=rank)
+    path.mkdir(parents=True, exist_ok=True)
+    with hold_run(path, rank=rank):
+        # Another process may have been faster.
+        _check_folder(path, resume=resume, rank=rank)
+        if resume:
+            # A killed run leaves these; those of other ranks may be in use already.
+            for left in path.glob(f"{scratch_prefix(rank)}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield path
+
+
+def _check_folder(path: Path, *, resume: bool, rank: int) -> None:
     first = rank == 0
-    found = [] if not path.is_dir() else sorted(p.name for p in path.iterdir() if not p.name.startswith(_SCRATCH))
+    entries = path.iterdir() if path.is_dir() else ()
+    found = sorted(p.name for p in entries if not p.name.startswith((_SCRATCH, RUN_LOCK)))
     if path.exists() and not path.is_dir():
         raise DataError(f"`run_dir` {str(path)!r} is a file; name a folder.")
     # Processes that the first one started find the folder in use.
@@ -43,12 +60,6 @@ def open_run(path: Path, *, resume: bool, rank: int) -> Path:
         raise DataError(f"`run_dir` {str(path)!r} exists and is not empty; name a new folder.{known}")
     if found and first and FACTS not in found:
         raise DataError(f"`run_dir` {str(path)!r} holds no run ({listed(found, 4)}); name a new folder.")
-    path.mkdir(parents=True, exist_ok=True)
-    if resume:
-        # A killed run leaves these; those of other ranks may be in use already.
-        for left in path.glob(f"{scratch_prefix(rank)}*"):
-            shutil.rmtree(left, ignore_errors=True)
-    return path
 
 
 def facts_of(
