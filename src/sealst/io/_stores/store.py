@@ -111,6 +111,8 @@ def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = (), g
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             raise
+        # Cut off from here on, the save is finished by the next one, which must not take it for another's.
+        _known.pop(sdata, None)
         _swap(stage, path)
         _known[sdata] = path, _stamps(path)
 
