@@ -296,8 +296,8 @@ def _looked_through(
             f"Sections have crops of different size: {sorted({(s.crop_um, s.crop_px) for s in specs})} (µm, px). Pair "
             "them alike with `sl.pp.pair_crops(sdata, crop_um=..., crop_px=...)`."
         )
-    sides = (in_order_of(s, [names for _, names in side]) for s, side in zip((train, held), found, strict=True))
-    return specs[0], *sides
+    ordered = [in_order_of(side, [names for _, names in look]) for side, look in zip((train, held), found, strict=True)]
+    return specs[0], ordered[0], ordered[1]
 
 
 def _recipe(
