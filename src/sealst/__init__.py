@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sealst._errors import (
     CheckpointError,
     DataError,
+    InUseError,
     LeakError,
     MissingKeyError,
     OrderError,
@@ -31,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "GenePanel",
+    "InUseError",
     "LeakError",
     "MissingKeyError",
     "OrderError",

@@ -41,5 +41,9 @@ class CheckpointError(SealstError, RuntimeError):
     """A model folder is incomplete, damaged, does not fit, or could not be fetched from or pushed to the hub."""
 
 
+class InUseError(DataError):
+    """Another process writes to this folder or file, or has changed it meanwhile."""
+
+
 class SealstWarning(UserWarning):
     """Something the user should know, with a result that is still right."""

@@ -290,3 +290,15 @@ def test_a_column_is_held_out_value_by_value() -> None:
     sections[2].tables["table"].obs["organ"] = "breast"
     with pytest.raises(sl.DataError, match="at least 2 values, found only 'breast'"):
         sl.pp.split(sections, by="organ")
+
+
+def test_blocks_do_not_depend_on_the_order_of_the_sections() -> None:
+    sections = [section("a1"), section("b1"), section("c1")]
+    options: dict = {"by": "block", "block_um": 500, "n_folds": 3, "allow_shared_patients": True}
+    for one, other in zip(
+        sl.pp.split(sections, **options), sl.pp.split([sections[i] for i in (2, 0, 1)], **options), strict=True
+    ):
+        for side in ("train", "test"):
+            found, expected = getattr(other, side), getattr(one, side)
+            assert set(found) == set(expected)
+            assert all(list(found[name]) == list(expected[name]) for name in found)

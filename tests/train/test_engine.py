@@ -108,6 +108,77 @@ def test_a_killed_process_goes_on_to_the_same_weights(tmp_path):
     assert _result(process) == expected
 
 
+def test_workers_and_chunks_change_nothing_but_rounding():
+    expected, losses = toy.fit(toy.make_params(epochs=2), Run(seed=1, show=False), dropout=0.2)
+    same, again = toy.fit(toy.make_params(epochs=2, num_workers=2), Run(seed=1, show=False), dropout=0.2)
+    assert same.fingerprint == expected.fingerprint
+    np.testing.assert_array_equal(again, losses)
+    _, chunks = toy.fit(toy.make_params(epochs=2, chunk_size=5), Run(seed=1, show=False), dropout=0.2)
+    np.testing.assert_allclose(chunks, losses, rtol=1e-4)
+
+
+def _stop_at(monkeypatch, step, act):
+    plain, steps = AlignStage.training_step, iter(range(1000))
+
+    def stopping(self, *args):
+        if next(steps) == step:
+            act()
+        return plain(self, *args)
+
+    monkeypatch.setattr(AlignStage, "training_step", stopping)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_sigterm_in_a_step_is_no_success(step, monkeypatch):
+    """In the last one, too (3), after which Lightning says nothing."""
+    before = signal.getsignal(signal.SIGTERM)
+    _stop_at(monkeypatch, step, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as stop:
+        toy.fit(toy.make_params(epochs=1), Run(seed=1, show=False))
+    assert stop.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_request_to_stop_while_a_checkpoint_is_written_finds_it_whole(tmp_path, monkeypatch, name):
+    from sealst._process.signals import raised
+
+    plain, came, saved = torch.save, [], []
+
+    def save(state, file):
+        # As torch does: what Python raises in the midst of its writing comes out as an error of its own.
+        try:
+            signal.raise_signal(getattr(signal, name))
+            plain(state, file)
+        except BaseException as error:
+            raise RuntimeError("unexpected pos") from error
+        saved.append(state["step"])
+
+    monkeypatch.setattr(torch, "save", save)
+    run = Run(seed=1, folder=tmp_path, show=False, max_steps=2, seconds=0.0)
+    with pytest.raises((KeyboardInterrupt, SystemExit)), raised(came):
+        toy.fit(toy.make_params(), run)
+    assert came == [getattr(signal, name)]
+    assert len(saved) == 1
+    assert read_checkpoint(tmp_path)["step"] == saved[0]
+    assert not list(tmp_path.glob(".checkpoint-*"))
+
+
+def test_under_slurm_lightning_keeps_its_checkpoints_to_itself(monkeypatch):
+    from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    from sealst._train.engine import _plugins
+
+    assert _plugins(None) == []
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}.items():
+        monkeypatch.setenv(name, value)
+    (found,) = _plugins(None)
+    assert isinstance(found, SLURMEnvironment)
+    assert not found.auto_requeue
+    own = LightningEnvironment()
+    assert _plugins(own) == _plugins([own]) == [own]
+
+
 def _free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -157,8 +228,9 @@ def test_two_processes_train_as_one_with_the_joint_batch(tmp_path):
         np.testing.assert_allclose(b, a, rtol=0, atol=2e-3 * np.abs(a).max())
 
 
-def _gradients(chunk_size):
-    model = toy.make_model()
+def _gradients(chunk_size, dropout=0.3):
+    torch.manual_seed(0)
+    model = toy.make_model(dropout)
     model.train()
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -171,6 +243,10 @@ def _gradients(chunk_size):
     loss = stage.training_step(batch, 0)
     loss.backward()
     return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_adapters_are_dropped_out_in_training():
+    assert _gradients(None)[0] != _gradients(None, dropout=0.0)[0]
 
 
 def toy_draw(n):
@@ -420,6 +496,7 @@ def test_all_stages_train_on_the_device_that_was_asked_for(monkeypatch):
 
     class Trainer:
         asked: ClassVar[list] = []
+        received_sigterm = False
 
         def __init__(self, **options):
             self.asked.append((options["accelerator"], options["devices"]))

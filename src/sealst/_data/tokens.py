@@ -26,16 +26,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from sealst._core.device import to_images
 from sealst._core.seeds import seeded
 from sealst._data.augment import AUGMENTATION_VERSIONS, AUGMENTATIONS
 from sealst._data.crops.source import CropSource, iter_source
 from sealst._data.stacked import Stacked
-from sealst._errors import DataError
+from sealst._errors import DataError, InUseError
 from sealst._files import write_text
 from sealst._logging import logger, warn
+from sealst._process.locks import hold
 
 FORMAT = "sealst-tokens-1"
 #: crops whose tokens are written at once; also part of what an augmented view is, as a block is augmented together
@@ -144,22 +144,10 @@ def _is_sound(entry: Entry) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("Another run writes %s; waiting for it.", folder)
-        lock.acquire()
-    try:
+    with hold(folder.with_name(f".{folder.name}.lock"), f"The entry {str(folder)!r} of the token cache", wait=wait):
         yield
-    finally:
-        lock.release()
-
-
-def _lock(folder: Path) -> FileLock:
-    return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
 def write_entry(entry: Entry, crops: Callable[[], Any], tokens: _Make, *, bar: Any) -> None:
@@ -326,13 +314,13 @@ def clear(root: Path, *, older_than: float | None, dry_run: bool) -> int:
         if older_than is not None and time.time() - used < older_than * 86_400:
             continue
         try:
-            with _lock(folder).acquire(timeout=0):
+            with _locked(folder, wait=False):
                 freed += sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
                 if not dry_run:
                     (folder / _META).unlink(missing_ok=True)
                     shutil.rmtree(folder)
-        except Timeout:
-            logger.info("%s is being written and is kept.", folder)
+        except InUseError as error:
+            logger.info("%s It is kept.", error)
     return freed
 
 

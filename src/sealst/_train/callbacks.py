@@ -16,6 +16,7 @@ import torch
 from sealst._errors import CheckpointError, DataError
 from sealst._files import complete_file, write_text
 from sealst._logging import logger, progress
+from sealst._process.signals import deferred
 from sealst._train.sampler import SegmentSampler
 from sealst._validate import listed
 
@@ -29,7 +30,8 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         # Of a process that was killed; the room may be needed.
         left.unlink(missing_ok=True)
     try:
-        with complete_file(path, sync=True) as partial, partial.open("wb") as file:
+        # A request to stop would come out of torch as an error of the disk.
+        with deferred(), complete_file(path, sync=True) as partial, partial.open("wb") as file:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:
         kept = "The last one is still there" if path.is_file() else "There is none yet"

@@ -18,12 +18,15 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from sealst._core.device import has_bf16, processes
 from sealst._core.seeds import mixed_seed
 from sealst._data.dataset import PairDataset, as_is
 from sealst._errors import DataError
+from sealst._process.signals import exit_code
 from sealst._train.callbacks import Checkpoints, EarlyStopping, MetricsLog, SegmentSchedule, TensorBoardLog
 from sealst._train.module import AlignStage, Stage, WarmupStage
 from sealst._train.params import TrainParams
@@ -48,11 +51,19 @@ def quiet_lightning() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C reach the caller: Lightning turns it into an exit and leaves the signal ignored."""
+def interruptible(trainer: L.Trainer) -> Iterator[None]:
+    """Let requests to stop reach the caller as what they are.
+
+    Lightning turns Ctrl-C into an exit and leaves the signal ignored. SIGTERM it makes an exit with code 0, as if all
+    were done, or, in the last step, nothing at all.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
+        if trainer.received_sigterm:
+            raise SystemExit(exit_code(signal.SIGTERM))
+    except SIGTERMException:
+        raise SystemExit(exit_code(signal.SIGTERM)) from None
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
@@ -104,6 +115,20 @@ def _loader(data: PairDataset, sampler: Any, params: TrainParams, device: torch.
     )
 
 
+def _plugins(given: Any) -> list[Any]:
+    """The user's plugins; under SLURM, without what Lightning does at SIGUSR1.
+
+    It would write a checkpoint of its own into the working directory and load it in the next training there, on top of
+    ours.
+    """
+    plugins = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    chosen = any(isinstance(one, ClusterEnvironment) for one in plugins)
+    # In Lightning's order.
+    if not chosen and not TorchElasticEnvironment.detect() and SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
+
+
 def _trainer(
     run: Run, params: TrainParams, device: torch.device, *, stretches: int, callbacks: list[L.Callback], world: int
 ) -> L.Trainer:
@@ -118,6 +143,7 @@ def _trainer(
         "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
         "devices": given.pop("devices", own),
         "strategy": strategy,
+        "plugins": _plugins(given.pop("plugins", None)),
         "max_epochs": stretches,
         "precision": best if params.precision == "auto" else params.precision,
         "gradient_clip_val": params.clip_norm,
@@ -207,7 +233,7 @@ def run_stages(
                 shares = InOrder(len(held_out), min(batch // world * world, len(held_out)), rank=rank, world=world)
                 validation = _loader(held_out, shares, params, device)
             try:
-                with interruptible():
+                with interruptible(trainer):
                     trainer.fit(stage, _loader(data, sampler, params, device), validation)
             except RuntimeError as error:
                 # An error inside a living worker names "DataLoader worker process" and brings a traceback of its own.

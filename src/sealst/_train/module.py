@@ -17,6 +17,7 @@ from sealst._core.device import to_images, training_autocast
 from sealst._core.losses.domain import reverse_gradient
 from sealst._core.losses.masking import add_noise, mask_genes
 from sealst._core.losses.registry import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION, kl_with_flows, mse
+from sealst._core.row_dropout import numbered_rows, row_dropouts
 from sealst._core.scores.metrics import gene_pearson, recall_at_k, retrieval_ranks
 from sealst._core.scores.probes import ridge_probe
 from sealst._core.seeds import mixed_seed
@@ -47,6 +48,8 @@ class Stage(L.LightningModule, ABC):
             self.log_theta = nn.Parameter(torch.zeros(len(model.panel)))
         #: steps and batches of an earlier run that this one continues
         self.done = self.first_batch = 0
+        #: seed of the present step
+        self.step_seed = seed
 
     @abstractmethod
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -81,7 +84,8 @@ class Stage(L.LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw the randomness of a step from its number, so that a run that goes on repeats the one that stopped."""
         number = self.first_batch + self.trainer.fit_loop.total_batch_idx
-        torch.manual_seed(mixed_seed(self.seed, self.name, number, self.global_rank))
+        self.step_seed = mixed_seed(self.seed, self.name, number, self.global_rank)
+        torch.manual_seed(self.step_seed)
 
     def gene_terms(self, batch: Batch) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
         """Code, standardised target and the gene side's loss terms."""
@@ -170,6 +174,7 @@ class AlignStage(Stage):
         super().__init__(model, params, lr, total_steps, seed)
         self.contrast = CONTRASTIVE[params.contrastive]
         self.augment = AUGMENTATIONS[params.augmentation]
+        self._dropouts = row_dropouts(model.encoder)
         self.discriminator = Discriminator(model.dim, n_domains) if params.weight_domain else None
         self._tail: Any = torch.compile(self._embed) if params.compile else self._embed
         self._trunk: Any = torch.compile(self._tokens) if params.compile else self._tokens
@@ -188,16 +193,23 @@ class AlignStage(Stage):
             inputs = self.augment(inputs) if self.training else inputs
         size = self.params.chunk_size or len(inputs)
         if len(inputs) <= size or not torch.is_grad_enabled():
-            return self._tail(inputs)
-        parts = []
+            return self._pass(inputs, 0)
+        parts, start = [], 0
         for part in inputs.split(size):
+            n = len(part)
             if _are_images(part) and self.model.n_trunk:
                 # Frozen blocks need not be computed again.
                 with torch.no_grad():
                     part = self._trunk(part)
             # Activations of one chunk at a time: they are thrown away, and computed again on the way back.
-            parts.append(checkpoint(self._tail, part, use_reentrant=False))
+            parts.append(checkpoint(self._pass, part, start, use_reentrant=False))
+            start += n
         return torch.cat(parts)
+
+    def _pass(self, inputs: torch.Tensor, first: int) -> torch.Tensor:
+        """Embeddings of a stretch of the batch, from its row `first` on."""
+        with numbered_rows(self._dropouts, self.step_seed, first):
+            return self._tail(inputs)
 
     def _embed(self, inputs: torch.Tensor) -> torch.Tensor:
         encoder = self.model.encoder

@@ -88,7 +88,8 @@ class TrainParams:
     patience: int | None = None
     #: ``"pearson"`` or ``"recall@10"``
     monitor: str = "pearson"
-    #: crops per forward pass where a batch does not fit into memory; same gradients, adapted blocks run once more
+    #: crops per forward pass where a batch does not fit into memory; same gradients up to rounding, adapted blocks run
+    #: once more
     chunk_size: int | None = None
     #: whether to compile the trained part of the encoder with `torch.compile`
     compile: bool = False

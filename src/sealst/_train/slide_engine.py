@@ -170,7 +170,7 @@ def fit_net(net: Any, job: Job, params: SlideParams, *, arrange: Callable[..., n
     stage = SlideStage(net, _loss_of(job, params), params, arrange=arrange, classes=job.task == CLASSIFICATION)
     log, best = _Log(learn), EarlyStopping("score", params.patience)
     device = net.device
-    with quiet_lightning(), interruptible(), seeded(mixed_seed(job.seed, "fit") % 2**32):
+    with quiet_lightning(), seeded(mixed_seed(job.seed, "fit") % 2**32):
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(device.type, device.type),
             devices=[device.index] if device.type == "cuda" and device.index is not None else 1,
@@ -183,7 +183,8 @@ def fit_net(net: Any, job: Job, params: SlideParams, *, arrange: Callable[..., n
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        trainer.fit(stage, loader, watched)
+        with interruptible(trainer):
+            trainer.fit(stage, loader, watched)
     net.to(device)
     if best.weights:
         net.load_state_dict(best.weights)

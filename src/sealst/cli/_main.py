@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sealst._errors import SealstError
+from sealst._process.signals import exit_code, raised
 from sealst._version import __version__
 from sealst.cli._check import check
-from sealst.cli._common import EXIT_DATA, Answer, SealstCommand, verbosity_options
+from sealst.cli._common import EXIT_DATA, EXIT_FAILED, Answer, SealstCommand, verbosity_options
 from sealst.cli._embed import embed
 from sealst.cli._embed_slides import slides
 from sealst.cli._encoders import encoders, export
@@ -37,7 +41,8 @@ class _InOrder(click.Group):
     cls=_InOrder,
     params=list(verbosity_options()),
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 input refused (the message says why).",
+    epilog="Exit codes: 0 done, 1 unexpected failure, 2 wrong usage, 3 input refused (the message says why), 130 or "
+    "143 stopped (Ctrl-C, SIGTERM).",
 )
 @click.version_option(__version__, prog_name="sealst")
 def cli() -> None:
@@ -68,17 +73,35 @@ for _command in (*_COMMANDS, slides, synthetic, info):
 
 
 def main() -> None:
+    """Run the command line; one that was asked to stop says so by its exit code, whatever became of the request."""
+    came: list[int] = []
+    code: Any = EXIT_FAILED
+    try:
+        with raised(came):
+            code = _run(came)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        code = exit_code(signal.SIGINT)
+        came = came or [signal.SIGINT]
+    except SystemExit as stop:
+        code = stop.code
+    if came:
+        # Never 0: what was stopped must not look finished.
+        click.echo(f"Stopped ({signal.Signals(came[0]).name}).", err=True)
+        code = exit_code(came[0])
+    sys.exit(code)
+
+
+def _run(came: Sequence[int]) -> int:
     """Run the command line; errors that sealst raises on purpose become a message and exit code 3."""
     try:
         code = cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("Stopped.", err=True)
-        sys.exit(130)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        if not came:
+            error.show()
+        return error.exit_code
     except SealstError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(EXIT_DATA)
+        if not came:
+            click.echo(f"Error: {error}", err=True)
+        return EXIT_DATA
     # What --help and --version end with; commands end by themselves.
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0

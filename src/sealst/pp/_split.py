@@ -252,6 +252,8 @@ def _split_groups(
 def _split_blocks(
     parts: Sequence[Part], n_folds: int, *, block_um: float, buffer_um: float | None, seed: int
 ) -> list[Split]:
+    # What is drawn must not depend on the order of the call.
+    parts = sorted(parts, key=lambda part: part.section)
     rng = np.random.default_rng(seed)
     positions = [_positions_um(part) for part in parts]
     blocks, total = [], 0

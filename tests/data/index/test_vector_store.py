@@ -82,7 +82,7 @@ def test_a_reader_keeps_its_state(folder: Path) -> None:
 def test_two_writers(folder: Path) -> None:
     with (
         changing(folder),
-        pytest.raises(DataError, match=r"Another process writes to the index.*Wait until it is done"),
+        pytest.raises(DataError, match=r"The index .* is in use by process \d+ on .* since .*Wait until it is done"),
         changing(folder),
     ):
         pass

@@ -230,6 +230,70 @@ def test_a_crash_while_saving_loses_nothing(store, monkeypatch):
     assert moved == ["a_spots", "a_spots", "table", "table"]
 
 
+def test_a_save_that_would_undo_anothers_is_refused(store):
+    """Two processes with one store; here two collections."""
+    mine, theirs = sl.io.read_collection(store.parent), sl.io.read_collection(store.parent)
+    s, t = mine[0], theirs[0]
+    t.tables["table"].obs["theirs"] = 1.0
+    theirs.save(t)
+    s.tables["table"].obs["mine"] = 1.0
+    before = {p: p.read_bytes() for p in store.rglob("*") if p.is_file()}
+    with pytest.raises(sl.InUseError, match=r"by somebody else.*'shapes/a_spots', 'tables/table'\)\. Nothing was"):
+        mine.save(s)
+    assert {p: p.read_bytes() for p in store.rglob("*") if p.is_file()} == before
+    # Read again, both are kept; and whoever saves may save again.
+    again = sl.io.read_collection(store.parent)
+    again[0].tables["table"].obs["mine"] = 1.0
+    again.save(again[0])
+    again[0].tables["table"].obs["more"] = 1.0
+    again.save(again[0])
+    assert {"theirs", "mine", "more"} <= set(sd.read_zarr(store).tables["table"].obs)
+
+
+def test_an_element_that_two_add_is_not_lost(store):
+    mine = sl.io.read_collection(store.parent)
+    s = mine[0]
+    # What does not touch the elements does not count.
+    (store / "notes.txt").touch()
+    mine.save(s)
+    theirs = sl.io.read_collection(store.parent)
+    t = theirs[0]
+    for one in (s, t):
+        one.shapes["extra"] = one.shapes["a_spots"].copy()
+    theirs.save(t)
+    with pytest.raises(sl.InUseError, match="'shapes/extra'"):
+        mine.save(s)
+
+
+def test_an_opened_section_is_watched_from_when_it_joins_a_collection(store):
+    opened = sd.read_zarr(store)
+    mine = sl.io.Collection([opened])
+    theirs = sl.io.read_collection(store.parent)
+    theirs.save(theirs[0])
+    with pytest.raises(sl.InUseError, match="changed by somebody else"):
+        mine.save(opened)
+
+
+def test_a_save_that_was_cut_off_may_be_repeated(store, monkeypatch):
+    sections = sl.io.read_collection(store.parent)
+    s = sections[0]
+    s.tables["table"].obs["mine"] = 1.0
+    with monkeypatch.context() as patch:
+        patch.setattr(_store.zarr, "consolidate_metadata", lambda *a: pytest.fail("cut off"))
+        with pytest.raises(pytest.fail.Exception, match="cut off"):
+            sections.save(s)
+    sections.save(s)
+    assert "mine" in sd.read_zarr(store).tables["table"].obs
+
+
+def test_a_store_that_another_process_wrote_meanwhile_is_not_replaced(store, tmp_path):
+    section, target = sd.read_zarr(store), tmp_path / "new.zarr"
+    _store.write_whole(section, target)
+    with pytest.raises(sl.InUseError, match="written by another process meanwhile"):
+        _store.write_whole(section, target)
+    _store.write_whole(section, target, overwrite=True)
+
+
 def test_a_failed_save_leaves_the_store_as_it_was(store):
     sections = sl.io.read_collection(store.parent)
     s = sections[0]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import dask.array as da
 import numpy as np
@@ -98,7 +99,7 @@ def test_validation_is_reported_every_epoch_and_never_trained_on(ready, finetune
 def test_run_folder(ready, finetune, tmp_path):
     model = finetune(two(ready), run_dir=tmp_path / "run")
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert names - {"tensorboard"} == {"run.json", "metrics.csv", "training.png", "model"}
+    assert names - {"tensorboard", ".lock"} == {"run.json", "metrics.csv", "training.png", "model"}
     logged = pd.read_csv(tmp_path / "run" / "metrics.csv")
     np.testing.assert_allclose(logged["train_loss"], model.history["train_loss"])
     back = sl.models.load(tmp_path / "run" / "model", device="cpu")
@@ -156,11 +157,74 @@ def test_other_crops_of_the_same_spots_are_another_run(ready, finetune, tmp_path
         finetune(sections, **run)
 
 
-def test_chunks_of_another_size_are_another_run(ready, finetune, tmp_path, fast):
+def stop_here(*args):
+    raise KeyboardInterrupt
+
+
+def test_what_only_rounds_otherwise_is_no_other_run_and_is_said(ready, finetune, tmp_path, fast, monkeypatch):
     sections, run = two(ready), {"run_dir": tmp_path / "run", "resume": True}
-    finetune(sections, params=fast | {"chunk_size": 8}, **run)
-    with pytest.raises(sl.DataError, match=r"it differs in 'params\.chunk_size'"):
-        finetune(sections, params=fast | {"chunk_size": 4}, **run)
+    params = fast | {"warmup_epochs": 0, "cache": "none"}
+    whole = finetune(sections, params=params)
+    monkeypatch.setattr("sealst._train.engine.Run.seconds", 0.0, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("sealst.tl._finetune.finetune.finish", stop_here)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(sections, params=params, **run)
+    written = json.loads((tmp_path / "run" / "run.json").read_text())
+    threads, kept = torch.get_num_threads(), {"device": "cpu", "processes": 1, "torch": torch.__version__}
+    assert written["rounding"] == kept | {"threads": threads, "chunk_size": None}
+    written["rounding"]["threads"] = 64
+    (tmp_path / "run" / "run.json").write_text(json.dumps(written))
+    said = []
+    monkeypatch.setattr("sealst.tl._finetune.run_folder.warn", said.append)
+    model = finetune(sections, params=params | {"chunk_size": 4}, **run)
+    (line,) = said
+    assert f"begun otherwise: threads was 64, is {threads}; chunk_size was None, is 4. Its weights" in line
+    np.testing.assert_allclose(model.history["train_loss"], whole.history["train_loss"], rtol=1e-4)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Write sections to stores, in this order of names, and open them as a collection."""
+
+    def write(sections):
+        for number, sdata in enumerate(sections):
+            sdata.write(tmp_path / f"{number}.zarr")
+        return sl.io.Collection([tmp_path / f"{number}.zarr" for number in range(len(sections))])
+
+    return write
+
+
+def test_the_order_of_the_sections_is_not_part_of_a_training(ready, finetune, stored):
+    a, b = two(ready)
+    held = [ready(section="v", patient="p8", seed=4), ready(section="w", patient="p9", seed=5)]
+    model = finetune([a, b], validation=held)
+    again = finetune([b, a], validation=held[::-1])
+    assert again.fingerprint == model.fingerprint
+    assert again.provenance == model.provenance
+    assert again.history.equals(model.history)
+    # A collection too.
+    assert finetune(stored([b, a]), validation=held).fingerprint == model.fingerprint
+
+
+def test_a_run_folder_is_of_one_process(ready, finetune, tmp_path, monkeypatch):
+    """The second is told who has it before anything is read; the scratch of a living run stays."""
+    from sealst._process.locks import hold_run
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".cache-0-living").mkdir()
+    monkeypatch.setattr("sealst.tl._finetune.finetune.build_encoder", lambda *a, **k: pytest.fail("went on"))
+    said = rf"`run_dir` '.*run' is in use by process {os.getpid()} on .* since .*stop it, then repeat the call"
+    with hold_run(run):
+        for resume in (True, False):
+            with pytest.raises(sl.InUseError, match=said):
+                finetune(two(ready), run_dir=run, resume=resume)
+    assert (run / ".cache-0-living").is_dir()
+    # Processes of one run do not stand in each other's way.
+    with hold_run(run, rank=1), pytest.raises(pytest.fail.Exception, match="went on"):
+        finetune(two(ready), run_dir=run, resume=True)
+    assert not (run / ".cache-0-living").exists()
 
 
 def test_an_interrupted_run_goes_on(ready, finetune, tmp_path, fast, monkeypatch):
@@ -187,7 +251,7 @@ def test_an_interrupted_run_goes_on(ready, finetune, tmp_path, fast, monkeypatch
     model = finetune(sections, params=params, run_dir=tmp_path / "run", resume=True)
     assert model.fingerprint == whole.fingerprint
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert names - {"tensorboard"} == {"run.json", "metrics.csv", "training.png", "model"}
+    assert names - {"tensorboard", ".lock"} == {"run.json", "metrics.csv", "training.png", "model"}
 
 
 def test_parameters_come_from_a_file(ready, finetune, tmp_path, fast):

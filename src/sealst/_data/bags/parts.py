@@ -6,16 +6,16 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
-from filelock import FileLock, Timeout
 
-from sealst._errors import DataError
+from sealst._errors import DataError, InUseError
 from sealst._files import complete_file
+from sealst._process.locks import hold
 
 TILES, _BOXES = "tiles.h5ad", "boxes.npy"
 _JOB, _ALIVE = ".job-", ".alive"
@@ -51,23 +51,20 @@ def file_digest(path: Path) -> str:
 @contextmanager
 def run_folder(out: Path) -> Iterator[Path]:
     """Inside a ``with`` block, a folder of this run alone in `out`; folders that killed runs left are removed."""
-    with FileLock(out / ".jobs.lock"):
-        for left in out.glob(f"{_JOB}*"):
-            with suppress(Timeout, OSError):
-                # The run that made it holds the lock while it lives.
-                with FileLock(left / _ALIVE, timeout=0):
-                    pass
-                shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=_JOB, dir=out))
-        # Workers may be of other users.
-        folder.chmod(0o755)
-        alive = FileLock(folder / _ALIVE)
-        alive.acquire()
-    try:
+    with ExitStack() as living:
+        with hold(out / ".jobs.lock", f"The list of jobs in {str(out)!r}"):
+            for left in out.glob(f"{_JOB}*"):
+                with suppress(InUseError, OSError):
+                    # The run that made it holds the lock while it lives.
+                    with hold(left / _ALIVE, "The job", wait=False):
+                        pass
+                    shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=_JOB, dir=out))
+            living.callback(shutil.rmtree, folder, ignore_errors=True)
+            # Workers may be of other users.
+            folder.chmod(0o755)
+            living.enter_context(hold(folder / _ALIVE, "The job"))
         yield folder
-    finally:
-        alive.release()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ class Parts:
     def lock(self, name: str) -> Iterator[bool]:
         """Hold the lock of a range; False where the slide was finished by another process meanwhile."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / f".{name}.lock"):
+        with hold(self.folder / f".{name}.lock", f"Range {name} of {str(self.folder)!r}"):
             try:
                 yield self.is_planned()
             finally:

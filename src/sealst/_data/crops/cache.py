@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import zarr
-from filelock import FileLock
 from zarr.codecs import Crc32cCodec
 
 from sealst._data.crops.plain import PlainCrops
@@ -24,6 +23,7 @@ from sealst._data.crops.reader import iter_crops, prefetch, read_crops, reading_
 from sealst._errors import DataError
 from sealst._files import replace_folder
 from sealst._logging import logger, progress
+from sealst._process.locks import hold
 
 _FORMAT = "sealst-crops-1"
 _SHARD = 256
@@ -232,7 +232,7 @@ def write_cache(
         small.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with hold(path.with_name(f".{path.name}.lock"), f"The store of crops {str(path)!r}"):
         if path.exists() and not overwrite:
             done = CropCache(path)
             if done.holds(levels, boxes, px):

@@ -23,12 +23,12 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from sealst._data.index import approximate
 from sealst._data.stacked import Stacked
-from sealst._errors import CheckpointError, DataError
+from sealst._errors import CheckpointError
 from sealst._files import flush, write_json
+from sealst._process.locks import hold
 
 FORMAT = "sealst-index-1"
 CONFIG = "config.json"
@@ -156,22 +156,15 @@ def changing(folder: Path, *, replace: bool = False, mmap: bool = True) -> Itera
 
     Raises
     ------
-    DataError
+    InUseError
         When another process writes to it.
     """
     if replace:
         folder.mkdir(parents=True, exist_ok=True)
     elif not (folder / CONFIG).exists():
         _read_config(folder)
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DataError(
-            f"Another process writes to the index {str(folder)!r}. Wait until it is done and call again; reading is "
-            "possible meanwhile."
-        ) from error
-    try:
+    advice = "Wait until it is done and call again; reading is possible meanwhile."
+    with hold(folder / _LOCK, f"The index {str(folder)!r}", wait=False, advice=advice):
         if replace:
             before = Snapshot(folder, _read_config(folder), mmap) if (folder / CONFIG).exists() else None
         else:
@@ -183,8 +176,6 @@ def changing(folder: Path, *, replace: bool = False, mmap: bool = True) -> Itera
             # What the change wrote is removed, unless it is the state of the folder by now.
             change.sweep(_read_config(folder)["files"] if (folder / CONFIG).exists() else {})
             raise
-    finally:
-        lock.release()
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
@@ -198,7 +189,9 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         _read_config(folder)
     elif folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{str(folder)!r} is a file; name a folder for the index.")
-    elif folder.exists() and any(path.name != _LOCK and not _OURS.fullmatch(path.name) for path in folder.iterdir()):
+    elif folder.exists() and any(
+        not path.name.startswith(_LOCK) and not _OURS.fullmatch(path.name) for path in folder.iterdir()
+    ):
         raise CheckpointError(f"{str(folder)!r} holds other files; name a new folder for the index.")
 
 

@@ -22,7 +22,7 @@ from sealst._keys import Keys
 from sealst._logging import warn
 from sealst._validate import listed
 from sealst.io._stores.manifest import ZARR, Entry, check_names, entry_of, read_entries
-from sealst.io._stores.store import refresh, write_back, write_whole
+from sealst.io._stores.store import refresh, remember, write_back, write_whole
 
 
 class Collection(Sequence[SpatialData]):
@@ -73,6 +73,7 @@ class Collection(Sequence[SpatialData]):
         for entry in self._entries:
             if isinstance(entry.source, SpatialData):
                 self._seen[entry.source] = _elements(entry.source)
+                remember(entry.source)
 
     @property
     def names(self) -> list[str]:
@@ -137,6 +138,8 @@ class Collection(Sequence[SpatialData]):
         ------
         DataError
             When the section is not of this collection, or was read from raw files, which sealst never changes.
+        InUseError
+            When somebody else saved to the store since this section was read from it; nothing is written then.
         """
         position = self._position_of(sdata)
         entry = self._entries[position]

@@ -6,25 +6,28 @@ places with the old ones, folder by folder. What a crash leaves half done is fin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import warnings
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import zarr
-from filelock import FileLock
 from spatialdata import SpatialData, read_zarr
 from spatialdata.transformations import Affine, get_transformation
 
 from sealst import _section
 from sealst._core.sparse import check_table
-from sealst._errors import DataError, SealstError
-from sealst._files import replace_folder
+from sealst._errors import DataError, InUseError, SealstError
+from sealst._files import replace_folder, visible
 from sealst._logging import logger, quiet_writing, warn
+from sealst._process.locks import hold
 from sealst._section.pyramid import extended
 from sealst._validate import listed
 from sealst.io._images.files import open_image
@@ -33,6 +36,8 @@ _KINDS = ("images", "labels", "shapes", "tables")
 _COMPLETE = "complete"
 #: entry of an image's facts in ``attrs``: how a picture that is not in the store is placed
 _LINK = "linked"
+#: stores that sections were read from or saved to, with what `_stamps` said then
+_known: WeakKeyDictionary[SpatialData, tuple[Path, dict[str, tuple[int, int]]]] = WeakKeyDictionary()
 
 
 def open_store(path: Path, **options: Any) -> SpatialData:
@@ -43,7 +48,10 @@ def open_store(path: Path, **options: Any) -> SpatialData:
             if is_unfinished(path):
                 logger.info("Finishing a save of %s that was cut off.", path.name)
                 _swap(_stage(path), path)
+    # Taken before: a save while this reads must not go unnoticed.
+    stamps = _stamps(path)
     sdata = read_checked(path, **options)
+    _known[sdata] = path, stamps
     selection = options.get("selection")
     return sdata if selection is not None and "images" not in selection else attach(sdata)
 
@@ -61,8 +69,8 @@ def is_unfinished(path: Path) -> bool:
     return (_stage(path) / _COMPLETE).exists()
 
 
-def _lock(path: Path) -> FileLock:
-    return FileLock(path.with_name(f".{path.name}.lock"))
+def _lock(path: Path) -> AbstractContextManager[None]:
+    return hold(path.with_name(f".{path.name}.lock"), f"The store {str(path)!r}")
 
 
 def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = (), gone: Collection[str] = ()) -> None:
@@ -79,6 +87,7 @@ def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = (), g
         stage = _stage(path)
         if is_unfinished(path):
             _swap(stage, path)
+        _refuse_changed(sdata, path, gone)
         shutil.rmtree(stage, ignore_errors=True)
         rasters = {
             kind: {
@@ -102,7 +111,42 @@ def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = (), g
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             raise
+        # Cut off from here on, the save is finished by the next one, which must not take it for another's.
+        _known.pop(sdata, None)
         _swap(stage, path)
+        _known[sdata] = path, _stamps(path)
+
+
+def remember(sdata: SpatialData) -> None:
+    """Note how the store of a section looks now, unless it was noted when sealst read it."""
+    if sdata.path is not None and sdata not in _known:
+        path = Path(sdata.path)
+        _known[sdata] = path, _stamps(path)
+
+
+def _stamps(path: Path) -> dict[str, tuple[int, int]]:
+    """When every element (``kind/name``) of a store was written."""
+    found = {}
+    for kind in _KINDS:
+        for name, element in visible(path / kind).items():
+            with contextlib.suppress(OSError):
+                found[f"{kind}/{name}"] = element.stat().st_mtime_ns, (element / "zarr.json").stat().st_mtime_ns
+    return found
+
+
+def _refuse_changed(sdata: SpatialData, path: Path, gone: Collection[str]) -> None:
+    """Raise where somebody else wrote what is about to be replaced; call with the lock held."""
+    where, before = _known.get(sdata, (None, {}))
+    if where is None or where.absolute() != path.absolute():
+        return
+    now = _stamps(path)
+    ours = {f"{kind}/{name}" for kind in ("shapes", "tables") for name in getattr(sdata, kind)} | set(gone)
+    if changed := sorted(name for name in ours if now.get(name) != before.get(name)):
+        raise InUseError(
+            f"{str(path)!r} was changed by somebody else since this section was read from it ({listed(changed, 4)}). "
+            "Nothing was written, so that nothing of theirs is lost. Read the section again and repeat what was done "
+            "to it, or write this one to a store of its own: `sdata.write('other.zarr')`."
+        )
 
 
 def refresh(sdata: SpatialData, path: Path, names: Collection[str]) -> None:
@@ -117,17 +161,21 @@ def refresh(sdata: SpatialData, path: Path, names: Collection[str]) -> None:
         elements[name] = stored[name]
 
 
-def write_whole(sdata: SpatialData, path: Path) -> None:
-    """Write a store, in place of what is there; it has its name only once it is complete."""
+def write_whole(sdata: SpatialData, path: Path, *, overwrite: bool = False) -> None:
+    """Write a store, with `overwrite` in place of what is there; it has its name only once it is complete."""
     part = _stage(path)
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with quiet_writing():
-            sdata.write(part, update_sdata_path=False)
-        replace_folder(part, path)
-    except BaseException:
+    with _lock(path):
+        if path.exists() and not overwrite:
+            # Of a process that was faster, as callers have looked.
+            raise InUseError(f"{str(path)!r} was written by another process meanwhile; it is left as it is.")
         shutil.rmtree(part, ignore_errors=True)
-        raise
+        try:
+            with quiet_writing():
+                sdata.write(part, update_sdata_path=False)
+            replace_folder(part, path)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
 
 
 def _stage(path: Path) -> Path:
@@ -262,6 +310,6 @@ def write_wsi(sdata: SpatialData, path: str | PathLike[str], *, pixels: bool = F
         attrs=attrs | linked,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(part, target)
+    write_whole(part, target, overwrite=overwrite)
     files = listed(Path(facts["path"]).name for facts in linked.values())
     logger.info("Wrote %s%s", target, "" if pixels else f"; pictures stay in {files}")

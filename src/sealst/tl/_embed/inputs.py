@@ -39,6 +39,16 @@ def as_sections(sections: SpatialData | Sequence[SpatialData], name: str) -> Seq
     return items
 
 
+def in_order_of(sections: Sequence[SpatialData], keys: Sequence[Any]) -> Sequence[SpatialData]:
+    """Sections sorted by their keys; a collection stays one, unopened."""
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    if order == list(range(len(keys))):
+        return sections
+    if isinstance(sections, Collection):
+        return sections.subset([sections.names[i] for i in order])
+    return [sections[i] for i in order]
+
+
 def views_of(views: int | str, table: AnnData) -> int:
     """How many views of each crop to average: as asked; with ``"auto"`` all for spots, one for tiles without genes."""
     if views == "auto":

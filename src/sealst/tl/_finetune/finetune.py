@@ -36,7 +36,7 @@ from sealst.models._adapters import Adapter, counts_blocks, resolve_adapter
 from sealst.models._genes import resolve_gene_encoder
 from sealst.models._seal.heads import resolve_projection
 from sealst.pp import check_split, select_genes
-from sealst.tl._embed.inputs import as_sections
+from sealst.tl._embed.inputs import as_sections, in_order_of
 from sealst.tl._finetune.pairs import (
     Pairs,
     crop_digests,
@@ -47,7 +47,7 @@ from sealst.tl._finetune.pairs import (
     warmup_patients,
 )
 from sealst.tl._finetune.readout import fitted_readouts
-from sealst.tl._finetune.run_folder import MODEL, begin, facts_of, finish, open_run, scratch_prefix
+from sealst.tl._finetune.run_folder import MODEL, begin, facts_of, finish, open_run, rounding_of, scratch_prefix
 
 #: fewer spots than this cannot be split into batches
 _MIN_SPOTS = 16
@@ -190,18 +190,19 @@ def finetune(
     params = params.filled(mask_genes=genes.mask_share)
     options = dict(trainer_kwargs or {})
     _check_options(params, warmup, held, options, nowhere=resume and run_dir is None, panel=panel, include=include)
-    spec = _shared_crop_spec(train, held, crop_um, table_key)
+    spec, train, held = _looked_through(train, held, crop_um, table_key)
     where = resolve_device(device, options.get("devices", 1))
     seed = resolve_seed(seed)
-    rank = processes(options.get("devices", 1), options.get("num_nodes", 1), where.type)[1]
-    folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
-
-    base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
-    if not pretrained:
-        warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
-    if panel is None:
-        panel = select_genes(train, n_genes, include=include, layer=params.layer, table_key=table_key)
+    world, rank = processes(options.get("devices", 1), options.get("num_nodes", 1), where.type)
     with ExitStack() as stack:
+        folder = None
+        if run_dir is not None:
+            folder = stack.enter_context(open_run(Path(run_dir), resume=resume, rank=rank))
+        base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
+        if not pretrained:
+            warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
+        if panel is None:
+            panel = select_genes(train, n_genes, include=include, layer=params.layer, table_key=table_key)
         # For what does not fit into memory (crops, expression); removed after training.
         parent = settings.cache_dir if folder is None else folder
         parent.mkdir(parents=True, exist_ok=True)
@@ -232,7 +233,7 @@ def finetune(
                 readout=readout,
                 provenance=provenance,
             )
-            state = begin(folder, facts, first=rank == 0)
+            state = begin(folder, facts, rounding=rounding_of(params, where, world=world), first=rank == 0)
             if (folder / MODEL / "config.json").is_file():
                 logger.info("the run in %s is finished; its model is returned", folder)
                 return load(folder / MODEL, device=device)
@@ -240,9 +241,9 @@ def finetune(
         params = params if state is None else replace(params, cache=state["cache"])
         run = Run(seed=seed, folder=folder, state=state, trainer_kwargs=options, show=progress)
         _train(model, params, pairs, others, run, extra=extra, readout=readout)
-    model.provenance = provenance
-    if folder is not None and rank == 0:
-        finish(model, folder)
+        model.provenance = provenance
+        if folder is not None and rank == 0:
+            finish(model, folder)
     return model
 
 
@@ -279,20 +280,25 @@ def _check_options(
         raise DataError("`warmup` is expression for the warm-up stage; say how long with `params.warmup_epochs`.")
 
 
-def _shared_crop_spec(
+def _looked_through(
     train: Sequence[SpatialData], held: Sequence[SpatialData], crop_um: float | None, table_key: str
-) -> CropSpec:
-    def one(sdata: SpatialData) -> CropSpec:
-        table = _section.get_table(sdata, table_key)
-        return _section.crop_size(table, _section.regions_of(table), crop_um)
+) -> tuple[CropSpec, Sequence[SpatialData], Sequence[SpatialData]]:
+    """The crops that all sections have, and the sections in the order of their names: the call's says nothing."""
 
-    specs = [*map(one, train), *map(one, held)]
+    def one(sdata: SpatialData) -> tuple[CropSpec, list[str]]:
+        table = _section.get_table(sdata, table_key)
+        names = [part.section for part in _section.sections_of(table)]
+        return _section.crop_size(table, _section.regions_of(table), crop_um), names
+
+    found = [[*map(one, sections)] for sections in (train, held)]
+    specs = [spec for side in found for spec, _ in side]
     if len(set(specs)) > 1:
         raise DataError(
             f"Sections have crops of different size: {sorted({(s.crop_um, s.crop_px) for s in specs})} (µm, px). Pair "
             "them alike with `sl.pp.pair_crops(sdata, crop_um=..., crop_px=...)`."
         )
-    return specs[0]
+    ordered = [in_order_of(side, [names for _, names in look]) for side, look in zip((train, held), found, strict=True)]
+    return specs[0], ordered[0], ordered[1]
 
 
 def _recipe(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sealst._errors import DataError, SealstError
 from sealst._files import write_json
 from sealst._logging import logger, warn
+from sealst._process.locks import RUN_LOCK, hold_run
 from sealst._session_info import session_info
 from sealst._train.callbacks import FILE, read_checkpoint
 from sealst._train.params import TrainParams
@@ -31,10 +34,25 @@ def scratch_prefix(rank: int) -> str:
     return f"{_SCRATCH}{rank}-"
 
 
-def open_run(path: Path, *, resume: bool, rank: int) -> Path:
-    """The folder, new or (with `resume`) of an unfinished or finished run; the process of rank 0 owns it."""
+@contextmanager
+def open_run(path: Path, *, resume: bool, rank: int) -> Iterator[Path]:
+    """Inside a ``with`` block, the folder, new or (with `resume`) of an unfinished or finished run, for us alone."""
+    _check_folder(path, resume=resume, rank=rank)
+    path.mkdir(parents=True, exist_ok=True)
+    with hold_run(path, rank=rank):
+        # Another process may have been faster.
+        _check_folder(path, resume=resume, rank=rank)
+        if resume:
+            # A killed run leaves these; those of other ranks may be in use already.
+            for left in path.glob(f"{scratch_prefix(rank)}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield path
+
+
+def _check_folder(path: Path, *, resume: bool, rank: int) -> None:
     first = rank == 0
-    found = [] if not path.is_dir() else sorted(p.name for p in path.iterdir() if not p.name.startswith(_SCRATCH))
+    entries = path.iterdir() if path.is_dir() else ()
+    found = sorted(p.name for p in entries if not p.name.startswith((_SCRATCH, RUN_LOCK)))
     if path.exists() and not path.is_dir():
         raise DataError(f"`run_dir` {str(path)!r} is a file; name a folder.")
     # Processes that the first one started find the folder in use.
@@ -43,12 +61,6 @@ def open_run(path: Path, *, resume: bool, rank: int) -> Path:
         raise DataError(f"`run_dir` {str(path)!r} exists and is not empty; name a new folder.{known}")
     if found and first and FACTS not in found:
         raise DataError(f"`run_dir` {str(path)!r} holds no run ({listed(found, 4)}); name a new folder.")
-    path.mkdir(parents=True, exist_ok=True)
-    if resume:
-        # A killed run leaves these; those of other ranks may be in use already.
-        for left in path.glob(f"{scratch_prefix(rank)}*"):
-            shutil.rmtree(left, ignore_errors=True)
-    return path
 
 
 def facts_of(
@@ -66,8 +78,8 @@ def facts_of(
     for values in expression:
         for start in range(0, len(values), 65536):
             digest.update(np.ascontiguousarray(values[start : start + 65536]).tobytes())
-    # How fast, and on how many workers, may change. Chunks draw dropout of their own.
-    free = {"num_workers", "compile", "cache"}
+    # How fast, in what pieces and on how many workers may change.
+    free = {"num_workers", "compile", "cache", "chunk_size"}
     return {
         "params": {k: v for k, v in asdict(params).items() if k not in free},
         "encoder": model.encoder.spec.feeding() | {"key": model.encoder.spec.key},
@@ -85,15 +97,23 @@ def facts_of(
     }
 
 
-def begin(folder: Path, facts: Mapping[str, Any], *, first: bool) -> dict[str, Any] | None:
+def rounding_of(params: TrainParams, device: torch.device, *, world: int) -> dict[str, Any]:
+    """What changes in which order numbers are added, and so the last digits of a model, but not which model it is."""
+    found = {"threads": torch.get_num_threads(), "device": device.type, "processes": world}
+    return found | {"chunk_size": params.chunk_size, "torch": torch.__version__}
+
+
+def begin(folder: Path, facts: Mapping[str, Any], *, rounding: Mapping[str, Any], first: bool) -> dict[str, Any] | None:
     """Write down what is run, or check it against what was; returns the state to continue from, if there is one."""
     facts = json.loads(json.dumps(facts))
     path = folder / FACTS
     if not path.is_file():
         if first:
-            write_json(path, {"sealst": __version__, "session": session_info(), "run": facts})
+            asked = {"run": facts, "rounding": dict(rounding)}
+            write_json(path, {"sealst": __version__, "session": session_info()} | asked)
         return None
-    earlier = json.loads(path.read_text(encoding="utf-8"))["run"]
+    written = json.loads(path.read_text(encoding="utf-8"))
+    earlier = written["run"]
     if differing := _differences(earlier, facts):
         raise DataError(
             f"`run_dir` {str(folder)!r} holds another run; it differs in {listed(differing, 8)}. Repeat its call, or "
@@ -102,6 +122,14 @@ def begin(folder: Path, facts: Mapping[str, Any], *, first: bool) -> dict[str, A
     state = read_checkpoint(folder)
     if state is not None:
         logger.info("resuming stage %r after step %d", state["stage"], state["step"])
+        # Earlier versions wrote none.
+        was = written.get("rounding", rounding)
+        pairs = [(name, was.get(name), now) for name, now in rounding.items()]
+        if other := [f"{name} was {then}, is {now}" for name, then, now in pairs if then != now]:
+            warn(
+                f"The run in {str(folder)!r} was begun otherwise: {'; '.join(other)}. Its weights will be those of an "
+                "undisturbed run up to rounding only."
+            )
     return state
 
 

@@ -1,0 +1,96 @@
+"""Locks that keep processes apart, here or on other machines, and say who holds them.
+
+The system keeps them (``flock``; on NFS it asks the server) and drops them with the process that holds them, however it
+ended. Beside a lock file `x` lies `x.json` while it is held: for messages, never for the decision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sealst._errors import InUseError
+from sealst._files import write_json
+from sealst._logging import logger, warn
+
+#: how the locks of a training's folder begin
+RUN_LOCK = ".lock"
+#: answers of file systems that keep no locks
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def hold(file: Path, thing: str, *, wait: bool = True, advice: str = "") -> Iterator[None]:
+    """Hold a lock file inside a ``with`` block; forked children do not hold it.
+
+    Parameters
+    ----------
+    file
+        The lock file; its folder is there.
+    thing
+        What it guards, the beginning of a sentence.
+    wait
+        Whether to wait while another process (or another call of this one) holds it.
+    advice
+        What to do instead of waiting.
+
+    Raises
+    ------
+    InUseError
+        Without `wait`, when it is held.
+    """
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        if not wait:
+            raise InUseError(f"{thing} is in use by {_holder(file)}. {advice}".rstrip()) from error
+        logger.info("%s is in use by %s; waiting.", thing, _holder(file))
+        lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        # What filelock raises for a file system without `flock` depends on its version.
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        warn(f"{str(file.parent)!r} is on a file system without locks: see to it that one process at a time writes.")
+        yield
+        return
+    told = _told(file)
+    try:
+        with contextlib.suppress(OSError):
+            # A disk may be full; the lock is held all the same.
+            write_json(told, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            told.unlink(missing_ok=True)
+        lock.release()
+
+
+def hold_run(folder: Path, *, rank: int = 0) -> AbstractContextManager[None]:
+    """Hold the folder of a training (it is there) for one of its processes; refused while another training has it."""
+    advice = "Wait until it is done or stop it, then repeat the call with `resume=True`; or name another folder."
+    name = RUN_LOCK if rank == 0 else f"{RUN_LOCK}-{rank}"
+    return hold(folder / name, f"`run_dir` {str(folder)!r}", wait=False, advice=advice)
+
+
+def _told(file: Path) -> Path:
+    return file.with_name(f"{file.name}.json")
+
+
+def _holder(file: Path) -> str:
+    """Who holds a lock, by what it wrote beside it."""
+    try:
+        told = json.loads(_told(file).read_text(encoding="utf-8"))
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(told["since"])))
+        return f"process {int(told['pid'])} on {str(told['host'])!r} since {since}"
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return "another process"
