@@ -25,9 +25,6 @@ FILE = "checkpoint.pt"
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write beside the old one, then replace it: a crash or a full disk leaves the old one."""
     path = folder / FILE
-    for left in folder.glob(f".{path.stem}-*{path.suffix}"):
-        # Of a process that was killed; the room may be needed.
-        left.unlink(missing_ok=True)
     try:
         with complete_file(path, sync=True) as partial, partial.open("wb") as file:
             torch.save(state, file)

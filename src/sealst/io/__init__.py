@@ -18,7 +18,7 @@ from sealst.io._spaceranger.visium_hd import read_visium_hd
 from sealst.io._st import read_st
 from sealst.io._stores.collection import Collection, read_collection
 from sealst.io._stores.formats import read
-from sealst.io._stores.store import write_wsi
+from sealst.io._stores.store import recover, write_wsi
 from sealst.io._xenium.runs import read_xenium
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "read_visium_hd",
     "read_wsi",
     "read_xenium",
+    "recover",
     "write_trident",
     "write_wsi",
 ]

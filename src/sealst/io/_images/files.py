@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sealst._errors import DataError
+from sealst._files import absolute
 from sealst._logging import warn
 from sealst._section.pyramid import SlideImage, levels_of
 from sealst._validate import check_positive
@@ -68,7 +69,7 @@ def open_image(path: str | PathLike[str], *, mpp: float | None = None) -> SlideI
     """
     if mpp is not None:
         check_positive("mpp", mpp)
-    found = Path(path).expanduser().absolute()
+    found = absolute(path)
     if found.is_dir():
         found = dicom_file(found)
     elif not found.is_file():
