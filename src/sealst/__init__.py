@@ -15,6 +15,7 @@ from sealst._errors import (
     ScaleError,
     SealstError,
     SealstWarning,
+    StorageError,
     WeightsError,
 )
 from sealst._session_info import session_info
@@ -38,6 +39,7 @@ __all__ = [
     "ScaleError",
     "SealstError",
     "SealstWarning",
+    "StorageError",
     "WeightsError",
     "__version__",
     "datasets",

@@ -41,5 +41,9 @@ class CheckpointError(SealstError, RuntimeError):
     """A model folder is incomplete, damaged, does not fit, or could not be fetched from or pushed to the hub."""
 
 
+class StorageError(SealstError, OSError):
+    """The system refuses to read or write: permission denied, a full disk, a name that is too long, and so on."""
+
+
 class SealstWarning(UserWarning):
     """Something the user should know, with a result that is still right."""

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from sealst._errors import CheckpointError, DataError
 from sealst._system.exchange import exchange
+from sealst._system.refusals import refusal
 
 #: groups of elements in a SpatialData store
 ELEMENTS = ("images", "labels", "points", "shapes", "tables")
@@ -39,6 +40,11 @@ def scratch(path: Path) -> Iterator[Path]:
     folder, lock = _new_scratch(path)
     try:
         yield folder
+    except Exception as error:
+        # Nobody has heard of the hidden folder.
+        if (told := refusal(error, within=folder, path=path)) is None:
+            raise
+        raise told from error
     finally:
         # Its lock goes last, and after it nothing is left that would need one.
         _clear(folder, path)
@@ -161,8 +167,7 @@ def _new_scratch(path: Path) -> tuple[Path, FileLock]:
         try:
             folder.mkdir()
         except OSError as error:
-            # Nobody has heard of the hidden folder.
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise refusal(error, path=path, within=folder) or OSError(error.errno, error.strerror, str(path)) from error
         lock = FileLock(folder / _ALIVE)
         try:
             lock.acquire(timeout=0)

@@ -3,6 +3,7 @@
 from sealst._data.bags.bags import Bag, Bags
 from sealst._section.arrays import from_arrays
 from sealst._section.pyramid import SlideImage
+from sealst._system.refusals import word_refusals
 from sealst.io._bags.readers import read_bags
 from sealst.io._bags.slide import read_slide
 from sealst.io._bags.trident import write_trident
@@ -48,3 +49,5 @@ __all__ = [
     "write_trident",
     "write_wsi",
 ]
+
+word_refusals(__name__)

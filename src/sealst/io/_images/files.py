@@ -105,6 +105,17 @@ class _InMemory(NamedTuple):
 
 def _open(path: Path) -> Opened | _InMemory:
     """Levels of a file that is read chunk by chunk, or all pixels of another."""
+    try:
+        return _opened(path)
+    except MemoryError as error:
+        said = f" ({error})" if str(error) else ""
+        raise DataError(
+            f"{path.name}: a picture of the size that the file states does not fit into memory{said}. Where that size "
+            "is right, export it as a tiled TIFF, which is read piece by piece; where it is not, the file is damaged."
+        ) from error
+
+
+def _opened(path: Path) -> Opened | _InMemory:
     suffix = path.suffix.lower()
     with open(path, "rb") as file:
         start = file.read(16)
