@@ -131,14 +131,15 @@ def test_another_user_is_told():
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.setgid(65534)
-        os.setuid(65534)
-        (folder / "read me").read_text()
         try:
+            os.setgid(65534)
+            os.setuid(65534)
+            (folder / "read me").read_text()
             write_text(folder / "mine", "x")
         except sl.StorageError as error:
             os.write(writing, str(error).encode())
-        os._exit(0)
+        finally:
+            os._exit(0)
     os.waitpid(pid, 0)
     os.close(writing)
     said = os.read(reading, 1000).decode()

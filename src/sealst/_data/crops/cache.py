@@ -279,6 +279,9 @@ def write_cache(
                 # Crops without a picture are not worth going on with.
                 shutil.rmtree(part, ignore_errors=True)
                 raise
+        for left in part.rglob("*.partial"):
+            # zarr's, of a process that was killed.
+            left.unlink()
         zarr.open_group(part, mode="r+").attrs["complete"] = True
         with scratch(path) as aside:
             take_place(part, path, aside)
