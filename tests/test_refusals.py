@@ -100,9 +100,18 @@ def test_whatever_is_called_says_it(tmp_path, toy_section, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", "/data/x")
 
     monkeypatch.setattr(Path, "is_file", refused)
-    for call in (sl.io.open_image, sl.models.load_slide, sl.io.read_bags):
+    for call in (sl.io.open_image, sl.models.load_slide):
         with pytest.raises(sl.StorageError, match="'/data/x': permission denied"):
             call(tmp_path / "x")
+
+
+def test_an_error_without_a_path_is_about_what_was_asked_for(tmp_path, toy_section, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sealst.io._stores.collection.write_whole", full)
+    with pytest.raises(sl.StorageError, match="/stores': the disk is full"):
+        sl.io.Collection([toy_section()]).write(tmp_path / "stores")
 
 
 def test_what_is_wrapped_is_found_again_by_its_name():

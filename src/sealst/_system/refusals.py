@@ -36,6 +36,8 @@ _MEANINGS = {
 #: how libraries that are not written in Python say the number, and the file
 _NUMBER = re.compile(r"(?:errno\s*=?\s*|os error )(\d+)", re.IGNORECASE)
 _NAME = re.compile(r"name = '([^']+)'")
+#: arguments that say where something is or goes
+_PATHS = ("path", "run_dir", "save")
 
 
 def refusal(error: BaseException, *, within: Path | None = None, path: Path | None = None) -> SealstError | None:
@@ -54,12 +56,12 @@ def refusal(error: BaseException, *, within: Path | None = None, path: Path | No
     if isinstance(error, SealstError) and not isinstance(error, StorageError):
         return None
     number, name = getattr(error, "errno", None), getattr(error, "filename", None)
-    if number is None and (said := _NUMBER.search(str(error))):
-        number = int(said.group(1))
+    if number is None and (digits := _NUMBER.search(str(error))):
+        number = int(digits.group(1))
     if number not in _MEANINGS:
         return None
-    if name is None and (said := _NAME.search(str(error))):
-        name = said.group(1)
+    if name is None and (quoted := _NAME.search(str(error))):
+        name = quoted.group(1)
     if path is not None and (name is None or (within is not None and Path(os.fsdecode(name)).is_relative_to(within))):
         name = str(path)
     what, mend = _MEANINGS[number]
@@ -110,9 +112,16 @@ def _worded(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            if isinstance(error, SealstError) or (told := refusal(error)) is None:
+            if isinstance(error, SealstError) or (told := refusal(error, path=_asked(function, args, kwargs))) is None:
                 raise
             raise told from error
 
     call._words_refusals = True  # type: ignore[attr-defined]
     return call
+
+
+def _asked(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Path | None:
+    """The path that a call was given, or that the object has whose method it is."""
+    given = inspect.signature(function).bind_partial(*args, **kwargs).arguments
+    own = getattr(given["self"], "path", None) if "self" in given else None
+    return next((Path(p) for p in (*map(given.get, _PATHS), own) if isinstance(p, str | os.PathLike)), None)
