@@ -112,9 +112,9 @@ def _worded(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            if isinstance(error, SealstError) or (told := refusal(error, path=_asked(function, args, kwargs))) is None:
+            if isinstance(error, SealstError) or (told := refusal(error)) is None:
                 raise
-            raise told from error
+            raise refusal(error, path=_asked(function, args, kwargs)) or told from error
 
     call._words_refusals = True  # type: ignore[attr-defined]
     return call

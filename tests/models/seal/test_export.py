@@ -235,7 +235,10 @@ def test_nothing_that_is_written_tells_where_a_folder_lay(tmp_path, panel, crops
     with sl.settings.override(cache_dir=tmp_path / "other"):
         with pytest.raises(sl.WeightsError, match="is not known on this machine. Say where it is: `encoder='local-dir"):
             sl.models.load(written["alone"], device="cpu")
-        assert sl.models.load(written["with base"], device="cpu").fingerprint == model.fingerprint
+        whole = sl.models.load(written["with base"], device="cpu")
+        assert (whole.fingerprint, whole.encoder.spec.key) == (model.fingerprint, "local-dir:tower")
+        # Its own copy of the base will do.
+        assert sl.models.load(whole.save(tmp_path / "e"), device="cpu").fingerprint == model.fingerprint
 
 
 def test_card_tells_training_and_evaluation(model_of, tmp_path):

@@ -17,10 +17,15 @@ from sealst._settings import settings
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def remember_base(sha256: str, folder: Path) -> None:
-    """Note where a base encoder lies; a cache that cannot be written to is left alone."""
+def remember_base(sha256: str, folder: Path, *, replace: bool) -> None:
+    """Note where a base encoder lies; without `replace` unless a place is known where it still lies.
+
+    A cache that cannot be written to is left alone.
+    """
     note = _note(sha256)
     try:
+        if not replace and note.is_file() and (Path(note.read_text(encoding="utf-8")) / "config.json").is_file():
+            return
         note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, str(folder.absolute()))
     except OSError as error:

@@ -151,9 +151,11 @@ def _restored(
         }
     except DataError as error:
         raise CheckpointError(f"config.json is damaged or of another version: {error}") from error
-    _remember(base["sha256"], built.spec.key)
     # The stored record decides how crops are fed; where the weights are now is all that may have changed.
-    key = built.spec.key if built.spec.key.startswith(LOCAL) else encoder or spec.key
+    elsewhere = encoder is not None or (spec.key.startswith(LOCAL) and stored is None)
+    key = built.spec.key if elsewhere else spec.key
+    if spec.key.startswith(LOCAL):
+        _remember(base["sha256"], built.spec.key, replace=elsewhere)
     moved = Encoder(built.vit, replace(spec, key=key, model_args=built.spec.model_args))
     model = build(moved, GenePanel.from_tsv(folder / "panel.tsv"), crop=CropSpec(**config["crop"]), **parts)
     # Models from before there was another one have the head alone.
@@ -175,10 +177,10 @@ def stored_key(spec: EncoderSpec) -> str:
     return f"{LOCAL}{public_name(spec)}" if spec.key.startswith(LOCAL) else spec.key
 
 
-def _remember(sha256: str, key: str) -> None:
+def _remember(sha256: str, key: str, *, replace: bool = True) -> None:
     folder = Path(key.removeprefix(LOCAL))
     if key.startswith(LOCAL) and folder.is_absolute():
-        remember_base(sha256, folder)
+        remember_base(sha256, folder, replace=replace)
 
 
 def _base(
