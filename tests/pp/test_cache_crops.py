@@ -139,6 +139,11 @@ def test_what_a_killed_process_left_of_kept_crops(tmp_path, small_shards):
     (thesis / "text").write_text("years")
     part.symlink_to(thesis)
     write_cache(path, [level], squares[::-1][:5], 20, overwrite=True)
+    other = interrupted(tmp_path / "other", level, squares).with_name(".c.zarr.part")
+    shutil.rmtree(other / "crops" / "c")
+    (other / "crops" / "c").symlink_to(thesis)
+    write_cache(tmp_path / "other" / "c.zarr", [level], squares, 20)
+    shutil.rmtree(tmp_path / "other")
     assert [p.name for p in thesis.iterdir()] == ["text"]
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".lock") == ["c.zarr", "thesis"]
 

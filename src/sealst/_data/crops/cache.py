@@ -164,6 +164,9 @@ def _create(path: Path, boxes: np.ndarray, px: int) -> Any:
 
 def _resumable(path: Path, boxes: np.ndarray, px: int) -> Any | None:
     """The array of an interrupted run for the very same boxes, else None."""
+    if any(one.is_symlink() for one in path.rglob("*")):
+        # Shards would be written wherever it leads.
+        return None
     try:
         group = zarr.open_group(path, mode="r+")
         same = group.attrs.get("format") == _FORMAT and _names(_array(group, "boxes")[:]).equals(_names(boxes))
