@@ -16,6 +16,7 @@ from sealst._errors import (
     ScaleError,
     SealstError,
     SealstWarning,
+    StorageError,
     WeightsError,
 )
 from sealst._session_info import session_info
@@ -40,6 +41,7 @@ __all__ = [
     "ScaleError",
     "SealstError",
     "SealstWarning",
+    "StorageError",
     "WeightsError",
     "__version__",
     "datasets",

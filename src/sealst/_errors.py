@@ -45,5 +45,9 @@ class InUseError(DataError):
     """Another process writes to this folder or file, or has changed it meanwhile."""
 
 
+class StorageError(SealstError, OSError):
+    """The system refuses to read or write: permission denied, a full disk, a name that is too long, and so on."""
+
+
 class SealstWarning(UserWarning):
     """Something the user should know, with a result that is still right."""

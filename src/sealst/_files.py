@@ -4,38 +4,106 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sealst._errors import CheckpointError
+from filelock import FileLock, Timeout
+
+from sealst._errors import CheckpointError, DataError
+from sealst._system.exchange import exchange
+from sealst._system.refusals import refusal
 
 #: groups of elements in a SpatialData store
 ELEMENTS = ("images", "labels", "points", "shapes", "tables")
 
 
 # -- complete or not at all -------------------------------------------------------------------------------------------
+# What is being written lies in a hidden folder beside its place, `.<name>-<8 digits>`, with a lock that is held while
+# its process lives. The next call that writes under the name removes those whose process is gone.
+_ALIVE, _REPLACED = ".alive", ".replaced"
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Inside a ``with`` block, a hidden folder for what will stand at `path`; gone afterwards.
+
+    What killed processes left of writing `path` is removed first; folders of living ones, here or on other machines
+    that share the locks of the file system, stay.
+    """
+    sweep(path)
+    folder, lock = _new_scratch(path)
+    try:
+        yield folder
+    except Exception as error:
+        # Nobody has heard of the hidden folder.
+        if (told := refusal(error, within=folder, path=path)) is None:
+            raise
+        raise told from error
+    finally:
+        # Its lock goes last, and after it nothing is left that would need one.
+        _clear(folder, path)
+        lock.release()
+        _remove_empty(folder)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left of writing `path`; what they had moved aside gets its name back."""
+    for folder, lock in _abandoned(path):
+        _clear(folder, path)
+        lock.release()
+        _remove_empty(folder)
+
+
+def put_back(path: Path) -> None:
+    """Give what a killed process had moved aside its name back, where nothing stands there.
+
+    Only systems that cannot exchange names ever move anything aside, see `take_place`.
+    """
+    if os.path.lexists(path):
+        return
+    for folder, lock in _abandoned(path):
+        if (folder / _REPLACED).exists() and not os.path.lexists(path):
+            (folder / _REPLACED).rename(path)
+        lock.release()
+
+
+def take_place(work: Path, path: Path, aside: Path) -> None:
+    """Give a finished folder the name `path`; `aside` is a hidden folder of `scratch`.
+
+    What has the name is exchanged for it in one step and stands at `work` afterwards. Where the system cannot do that,
+    it is moved aside first: a process that is killed in between leaves nothing under the name, and `put_back`, which
+    everyone who opens a folder calls, mends that.
+    """
+    if not os.path.lexists(path):
+        work.rename(path)
+    elif not exchange(work, path):
+        path.rename(aside / _REPLACED)
+        work.rename(path)
+
+
 @contextmanager
 def complete_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """Inside a ``with`` block, the path of a file to write beside `path`; afterwards the file stands at `path`.
+    """Inside a ``with`` block, the path of a file to write instead of `path`; afterwards the file stands at `path`.
 
     What raises leaves what was there. With `sync` the bytes are on the disk before the file has its name, so that a
-    loss of power leaves the old or the new one.
+    loss of power leaves the old or the new one. A link stays, and what it points to is replaced.
     """
-    partial = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
-    try:
+    path = written_through(path)
+    with scratch(path) as folder:
+        partial = folder / path.name
         yield partial
+        _give_rights(partial, folder)
         if sync:
             flush(partial)
         partial.replace(path)
         if sync:
             flush(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, *, sync: bool = False) -> None:
@@ -51,41 +119,124 @@ def write_json(path: Path, content: Any, *, sync: bool = False) -> None:
 
 @contextmanager
 def new_folder(path: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
-    """Inside a ``with`` block, a temporary folder beside `path`; afterwards it stands at `path`.
+    """Inside a ``with`` block, a hidden folder that stands at `path` afterwards; a link stays and is written through.
 
-    An existing folder is replaced only with `overwrite`, and only if it holds the file `marker`.
+    An existing folder is replaced only with `overwrite`, and only if it holds the file `marker`; there is the old one
+    or the new one under the name at any time, see `take_place`.
     """
+    given, path = path, written_through(path)
+    put_back(path)
     if path.exists() and not overwrite:
-        raise CheckpointError(f"{str(path)!r} exists; pass `overwrite=True` to replace it.")
+        raise CheckpointError(f"{str(given)!r} exists; pass `overwrite=True` to replace it.")
     if path.exists() and not (path / marker).is_file():
-        raise CheckpointError(f"{str(path)!r} holds something else (it has no {marker}); it is not replaced.")
+        raise CheckpointError(f"{str(given)!r} holds something else (it has no {marker}); it is not replaced.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
+    with scratch(path) as folder:
+        work = folder / path.name
+        work.mkdir()
         yield work
-        work.chmod(0o755)
-        replace_folder(work, path)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+        _give_rights(work, folder)
+        take_place(work, path, folder)
 
 
-def replace_folder(work: Path, path: Path) -> None:
-    """Give a finished folder the name `path`; what has it is moved aside first and removed last."""
-    if not path.exists():
-        work.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-    path.rename(old / path.name)
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path as a user gives it, with ``~`` and ``~name`` for homes."""
+    given = Path(path)
     try:
-        work.rename(path)
-    except BaseException:
-        # What stands in the way is another process's; the old one then stays under its hidden name.
-        if not path.exists():
-            (old / path.name).rename(path)
-            old.rmdir()
-        raise
-    shutil.rmtree(old)
+        return given.expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{str(given)!r}: this machine knows no home of {given.parts[0]!r}. Write the path out, or './{given}' for "
+            "a folder of that name."
+        ) from error
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """A path as a user gives it, made absolute: it stays what it was when the working folder changes."""
+    return expanded(path).absolute()
+
+
+def written_through(path: Path) -> Path:
+    """Where writing to a path leads: of a link its end, which may not exist yet."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _new_scratch(path: Path) -> tuple[Path, FileLock]:
+    while True:
+        folder = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise refusal(error, path=path, within=folder) or OSError(error.errno, error.strerror, str(path)) from error
+        lock = FileLock(folder / _ALIVE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            # Someone who sweeps saw the folder before its lock was held, and removes it.
+            continue
+        if (folder / _ALIVE).exists():
+            return folder, lock
+        lock.release()
+
+
+def _abandoned(path: Path) -> Iterator[tuple[Path, FileLock]]:
+    """Hidden folders of `path` whose process is gone, with their locks, which are held."""
+    if not path.parent.is_dir():
+        return
+    ours = re.compile(rf"\.{re.escape(path.name)}-[0-9a-f]{{8}}")
+    with os.scandir(path.parent) as entries:
+        found = [Path(one) for one in entries if ours.fullmatch(one.name) and one.is_dir(follow_symlinks=False)]
+    for folder in found:
+        alive = folder / _ALIVE
+        # Without a plain file of that name it is not ours, or was cut off before anything was in it.
+        if alive.is_symlink() or not alive.is_file():
+            _remove_empty(folder)
+            continue
+        lock = FileLock(alive)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):
+            # Its process lives, or it is another user's.
+            continue
+        yield folder, lock
+
+
+def _clear(folder: Path, path: Path) -> None:
+    """Empty a hidden folder of `path` of all but its lock."""
+    if (folder / _REPLACED).exists() and not os.path.lexists(path):
+        with suppress(OSError):
+            (folder / _REPLACED).rename(path)
+        if (folder / _REPLACED).exists():
+            # The only copy there is.
+            return
+    for entry in list(folder.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != _ALIVE:
+            # Systems that lock open files keep it until the next call.
+            with suppress(OSError):
+                entry.unlink()
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a hidden folder that holds nothing but its lock."""
+    with suppress(OSError):
+        if os.listdir(folder) == [_ALIVE]:
+            (folder / _ALIVE).unlink()
+        folder.rmdir()
+
+
+def _give_rights(path: Path, like: Path) -> None:
+    """Give a file, or all in a folder, the rights that the umask gave the folder `like` when it was made.
+
+    Libraries that write weights leave theirs to the owner alone.
+    """
+    given = stat.S_IMODE(like.stat().st_mode) & 0o777
+    for one in (path, *path.rglob("*")):
+        mode = stat.S_IMODE(one.lstat().st_mode)
+        wanted = given if one.is_dir() else given & (0o666 | mode & 0o111)
+        if not one.is_symlink() and mode & 0o777 != wanted:
+            one.chmod(mode & ~0o777 | wanted)
 
 
 def flush(path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sealst._errors import DataError
+from sealst._files import absolute
 from sealst._validate import whole
 
 #: names of `Settings.precision`, in Lightning's words
@@ -35,7 +36,7 @@ def _refuse(name: str, value: Any, expected: str) -> DataError:
 def _folder(name: str, value: Any) -> Path:
     if not isinstance(value, str | os.PathLike) or not str(value).strip():
         raise _refuse(name, value, "a folder")
-    path = Path(value).expanduser()
+    path = absolute(value)
     if path.exists() and not path.is_dir():
         raise _refuse(name, value, "a folder, not a file")
     return path

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -116,6 +117,35 @@ def test_an_interrupted_run_is_continued(tmp_path, small_shards):
     cache = write_cache(path, [level], squares, 20)
     assert [s.stat().st_mtime_ns for s in sorted(path.glob("crops/c/*/0/0/0"))[:2]] == before
     np.testing.assert_array_equal(cache.read(cache.slots(squares)), read_crops([level], squares, 20))
+
+
+def test_what_a_killed_process_left_of_kept_crops(tmp_path, small_shards):
+    """Half files, a store that was replaced already, one that was moved aside, and a link where crops are collected."""
+    level, squares = image(), boxes()
+    path = interrupted(tmp_path, level, squares)
+    part = tmp_path / ".c.zarr.part"
+    (part / "crops" / "zarr.0123.partial").touch()
+    write_cache(path, [level], squares, 20)
+    assert not list(path.rglob("*.partial"))
+    shutil.copytree(path, part)
+    write_cache(path, [level], squares, 20)
+    left = tmp_path / ".c.zarr-0123abcd"
+    left.mkdir()
+    (left / ".alive").touch()
+    path.rename(left / ".replaced")
+    assert len(CropCache(path).boxes) == len(squares)
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "text").write_text("years")
+    part.symlink_to(thesis)
+    write_cache(path, [level], squares[::-1][:5], 20, overwrite=True)
+    other = interrupted(tmp_path / "other", level, squares).with_name(".c.zarr.part")
+    shutil.rmtree(other / "crops" / "c")
+    (other / "crops" / "c").symlink_to(thesis)
+    write_cache(tmp_path / "other" / "c.zarr", [level], squares, 20)
+    shutil.rmtree(tmp_path / "other")
+    assert [p.name for p in thesis.iterdir()] == ["text"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".lock") == ["c.zarr", "thesis"]
 
 
 def test_a_damaged_shard_of_an_interrupted_run_is_written_again(tmp_path, small_shards):

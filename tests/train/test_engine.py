@@ -544,7 +544,10 @@ assert [p.name for p in folder.iterdir()] == ["checkpoint.pt"]
 
 
 def test_what_a_killed_process_left_of_a_checkpoint_is_removed(tmp_path):
-    (tmp_path / ".checkpoint-0123abcd.pt").write_bytes(b"half")
+    left = tmp_path / ".checkpoint.pt-0123abcd"
+    left.mkdir()
+    (left / ".alive").touch()
+    (left / "checkpoint.pt").write_bytes(b"half")
     write_checkpoint(tmp_path, {"x": 1})
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 

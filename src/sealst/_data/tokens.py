@@ -33,7 +33,7 @@ from sealst._data.augment import AUGMENTATION_VERSIONS, AUGMENTATIONS
 from sealst._data.crops.source import CropSource, iter_source
 from sealst._data.stacked import Stacked
 from sealst._errors import DataError, InUseError
-from sealst._files import write_text
+from sealst._files import visible, write_text
 from sealst._logging import logger, warn
 from sealst._process.locks import hold
 
@@ -308,7 +308,7 @@ def clear(root: Path, *, older_than: float | None, dry_run: bool) -> int:
     for folder in sorted(path for path in root.glob("*") if path.is_dir()):
         marks = [folder / name for name in (_META, _PROGRESS) if (folder / name).exists()]
         # Nothing but what this module wrote, whatever else lies in the folder.
-        if not marks and {path.name for path in folder.iterdir()} - {_TOKENS, _CHECKS}:
+        if not marks and set(visible(folder)) - {_TOKENS, _CHECKS}:
             continue
         used = max((path.stat().st_mtime for path in marks), default=folder.stat().st_mtime)
         if older_than is not None and time.time() - used < older_than * 86_400:

@@ -26,9 +26,6 @@ FILE = "checkpoint.pt"
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write beside the old one, then replace it: a crash or a full disk leaves the old one."""
     path = folder / FILE
-    for left in folder.glob(f".{path.stem}-*{path.suffix}"):
-        # Of a process that was killed; the room may be needed.
-        left.unlink(missing_ok=True)
     try:
         # A request to stop would come out of torch as an error of the disk.
         with deferred(), complete_file(path, sync=True) as partial, partial.open("wb") as file:

@@ -20,6 +20,7 @@ from click.core import ParameterSource
 from sealst._errors import SealstError, SealstWarning
 from sealst._logging import logger
 from sealst._settings import settings
+from sealst._system.refusals import refusal
 from sealst._validate import from_yaml, listed, near
 from sealst.cli._from_signature import Derived
 from sealst.cli._types import expected
@@ -124,17 +125,18 @@ class SealstCommand(click.Command):
                 answer = super().invoke(ctx)
             except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
-            except Exception as error:
+            except Exception as raised:
+                error = refusal(raised) or raised
                 if ctx.meta.get(_VERBOSE):
                     click.echo(traceback.format_exc(), err=True, nl=False)
                 if isinstance(error, SealstError):
                     # Which commands do what the message asks for in Python.
                     calls = {match.group(1): _COMMANDS[match.group(1)] for match in _CALL.finditer(str(error))}
                     known = ", ".join(f"`sl.{call}` is `sealst {command}`" for call, command in calls.items())
-                    raise Refused(f"{error}\nOn the command line {known}." if known else str(error)) from error
+                    raise Refused(f"{error}\nOn the command line {known}." if known else str(error)) from raised
                 said = " ".join(str(error).split()) or "no message"
                 more = "" if ctx.meta.get(_VERBOSE) else " (-v shows where)"
-                raise Failed(f"unexpected {type(error).__name__}: {said}{more}") from error
+                raise Failed(f"unexpected {type(error).__name__}: {said}{more}") from raised
         if not isinstance(answer, Answer):
             return answer
         click.echo(as_json(answer.data) if ctx.meta.get(_JSON) else answer.text)

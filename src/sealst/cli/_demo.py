@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 import sealst as sl
 from sealst._core.report import Block, Picture, render
 from sealst._errors import DataError
-from sealst._files import new_folder, write_text
+from sealst._files import new_folder, put_back, write_text
 from sealst._logging import logger, quiet_writing
 from sealst._version import __version__
 from sealst.models import SealModel
@@ -92,6 +92,7 @@ _ENCODER = "vit_tiny_patch16_224"
 def run_demo(out: Path, *, seed: int, overwrite: bool) -> tuple[Path, str]:
     """Run the demonstration and return its folder and the comparison as text."""
     out = out.resolve()
+    put_back(out)
     if out.exists() and not (out / _MARKER).is_file():
         raise DataError(f"{str(out)!r} exists and is not the result of a demo; name another folder with --out.")
     if out.exists() and not overwrite:

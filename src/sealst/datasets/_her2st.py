@@ -18,6 +18,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst._errors import DataError
+from sealst._files import expanded
 from sealst._keys import Keys
 from sealst._section import record
 from sealst._settings import settings
@@ -334,7 +335,7 @@ def _locate(name: str, path: str | PathLike[str] | None) -> dict[str, Path]:
     if shared := os.environ.get(_ENVIRONMENT):
         roots.insert(0, Path(shared) / "data" / dataset)
     if path is not None:
-        roots.insert(0, Path(path).expanduser())
+        roots.insert(0, expanded(path))
         if not roots[0].is_dir():
             raise DataError(f"`path` is no folder: {str(roots[0].absolute())!r}. Leave it out to download the files.")
     found = {}

@@ -3,6 +3,7 @@
 from sealst._data.bags.bags import Bag, Bags
 from sealst._section.arrays import from_arrays
 from sealst._section.pyramid import SlideImage
+from sealst._system.refusals import word_refusals
 from sealst.io._bags.readers import read_bags
 from sealst.io._bags.slide import read_slide
 from sealst.io._bags.trident import write_trident
@@ -18,7 +19,7 @@ from sealst.io._spaceranger.visium_hd import read_visium_hd
 from sealst.io._st import read_st
 from sealst.io._stores.collection import Collection, read_collection
 from sealst.io._stores.formats import read
-from sealst.io._stores.store import write_wsi
+from sealst.io._stores.store import recover, write_wsi
 from sealst.io._xenium.runs import read_xenium
 
 __all__ = [
@@ -44,6 +45,9 @@ __all__ = [
     "read_visium_hd",
     "read_wsi",
     "read_xenium",
+    "recover",
     "write_trident",
     "write_wsi",
 ]
+
+word_refusals(__name__)

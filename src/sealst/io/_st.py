@@ -14,6 +14,7 @@ from spatialdata import SpatialData
 from sealst._core.space.geometry import agreed
 from sealst._core.space.lattice import pitch
 from sealst._errors import DataError, ScaleError
+from sealst._files import expanded
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import record
@@ -176,7 +177,7 @@ def read_st(
 
 
 def _existing(path: str | PathLike[str], name: str) -> Path:
-    found = Path(path).expanduser()
+    found = expanded(path)
     if not found.is_file():
         raise DataError(f"`{name}`: no file at {str(found)!r} (looked for {str(found.absolute())!r}).")
     return found

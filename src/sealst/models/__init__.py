@@ -1,6 +1,7 @@
 """Encoders and the SEAL model."""
 
 from sealst._core.space.geometry import CropSpec
+from sealst._system.refusals import word_refusals
 from sealst.models._adapters import (
     Adapter,
     BlocksParams,
@@ -58,3 +59,5 @@ __all__ = [
     "load_official",
     "load_slide",
 ]
+
+word_refusals(__name__)

@@ -1,5 +1,6 @@
 """Look at what the other calls stored: every plot reads slots and pixels, never a model."""
 
+from sealst._system.refusals import word_refusals
 from sealst.pl._evaluation.bars import evaluation
 from sealst.pl._evaluation.calibration import calibration
 from sealst.pl._evaluation.gene_scatter import gene_scatter
@@ -38,3 +39,5 @@ __all__ = [
     "slide_report",
     "training",
 ]
+
+word_refusals(__name__)

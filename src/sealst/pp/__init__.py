@@ -1,5 +1,6 @@
 """Preprocessing: crops, normalisation, gene panels and splits."""
 
+from sealst._system.refusals import word_refusals
 from sealst.pp._cache import cache_crops
 from sealst.pp._crops import pair_crops
 from sealst.pp._genes import rank_genes, select_genes
@@ -28,3 +29,5 @@ __all__ = [
     "tile",
     "tissue",
 ]
+
+word_refusals(__name__)

@@ -14,6 +14,7 @@ from sealst import _section
 from sealst._data.crops.cache import write_cache
 from sealst._docs import documented
 from sealst._errors import DataError
+from sealst._files import absolute
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._settings import settings
@@ -76,7 +77,7 @@ def cache_crops(
     """
     _section.needs_pixels(sdata)
     table = _section.get_table(sdata, table_key)
-    folder = settings.cache_dir / "crops" if path is None else Path(path).expanduser()
+    folder = settings.cache_dir / "crops" if path is None else absolute(path)
     if folder.exists() and not folder.is_dir():
         raise DataError(f"`path` {str(folder)!r} is a file; name a folder.")
     stored = {name: dict(known) for name, known in _section.recorded(table, "crop_caches").items()}

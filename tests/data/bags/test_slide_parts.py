@@ -71,8 +71,10 @@ def test_files_are_complete_or_absent(tmp_path: Path) -> None:
 
 
 def test_a_run_removes_its_own_files_and_those_of_killed_runs(tmp_path: Path) -> None:
-    (tmp_path / ".job-killed").mkdir()
-    (tmp_path / ".job-killed" / "model").write_text("")
+    left = tmp_path / ".job-0123abcd"
+    left.mkdir()
+    (left / ".alive").touch()
+    (left / "model").write_text("")
     with run_folder(tmp_path) as other:
         (other / "net").write_text("")
         with run_folder(tmp_path) as own:

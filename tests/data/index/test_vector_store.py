@@ -64,7 +64,9 @@ def test_a_change_that_fails_leaves_nothing(folder: Path) -> None:
 def test_leftovers_are_ignored_and_removed_later(folder: Path) -> None:
     left = folder / "vectors-000002-0123abcd.npy"
     left.write_bytes(b"half")
-    (folder / ".config-0123abcd.json").write_text("{")
+    (folder / ".config.json-0123abcd").mkdir()
+    (folder / ".config.json-0123abcd" / ".alive").touch()
+    (folder / ".config.json-0123abcd" / "config.json").write_text("{")
     (folder / "notes.txt").write_text("mine")
     assert len(open_store(folder).vectors) == 3
     append(folder, 1, 2.0)

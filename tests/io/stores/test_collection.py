@@ -18,7 +18,9 @@ from spatialdata.transformations import Identity
 
 import sealst as sl
 from sealst._files import is_store, stores_in
+from sealst._system.exchange import exchange
 from sealst.cli._sections import is_several, open_sections
+from sealst.io._stores import saving
 from sealst.io._stores import store as _store
 from sealst.io._stores.formats import format_of
 
@@ -53,6 +55,11 @@ def section(name, *, patient="p0", seed=0, mpp=1.0):
         patient=patient,
         organ="breast",
     )
+
+
+def entries(folder):
+    """What lies in a folder, without locks."""
+    return [p.name for p in folder.iterdir() if not p.name.endswith(".lock")]
 
 
 @pytest.fixture
@@ -174,7 +181,7 @@ def test_preparation_is_written_back(store):
     assert table.uns["sealst"]["crops"]["a_spots"]["crop_px"] == 32
     assert np.array_equal(again.shapes["a_spots_crops"].index, table.obs["spot_id"])
     assert pixels == {p: p.stat().st_mtime_ns for p in (store / "images").rglob("*") if p.is_file()}
-    assert [p.name for p in store.parent.iterdir() if not p.name.endswith(".lock")] == ["a.zarr"]
+    assert entries(store.parent) == ["a.zarr"]
 
     def again_smaller(sdata):
         sl.pp.pair_crops(sdata, crop_um=32, crop_px=32)
@@ -199,35 +206,42 @@ def test_new_and_replaced_labels_are_written(store):
     again = sd.read_zarr(store)
     assert not np.asarray(again.labels["a_tissue"]).any()
     assert again.images["a_he"]["scale0"]["image"].data.compute().any()
-    assert [p.name for p in store.parent.iterdir() if not p.name.endswith(".lock")] == ["a.zarr"]
+    assert entries(store.parent) == ["a.zarr"]
 
 
-def test_a_crash_while_saving_loses_nothing(store, monkeypatch):
-    real, moved = os.replace, []
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_a_crash_while_saving_loses_nothing(store, monkeypatch, exchanging):
+    """At every step of a save; where names cannot be exchanged, elements are moved aside first."""
+    moved = []
 
-    def breaking(source, target):
-        # Folders only: zarr renames files while it writes.
-        if Path(source).is_dir():
-            moved.append(Path(source).name)
-            if len(moved) == fail_at:
-                raise KeyboardInterrupt
-        return real(source, target)
+    def breaking(real):
+        def call(source, target):
+            # Folders only: zarr renames files while it writes.
+            if Path(source).is_dir():
+                moved.append(Path(source).name)
+                if len(moved) == fail_at:
+                    raise KeyboardInterrupt
+            return real(source, target)
 
-    # a_spots aside and in, table aside and in
-    for fail_at in (1, 2, 3, 4):
+        return call
+
+    real = exchange if exchanging else lambda a, b: False
+    for fail_at in (1, 2) if exchanging else (1, 2, 3, 4):
         sections = sl.io.read_collection(store.parent)
         s = sections[0]
         s.tables["table"].obs["run"] = fail_at
         moved.clear()
-        monkeypatch.setattr(_store.os, "replace", breaking)
-        with pytest.raises(KeyboardInterrupt):
-            sections.save(s)
-        monkeypatch.setattr(_store.os, "replace", real)
+        with monkeypatch.context() as patch:
+            patch.setattr(saving, "exchange", breaking(real) if exchanging else real)
+            patch.setattr(saving.os, "replace", os.replace if exchanging else breaking(os.replace))
+            with pytest.raises(KeyboardInterrupt):
+                sections.save(s)
         again = sl.io.read_collection(store.parent)["a"]
         assert again.tables["table"].obs["run"].eq(fail_at).all()
         assert len(again.shapes["a_spots"]) == 16
-        assert [p.name for p in store.parent.iterdir() if not p.name.endswith(".lock")] == ["a.zarr"]
-    assert moved == ["a_spots", "a_spots", "table", "table"]
+        assert entries(store.parent) == ["a.zarr"]
+        assert not list(store.glob(".*"))
+    assert moved == ["a_spots", "table"] if exchanging else ["a_spots", "a_spots", "table", "table"]
 
 
 def test_a_save_that_would_undo_anothers_is_refused(store):
@@ -302,7 +316,7 @@ def test_a_failed_save_leaves_the_store_as_it_was(store):
     with pytest.raises(Exception, match="object"):
         sections.save(s)
     assert "mine" not in sd.read_zarr(store).tables["table"].obs
-    assert [p.name for p in store.parent.iterdir() if not p.name.endswith(".lock")] == ["a.zarr"]
+    assert entries(store.parent) == ["a.zarr"]
 
 
 def test_unsaved_changes_are_not_lost_silently(stores):
@@ -495,7 +509,7 @@ def test_check_leaves_a_save_that_was_cut_off_as_it_is(store, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_store, "_swap", stop)
+        patch.setattr(saving, "_run", stop)
         with pytest.raises(KeyboardInterrupt):
             sections.save(s)
     before = sorted(str(p) for p in store.parent.rglob("*"))

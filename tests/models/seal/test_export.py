@@ -205,17 +205,40 @@ def test_only_lora_is_exported_alone(adapter, model_of, tmp_path):
         model_of("vit_tiny_patch16_224", adapter).export_adapter(tmp_path / "adapter")
 
 
-def test_cards_do_not_tell_where_a_folder_lay(tmp_path, panel, crops_of):
+def test_nothing_that_is_written_tells_where_a_folder_lay(tmp_path, panel, crops_of):
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    timm.models.save_for_hf(vit, tmp_path / "secret" / "tower", safe_serialization=True)
+    tower = tmp_path / "secret" / "tower"
+    timm.models.save_for_hf(vit, tower, safe_serialization=True)
     model = SealModel(
-        build_encoder(f"local-dir:{tmp_path}/secret/tower"), panel, crop=CropSpec(16.0, 64), adapter=LoraParams(),
+        build_encoder(f"local-dir:{tower}"), panel, crop=CropSpec(16.0, 64), adapter=LoraParams(),
         gene_encoder=GeneVAEParams(hidden=(8,)),
     )  # fmt: skip
-    for folder in (model.export_timm(tmp_path / "a"), model.export_adapter(tmp_path / "b")):
-        card = (folder / "README.md").read_text()
-        assert "`tower`" in card
-        assert "secret" not in card
+    written = {
+        "timm": model.export_timm(tmp_path / "a"),
+        "adapter": model.export_adapter(tmp_path / "b"),
+        "alone": model.save(tmp_path / "c"),
+        "with base": model.save(tmp_path / "d", include_base=True),
+    }
+    for name, folder in written.items():
+        for path in (p for p in folder.rglob("*") if p.is_file()):
+            assert b"secret" not in path.read_bytes(), (name, path.name)
+            assert path.stat().st_mode == (folder / "README.md").stat().st_mode
+        assert "`tower`" in (folder / "README.md").read_text()
+    # This machine knows where it lies, another is told.
+    again = sl.models.load(written["alone"], device="cpu")
+    assert (again.fingerprint, again.encoder.spec.key) == (model.fingerprint, f"local-dir:{tower}")
+    moved = tower.rename(tmp_path / "moved")
+    with pytest.raises(sl.WeightsError, match=r"'tower' with weights of sha256 \w{12}…, is no longer at .*secret"):
+        sl.models.load(written["alone"], device="cpu")
+    assert sl.models.load(written["alone"], encoder=f"local-dir:{moved}", device="cpu").fingerprint == model.fingerprint
+    assert sl.models.load(written["alone"], device="cpu").encoder.spec.key == f"local-dir:{moved}"
+    with sl.settings.override(cache_dir=tmp_path / "other"):
+        with pytest.raises(sl.WeightsError, match="is not known on this machine. Say where it is: `encoder='local-dir"):
+            sl.models.load(written["alone"], device="cpu")
+        whole = sl.models.load(written["with base"], device="cpu")
+        assert (whole.fingerprint, whole.encoder.spec.key) == (model.fingerprint, "local-dir:tower")
+        # Its own copy of the base will do.
+        assert sl.models.load(whole.save(tmp_path / "e"), device="cpu").fingerprint == model.fingerprint
 
 
 def test_card_tells_training_and_evaluation(model_of, tmp_path):

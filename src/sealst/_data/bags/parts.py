@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from sealst._errors import DataError, InUseError
-from sealst._files import complete_file
+from sealst._errors import DataError
+from sealst._files import complete_file, scratch
 from sealst._process.locks import hold
 
 TILES, _BOXES = "tiles.h5ad", "boxes.npy"
-_JOB, _ALIVE = ".job-", ".alive"
+_JOB = "job"
 #: formats that keep their pixels in a folder of the same name
 _WITH_FOLDER = (".mrxs",)
 #: bytes at either end of a file that count for its digest
@@ -51,19 +50,8 @@ def file_digest(path: Path) -> str:
 @contextmanager
 def run_folder(out: Path) -> Iterator[Path]:
     """Inside a ``with`` block, a folder of this run alone in `out`; folders that killed runs left are removed."""
-    with ExitStack() as living:
-        with hold(out / ".jobs.lock", f"The list of jobs in {str(out)!r}"):
-            for left in out.glob(f"{_JOB}*"):
-                with suppress(InUseError, OSError):
-                    # The run that made it holds the lock while it lives.
-                    with hold(left / _ALIVE, "The job", wait=False):
-                        pass
-                    shutil.rmtree(left, ignore_errors=True)
-            folder = Path(tempfile.mkdtemp(prefix=_JOB, dir=out))
-            living.callback(shutil.rmtree, folder, ignore_errors=True)
-            # Workers may be of other users.
-            folder.chmod(0o755)
-            living.enter_context(hold(folder / _ALIVE, "The job"))
+    # Workers may be of other users: it has the rights that the umask gives.
+    with scratch(out / _JOB) as folder:
         yield folder
 
 

@@ -21,7 +21,7 @@ from zarr.codecs import Crc32cCodec
 from sealst._data.crops.plain import PlainCrops
 from sealst._data.crops.reader import iter_crops, prefetch, read_crops, reading_order
 from sealst._errors import DataError
-from sealst._files import replace_folder
+from sealst._files import put_back, scratch, sweep, take_place
 from sealst._logging import logger, progress
 from sealst._process.locks import hold
 
@@ -59,6 +59,7 @@ class CropCache:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        put_back(self.path)
         try:
             group = zarr.open_group(self.path, mode="r")
         except (OSError, ValueError, KeyError) as error:
@@ -163,6 +164,9 @@ def _create(path: Path, boxes: np.ndarray, px: int) -> Any:
 
 def _resumable(path: Path, boxes: np.ndarray, px: int) -> Any | None:
     """The array of an interrupted run for the very same boxes, else None."""
+    if any(one.is_symlink() for one in path.rglob("*")):
+        # Shards would be written wherever it leads.
+        return None
     try:
         group = zarr.open_group(path, mode="r+")
         same = group.attrs.get("format") == _FORMAT and _names(_array(group, "boxes")[:]).equals(_names(boxes))
@@ -233,16 +237,22 @@ def write_cache(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with hold(path.with_name(f".{path.name}.lock"), f"The store of crops {str(path)!r}"):
+        part = path.with_name(f".{path.name}.part")
+        if part.is_symlink():
+            # It would be followed.
+            part.unlink()
+        sweep(path)
         if path.exists() and not overwrite:
             done = CropCache(path)
             if done.holds(levels, boxes, px):
+                # What a process that was killed at the very end had replaced.
+                shutil.rmtree(part, ignore_errors=True)
                 return done
             raise DataError(
                 f"{str(path)!r} holds crops of another image or of other spots; replace them with `overwrite=True`."
             )
         if path.exists() and not (path / "crops" / "zarr.json").exists():
             raise DataError(f"{str(path)!r} is no store of crops and is not replaced; name another `path=`.")
-        part = path.with_name(f".{path.name}.part")
         ordered = boxes[reading_order(levels, boxes, px)]
         array = _resumable(part, ordered, px)
         if array is None:
@@ -272,9 +282,12 @@ def write_cache(
                 # Crops without a picture are not worth going on with.
                 shutil.rmtree(part, ignore_errors=True)
                 raise
+        for left in part.rglob("*.partial"):
+            # zarr's, of a process that was killed.
+            left.unlink()
         zarr.open_group(part, mode="r+").attrs["complete"] = True
+        with scratch(path) as aside:
+            take_place(part, path, aside)
         # A reader of the old store is told that it is gone.
-        replace_folder(part, path)
-        for left in path.parent.glob(f".{path.name}-old-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
     return CropCache(path)

@@ -27,15 +27,13 @@ import pyarrow.parquet as pq
 from sealst._data.index import approximate
 from sealst._data.stacked import Stacked
 from sealst._errors import CheckpointError
-from sealst._files import flush, write_json
+from sealst._files import flush, sweep, visible, write_json
 from sealst._process.locks import hold
 
 FORMAT = "sealst-index-1"
 CONFIG = "config.json"
 _LOCK = ".lock"
-_OURS = re.compile(
-    r"(vectors|spots|means|kept|faiss)-\d{6}-[0-9a-f]{8}\.(npy|parquet|index)|\.config-[0-9a-f]{8}\.json"
-)
+_OURS = re.compile(r"(vectors|spots|means|kept|faiss)-\d{6}-[0-9a-f]{8}\.(npy|parquet|index)")
 #: attempts to open, when files vanish because another process replaces them
 _ATTEMPTS = 5
 
@@ -189,9 +187,7 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         _read_config(folder)
     elif folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{str(folder)!r} is a file; name a folder for the index.")
-    elif folder.exists() and any(
-        not path.name.startswith(_LOCK) and not _OURS.fullmatch(path.name) for path in folder.iterdir()
-    ):
+    elif folder.exists() and any(not _OURS.fullmatch(name) for name in visible(folder)):
         raise CheckpointError(f"{str(folder)!r} holds other files; name a new folder for the index.")
 
 
@@ -206,6 +202,8 @@ class Change:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Of a process that was killed while it wrote the configuration.
+        sweep(self.folder / CONFIG)
         self._generation = (self.before.config["generation"] if self.before else 0) + 1
         self.sweep(self.before.files() if self.before else {})
 

@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 from sealst._data.bags.bags import SLIDE, Bags, join_labels, labels_by_slide, read_slide_table
 from sealst._docs import documented
 from sealst._errors import DataError
-from sealst._files import visible
+from sealst._files import absolute, expanded, visible
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import get_table, sections_of
@@ -165,7 +165,7 @@ def read_bags(
 def _open(source: Any, table_key: str, patient: str) -> tuple[dict[str, BagReader], pd.DataFrame]:
     """Readers by slide, and what the source itself knows about the slides."""
     if isinstance(source, str | Path):
-        return _open_folder(Path(source).expanduser().absolute(), patient)
+        return _open_folder(absolute(source), patient)
     if isinstance(source, AnnData | SpatialData):
         source = [source]
     if isinstance(source, Mapping):
@@ -312,7 +312,7 @@ def _embedded_slides(folder: Path, patient: str) -> tuple[dict[str, BagReader], 
 def _label_table(labels: Any, slide_key: str, patient_key: str) -> pd.DataFrame:
     """Labels with slide names as index."""
     if isinstance(labels, str | Path):
-        path = Path(labels).expanduser()
+        path = expanded(labels)
         if path.suffix.lower() not in ENDINGS:
             raise DataError(f"`labels` must be a file of {listed(ENDINGS)}, found {path.name!r}.")
         if not path.is_file():

@@ -17,7 +17,7 @@ from spatialdata.transformations import get_transformation
 from sealst import _section
 from sealst._core.space.geometry import square_boxes
 from sealst._errors import DataError, MissingKeyError
-from sealst._files import visible
+from sealst._files import absolute, visible
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._validate import check_key, listed
@@ -70,7 +70,7 @@ def read_slide(
     >>> sl.tl.predict_slide(sdata, slide_model)  # doctest: +SKIP
     >>> sl.pl.attention(sdata)  # doctest: +SKIP
     """
-    file = _table_file(Path(source).expanduser(), slide)
+    file = _table_file(absolute(source), slide)
     if not h5py.is_hdf5(file):
         raise DataError(f"{str(file)!r} is not an h5ad table.")
     try:
@@ -86,7 +86,7 @@ def read_slide(
     (region,) = _section.regions_of(table)
     if slide is not None and region.section != slide:
         raise MissingKeyError(f"{str(file)!r} is the table of slide {region.section!r}, not of {slide!r}.")
-    where = Path(entry["path"] if path is None else path).expanduser()
+    where = absolute(entry["path"] if path is None else path)
     if not where.exists():
         raise DataError(
             f"The file of slide {region.section!r} is not at {str(where)!r}. Say where it is now with `path=`."

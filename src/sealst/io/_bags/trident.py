@@ -12,7 +12,7 @@ from spatialdata import SpatialData
 
 from sealst._data.bags.bags import Bags
 from sealst._errors import DataError
-from sealst._files import complete_file
+from sealst._files import absolute, complete_file
 from sealst._logging import logger, progress
 from sealst._validate import check_file_name, check_positive, listed
 from sealst.io._bags.readers import read_bags
@@ -77,7 +77,7 @@ def write_trident(
     if not isinstance(bags, Bags):
         bags = read_bags(bags, key=key)
     bags = bags if key is None else bags.with_key(key)
-    target = Path(path).expanduser()
+    target = absolute(path)
     for text, what in ((name or bags.key, "Encoder name"), *((slide, "Slide name") for slide in bags.obs.index)):
         check_file_name(str(text), what=what)
     features, patches = target / f"features_{name or bags.key}", target / "patches"

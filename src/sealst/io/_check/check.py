@@ -17,13 +17,15 @@ from spatialdata import SpatialData
 from sealst import _section
 from sealst._docs import documented
 from sealst._errors import DataError, SealstError
+from sealst._files import expanded
 from sealst._keys import Keys
 from sealst._validate import listed
 from sealst.io._check import section_rules as _check_rules
 from sealst.io._check import table_rules as _check_table
 from sealst.io._check.subject import Fact, Options, Problem, Subject, collected_warnings, warnings_as_problems
 from sealst.io._stores.formats import FORMATS, format_of
-from sealst.io._stores.store import is_unfinished, read_checked
+from sealst.io._stores.saving import is_unfinished
+from sealst.io._stores.store import read_checked
 
 _COLUMNS = ("region", "topic", "name", "value")
 _MARKS = {"error": "✗ error", "warning": "! warning"}
@@ -190,7 +192,7 @@ def _open(
     kind, sdata, problems = "not recognised", None, []
     with collected_warnings() as caught:
         try:
-            path = path.expanduser()
+            path = expanded(path)
             if path.suffix == ".h5ad" and path.is_file() and not FORMATS["hest"].recognises(path):
                 return "AnnData (anndata.read_h5ad)", None, list(_bare_table(path))
             found = format_of(path, format)

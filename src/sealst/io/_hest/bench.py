@@ -16,6 +16,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sealst._errors import DataError
+from sealst._files import absolute
 from sealst._html import as_html
 from sealst._keys import Keys
 from sealst._section import read_h5ad
@@ -134,7 +135,7 @@ def read_hest_bench(path: str | PathLike[str]) -> HestBench:
     ----------
     Jaume et al., HEST-1k: a dataset for spatial transcriptomics and histology image analysis, NeurIPS 2024.
     """
-    folder = Path(path).expanduser()
+    folder = absolute(path)
     source = folder / "var_50genes.json"
     if not source.is_file():
         raise DataError(

@@ -22,7 +22,7 @@ from sealst._core.space.geometry import TOLERANCE, agreed
 from sealst._core.space.lattice import pitch
 from sealst._core.space.pooling import sum_columns
 from sealst._errors import DataError, ScaleError
-from sealst._files import visible
+from sealst._files import expanded, visible
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import layer_names, read_h5ad, record
@@ -285,7 +285,7 @@ class Sample:
 
 def find_sample(path: str | PathLike[str], sample_id: str | None) -> Sample:
     """Find a sample by the folder of the data set and its id, or by its table."""
-    given = Path(path).expanduser()
+    given = expanded(path)
     if given.suffix == ".h5ad":
         if sample_id not in (None, given.stem):
             raise DataError(f"`path` is the table of {given.stem!r}, but `sample_id` is {sample_id!r}; give only one.")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sealst._errors import DataError
+from sealst._files import absolute
 from sealst._logging import warn
 from sealst._section.pyramid import SlideImage, levels_of
 from sealst._validate import check_positive
@@ -68,7 +69,7 @@ def open_image(path: str | PathLike[str], *, mpp: float | None = None) -> SlideI
     """
     if mpp is not None:
         check_positive("mpp", mpp)
-    found = Path(path).expanduser().absolute()
+    found = absolute(path)
     if found.is_dir():
         found = dicom_file(found)
     elif not found.is_file():
@@ -104,6 +105,17 @@ class _InMemory(NamedTuple):
 
 def _open(path: Path) -> Opened | _InMemory:
     """Levels of a file that is read chunk by chunk, or all pixels of another."""
+    try:
+        return _opened(path)
+    except MemoryError as error:
+        said = f" ({error})" if str(error) else ""
+        raise DataError(
+            f"{path.name}: a picture of the size that the file states does not fit into memory{said}. Where that size "
+            "is right, export it as a tiled TIFF, which is read piece by piece; where it is not, the file is damaged."
+        ) from error
+
+
+def _opened(path: Path) -> Opened | _InMemory:
     suffix = path.suffix.lower()
     with open(path, "rb") as file:
         start = file.read(16)

@@ -23,7 +23,7 @@ import scipy.sparse as sp
 
 from sealst._core.space.pooling import sum_columns
 from sealst._errors import DataError
-from sealst._files import visible
+from sealst._files import expanded, visible
 from sealst._logging import logger
 from sealst._validate import listed
 from sealst.io._matrix10x import GENES, READ_ERRORS, read_h5, read_mtx
@@ -93,7 +93,7 @@ def prefixes(folder: Path, kinds: Iterable[str] = KINDS) -> list[str]:
 
 def starting_folder(path: str | PathLike[str]) -> Path:
     """Folder to look in: `path`, the folder of the file at `path`, or the parent of a `spatial` folder."""
-    given = Path(path).expanduser()
+    given = expanded(path)
     if not given.exists():
         raise DataError(f"`path`: nothing at {str(given)!r} (looked for {str(given.absolute())!r}).")
     folder = given if given.is_dir() else given.parent

@@ -12,7 +12,7 @@ import numpy as np
 from sealst._core.space.geometry import TOLERANCE, agreed, likeness
 from sealst._core.space.lattice import ArrayFit, fit_array
 from sealst._errors import DataError, ScaleError
-from sealst._files import visible
+from sealst._files import expanded, visible
 from sealst._keys import Keys
 from sealst._logging import warn
 from sealst._section.pyramid import SlideImage
@@ -68,7 +68,7 @@ def choose_picture(
         if coordinate_scale != 1:
             raise DataError("`coordinate_scale` belongs to a picture given as `image`; leave it out without one.")
         return _small_picture(outs, factors, section)
-    path = "" if isinstance(image, np.ndarray | SlideImage) else str(Path(image).expanduser())
+    path = "" if isinstance(image, np.ndarray | SlideImage) else str(expanded(image))
     if path and not Path(path).is_file():
         raise DataError(f"`image`: no file at {path!r} (looked for {str(Path(path).absolute())!r}).")
     if "cytassist_image" in Path(path).name:

@@ -17,6 +17,7 @@ from spatialdata.transformations import get_transformation
 
 from sealst import _section
 from sealst._errors import DataError, MissingKeyError
+from sealst._files import absolute
 from sealst._html import SHOWN, as_html
 from sealst._keys import Keys
 from sealst._logging import warn
@@ -173,7 +174,7 @@ class Collection(Sequence[SpatialData]):
 
     def write(self, path: str | PathLike[str]) -> Collection:
         """Write every section as ``<path>/<section>.zarr`` and return the collection of these stores."""
-        target = Path(path).expanduser()
+        target = absolute(path)
         paths = [target / f"{name}.zarr" for name in self.names]
         if there := [p.name for p in paths if p.exists()]:
             raise DataError(f"{str(target)!r} already holds {listed(there)}; name another folder.")
@@ -256,7 +257,7 @@ def read_collection(path: str | PathLike[str], *, keep: int = 1) -> Collection:
     >>> sections = sl.io.read_collection("cohort.csv")  # doctest: +SKIP
     >>> sections.manifest[["section", "patient"]]  # doctest: +SKIP
     """
-    return Collection(read_entries(Path(path).expanduser().absolute()), keep=keep)
+    return Collection(read_entries(absolute(path)), keep=keep)
 
 
 def _content(sdata: SpatialData) -> Any:

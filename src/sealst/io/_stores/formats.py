@@ -11,7 +11,7 @@ from typing import Any
 from spatialdata import SpatialData
 
 from sealst._errors import DataError
-from sealst._files import is_store, visible
+from sealst._files import absolute, is_store, put_back, visible
 from sealst._validate import check_choice, listed
 from sealst.io._hest import samples as _hest
 from sealst.io._images import wsi as _wsi
@@ -72,12 +72,13 @@ def read(path: str | PathLike[str], *, format: str | None = None, **options: Any
     --------
     >>> sdata = sl.io.read("outs", section="s1", patient="A", organ="breast")  # doctest: +SKIP
     """
-    found = Path(path).expanduser()
+    found = absolute(path)
     return format_of(found, format).read(found, **options)
 
 
 def format_of(path: Path, name: str | None = None) -> Format:
     """Return the one format of a folder or file; `name` chooses among several."""
+    put_back(path)
     if name is not None:
         check_choice("format", name, list(FORMATS))
         return FORMATS[name]

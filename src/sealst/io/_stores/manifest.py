@@ -16,7 +16,7 @@ from spatialdata.transformations import Scale, set_transformation
 from sealst import _section
 from sealst._core.space.geometry import agreed
 from sealst._errors import DataError, SealstError
-from sealst._files import is_store, stores_in
+from sealst._files import absolute, expanded, is_store, stores_in
 from sealst._keys import Keys
 from sealst._logging import warn
 from sealst._text_table import ENDINGS, read_text_table
@@ -88,7 +88,7 @@ def entry_of(source: SpatialData | str | PathLike[str], position: int) -> Entry:
         names = [t.obs[Keys.SECTION].astype(str).unique() for t in source.tables.values() if Keys.SECTION in t.obs]
         known = len(names) == 1 and len(names[0]) == 1
         return Entry(str(names[0][0]) if known else f"section{position}", source)
-    path = Path(source).expanduser().absolute()
+    path = absolute(source)
     return Entry(_stem(path), path, format_of(path).name)
 
 
@@ -167,7 +167,7 @@ def _parse_column(column: pd.Series, decimal: str) -> list[Any]:
 def _row_entry(row: dict[str, Any], folder: Path) -> Entry:
     if "path" not in row:
         raise DataError("`path` is empty.")
-    source = folder / Path(row.pop("path")).expanduser()
+    source = folder / expanded(row.pop("path"))
     kind = format_of(source, row.pop("format", None)).name
     if not source.exists():
         raise DataError(f"nothing at {str(source)!r}.")
@@ -179,7 +179,7 @@ def _row_entry(row: dict[str, Any], folder: Path) -> Entry:
     if "image" in options:
         if kind == ZARR:
             raise DataError("a zarr store holds its image; leave `image` empty.")
-        picture = folder / Path(options["image"]).expanduser()
+        picture = folder / expanded(options["image"])
         if not picture.exists():
             raise DataError(f"no image at {str(picture)!r}.")
         options["image"] = picture

@@ -1,13 +1,12 @@
 """Stores of sections: read, written whole and written back, with their pictures or without.
 
-A crash never loses data: new elements are written next to the store, and only when all of them are complete they change
-places with the old ones, folder by folder. What a crash leaves half done is finished when the store is opened next.
+A crash never loses data: new elements are written aside, and only when all of them are complete they change places with
+the old ones, folder by folder. What a crash leaves half done is finished when the store is opened next, see `saving`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import warnings
 from collections.abc import Collection
@@ -25,15 +24,16 @@ from spatialdata.transformations import Affine, get_transformation
 from sealst import _section
 from sealst._core.sparse import check_table
 from sealst._errors import DataError, InUseError, SealstError
-from sealst._files import replace_folder, visible
+from sealst._files import ELEMENTS, absolute, new_folder, put_back, sweep, visible, written_through
 from sealst._logging import logger, quiet_writing, warn
 from sealst._process.locks import hold
 from sealst._section.pyramid import extended
 from sealst._validate import listed
 from sealst.io._images.files import open_image
+from sealst.io._stores import saving
 
-_KINDS = ("images", "labels", "shapes", "tables")
-_COMPLETE = "complete"
+#: file by which a store is known
+_MARKER = "zarr.json"
 #: entry of an image's facts in ``attrs``: how a picture that is not in the store is placed
 _LINK = "linked"
 #: stores that sections were read from or saved to, with what `_stamps` said then
@@ -42,12 +42,8 @@ _known: WeakKeyDictionary[SpatialData, tuple[Path, dict[str, tuple[int, int]]]] 
 
 def open_store(path: Path, **options: Any) -> SpatialData:
     """Read a store; pixels stay on disk, or in a slide's own file. A save that was cut off is finished first."""
-    if is_unfinished(path):
-        with _lock(path):
-            # Another process may have been in the middle of it, and be done now.
-            if is_unfinished(path):
-                logger.info("Finishing a save of %s that was cut off.", path.name)
-                _swap(_stage(path), path)
+    if saving.is_unfinished(path):
+        _finish(path)
     # Taken before: a save while this reads must not go unnoticed.
     stamps = _stamps(path)
     sdata = read_checked(path, **options)
@@ -56,17 +52,30 @@ def open_store(path: Path, **options: Any) -> SpatialData:
     return sdata if selection is not None and "images" not in selection else attach(sdata)
 
 
+def _finish(path: Path) -> None:
+    """Finish a save that was cut off, or say why not; a store that is half old and half new is not read."""
+    said = f"A save into {str(path)!r} was cut off, and is not finished"
+    try:
+        with _lock(path):
+            # Another process may have been in the middle of it, and be done now.
+            if saving.is_unfinished(path):
+                saving.finish(path)
+                logger.info("Finished a save into %s that was cut off.", path.name)
+    except DataError as error:
+        warn(f"{said}: {error} The store is read as it stands; `sl.io.recover` says what can be done.")
+    except OSError as error:
+        why = f"{said}, as it cannot be written to ({error.strerror}). Have its owner call `sl.io.recover(path)`"
+        if saving.is_begun(path):
+            raise DataError(f"{why}; until then it is partly old and partly new.") from error
+        warn(f"{why}; it is read as it was before.")
+
+
 def read_checked(path: Path, **options: Any) -> SpatialData:
     """Read a store as it is; one whose tables have sparse matrices with indices outside is refused."""
     sdata = read_zarr(path, **options)
     for name, table in sdata.tables.items():
         check_table(table, where=f"table {name!r} of {path.name}")
     return sdata
-
-
-def is_unfinished(path: Path) -> bool:
-    """Whether a save was cut off after all of it was written."""
-    return (_stage(path) / _COMPLETE).exists()
 
 
 def _lock(path: Path) -> AbstractContextManager[None]:
@@ -83,12 +92,19 @@ def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = (), g
             f"{str(path)!r} is a store of zarr format {version}, in which nothing can be replaced. Write it anew: "
             "`sdata.write('new.zarr')`."
         )
+    # Beside a link there may be another disk.
+    path = written_through(path)
     with _lock(path):
-        stage = _stage(path)
-        if is_unfinished(path):
-            _swap(stage, path)
+        if saving.is_unfinished(path):
+            try:
+                saving.finish(path)
+            except DataError as error:
+                raise DataError(
+                    f"An earlier save into {str(path)!r} was cut off: {error} Nothing is saved on top of it; "
+                    "`sl.io.recover` says what can be done."
+                ) from error
         _refuse_changed(sdata, path, gone)
-        shutil.rmtree(stage, ignore_errors=True)
+        new = saving.stage(path)
         rasters = {
             kind: {
                 name: element
@@ -100,20 +116,17 @@ def write_back(sdata: SpatialData, path: Path, replaced: Collection[str] = (), g
         }
         part = SpatialData(**rasters, shapes=dict(sdata.shapes), tables=dict(sdata.tables))
         try:
-            stage.mkdir()
             with quiet_writing():
                 # Regions that are labels or points stay where they are.
                 warnings.filterwarnings("ignore", message=".*annotates.*")
                 warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-                part.write(stage / "new", update_sdata_path=False, consolidate_metadata=False)
-            (stage / "gone").write_text("\n".join(gone), encoding="utf-8")
-            (stage / _COMPLETE).touch()
+                part.write(new, update_sdata_path=False, consolidate_metadata=False)
         except BaseException:
-            shutil.rmtree(stage, ignore_errors=True)
+            shutil.rmtree(new.parent, ignore_errors=True)
             raise
         # Cut off from here on, the save is finished by the next one, which must not take it for another's.
         _known.pop(sdata, None)
-        _swap(stage, path)
+        saving.commit(path, gone)
         _known[sdata] = path, _stamps(path)
 
 
@@ -127,7 +140,7 @@ def remember(sdata: SpatialData) -> None:
 def _stamps(path: Path) -> dict[str, tuple[int, int]]:
     """When every element (``kind/name``) of a store was written."""
     found = {}
-    for kind in _KINDS:
+    for kind in ELEMENTS:
         for name, element in visible(path / kind).items():
             with contextlib.suppress(OSError):
                 found[f"{kind}/{name}"] = element.stat().st_mtime_ns, (element / "zarr.json").stat().st_mtime_ns
@@ -137,7 +150,7 @@ def _stamps(path: Path) -> dict[str, tuple[int, int]]:
 def _refuse_changed(sdata: SpatialData, path: Path, gone: Collection[str]) -> None:
     """Raise where somebody else wrote what is about to be replaced; call with the lock held."""
     where, before = _known.get(sdata, (None, {}))
-    if where is None or where.absolute() != path.absolute():
+    if where is None or where.resolve() != path.resolve():
         return
     now = _stamps(path)
     ours = {f"{kind}/{name}" for kind in ("shapes", "tables") for name in getattr(sdata, kind)} | set(gone)
@@ -163,50 +176,16 @@ def refresh(sdata: SpatialData, path: Path, names: Collection[str]) -> None:
 
 def write_whole(sdata: SpatialData, path: Path, *, overwrite: bool = False) -> None:
     """Write a store, with `overwrite` in place of what is there; it has its name only once it is complete."""
-    part = _stage(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path):
         if path.exists() and not overwrite:
             # Of a process that was faster, as callers have looked.
             raise InUseError(f"{str(path)!r} was written by another process meanwhile; it is left as it is.")
-        shutil.rmtree(part, ignore_errors=True)
-        try:
+        with new_folder(path, overwrite=True, marker=_MARKER) as work:
+            # The folder is there for it.
+            work.rmdir()
             with quiet_writing():
-                sdata.write(part, update_sdata_path=False)
-            replace_folder(part, path)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-
-
-def _stage(path: Path) -> Path:
-    # Beside the store: renaming works within one file system only.
-    return path.parent / f".{path.name}.saving"
-
-
-def _swap(stage: Path, store: Path) -> None:
-    """Put the new elements in their places; may be called again after it was cut off at any point."""
-    for kind in _KINDS:
-        new, old = stage / "new" / kind, stage / "old" / kind
-        if not new.is_dir():
-            continue
-        if not (store / kind / "zarr.json").exists():
-            (store / kind).mkdir(exist_ok=True)
-            shutil.copy(new / "zarr.json", store / kind / "zarr.json")
-        old.mkdir(parents=True, exist_ok=True)
-        for element in sorted(p for p in new.iterdir() if p.is_dir()):
-            target = store / kind / element.name
-            if target.exists():
-                os.replace(target, old / element.name)
-            os.replace(element, target)
-    for name in (stage / "gone").read_text(encoding="utf-8").splitlines():
-        if (store / name).exists():
-            (stage / "old" / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(store / name, stage / "old" / name)
-    with warnings.catch_warnings():
-        # Shapes are parquet files, which zarr does not know.
-        warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-        zarr.consolidate_metadata(str(store))
-    shutil.rmtree(stage)
+                sdata.write(work, update_sdata_path=False)
 
 
 def attach(sdata: SpatialData) -> SpatialData:
@@ -275,13 +254,14 @@ def write_wsi(sdata: SpatialData, path: str | PathLike[str], *, pixels: bool = F
     """
     if not isinstance(sdata, SpatialData):
         raise TypeError(f"Expected a SpatialData, found {type(sdata).__name__}.")
-    target = Path(path).expanduser().absolute()
+    target = written_through(absolute(path))
+    put_back(target)
     if target.exists():
         if not overwrite:
             raise DataError(f"{str(target)!r} exists; replace it with `overwrite=True`.")
-        if not (target / "zarr.json").is_file():
+        if not (target / _MARKER).is_file():
             raise DataError(f"{str(target)!r} is no SpatialData store; it is not replaced.")
-        if sdata.path is not None and Path(sdata.path).absolute() == target:
+        if sdata.path is not None and Path(sdata.path).resolve() == target.resolve():
             raise DataError(f"{str(target)!r} is the store that `sdata` reads from; write to another path.")
     linked: dict[str, Any] = {}
     for name, element in {} if pixels else sdata.images.items():
@@ -309,7 +289,56 @@ def write_wsi(sdata: SpatialData, path: str | PathLike[str], *, pixels: bool = F
         tables=dict(sdata.tables),
         attrs=attrs | linked,
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(part, target, overwrite=overwrite)
     files = listed(Path(facts["path"]).name for facts in linked.values())
     logger.info("Wrote %s%s", target, "" if pixels else f"; pictures stay in {files}")
+
+
+def recover(path: str | PathLike[str], *, discard: bool = False) -> None:
+    """Mend what a killed process left of writing a store, a model or any other folder of results.
+
+    Reading a store finishes a save that was cut off by itself, as long as the elements that it concerns are what they
+    were. This call says why it does not, and finishes or forgets it. Where a system cannot exchange two folders in one
+    step, a process that was killed while it replaced one may have left nothing under its name: the earlier one gets its
+    name back. Hidden folders that such processes left beside `path` are removed; those of living ones stay.
+
+    Parameters
+    ----------
+    path
+        Store or folder, by the name that it has, or should have.
+    discard
+        Whether to forget a save into a store that was cut off; its elements then stay as they are now.
+
+    Returns
+    -------
+    None; a log line says what was done.
+
+    Raises
+    ------
+    DataError
+        When nothing is at `path`, or a save cannot be finished since the store has changed; the text says in what.
+
+    Examples
+    --------
+    >>> sl.io.recover("sections/a.zarr")  # doctest: +SKIP
+    """
+    target = written_through(absolute(path))
+    there = target.exists()
+    sweep(target)
+    if not target.exists():
+        raise DataError(f"Nothing at {str(target)!r}, and nothing beside it that a killed process left of it.")
+    done = [] if there else ["what a killed process had moved aside has its name again"]
+    if saving.is_unfinished(target):
+        with _lock(target):
+            if discard:
+                saving.discard(target)
+            else:
+                try:
+                    saving.finish(target)
+                except DataError as error:
+                    raise DataError(
+                        f"The save into {str(target)!r} that was cut off cannot be finished: {error} Pass "
+                        "`discard=True` to forget it and keep the store as it is, or restore the store from a copy."
+                    ) from error
+        done.append(f"a save that was cut off is {'forgotten' if discard else 'finished'}")
+    logger.info("%s: %s", target, "; ".join(done) or "nothing was left of killed processes")

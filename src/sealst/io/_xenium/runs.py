@@ -16,7 +16,7 @@ from spatialdata import SpatialData
 from sealst._core.space.geometry import TOLERANCE, agreed, apply_affine, similarity_scale
 from sealst._core.space.pooling import SquareGrid
 from sealst._errors import DataError, ScaleError
-from sealst._files import visible
+from sealst._files import expanded, visible
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import record
@@ -138,7 +138,7 @@ def read_xenium(
         raise DataError(
             f"`min_qv` is {min_qv:g}, but the cell-by-gene matrix was counted at 20. Use `source='transcripts'`."
         )
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     folder = folder.parent if folder.name.endswith(_MANIFEST) else folder
     manifest = find_file(folder, [_MANIFEST])
     if manifest is None:
@@ -222,7 +222,7 @@ def _read_alignment(folder: Path, alignment: Any, image: Path | None) -> np.ndar
         return np.eye(3)
     if alignment is not None and not isinstance(alignment, str | PathLike):
         return _checked(np.asarray(alignment, dtype=float), "`alignment`")
-    path = _find_alignment(folder, image) if alignment is None else Path(alignment).expanduser()
+    path = _find_alignment(folder, image) if alignment is None else expanded(alignment)
     if path.is_dir() and (path / _EXPORTED).is_file():
         path = path / _EXPORTED
     if not path.is_file():

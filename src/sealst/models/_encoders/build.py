@@ -17,6 +17,7 @@ from torch import nn
 from sealst._core.device import evaluating
 from sealst._core.seeds import seeded
 from sealst._errors import DataError, WeightsError
+from sealst._files import absolute
 from sealst._settings import resolve_seed
 from sealst._validate import check_choice, listed
 from sealst.models._encoders.blocks import AttentionPooler, block_layers
@@ -25,7 +26,7 @@ from sealst.models._encoders.records import REFUSED, REGISTRY
 from sealst.models._encoders.spec import POOLS, EncoderSpec
 from sealst.models._encoders.weights import State, check_finite, fill, find_weights, load_weights, local_weights
 
-_LOCAL, _HUB = "local-dir:", "hf-hub:"
+LOCAL, _HUB = "local-dir:", "hf-hub:"
 #: least side of the empty image that shows what a network without tokens returns
 _PROBE_PX = 64
 
@@ -79,6 +80,8 @@ def build_encoder(
     """
     if pool is not None:
         check_choice("pool", pool, POOLS)
+    if encoder.startswith(LOCAL):
+        encoder = f"{LOCAL}{absolute(encoder.removeprefix(LOCAL))}"
     if encoder in REFUSED:
         raise WeightsError(REFUSED[encoder])
     if weights is not None and not pretrained:
@@ -93,7 +96,7 @@ def build_encoder(
     path = None
     if weights is not None:
         path = find_weights(known, weights)
-    elif pretrained and not encoder.startswith((_LOCAL, _HUB)):
+    elif pretrained and not encoder.startswith((LOCAL, _HUB)):
         path = local_weights(known)
     _check_name(encoder, pretrained and path is None)
     with seeded(used):
@@ -187,8 +190,8 @@ def _describe(encoder: str, module: Any, pool: str | None, *, pretrained: bool, 
         facts = {"family": "cnn", "pools": ("mean",), "width": _pooled_width(module, encoder)}
         facts |= {"n_blocks": len(block_layers(module)), "n_prefix": 0, "patch_px": 1}
     args = {}
-    if encoder.startswith(_LOCAL):
-        stored = (Path(encoder.removeprefix(_LOCAL)) / "config.json").read_text(encoding="utf-8")
+    if encoder.startswith(LOCAL):
+        stored = (Path(encoder.removeprefix(LOCAL)) / "config.json").read_text(encoding="utf-8")
         args = dict(json.loads(stored).get("model_args", {}))
     pool = pool or facts["pools"][0]
     spec = EncoderSpec(
@@ -234,8 +237,8 @@ def _other_kind(module: Any, name: str) -> WeightsError:
 
 
 def _check_name(encoder: str, needs_weights: bool) -> None:
-    if encoder.startswith(_LOCAL):
-        folder = Path(encoder.removeprefix(_LOCAL))
+    if encoder.startswith(LOCAL):
+        folder = Path(encoder.removeprefix(LOCAL))
         needed = ["config.json"] + (["model.safetensors"] if needs_weights else [])
         if missing := [name for name in needed if not (folder / name).is_file()]:
             raise WeightsError(
@@ -245,10 +248,10 @@ def _check_name(encoder: str, needs_weights: bool) -> None:
     elif Path(encoder).is_dir():
         if (Path(encoder) / "panel.tsv").is_file():
             raise WeightsError(f"{encoder!r} is a saved SEAL model, no encoder: use `sl.models.load({encoder!r})`.")
-        raise WeightsError(f"{encoder!r} is a folder: pass '{_LOCAL}{encoder}'.")
+        raise WeightsError(f"{encoder!r} is a folder: pass '{LOCAL}{encoder}'.")
     elif encoder.startswith(("/", ".", "~")):
         raise WeightsError(
-            f"No folder at {encoder!r}. Weights on disk are named '{_LOCAL}<folder>', a folder with config.json and "
+            f"No folder at {encoder!r}. Weights on disk are named '{LOCAL}<folder>', a folder with config.json and "
             "model.safetensors."
         )
     elif not encoder.startswith(_HUB) and not timm.is_model(encoder.split(".")[0]):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sealst.models._encoders.build import LOCAL
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -87,7 +89,6 @@ def timm_snippet(encoder: Encoder, crop_px: int) -> str:
     return code + _ATTENTION.replace("HEADS", str(spec.pooler_args["heads"])) + text
 
 
-LOCAL = "local-dir:"
 #: licences that the model hub knows by name
 _KNOWN_LICENCES = ("apache-2.0", "mit", "cc-by-nc-nd-4.0", "cc-by-nc-4.0", "cc-by-4.0")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from sealst._files import absolute
 from sealst.models._seal.export import export_adapter, export_timm
 from sealst.models._seal.hub import fetch_model, push_model
 from sealst.models._seal.net import SealNet
@@ -46,7 +47,7 @@ class SealModel(SealNet):
         -------
         The folder.
         """
-        return save_model(self, Path(path), include_base=include_base, overwrite=overwrite)
+        return save_model(self, absolute(path), include_base=include_base, overwrite=overwrite)
 
     def export_timm(self, path: str | Path, *, evaluation: pd.DataFrame | None = None, overwrite: bool = False) -> Path:
         """Write the image encoder as a plain timm folder, with the adapter merged into its weights.
@@ -84,7 +85,7 @@ class SealModel(SealNet):
         --------
         >>> model.export_timm("my_encoder")  # doctest: +SKIP
         """
-        return export_timm(self, Path(path), evaluation=evaluation, overwrite=overwrite)
+        return export_timm(self, absolute(path), evaluation=evaluation, overwrite=overwrite)
 
     def export_adapter(
         self, path: str | Path, *, evaluation: pd.DataFrame | None = None, overwrite: bool = False
@@ -115,7 +116,7 @@ class SealModel(SealNet):
         --------
         >>> model.export_adapter("my_adapter")  # doctest: +SKIP
         """
-        return export_adapter(self, Path(path), evaluation=evaluation, overwrite=overwrite)
+        return export_adapter(self, absolute(path), evaluation=evaluation, overwrite=overwrite)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = True, revision: str | None = None, message: str | None = None
@@ -231,4 +232,4 @@ def load(
     --------
     >>> model = sl.models.load("my_model")  # doctest: +SKIP
     """
-    return read_model(Path(path), SealModel, encoder=encoder, weights=weights, device=device)
+    return read_model(absolute(path), SealModel, encoder=encoder, weights=weights, device=device)

@@ -19,7 +19,7 @@ from sealst._core.genes.panel import GenePanel
 from sealst._core.seeds import seeded
 from sealst._core.space.geometry import CropSpec
 from sealst._errors import CheckpointError, DataError
-from sealst._files import new_folder, write_json
+from sealst._files import new_folder, put_back, write_json
 from sealst._validate import listed
 from sealst._version import __version__
 from sealst.models._adapters import (
@@ -30,11 +30,12 @@ from sealst.models._adapters import (
     resolve_adapter,
     save_adapter,
 )
-from sealst.models._encoders.build import build_encoder, build_from_spec
+from sealst.models._encoders.build import LOCAL, build_encoder, build_from_spec
 from sealst.models._encoders.encoder import Encoder, weights_hash
 from sealst.models._encoders.spec import EncoderSpec
 from sealst.models._genes import resolve_gene_encoder
-from sealst.models._seal.card import model_card
+from sealst.models._seal.bases import find_base, remember_base
+from sealst.models._seal.card import model_card, public_name
 from sealst.models._seal.heads import HeadParams, resolve_projection
 from sealst.models._seal.net import SealNet
 from sealst.models._seal.readout import Readout
@@ -70,7 +71,7 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
     config = {
         "format": _FORMAT,
         "sealst": __version__,
-        "encoder": spec.to_dict(),
+        "encoder": spec.to_dict() | {"key": stored_key(spec)},
         "adapter": model.adapter.to_dict(),
         "gene_encoder": model.gene_params.to_dict(),
         "head": asdict(model.head),
@@ -82,10 +83,11 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
     }
     if model.fitted:
         config["readouts"] = [readout.facts for readout in map(model.readout_of, model.fitted) if readout is not None]
+    sha256 = weights_hash(encoder.base_state())
     with new_folder(path, overwrite=overwrite, marker="config.json") as work:
         write_json(work / "config.json", config)
         model.panel.to_tsv(work / "panel.tsv")
-        write_json(work / "base.json", {"sha256": weights_hash(encoder.base_state()), "included": included})
+        write_json(work / "base.json", {"sha256": sha256, "included": included})
         save_adapter(encoder, work / "adapter")
         heads = {k: v.detach().cpu().contiguous() for k, v in model.own_state().items()}
         save_file(heads, work / "heads.safetensors")
@@ -98,6 +100,7 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
         if len(model.history):
             model.history.to_csv(work / "history.csv", index=False)
         (work / "README.md").write_text(model_card(model), encoding="utf-8")
+    _remember(sha256, spec.key)
     return path
 
 
@@ -124,7 +127,8 @@ def _restored(
     folder: Path, build: Callable[..., M], config: Any, base: Any, *, encoder: str | None, weights: str | Path | None
 ) -> M:
     spec = EncoderSpec.from_dict(config["encoder"])
-    built = _base(spec, folder / "base" if base["included"] else None, encoder, weights)
+    stored = folder / "base" if base["included"] else None
+    built = _base(spec, stored, encoder, weights, sha256=base["sha256"])
     if (found := weights_hash(built.base_state())) != base["sha256"]:
         raise CheckpointError(
             f"The base weights of {built.spec.key!r} (sha256 {found[:12]}…) are not those the adapter was trained on "
@@ -148,7 +152,11 @@ def _restored(
     except DataError as error:
         raise CheckpointError(f"config.json is damaged or of another version: {error}") from error
     # The stored record decides how crops are fed; where the weights are now is all that may have changed.
-    moved = Encoder(built.vit, replace(spec, key=encoder or spec.key, model_args=built.spec.model_args))
+    elsewhere = encoder is not None or (spec.key.startswith(LOCAL) and stored is None)
+    key = built.spec.key if elsewhere else spec.key
+    if spec.key.startswith(LOCAL):
+        _remember(base["sha256"], built.spec.key, replace=elsewhere)
+    moved = Encoder(built.vit, replace(spec, key=key, model_args=built.spec.model_args))
     model = build(moved, GenePanel.from_tsv(folder / "panel.tsv"), crop=CropSpec(**config["crop"]), **parts)
     # Models from before there were others have the head alone.
     model.use_readouts([Readout(model.dim, len(model.panel), facts) for facts in config.get("readouts", [])])
@@ -163,7 +171,20 @@ def _restored(
     return model
 
 
-def _base(spec: EncoderSpec, stored: Path | None, encoder: str | None, weights: str | Path | None) -> Encoder:
+def stored_key(spec: EncoderSpec) -> str:
+    """Name of an encoder as a saved model has it; of a folder its name alone, see `bases`."""
+    return f"{LOCAL}{public_name(spec)}" if spec.key.startswith(LOCAL) else spec.key
+
+
+def _remember(sha256: str, key: str, *, replace: bool = True) -> None:
+    folder = Path(key.removeprefix(LOCAL))
+    if key.startswith(LOCAL) and folder.is_absolute():
+        remember_base(sha256, folder, replace=replace)
+
+
+def _base(
+    spec: EncoderSpec, stored: Path | None, encoder: str | None, weights: str | Path | None, *, sha256: str
+) -> Encoder:
     """The base encoder, from where the user says it is, from the model's own folder, or from its usual place."""
     if encoder is not None:
         return build_encoder(encoder, pool=spec.pool, weights=weights)
@@ -172,10 +193,15 @@ def _base(spec: EncoderSpec, stored: Path | None, encoder: str | None, weights: 
         return build_from_spec(spec, weights=weights or stored)
     if stored is not None and weights is None:
         return build_encoder(f"local-dir:{stored}", pool=spec.pool)
+    name = spec.key.removeprefix(LOCAL)
+    # Models of earlier versions hold the whole path.
+    if spec.key.startswith(LOCAL) and weights is None and not Path(name).is_absolute():
+        return build_encoder(f"{LOCAL}{find_base(sha256, name)}", pool=spec.pool)
     return build_encoder(spec.key, pool=spec.pool, weights=weights)
 
 
 def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    put_back(folder)
     if not folder.exists():
         raise CheckpointError(f"No model at {str(folder)!r} (looked for {str(folder.absolute())!r}).")
     if missing := [name for name in FILES if not (folder / name).is_file()]:

@@ -20,7 +20,7 @@ from sealst._core.device import resolve_device
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._core.seeds import seeded
 from sealst._errors import CheckpointError, DataError, SealstError
-from sealst._files import new_folder, write_json, write_text
+from sealst._files import absolute, new_folder, put_back, write_json, write_text
 from sealst._html import as_html
 from sealst._validate import check_choice, listed
 from sealst._version import __version__
@@ -139,7 +139,8 @@ def load_slide(path: str | Path, *, device: str | None = None) -> SlideModel:
     --------
     >>> model = sl.models.load_slide("grade_model")  # doctest: +SKIP
     """
-    folder = Path(path)
+    folder = absolute(path)
+    put_back(folder)
     if missing := [name for name in (_CONFIG, _MEMBERS) if not (folder / name).is_file()]:
         raise CheckpointError(f"{str(folder)!r} is not a complete slide model: it lacks {listed(missing)}.")
     try:
@@ -322,7 +323,7 @@ class SlideModel:
         -------
         The folder.
         """
-        with new_folder(Path(path), overwrite=overwrite, marker=_MEMBERS) as work:
+        with new_folder(absolute(path), overwrite=overwrite, marker=_MEMBERS) as work:
             evaluations = {name: getattr(self, name) for name in _EVALUATIONS}
             config = {
                 "format": _FORMAT,

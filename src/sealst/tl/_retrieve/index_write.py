@@ -14,6 +14,7 @@ from sealst._core.made_by import MadeBy
 from sealst._data.index import approximate
 from sealst._data.index.vectors import Change, Snapshot, changing, check_target
 from sealst._errors import DataError, OrderError
+from sealst._files import absolute
 from sealst._logging import logger, warn
 from sealst._validate import check_choice
 from sealst._version import __version__
@@ -50,7 +51,7 @@ def build(
         raise DataError("`params` belong to one kind of index; name it: `kind='ivf'` or `kind='hnsw'`.")
     if kind != "auto":
         approximate.resolve_options(kind, params)
-    folder = Path(path).expanduser().absolute()
+    folder = absolute(path)
     check_target(folder, overwrite=overwrite)
     with changing(folder, replace=True) as change:
         # Again: another process may have been faster.

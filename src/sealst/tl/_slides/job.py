@@ -18,6 +18,7 @@ from sealst._core.device import resolve_device
 from sealst._core.space.views import over_views
 from sealst._data.bags.parts import Parts, file_digest
 from sealst._errors import DataError
+from sealst._files import absolute
 from sealst._keys import Keys
 from sealst._settings import settings
 from sealst.models import CropSpec, Encoder, SealModel, build_encoder, load
@@ -155,7 +156,7 @@ def opened(model: Any, *, pool: str | None, pretrained: bool, device: str | None
             f"{type(model).__name__}."
         )
     device = device or settings.device
-    folder = Path(model).expanduser().absolute()
+    folder = absolute(model)
     if isinstance(model, PathLike) or (folder / "config.json").is_file():
         if pool is not None:
             raise DataError("`pool` is for encoders by name; a SEAL model has its own.")
@@ -166,7 +167,7 @@ def opened(model: Any, *, pool: str | None, pretrained: bool, device: str | None
     encoder = ref.load()
     if not isinstance(encoder, Encoder):
         raise RuntimeError("an encoder by name is an Encoder")
-    return encoder, replace(ref, identity=base_name(encoder))
+    return encoder, replace(ref, encoder=encoder.spec.key, identity=base_name(encoder))
 
 
 def crop_of(model: Model, crop_um: float | None, crop_px: int | None) -> CropSpec:

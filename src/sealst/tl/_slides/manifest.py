@@ -13,6 +13,7 @@ import pandas as pd
 
 from sealst._data.bags.bags import SLIDE, read_slide_table
 from sealst._errors import DataError, MissingKeyError
+from sealst._files import absolute, expanded
 from sealst._keys import Keys
 from sealst._logging import warn
 from sealst._text_table import ENDINGS
@@ -54,7 +55,7 @@ def read_manifest(manifest: pd.DataFrame | str | PathLike[str]) -> list[Slide]:
         raise DataError(f"{where} lists no slide.")
     if empty := [i for i, text in frame[PATH].items() if _missing(text)]:
         raise DataError(f"{where}: `path` is empty in line(s) {listed(empty)}.")
-    paths = [Path(os.path.normpath(folder / Path(str(text).strip()).expanduser())) for text in frame[PATH]]
+    paths = [Path(os.path.normpath(folder / expanded(str(text).strip()))) for text in frame[PATH]]
     names = [_name(frame, row, path) for row, path in enumerate(paths)]
     # Files that differ in case alone are one file on some systems.
     folded = Counter(name.casefold() for name in names)
@@ -87,7 +88,7 @@ def _frame(manifest: pd.DataFrame | str | PathLike[str]) -> tuple[pd.DataFrame, 
         return (frame.reset_index() if named else frame.reset_index(drop=True)), Path.cwd(), "The manifest"
     if not isinstance(manifest, str | PathLike):
         raise TypeError(f"`manifest` must be a DataFrame or the path of a CSV or TSV, found {type(manifest).__name__}.")
-    path = Path(manifest).expanduser().absolute()
+    path = absolute(manifest)
     if path.suffix.lower() not in ENDINGS:
         raise DataError(f"{path.name}: a manifest ends in {', '.join(ENDINGS)}, found {path.suffix!r}.")
     if not path.is_file():

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,7 +18,7 @@ from sealst._core.space.views import check_views
 from sealst._data.bags.parts import run_folder
 from sealst._docs import documented
 from sealst._errors import DataError
-from sealst._files import write_json
+from sealst._files import absolute, write_json
 from sealst._logging import logger, warn
 from sealst._session_info import session_info
 from sealst._settings import settings
@@ -156,7 +155,7 @@ def embed_slides(
         raise DataError("Give `n_workers` for processes on this machine, or `scheduler` for a cluster, not both.")
     slides = read_manifest(manifest)
     loaded, ref = opened(model, pool=pool, pretrained=pretrained, device=device)
-    crop, folder = crop_of(loaded, crop_um, crop_px), Path(path).expanduser().absolute()
+    crop, folder = crop_of(loaded, crop_um, crop_px), absolute(path)
     asked, edges = _asked(loaded, frozen, expression=expression, genes=genes, net=net)
     job = Job(
         out=folder,

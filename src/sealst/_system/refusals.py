@@ -1,0 +1,127 @@
+"""What the operating system refuses, in one line that names the path and what to do."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sealst._errors import DataError, SealstError, StorageError
+
+_ROOM = "Make room, or name a place on another disk; what was there before is as it was."
+#: what a number means, and what to do
+_MEANINGS = {
+    errno.EACCES: ("permission denied", "Name a place that is yours, or have its owner allow it."),
+    errno.EPERM: ("operation not permitted", "Name a place that is yours, or have its owner allow it."),
+    errno.EROFS: ("the file system is read-only", "Name a place on another one."),
+    errno.ENOSPC: ("the disk is full", _ROOM),
+    getattr(errno, "EDQUOT", errno.ENOSPC): ("the disk is full", _ROOM),
+    errno.EFBIG: (
+        "the file would be larger than is allowed here",
+        "Name a place on another disk, or raise `ulimit -f`.",
+    ),
+    errno.ENAMETOOLONG: ("the name is too long", "Most file systems allow 255 bytes in a name; choose a shorter one."),
+    errno.ELOOP: ("the link leads to itself", "Correct the link, or name what it should lead to."),
+    errno.EMFILE: ("too many files are open", "Raise the limit with `ulimit -n`, or read fewer sections at once."),
+    errno.EIO: ("the disk does not answer (input/output error)", "Look at the disk, or read from a copy."),
+    errno.ESTALE: ("the network disk has lost the file", "Run the call again."),
+}
+#: how libraries that are not written in Python say the number, and the file
+_NUMBER = re.compile(r"(?:errno\s*=?\s*|os error )(\d+)", re.IGNORECASE)
+_NAME = re.compile(r"name = '([^']+)'")
+#: arguments that say where something is or goes
+_PATHS = ("path", "run_dir", "save")
+
+
+def refusal(error: BaseException, *, within: Path | None = None, path: Path | None = None) -> SealstError | None:
+    """What an error means, where it is the system's; None for others.
+
+    Of files in the hidden folder `within`, and of those that the error does not name, `path` is told instead.
+    """
+    if isinstance(error, MemoryError):
+        said = f" ({error})" if str(error) else ""
+        return DataError(
+            f"There is not enough memory{said}. A file may state a size that it does not have: check where it comes "
+            "from; else do less at once, or run it on a larger machine."
+        )
+    if not isinstance(error, OSError | RuntimeError | ValueError) and type(error).__name__ != "SafetensorError":
+        return None
+    if isinstance(error, SealstError) and not isinstance(error, StorageError):
+        return None
+    number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+    if number is None and (digits := _NUMBER.search(str(error))):
+        number = int(digits.group(1))
+    if number not in _MEANINGS:
+        return None
+    if name is None and (quoted := _NAME.search(str(error))):
+        name = quoted.group(1)
+    if path is not None and (name is None or (within is not None and Path(os.fsdecode(name)).is_relative_to(within))):
+        name = str(path)
+    what, mend = _MEANINGS[number]
+    if name is not None and number == errno.ENOSPC and (free := _free(Path(os.fsdecode(name)))) is not None:
+        what = f"{what} ({free / 2**20:.0f} MiB are free)"
+    told = StorageError(f"{'A file' if name is None else repr(os.fsdecode(name))}: {what}. {mend}")
+    told.errno, told.filename = number, name
+    return told
+
+
+def _free(path: Path) -> int | None:
+    there = next((p for p in path.absolute().parents if p.is_dir()), None)
+    return None if there is None else shutil.disk_usage(there).free
+
+
+def word_refusals(package: str) -> None:
+    """Have what a package offers say what the system refuses in our words; called once, at the end of the package."""
+    module = sys.modules[package]
+    for name in module.__all__:
+        offered = getattr(module, name)
+        if inspect.isfunction(offered):
+            wrapped = _worded(offered)
+            setattr(module, name, wrapped)
+            # Where it is defined too: that is where others look for it when they unpickle it.
+            setattr(sys.modules[offered.__module__], offered.__name__, wrapped)
+        elif inspect.isclass(offered) and offered.__module__.startswith("sealst."):
+            _word_methods(offered)
+
+
+def _word_methods(offered: type) -> None:
+    network = any(base.__module__.startswith("torch.") for base in offered.__mro__)
+    for name, member in list(vars(offered).items()):
+        function = member.__func__ if isinstance(member, classmethod) else member
+        if name.startswith("_") or not inspect.isfunction(function):
+            continue
+        # What a network computes is left to torch, which may compile it.
+        if network and "path" not in inspect.signature(function).parameters:
+            continue
+        setattr(offered, name, classmethod(_worded(function)) if member is not function else _worded(function))
+
+
+def _worded(function: Callable[..., Any]) -> Callable[..., Any]:
+    if hasattr(function, "_words_refusals"):
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if isinstance(error, SealstError) or (told := refusal(error)) is None:
+                raise
+            raise refusal(error, path=_asked(function, args, kwargs)) or told from error
+
+    call._words_refusals = True  # type: ignore[attr-defined]
+    return call
+
+
+def _asked(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Path | None:
+    """The path that a call was given, or that the object has whose method it is."""
+    given = inspect.signature(function).bind_partial(*args, **kwargs).arguments
+    own = getattr(given["self"], "path", None) if "self" in given else None
+    return next((Path(p) for p in (*map(given.get, _PATHS), own) if isinstance(p, str | os.PathLike)), None)

@@ -1,0 +1,183 @@
+"""Killed at any event of a file: the old or the new result has the name, and the next call leaves nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sealst import _files
+from sealst._files import complete_file, new_folder, put_back, scratch, write_text
+
+_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+
+
+def killed_at(n: int, work: Callable[[], object], root: Path) -> bool:
+    """Run in a child that is killed before its n-th change below a folder; whether it was."""
+    pid = os.fork()
+    if pid == 0:
+        seen = 0
+
+        def watch(event: str, args: tuple[object, ...]) -> None:
+            nonlocal seen
+            if event not in _EVENTS or not str(args[0]).startswith(str(root)):
+                return
+            if event == "open" and not int(str(args[2])) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return
+            seen += 1
+            if seen == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+def write_folder(path: Path, text: str) -> None:
+    with new_folder(path, overwrite=True, marker="m") as work:
+        for name in ("m", "a", "sub/b"):
+            (work / name).parent.mkdir(exist_ok=True)
+            (work / name).write_text(text)
+
+
+def texts(path: Path) -> set[str]:
+    return {p.read_text() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_a_folder_is_the_old_or_the_new_one_wherever_its_process_is_killed(tmp_path, monkeypatch, exchanging):
+    if not exchanging:
+        monkeypatch.setattr(_files, "exchange", lambda a, b: False)
+    path, found, n = tmp_path / "m", [], 1
+    while True:
+        write_folder(path, "old")
+        was_killed = killed_at(n, lambda: write_folder(path, "new"), tmp_path)
+        # What opens a folder does first.
+        assert path.exists() or not exchanging
+        put_back(path)
+        assert texts(path) in ({"old"}, {"new"}), n
+        found += texts(path)
+        write_folder(path, "next")
+        assert [p.name for p in tmp_path.iterdir()] == ["m"], n
+        if not was_killed:
+            break
+        n += 1
+    assert n > 8
+    assert found[0] == "old"
+    assert found[-1] == "new"
+
+
+def test_a_file_is_the_old_or_the_new_one_wherever_its_process_is_killed(tmp_path):
+    path, n = tmp_path / "a.txt", 1
+    while True:
+        write_text(path, "old")
+        was_killed = killed_at(n, lambda: write_text(path, "new", sync=True), tmp_path)
+        assert path.read_text() in ("old", "new")
+        write_text(path, "next")
+        assert [p.name for p in tmp_path.iterdir()] == ["a.txt"], n
+        if not was_killed:
+            break
+        n += 1
+    assert n > 4
+
+
+def test_what_a_living_process_writes_is_not_swept(tmp_path):
+    path = tmp_path / "a.txt"
+    ready, go = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with complete_file(path) as partial:
+            partial.write_text("theirs")
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    write_text(path, "ours")
+    assert len(list(tmp_path.iterdir())) == 2
+    os.write(go[1], b"x")
+    os.waitpid(pid, 0)
+    assert path.read_text() == "theirs"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_is_not_ours_is_not_swept(tmp_path):
+    """Folders of such names without a lock, locks that are links, and links to folders."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text").write_text("years")
+    for name in (".a-00000001", ".a-00000002"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+    (tmp_path / ".a-00000002" / ".alive").symlink_to(tmp_path / "thesis" / "text")
+    (tmp_path / ".a-00000003").symlink_to(tmp_path / "thesis")
+    (tmp_path / ".a-00000004").mkdir()
+    (tmp_path / ".ab-00000001").mkdir()
+    (tmp_path / ".ab-00000001" / ".alive").touch()
+    write_text(tmp_path / "a", "x")
+    # An empty one is what a process leaves that is killed between making it and locking it.
+    left = [".a-00000001", ".a-00000002", ".a-00000003", ".ab-00000001", "a", "thesis"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == left
+    assert (tmp_path / "thesis" / "text").read_text() == "years"
+
+
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
+)
+def test_rights_follow_the_umask(tmp_path, umask, file, folder):
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "m", overwrite=False, marker="w") as work:
+            # As libraries for weights write.
+            (work / "w").touch(mode=0o600)
+            (work / "sub").mkdir(mode=0o700)
+            (work / "sub" / "x").touch()
+        with complete_file(tmp_path / "f") as partial:
+            partial.touch(mode=0o600)
+        with scratch(tmp_path / "job") as other:
+            assert stat.S_IMODE(other.stat().st_mode) == folder
+    finally:
+        os.umask(before)
+    modes = {p.relative_to(tmp_path).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*")}
+    assert modes == {"m": folder, "m/w": file, "m/sub": folder, "m/sub/x": file, "f": file}
+
+
+def test_links_are_written_through(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("m", "f"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    write_folder(tmp_path / "m", "1")
+    write_folder(tmp_path / "m", "2")
+    write_text(tmp_path / "f", "3")
+    assert (tmp_path / "m").is_symlink()
+    assert (tmp_path / "f").is_symlink()
+    assert texts(tmp_path / "disk" / "m") == {"2"}
+    assert (tmp_path / "disk" / "f").read_text() == "3"
+    assert sorted(p.name for p in (tmp_path / "disk").iterdir()) == ["f", "m"]
+
+
+def test_a_folder_that_fails_leaves_the_old_one_where_names_cannot_be_exchanged(tmp_path, monkeypatch):
+    path = tmp_path / "m"
+    write_folder(path, "old")
+    monkeypatch.setattr(_files, "exchange", lambda a, b: False)
+    real = Path.rename
+
+    def failing(self, target):
+        if Path(target) == path and self.name == "m":
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            write_folder(path, "new")
+    assert texts(path) == {"old"}
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
