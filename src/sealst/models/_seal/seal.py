@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from sealst._files import as_path
 from sealst.models._seal.export import export_adapter, export_timm
 from sealst.models._seal.hub import fetch_model, push_model
 from sealst.models._seal.net import SealNet
@@ -231,4 +232,4 @@ def load(
     --------
     >>> model = sl.models.load("my_model")  # doctest: +SKIP
     """
-    return read_model(Path(path), SealModel, encoder=encoder, weights=weights, device=device)
+    return read_model(as_path(path), SealModel, encoder=encoder, weights=weights, device=device)

@@ -13,6 +13,7 @@ import pandas as pd
 from sealst._data.index.vectors import Snapshot, open_store
 from sealst._docs import documented
 from sealst._errors import DataError
+from sealst._files import as_path
 from sealst._html import as_html
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -61,7 +62,7 @@ class SealIndex:
         CheckpointError
             When there is no index, or it is damaged or of another version.
         """
-        return cls(open_store(Path(path).expanduser().absolute(), mmap=mmap))
+        return cls(open_store(as_path(path).expanduser().absolute(), mmap=mmap))
 
     # -- what it is ---------------------------------------------------------------------------------------------------
     @property

@@ -14,6 +14,7 @@ from sealst._core.made_by import MadeBy
 from sealst._data.index import approximate
 from sealst._data.index.vectors import Change, Snapshot, changing, check_target
 from sealst._errors import DataError, OrderError
+from sealst._files import as_path
 from sealst._logging import logger, warn
 from sealst._validate import check_choice
 from sealst._version import __version__
@@ -50,7 +51,7 @@ def build(
         raise DataError("`params` belong to one kind of index; name it: `kind='ivf'` or `kind='hnsw'`.")
     if kind != "auto":
         approximate.resolve_options(kind, params)
-    folder = Path(path).expanduser().absolute()
+    folder = as_path(path).expanduser().absolute()
     check_target(folder, overwrite=overwrite)
     with changing(folder, replace=True) as change:
         # Again: another process may have been faster.
@@ -81,7 +82,10 @@ def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool, model: 
         if before.kept is not None:
             kept = np.concatenate([before.kept, np.ones(segment["n"], dtype=bool)])
             config["kept"] = change.save("kept", kept)
-        if before.faiss is not None:
+        if before.faiss is not None and before.faiss_index is None:
+            # Of an earlier version, which did not write down what its file was.
+            config |= _with_faiss(change, config)
+        elif before.faiss is not None:
             index = approximate.read(before.faiss, mmap=False)
             approximate.extend(index, Snapshot(change.folder, config, True).vectors, len(before.vectors))
             config["faiss"] = _save(change, index)
@@ -213,7 +217,7 @@ def _with_faiss(change: Change, config: Mapping[str, Any]) -> dict[str, Any]:
 def _save(change: Change, index: Any) -> str:
     path = change.new_file("faiss", "index")
     approximate.write(index, path)
-    return change.finished(path)
+    return change.finished(path, hashed=True)
 
 
 def groups_of(snapshot: Snapshot) -> np.ndarray:
