@@ -66,7 +66,7 @@ def shown(value: Any) -> str:
 
 def listed(names: Iterable[Any], limit: int = 8) -> str:
     """Names as text, cut after `limit`."""
-    items = [n if isinstance(n, str) else str(n) for n in names]
+    items = [str(n) for n in names]
     if not items:
         return "none"
     # What is longer was no name.
@@ -113,6 +113,26 @@ def check_count(name: str, value: int) -> None:
 
 #: µm per pixel between which pictures of tissue lie, the most magnified and thumbnails of whole slides included
 _LEAST_MPP, _MOST_MPP = 0.01, 1000.0
+
+
+def as_numbers(name: str, values: Any, kind: Any = float) -> Any:
+    """Matrix of numbers, dense or sparse, of a type; raises where it holds something else, or has another shape."""
+    try:
+        if np.iscomplexobj(values):
+            raise TypeError("complex numbers")
+        found = values.astype(kind) if hasattr(values, "tocsr") else np.asarray(values, dtype=kind)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"`{name}` must hold numbers, found {shown(values)} ({' '.join(str(error).split())}).") from error
+    if found.ndim != 2:
+        raise DataError(f"`{name}` must have rows and columns, found shape {found.shape}.")
+    return found
+
+
+def as_names(name: str, values: Any) -> list[Any]:
+    """Names as a list; raises where it is a single one, or none."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"`{name}` must be a list of names, found {shown(values)}.")
+    return list(values)
 
 
 def check_mpp(name: str, value: float) -> None:

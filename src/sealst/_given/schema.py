@@ -12,7 +12,15 @@ from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+)
 
 from sealst._errors import CheckpointError, DataError, SealstError
 from sealst._validate import listed, near, shown
@@ -75,7 +83,7 @@ def one_of(*options: str) -> AfterValidator:
 
     def check(name: str) -> str:
         if name not in options:
-            raise ValueError(f"must be one of {listed(options, 20)}{near([name], options)}")
+            raise ValueError(f"must be one of {listed(options, 20)}, found {shown(name)}.{near([name], options)}")
         return name
 
     return AfterValidator(check)
@@ -131,6 +139,30 @@ class Stored(BaseModel):
             raise kind(f"{where} is damaged, or of another version: {_problem(error)}") from None
 
 
+def check_type(expected: Any, content: Any, *, where: str, kind: type[SealstError] = DataError) -> None:
+    """Raise where something is not of a type, which may be any annotation; `where` says what it is."""
+    try:
+        _holder(expected).model_validate({"content": plain(content)})
+    except ValidationError as error:
+        raise kind(f"{where} is damaged, or of another version: {_problem(error, skip=1)}") from None
+
+
+@cache
+def _holder(expected: Any) -> type[BaseModel]:
+    return create_model("Holder", __config__=_STRICT, content=(expected, ...))
+
+
+def plain(content: Any) -> Any:
+    """The same in the types of JSON: on disk, text and numbers become numpy's."""
+    if isinstance(content, Mapping):
+        return {str(key): plain(value) for key, value in content.items()}
+    if isinstance(content, np.generic):
+        return content.item()
+    if isinstance(content, np.ndarray | list | tuple):
+        return [plain(one) for one in (content.tolist() if isinstance(content, np.ndarray) else content)]
+    return content
+
+
 #: what is expected, in words, by kind of error
 _WORDS = {
     "int_type": "must be a whole number",
@@ -150,11 +182,14 @@ _WORDS = {
 }
 
 
-def _problem(error: ValidationError, *, prefix: str = "") -> str:
+def _problem(error: ValidationError, *, prefix: str = "", skip: int = 0) -> str:
     """The first of the errors in one line: key, what was expected, what was found."""
     first = error.errors(include_url=False)[0]
     # Positions in a list say little.
-    key = ".".join(str(part)[:60] for part in (*filter(None, [prefix]), *first["loc"]) if not isinstance(part, int))
+    key = ".".join(
+        str(part)[:60] for part in (*filter(None, [prefix]), *first["loc"][skip:]) if not isinstance(part, int)
+    )
+    key = key or "it"
     if first["type"] == "missing":
         return f"`{key}` is missing."
     context = {k: f"{v:g}" if isinstance(v, int | float) else v for k, v in first.get("ctx", {}).items()}
@@ -165,4 +200,4 @@ def _problem(error: ValidationError, *, prefix: str = "") -> str:
     else:
         said = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
         said = said if said.startswith("must") else f"is not as expected ({said[:200]})"
-    return f"`{key}` {said}, found {shown(first['input'])}."
+    return f"`{key}` {said}" if ", found " in said else f"`{key}` {said}, found {shown(first['input'])}."

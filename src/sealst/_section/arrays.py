@@ -115,8 +115,11 @@ def from_arrays(
     """
     # Copies: the table must not change when the caller's arrays do.
     check_sparse(counts, where="`counts`")
-    counts = sp.csr_matrix(counts, dtype=np.float32, copy=True)
-    xy = np.array(xy, dtype=float)
+    counts = sp.csr_matrix(as_numbers("counts", counts, np.float32), copy=True)
+    xy = as_numbers("xy", xy).copy()
+    genes = as_names("genes", genes)
+    if spot_ids is not None:
+        spot_ids = as_names("spot_ids", spot_ids)
     ids = np.asarray([str(i) for i in (range(len(xy)) if spot_ids is None else spot_ids)], dtype=object)
     check_section(section)
     if not isinstance(image, np.ndarray | SlideImage):

@@ -30,6 +30,8 @@ from sealst._keys import Keys
 from sealst._settings import settings
 from sealst._validate import resolve_params
 
+#: one spot alone has nothing that it is told apart from
+Several = Annotated[int, Field(ge=2)]
 #: names that a field may have
 Augmentation = Annotated[str, one_of(*sorted(AUGMENTATIONS))]
 Contrastive = Annotated[str, one_of(*sorted(CONTRASTIVE))]
@@ -47,7 +49,7 @@ class TrainParams:
     #: passes of the gene autoencoder alone, before alignment
     warmup_epochs: Number | None = None
     #: spots per step, over all devices; also the pool of the contrastive loss
-    batch_size: Count | None = None
+    batch_size: Several | None = None
     #: peak learning rate of the alignment stage (AdamW, cosine schedule)
     lr: Positive | None = None
     #: learning rate of the warm-up stage

@@ -269,7 +269,7 @@ def _local_config(folder: Path) -> _LocalConfig:
 
 
 def _check_size(arch: str, args: Mapping[str, Any], found: int, path: Path) -> None:
-    """Raise where a record of anybody describes a network that the numbers of a file cannot fill, before it is built."""
+    """Raise where a record describes a network that the numbers of a file cannot fill, before it is built."""
     options = dict(args) | {"num_classes": 0}
     with torch.device("meta"):
         try:
@@ -281,8 +281,8 @@ def _check_size(arch: str, args: Mapping[str, Any], found: int, path: Path) -> N
     # Half of them are enough: grids of positions may be widened.
     if n > 2 * found:
         raise WeightsError(
-            f"{arch!r} with {shown(options)} has {n:,} weights, but {str(path)!r} only {found:,}: the record is damaged, "
-            "or belongs to other weights."
+            f"{arch!r} with {shown(options)} has {n:,} weights, but {str(path)!r} only {found:,}: the record is "
+            "damaged, or belongs to other weights."
         )
 
 

@@ -22,6 +22,7 @@ from sealst._core.seeds import seeded
 from sealst._data.dataset import PairDataset, joined_expression
 from sealst._docs import documented
 from sealst._errors import DataError, PanelError
+from sealst._files import as_path
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._settings import resolve_seed, settings
@@ -193,7 +194,7 @@ def finetune(
     where = resolve_device(device, options.get("devices", 1))
     seed = resolve_seed(seed)
     rank = processes(options.get("devices", 1), options.get("num_nodes", 1), where.type)[1]
-    folder = None if run_dir is None else open_run(Path(run_dir), resume=resume, rank=rank)
+    folder = None if run_dir is None else open_run(as_path(run_dir, argument="run_dir"), resume=resume, rank=rank)
 
     base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
     if not pretrained:
