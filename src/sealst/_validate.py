@@ -122,8 +122,8 @@ def as_numbers(name: str, values: Any, kind: Any = float) -> Any:
             raise TypeError("complex numbers")
         found = values.astype(kind) if hasattr(values, "tocsr") else np.asarray(values, dtype=kind)
     except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"`{name}` must hold numbers, found {shown(values)} ({' '.join(str(error).split())}).") from error
-    if found.ndim != 2:
+        raise DataError(f"`{name}` must hold numbers, found {shown(values)} ({shown(str(error))}).") from error
+    if found.ndim not in (1, 2):
         raise DataError(f"`{name}` must have rows and columns, found shape {found.shape}.")
     return found
 
@@ -198,7 +198,7 @@ def check_slot(name: Any, *, argument: str = "key_added") -> None:
     if not allowed or not all(c.isalnum() or c in "_-." for c in name) or len(name.encode()) > MAX_NAME:
         raise DataError(
             f"`{argument}` must be a name of letters, digits, '_', '-' and '.' that does not start with '__', "
-            f"found {name!r}: nothing else can be stored."
+            f"found {shown(name)}: nothing else can be stored."
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sealst._given.schema import Count, Name, Positive, Width, check_fields
+from sealst._given.schema import Blocks, Name, Positive, Width, check_fields
 
 #: SEAL models go by it, or in the files of other tools by a name with its beginning; encoders have names of their own
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}|seal-.+-[0-9a-f]{8}")
@@ -29,7 +29,7 @@ class MadeBy:
     crop_um: Positive | None = None
     crop_px: Width | None = None
     #: flips and rotations that it is the mean of
-    views: Count | None = None
+    views: Blocks | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "made_by")

@@ -129,8 +129,9 @@ class EncoderSpec:
                 "sealst."
             )
         # A record may come from anywhere, and timm fetches what these name.
-        args = values.get("model_args", {})
-        unsafe = [k for k in map(str, args) if k.startswith(FETCHING)] + [":"] * (":" in str(values["arch"]))
+        args = values.get("model_args")
+        named = map(str, args if isinstance(args, Mapping) else ())
+        unsafe = [k for k in named if k.startswith(FETCHING)] + [":"] * (":" in str(values["arch"]))
         if unsafe:
             raise CheckpointError(
                 f"Encoder record names weights to fetch ({unsafe[0]!r} in its architecture), which is never done."
