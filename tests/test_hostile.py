@@ -13,6 +13,8 @@ import pickle
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -23,8 +25,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import sealst as sl
+from sealst._given.yaml import parse_yaml
 from sealst._train.params import SlideParams, TrainParams
 from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel, build_encoder
 from sealst.models._seal.readout import Readout
