@@ -105,10 +105,11 @@ def check_fields(params: Any, name: str, *, kind: type[SealstError] = DataError)
 
     Fields are then plain values: numpy scalars, which do not go into JSON, become numbers, lists become tuples.
     """
+    cls: Any = type(params)
     values = {f.name: getattr(params, f.name) for f in fields(params)}
     values = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
     try:
-        found = _model(type(params)).model_validate(values)
+        found = _model(cls).model_validate(values)
     except ValidationError as error:
         raise kind(_problem(error, prefix=name)) from None
     for key, value in values.items():
@@ -117,9 +118,10 @@ def check_fields(params: Any, name: str, *, kind: type[SealstError] = DataError)
 
 
 @cache
-def _model(cls: type) -> type[BaseModel]:
+def _model(cls: Any) -> type[BaseModel]:
     hints = get_type_hints(cls, include_extras=True)
-    return create_model(cls.__name__, __config__=_STRICT, **{f.name: (hints[f.name], ...) for f in fields(cls)})
+    stated: dict[str, Any] = {f.name: (hints[f.name], ...) for f in fields(cls)}
+    return create_model(cls.__name__, __config__=_STRICT, **stated)
 
 
 S = TypeVar("S", bound="Stored")
