@@ -52,7 +52,6 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 _NOT_IN_FILES = re.compile(r'[\\/<>:"|?*\x00-\x1f]|^\.|[. ]$')
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 
 
 _REPR = reprlib.Repr()

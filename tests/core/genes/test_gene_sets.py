@@ -139,7 +139,7 @@ def test_damaged_and_absent_files(tmp_path: Path) -> None:
     (tmp_path / "cut.gmt.gz").write_bytes(packed[:-20])
     (tmp_path / "text.gmt.gz").write_text(GMT)
     (tmp_path / "latin.gmt").write_bytes("A\tx\tESR1\tM\xfc\n".encode("latin-1"))
-    packing, text = "is not a gzip file, or damaged", r"is no UTF-8 text \(byte 9 is 0xfc"
+    packing, text = "is not a gzip file, or damaged", r"is no UTF-8 text \(byte 10 is 0xfc"
     for name, said in [("cut.gmt.gz", packing), ("text.gmt.gz", packing), ("latin.gmt", text)]:
         with pytest.raises(DataError, match=rf"{name}' {said}"):
             as_net(tmp_path / name)
