@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
 import secrets
 import shutil
 import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,12 +17,64 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sealst._errors import CheckpointError, DataError
+from sealst._errors import CheckpointError, DataError, SealstError
 from sealst._system.exchange import exchange
 from sealst._system.refusals import refusal
 
 #: groups of elements in a SpatialData store
 ELEMENTS = ("images", "labels", "points", "shapes", "tables")
+
+
+#: bytes of a file of facts, and of a table in text, beyond which it is something else
+FACTS_BYTES, TABLE_BYTES = 1 << 24, 1 << 30
+
+
+# -- read what anybody may have written -------------------------------------------------------------------------------
+def as_path(path: Any, *, argument: str = "path") -> Path:
+    """Path that a user gave; raises where it is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"`{argument}` must be a path, found {type(path).__name__}.")
+    if "\0" in (text := os.fspath(path)):
+        raise DataError(f"`{argument}` must be a path, found {text!r}, which holds a null character.")
+    return Path(text)
+
+
+def read_text(path: Path, *, kind: type[SealstError] = DataError, most: int = FACTS_BYTES) -> str:
+    """Text of a plain file, packed (``.gz``) or not; never more than `most` bytes of it are read.
+
+    Raises
+    ------
+    SealstError
+        Of `kind`, when it is a device or a pipe, too large, damaged or no text.
+    OSError
+        When it cannot be opened.
+    """
+    where = repr(str(path))
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise kind(f"{where} is no plain file, but a folder, a device or a pipe.")
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+            raw = stream.read(most + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise kind(f"{where} is not a gzip file, or damaged: {error}.") from error
+    if len(raw) > most:
+        raise kind(f"{where} holds more than {most:,} bytes, which nothing of this kind needs; is it another file?")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise kind(f"{where} is no UTF-8 text (byte {error.start} is {raw[error.start]:#04x}).") from error
+
+
+def read_json(path: Path, *, kind: type[SealstError] = CheckpointError) -> Any:
+    """Content of a JSON file, see `read_text`."""
+    try:
+        return json.loads(read_text(path, kind=kind))
+    except RecursionError:
+        raise kind(f"{str(path)!r} is damaged: its JSON is nested too deeply.") from None
+    except ValueError as error:
+        if isinstance(error, SealstError):
+            raise
+        raise kind(f"{str(path)!r} is damaged: it is no JSON ({str(error)[:200]}).") from error
 
 
 # -- complete or not at all -------------------------------------------------------------------------------------------
@@ -151,9 +205,9 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def absolute(path: str | os.PathLike[str]) -> Path:
+def absolute(path: Any, *, argument: str = "path") -> Path:
     """A path as a user gives it, made absolute: it stays what it was when the working folder changes."""
-    return expanded(path).absolute()
+    return expanded(as_path(path, argument=argument)).absolute()
 
 
 def written_through(path: Path) -> Path:

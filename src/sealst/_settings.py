@@ -14,7 +14,7 @@ from typing import Any
 
 from sealst._errors import DataError
 from sealst._files import absolute
-from sealst._validate import whole
+from sealst._validate import shown, whole
 
 #: names of `Settings.precision`, in Lightning's words
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
@@ -204,4 +204,7 @@ settings = Settings()
 
 def resolve_seed(seed: int | None) -> int:
     """The seed of a call: the one it was given, else that of the settings."""
-    return settings.seed if seed is None else whole("seed", seed)
+    used = settings.seed if seed is None else whole("seed", seed)
+    if not 0 <= used < 2**63:
+        raise DataError(f"`seed` must be a whole number from 0 to 2**63 - 1, found {shown(used)}.")
+    return used

@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from sealst._files import TABLE_BYTES, read_text
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -30,8 +32,7 @@ def read_text_table(path: Path, **options: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
-    with _opened(path) as stream:
-        text = stream.read()
+    text = read_text(path, most=TABLE_BYTES)
     separator = separator_of(text.split("\n", _LINES)[:_LINES])
     # A comma where it separates no columns and every number with decimals has one.
     decimal = "," if separator != "," and _COMMA.search(text) and not _POINT.search(text) else "."

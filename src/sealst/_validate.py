@@ -6,9 +6,9 @@ import difflib
 import importlib
 import logging
 import re
+import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -52,7 +52,15 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 _NOT_IN_FILES = re.compile(r'[\\/<>:"|?*\x00-\x1f]|^\.|[. ]$')
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxother = 3, 80, 60, 200
+
+
+def shown(value: Any) -> str:
+    """A value that anybody may have given as it stands in a message: on one line, and short however large it is."""
+    return " ".join(_REPR.repr(value).split())
 
 
 def listed(names: Iterable[Any], limit: int = 8) -> str:
@@ -60,7 +68,9 @@ def listed(names: Iterable[Any], limit: int = 8) -> str:
     items = [str(n) for n in names]
     if not items:
         return "none"
-    return ", ".join(repr(n) for n in items[:limit]) + (f" … ({len(items)} in all)" if len(items) > limit else "")
+    # What is longer was no name.
+    texts = (repr(n if len(n) <= MAX_NAME else f"{n[:MAX_NAME]}…") for n in items[:limit])
+    return ", ".join(texts) + (f" … ({len(items)} in all)" if len(items) > limit else "")
 
 
 def near(names: Iterable[Any], known: Iterable[Any]) -> str:
@@ -79,8 +89,10 @@ def check_key(container: Collection[Any], key: str, *, where: str, hint: str) ->
 
 def check_choice(name: str, value: Any, options: Sequence[Any]) -> None:
     """Raise unless `value` is one of `options`."""
-    if value not in options:
-        raise DataError(f"`{name}` must be one of {listed(options, 20)}, found {value!r}.{near([value], options)}")
+    # Not `value not in options`: an array would be compared item by item.
+    if not any(isinstance(value, type(one)) and value == one for one in options):
+        meant = near([value], options) if isinstance(value, str) else ""
+        raise DataError(f"`{name}` must be one of {listed(options, 20)}, found {shown(value)}.{meant}")
 
 
 def check_positive(name: str, value: float) -> None:
@@ -100,6 +112,26 @@ def check_count(name: str, value: int) -> None:
 
 #: µm per pixel between which pictures of tissue lie, the most magnified and thumbnails of whole slides included
 _LEAST_MPP, _MOST_MPP = 0.01, 1000.0
+
+
+def as_numbers(name: str, values: Any, kind: Any = float) -> Any:
+    """Matrix of numbers, dense or sparse, of a type; raises where it holds something else, or has another shape."""
+    try:
+        if np.iscomplexobj(values):
+            raise TypeError("complex numbers")
+        found = values.astype(kind) if hasattr(values, "tocsr") else np.asarray(values, dtype=kind)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"`{name}` must hold numbers, found {shown(values)} ({shown(str(error))}).") from error
+    if found.ndim not in (1, 2):
+        raise DataError(f"`{name}` must have rows and columns, found shape {found.shape}.")
+    return found
+
+
+def as_names(name: str, values: Any) -> list[Any]:
+    """Names as a list; raises where it is a single one, or none."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"`{name}` must be a list of names, found {shown(values)}.")
+    return list(values)
 
 
 def check_mpp(name: str, value: float) -> None:
@@ -125,24 +157,6 @@ def check_embedding(values: Any, *, where: str) -> None:
             f"{where} holds {int(wrong.sum())} values that are infinite or too large to compare (e.g. {worst:.4g}): "
             "it is damaged, or no embedding. Make it anew."
         )
-
-
-def check_fields(params: Any, name: str) -> None:
-    """Raise where a number of a parameter dataclass is none, or not whole where it is counted, by its annotation."""
-    for one in fields(params):
-        value, kind = getattr(params, one.name), str(one.type)
-        if value is None and kind.endswith("| None"):
-            continue
-        kind = kind.removesuffix(" | None")
-        if kind == "int":
-            whole(f"{name}.{one.name}", value)
-        elif kind == "tuple[int, ...]":
-            for item in value:
-                whole(f"{name}.{one.name}", item)
-        elif kind == "float" and (
-            isinstance(value, bool) or not isinstance(value, int | float | np.number) or np.isnan(value)
-        ):
-            raise DataError(f"`{name}.{one.name}` must be a number, found {value!r}.")
 
 
 def whole(name: str, value: Any, *, least: int | None = None) -> int:
@@ -183,7 +197,7 @@ def check_slot(name: Any, *, argument: str = "key_added") -> None:
     if not allowed or not all(c.isalnum() or c in "_-." for c in name) or len(name.encode()) > MAX_NAME:
         raise DataError(
             f"`{argument}` must be a name of letters, digits, '_', '-' and '.' that does not start with '__', "
-            f"found {name!r}: nothing else can be stored."
+            f"found {shown(name)}: nothing else can be stored."
         )
 
 
@@ -284,33 +298,6 @@ def check_counts(x: Any, *, where: str, kept: str = "") -> None:
         )
 
 
-def from_yaml(value: Any) -> Any:
-    """Mapping in a YAML file where a path is given, the value itself otherwise."""
-    if not isinstance(value, (str, Path)):
-        return value
-    import yaml
-
-    path = Path(value)
-    try:
-        found = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"Parameters could not be read from {str(path)!r}: {error}.") from error
-    if not isinstance(found, Mapping):
-        raise DataError(f"{str(path)!r} must hold names and values, such as 'epochs: 5'; found {type(found).__name__}.")
-    return dict(found)
-
-
-def parse_yaml(text: str) -> Any:
-    """Value of YAML text; ``1e-3`` is a number, as in YAML 1.2 and unlike in YAML 1.1, to which pyyaml keeps."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
-    return yaml.load(text, Loader)  # a SafeLoader: no code is run
-
-
 def resolve_params(cls: type[P], value: P | Mapping[str, Any] | None, *, name: str) -> P:
     """Turn ``None``, an instance or a mapping into an instance of the parameter dataclass `cls`."""
     if value is None:
@@ -319,7 +306,7 @@ def resolve_params(cls: type[P], value: P | Mapping[str, Any] | None, *, name: s
         return value
     if isinstance(value, Mapping) and is_dataclass(cls):
         known = [f.name for f in fields(cls)]
-        if unknown := sorted(set(value) - set(known)):
+        if unknown := sorted(set(value) - set(known), key=str):
             meant = near(unknown, known)
             raise DataError(f"`{name}` has no field {listed(unknown)}; known: {listed(known, 40)}.{meant}")
         # numpy scalars would not go into JSON later on.

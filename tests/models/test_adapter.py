@@ -234,7 +234,7 @@ def test_batch_statistics_stay_those_of_pretraining():
         ({"rank": 3}, sl.DataError, "`adapter` has no field 'rank'; known: 'r', 'alpha'"),
         ({"kind": "bottleneck", "r": 3}, sl.DataError, "`adapter` has no field 'r'; known: 'width'"),
         ({"r": 0}, sl.DataError, "`adapter.r` must be a positive number"),
-        ({"dropout": 2}, sl.DataError, "`adapter.dropout` must lie between 0 and 1"),
+        ({"dropout": 2}, sl.DataError, "`adapter.dropout` must be at most 1"),
         ({"kind": "full", "layer_decay": -1}, sl.DataError, "`adapter.layer_decay` must be a positive number"),
         (3, TypeError, "`adapter` must be a name, a mapping or an adapter's parameters, found int"),
     ],

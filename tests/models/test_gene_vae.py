@@ -49,5 +49,5 @@ def test_shapes_follow_the_parameters(hidden, flows):
 
 
 def test_dropout_must_be_a_fraction():
-    with pytest.raises(sl.DataError, match="`gene_encoder.dropout` must lie between 0 and 1"):
+    with pytest.raises(sl.DataError, match="`gene_encoder.dropout` must be"):
         GeneVAEParams(dropout=1.5)

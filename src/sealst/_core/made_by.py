@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sealst._given.schema import Blocks, Name, Positive, Width, check_fields
+
 #: SEAL models go by it, or in the files of other tools by a name with its beginning; encoders have names of their own
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}|seal-.+-[0-9a-f]{8}")
 
@@ -20,14 +22,17 @@ class MadeBy:
     the same at 224 px are about as far apart as two spots.
     """
 
-    model: str
-    fingerprint: str | None = None
-    pool: str | None = None
-    modality: str | None = None
-    crop_um: float | None = None
-    crop_px: int | None = None
+    model: Name
+    fingerprint: Name | None = None
+    pool: Name | None = None
+    modality: Name | None = None
+    crop_um: Positive | None = None
+    crop_px: Width | None = None
     #: flips and rotations that it is the mean of
-    views: int | None = None
+    views: Blocks | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "made_by")
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> MadeBy | None:

@@ -32,6 +32,7 @@ from sealst._section.images import (
     stated_scales,
 )
 from sealst._section.parts import Part, parts_at, parts_of, walk
+from sealst._section.records import record, record_slot, recorded
 from sealst._section.regions import Region, regions_of, row_of, sections_of
 from sealst._section.tables import (
     Data,
@@ -44,9 +45,6 @@ from sealst._section.tables import (
     patients,
     patients_of,
     read_h5ad,
-    record,
-    record_slot,
-    recorded,
     with_table,
 )
 from sealst._section.twins import likeness_of, refuse_twin_folds, refuse_twins

@@ -22,11 +22,14 @@ from sealst._section.colour import warn_if_dark
 from sealst._section.images import multiscale
 from sealst._section.pyramid import SlideImage, extended, levels_of, squidpy_library
 from sealst._validate import (
+    as_names,
+    as_numbers,
     check_choice,
     check_gene_names,
     check_mpp,
     check_positive,
     check_section,
+    check_slot,
     listed,
     patient_text,
 )
@@ -115,8 +118,11 @@ def from_arrays(
     """
     # Copies: the table must not change when the caller's arrays do.
     check_sparse(counts, where="`counts`")
-    counts = sp.csr_matrix(counts, dtype=np.float32, copy=True)
-    xy = np.array(xy, dtype=float)
+    counts = sp.csr_matrix(as_numbers("counts", counts, np.float32), copy=True)
+    xy = as_numbers("xy", xy).copy()
+    genes = as_names("genes", genes)
+    if spot_ids is not None:
+        spot_ids = as_names("spot_ids", spot_ids)
     ids = np.asarray([str(i) for i in (range(len(xy)) if spot_ids is None else spot_ids)], dtype=object)
     check_section(section)
     if not isinstance(image, np.ndarray | SlideImage):
@@ -209,6 +215,8 @@ def _obs_frame(
         return frame
     if len(extra) != len(ids):
         raise DataError(f"`obs` has {len(extra)} rows, expected one per spot ({len(ids)}).")
+    for name in extra.columns:
+        check_slot(name, argument="obs")
     if len(taken := frame.columns.intersection(extra.columns)):
         raise DataError(f"`obs` has column(s) {listed(taken)}, which are set by arguments of their own; drop them.")
     return pd.concat([frame, extra.set_axis(frame.index, axis=0)], axis=1)

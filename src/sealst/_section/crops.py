@@ -22,8 +22,9 @@ from sealst._errors import DataError, OrderError, ScaleError
 from sealst._keys import Keys
 from sealst._logging import progress
 from sealst._section.images import between, has_pixels, he_image, image_levels
+from sealst._section.records import recorded
 from sealst._section.regions import Region, regions_of, sections_of
-from sealst._section.tables import Data, get_table, needs_pixels, recorded
+from sealst._section.tables import Data, get_table, needs_pixels
 from sealst._settings import settings
 from sealst._validate import check_key, listed
 
@@ -84,7 +85,12 @@ class RegionCrops:
 
     def shows(self, made_from: dict[str, Any]) -> bool:
         """Whether the crops still show what they showed when something was made from them, by those that were kept."""
-        known = json.loads(made_from.get("pixels", "{}"))
+        try:
+            known = json.loads(str(made_from.get("pixels", "{}")))
+        except (ValueError, RecursionError):
+            return False
+        if not isinstance(known, dict):
+            return False
         rows = np.flatnonzero(np.isin(self.region.ids.astype(str), list(known)))
         then = [known[name] for name in self.region.ids[rows].astype(str)]
         return not len(rows) or _digests(read_crops(self.levels, self.every_box[rows], self.crop_px)) == then

@@ -15,8 +15,8 @@ from sealst._core.genes.panel import GenePanel
 from sealst._core.sparse import check_table
 from sealst._errors import DataError, OrderError, PanelError
 from sealst._keys import Keys
+from sealst._section.records import recorded
 from sealst._validate import check_key, listed, patient_text
-from sealst._version import __version__
 
 #: what calls that need no pixels accept
 Data: TypeAlias = SpatialData | AnnData
@@ -120,21 +120,6 @@ def patients(table: AnnData, rows: np.ndarray | None = None) -> np.ndarray:
 def patients_of(table: AnnData, rows: np.ndarray | None = None) -> list[str]:
     """Names of the patients of a table's rows."""
     return sorted(set(patients(table, rows).tolist()))
-
-
-def recorded(table: AnnData, call: str) -> dict[str, Any]:
-    """Copy of what a call recorded; empty where it has not run."""
-    return dict(table.uns.get(Keys.UNS, {}).get(call, {}))
-
-
-def record(table: AnnData, call: str, entry: dict[str, Any]) -> None:
-    """Write what a call did, keeping what other calls wrote."""
-    table.uns[Keys.UNS] = dict(table.uns.get(Keys.UNS, {})) | {call: entry, "version": __version__}
-
-
-def record_slot(table: AnnData, call: str, key: str, entry: dict[str, Any]) -> None:
-    """Write what a call did for one slot, keeping what it recorded of others."""
-    record(table, call, recorded(table, call) | {key: entry})
 
 
 def for_writing(data: Data, table_key: str, *, copy: bool) -> tuple[Data, AnnData]:

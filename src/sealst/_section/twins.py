@@ -18,7 +18,7 @@ from sealst._errors import LeakError, SealstError
 from sealst._keys import Keys
 from sealst._section.images import find_image, he_image, image_levels, spot_centres, spot_table
 from sealst._section.parts import Part
-from sealst._section.tables import recorded
+from sealst._section.records import recorded
 from sealst._validate import listed
 
 #: a test section with more copies of training spots than this share is refused

@@ -6,24 +6,38 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import numpy as np
+from pydantic import Field
 
 from sealst._core.losses.registry import CONTRASTIVE, COUNT_RECONSTRUCTION, RECONSTRUCTION
 from sealst._data.augment import AUGMENTATIONS
-from sealst._errors import DataError
+from sealst._given.schema import (
+    Blocks,
+    Count,
+    NotNegative,
+    Number,
+    Positive,
+    Share,
+    Temperature,
+    Width,
+    Workers,
+    check_fields,
+    one_of,
+)
+from sealst._given.yaml import from_yaml
 from sealst._keys import Keys
 from sealst._settings import settings
-from sealst._validate import (
-    check_choice,
-    check_fields,
-    check_fraction,
-    check_positive,
-    from_yaml,
-    resolve_params,
-    whole,
-)
+from sealst._validate import resolve_params
+
+#: one spot alone has nothing that it is told apart from
+Several = Annotated[int, Field(ge=2)]
+#: names that a field may have
+Augmentation = Annotated[str, one_of(*sorted(AUGMENTATIONS))]
+Contrastive = Annotated[str, one_of(*sorted(CONTRASTIVE))]
+Reconstruction = Annotated[str, one_of(*sorted(RECONSTRUCTION | COUNT_RECONSTRUCTION))]
+_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64")
+Precision = Annotated[str, one_of("auto", *_PRECISIONS, "transformer-engine", "transformer-engine-float16")]
 
 
 @dataclass(frozen=True)
@@ -31,94 +45,79 @@ class TrainParams:
     """Training of the SEAL model; a field left at None is chosen from the number of spots (see the recipe page)."""
 
     #: passes over the spots in the alignment stage
-    epochs: int | None = None
+    epochs: Count | None = None
     #: passes of the gene autoencoder alone, before alignment
-    warmup_epochs: int | None = None
+    warmup_epochs: Number | None = None
     #: spots per step, over all devices; also the pool of the contrastive loss
-    batch_size: int | None = None
+    batch_size: Several | None = None
     #: peak learning rate of the alignment stage (AdamW, cosine schedule)
-    lr: float | None = None
+    lr: Positive | None = None
     #: learning rate of the warm-up stage
-    warmup_lr: float = 5e-4
-    weight_decay: float | None = None
+    warmup_lr: Positive = 5e-4
+    weight_decay: NotNegative | None = None
     #: augmented versions of each crop in the trunk cache, the crop itself included
-    views: int | None = None
+    views: Blocks | None = None
     #: ``"none"``; ``"soft"`` (flips, rotations, mild colour jitter); ``"stain"`` (flips, rotations, haematoxylin and
     #: eosin varied separately, after Tellez et al. 2018, for sections of several laboratories or scanners); ``"hard"``
     #: (all of these, Gaussian blur and erasing)
-    augmentation: str = "soft"
+    augmentation: Augmentation = "soft"
     #: ``"trunk"`` caches the frozen blocks' output below ``settings.cache_dir``, where later runs find it (see
     #: `sealst.tl.clear_cache`); ``"none"`` runs the whole encoder each step; ``"auto"`` chooses by disk, epochs and
     #: the number of adapted blocks
-    cache: str = "auto"
+    cache: Annotated[str, one_of("auto", "trunk", "none")] = "auto"
     #: ``"clip"``, ``"soft_clip"`` or ``"siglip"``
-    contrastive: str = "clip"
-    temperature: float = 0.05
+    contrastive: Contrastive = "clip"
+    temperature: Temperature = 0.05
     #: spots that a crop is told apart from in the contrastive loss: ``"section"`` (batches of one section each, so that
     #: nothing is won by telling sections apart) or ``"all"``
-    negatives: str = "all"
+    negatives: Annotated[str, one_of("all", "section")] = "all"
     #: name of a reconstruction loss; ``"nb"`` is the likelihood of the counts
-    reconstruction: str = "barlow_std_mse"
+    reconstruction: Reconstruction = "barlow_std_mse"
     #: scale of both reconstruction losses
-    reconstruction_scale: float = 0.1
-    weight_contrast: float = 1.0
-    weight_gene: float = 1.0
-    weight_image: float = 1.0
+    reconstruction_scale: Positive = 0.1
+    weight_contrast: NotNegative = 1.0
+    weight_gene: NotNegative = 1.0
+    weight_image: NotNegative = 1.0
     #: whether to sample the code and add the KL term, weighted 1 / dim
     kl: bool = False
     #: layer the gene encoder sees and both decoders reconstruct
-    layer: str = Keys.CONTEXT
+    layer: Annotated[str, one_of(Keys.CONTEXT, Keys.LOGNORM)] = Keys.CONTEXT
     #: share of genes hidden from the gene encoder in training; None is 0, and what a masked autoencoder states
-    mask_genes: float | None = None
+    mask_genes: Share | None = None
     #: deviation of the noise added to the gene encoder's input, in units of each gene's own
-    noise: float = 0.0
+    noise: NotNegative = 0.0
     #: weight of the loss on hidden genes alone
-    weight_masked: float = 1.0
+    weight_masked: NotNegative = 1.0
     #: whether the gene decoder is told each spot's organ by a learned vector added to the code; encoders never are, so
     #: that no embedding needs to know the organ. Spots of unknown organ have the zero vector
     organ_embedding: bool = False
     #: 0 draws every spot once per epoch; 1 gives every organ the same share of the draws, and every section the same
     #: share of its organ's; between, a compromise
-    balance: float = 0.0
+    balance: Share = 0.0
     #: weight of a discriminator that must not tell `domain` from image embeddings (gradient reversal); 0 is none
-    weight_domain: float = 0.0
+    weight_domain: NotNegative = 0.0
     #: ``"section"``, ``"patient"`` or ``"organ"``
-    domain: str = "section"
+    domain: Annotated[str, one_of("section", "patient", "organ")] = "section"
     #: epochs without a better held-out `monitor` after which training stops, with the best weights; None trains on
-    patience: int | None = None
+    patience: Count | None = None
     #: ``"pearson"`` or ``"recall@10"``
-    monitor: str = "pearson"
+    monitor: Annotated[str, one_of("pearson", "recall@10")] = "pearson"
     #: crops per forward pass where a batch does not fit into memory; same gradients up to rounding, adapted blocks run
     #: once more
-    chunk_size: int | None = None
+    chunk_size: Count | None = None
     #: whether to compile the trained part of the encoder with `torch.compile`
     compile: bool = False
     #: largest norm of the gradient
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     #: Lightning's precision, e.g. ``"bf16-mixed"``; ``"auto"`` is ``settings.precision``, or bf16 on GPUs that have it
-    precision: str = "auto"
+    precision: Precision = "auto"
     #: batches whose gradients are summed before a step
-    accumulate: int = 1
+    accumulate: Count = 1
     #: worker processes of the loader
-    num_workers: int = 0
+    num_workers: Workers = 0
 
     def __post_init__(self) -> None:
         check_fields(self, "params")
-        for name in ("epochs", "batch_size", "lr", "views", "patience", "chunk_size"):
-            if getattr(self, name) is not None:
-                check_positive(f"params.{name}", getattr(self, name))
-        for name in ("temperature", "reconstruction_scale", "warmup_lr", "clip_norm", "accumulate"):
-            check_positive(f"params.{name}", getattr(self, name))
-        for name in ("mask_genes", "balance"):
-            check_fraction(f"params.{name}", getattr(self, name) or 0.0)
-        check_choice("params.domain", self.domain, ("section", "patient", "organ"))
-        check_choice("params.monitor", self.monitor, ("pearson", "recall@10"))
-        check_choice("params.augmentation", self.augmentation, sorted(AUGMENTATIONS))
-        check_choice("params.cache", self.cache, ("auto", "trunk", "none"))
-        check_choice("params.contrastive", self.contrastive, sorted(CONTRASTIVE))
-        check_choice("params.negatives", self.negatives, ("all", "section"))
-        check_choice("params.reconstruction", self.reconstruction, sorted(RECONSTRUCTION | COUNT_RECONSTRUCTION))
-        check_choice("params.layer", self.layer, (Keys.CONTEXT, Keys.LOGNORM))
 
     def filled(self, **values: Any) -> TrainParams:
         """Copy with the fields that are None taken from `values`."""
@@ -183,47 +182,31 @@ class SlideParams:
     """Fitting of a slide model, see `sealst.tl.fit_slide`."""
 
     #: passes over the training slides at most
-    epochs: int = 50
+    epochs: Count = 50
     #: learning rate (AdamW)
-    lr: float = 3e-4
-    weight_decay: float = 1e-3
-    dropout: float = 0.25
+    lr: Positive = 3e-4
+    weight_decay: NotNegative = 1e-3
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.25
     #: width that embeddings are brought to before pooling
-    hidden: int = 256
+    hidden: Width = 256
     #: width of the attention
-    attention: int = 128
+    attention: Width = 128
     #: epochs without a lower loss of the inner validation patients after which fitting stops, with the best weights;
     #: None trains all epochs on all training slides
-    patience: int | None = 10
+    patience: Count | None = 10
     #: slides per step; None is 8, and 16 for survival, where a step compares its slides with each other
-    batch_size: int | None = None
+    batch_size: Count | None = None
     #: tiles of a training slide that a step looks at, drawn anew every time; prediction always looks at all
-    max_tiles: int = 4096
+    max_tiles: Count = 4096
     #: whether classes count the same in the loss, however rare they are; probabilities are then of balanced classes
     balance: bool = True
     #: largest norm of the gradient
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     #: megabytes of embeddings kept in memory between epochs; what does not fit is read again
-    cache_mb: int = 4096
+    cache_mb: Number = 4096
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            # numpy scalars would not go into JSON later on.
-            object.__setattr__(self, name, value.item() if isinstance(value, np.generic) else value)
         check_fields(self, "params")
-        for name in ("lr", "clip_norm"):
-            check_positive(f"params.{name}", getattr(self, name))
-        for name in ("epochs", "hidden", "attention", "max_tiles"):
-            whole(f"params.{name}", getattr(self, name), least=1)
-        for name in ("patience", "batch_size"):
-            if getattr(self, name) is not None:
-                whole(f"params.{name}", getattr(self, name), least=1)
-        check_fraction("params.dropout", self.dropout)
-        for name in ("weight_decay", "cache_mb"):
-            if not getattr(self, name) >= 0:
-                raise DataError(f"`params.{name}` must be 0 or more, found {getattr(self, name)!r}.")
-        if self.dropout == 1:
-            raise DataError("`params.dropout` of 1 leaves nothing to learn from; use less, such as 0.25.")
 
 
 def slide_params(given: SlideParams | Mapping[str, Any] | str | Path | None) -> SlideParams:

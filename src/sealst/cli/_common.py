@@ -18,10 +18,11 @@ import click
 from click.core import ParameterSource
 
 from sealst._errors import SealstError, SealstWarning
+from sealst._given.yaml import from_yaml
 from sealst._logging import logger
 from sealst._settings import settings
 from sealst._system.refusals import refusal
-from sealst._validate import from_yaml, listed, near
+from sealst._validate import listed, near, shown
 from sealst.cli._from_signature import Derived
 from sealst.cli._types import expected
 
@@ -116,7 +117,7 @@ class SealstCommand(click.Command):
             path, given = ctx.meta[_CONFIG]
             name, wanted = name_in_config(param), expected(param)
             why = f"expected {wanted}." if wanted else error.message
-            raise click.UsageError(f"{str(path)!r} sets {name!r} to {given[name]!r}: {why}", ctx) from error
+            raise click.UsageError(f"{str(path)!r} sets {name!r} to {shown(given[name])}: {why}", ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the function and show its answer; errors become messages and exit codes, ``-v`` shows their origin."""

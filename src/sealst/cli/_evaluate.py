@@ -10,8 +10,8 @@ import click
 
 from sealst._errors import DataError
 from sealst._files import new_folder, write_json
+from sealst._given.yaml import from_yaml
 from sealst._settings import settings
-from sealst._validate import from_yaml
 from sealst.cli import _options as opt
 from sealst.cli._common import Answer, SealstCommand
 from sealst.cli._from_signature import options_of

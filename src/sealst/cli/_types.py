@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from sealst._errors import DataError
-from sealst._validate import from_yaml, listed, parse_yaml
+from sealst._files import read_text
+from sealst._given.yaml import from_yaml, parse_yaml
+from sealst._validate import listed, shown
 
 EXISTING = click.Path(path_type=Path, exists=True)
 EXISTING_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -31,12 +32,12 @@ class YamlMapping(click.ParamType):
         if isinstance(value, str):
             try:
                 found = from_yaml(value) if Path(value).is_file() else parse_yaml(value)
-            except (DataError, yaml.YAMLError) as error:
+            except DataError as error:
                 self.fail(" ".join(str(error).split()), param, ctx)
         if isinstance(found, Mapping) or (self.word and isinstance(found, str)):
             return found
         what = "a name or names and values" if self.word else "names and values"
-        return self.fail(f"expected {what} such as '{{epochs: 5}}', or a YAML file; found {value!r}.", param, ctx)
+        return self.fail(f"expected {what} such as '{{epochs: 5}}', or a YAML file; found {shown(value)}.", param, ctx)
 
 
 class AutoNumber(click.ParamType):
@@ -51,7 +52,7 @@ class AutoNumber(click.ParamType):
         try:
             return click.IntRange(min=1).convert(value, param, ctx)
         except click.BadParameter:
-            return self.fail(f"expected 'auto' or a whole number from 1 on, found {value!r}.", param, ctx)
+            return self.fail(f"expected 'auto' or a whole number from 1 on, found {shown(value)}.", param, ctx)
 
 
 class KeyValue(click.ParamType):
@@ -65,10 +66,10 @@ class KeyValue(click.ParamType):
             return dict(value)
         name, sign, text = str(value).partition("=")
         if not (name and sign):
-            self.fail(f"expected NAME=VALUE, found {value!r}.", param, ctx)
+            self.fail(f"expected NAME=VALUE, found {shown(value)}.", param, ctx)
         try:
             return {name.strip().replace("-", "_"): parse_yaml(text)}
-        except yaml.YAMLError as error:
+        except DataError as error:
             return self.fail(" ".join(str(error).split()), param, ctx)
 
 
@@ -84,16 +85,16 @@ class Limits(click.ParamType):
         name, sign, text = str(value).partition("=")
         sides = text.split(":")
         if not (name and sign) or len(sides) != 2:
-            self.fail(f"expected METRIC=LOW:HIGH, such as fold_fraction=:0.1, found {value!r}.", param, ctx)
+            self.fail(f"expected METRIC=LOW:HIGH, such as fold_fraction=:0.1, found {shown(value)}.", param, ctx)
         return {name: self._pair([side or None for side in sides], param, ctx)}
 
     def _pair(self, pair: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float | None, ...]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            self.fail(f"expected a lowest and a highest value, null for none, found {pair!r}.", param, ctx)
+            self.fail(f"expected a lowest and a highest value, null for none, found {shown(pair)}.", param, ctx)
         try:
             return tuple(None if side is None else float(side) for side in pair)
         except (TypeError, ValueError):
-            return self.fail(f"limits must be numbers, found {pair!r}.", param, ctx)
+            return self.fail(f"limits must be numbers, found {shown(pair)}.", param, ctx)
 
 
 class Genes(click.ParamType):
@@ -106,8 +107,8 @@ class Genes(click.ParamType):
         if isinstance(value, str):
             path = Path(value)
             try:
-                value = path.read_text(encoding="utf-8").splitlines() if path.is_file() else value.split(",")
-            except (OSError, UnicodeDecodeError) as error:
+                value = read_text(path).splitlines() if path.is_file() else value.split(",")
+            except (OSError, DataError) as error:
                 self.fail(f"{str(path)!r} could not be read as a list of genes: {error}.", param, ctx)
         items = value if isinstance(value, list | tuple) else [value]
         names = list(dict.fromkeys(str(name).strip() for name in items))

@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sealst._errors import CheckpointError, DataError
-from sealst._validate import check_fields, check_fraction, check_positive, listed, resolve_kind
+from sealst._given.schema import Blocks, Name, Positive, Rank, Share, Width, check_fields
+from sealst._validate import listed, resolve_kind
 from sealst.models._encoders.blocks import block_layers, parameter_depths
 from sealst.models._encoders.encoder import Encoder
 
@@ -36,6 +38,8 @@ class Bottleneck(nn.Module):
         return z + self.up(self.drop(self.act(self.down(self.norm(z)))))
 
 
+#: what makes a regular expression slow where it fits nothing
+_REPEATED_GROUP, _REPEATS, _MOST_REPEATS = re.compile(r"\)[*+{]"), re.compile(r"(?<!\\)[*+{]"), 6
 #: linear layers of the attention pooler
 _POOLER_TARGETS = ("q", "k", "v", "proj")
 
@@ -83,17 +87,17 @@ class LoraParams(Adapter):
 
     kind: ClassVar[str] = "lora"
     #: rank
-    r: int = 8
+    r: Rank = 8
     #: scaling; the update is multiplied by alpha / r
-    alpha: float = 8.0
+    alpha: Positive = 8.0
     #: dropout on the adapter's input
-    dropout: float = 0.15
+    dropout: Share = 0.15
     #: how many of the last blocks are adapted
-    n_blocks: int = 1
+    n_blocks: Blocks = 1
     #: whether the attention pooler is adapted too, where the encoder has one (CONCH, CONCH v1.5)
     pooler: bool = False
     #: regular expression for the end of the names of adapted layers, e.g. ``"attn\\.qkv|attn\\.proj"``; None takes all
-    targets: str | None = None
+    targets: Name | None = None
     #: whether to multiply by alpha / √r instead (rank-stabilised; Kalajdzievski 2023)
     rslora: bool = False
     #: whether to learn the weights' magnitude and direction apart (DoRA; Liu et al. 2024)
@@ -101,10 +105,13 @@ class LoraParams(Adapter):
 
     def __post_init__(self) -> None:
         check_fields(self, "adapter")
-        for name in ("r", "alpha", "n_blocks"):
-            check_positive(f"adapter.{name}", getattr(self, name))
-        check_fraction("adapter.dropout", self.dropout)
         if self.targets is not None:
+            # A model's folder states it, too: what could be tried in endless ways is not tried.
+            if _REPEATED_GROUP.search(self.targets) or len(_REPEATS.findall(self.targets)) > _MOST_REPEATS:
+                raise DataError(
+                    f"`adapter.targets` {self.targets!r} repeats a group, or has more than {_MOST_REPEATS} of '*', '+' "
+                    r"and '{'; pass a simpler one, such as 'attn\..*'."
+                )
             try:
                 re.compile(self.targets)
             except re.error as error:
@@ -160,14 +167,12 @@ class _WeightParams(Adapter):
     """Finetuning of pretrained weights, which learn more slowly than new ones, and the more so the deeper they lie."""
 
     #: factor on the learning rate for each block further down (Clark et al. 2020)
-    layer_decay: float = 0.7
+    layer_decay: Positive = 0.7
     #: learning rate of pretrained weights relative to that of the run, which suits new ones
-    lr_scale: float = 0.02
+    lr_scale: Positive = 0.02
 
     def __post_init__(self) -> None:
         check_fields(self, "adapter")
-        for name in ("layer_decay", "lr_scale"):
-            check_positive(f"adapter.{name}", getattr(self, name))
 
     def rates(self, encoder: Encoder) -> dict[str, float]:
         """Lower for pretrained weights, the lower the deeper."""
@@ -181,11 +186,7 @@ class BlocksParams(_WeightParams):
 
     kind: ClassVar[str] = "blocks"
     #: how many of the last blocks are trained
-    n_blocks: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive("adapter.n_blocks", self.n_blocks)
+    n_blocks: Blocks = 1
 
     def attach(self, encoder: Encoder) -> None:
         """Keep a copy of the weights that will change, and let them."""
@@ -223,14 +224,12 @@ class BottleneckParams(Adapter):
 
     kind: ClassVar[str] = "bottleneck"
     #: hidden width
-    width: int = 256
+    width: Width = 256
     #: dropout on the hidden values
-    dropout: float = 0.0
+    dropout: Share = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, "adapter")
-        check_positive("adapter.width", self.width)
-        check_fraction("adapter.dropout", self.dropout)
 
     def attach(self, encoder: Encoder) -> None:
         """Put the network behind the pooling."""
@@ -330,6 +329,16 @@ def load_adapter(encoder: Encoder, folder: Path) -> None:
     check_tensors(ADAPTER_FILE, own, stored)
     for name, tensor in stored.items():
         own[name].copy_(tensor)
+
+
+def tensor_shapes(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a file without their values."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no mapping
+            return {name: torch.empty(one.get_shape(), device="meta") for name, one in slices.items()}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"Weights in {str(path)!r} cannot be read: {error}") from error
 
 
 def check_tensors(where: str, own: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:

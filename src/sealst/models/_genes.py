@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sealst._errors import DataError
-from sealst._validate import check_count, check_fields, check_fraction, check_positive, resolve_kind
+from sealst._given.schema import Blocks, MaybeBlocks, Share, Width, Widths, check_fields
+from sealst._validate import resolve_kind
 
 
 class GeneCode(NamedTuple):
@@ -54,13 +55,6 @@ class GeneEncoderParams(ABC):
     _hidden_facts: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if isinstance(value, (list, tuple)):
-                object.__setattr__(self, name, tuple(value))
-                for width in getattr(self, name):
-                    check_count(f"gene_encoder.{name}", width)
-            elif name in ("dropout", "mask"):
-                check_fraction(f"gene_encoder.{name}", value)
         check_fields(self, "gene_encoder")
 
     @abstractmethod
@@ -110,9 +104,9 @@ class GeneMLPParams(GeneEncoderParams):
 
     kind: ClassVar[str] = "mlp"
     #: hidden widths of the encoder; the decoder mirrors them
-    hidden: tuple[int, ...] = (1024, 512)
+    hidden: Widths = (1024, 512)
     #: dropout in the decoder
-    dropout: float = 0.4
+    dropout: Share = 0.4
 
     def build(self, n_genes: int, dim: int) -> GeneMLP:
         """The network."""
@@ -133,7 +127,7 @@ class GeneMAEParams(GeneMLPParams):
 
     kind: ClassVar[str] = "mae"
     #: share of genes that training hides, where `params.mask_genes` is not given
-    mask: float = 0.3
+    mask: Share = 0.3
 
     def build(self, n_genes: int, dim: int) -> GeneMLP:
         """The network."""
@@ -173,11 +167,11 @@ class GeneVAEParams(GeneEncoderParams):
     variational: ClassVar[bool] = True
     _hidden_facts: ClassVar[tuple[str, ...]] = ("invertible",)
     #: hidden widths of the encoder; the decoder mirrors them
-    hidden: tuple[int, ...] = (1024, 512)
+    hidden: Widths = (1024, 512)
     #: planar flows after the posterior
-    n_flows: int = 3
+    n_flows: MaybeBlocks = 3
     #: dropout in the decoder
-    dropout: float = 0.4
+    dropout: Share = 0.4
     #: whether the flows are kept invertible (Rezende & Mohamed 2015, appendix A.1)
     invertible: bool = True
 
@@ -254,21 +248,19 @@ class GeneTransformerParams(GeneEncoderParams):
     kind: ClassVar[str] = "transformer"
     _hidden_facts: ClassVar[tuple[str, ...]] = ("n_heads",)
     #: length of tokens and latents
-    width: int = 128
+    width: Width = 128
     #: latent vectors
-    n_latents: int = 8
+    n_latents: Width = 8
     #: times that latents attend to genes, and then to each other
-    n_layers: int = 2
-    n_heads: int = 4
+    n_layers: Blocks = 2
+    n_heads: Blocks = 4
     #: hidden widths of the decoder
-    hidden: tuple[int, ...] = (512, 1024)
+    hidden: Widths = (512, 1024)
     #: dropout in the decoder
-    dropout: float = 0.4
+    dropout: Share = 0.4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("width", "n_latents", "n_layers", "n_heads"):
-            check_positive(f"gene_encoder.{name}", getattr(self, name))
         if self.width % self.n_heads:
             raise DataError(
                 f"`gene_encoder.width` is {self.width}, not a multiple of `gene_encoder.n_heads`, {self.n_heads}; pass "

@@ -15,6 +15,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.textpath import TextPath
 from spatialdata import SpatialData
 
@@ -55,6 +56,10 @@ def check_save(save: str | Path | None) -> None:
 
 def finish(figure: Figure, ax: Axes | None, save: str | Path | None, show: bool | None) -> Figure | Axes:
     """Save and show a figure as asked; return it, or the Axes that were given to draw into."""
+    for text in (figure if ax is None else ax).findobj(Text):
+        # Names are shown as they are: a dollar sign in one begins no formula.
+        text.set_parse_math(False)
+        text.set_usetex(False)
     if save is not None:
         path = Path(save)
         path.parent.mkdir(parents=True, exist_ok=True)

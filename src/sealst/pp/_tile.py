@@ -194,7 +194,7 @@ def _check_replaceable(sdata: SpatialData, region: str, table_key: str) -> list[
     # Columns and arrays of a table that no call of sealst writes.
     constants = {value for value in vars(Keys).values() if isinstance(value, str)}
     constants |= {table.uns[TableModel.ATTRS_KEY][name] for name in ("region_key", "instance_key")}
-    added = {str(key) for call in _ADDING for key in table.uns[Keys.UNS].get(call, {})}
+    added = {str(key) for call in _ADDING for key in _section.recorded(table, call)}
     written = (Keys.quality(""), *(Keys.related(key, "") for key in added))
     names = [*table.obs.columns, *table.obsm, *table.layers]
     if own := [name for name in names if name not in constants | added and not str(name).startswith(written)]:

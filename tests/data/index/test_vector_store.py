@@ -14,7 +14,8 @@ import pytest
 from sealst._data.index.vectors import Snapshot, changing, check_target, open_store
 from sealst._errors import CheckpointError, DataError
 
-EMPTY = {"dim": 4, "kept": None, "faiss": None, "segments": []}
+EMPTY = {"dim": 4, "kept": None, "faiss": None, "segments": [], "key": "X_seal", "made_by": {"model": "m"}}
+EMPTY |= {"asked": "exact", "kind": "exact", "params": {}, "options": {}, "columns": [], "version": "0"}
 
 
 def append(folder: Path, n: int, value: float, *, replace: bool = False) -> Snapshot:
@@ -166,7 +167,7 @@ def test_other_folders_are_refused(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"expected 'sealst-index-1', found 'other'"):
         check_target(folder, overwrite=True)
     (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is damaged: it is no JSON"):
         open_store(folder)
 
 

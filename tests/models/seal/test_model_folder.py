@@ -200,7 +200,7 @@ def _fewer_genes(folder):
         (_lose_adapter_tensor, "adapter_model.safetensors has missing or unexpected tensors"),
         (_other_base, "are not those the adapter was trained on"),
         (_future_format, "Model format 99"),
-        (_broken_json, "A JSON file in .* is damaged"),
+        (_broken_json, "config.json' is damaged: it is no JSON"),
         (_fewer_genes, "panel"),
     ],
 )

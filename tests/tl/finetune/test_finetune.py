@@ -303,7 +303,7 @@ def test_the_frozen_encoder_is_the_line_to_beat(ready, finetune):
     ({"resume": True}, "`resume=True` needs the `run_dir`"),
     ({"trainer_kwargs": {"precision": "16-mixed"}}, "must not hold 'precision': .* are fields of `params`"),
     ({"params": {"weight_domain": 1.0, "domain": "organ"}}, "needs at least two of `domain` 'organ'; there is one"),
-    ({"params": {"balance": 2}}, "`params.balance` must lie between 0 and 1"),
+    ({"params": {"balance": 2}}, "`params.balance` must be at most 1"),
     ({"params": {"batch_size": 4}, "trainer_kwargs": {"devices": 8}}, "is 4, fewer than the 8 processes"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_are_refused(ready, finetune, options, text):

@@ -458,7 +458,10 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     (lambda: sl.tl.fit_slide(bags_of(12), "grade", seed=1.5), "`seed` must be a whole number"),
     (lambda: sl.tl.fit_slide(bags_of(12), "grade", params={"hidden": 8.0}), "`params.hidden` must be a whole number"),
     (lambda: sl.tl.fit_slide(bags_of(12), "grade", params={"epochs": 2.5}), "`params.epochs` must be a whole number"),
-    (lambda: sl.tl.fit_slide(bags_of(12), "grade", params={"batch_size": 0}), "`params.batch_size` must be a whole"),
+    (
+        lambda: sl.tl.fit_slide(bags_of(12), "grade", params={"batch_size": 0}),
+        "`params.batch_size` must be a positive number",
+    ),
     (
         lambda: sl.tl.fit_slide(bags_of(12), "time", event="event", folds=2, params=FAST | {"batch_size": 1}),
         r"a step would have 1 of \d+ training slides. Set `params.batch_size` to 2",

@@ -20,9 +20,9 @@ import scipy.sparse as sp
 
 from sealst._core.genes.names import near_names
 from sealst._errors import PanelError
-from sealst._files import write_text
+from sealst._files import TABLE_BYTES, read_text, write_text
 from sealst._logging import warn
-from sealst._validate import listed
+from sealst._validate import listed, shown
 
 #: standard deviations below this belong to a constant gene and are stored as 1, as in sklearn's StandardScaler
 MIN_STD = 1e-3
@@ -372,7 +372,7 @@ class GenePanel:
 
 def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
     """Fields of the panel in a file, and the fingerprint it was written with."""
-    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    lines = read_text(path, kind=PanelError, most=TABLE_BYTES).rstrip("\n").split("\n")
     start = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
     types = {"species": str, "layer": str, "target_sum": float, "sections": list, "n_genes": int, "fingerprint": str}
     facts: dict[str, Any] = {}
@@ -382,20 +382,26 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
             continue  # a comment by a person
         try:
             stated = json.loads(text)
-        except ValueError as error:
-            raise PanelError(f"{path}, line {number}: {key!r} must be a JSON value, found {text.strip()!r}.") from error
+        except (ValueError, RecursionError) as error:
+            raise PanelError(
+                f"{path}, line {number}: {key!r} must be a JSON value, found {shown(text.strip())}."
+            ) from error
         expected = types[key]
         if not isinstance(stated, (int, float) if expected is float else expected):
-            raise PanelError(f"{path}, line {number}: {key!r} must be {expected.__name__}, found {text.strip()!r}.")
+            raise PanelError(
+                f"{path}, line {number}: {key!r} must be {expected.__name__}, found {shown(text.strip())}."
+            )
         facts[key] = stated
     columns = tuple(lines[start].split("\t")) if start < len(lines) else ()
     if columns not in (_COLUMNS, (*_COLUMNS, _MEASURED)):
-        found = repr(lines[start]) if start < len(lines) else "the end of the file"
+        found = shown(lines[start]) if start < len(lines) else "the end of the file"
         raise PanelError(f"{path}, line {start + 1}: expected the columns {listed(_COLUMNS)}, found {found}.")
     rows = [line.split("\t") for line in lines[start + 1 :]]
     for number, (cells, line) in enumerate(zip(rows, lines[start + 1 :], strict=True), start=start + 2):
         if len(cells) != len(columns):
-            raise PanelError(f"{path}, line {number}: expected {len(columns)} columns, found {len(cells)}: {line!r}.")
+            raise PanelError(
+                f"{path}, line {number}: expected {len(columns)} columns, found {len(cells)}: {shown(line)}."
+            )
         if not cells[0].strip():
             raise PanelError(f"{path}, line {number}: column 'gene' is empty.")
         for column, cell in zip(columns[2:4], cells[2:4], strict=True):
@@ -404,7 +410,9 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
             except ValueError:
                 value = float("nan")
             if not np.isfinite(value):
-                raise PanelError(f"{path}, line {number}: column {column!r} must be a finite number, found {cell!r}.")
+                raise PanelError(
+                    f"{path}, line {number}: column {column!r} must be a finite number, found {shown(cell)}."
+                )
     if "n_genes" in facts and len(rows) != facts["n_genes"]:
         raise PanelError(f"{path}, line {len(lines)}: the file ends after {len(rows)} of {facts['n_genes']} genes.")
     sections = tuple(facts.get("sections", ()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 
 from sealst._errors import DataError
+from sealst._files import read_text
 from sealst._text_table import read_text_table
 from sealst._validate import listed
 
 SOURCE, TARGET, WEIGHT = "source", "target", "weight"
+#: all published gene sets together are a fifth of it
+_MOST_BYTES = 1 << 28
 _TABLES = (".csv", ".tsv")
 _HOW = "Pass a DataFrame (source, target[, weight]), a dict of gene lists, or a .gmt, .csv or .tsv file."
 
@@ -73,8 +76,7 @@ def read_gene_sets(path: Path) -> pd.DataFrame:
         if suffix != ".gmt":
             # No cell means NaN: that text, or NA, may be a name.
             return read_text_table(path, dtype={SOURCE: str, TARGET: str}, keep_default_na=False)
-        with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as stream:
-            return _parse_gmt(path, list(stream))
+        return _parse_gmt(path, list(io.StringIO(read_text(path, most=_MOST_BYTES), newline=None)))
     except (OSError, EOFError, UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(f"{path} cannot be read as gene sets ({type(error).__name__}: {error}).") from error
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.linalg import orthogonal_procrustes
 
 from sealst._errors import ScaleError
+from sealst._given.schema import Positive, Width, check_fields
 
 #: what was done to the first picture to get the second
 TURNS = {
@@ -140,6 +141,9 @@ class CropSpec:
     """The crops a model was trained on."""
 
     #: side in µm
-    crop_um: float
+    crop_um: Positive
     #: side in pixels
-    crop_px: int
+    crop_px: Width
+
+    def __post_init__(self) -> None:
+        check_fields(self, "crop")

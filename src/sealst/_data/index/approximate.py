@@ -59,11 +59,17 @@ def resolve_options(kind: str, params: Mapping[str, int] | None) -> dict[str, in
     """Options of a kind of index, defaults filled in; whole numbers above 0."""
     known = _DEFAULTS[kind]
     given = dict(params or {})
-    if unknown := sorted(set(given) - set(known)):
+    if unknown := sorted(set(given) - set(known), key=str):
         raise DataError(f"`params` of kind {kind!r} has no {listed(unknown)}; known: {listed(known)}.")
     for name, value in given.items():
         check_positive(f"params[{name!r}]", value)
     return known | {name: int(value) for name, value in given.items()}
+
+
+def check_options(kind: str, options: Mapping[str, int]) -> None:
+    """Raise unless an index of a kind has just these options."""
+    if set(options) != set(_DEFAULTS[kind]):
+        raise DataError(f"`options` of kind {kind!r} must be {listed(_DEFAULTS[kind])}, found {listed(options)}.")
 
 
 def build(kind: str, vectors: Rows, options: Mapping[str, int]) -> Any:
@@ -143,4 +149,5 @@ def candidates(
     else:
         parameters = faiss.SearchParameters(**chosen)
     x = np.ascontiguousarray(queries, dtype=np.float32)
-    return index.search(x, found, params=parameters)[1]
+    rows = index.search(x, found, params=parameters)[1]
+    return np.where((rows >= 0) & (rows < index.ntotal), rows, -1)

@@ -10,7 +10,7 @@ step that counts. What a killed process leaves behind is named nowhere, and the 
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 import re
 import secrets
 from collections.abc import Iterator, Mapping
@@ -18,17 +18,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
+from sealst._core.made_by import MadeBy
 from sealst._data.index import approximate
 from sealst._data.stacked import Stacked
-from sealst._errors import CheckpointError
-from sealst._files import flush, sweep, visible, write_json
+from sealst._errors import CheckpointError, SealstError
+from sealst._files import flush, read_json, sweep, visible, write_json
+from sealst._given.schema import Count, FileName, Name, Names, Number, Stored, Text, Width, one_of
 from sealst._process.locks import hold
+from sealst._validate import listed, resolve_params, shown
 
 FORMAT = "sealst-index-1"
 CONFIG = "config.json"
@@ -36,6 +40,39 @@ _LOCK = ".lock"
 _OURS = re.compile(r"(vectors|spots|means|kept|faiss)-\d{6}-[0-9a-f]{8}\.(npy|parquet|index)")
 #: attempts to open, when files vanish because another process replaces them
 _ATTEMPTS = 5
+
+
+class _Segment(Stored):
+    """Files of the sections that one call added."""
+
+    vectors: FileName
+    spots: FileName
+    means: FileName
+    n: Count
+    sections: Annotated[Names, Field(min_length=1)]
+
+
+class _Config(Stored):
+    """``config.json``."""
+
+    generation: Count
+    asked: Name
+    kind: Annotated[str, one_of("exact", *approximate.KINDS)]
+    params: dict[Name, Number]
+    options: dict[Name, Number]
+    key: Name
+    made_by: dict[Name, Any]
+    dim: Width
+    space: Annotated[str, one_of("encoder", "shared")] = "encoder"
+    columns: Names
+    version: Text
+    segments: Annotated[list[_Segment], Field(min_length=1)]
+    kept: FileName | None
+    faiss: FileName | None
+    #: bytes of every file
+    files: dict[FileName, Number]
+    #: SHA-256 of the faiss index; missing in folders of earlier versions
+    hashes: dict[FileName, Name] = {}
 
 
 @dataclass(frozen=True)
@@ -54,21 +91,36 @@ class Snapshot:
     @cached_property
     def vectors(self) -> Stacked:
         """Unit vectors of all rows, also of deleted ones, float32 (n, d)."""
-        mode: Literal["r"] | None = "r" if self.mmap else None
-        # A plain array over the map: memmap's own indexing is slow.
-        parts = [np.asarray(np.load(self.folder / s["vectors"], mmap_mode=mode)) for s in self.segments]
-        return Stacked(parts, [self.config["dim"]], np.float32)
+        dim = self.config["dim"]
+        parts = [self._array(s["vectors"], "<f4", (s["n"], dim), mmap=self.mmap) for s in self.segments]
+        return Stacked(parts, [dim], np.float32)
 
     @cached_property
     def spots(self) -> pa.Table:
         """Facts on every row."""
-        tables = [pq.read_table(self.folder / s["spots"], memory_map=self.mmap) for s in self.segments]
-        return pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+        tables = []
+        for segment in self.segments:
+            path = self.folder / segment["spots"]
+            try:
+                if (found := pq.read_metadata(path).num_rows) == segment["n"]:
+                    tables.append(pq.read_table(path, memory_map=self.mmap))
+            except pa.ArrowException as error:
+                raise _damaged(
+                    self.folder, f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})"
+                ) from error
+            if found != segment["n"]:
+                raise _damaged(self.folder, f"{path.name} has {found:,} rows, not {segment['n']:,}")
+        try:
+            return pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+        except pa.ArrowException as error:
+            raise _damaged(self.folder, f"tables of spots do not fit together ({shown(str(error))})") from error
 
     @cached_property
     def means(self) -> np.ndarray:
         """Mean unit vector of every section, float64 (n_sections, d), in the order of `sections`."""
-        return np.concatenate([np.load(self.folder / s["means"]) for s in self.segments])
+        shapes = [(len(s["sections"]), self.config["dim"]) for s in self.segments]
+        names = [s["means"] for s in self.segments]
+        return np.concatenate([self._array(name, "<f8", shape) for name, shape in zip(names, shapes, strict=True)])
 
     @property
     def sections(self) -> list[str]:
@@ -79,7 +131,7 @@ class Snapshot:
     def kept(self) -> np.ndarray | None:
         """Which rows are not deleted; None when none is."""
         name = self.config["kept"]
-        return np.load(self.folder / name) if name else None
+        return self._array(name, "|b1", (sum(s["n"] for s in self.segments),)) if name else None
 
     @property
     def faiss(self) -> Path | None:
@@ -88,8 +140,37 @@ class Snapshot:
 
     @cached_property
     def faiss_index(self) -> Any:
-        """The faiss index over all rows, also deleted ones; None where there is none."""
-        return None if self.faiss is None else approximate.read(self.faiss, mmap=self.mmap)
+        """The faiss index over all rows, also deleted ones; None where there is none, or none that is known again.
+
+        faiss trusts what it reads: a file is opened only where it is, byte by byte, the one that was written.
+        """
+        path = self.faiss
+        stated = None if path is None else self.config.get("hashes", {}).get(path.name)
+        if path is None or stated is None:
+            return None
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != stated:
+                raise _damaged(self.folder, f"{path.name} is not the file that was written")
+        index = approximate.read(path, mmap=self.mmap)
+        if (index.d, index.ntotal) != self.vectors.shape[::-1]:
+            raise _damaged(self.folder, f"{path.name} belongs to other vectors")
+        return index
+
+    def _array(self, name: str, kind: str, shape: tuple[int, ...], *, mmap: bool = False) -> np.ndarray:
+        """Array in a file, of the type and shape that it must have; nothing is read or allocated before it has."""
+        path = self.folder / name
+        with path.open("rb") as stream:
+            try:
+                version = np.lib.format.read_magic(stream)
+                reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                found, fortran, dtype = reader[version](stream)
+            except (ValueError, KeyError) as error:
+                raise _damaged(self.folder, f"{name} is no array of numbers") from error
+            size = stream.tell() + dtype.itemsize * int(np.prod(shape, dtype=object))
+        if (found, fortran, dtype.str) != (shape, False, kind) or path.stat().st_size != size:
+            raise _damaged(self.folder, f"{name} holds {shown(found)} of {dtype.str}, not {shape} of {kind}")
+        # A plain array over the map: memmap's own indexing is slow.
+        return np.asarray(np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False))
 
     def files(self) -> dict[str, int]:
         """Names of all files, and their bytes."""
@@ -110,21 +191,19 @@ def open_store(folder: Path, *, mmap: bool = True) -> Snapshot:
         try:
             for name, size in snapshot.files().items():
                 if (found := (folder / name).stat().st_size) != size:
-                    raise CheckpointError(
-                        f"The index {str(folder)!r} is damaged: {name} has {found:,} bytes, not {size:,}. Restore it "
-                        "from a copy, or build it again."
-                    )
+                    raise _damaged(folder, f"{name} has {found:,} bytes, not {size:,}")
             # Opened now: a change by another process may remove the files later.
             _ = snapshot.vectors, snapshot.spots, snapshot.means, snapshot.kept, snapshot.faiss_index
         except FileNotFoundError as error:
             if attempt + 1 == _ATTEMPTS or _read_config(folder) == config:
-                raise CheckpointError(
-                    f"The index {str(folder)!r} is damaged: {Path(error.filename or '').name or 'a file'} is missing. "
-                    "Restore it from a copy, or build it again."
-                ) from error
+                raise _damaged(folder, f"{Path(error.filename or '').name or 'a file'} is missing") from error
             continue
         return snapshot
     raise CheckpointError(f"The index {str(folder)!r} changes faster than it can be opened.")
+
+
+def _damaged(folder: Path, how: str) -> CheckpointError:
+    return CheckpointError(f"The index {str(folder)!r} is damaged: {how}. Restore it from a copy, or build it again.")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -133,16 +212,26 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{str(folder)!r} holds no index (no {CONFIG}). Build one: `sl.tl.build_index(sections, path)`."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read ({type(error).__name__}: {error}).") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
+    config = read_json(path)
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
         raise CheckpointError(
-            f"{str(folder)!r} holds no index of this version: expected {FORMAT!r}, found {found!r}. Build "
+            f"{str(folder)!r} holds no index of this version: expected {FORMAT!r}, found {shown(found)}. Build "
             "a new one in another folder."
         )
+    facts = _Config.of(config, where=repr(str(path)))
+    used = [name for s in facts.segments for name in (s.vectors, s.spots, s.means)]
+    used += [name for name in (facts.kept, facts.faiss) if name]
+    # No other file is ever opened, measured or removed.
+    if wrong := sorted(name for name in {*used, *facts.files} if name not in facts.files or not _OURS.fullmatch(name)):
+        raise _damaged(folder, f"{CONFIG} names {listed(wrong, 4)}, not among its files")
+    if twice := [s.sections for s in facts.segments if len(set(s.sections)) < len(s.sections)]:
+        raise _damaged(folder, f"{CONFIG} names a section twice ({listed(twice[0], 4)})")
+    try:
+        resolve_params(MadeBy, facts.made_by, name="made_by")
+        approximate.check_options(facts.kind, facts.options)
+    except (SealstError, TypeError) as error:
+        raise _damaged(folder, f"{CONFIG}: {error}") from error
     return config
 
 
@@ -197,8 +286,9 @@ class Change:
 
     folder: Path
     before: Snapshot | None
-    #: sizes of what this change wrote
+    #: sizes of what this change wrote, and digests of what must be known again
     _written: dict[str, int] = field(default_factory=dict)
+    _hashes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -218,9 +308,12 @@ class Change:
         """Path of a file that nobody has."""
         return self.folder / f"{kind}-{self._generation:06d}-{secrets.token_hex(4)}.{ending}"
 
-    def finished(self, path: Path) -> str:
-        """Make sure that a file is on the disk; returns its name."""
+    def finished(self, path: Path, *, hashed: bool = False) -> str:
+        """Make sure that a file is on the disk, and with `hashed` that it is known again; returns its name."""
         flush(path)
+        if hashed:
+            with path.open("rb") as stream:
+                self._hashes[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
         self._written[path.name] = path.stat().st_size
         return path.name
 
@@ -253,7 +346,9 @@ class Change:
         used = [s[kind] for s in segments for kind in ("vectors", "spots", "means")]
         used += [config[kind] for kind in ("kept", "faiss") if config[kind]]
         files = {name: known[name] for name in used}
+        hashes = (self.before.config.get("hashes", {}) if self.before else {}) | self._hashes
         content = dict(config) | {"format": FORMAT, "generation": self._generation, "files": files}
+        content["hashes"] = {name: hashes[name] for name in used if name in hashes}
         # The files that the configuration names are there before it is.
         flush(self.folder)
         write_json(self.folder / CONFIG, content, sync=True)

@@ -112,7 +112,7 @@ def read_slide(
         )
     # Pixels of the image are the frame of a slide without spots.
     sides = {region.name: float(tile["tile_um"]) / float(tile["mpp"])}
-    crops = dict(table.uns[Keys.UNS].get("crops", {}).get(region.name, {}))
+    crops = dict(_section.recorded(table, "crops").get(region.name, {}))
     sides |= {name: float(um) / float(crops["mpp"]) for um, name in dict(crops.get("sizes", {})).items()}
     centres = np.asarray(table.obsm[Keys.SPATIAL], dtype=float)
     for name, side in sides.items():

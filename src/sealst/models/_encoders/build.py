@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,23 @@ from torch import nn
 from sealst._core.device import evaluating
 from sealst._core.seeds import seeded
 from sealst._errors import DataError, WeightsError
-from sealst._files import absolute
+from sealst._files import absolute, read_json
+from sealst._given.schema import Args, Name, Stored
 from sealst._settings import resolve_seed
-from sealst._validate import check_choice, listed
+from sealst._validate import check_choice, listed, shown
 from sealst.models._encoders.blocks import AttentionPooler, block_layers
 from sealst.models._encoders.encoder import Encoder
 from sealst.models._encoders.records import REFUSED, REGISTRY
-from sealst.models._encoders.spec import POOLS, EncoderSpec
-from sealst.models._encoders.weights import State, check_finite, fill, find_weights, load_weights, local_weights
+from sealst.models._encoders.spec import FETCHING, POOLS, EncoderSpec
+from sealst.models._encoders.weights import (
+    State,
+    check_finite,
+    fill,
+    find_weights,
+    load_weights,
+    local_weights,
+    read_tensors,
+)
 
 LOCAL, _HUB = "local-dir:", "hf-hub:"
 #: least side of the empty image that shows what a network without tokens returns
@@ -78,6 +87,8 @@ def build_encoder(
     192
     >>> uni = sl.models.build_encoder("uni", weights="uni/pytorch_model.bin")  # doctest: +SKIP
     """
+    if not isinstance(encoder, str):
+        raise TypeError(f"`encoder` must be the name of an encoder, found {type(encoder).__name__}.")
     if pool is not None:
         check_choice("pool", pool, POOLS)
     if encoder.startswith(LOCAL):
@@ -90,8 +101,9 @@ def build_encoder(
     used = 0 if pretrained and seed is None else resolve_seed(seed)
     if encoder in REGISTRY:
         return build_from_spec(REGISTRY[encoder], pretrained=pretrained, pool=pool, weights=weights, seed=used)
+    # Where its weights are looked for; what it is the model itself tells.
     known = EncoderSpec(
-        key=encoder, arch=encoder, pool="cls", dim=0, n_blocks=0, n_prefix=0, patch_px=1, mean=(), std=()
+        key=encoder, arch=encoder, pool="cls", dim=1, n_blocks=0, n_prefix=0, patch_px=1, mean=(0,) * 3, std=(1,) * 3
     )
     path = None
     if weights is not None:
@@ -119,11 +131,16 @@ def build_from_spec(
 ) -> Encoder:
     """Build the encoder that a record describes; see `build_encoder`."""
     _check_pool(spec, pool or spec.pool, has_class_token=spec.n_prefix > 0)
-    path = find_weights(spec, weights) if pretrained else None
+    if not pretrained:
+        return _built(_module(spec, seed), spec, pool=pool or spec.pool, pretrained=False, seed=seed)
+    path = find_weights(spec, weights)
+    tensors = read_tensors(path, spec.key)
+    # Not those of the registry itself: what a stored record says is anybody's word.
+    if REGISTRY.get(spec.key) != spec:
+        _check_size(spec.arch, spec.model_args, sum(t.numel() for t in tensors.values()), path)
     vit = _module(spec, seed)
-    if path is not None:
-        load_weights(vit, spec, path)
-    return _built(vit, spec, pool=pool or spec.pool, pretrained=pretrained, seed=seed)
+    fill(vit, spec, tensors, path)
+    return _built(vit, spec, pool=pool or spec.pool, pretrained=True, seed=seed)
 
 
 def build_from_tensors(spec: EncoderSpec, tensors: State, path: Path) -> Encoder:
@@ -136,7 +153,7 @@ def build_from_tensors(spec: EncoderSpec, tensors: State, path: Path) -> Encoder
 def _module(spec: EncoderSpec, seed: int) -> Any:
     """The timm module of a record, with random weights."""
     with seeded(seed):
-        vit: Any = timm.create_model(spec.arch, num_classes=0, dynamic_img_size=True, **spec.model_args)
+        vit: Any = timm.create_model(spec.arch, **{**spec.model_args, "num_classes": 0, "dynamic_img_size": True})
         if spec.pooler_args:
             add_pooler(vit, spec)
     return vit
@@ -191,8 +208,7 @@ def _describe(encoder: str, module: Any, pool: str | None, *, pretrained: bool, 
         facts |= {"n_blocks": len(block_layers(module)), "n_prefix": 0, "patch_px": 1}
     args = {}
     if encoder.startswith(LOCAL):
-        stored = (Path(encoder.removeprefix(LOCAL)) / "config.json").read_text(encoding="utf-8")
-        args = dict(json.loads(stored).get("model_args", {}))
+        args = dict(_local_config(Path(encoder.removeprefix(LOCAL))).model_args)
     pool = pool or facts["pools"][0]
     spec = EncoderSpec(
         key=encoder,
@@ -236,6 +252,42 @@ def _other_kind(module: Any, name: str) -> WeightsError:
     )
 
 
+class _LocalConfig(Stored):
+    """What timm reads of the ``config.json`` of a folder."""
+
+    architecture: Name
+    model_args: Args = {}
+    pretrained_cfg: dict[str, Any] = {}
+
+
+def _local_config(folder: Path) -> _LocalConfig:
+    path = folder / "config.json"
+    config = _LocalConfig.of(read_json(path, kind=WeightsError), where=repr(str(path)), kind=WeightsError)
+    if not timm.is_model(config.architecture):
+        raise WeightsError(f"{str(path)!r}: `architecture` must be a model of timm, found {config.architecture!r}.")
+    if wrong := [name for name in config.model_args if name.startswith(FETCHING)]:
+        raise WeightsError(f"{str(path)!r}: `model_args` names weights to fetch ({wrong[0]!r}), which is never done.")
+    return config
+
+
+def _check_size(arch: str, args: Mapping[str, Any], found: int, path: Path) -> None:
+    """Raise where a record describes a network that the numbers of a file cannot fill, before it is built."""
+    options = dict(args) | {"num_classes": 0}
+    with torch.device("meta"):
+        try:
+            module = timm.create_model(arch, **options)
+        except (RuntimeError, TypeError, ValueError, AssertionError, KeyError, ArithmeticError) as error:
+            problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise WeightsError(f"{arch!r} cannot be built with {shown(options)} ({problem}).") from error
+    n = sum(p.numel() for p in module.parameters())
+    # Half of them are enough: grids of positions may be widened.
+    if n > 2 * found:
+        raise WeightsError(
+            f"{arch!r} with {shown(options)} has {n:,} weights, but {str(path)!r} only {found:,}: the record is "
+            "damaged, or belongs to other weights."
+        )
+
+
 def _check_name(encoder: str, needs_weights: bool) -> None:
     if encoder.startswith(LOCAL):
         folder = Path(encoder.removeprefix(LOCAL))
@@ -245,6 +297,11 @@ def _check_name(encoder: str, needs_weights: bool) -> None:
                 f"Folder {str(folder)!r} lacks {listed(missing)}. A local encoder is a timm folder: config.json and "
                 "model.safetensors."
             )
+        config = _local_config(folder)
+        if needs_weights:
+            path = folder / "model.safetensors"
+            # A number has a byte or more.
+            _check_size(config.architecture, config.model_args, path.stat().st_size, path)
     elif Path(encoder).is_dir():
         if (Path(encoder) / "panel.tsv").is_file():
             raise WeightsError(f"{encoder!r} is a saved SEAL model, no encoder: use `sl.models.load({encoder!r})`.")

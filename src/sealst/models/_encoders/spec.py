@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from sealst._errors import CheckpointError, WeightsError
+from sealst._given.schema import (
+    Args,
+    Channels,
+    Deviations,
+    FileName,
+    MaybeBlocks,
+    Name,
+    Names,
+    Number,
+    Positive,
+    Seed,
+    Text,
+    Width,
+    check_fields,
+)
 from sealst._html import text_as_html
 
 #: how tokens become one vector; ``"attn"`` and ``"attn-proj"`` only where an encoder has an attention pooler
 POOLS = ("cls", "mean", "cls+mean", "attn", "attn-proj")
 
 #: arguments by which timm fetches or opens files
-_FETCHING = ("pretrained", "checkpoint", "cache_dir", "weights")
+FETCHING = ("pretrained", "checkpoint", "cache_dir", "weights")
 #: facts that change what a model computes from a crop; all others may be corrected without making it another model
 FEEDING = ("arch", "pool", "dim", "n_blocks", "n_prefix", "patch_px", "mean", "std")
 
@@ -27,73 +41,69 @@ class EncoderSpec:
     """What is needed to rebuild an encoder and to feed it correctly, and what its licence says."""
 
     #: name given by the user: a key of `sealst.models.list_encoders`, a timm model, or ``local-dir:<folder>``
-    key: str
+    key: Name
     #: timm architecture
-    arch: str
+    arch: Name
     #: ``"cls"``, ``"mean"`` (of patch tokens), ``"cls+mean"`` (concatenated), ``"attn"`` (attention pooler) or
     #: ``"attn-proj"`` (the pooler's vector in the space shared with text)
-    pool: str
+    pool: Name
     #: length of the embedding
-    dim: int
+    dim: Width
     #: number of blocks: those of a transformer, or timm's groups of layers in a convolutional network
-    n_blocks: int
+    n_blocks: MaybeBlocks
     #: class and register tokens before the patch tokens
-    n_prefix: int
+    n_prefix: Number
     #: side of a patch in pixels; crops must be a multiple of it
-    patch_px: int
+    patch_px: Width
     #: channel means and standard deviations of the input, for values in [0, 1]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Channels
+    std: Deviations
     #: ``"vit"``, or ``"cnn"`` for encoders without tokens
-    family: str = "vit"
+    family: Name = "vit"
     #: constructor arguments beyond the architecture's own, all of them JSON values
-    model_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    model_args: Args = field(default_factory=dict, hash=False)
     #: arguments of the attention pooler; empty without one
-    pooler_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    pooler_args: Args = field(default_factory=dict, hash=False)
     #: length of a token
-    width: int = 0
+    width: Number = 0
     #: poolings that published users of the encoder take, the default first
-    pools: tuple[str, ...] = ()
+    pools: Names = ()
     #: repository on the model hub and file in it; empty where timm itself knows
-    hf_id: str = ""
-    filename: str = ""
+    hf_id: Text = ""
+    filename: FileName | Literal[""] = ""
     #: layout of the published file, a key of `CONVERTERS`
-    converter: str = "timm"
+    converter: Name = "timm"
     #: key of the encoder whose weights these are, pooled otherwise
-    variant_of: str = ""
+    variant_of: Text = ""
     #: side of the crops it was published with, and their scale in µm per pixel (None where unknown)
-    input_px: int = 224
-    native_mpp: float | None = None
+    input_px: Width = 224
+    native_mpp: Positive | None = None
     #: how its published users resize
-    interpolation: str = "bicubic"
+    interpolation: Name = "bicubic"
     #: precision in which its published users run it, kept on CUDA devices; ``"auto"`` where none is published: bf16
     #: where the device is fast at it, else float32
-    precision: str = "auto"
+    precision: Name = "auto"
     #: parameters that the embedding needs
-    n_params: int = 0
+    n_params: Number = 0
     #: licence as the weights' own page or configuration states it
-    licence: str = "unknown"
+    licence: Text = "unknown"
     #: whether access must be granted; whether commercial use and derivatives (merged weights) are allowed, None where
     #: the licence has to be read for it
     gated: bool = False
     commercial: bool | None = None
     derivatives: bool | None = None
-    citation: str = ""
+    citation: Text = ""
     #: whether weights were loaded; False means random weights from `seed`
     pretrained: bool = True
     #: seed of random weights
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, "encoder", kind=WeightsError)
         if not self.width:
             object.__setattr__(self, "width", self.dim // len(self.pool.split("+")))
         if not self.pools:
             object.__setattr__(self, "pools", (self.pool,))
-        if not all(math.isfinite(mean) for mean in self.mean) or not all(0 < std < math.inf for std in self.std):
-            raise WeightsError(
-                f"The record of {self.key!r} gives pixels the mean {self.mean} and the deviation {self.std}; both must "
-                "be finite, deviations above 0. Correct the encoder's configuration."
-            )
 
     def dim_of(self, pool: str) -> int:
         """Length of the embedding under another pooling."""
@@ -119,13 +129,14 @@ class EncoderSpec:
                 "sealst."
             )
         # A record may come from anywhere, and timm fetches what these name.
-        unsafe = [k for k in values.get("model_args", {}) if k.startswith(_FETCHING)] + [":"] * (":" in values["arch"])
+        args = values.get("model_args")
+        named = map(str, args if isinstance(args, Mapping) else ())
+        unsafe = [k for k in named if k.startswith(FETCHING)] + [":"] * (":" in str(values["arch"]))
         if unsafe:
             raise CheckpointError(
                 f"Encoder record names weights to fetch ({unsafe[0]!r} in its architecture), which is never done."
             )
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
+        return cls(**values)
 
     def __repr__(self) -> str:
         size = f"{self.n_params / 1e6:.1f} M parameters" if self.n_params else "size unknown"

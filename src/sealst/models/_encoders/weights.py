@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from sealst._errors import WeightsError
+from sealst._files import as_path
 from sealst._logging import logger, warn
 from sealst._validate import listed
 from sealst.models._encoders.spec import EncoderSpec
@@ -254,7 +255,7 @@ def local_weights(record: EncoderSpec) -> Path | None:
 def find_file(sought: Sought, given: str | Path | None = None) -> Path:
     """File with published weights; see `find_weights`."""
     if given is not None:
-        return _local(sought, Path(given))
+        return _local(sought, as_path(given, argument="weights"))
     return _by_variable(sought) or _cached(sought) or _downloaded(sought)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ import sealst as sl
 from peft import PeftModel
 
 # Any timm module with the same weights under timm's names will do.
-base = sl.models.build_encoder("{key}", pool="{pool}").vit
+base = sl.models.build_encoder({key}, pool={pool}).vit
 model = PeftModel.from_pretrained(base, "<this folder>").merge_and_unload().eval()
 """
 
@@ -126,19 +128,36 @@ def adapter_card(model: SealNet, *, evaluation: pd.DataFrame | None) -> str:
     spec = model.encoder.spec
     lead = f"Adapter for {_weights(model)}, from aligning it with spatial gene expression (SEAL, arXiv 2602.14177)."
     key = f"{LOCAL}<folder of the base encoder>" if spec.key.startswith(LOCAL) else spec.key
-    page = f"; their page is {spec.hf_id}" if spec.hf_id else ""
+    snippet = ADAPTER_SNIPPET.format(key=json.dumps(key, ensure_ascii=False), pool=json.dumps(spec.pool))
+    page = f"; their page is {_line(spec.hf_id)}" if spec.hf_id else ""
     note = (
         "`base.json` holds the sha256 of the weights that the adapter was trained on, and how they are built. The "
         f"base's own weights are not stored here{page}."
     )
     return _join(
         _front_matter(model, "peft"), "# SEAL adapter", lead, _facts(model), _training(model), _evaluation(evaluation),
-        "## Use", _code(ADAPTER_SNIPPET.format(key=key, pool=spec.pool)), note, _terms(model, ""),
+        "## Use", _code(snippet), note, _terms(model, ""),
     )  # fmt: skip
 
 
 def _join(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_MARKUP = re.compile(r"([\\`*\[\]<>|&$])")
+#: text that is itself in YAML, and words that are not
+_PLAIN, _NO_TEXT = re.compile(r"[A-Za-z][\w./-]*"), ("yes", "no", "true", "false", "on", "off", "null", "y", "n")
+
+
+def _line(text: Any) -> str:
+    """Text of anybody in Markdown: on one line, and shown as it is, whatever marks it holds."""
+    return _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def _yaml(text: str) -> str:
+    """Text of anybody as a value of the front matter."""
+    plain = _PLAIN.fullmatch(text) is not None and text.lower() not in _NO_TEXT
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _code(snippet: str) -> str:
@@ -147,7 +166,9 @@ def _code(snippet: str) -> str:
 
 def public_name(spec: EncoderSpec) -> str:
     """The encoder's name; where a folder lay on the machine of the training is nobody's business."""
-    return Path(spec.key.removeprefix(LOCAL)).name if spec.key.startswith(LOCAL) else spec.key
+    name = Path(spec.key.removeprefix(LOCAL)).name if spec.key.startswith(LOCAL) else spec.key
+    # It stands between backticks, also in tables.
+    return re.sub(r"[`|<>\x00-\x1f]", "_", name)
 
 
 def _weights(model: SealNet) -> str:
@@ -160,28 +181,30 @@ def _front_matter(model: SealNet, library: str) -> str:
     spec = model.encoder.spec
     licence = spec.licence.lower()
     lines = ["---", f"library_name: {library}"]
-    known = licence in _KNOWN_LICENCES
-    lines += [f"license: {licence}"] if known else ["license: other", f"license_name: {licence.replace(' ', '-')}"]
-    lines += [f"base_model: {spec.hf_id}"] if spec.hf_id else []
+    if licence in _KNOWN_LICENCES:
+        lines.append(f"license: {licence}")
+    else:
+        lines += ["license: other", f"license_name: {_yaml(licence.replace(' ', '-'))}"]
+    lines += [f"base_model: {_yaml(spec.hf_id)}"] if spec.hf_id else []
     lines += ["tags:", "- pathology", "- spatial-transcriptomics", "- image-feature-extraction", "---"]
     return "\n".join(lines)
 
 
 def _facts(model: SealNet) -> str:
     spec, training = model.encoder.spec, model.provenance
-    unknown = training.get("note", "not recorded")
+    unknown = _line(training.get("note", "not recorded"))
     rows = {
-        "Base encoder": f"{_weights(model)}, licence: {spec.licence}",
+        "Base encoder": f"{_weights(model)}, licence: {_line(spec.licence)}",
         "Embedding": f"{spec.pool}, {spec.dim} values",
         "Crops": f"{model.crop.crop_um:g} µm at {model.crop.crop_px} px",
-        "Adapter": model.adapter.describe(spec.n_blocks),
+        "Adapter": _line(model.adapter.describe(spec.n_blocks)),
         "Genes in training": f"{len(model.panel)}, log1p-CP10k",
         "Predicts by": _readout(model),
-        "Training sections": ", ".join(training.get("sections", [])) or unknown,
-        "Training patients": ", ".join(training.get("patients", [])) or unknown,
-        "Spots": training.get("n_spots", "not recorded"),
-        "Base citation": spec.citation or "not recorded",
-        "Published by its authors as": training.get("source", ""),
+        "Training sections": _line(", ".join(map(str, training.get("sections", [])))) or unknown,
+        "Training patients": _line(", ".join(map(str, training.get("patients", [])))) or unknown,
+        "Spots": _line(training.get("n_spots", "not recorded")),
+        "Base citation": _line(spec.citation) or "not recorded",
+        "Published by its authors as": _line(training.get("source", "")),
         "Fingerprint": f"`{model.fingerprint}`",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value != "")])
@@ -196,8 +219,8 @@ def _readout(model: SealNet) -> str:
     seen = "" if readout.width is None else f" (the crop beside what lies around it, σ {readout.width:g} µm)"
     best = max(facts["scores"].values())
     return (
-        f"{facts['kind']}{rank} on {facts['target']}{seen}; mean Pearson {best:.3f} over the panel on held-out "
-        f"{facts['held_out']}, whose crops the adapter has seen"
+        f"{_line(facts['kind'])}{rank} on {_line(facts['target'])}{seen}; mean Pearson {best:.3f} over the panel on "
+        f"held-out {_line(facts['held_out'])}, whose crops the adapter has seen"
     )
 
 
@@ -224,17 +247,17 @@ def _evaluation(table: pd.DataFrame | None) -> str:
     table = table[table["metric"].isin(_CARD_METRICS)]
     wide = table.pivot_table(index="method", columns=["metric", "genes"], values="value", dropna=False, sort=False)
     wide = wide.dropna(axis="columns", how="all")
-    names = [" ".join(str(part) for part in column if part) for column in wide.columns]
+    names = [_line(" ".join(str(part) for part in column if part)) for column in wide.columns]
     # NaN differs from itself.
     rows = [
-        f"| {method} | {' | '.join('' if v != v else f'{v:.3f}' for v in values)} |"
+        f"| {_line(method)} | {' | '.join('' if v != v else f'{v:.3f}' for v in values)} |"
         for method, *values in wide.itertuples()
     ]
-    sections = ", ".join(map(str, table["section"].unique()))
+    sections = _line(", ".join(map(str, table["section"].unique())))
     head = [f"| method | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     return "\n".join([f"## Evaluation on {sections}", "", *head, *rows])
 
 
 def _terms(model: SealNet, stored: str) -> str:
-    licence = f"The licence of the base encoder ({model.encoder.spec.licence}) applies to this model too."
+    licence = f"The licence of the base encoder ({_line(model.encoder.spec.licence)}) applies to this model too."
     return " ".join(filter(None, [licence, stored, "Research use only; not for diagnosis."]))

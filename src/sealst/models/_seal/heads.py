@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
-from sealst._validate import check_choice, check_fields, check_positive, resolve_params
+from sealst._given.schema import Width, check_fields, one_of
+from sealst._validate import resolve_params
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class HeadParams:
     """The expression head: embedding → hidden → genes."""
 
     #: hidden width
-    hidden: int = 512
+    hidden: Width = 512
     #: whether embeddings pass a LayerNorm first
     norm: bool = True
     #: whether the output is kept from being negative, for targets that are not standardised
@@ -24,7 +25,6 @@ class HeadParams:
 
     def __post_init__(self) -> None:
         check_fields(self, "head")
-        check_positive("head.hidden", self.hidden)
 
 
 def image_head(dim: int, n_genes: int, params: HeadParams) -> nn.Sequential:
@@ -42,15 +42,12 @@ class ProjectionParams:
     """
 
     #: ``"none"`` compares them as they are, ``"linear"`` projects linearly, ``"mlp"`` through one hidden layer
-    kind: str = "none"
+    kind: Annotated[str, one_of("none", "linear", "mlp")] = "none"
     #: length of what is compared; None is that of an embedding
-    dim: int | None = None
+    dim: Width | None = None
 
     def __post_init__(self) -> None:
-        check_choice("projection.kind", self.kind, ("none", "linear", "mlp"))
         check_fields(self, "projection")
-        if self.dim is not None:
-            check_positive("projection.dim", self.dim)
 
     def size(self, dim: int) -> int:
         """Length of what is compared, for embeddings of length `dim`."""

@@ -21,9 +21,30 @@ from sealst._errors import DataError, PanelError
 from sealst._html import text_as_html
 from sealst.models._adapters import Adapter, add_adapter
 from sealst.models._encoders.encoder import Encoder, ImageModel, plain_key
-from sealst.models._genes import GeneEncoderParams
+from sealst.models._genes import GeneEncoder, GeneEncoderParams
 from sealst.models._seal.heads import HeadParams, ProjectionParams, image_head
 from sealst.models._seal.readout import HEAD, Readout, check_readout
+
+
+def own_parts(
+    dim: int,
+    n_genes: int,
+    gene_encoder: GeneEncoderParams,
+    head: HeadParams,
+    projection: ProjectionParams,
+    organs: Sequence[str],
+) -> dict[str, nn.Module]:
+    """What a model has beside its encoder, by the name that it has there."""
+    parts: dict[str, nn.Module] = {
+        "gene_encoder": gene_encoder.build(n_genes, dim),
+        "image_head": image_head(dim, n_genes, head),
+        "image_projection": projection.build(dim),
+        "gene_projection": projection.build(dim),
+    }
+    if organs:
+        parts["organ_embedding"] = embedding = nn.Embedding(len(organs), dim)
+        nn.init.zeros_(embedding.weight)
+    return parts
 
 
 class SealNet(nn.Module):
@@ -31,6 +52,11 @@ class SealNet(nn.Module):
 
     panel_mean: torch.Tensor
     panel_std: torch.Tensor
+    gene_encoder: GeneEncoder
+    image_head: nn.Module
+    image_projection: nn.Module
+    gene_projection: nn.Module
+    organ_embedding: nn.Embedding | None
 
     def __init__(
         self,
@@ -49,14 +75,11 @@ class SealNet(nn.Module):
         self.panel, self.crop, self.adapter, self.gene_params = panel, crop, adapter, gene_encoder
         self.head, self.projection = head or HeadParams(), projection or ProjectionParams()
         self.dim = encoder.spec.dim
-        self.gene_encoder = gene_encoder.build(len(panel), self.dim)
-        self.image_head = image_head(self.dim, len(panel), self.head)
-        self.image_projection, self.gene_projection = (self.projection.build(self.dim) for _ in range(2))
         #: organs that the gene decoder was told of in training, and a vector for each
         self.organs, self.organ_embedding = tuple(organs), None
-        if self.organs:
-            self.organ_embedding = nn.Embedding(len(self.organs), self.dim)
-            nn.init.zeros_(self.organ_embedding.weight)
+        parts = own_parts(self.dim, len(panel), gene_encoder, self.head, self.projection, self.organs)
+        for name, part in parts.items():
+            setattr(self, name, part)
         #: what predicts expression unless the head is asked for, best first; empty where only the head was trained
         self.fitted = nn.ModuleDict()
         self.register_buffer("panel_mean", torch.tensor(panel.mean), persistent=False)

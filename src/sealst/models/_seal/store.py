@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pandas as pd
 import timm
+import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from sealst._core.device import resolve_device
 from sealst._core.genes.panel import GenePanel
 from sealst._core.seeds import seeded
 from sealst._core.space.geometry import CropSpec
-from sealst._errors import CheckpointError, DataError
-from sealst._files import new_folder, put_back, write_json
-from sealst._validate import listed
+from sealst._errors import CheckpointError, SealstError
+from sealst._files import new_folder, put_back, read_json, read_text, write_json
+from sealst._given.schema import Name, Names, Number, Positive, Stored, Text, one_of
+from sealst._validate import listed, resolve_params, shown
 from sealst._version import __version__
 from sealst.models._adapters import (
     ADAPTER_FILE,
@@ -29,6 +33,7 @@ from sealst.models._adapters import (
     load_adapter,
     resolve_adapter,
     save_adapter,
+    tensor_shapes,
 )
 from sealst.models._encoders.build import LOCAL, build_encoder, build_from_spec
 from sealst.models._encoders.encoder import Encoder, weights_hash
@@ -37,8 +42,8 @@ from sealst.models._genes import resolve_gene_encoder
 from sealst.models._seal.bases import find_base, remember_base
 from sealst.models._seal.card import model_card, public_name
 from sealst.models._seal.heads import HeadParams, resolve_projection
-from sealst.models._seal.net import SealNet
-from sealst.models._seal.readout import Readout
+from sealst.models._seal.net import SealNet, own_parts
+from sealst.models._seal.readout import RIDGE, SURROUNDINGS, Readout
 
 M = TypeVar("M", bound=SealNet)
 
@@ -52,16 +57,57 @@ FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors")
 def needed_files(folder: Path) -> list[str]:
     """Files that a model's folder must have, by what its facts say."""
     names = list(FILES)
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        if _read(folder / "config.json")["adapter"]["kind"] != FrozenParams.kind:
+    with suppress(OSError, SealstError):
+        config, base = _read_facts(folder)
+        if config.adapter.get("kind") != FrozenParams.kind:
             names.append(f"adapter/{ADAPTER_FILE}")
-        if _read(folder / "base.json")["included"]:
+        if base.included:
             names += ["base/config.json", "base/model.safetensors"]
     return names
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+class _Training(Stored):
+    """What is read of the run's own account."""
+
+    sections: Names = ()
+    validation: Names = ()
+    patients: Names = ()
+    warmup_patients: Names = ()
+    stopping_patients: Names = ()
+    n_spots: Number | None = None
+    seed: int | None = None
+    note: Text = ""
+    source: Text = ""
+
+
+class _Readout(Stored):
+    kind: Annotated[str, one_of(RIDGE, SURROUNDINGS)]
+    target: Name
+    rank: Number | None
+    held_out: Text
+    scores: Annotated[dict[str, float], Field(min_length=1)]
+    surroundings_um: Positive | None = None
+
+
+class _Config(Stored):
+    """``config.json``; what its records hold is checked by the classes that they become."""
+
+    encoder: dict[str, Any]
+    adapter: dict[str, Any]
+    gene_encoder: dict[str, Any]
+    head: dict[str, Any]
+    projection: dict[str, Any]
+    organs: Names
+    crop: dict[str, Any]
+    fingerprint: Name
+    training: dict[str, Any]
+    #: models from before there were others have the head alone
+    readouts: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
+
+
+class _Base(Stored):
+    sha256: Name
+    included: bool
 
 
 def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: bool) -> Path:
@@ -108,31 +154,64 @@ def read_model(
     folder: Path, build: Callable[..., M], *, encoder: str | None, weights: str | Path | None, device: str | None
 ) -> M:
     """Model of a folder, made by `build` from encoder, panel and the records of its parts; see `SealModel.load`."""
-    config, base = _read_json(folder)
-    try:
-        with seeded(0):
-            model = _restored(folder, build, config, base, encoder=encoder, weights=weights)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"config.json or base.json in {str(folder)!r} is damaged: {error}.") from error
-    if model.fingerprint != config["fingerprint"]:
+    put_back(folder)
+    if not folder.exists():
+        raise CheckpointError(f"No model at {str(folder)!r} (looked for {str(folder.absolute())!r}).")
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
+        raise CheckpointError(
+            f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.{_model_near(folder)}"
+        )
+    config, base = _read_facts(folder)
+    with seeded(0):
+        model = _restored(folder, build, config, base, encoder=encoder, weights=weights)
+    if model.fingerprint != config.fingerprint:
         raise CheckpointError(
             f"Weights in {str(folder)!r} do not match config.json's fingerprint; the folder is damaged."
         )
     if (log := folder / "history.csv").is_file():
-        model.history = pd.read_csv(log)
+        model.history = _history(log)
     return model.to(resolve_device(device)).eval()
 
 
 def _restored(
-    folder: Path, build: Callable[..., M], config: Any, base: Any, *, encoder: str | None, weights: str | Path | None
+    folder: Path,
+    build: Callable[..., M],
+    config: _Config,
+    base: _Base,
+    *,
+    encoder: str | None,
+    weights: str | Path | None,
 ) -> M:
-    spec = EncoderSpec.from_dict(config["encoder"])
-    stored = folder / "base" if base["included"] else None
-    built = _base(spec, stored, encoder, weights, sha256=base["sha256"])
-    if (found := weights_hash(built.base_state())) != base["sha256"]:
+    panel = GenePanel.from_tsv(folder / "panel.tsv")
+    try:
+        spec = EncoderSpec.from_dict(config.encoder)
+        parts = {
+            "gene_encoder": resolve_gene_encoder(config.gene_encoder),
+            "head": resolve_params(HeadParams, config.head, name="head"),
+            "projection": resolve_projection(config.projection),
+            "organs": config.organs,
+        }
+        adapter = resolve_adapter(config.adapter)
+        crop = resolve_params(CropSpec, config.crop, name="crop")
+    except SealstError as error:
+        raise CheckpointError(f"config.json is damaged or of another version: {error}") from error
+    # Before anything is allocated: what the facts describe is what the files hold.
+    with torch.device("meta"):
+        described = dict(own_parts(spec.dim, len(panel), **parts))
+        readouts = {facts["kind"]: Readout(spec.dim, len(panel), facts) for facts in config.readouts}
+        own = nn.ModuleDict(described | {"fitted": nn.ModuleDict(readouts)}).state_dict()
+    check_tensors("heads.safetensors", own, tensor_shapes(folder / "heads.safetensors"))
+    stored = folder / "base" if base.included else None
+    built = _base(spec, stored, encoder, weights, sha256=base.sha256)
+    if (found := weights_hash(built.base_state())) != base.sha256:
         raise CheckpointError(
             f"The base weights of {built.spec.key!r} (sha256 {found[:12]}…) are not those the adapter was trained on "
-            f"({base['sha256'][:12]}…, {spec.key!r}). Pass the right ones with `encoder=`."
+            f"({base.sha256[:12]}…, {spec.key!r}). Pass the right ones with `encoder=`."
+        )
+    if built.spec.dim != spec.dim:
+        raise CheckpointError(
+            f"config.json is damaged: `encoder.dim` is {spec.dim}, but embeddings of {built.spec.key!r} pooled by "
+            f"{spec.pool!r} have {built.spec.dim} values."
         )
     # Arguments without weights of their own, such as the number of heads, are not in the hash of the weights.
     a, b = ({k: v for k, v in s.model_args.items() if k not in _FREE_ARGS} for s in (built.spec, spec))
@@ -141,25 +220,14 @@ def _restored(
             f"The base encoder {built.spec.key!r} has the right weights, but is built with {a}; the adapter was "
             f"trained on {b}. Pass the right one with `encoder=`."
         )
-    try:
-        parts = {
-            "adapter": resolve_adapter(config["adapter"]),
-            "gene_encoder": resolve_gene_encoder(config["gene_encoder"]),
-            "head": HeadParams(**config["head"]),
-            "projection": resolve_projection(config["projection"]),
-            "organs": list(config["organs"]),
-        }
-    except DataError as error:
-        raise CheckpointError(f"config.json is damaged or of another version: {error}") from error
     # The stored record decides how crops are fed; where the weights are now is all that may have changed.
     elsewhere = encoder is not None or (spec.key.startswith(LOCAL) and stored is None)
     key = built.spec.key if elsewhere else spec.key
     if spec.key.startswith(LOCAL):
-        _remember(base["sha256"], built.spec.key, replace=elsewhere)
+        _remember(base.sha256, built.spec.key, replace=elsewhere)
     moved = Encoder(built.vit, replace(spec, key=key, model_args=built.spec.model_args))
-    model = build(moved, GenePanel.from_tsv(folder / "panel.tsv"), crop=CropSpec(**config["crop"]), **parts)
-    # Models from before there were others have the head alone.
-    model.use_readouts([Readout(model.dim, len(model.panel), facts) for facts in config.get("readouts", [])])
+    model = build(moved, panel, crop=crop, adapter=adapter, **parts)
+    model.use_readouts([Readout(model.dim, len(model.panel), facts) for facts in config.readouts])
     try:
         heads = load_file(folder / "heads.safetensors")
         load_adapter(model.encoder, folder / "adapter")
@@ -167,7 +235,7 @@ def _restored(
         raise CheckpointError(f"Weights in {str(folder)!r} cannot be read: {error}") from error
     check_tensors("heads.safetensors", model.own_state(), heads)
     model.load_trained(heads)
-    model.provenance = config["training"]
+    model.provenance = config.training
     return model
 
 
@@ -200,26 +268,37 @@ def _base(
     return build_encoder(spec.key, pool=spec.pool, weights=weights)
 
 
-def _read_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    put_back(folder)
-    if not folder.exists():
-        raise CheckpointError(f"No model at {str(folder)!r} (looked for {str(folder.absolute())!r}).")
-    if missing := [name for name in FILES if not (folder / name).is_file()]:
+def _read_facts(folder: Path) -> tuple[_Config, _Base]:
+    config, base = (read_json(folder / name) for name in ("config.json", "base.json"))
+    found = {name: config.get(name) for name in ("format", "sealst")} if isinstance(config, dict) else {}
+    if found and found["format"] != _FORMAT:
         raise CheckpointError(
-            f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.{_model_near(folder)}"
-        )
-    try:
-        config, base = _read(folder / "config.json"), _read(folder / "base.json")
-    except ValueError as error:
-        raise CheckpointError(f"A JSON file in {str(folder)!r} is damaged: {error}.") from error
-    if not isinstance(config, dict) or not isinstance(base, dict):
-        raise CheckpointError(f"A JSON file in {str(folder)!r} is damaged: it holds no mapping.")
-    if config.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"Model format {config.get('format')!r} in {str(folder)!r} (written by sealst {config.get('sealst')}) is "
+            f"Model format {shown(found['format'])} in {str(folder)!r} (written by sealst {shown(found['sealst'])}) is "
             f"not the one that this version reads ({_FORMAT})."
         )
-    return config, base
+    facts = _Config.of(config, where=f"config.json in {str(folder)!r}")
+    where = f"of config.json in {str(folder)!r}"
+    _Training.of(facts.training, where=f"'training' {where}")
+    made = [_Readout.of(stated, where=f"'readouts' {where}") for stated in facts.readouts]
+    kinds = [one.kind for one in made]
+    if len(set(kinds)) < len(kinds) or any((one.kind == SURROUNDINGS) != bool(one.surroundings_um) for one in made):
+        raise CheckpointError(
+            f"'readouts' {where} must be of different kinds, and only {SURROUNDINGS!r} has `surroundings_um`; found "
+            f"{listed(kinds)}."
+        )
+    return facts, _Base.of(base, where=f"base.json in {str(folder)!r}")
+
+
+def _history(path: Path) -> pd.DataFrame:
+    """Training log; its numbers are numbers."""
+    try:
+        history = pd.read_csv(io.StringIO(read_text(path, kind=CheckpointError)))
+    except ValueError as error:
+        raise CheckpointError(f"{str(path)!r} is damaged: it is no table ({error}).") from error
+    words = [name for name in history if name != "stage" and not pd.api.types.is_numeric_dtype(history[name])]
+    if words:
+        raise CheckpointError(f"{str(path)!r} is damaged: {listed(words)} must hold numbers.")
+    return history
 
 
 def _model_near(folder: Path) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,11 +22,12 @@ from sealst._core.device import resolve_device
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._core.seeds import seeded
 from sealst._errors import CheckpointError, DataError, SealstError
-from sealst._files import absolute, new_folder, put_back, write_json, write_text
+from sealst._files import TABLE_BYTES, absolute, new_folder, put_back, read_json, read_text, write_json, write_text
+from sealst._given.schema import Blocks, Name, Names, Share, Stored, Width, check_fields, one_of
 from sealst._html import as_html
-from sealst._validate import check_choice, listed
+from sealst._validate import check_choice, listed, resolve_params, shown
 from sealst._version import __version__
-from sealst.models._adapters import check_tensors
+from sealst.models._adapters import check_tensors, tensor_shapes
 from sealst.models._slides.aggregators import Aggregator, Pooled, build_aggregator
 
 
@@ -143,41 +146,67 @@ def load_slide(path: str | Path, *, device: str | None = None) -> SlideModel:
     put_back(folder)
     if missing := [name for name in (_CONFIG, _MEMBERS) if not (folder / name).is_file()]:
         raise CheckpointError(f"{str(folder)!r} is not a complete slide model: it lacks {listed(missing)}.")
+    content = read_json(folder / _CONFIG)
+    found = content if isinstance(content, dict) else {}
+    if found and (found.get("format"), found.get("kind")) != (_FORMAT, "slide"):
+        raise CheckpointError(
+            f"{str(folder)!r} holds format {shown(found.get('format'))} of kind {shown(found.get('kind'))}; this "
+            f"version reads slide models of format {_FORMAT}."
+        )
+    config = _Config.of(content, where=f"{_CONFIG} in {str(folder)!r}")
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        if (config.get("format"), config.get("kind")) != (_FORMAT, "slide"):
-            raise CheckpointError(
-                f"{str(folder)!r} holds format {config.get('format')!r} of kind {config.get('kind')!r}; this version "
-                f"reads slide models of format {_FORMAT}."
-            )
         model = _restored(folder, config)
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, SealstError) as error:
         raise CheckpointError(f"The slide model in {str(folder)!r} is damaged: {error}") from error
-    if model.fingerprint != config["fingerprint"]:
+    if model.fingerprint != config.fingerprint:
         raise CheckpointError(f"Weights in {str(folder)!r} do not match config.json's fingerprint; it is damaged.")
     return model.to(device)
 
 
-def _restored(folder: Path, config: dict[str, Any]) -> SlideModel:
-    given = dict(config["spec"])
-    given["targets"] = tuple(given["targets"])
-    given["classes"] = {target: tuple(names) for target, names in given["classes"].items()}
-    spec = SlideSpec(**given)
-    tensors = load_file(folder / _MEMBERS)
-    members: dict[str, list[SlideNet]] = {}
+class _Facts(Stored):
+    """What is read of the account of an evaluation."""
+
+    task: Name
+
+
+class _Provenance(Stored):
+    patients: Names = ()
+
+
+class _Config(Stored):
+    """``config.json``; `SlideSpec` checks what its record holds."""
+
+    spec: dict[str, Any]
+    n_members: dict[Name, Blocks]
+    fingerprint: Name
+    provenance: dict[str, Any]
+    facts: dict[Literal["evaluation", "test_evaluation"], dict[str, Any]]
+
+
+def _restored(folder: Path, config: _Config) -> SlideModel:
+    spec = resolve_params(SlideSpec, config.spec, name="spec")
+    _Provenance.of(config.provenance, where="`provenance` of config.json")
+    if set(config.n_members) != set(spec.targets) or (spec.classes and set(spec.classes) != set(spec.targets)):
+        raise CheckpointError(f"The slide model in {str(folder)!r} is damaged: its targets are not the same in all.")
+
+    def built() -> dict[str, list[SlideNet]]:
+        return {t: [spec.build(t).eval() for _ in range(config.n_members[t])] for t in spec.targets}
+
+    # Before anything is allocated: what the facts describe is what the file holds.
+    with torch.device("meta"):
+        described = _named_tensors(spec, built())
+    check_tensors(_MEMBERS, described, tensor_shapes(folder / _MEMBERS))
     with seeded(0):
-        for target in spec.targets:
-            members[target] = [spec.build(target).eval() for _ in range(config["n_members"][target])]
+        members = built()
     own = _named_tensors(spec, members)
-    check_tensors(_MEMBERS, own, tensors)
+    tensors = load_file(folder / _MEMBERS)
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
-    facts = config["facts"]
-    read = {name: _read_evaluation(folder, name, facts[name]) for name in _EVALUATIONS if name in facts}
-    return SlideModel(spec, members, read["evaluation"], read.get("test_evaluation"), provenance=config["provenance"])
+    read = {name: _read_evaluation(folder, name, facts) for name, facts in config.facts.items()}
+    return SlideModel(spec, members, read["evaluation"], read.get("test_evaluation"), provenance=config.provenance)
 
 
 def _named_tensors(spec: SlideSpec, members: Mapping[str, Sequence[SlideNet]]) -> dict[str, torch.Tensor]:
@@ -191,10 +220,10 @@ def _named_tensors(spec: SlideSpec, members: Mapping[str, Sequence[SlideNet]]) -
 
 
 def _read_evaluation(folder: Path, name: str, facts: dict[str, Any]) -> SlideEvaluation:
-    table, predictions = (
-        pd.read_csv(folder / f"{name}{part}.csv", dtype=str, keep_default_na=False) for part in ("", "_predictions")
-    )
-    numbers = [*_NUMBERS, *(["truth", "prediction"] if facts["task"] != "classification" else [])]
+    texts = (read_text(folder / f"{name}{part}.csv", most=TABLE_BYTES) for part in ("", "_predictions"))
+    table, predictions = (pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False) for text in texts)
+    task = _Facts.of(facts, where=f"`facts` of {name} in config.json").task
+    numbers = [*_NUMBERS, *(["truth", "prediction"] if task != "classification" else [])]
     for frame in (table, predictions):
         for column in frame:
             if column in numbers or column.startswith("p_"):
@@ -211,23 +240,26 @@ class SlideSpec:
     """What a slide model predicts, from what."""
 
     #: ``"classification"``, ``"regression"`` or ``"survival"``
-    task: str
+    task: Annotated[str, one_of("classification", "regression", "survival")]
     #: columns that are predicted; for survival the time
-    targets: tuple[str, ...]
+    targets: Annotated[Names, Field(min_length=1)]
     #: per target its classes in the order of probabilities, for classification
-    classes: Mapping[str, tuple[str, ...]]
+    classes: Mapping[Name, Names]
     #: column that says whether the event was seen, for survival
-    event: str | None
-    aggregator: str
+    event: Name | None
+    aggregator: Name
     #: name of the embedding
-    key: str
+    key: Name
     #: fingerprint or name of the model that made the embedding; None where it is not known
-    embedding: str | None
+    embedding: Name | None
     #: length of an embedding
-    dim: int
-    hidden: int
-    attention: int
-    dropout: float
+    dim: Width
+    hidden: Width
+    attention: Width
+    dropout: Share
+
+    def __post_init__(self) -> None:
+        check_fields(self, "spec")
 
     def n_out(self, target: str) -> int:
         """Number of outputs of a network."""

@@ -161,7 +161,7 @@ def label_points(ax: Axes, xy: np.ndarray, *, names: Sequence[str], labelled: Se
                 arrowprops={"arrowstyle": "-", "color": "#666666", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
             )
         text = ax.annotate(
-            names[i].replace("$", r"\$"),
+            names[i],
             xy=place,
             xytext=(middle - point) * 72,
             textcoords="offset points",

@@ -22,6 +22,7 @@ from sealst._core.seeds import seeded
 from sealst._data.dataset import PairDataset, joined_expression
 from sealst._docs import documented
 from sealst._errors import DataError, PanelError
+from sealst._files import as_path
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._settings import resolve_seed, settings
@@ -197,7 +198,7 @@ def finetune(
     with ExitStack() as stack:
         folder = None
         if run_dir is not None:
-            folder = stack.enter_context(open_run(Path(run_dir), resume=resume, rank=rank))
+            folder = stack.enter_context(open_run(as_path(run_dir, argument="run_dir"), resume=resume, rank=rank))
         base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
         if not pretrained:
             warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")

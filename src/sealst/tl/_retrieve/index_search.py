@@ -15,10 +15,10 @@ from sealst._core.search.exact import Centring, best_of, top_k
 from sealst._core.search.queries import spaced_hits
 from sealst._data.index import approximate
 from sealst._data.index.vectors import Snapshot
-from sealst._errors import DataError, MissingKeyError
+from sealst._errors import CheckpointError, DataError, MissingKeyError
 from sealst._validate import listed
 from sealst.tl._retrieve.index_write import GROUP, SPREAD, groups_of
-from sealst.tl._retrieve.library import OBS_NAME, X_UM, Y_UM
+from sealst.tl._retrieve.library import FACTS, OBS_NAME, X_UM, Y_UM
 
 Where: TypeAlias = Mapping[str, Any]
 #: rows and similarities
@@ -60,11 +60,32 @@ def matching(spots: pa.Table, where: Where, *, name: str) -> np.ndarray:
 _LISTS = (list, tuple, set, frozenset, np.ndarray, pd.Index, pd.Series)
 
 
+def _check_spots(snapshot: Snapshot) -> None:
+    """Raise unless the tables of spots have the columns that are read, and name sections that there are."""
+    spots, numbers = snapshot.spots, {GROUP: pa.types.is_integer, SPREAD: pa.types.is_floating}
+    numbers |= {X_UM: pa.types.is_floating, Y_UM: pa.types.is_floating}
+    needed = dict.fromkeys([*FACTS, *snapshot.config["columns"]], lambda _: True) | numbers
+    wrong = [n for n, fits in needed.items() if spots.column_names.count(n) != 1 or not fits(spots[n].type)]
+    sizes, start = [len(s["sections"]) for s in snapshot.segments], 0
+    if not wrong:
+        for size, n in zip(sizes, (s["n"] for s in snapshot.segments), strict=True):
+            found = pc.min_max(spots[GROUP].slice(start, n)).as_py()
+            start += n
+            if spots[GROUP].null_count or not 0 <= found["min"] <= found["max"] < size:
+                wrong = [GROUP]
+    if wrong:
+        raise CheckpointError(
+            f"The index {str(snapshot.folder)!r} is damaged: columns {listed(wrong)} of its spots are missing, or hold "
+            "something else. Restore it from a copy, or build it again."
+        )
+
+
 class Searcher:
     """One state of an index, with what its searches need."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
+        _check_spots(snapshot)
 
     @cached_property
     def centring(self) -> Centring:
@@ -124,7 +145,7 @@ class Searcher:
         centring = self.centring if shift else None
         few = keep is not None and int(keep.sum()) <= _FEW
         # Graphs and lists are made of the vectors themselves, not of their differences from a mean.
-        if kind == "exact" or shift or few or not len(queries):
+        if kind == "exact" or self.snapshot.faiss_index is None or shift or few or not len(queries):
             return top_k(queries, vectors, k, keep=keep, centring=centring)
         options = self.snapshot.config["options"]
         found = approximate.candidates(self.snapshot.faiss_index, kind, queries, k, options=options, keep=keep)

@@ -82,7 +82,10 @@ def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool, model: 
         if before.kept is not None:
             kept = np.concatenate([before.kept, np.ones(segment["n"], dtype=bool)])
             config["kept"] = change.save("kept", kept)
-        if before.faiss is not None:
+        if before.faiss is not None and before.faiss_index is None:
+            # Of an earlier version, which did not write down what its file was.
+            config |= _with_faiss(change, config)
+        elif before.faiss is not None:
             index = approximate.read(before.faiss, mmap=False)
             approximate.extend(index, Snapshot(change.folder, config, True).vectors, len(before.vectors))
             config["faiss"] = _save(change, index)
@@ -214,7 +217,7 @@ def _with_faiss(change: Change, config: Mapping[str, Any]) -> dict[str, Any]:
 def _save(change: Change, index: Any) -> str:
     path = change.new_file("faiss", "index")
     approximate.write(index, path)
-    return change.finished(path)
+    return change.finished(path, hashed=True)
 
 
 def groups_of(snapshot: Snapshot) -> np.ndarray:

@@ -1,0 +1,89 @@
+"""What calls say of themselves in ``.uns["sealst"]``: read and written here alone, and never taken on trust."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from anndata import AnnData
+
+from sealst._errors import DataError
+from sealst._given.schema import Count, Name, Positive, Share, Stored, Width, check_type
+from sealst._keys import Keys
+from sealst._validate import shown
+from sealst._version import __version__
+
+
+class _Crops(Stored):
+    """Of a region, by `pp.pair_crops`."""
+
+    image_key: Name
+    shapes_key: Name
+    coordinate_system: Name
+    crop_um: Positive
+    crop_px: Width
+    min_inside: Share
+    um_per_unit: float = float("nan")
+    #: missing in tables from before several sizes could be paired
+    sizes: dict[Name, Name] = {}
+
+
+class _MadeFrom(Stored):
+    """The crops of a region that a result was made from."""
+
+    crop_um: Positive
+    crop_px: Width | None = None
+
+
+class _Embed(Stored):
+    """Of a slot, by `tl.embed`."""
+
+    model: Name | None = None
+    fingerprint: Name | None = None
+    pool: Name | None = None
+    modality: Name | None = None
+    crop_um: Positive | None = None
+    views: Count | None = None
+    crops: dict[Name, _MadeFrom] = {}
+
+
+class _Normalize(Stored):
+    target_sum: Positive | None = None
+
+
+#: what entries of calls must be, where more than a mapping is read
+_ENTRIES: dict[str, Any] = {
+    "crops": dict[Name, _Crops],
+    "embed": dict[Name, _Embed],
+    "crop_caches": dict[Name, dict[Name, str]],
+    "normalize": _Normalize,
+    **dict.fromkeys(("predict", "retrieve", "annotate", "tissue", "quality", "stain"), dict[Name, dict[str, Any]]),
+}
+
+
+def _stored(table: AnnData) -> Mapping[str, Any]:
+    found = table.uns.get(Keys.UNS, {})
+    if not isinstance(found, Mapping):
+        raise DataError(
+            f"`.uns[{Keys.UNS!r}]` must be a mapping, found {shown(found)}. Remove it (`del table.uns[{Keys.UNS!r}]`), "
+            "and run again the calls whose results are needed."
+        )
+    return found
+
+
+def recorded(table: AnnData, call: str) -> dict[str, Any]:
+    """Copy of what a call recorded; empty where it has not run."""
+    found = _stored(table).get(call, {})
+    where = f"`.uns[{Keys.UNS!r}][{call!r}]`"
+    check_type(_ENTRIES.get(call, dict[str, Any]), found, where=where)
+    return dict(found)
+
+
+def record(table: AnnData, call: str, entry: dict[str, Any]) -> None:
+    """Write what a call did, keeping what other calls wrote."""
+    table.uns[Keys.UNS] = dict(_stored(table)) | {call: entry, "version": __version__}
+
+
+def record_slot(table: AnnData, call: str, key: str, entry: dict[str, Any]) -> None:
+    """Write what a call did for one slot, keeping what it recorded of others."""
+    record(table, call, recorded(table, call) | {key: entry})
