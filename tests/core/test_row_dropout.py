@@ -55,11 +55,15 @@ def test_outside_of_a_training_it_is_the_plain_layer():
 
 
 def test_layers_are_found_in_place_and_nothing_else_changes():
-    net = nn.Sequential(nn.Linear(4, 4), nn.ModuleDict({"default": nn.Dropout(0.2)}), nn.Dropout2d(0.5))
+    net = nn.Sequential(
+        nn.Linear(4, 4), nn.ModuleDict({"default": nn.Dropout(0.2)}), nn.Dropout2d(0.5), nn.Dropout(0.0)
+    )
     keys = list(net.state_dict())
     found = row_dropouts(net)
     assert [layer.p for layer in found] == [0.2]
     assert net[1]["default"] is found[0]
     assert type(net[2]) is nn.Dropout2d
+    # Nothing to draw, and a compiler can leave it out.
+    assert type(net[3]) is nn.Dropout
     assert list(net.state_dict()) == keys
     assert row_dropouts(net) == found

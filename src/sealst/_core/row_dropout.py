@@ -44,10 +44,10 @@ class RowDropout(nn.Dropout):
 
 
 def row_dropouts(module: nn.Module) -> list[RowDropout]:
-    """Put `RowDropout` in the place of every dropout layer of a module; returns them in order."""
+    """Put `RowDropout` in the place of every layer of a module that drops anything; returns them in order."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Dropout:
+            if type(child) is nn.Dropout and child.p:
                 own: Any = RowDropout(child.p, child.inplace)
                 parent.register_module(name, own.train(child.training))
     return [child for child in module.modules() if isinstance(child, RowDropout)]

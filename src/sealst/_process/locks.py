@@ -15,11 +15,11 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from sealst._errors import InUseError
-from sealst._files import write_json
 from sealst._logging import logger, warn
 
 #: how the locks of a training's folder begin
@@ -30,7 +30,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextmanager
 def hold(file: Path, thing: str, *, wait: bool = True, advice: str = "") -> Iterator[None]:
-    """Hold a lock file inside a ``with`` block; forked children do not hold it.
+    """Hold a lock file inside a ``with`` block.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def hold(file: Path, thing: str, *, wait: bool = True, advice: str = "") -> Iter
     InUseError
         Without `wait`, when it is held.
     """
-    lock = FileLock(file)
+    lock: Any = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -61,18 +61,19 @@ def hold(file: Path, thing: str, *, wait: bool = True, advice: str = "") -> Iter
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
         warn(f"{str(file.parent)!r} is on a file system without locks: see to it that one process at a time writes.")
-        yield
-        return
+        lock = None
     told = _told(file)
     try:
         with contextlib.suppress(OSError):
             # A disk may be full; the lock is held all the same.
-            write_json(told, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+            told.write_text(json.dumps(holder), encoding="utf-8")
         yield
     finally:
         with contextlib.suppress(OSError):
             told.unlink(missing_ok=True)
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def hold_run(folder: Path, *, rank: int = 0) -> AbstractContextManager[None]:
