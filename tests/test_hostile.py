@@ -572,8 +572,14 @@ TAKEN: dict[str, tuple[Case, str]] = {
         gene_sets("<script>alert(1)</script>\tx\tERBB2\tEPCAM\n=cmd|'/c calc'!A0\tx\tERBB2\n"),
         "names are data: HTML escapes them, and no spreadsheet is written",
     ),
-    "gene sets: lines that end in CR": (gene_sets("a\tx\tERBB2\rb\tx\tEPCAM\r"), "old editors of Macs write them"),
-    "query: many deviations": (retrieve("ERBB2", n_std=1e30), "a direction; its length does not count"),
+    "gene sets: lines that end in CR": (
+        lambda world: gene_sets("a\tx\t{}\t{}\rb\tx\t{}\t{}\r".format(*world.model.panel.genes))(world),
+        "old editors of Macs write them",
+    ),
+    "query: many deviations": (
+        lambda world: retrieve(world.model.panel.genes[0], n_std=1e30)(world),
+        "a direction; its length does not count",
+    ),
 }
 
 

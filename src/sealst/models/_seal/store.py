@@ -185,7 +185,7 @@ def _restored(
     panel = GenePanel.from_tsv(folder / "panel.tsv")
     try:
         spec = EncoderSpec.from_dict(config.encoder)
-        parts = {
+        parts: dict[str, Any] = {
             "gene_encoder": resolve_gene_encoder(config.gene_encoder),
             "head": resolve_params(HeadParams, config.head, name="head"),
             "projection": resolve_projection(config.projection),
