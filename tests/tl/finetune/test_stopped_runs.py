@@ -12,7 +12,9 @@ import pytest
 import yaml
 from spatialdata import SpatialData
 
+import sealst as sl
 from sealst._process.locks import hold_run
+from sealst.tl._finetune.run_folder import open_run
 
 OPTIONS = {
     "encoder": "vit_tiny_patch16_224", "pretrained": False, "gene_encoder": {"kind": "vae", "hidden": [16]},
@@ -91,3 +93,13 @@ def test_a_living_run_is_not_replaced(tmp_path, monkeypatch):
     assert done.exit_code != 0
     assert "is in use by process" in str(done.output)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_was_killed_while_its_first_file_was_written_is_none(tmp_path):
+    (tmp_path / ".run.json-0123abcd").mkdir()
+    for resume in (False, True):
+        with open_run(tmp_path, resume=resume, rank=0) as folder:
+            assert folder == tmp_path
+    (tmp_path / ".run.json-notes").touch()
+    with pytest.raises(sl.DataError, match="is not empty"), open_run(tmp_path, resume=False, rank=0):
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from sealst.models import SealModel
 
 FACTS, MODEL = "run.json", "model"
 _SCRATCH = ".cache-"
+_HALF_WRITTEN = re.compile(rf"\.{re.escape(FACTS)}-[0-9a-f]{{8}}")
 
 
 def scratch_prefix(rank: int) -> str:
@@ -52,7 +54,9 @@ def open_run(path: Path, *, resume: bool, rank: int) -> Iterator[Path]:
 def _check_folder(path: Path, *, resume: bool, rank: int) -> None:
     first = rank == 0
     entries = path.iterdir() if path.is_dir() else ()
-    found = sorted(p.name for p in entries if not p.name.startswith((_SCRATCH, RUN_LOCK)))
+    # A process that was killed while it wrote a file left that beside it; who writes the file next removes it.
+    names = (p.name for p in entries if not _HALF_WRITTEN.fullmatch(p.name))
+    found = sorted(name for name in names if not name.startswith((_SCRATCH, RUN_LOCK)))
     if path.exists() and not path.is_dir():
         raise DataError(f"`run_dir` {str(path)!r} is a file; name a folder.")
     # Processes that the first one started find the folder in use.
