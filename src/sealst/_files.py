@@ -62,7 +62,10 @@ def read_text(path: Path, *, kind: type[SealstError] = DataError, most: int = FA
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise kind(f"{where} is no UTF-8 text (byte {error.start} is {raw[error.start]:#04x}).") from error
+        raise kind(
+            f"{where} is no UTF-8 text (byte {error.start} is {raw[error.start]:#04x}). Save it so, e.g. as "
+            "'CSV UTF-8'."
+        ) from error
 
 
 def read_json(path: Path, *, kind: type[SealstError] = CheckpointError) -> Any:

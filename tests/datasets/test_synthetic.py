@@ -387,7 +387,7 @@ def _same_truth(before: ad.AnnData, after: ad.AnnData) -> None:
         ({"batch_effect": -0.1}, r"`batch_effect` must be a positive number"),
         ({"stain_variation": -1}, r"`stain_variation` must be a positive number"),
         ({"depth": 0}, r"`depth` must be a positive number"),
-        ({"seed": -1}, r"`seed` must be a whole number of at least 0"),
+        ({"seed": -1}, r"`seed` must be a whole number from 0 to"),
         ({"size_um": 400, "pitch_um": 350, "mpp": 2}, r"Only \d of \d spots lie on tissue.*Raise `size_um`"),
     ],
 )

@@ -390,7 +390,7 @@ def test_text_of_a_label_file(tmp_path: Path) -> None:
     assert obs["y"].dtype == float
     assert list(obs["kind"]) == ["None", "x"]
     path.write_bytes("name,y\n007,Müller\n".encode("latin-1"))
-    with pytest.raises(sl.DataError, match=r"l\.csv is not encoded as UTF-8"):
+    with pytest.raises(sl.DataError, match=r"l\.csv' is no UTF-8 text \(byte 12 is 0xfc\)\. Save it so"):
         sl.io.read_bags(arrays, labels=path, slide_key="name")
     path.write_text("", encoding="utf-8")
     with pytest.raises(sl.DataError, match=r"l\.csv could not be read as a table"):

@@ -72,7 +72,8 @@ def table(model: SealModel) -> ad.AnnData:
     z = model.embed_genes(profiles(model, np.arange(20) % 3, seed=2))
     z[NO_CROP] = np.nan
     table.obsm["X_seal"] = z
-    crops = {f"{s}_spots": {"crop_um": 64.0, "crop_px": 32, "shapes_key": f"{s}_spots_crops"} for s in ("s1", "s2")}
+    facts = {"crop_um": 64.0, "crop_px": 32, "coordinate_system": "global", "min_inside": 0.5}
+    crops = {f"{s}_spots": facts | {"image_key": f"{s}_he", "shapes_key": f"{s}_spots_crops"} for s in ("s1", "s2")}
     table.uns["spatialdata_attrs"] = {"region": list(crops), "region_key": "spots", "instance_key": "spot_id"}
     made = {"model": model.fingerprint, "modality": "image", "crops": {k: dict(v) for k, v in crops.items()}}
     table.uns["sealst"] = {"crops": crops, "embed": {"X_seal": made}}

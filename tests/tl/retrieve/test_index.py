@@ -25,6 +25,7 @@ def section(name: str, *, n: int = 60, seed: int = 0, dim: int = 12, **facts: An
     """Table of a section with embeddings, of which row 3 is missing; spots 50 µm apart in a row of ten."""
     rng = np.random.default_rng(seed)
     crops = {"crop_um": 64.0, "crop_px": 32, "um_per_unit": 0.5, "shapes_key": "x"}
+    crops |= {"image_key": "he", "coordinate_system": "global", "min_inside": 0.5}
     made_by = {"model": facts.pop("model", "m1"), "modality": "image", "crops": {f"{name}_spots": dict(crops)}}
     obs = pd.DataFrame(
         {"section": name, "patient": "p1", "organ": "breast", "technology": "toy"} | facts, index=range(n)

@@ -59,10 +59,8 @@ def make_table(model: SealModel, embedding: np.ndarray) -> ad.AnnData:
     position = np.arange(n) % PER_SECTION
     table.obsm["spatial"] = np.column_stack([position % 5, position // 5]) * PITCH_PX
     table.obsm["X_seal"] = np.where(np.isin(np.arange(n), NO_CROP)[:, None], np.nan, embedding).astype(np.float32)
-    crops = {
-        f"{s}_spots": {"crop_um": 64.0, "crop_px": PX, "um_per_unit": MPP, "shapes_key": f"{s}_spots_crops"}
-        for s in ("s1", "s2")
-    }
+    facts = {"crop_um": 64.0, "crop_px": PX, "um_per_unit": MPP, "coordinate_system": "global", "min_inside": 0.5}
+    crops = {f"{s}_spots": facts | {"image_key": f"{s}_he", "shapes_key": f"{s}_spots_crops"} for s in ("s1", "s2")}
     table.uns["spatialdata_attrs"] = {"region": list(crops), "region_key": "region", "instance_key": "spot_id"}
     made = {
         "X_seal": {"model": model.fingerprint, "modality": "image", "crops": {k: dict(v) for k, v in crops.items()}}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sealst._errors import DataError
+from sealst._errors import DataError, SealstError
 from sealst._html import SHOWN, as_html
 from sealst._keys import Keys
 from sealst._text_table import read_text_table
@@ -139,8 +139,8 @@ def read_slide_table(path: Path, *, names: Collection[str] = ()) -> pd.DataFrame
         missing = {name: [""] if name.strip() in texts else list(_MISSING) for name in columns}
         kinds = {name: str for name in columns if name.strip() in texts}
         frame = read_text_table(path, **options, na_values=missing, dtype=kinds)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not encoded as UTF-8 ({error}). Save it so, e.g. as 'CSV UTF-8'.") from error
+    except SealstError:
+        raise
     except (ValueError, OSError) as error:
         raise DataError(f"{path.name} could not be read as a table: {error}") from error
     frame.columns = frame.columns.str.strip()

@@ -107,6 +107,8 @@ def read_entries(path: Path) -> list[Entry]:
     try:
         # Blank lines are kept here, so that the number of a line is the one an editor shows.
         frame = read_text_table(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
+    except SealstError:
+        raise
     except (ValueError, OSError) as error:
         raise DataError(f"{path.name} could not be read as a table: {error}") from error
     decimal = frame.attrs["decimal"]

@@ -260,6 +260,8 @@ class SlideSpec:
 
     def __post_init__(self) -> None:
         check_fields(self, "spec")
+        # Lists or, of a file, tuples: one of them, so that equal ones are equal.
+        object.__setattr__(self, "classes", {target: tuple(names) for target, names in self.classes.items()})
 
     def n_out(self, target: str) -> int:
         """Number of outputs of a network."""
