@@ -66,13 +66,20 @@ def test_pearson_runs_over_the_spots_that_measure_the_gene() -> None:
     np.testing.assert_array_equal(gene_pearson(pred, true, mask=np.ones_like(mask)), gene_pearson(pred, true))
 
 
+class Tail(nn.Module):
+    """An encoder whose tokens are its embedding."""
+
+    def tail(self, tokens: torch.Tensor, _: int) -> torch.Tensor:
+        return tokens
+
+
 class Heads(nn.Module):
     """What the stages need of a model, with the picture's embedding given."""
 
     def __init__(self, n_genes: int) -> None:
         super().__init__()
         self.dim, self.n_trunk = 2, 0
-        self.encoder = SimpleNamespace(tail=lambda tokens, _: tokens)
+        self.encoder = Tail()
         self.gene_encoder = GeneVAE(n_genes, self.dim, GeneVAEParams(hidden=(8,), dropout=0.0))
         self.image_head = nn.Linear(self.dim, n_genes)
         self.image_projection = self.gene_projection = nn.Identity()
