@@ -75,3 +75,13 @@ def test_a_reader_is_recognised(added, tmp_path):
     section = sl.io.read(tmp_path / "s1.npz", spot_um=55, patient="p", organ="breast", technology="own")
     assert section.tables["table"].X.toarray().tolist() == arrays["counts"].tolist()
     assert set(section.tables["table"].obs["section"]) == {"s1"}
+
+
+def test_what_is_added_late_is_known_too(monkeypatch):
+    """Parameters have been made before: which names there are is asked when one is given."""
+    sl.tl.TrainParams()
+    monkeypatch.setitem(losses.RECONSTRUCTION, "late", losses.RECONSTRUCTION["mse"])
+    assert sl.tl.TrainParams(reconstruction="late").reconstruction == "late"
+    monkeypatch.undo()
+    with pytest.raises(sl.DataError, match="`params.reconstruction` must be one of"):
+        sl.tl.TrainParams(reconstruction="late")

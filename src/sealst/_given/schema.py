@@ -80,8 +80,14 @@ Args = Annotated[Mapping[str, Any], BeforeValidator(_plain_args)]
 
 def one_of(*options: str) -> AfterValidator:
     """Part of an annotation: a name that must be one of these."""
+    return one_in(dict.fromkeys(options, None))
+
+
+def one_in(*registries: Mapping[str, Any]) -> AfterValidator:
+    """Part of an annotation: a name that one of these knows when it is given, as registries may grow."""
 
     def check(name: str) -> str:
+        options = sorted(known for registry in registries for known in registry)
         if name not in options:
             raise ValueError(f"must be one of {listed(options, 20)}, found {shown(name)}.{near([name], options)}")
         return name

@@ -23,6 +23,7 @@ from sealst._given.schema import (
     Width,
     Workers,
     check_fields,
+    one_in,
     one_of,
 )
 from sealst._given.yaml import from_yaml
@@ -33,9 +34,9 @@ from sealst._validate import resolve_params
 #: one spot alone has nothing that it is told apart from
 Several = Annotated[int, Field(ge=2)]
 #: names that a field may have
-Augmentation = Annotated[str, one_of(*sorted(AUGMENTATIONS))]
-Contrastive = Annotated[str, one_of(*sorted(CONTRASTIVE))]
-Reconstruction = Annotated[str, one_of(*sorted(RECONSTRUCTION | COUNT_RECONSTRUCTION))]
+Augmentation = Annotated[str, one_in(AUGMENTATIONS)]
+Contrastive = Annotated[str, one_in(CONTRASTIVE)]
+Reconstruction = Annotated[str, one_in(RECONSTRUCTION, COUNT_RECONSTRUCTION)]
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64")
 Precision = Annotated[str, one_of("auto", *_PRECISIONS, "transformer-engine", "transformer-engine-float16")]
 
