@@ -70,8 +70,8 @@ class TrainParams:
     contrastive: Contrastive = "clip"
     temperature: Temperature = 0.05
     #: spots that a crop is told apart from in the contrastive loss: ``"section"`` (batches of one section each, so that
-    #: nothing is won by telling sections apart) or ``"all"``
-    negatives: Annotated[str, one_of("all", "section")] = "all"
+    #: nothing is won by telling sections apart; chosen where there are several patients) or ``"all"``
+    negatives: Annotated[str, one_of("all", "section")] | None = None
     #: name of a reconstruction loss; ``"nb"`` is the likelihood of the counts
     reconstruction: Reconstruction = "barlow_std_mse"
     #: scale of both reconstruction losses
@@ -150,8 +150,8 @@ def _between(n: int, small: float, large: float) -> float:
     return small ** (1 - share) * large**share
 
 
-def choose(n_spots: int, n_blocks: int) -> dict[str, Choice]:
-    """Hyper-parameters for a number of spots and of encoder blocks.
+def choose(n_spots: int, n_blocks: int, n_patients: int = 1) -> dict[str, Choice]:
+    """Hyper-parameters for a number of spots, of encoder blocks and of patients.
 
     Between 2,000 and 200,000 spots, rates move log-linearly from a small-data recipe (found on 551 spots of three real
     sections) to the paper's (learning rate 1e-4, weight decay 0.2, batch 384, 10 epochs, the last block).
@@ -172,6 +172,9 @@ def choose(n_spots: int, n_blocks: int) -> dict[str, Choice]:
         "lr": Choice(float(f"{_between(n_spots, 2e-3, 1e-4):.2g}"), "few steps need a high rate, many a low one"),
         "weight_decay": Choice(float(f"{_between(n_spots, 0.05, 0.2):.2g}"), "the paper's 0.2 for much data"),
         "views": Choice(max(1, round(_between(n_spots, 8, 1))), "augmented views matter most where spots are few"),
+        "negatives": Choice("section", "of several patients, sections are easily told apart")
+        if n_patients > 1
+        else Choice("all", "of one patient"),
         "adapter_blocks": Choice(
             min(2 if n_spots < LARGE else 1, n_blocks), "the last blocks adapt, earlier ones are kept"
         ),

@@ -123,7 +123,7 @@ def test_a_finished_run_is_returned_and_another_refused(ready, finetune, tmp_pat
     assert again.history.equals(pd.read_csv(tmp_path / "run" / "model" / "history.csv"))
     with pytest.raises(sl.DataError, match=r"holds another run; it differs in 'params.lr'\. Repeat its call"):
         finetune(sections, run_dir=tmp_path / "run", resume=True, params=fast | {"lr": 0.5})
-    with pytest.raises(sl.DataError, match=r"it differs in 'sections', 'expression'"):
+    with pytest.raises(sl.DataError, match=r"it differs in 'params.negatives', 'sections', 'expression'"):
         finetune(sections[:1], run_dir=tmp_path / "run", resume=True, panel=model.panel)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()

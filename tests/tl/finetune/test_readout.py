@@ -7,7 +7,7 @@ import pytest
 import spatialdata as sd
 
 import sealst as sl
-from sealst._train.params import train_params
+from sealst._train.params import choose, train_params
 
 
 def two(ready):
@@ -121,8 +121,14 @@ def test_what_sections_differ_in_is_not_predicted(ready, finetune):
 
 
 def test_batches_of_one_section_are_a_parameter(ready, finetune, fast):
-    a, b = (finetune(two(ready), params=fast | {"negatives": n}).fingerprint for n in ("all", "section"))
+    a, b, c = (
+        finetune(two(ready), params=fast | n).fingerprint for n in ({"negatives": "all"}, {"negatives": "section"}, {})
+    )
     assert a != b
+    # Chosen where there are several patients.
+    assert b == c
+    chosen = [choose(1000, 12, n)["negatives"].value for n in (1, 2)]
+    assert chosen == ["all", "section"]
     with pytest.raises(sl.DataError, match=r"`params.negatives` must be one of"):
         train_params({"negatives": "patient"})
 

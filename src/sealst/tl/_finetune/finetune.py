@@ -216,7 +216,8 @@ def finetune(
             others = gather_pairs(held, panel, spec, table_key=table_key, folder=work / "held_out")
             if len(others) < 2:
                 raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
-        params, adapter = _recipe(params, adapter, len(pairs), base)
+        n_patients = len(set(pairs.labels["patient"]))
+        params, adapter = _recipe(params, adapter, len(pairs), n_patients, base)
         provenance = _provenance(train, held, warmup, pairs, params, seed=seed, table_key=table_key)
         stack.enter_context(seeded(seed))
         model = SealModel(base, panel, crop=spec, adapter=adapter, organs=organs_of(pairs, params), **parts).to(where)
@@ -303,9 +304,9 @@ def _looked_through(
 
 
 def _recipe(
-    params: TrainParams, adapter: Adapter | Mapping[str, Any] | str, n_spots: int, base: Encoder
+    params: TrainParams, adapter: Adapter | Mapping[str, Any] | str, n_spots: int, n_patients: int, base: Encoder
 ) -> tuple[TrainParams, Adapter]:
-    chosen = choose(n_spots, base.spec.n_blocks)
+    chosen = choose(n_spots, base.spec.n_blocks, n_patients)
     given = {name for name in chosen if getattr(params, name, None) is not None}
     resolved: Any = resolve_adapter(adapter)
     stated = adapter if isinstance(adapter, Mapping) else {}
