@@ -6,7 +6,7 @@ What is refused is named by its key, with what was found and what was expected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -80,15 +80,17 @@ Args = Annotated[Mapping[str, Any], BeforeValidator(_plain_args)]
 
 def one_of(*options: str) -> AfterValidator:
     """Part of an annotation: a name that must be one of these."""
-    return one_in(dict.fromkeys(options, None))
+    return _known(lambda: options)
 
 
 def one_in(*registries: Mapping[str, Any]) -> AfterValidator:
     """Part of an annotation: a name that one of these knows when it is given, as registries may grow."""
+    return _known(lambda: sorted(known for registry in registries for known in registry))
 
+
+def _known(options_now: Callable[[], Sequence[str]]) -> AfterValidator:
     def check(name: str) -> str:
-        options = sorted(known for registry in registries for known in registry)
-        if name not in options:
+        if name not in (options := options_now()):
             raise ValueError(f"must be one of {listed(options, 20)}, found {shown(name)}.{near([name], options)}")
         return name
 
