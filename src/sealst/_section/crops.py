@@ -75,8 +75,7 @@ class RegionCrops:
     @property
     def centres_um(self) -> np.ndarray:
         """Centres of the usable crops in µm, (n, 2)."""
-        x0, y0, x1, y1 = self.boxes.T
-        return np.asarray(np.column_stack([x0 + x1, y0 + y1]) / 2 * (self.definition["crop_um"] / np.median(x1 - x0)))
+        return _centres(self.boxes, self.definition["crop_um"])
 
     @property
     def source(self) -> CropSource:
@@ -202,12 +201,17 @@ def centres_um(data: Data, table: AnnData, region: Region) -> np.ndarray:
         return np.full((len(region.rows), 2), np.nan)
     definition = crop_definition(table, region)
     if isinstance(data, SpatialData) and definition["shapes_key"] in data.shapes:
-        x0, y0, x1, y1 = data.shapes[definition["shapes_key"]].loc[region.ids].bounds.to_numpy(dtype=float).T
-        scale = definition["crop_um"] / np.median(x1 - x0)
-        return np.asarray(np.column_stack([x0 + x1, y0 + y1]) / 2 * scale)
+        squares = data.shapes[definition["shapes_key"]].loc[region.ids]
+        return _centres(squares.bounds.to_numpy(dtype=float), definition["crop_um"])
     if Keys.SPATIAL not in table.obsm:
         return np.full((len(region.rows), 2), np.nan)
     return np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[region.rows, :2] * float(definition["um_per_unit"])
+
+
+def _centres(boxes: np.ndarray, crop_um: float) -> np.ndarray:
+    """Centres of squares in µm, whose sides say what a pixel measures."""
+    x0, y0, x1, y1 = boxes.T
+    return np.asarray(np.column_stack([x0 + x1, y0 + y1]) / 2 * (crop_um / np.median(x1 - x0)))
 
 
 def unchanged_regions(table: AnnData, made_from: dict[str, Any], data: Data | None = None) -> list[Region]:

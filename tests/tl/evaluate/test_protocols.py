@@ -329,11 +329,12 @@ def by_program(found):
 
 def test_evaluation_tells_visible_programs_from_invisible_ones(tissue, encoder):
     """What leaves no trace in the picture is at chance for every method, gene by gene and as a pathway."""
-    found = sl.tl.evaluate(tissue, encoder, genes=programs(), net=programs())
+    # Of the crop alone: surroundings make predictions smooth, as hidden programs are, and chance scatters wider then.
+    alone = sl.tl.Protocol("crop", surroundings=False)
+    found = sl.tl.evaluate(tissue, encoder, genes=programs(), net=programs(), preset=alone)
     score = by_program(found)
     for name in ("hidden_1", "hidden_2"):
-        # Predictions that see a spot's surroundings are smooth, and so are hidden programs: chance scatters wider.
-        assert score[name].abs().max() < 0.2
+        assert score[name].abs().max() < 0.12
     best = score[:, "colour + ridge"]
     assert best[["stroma", "adipose", "tumour"]].min() > 0.3
     activity = found.pathways.query("method == 'colour + ridge'").groupby("pathway")["pearson"].mean()
