@@ -60,9 +60,12 @@ def test_a_stopped_training_goes_on(command, tmp_path, name, code):
     run = tmp_path / "run"
     first = command("--out", str(run))
     wait_for(run / "checkpoint.pt", first)
+    # Held still while the other command starts, which takes longer than the training does.
+    first.send_signal(signal.SIGSTOP)
     _, said = command("--out", str(run), "--resume").communicate(timeout=900)
     assert f"is in use by process {first.pid} on" in said
     first.send_signal(getattr(signal, name))
+    first.send_signal(signal.SIGCONT)
     out, said = first.communicate(timeout=900)
     assert (first.returncode, out) == (code, "")
     assert said.endswith(f"Stopped ({name}).\n")
