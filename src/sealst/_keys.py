@@ -29,6 +29,7 @@ class Keys:
     SPATIAL = "spatial"
     EMBEDDING = "X_seal"
     GENE_EMBEDDING = "X_seal_gene"
+    FIELDS = "X_seal_fields"
     FROZEN = "X_frozen"
     EXPRESSION = "seal_expression"
     PATHWAYS = "seal_pathways"

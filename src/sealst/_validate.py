@@ -103,6 +103,20 @@ def check_positive(name: str, value: float) -> None:
         raise DataError(f"`{name}` must be a positive number, found {value!r}.")
 
 
+def positive_numbers(name: str, given: Any, *, example: str) -> list[float]:
+    """One positive number or several different ones, as a list; `example` completes the error where there is none."""
+    # A text is a sequence, too, of characters.
+    several = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
+    numbers = list(given) if several else [given]
+    if not numbers:
+        raise DataError(f"`{name}` is empty; {example}.")
+    for number in numbers:
+        check_positive(name, number)
+    if len({f"{number:g}" for number in numbers}) < len(numbers):
+        raise DataError(f"`{name}` names a size twice: {listed(numbers)}.")
+    return [float(number) for number in numbers]
+
+
 def check_count(name: str, value: int) -> None:
     """Raise unless `value` is a whole number above 0."""
     check_positive(name, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -82,6 +82,16 @@ class RegionCrops:
         """Where the usable crops are read from: their store where they have one, else the image."""
         return CropSource(self.levels, self.boxes, self.cache, PlainCrops(self.region.section))
 
+    def widened(self, crop_um: float) -> RegionCrops:
+        """Squares of another side about the same centres, of the same spots, read from the picture.
+
+        They need not have been paired. What of them lies beyond the picture's edge is white.
+        """
+        centres = (self.every_box[:, :2] + self.every_box[:, 2:]) / 2
+        sides = (self.every_box[:, 2] - self.every_box[:, 0]) * (crop_um / self.definition["crop_um"])
+        boxes = square_boxes(centres, sides)
+        return replace(self, definition=self.definition | {"crop_um": float(crop_um)}, every_box=boxes, cache=None)
+
     def shows(self, made_from: dict[str, Any]) -> bool:
         """Whether the crops still show what they showed when something was made from them, by those that were kept."""
         try:
@@ -104,6 +114,11 @@ class PairedTable:
     size: CropSpec
     #: what made the embeddings that the table has, by slot
     embedded: dict[str, Any]
+
+    def widened(self, crop_um: float) -> PairedTable:
+        """The same spots with squares of another side, see `RegionCrops.widened`."""
+        size = replace(self.size, crop_um=float(crop_um))
+        return replace(self, sections=[one.widened(crop_um) for one in self.sections], size=size)
 
 
 def paired_table(

@@ -30,7 +30,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Region
 from sealst._section.pyramid import touch_lost
-from sealst._validate import check_count, check_fraction, check_mpp, check_positive, listed
+from sealst._validate import check_count, check_fraction, check_mpp, check_positive, positive_numbers
 from sealst.pp._crop_reasons import LOST, NOT_PAIRED, OK, OUTSIDE, crop_reasons, write_reasons
 
 
@@ -111,17 +111,7 @@ def pair_crops(
     True
     """
     _section.needs_pixels(sdata)
-    # A text is a sequence, too, of characters.
-    given: Any = crop_um
-    several = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
-    sizes = list(given) if several else [given]
-    if not sizes:
-        raise DataError("`crop_um` is empty; give at least one side in µm, e.g. 112.")
-    for size in sizes:
-        check_positive("crop_um", size)
-    if len({f"{size:g}" for size in sizes}) < len(sizes):
-        raise DataError(f"`crop_um` names a size twice: {listed(sizes)}.")
-    sizes = [float(size) for size in sizes]
+    sizes = positive_numbers("crop_um", crop_um, example="give at least one side in µm, e.g. 112")
     check_count("crop_px", crop_px)
     if crop_px != int(crop_px):
         raise DataError(f"`crop_px` must be a whole number, found {crop_px!r}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,11 @@ class LinearReadout:
     alphas: np.ndarray
     #: (target, rank) → mean over genes of the Pearson correlation within held-out groups
     scores: dict[tuple[str, int | None], float]
+
+    @property
+    def score(self) -> float:
+        """Score of what was chosen."""
+        return self.scores[self.target, self.rank]
 
 
 def fit_readout(
@@ -125,6 +131,22 @@ def fit_readout(
         measured = np.ones(len(x), bool) if known is None else known[:, genes[0]]
         intercept[genes], alphas[genes] = truth[np.ix_(measured, genes)].mean(axis=0), np.inf
     return LinearReadout(coef, intercept, target, rank, alphas, scores)
+
+
+def best_readouts(
+    inputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray], truth: np.ndarray, **options: Any
+) -> dict[str, LinearReadout]:
+    """Fit a readout to each of several inputs; the one that predicts held-out groups best comes first.
+
+    Parameters
+    ----------
+    inputs
+        By name, what a readout may see, (n, d); of equal ones the first stays in front.
+    targets, truth, options
+        See `fit_readout`.
+    """
+    found = {name: fit_readout(x, targets, truth, **options) for name, x in inputs.items()}
+    return dict(sorted(found.items(), key=lambda item: -item[1].score))
 
 
 def _measured_together(known: np.ndarray | None, shape: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -217,6 +217,8 @@ def _readout(model: SealNet) -> str:
     facts = readout.facts
     rank = f" of rank {facts['rank']}" if facts["rank"] else ""
     seen = "" if readout.width is None else f" (the crop beside what lies around it, σ {readout.width:g} µm)"
+    if readout.fields:
+        seen = f" (fields of {', '.join(f'{um:g}' for um in readout.fields)} µm)"
     best = max(facts["scores"].values())
     return (
         f"{_line(facts['kind'])}{rank} on {_line(facts['target'])}{seen}; mean Pearson {best:.3f} over the panel on "

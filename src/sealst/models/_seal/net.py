@@ -23,7 +23,7 @@ from sealst.models._adapters import Adapter, add_adapter
 from sealst.models._encoders.encoder import Encoder, ImageModel, plain_key
 from sealst.models._genes import GeneEncoder, GeneEncoderParams
 from sealst.models._seal.heads import HeadParams, ProjectionParams, image_head
-from sealst.models._seal.readout import HEAD, Readout, check_readout
+from sealst.models._seal.readout import FIELDS, HEAD, Readout, check_readout
 
 
 def own_parts(
@@ -110,13 +110,14 @@ class SealNet(nn.Module):
         File names, licences and other facts about the encoder do not count: they may be corrected.
         """
         panel = (self.panel.fingerprint, self.panel.layer, self.panel.target_sum)
+        fitted = map(self.readout_of, self.fitted)
         parts = (
             self.adapter.facts(),
             asdict(self.head),
             self.gene_params.facts(),
             asdict(self.projection),
             self.organs,
-            *(readout.width for readout in map(self.readout_of, self.fitted) if readout and readout.width),
+            *(readout.width or readout.fields for readout in fitted if readout and not readout.sees_crop_alone),
         )
         facts = (self.encoder.spec.feeding(), asdict(self.crop), *parts, panel)
         digest = hashlib.sha256(repr(facts).encode())
@@ -252,7 +253,16 @@ class SealNet(nn.Module):
     def crop_readout(self) -> str:
         """The first of `readouts` that sees nothing but a spot's crop."""
         kinds = ((name, self.readout_of(name)) for name in self.readouts)
-        return next(name for name, fitted in kinds if fitted is None or fitted.width is None)
+        return next(name for name, fitted in kinds if fitted is None or fitted.sees_crop_alone)
+
+    @property
+    def fields(self) -> tuple[float, ...]:
+        """Sides in µm of the fields of view that a readout sees, the crop's first; empty where none sees several."""
+        return next((one.fields for one in map(self.readout_of, self.fitted) if one and one.fields), ())
+
+    def fields_of(self, readout: str | None = None) -> tuple[float, ...]:
+        """Sides in µm of the fields of view that this readout sees; empty where it sees the crop's alone."""
+        return () if (fitted := self.readout_of(readout)) is None else fitted.fields
 
     def use_readouts(self, fitted: Sequence[Readout]) -> None:
         """Predict by these from now on, the first of them unless another is asked for."""
@@ -271,7 +281,8 @@ class SealNet(nn.Module):
         Parameters
         ----------
         z
-            Image embeddings, (n, dim).
+            Image embeddings, (n, dim); for a readout that sees several fields of view, ``"fields"``, those of each
+            side by side, (n, fields * dim), see `fields`.
         readout
             One of `readouts`; default the first, which was chosen by held-out training sections.
         xy
@@ -287,7 +298,7 @@ class SealNet(nn.Module):
         DataError
             When the model has no such readout, or it needs `xy`.
         """
-        z, fitted = self._embeddings(z), self.readout_of(readout)
+        z, fitted = self._embeddings(z, max(1, len(self.fields_of(readout)))), self.readout_of(readout)
         if fitted is None:
             return self._batched(lambda b: self.unstandardise(self.image_head(b)), z, len(self.panel), batch_size)
         return self._batched(lambda b: fitted(b).clamp_min(0), fitted.inputs(z, xy), len(self.panel), batch_size)
@@ -334,6 +345,9 @@ class SealNet(nn.Module):
         # Without the fingerprint, for which every trained weight is read.
         spec = self.encoder.spec
         trained = sum(t.numel() for t in self.trained_state().values())
+        crops = f"{self.crop.crop_um:g} µm at {self.crop.crop_px} px"
+        if self.fields:
+            crops += f"; {FIELDS!r} sees {', '.join(f'{um:g}' for um in self.fields)} µm"
         return (
             f"SealModel of {self.dim} dimensions\n"
             f"  encoder: {spec.key} ({spec.pool}, {self.dim})\n"
@@ -341,7 +355,7 @@ class SealNet(nn.Module):
             f"  genes:   {self.gene_params.describe()}\n"
             f"  panel:   {len(self.panel)} genes ({', '.join(self.panel.genes[:4])}, …)\n"
             f"  predicts by: {' (or '.join(self.readouts)}{')' * (len(self.readouts) > 1)}\n"
-            f"  crops:   {self.crop.crop_um:g} µm at {self.crop.crop_px} px\n"
+            f"  crops:   {crops}\n"
             f"  trained: {trained / 1e6:.2f} M parameters\n"
             f"  device:  {self.device}"
         )
@@ -349,10 +363,11 @@ class SealNet(nn.Module):
     def _repr_html_(self) -> str:
         return text_as_html(repr(self))
 
-    def _embeddings(self, z: np.ndarray) -> np.ndarray:
-        z = np.asarray(z, dtype=np.float32)
-        if z.ndim != 2 or z.shape[1] != self.dim:
-            raise DataError(f"Embeddings must be (n, {self.dim}), found {z.shape}.")
+    def _embeddings(self, z: np.ndarray, n_fields: int = 1) -> np.ndarray:
+        z, width = np.asarray(z, dtype=np.float32), n_fields * self.dim
+        if z.ndim != 2 or z.shape[1] != width:
+            of = f" of {n_fields} fields side by side" if n_fields > 1 else ""
+            raise DataError(f"Embeddings{of} must be (n, {width}), found {z.shape}.")
         return z
 
     def _batched(self, function: Any, data: np.ndarray, width: int, size: int) -> np.ndarray:

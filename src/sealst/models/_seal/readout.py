@@ -16,8 +16,8 @@ from sealst._validate import listed
 
 #: the network that is trained together with the encoder; every model has it
 HEAD = "head"
-#: readouts of the crop alone, and of the crop beside what lies around it
-RIDGE, SURROUNDINGS = "ridge", "surroundings"
+#: readouts of the crop alone, of the crop beside what lies around it, and of several fields of view around a spot
+RIDGE, SURROUNDINGS, FIELDS = "ridge", "surroundings", "fields"
 
 
 class Readout(nn.Module):
@@ -29,7 +29,8 @@ class Readout(nn.Module):
         Length of an embedding, and of the panel.
     facts
         ``"kind"`` (its name), and how it was chosen: target, rank, scores of all candidates; plain values. With
-        ``"surroundings_um"``, a width in µm, it sees the mean embedding around each spot beside that of its crop.
+        ``"surroundings_um"``, a width in µm, it sees the mean embedding around each spot beside that of its crop; with
+        ``"fields_um"``, sides in µm of which the first is the crop's, embeddings of all these squares side by side.
     """
 
     weight: torch.Tensor
@@ -38,13 +39,13 @@ class Readout(nn.Module):
     def __init__(self, dim: int, n_genes: int, facts: Mapping[str, Any]) -> None:
         super().__init__()
         self.facts = dict(facts)
-        self.register_buffer("weight", torch.zeros(n_genes, dim * (1 if self.width is None else 2)))
+        self.register_buffer("weight", torch.zeros(n_genes, dim * _n_embeddings(self.facts)))
         self.register_buffer("bias", torch.zeros(n_genes))
 
     @classmethod
     def of(cls, coef: np.ndarray, intercept: np.ndarray, facts: Mapping[str, Any]) -> Readout:
         """From coefficients (dim, genes) and intercept (genes,)."""
-        made = cls(len(coef) // (2 if "surroundings_um" in facts else 1), coef.shape[1], facts)
+        made = cls(len(coef) // _n_embeddings(facts), coef.shape[1], facts)
         made.weight.copy_(torch.from_numpy(np.ascontiguousarray(coef.T, dtype=np.float32)))
         made.bias.copy_(torch.from_numpy(np.asarray(intercept, dtype=np.float32)))
         return made
@@ -60,8 +61,21 @@ class Readout(nn.Module):
         found = self.facts.get("surroundings_um")
         return None if found is None else float(found)
 
+    @property
+    def fields(self) -> tuple[float, ...]:
+        """Sides in µm of the fields of view that it sees, the crop's first; empty where it sees one alone."""
+        return tuple(map(float, self.facts.get("fields_um", ())))
+
+    @property
+    def sees_crop_alone(self) -> bool:
+        """Whether it sees nothing but a spot's crop."""
+        return _n_embeddings(self.facts) == 1
+
     def inputs(self, z: np.ndarray, xy: np.ndarray | None) -> np.ndarray:
-        """What it sees of embeddings (n, dim) of crops whose centres, of one section, are at (n, 2), in µm."""
+        """What it sees of embeddings (n, dim) of crops whose centres, of one section, are at (n, 2), in µm.
+
+        Of several fields, `z` are embeddings of all of them, (n, fields * dim).
+        """
         if self.width is None:
             return z
         if xy is None:
@@ -76,6 +90,11 @@ class Readout(nn.Module):
         # In full precision: coefficients are small, and predictions differ by little.
         with torch.autocast(z.device.type, enabled=False):
             return F.linear(z.float(), self.weight, self.bias)
+
+
+def _n_embeddings(facts: Mapping[str, Any]) -> int:
+    """How many embeddings side by side a readout sees."""
+    return len(facts.get("fields_um", ())) or 1 + ("surroundings_um" in facts)
 
 
 def check_readout(name: str | None, names: Sequence[str]) -> str:

@@ -43,13 +43,15 @@ from sealst.models._seal.bases import find_base, remember_base
 from sealst.models._seal.card import model_card, public_name
 from sealst.models._seal.heads import HeadParams, resolve_projection
 from sealst.models._seal.net import SealNet, own_parts
-from sealst.models._seal.readout import RIDGE, SURROUNDINGS, Readout
+from sealst.models._seal.readout import FIELDS, RIDGE, SURROUNDINGS, Readout
 
 M = TypeVar("M", bound=SealNet)
 
 _FORMAT = 3
 #: arguments of a timm model that do not change what it makes of a crop
 _FREE_ARGS = ("img_size", "in_chans", "dynamic_img_size", "global_pool", "fc_norm", "num_classes", "drop_path_rate")
+#: fields of view that a readout may see
+_MAX_FIELDS = 16
 #: files without which a folder is no model
 FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors")
 
@@ -81,12 +83,20 @@ class _Training(Stored):
 
 
 class _Readout(Stored):
-    kind: Annotated[str, one_of(RIDGE, SURROUNDINGS)]
+    kind: Annotated[str, one_of(RIDGE, SURROUNDINGS, FIELDS)]
     target: Name
     rank: Number | None
     held_out: Text
     scores: Annotated[dict[str, float], Field(min_length=1)]
     surroundings_um: Positive | None = None
+    fields_um: Annotated[tuple[Positive, ...], Field(strict=False, min_length=2, max_length=_MAX_FIELDS)] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has what its kind needs, and nothing else."""
+        return (self.kind == SURROUNDINGS) == bool(self.surroundings_um) and (self.kind == FIELDS) == bool(
+            self.fields_um
+        )
 
 
 class _Config(Stored):
@@ -195,6 +205,12 @@ def _restored(
         crop = resolve_params(CropSpec, config.crop, name="crop")
     except SealstError as error:
         raise CheckpointError(f"config.json is damaged or of another version: {error}") from error
+    for facts in config.readouts:
+        if (fields := facts.get("fields_um")) and fields[0] != crop.crop_um:
+            raise CheckpointError(
+                f"config.json is damaged: `fields_um` of a readout begins with {fields[0]:g}, but crops are "
+                f"{crop.crop_um:g} µm."
+            )
     # Before anything is allocated: what the facts describe is what the files hold.
     with torch.device("meta"):
         described = dict(own_parts(spec.dim, len(panel), **parts))
@@ -281,10 +297,10 @@ def _read_facts(folder: Path) -> tuple[_Config, _Base]:
     _Training.of(facts.training, where=f"'training' {where}")
     made = [_Readout.of(stated, where=f"'readouts' {where}") for stated in facts.readouts]
     kinds = [one.kind for one in made]
-    if len(set(kinds)) < len(kinds) or any((one.kind == SURROUNDINGS) != bool(one.surroundings_um) for one in made):
+    if len(set(kinds)) < len(kinds) or not all(one.is_whole for one in made):
         raise CheckpointError(
-            f"'readouts' {where} must be of different kinds, and only {SURROUNDINGS!r} has `surroundings_um`; found "
-            f"{listed(kinds)}."
+            f"'readouts' {where} must be of different kinds, and only {SURROUNDINGS!r} has `surroundings_um`, and only "
+            f"{FIELDS!r} `fields_um`; found {listed(kinds)}."
         )
     return facts, _Base.of(base, where=f"base.json in {str(folder)!r}")
 

@@ -80,6 +80,8 @@ def embed(
 
     - ``.obsm["X_seal" | key_added]``: float32 (n_obs, dim), not normalised; NaN for spots without a crop. Rows of
       other regions keep what the same model wrote
+    - ``.obsm["X_seal_fields" | key_added + "_fields"]``: with a model that was trained with several sizes of crops
+      (``model.fields``), of spots, the embeddings of all these squares side by side, float32 (n_obs, fields * dim)
     - ``.uns["sealst"]["embed"][key]``: model fingerprint or encoder record, modality, views, crops
 
     Raises
@@ -119,10 +121,17 @@ def embed(
     else:
         trained_on = model.crop if isinstance(model, SealModel) else None
         paired = _section.paired_table(sdata, table_key, region=region, crop_um=crop_um, trained_on=trained_on)
+        table = paired.table
         before, options = paired.embedded.get(key), {"pool": pool, "pretrained": pretrained, "device": device}
         embedding, entry = embed_crops(paired, model, views=views, show=progress, **options)
+    made = {key: merged(table, key, embedding, entry, before)}
+    if modality == "image" and isinstance(model, SealModel) and model.fields and table.n_vars:
+        slot = fields_key(key)
+        fields, facts = embed_fields(paired, model, embedding, entry, views=views, show=progress)
+        made[slot] = merged(table, slot, fields, facts, _section.recorded(table, "embed").get(slot))
     given, target = for_writing(sdata, table_key, copy=copy)
-    write_embedding(target, key, *merged(target, key, embedding, entry, before))
+    for slot, (values, facts) in made.items():
+        write_embedding(target, slot, values, facts)
     return given if copy else None
 
 
@@ -166,6 +175,31 @@ def embed_crops(
     return out, entry | {"modality": "image", "crop_um": paired.size.crop_um, "views": n, "crops": crops}
 
 
+def fields_key(key: str) -> str:
+    """Slot of the embeddings of several fields of view, beside that of the crop's."""
+    return Keys.FIELDS if key == Keys.EMBEDDING else Keys.related(key, "fields")
+
+
+def embed_fields(
+    paired: PairedTable,
+    model: SealModel,
+    embedding: np.ndarray,
+    entry: dict[str, Any],
+    *,
+    views: int | str,
+    show: bool | None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Embeddings (n_obs, fields * dim) of all fields of view that the model's readout sees, and their provenance.
+
+    Those of the first are there already, with theirs.
+    """
+    parts = [embedding]
+    for um in model.fields[1:]:
+        logger.info("embedding the field of %g µm", um)
+        parts.append(embed_crops(paired.widened(um), model, views=views, show=show)[0])
+    return np.hstack(parts), entry | {"fields_um": list(model.fields)}
+
+
 def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> None:
     """Write an embedding and its provenance."""
     table.obsm[key] = embedding
@@ -200,18 +234,26 @@ def merged(
 
 
 def stored_embedding(
-    data: Data, table: AnnData, regions: Sequence[Region], model: SealModel, views: int | str
+    data: Data,
+    table: AnnData,
+    regions: Sequence[Region],
+    model: SealModel,
+    views: int | str,
+    key: str = Keys.EMBEDDING,
 ) -> np.ndarray | None:
-    """``X_seal`` when this very model made it from the present crops of these regions (and of `views`), else None."""
-    entry = _section.recorded(table, "embed").get(Keys.EMBEDDING)
-    if entry is None or Keys.EMBEDDING not in table.obsm:
+    """``X_seal`` when this very model made it from the present crops of these regions (and of `views`), else None.
+
+    Or, by its `key`, what it made of several fields of view.
+    """
+    entry = _section.recorded(table, "embed").get(key)
+    if entry is None or key not in table.obsm:
         return None
     valid = _section.unchanged_regions(table, entry.get("crops", {}), data)
     if entry["model"] != model.fingerprint or not {r.name for r in regions} <= {r.name for r in valid}:
         return None
     if views != "auto" and entry.get("views", 1) != views_of(views, table):
         return None
-    stored = np.asarray(table.obsm[Keys.EMBEDDING], dtype=np.float32)
+    stored = np.asarray(table.obsm[key], dtype=np.float32)
     usable = table.obs[Keys.CROP_OK].to_numpy(dtype=bool)
     if any(np.isnan(stored[region.rows[usable[region.rows]]]).any() for region in regions):
         # Crops that were set aside when the embedding was made.

@@ -15,10 +15,10 @@ from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import Data, for_writing
+from sealst._section import Data, PairedTable, for_writing
 from sealst._validate import as_columns, check_slot
 from sealst.models import SealModel
-from sealst.tl._embed.embed import embed_crops, merged, stored_embedding, write_embedding
+from sealst.tl._embed.embed import embed_crops, embed_fields, merged, stored_embedding, write_embedding
 from sealst.tl._embed.inputs import check_model
 from sealst.tl._pathways.pathways import score_sets, write_pathways
 
@@ -58,9 +58,11 @@ def predict(
         decoupler method for `net`.
     readout
         One of ``model.readouts``: ``"head"``, the network that was trained with the encoder, or what was fitted behind
-        it, on the crop alone (``"ridge"``) or beside what lies around it (``"surroundings"``); default the first,
-        which predicted held-out training sections best, and for tiles of slides, which have no expression, the first
-        that sees the crop alone: tiles lie closer to each other than the spots it was fitted to.
+        it, on the crop alone (``"ridge"``), beside what lies around it (``"surroundings"``) or on several fields of
+        view (``"fields"``, of a model that was trained with several sizes of crops). Default the first, which
+        predicted held-out training sections best; for tiles of slides, which have no expression, the first that sees
+        the crop alone: tiles lie closer to each other than the spots it was fitted to, and further fields take a pass
+        of the encoder each.
     views
         Over how many flips and rotations of each crop embeddings are averaged, 1 to 8. ``"auto"`` takes the embeddings
         that are there, else it is 8 for spots and 1 for tiles of slides.
@@ -80,7 +82,8 @@ def predict(
 
     - ``.obsm["seal_expression" | key_added]``: DataFrame (n_obs, genes), float32, log1p-CP10k, named genes; NaN for
       spots without a crop. ``/`` in a gene's name becomes ``_`` in that of its column, so that the table can be saved
-    - ``.obsm["X_seal"]``: the embeddings, as `sealst.tl.embed` writes them
+    - ``.obsm["X_seal"]``: the embeddings, as `sealst.tl.embed` writes them; with the readout ``"fields"`` also
+      ``.obsm["X_seal_fields"]``
     - ``.obsm["seal_pathways" | key_added + "_pathways"]``: DataFrame (n_obs, pathways), with `net`
     - ``.uns["sealst"]["predict"][key]``: model fingerprint, readout, unit, layer
 
@@ -113,13 +116,14 @@ def predict(
         model.panel.require_names()
     wanted = list((model.panel if genes is None else model.panel.subset(genes)).genes)
     columns = as_columns(wanted, what="Genes")
-    embedding, entry = stored_embedding(sdata, table, regions, model, views), None
+    slot = Keys.FIELDS if model.fields_of(readout) else Keys.EMBEDDING
+    embedding, made = stored_embedding(sdata, table, regions, model, views, slot), {}
+    if device is not None:
+        model.to(resolve_device(device))
     if embedding is None:
         paired = _section.paired_table(sdata, table_key, region=region, trained_on=model.crop)
-        embedding, entry = embed_crops(paired, model, views=views, device=device, show=progress)
-        embedding, entry = merged(table, Keys.EMBEDDING, embedding, entry, paired.embedded.get(Keys.EMBEDDING))
-    elif device is not None:
-        model.to(resolve_device(device))
+        made = _embedded(paired, model, slot, views=views, show=progress)
+        embedding = made[slot][0]
     # All spots that this model has embedded, so that regions can be predicted one by one.
     if not np.isfinite(embedding).all(axis=1).any():
         raise DataError("No spot has a usable crop; see `.obs['crop_reason']`.")
@@ -132,15 +136,35 @@ def predict(
     expression = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(model.panel.genes))
     pathways = None if net is None else score_sets(expression, net, method=method)
     given, target = for_writing(sdata, table_key, copy=copy)
-    if entry is not None:
-        write_embedding(target, Keys.EMBEDDING, embedding, entry)
+    for key, found in made.items():
+        write_embedding(target, key, *found)
     target.obsm[key_added] = expression[wanted].set_axis(columns, axis=1)
-    made: dict[str, Any] = {"model": model.fingerprint, "readout": readout, "unit": "log1p-CP10k"}
-    made["layer"] = layer
+    facts: dict[str, Any] = {"model": model.fingerprint, "readout": readout, "unit": "log1p-CP10k"}
+    facts["layer"] = layer
     if columns != wanted:
-        made["genes"] = np.array(wanted, dtype=str)
-    _section.record_slot(target, "predict", key_added, made)
+        facts["genes"] = np.array(wanted, dtype=str)
+    _section.record_slot(target, "predict", key_added, facts)
     logger.info("Wrote .obsm[%r]: %d genes", key_added, len(wanted))
     if pathways is not None:
         write_pathways(target, Keys.pathways(key_added), pathways, source="predicted", slot=key_added)
     return given if copy else None
+
+
+def _embedded(
+    paired: PairedTable, model: SealModel, slot: str, *, views: int | str, show: bool | None
+) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """Embeddings and their provenance by slot: of the crops, and, where `slot` asks for them, of several fields."""
+    table, recorded = paired.table, paired.embedded
+    regions = [one.region for one in paired.sections]
+    stored = stored_embedding(paired.sections[0].sdata, table, regions, model, views)
+    found: dict[str, tuple[np.ndarray, dict[str, Any]]] = {}
+    if stored is None:
+        embedding, entry = embed_crops(paired, model, views=views, show=show)
+        found[Keys.EMBEDDING] = merged(table, Keys.EMBEDDING, embedding, entry, recorded.get(Keys.EMBEDDING))
+    else:
+        embedding, entry = stored, recorded[Keys.EMBEDDING]
+        views = int(entry.get("views", 1)) if views == "auto" else views
+    if slot == Keys.FIELDS:
+        fields, facts = embed_fields(paired, model, embedding, entry, views=views, show=show)
+        found[slot] = merged(table, slot, fields, facts, recorded.get(slot))
+    return found

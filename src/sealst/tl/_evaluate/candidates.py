@@ -17,7 +17,7 @@ from sealst.tl._evaluate.cohorts import BenchCohort, Cohort
 from sealst.tl._evaluate.folds import check_held_out, check_unseen, check_warmup
 from sealst.tl._evaluate.methods import BLEEP, ST_NET
 from sealst.tl._evaluate.views import SEAL, EncoderFeatures, Extractor, ModelFeatures, TrunkMemory
-from sealst.tl._finetune.finetune import finetune
+from sealst.tl._finetune.finetune import fields_of_view, finetune
 from sealst.tl._finetune.pairs import warmup_patients
 
 #: further losses of a recipe, which no baseline has
@@ -43,6 +43,8 @@ class Candidate:
     #: what it is called in the facts of an evaluation
     label: str
     crop: CropSpec
+    #: further fields of view that its readouts see, in µm
+    wider: Sequence[float] = ()
     #: whether every fold trains its own models
     trains = False
 
@@ -67,6 +69,7 @@ class GivenModel(Candidate):
 
     def __init__(self, model: SealModel) -> None:
         self.model, self.label, self.crop = model, f"SealModel {model.fingerprint}", model.crop
+        self.wider = model.fields[1:]
 
     def models(self, fold: Split, seed: int) -> dict[str, SealModel]:
         """The model, in every fold."""
@@ -115,8 +118,9 @@ class TrainedInFolds(Candidate):
         self.table_key, self.show = table_key, show
         self.label = f"{recipe['encoder']}, trained in every fold"
         self.crop = cohort.crop()
-        if recipe.get("crop_um") is not None:
-            self.crop = CropSpec(recipe["crop_um"], self.crop.crop_px)
+        first, self.wider = fields_of_view(recipe.get("crop_um"), recipe.get("readout", "auto"))
+        if first is not None:
+            self.crop = CropSpec(first, self.crop.crop_px)
         self.stops_early = train_params(recipe.get("params")).patience is not None
 
     def models(self, fold: Split, seed: int) -> dict[str, SealModel]:
@@ -139,7 +143,7 @@ class TrainedInFolds(Candidate):
                     "With baselines, `params` of the mapping must be a mapping too, not a file or TrainParams."
                 )
             given = {"params": dict(params) | BASELINES[name], "panel": models[SEAL].panel, "include": ()}
-            given["readout"] = "head"
+            given |= {"readout": "head", "crop_um": self.crop.crop_um}
             models[name] = finetune(sections, **dict(self.recipe) | given, **common)
         check_held_out(fold, models)
         return models

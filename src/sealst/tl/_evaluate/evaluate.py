@@ -274,6 +274,7 @@ class _Job:
             genes=genes,
             target=self.protocol.target,
             crop=self.candidate.crop,
+            wider=self.candidate.wider,
             table_key=self.table_key,
             show=self.show,
         )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.probes import Protocol, knn_impute, mean_baseline
-from sealst._core.scores.readouts import LinearReadout, fit_readout
+from sealst._core.scores.readouts import best_readouts
 from sealst._core.space.surroundings import beside_surroundings, common_pitch
 from sealst.models import SealModel
+from sealst.models._seal.readout import FIELDS, RIDGE, SURROUNDINGS
 from sealst.tl._evaluate.views import COLOUR, FROZEN, SEAL, SectionView
 
 FROZEN_PROBE, ADAPTED_PROBE, COLOUR_PROBE = "frozen + ridge", "adapted + ridge", "colour + ridge"
@@ -98,20 +99,20 @@ class _Learner:
 
     def probe(self, feature: str, y: np.ndarray | None = None) -> Callable[[SectionView], np.ndarray]:
         y, width = self.y if y is None else y, self._width
-        alone = np.concatenate([v.features[feature] for v in self.seen])
         if not self.protocol.within_sections or self.protocol.n_components is not None:
+            alone = np.concatenate([v.features[feature] for v in self.seen])
             predict = self.protocol.probe(alone, y, self.groups, self.sections)
             return lambda view: predict(view.features[feature])
         # As `tl.finetune` fits its readouts.
-        options: dict[str, Any] = {"groups": self.groups, "sections": self.sections}
-        found = fit_readout(alone, {"single": y}, y, **options)
-        if width is None:
-            return lambda view: _linear(found, view.features[feature])
-        beside = np.concatenate([beside_surroundings(v.features[feature], v.xy, width) for v in self.seen])
-        wide = fit_readout(beside, {"single": y}, y, **options)
-        if max(wide.scores.values()) <= max(found.scores.values()):
-            return lambda view: _linear(found, view.features[feature])
-        return lambda view: _linear(wide, beside_surroundings(view.features[feature], view.xy, width))
+        sees: dict[str, Callable[[SectionView], np.ndarray]] = {RIDGE: lambda view: view.features[feature]}
+        if width is not None:
+            sees[SURROUNDINGS] = lambda view: beside_surroundings(view.features[feature], view.xy, width)
+        if self.protocol.surroundings and all(feature in v.fields for v in self.seen):
+            sees[FIELDS] = lambda view: view.fields[feature]
+        inputs = {kind: np.concatenate([see(v) for v in self.seen]) for kind, see in sees.items()}
+        found = best_readouts(inputs, {"single": y}, y, groups=self.groups, sections=self.sections)
+        kind, best = next(iter(found.items()))
+        return lambda view: np.asarray(sees[kind](view) @ best.coef + best.intercept, dtype=np.float32)
 
     def permuted(self, feature: str, seed: int) -> Callable[[SectionView], np.ndarray]:
         """A probe of spots that got the expression of another spot of their section."""
@@ -131,16 +132,13 @@ class _Learner:
         return mean_baseline(self.y, len(view))
 
 
-def _linear(found: LinearReadout, x: np.ndarray) -> np.ndarray:
-    return np.asarray(x @ found.coef + found.intercept, dtype=np.float32)
-
-
 def _direct(model: SealModel, view: SectionView, name: str, genes: GenePanel, readout: str | None) -> np.ndarray:
     """The model's own prediction, in the order of the scored genes."""
     if not view.in_um:
-        # There are no distances between patches.
+        # There are no distances between patches, and nothing around them.
         readout = readout or model.crop_readout
-    predicted = model.predict_expression(z := view.features[name], readout=readout, xy=view.xy)
+    z = view.fields[name] if model.fields_of(readout) else view.features[name]
+    predicted = model.predict_expression(z, readout=readout, xy=view.xy)
     if genes.genes == model.panel.genes:
         return predicted
     column = {g.upper(): i for i, g in enumerate(model.panel.genes)}

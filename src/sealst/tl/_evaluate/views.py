@@ -21,6 +21,7 @@ from sealst._core.space.views import over_views
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._section import RegionCrops
 from sealst.models import CropSpec, Encoder, SealModel
 
 #: features of the base encoder, and of its crops' colours
@@ -56,6 +57,8 @@ class SectionView:
     known: np.ndarray
     #: expression of the model's panel as its gene encoder sees it, (n, panel); empty without a model
     context: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    #: by name as in `features`, those of several fields of view side by side; empty where a model sees one
+    fields: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.spots)
@@ -71,7 +74,8 @@ class SectionView:
         if len(kept) == len(self.spots):
             return self
         parts: dict[str, Any] = {
-            key: {k: v[kept] for k, v in getattr(self, key).items()} for key in ("features", "shared", "codes")
+            key: {k: v[kept] for k, v in getattr(self, key).items()}
+            for key in ("features", "shared", "codes", "fields")
         }
         context = self.context[kept] if len(self.context) else self.context
         parts |= {name: getattr(self, name)[kept] for name in ("spots", "patients", "xy", "measured")}
@@ -176,6 +180,8 @@ class SectionReader:
     crop: CropSpec
     table_key: str
     show: bool | None
+    #: further fields of view, in µm
+    wider: Sequence[float] = ()
 
     def read(self, sdata: SpatialData) -> Iterator[SectionView]:
         """Views of all sections that a SpatialData holds."""
@@ -189,12 +195,25 @@ class SectionReader:
             facts |= {"xy": one.centres_um, "in_um": True}
             for label in (Keys.ORGAN, Keys.TECHNOLOGY):
                 facts[label] = str(table.obs[label].iloc[one.rows[0]]) if label in table.obs else ""
-            yield self.view_of(table, rows, values, facts=facts)
+            view = self.view_of(table, rows, values, facts=facts)
+            yield replace(view, fields=self._fields(one, view.features)) if self.wider else view
+
+    def _fields(self, crops: RegionCrops, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """By name, features of the crops beside those of wider squares about the same centres."""
+        parts = [dict(features)]
+        for um in self.wider:
+            label = f"{crops.region.section}, {um:g} µm"
+            _, values, _ = _section.map_crops([crops.widened(um)], self.extract, show=self.show, desc=label)
+            parts.append(self._by_name(values))
+        return {name: np.hstack([part[name] for part in parts]) for name in features if name != COLOUR}
+
+    def _by_name(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Features (n, width) of every name from all of them side by side."""
+        ends = np.cumsum(list(self.extract.widths.values()))[:-1]
+        return dict(zip(self.extract.widths, np.split(values, ends, axis=1), strict=True))
 
     def view_of(self, table: AnnData, rows: np.ndarray, values: np.ndarray, *, facts: Mapping[str, Any]) -> SectionView:
         """SectionView from features of some rows of a table."""
-        names = list(self.extract.widths)
-        ends = np.cumsum(list(self.extract.widths.values()))[:-1]
         codes, context = {}, np.empty((0, 0))
         for name, model in self.models.items():
             if model.panel.layer not in table.layers and self.target != "lognorm":
@@ -203,7 +222,7 @@ class SectionReader:
             profile = _section.expression(table, model.panel, rows, masked=True)
             codes[name] = model.shared_genes(model.embed_genes(profile))
             context = profile if name == SEAL else context
-        features = dict(zip(names, np.split(values, ends, axis=1), strict=True))
+        features = self._by_name(values)
         shared = {name: model.shared_images(features[name]) for name, model in self.models.items()}
         if SEAL in self.models:
             shared[FROZEN] = self.models[SEAL].shared_images(features[FROZEN])

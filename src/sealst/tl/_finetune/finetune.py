@@ -30,7 +30,7 @@ from sealst._train.engine import RESERVED, Run, run_stages
 from sealst._train.inputs import CropSet, image_inputs
 from sealst._train.module import frozen_baseline
 from sealst._train.params import TrainParams, choose, train_params
-from sealst._validate import check_choice, listed
+from sealst._validate import check_choice, listed, positive_numbers
 from sealst._version import __version__
 from sealst.models import CropSpec, Encoder, GeneEncoderParams, ProjectionParams, SealModel, build_encoder, load
 from sealst.models._adapters import Adapter, counts_blocks, resolve_adapter
@@ -64,7 +64,7 @@ def finetune(
     panel: GenePanel | None = None,
     n_genes: int = 2000,
     include: Sequence[str] = (),
-    crop_um: float | None = None,
+    crop_um: float | Sequence[float] | None = None,
     validation: SpatialData | Sequence[SpatialData] | None = None,
     allow_shared_patients: bool = False,
     adapter: Adapter | Mapping[str, Any] | str = "lora",
@@ -109,7 +109,10 @@ def finetune(
         Genes that are in the default panel whatever their rank, such as ``["ERBB2", "ESR1"]``; they count among the
         `n_genes`.
     crop_um
-        Which of the paired crop sizes to train on, in µm; default the first.
+        Which of the paired crop sizes to train on, in µm; default the first. Of several, such as ``[112, 224, 448]``,
+        the encoder is aligned on the first, and a further readout (``"fields"``) sees all of them, as squares about the
+        same centre; the others need not have been paired. It takes a pass of the encoder for each of them, when it is
+        fitted and when it predicts.
     validation
         Held-out sections, scored after every epoch (gene Pearson, recall); never trained on.
     allow_shared_patients
@@ -129,10 +132,11 @@ def finetune(
         `sealst.models.ProjectionParams` or a mapping such as ``{"kind": "mlp", "dim": 256}``.
     readout
         What predicts expression from the embeddings in the end. ``"auto"``: linear readouts are fitted behind the
-        trained encoder, of the crop alone (``"ridge"``) and of the crop beside the mean embedding of what lies around
-        it (``"surroundings"``). The one that predicts held-out training patients best (sections where there is one
-        patient, strips where there is one section) is what `sealst.tl.predict` uses; see ``model.readouts`` and
-        ``model.readout.facts["scores"]``. ``"head"``: the network that is trained with the encoder, and nothing else.
+        trained encoder, of the crop alone (``"ridge"``), of the crop beside the mean embedding of what lies around it
+        (``"surroundings"``) and, with several sizes in `crop_um`, of all these fields of view (``"fields"``). The one
+        that predicts held-out training patients best (sections where there is one patient, strips where there is one
+        section) is what `sealst.tl.predict` uses; see ``model.readouts`` and ``model.readout.facts["scores"]``.
+        ``"head"``: the network that is trained with the encoder, and nothing else.
     params
         `TrainParams`, a mapping of its fields such as ``{"epochs": 5, "lr": 1e-3}``, or a YAML file with them.
     warmup
@@ -191,7 +195,8 @@ def finetune(
     params = params.filled(mask_genes=genes.mask_share)
     options = dict(trainer_kwargs or {})
     _check_options(params, warmup, held, options, nowhere=resume and run_dir is None, panel=panel, include=include)
-    spec, train, held = _looked_through(train, held, crop_um, table_key)
+    first, wider = fields_of_view(crop_um, readout)
+    spec, train, held = _looked_through(train, held, first, table_key)
     where = resolve_device(device, options.get("devices", 1))
     seed = resolve_seed(seed)
     world, rank = processes(options.get("devices", 1), options.get("num_nodes", 1), where.type)
@@ -208,7 +213,7 @@ def finetune(
         parent = settings.cache_dir if folder is None else folder
         parent.mkdir(parents=True, exist_ok=True)
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix(rank), dir=parent)))
-        pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train")
+        pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train", wider=wider)
         others: Pairs | None = None
         if len(pairs) < _MIN_SPOTS:
             raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
@@ -233,6 +238,7 @@ def finetune(
                 expression=expression,
                 crops=crops,
                 readout=readout,
+                fields=wider,
                 provenance=provenance,
             )
             state = begin(folder, facts, rounding=rounding_of(params, where, world=world), first=rank == 0)
@@ -280,6 +286,19 @@ def _check_options(
         raise DataError("`params.patience` stops by held-out scores; pass `validation=` sections, or leave it out.")
     if warmup is not None and not params.warmup_epochs:
         raise DataError("`warmup` is expression for the warm-up stage; say how long with `params.warmup_epochs`.")
+
+
+def fields_of_view(crop_um: float | Sequence[float] | None, readout: str) -> tuple[float | None, list[float]]:
+    """The crop size to train on, and further sides of squares that a readout sees."""
+    if crop_um is None:
+        return None, []
+    first, *wider = positive_numbers("crop_um", crop_um, example="give the side of a crop in µm, e.g. 112")
+    if wider and readout == "head":
+        raise DataError(
+            f"`crop_um` names {1 + len(wider)} fields of view, which readouts see, but `readout` is 'head', which is "
+            "trained on the first alone. Leave out `readout`, or name one size."
+        )
+    return first, wider
 
 
 def _looked_through(

@@ -50,6 +50,8 @@ class Pairs:
     single: np.ndarray
     #: where these spots lie in their sections, in µm, (spots, 2)
     centres: np.ndarray
+    #: squares of further fields of view about these spots, by their side in µm
+    wider: dict[float, list[CropSource]]
     #: for what does not fit into memory
     folder: Path
 
@@ -58,9 +60,15 @@ class Pairs:
 
 
 def gather_pairs(
-    sections: Sequence[SpatialData], panel: GenePanel, spec: CropSpec, *, table_key: str, folder: Path
+    sections: Sequence[SpatialData],
+    panel: GenePanel,
+    spec: CropSpec,
+    *,
+    table_key: str,
+    folder: Path,
+    wider: Sequence[float] = (),
 ) -> Pairs:
-    """Boxes of crops and expression of all sections, which are opened one by one."""
+    """Boxes of crops and expression of all sections, which are opened one by one; `wider` are further fields in µm."""
     folder.mkdir()
     expression = Rows(folder / "expression.f32")
     sources, measured = [], []
@@ -69,6 +77,7 @@ def gather_pairs(
     sample: list[np.ndarray] = []
     single: list[np.ndarray] = []
     centres: list[np.ndarray] = []
+    fields: dict[float, list[CropSource]] = {um: [] for um in wider}
     share = max(1, _MAX_SAMPLE // max(1, len(sections)))
 
     def gather(sdata: SpatialData) -> None:
@@ -82,6 +91,9 @@ def gather_pairs(
             # Spread over the section, so that a cohort of any size fits into memory.
             few = patches(one.centres_um, share)
             centres.append(one.centres_um[few])
+            for um, found in fields.items():
+                source = one.widened(um).source
+                found.append(source._replace(boxes=source.boxes[few], plain=None))
             sample.append(few + sum(len(source.boxes) for source in sources[:-1]))
             single.append(_section.expression(table, panel, rows[few], Keys.LOGNORM, masked=True))
             labels["section"].append(region.section)
@@ -108,6 +120,7 @@ def gather_pairs(
         sample=np.concatenate(sample),
         single=np.concatenate(single),
         centres=np.concatenate(centres),
+        wider=fields,
         folder=folder,
     )
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from sealst._core.scores.readouts import LinearReadout, fit_readout
+from sealst._core.scores.readouts import best_readouts
 from sealst._core.space.surroundings import beside_surroundings, common_pitch
 from sealst._core.space.views import N_SYMMETRIES
+from sealst._data.crops.source import CropSource, iter_source
 from sealst._data.dataset import Draw, PairDataset
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, progress, warn
 from sealst.models import SealModel
-from sealst.models._seal.readout import RIDGE, SURROUNDINGS, Readout
+from sealst.models._seal.readout import FIELDS, RIDGE, SURROUNDINGS, Readout
 from sealst.tl._finetune.pairs import Pairs
 
 #: fewer spots leave nothing to hold out
@@ -23,7 +25,7 @@ _BATCH = 64
 
 
 def fitted_readouts(model: SealModel, train: PairDataset, pairs: Pairs, *, show: bool | None) -> list[Readout]:
-    """Fit readouts behind a trained model, of the crop alone and beside what lies around it; best first.
+    """Fit readouts behind a trained model, of all that each may see; best first.
 
     None where there are too few spots to hold any out.
     """
@@ -52,25 +54,28 @@ def fitted_readouts(model: SealModel, train: PairDataset, pairs: Pairs, *, show:
         for number in np.unique(section):
             own = section == number
             inputs[SURROUNDINGS][own] = beside_surroundings(z[own], pairs.centres[own], width)
+    if pairs.wider:
+        inputs[FIELDS] = np.hstack([z, *(_of_sources(model, some, show=show) for some in pairs.wider.values())])
     try:
-        found = {kind: fit_readout(x, targets, pairs.single, **options) for kind, x in inputs.items()}
+        # The crop alone where two are equal.
+        found = best_readouts(inputs, targets, pairs.single, **options)
     except DataError as error:
         # The training is done, and the head predicts.
         warn(f"No readout could be fitted, so the head predicts: {error}")
         return []
     made: list[Readout] = []
-    # The crop alone where the two are equal.
-    for kind in sorted(found, key=lambda kind: -_score(found[kind])):
-        one = found[kind]
+    for kind, one in found.items():
         facts: dict[str, Any] = {"kind": kind, "target": one.target, "rank": one.rank}
         facts |= {"held_out": held, "n_spots": len(rows)}
         facts |= {"scores": {_name(*key): round(score, 6) for key, score in one.scores.items()}}
         if kind == SURROUNDINGS:
             facts["surroundings_um"] = width
+        if kind == FIELDS:
+            facts["fields_um"] = [model.crop.crop_um, *pairs.wider]
         made.append(Readout.of(one.coef, one.intercept, facts))
         logger.info(
             "%s %s: %s (mean Pearson %.3f on held-out %s)", "readout =" if len(made) == 1 else "beside it",
-            *(kind, _name(one.target, one.rank), _score(one), held),
+            *(kind, _name(one.target, one.rank), one.score, held),
         )  # fmt: skip
     return made
 
@@ -80,12 +85,20 @@ def _width(pairs: Pairs, section: np.ndarray) -> float | None:
     return common_pitch([pairs.centres[section == number] for number in np.unique(section)])
 
 
-def _score(found: LinearReadout) -> float:
-    return max(found.scores.values())
-
-
 def _name(target: str, rank: int | None) -> str:
     return f"{'ridge' if rank is None else f'rank-{rank} ridge'} on {target}"
+
+
+def _of_sources(model: SealModel, sources: Sequence[CropSource], *, show: bool | None) -> np.ndarray:
+    """Embeddings (n, dim) of crops that are read from the picture, each the mean over its symmetries."""
+    out, start = np.zeros((sum(len(source.boxes) for source in sources), model.dim)), 0
+    with progress(None, desc="embedding a wider field", total=len(out), show=show) as bar:
+        for source in sources:
+            for positions, crops in iter_source(source, model.crop.crop_px, batch_size=_BATCH):
+                out[start + positions] = model.embed_images(crops, views=N_SYMMETRIES)
+                bar.update(len(positions))
+            start += len(source.boxes)
+    return out
 
 
 def _mean_over_views(model: SealModel, train: PairDataset, rows: np.ndarray, *, show: bool | None) -> np.ndarray:

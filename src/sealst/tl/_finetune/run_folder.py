@@ -75,6 +75,7 @@ def facts_of(
     expression: Sequence[np.ndarray],
     crops: Mapping[str, str],
     readout: str,
+    fields: Sequence[float],
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What makes a run that run; another value would make another model. `crops` are digests by section."""
@@ -84,7 +85,7 @@ def facts_of(
             digest.update(np.ascontiguousarray(values[start : start + 65536]).tobytes())
     # How fast, in what pieces and on how many workers may change.
     free = {"num_workers", "compile", "cache", "chunk_size"}
-    return {
+    found = {
         "params": {k: v for k, v in asdict(params).items() if k not in free},
         "encoder": model.encoder.spec.feeding() | {"key": model.encoder.spec.key},
         "adapter": model.adapter.to_dict(),
@@ -99,6 +100,8 @@ def facts_of(
         "readout": readout,
         "seed": seed,
     }
+    # Runs of earlier versions name none.
+    return found | ({"fields": list(fields)} if fields else {})
 
 
 def rounding_of(params: TrainParams, device: torch.device, *, world: int) -> dict[str, Any]:
