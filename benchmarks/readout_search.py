@@ -2,14 +2,15 @@
 
 Four rotations: train on C2 to C4 (one patient), on patients C and B, on C and A, on B and A; test on the others.
 Compared, all fitted within sections to single spots of the 2,000 most variable genes: the crop as it is, the mean over
-eight views, and that beside its surroundings; penalties chosen by held-out patients, by held-out sections, or by
+eight views, that beside its surroundings, and fields of 112, 224 and 448 µm (eight views each) without and with
+surroundings; penalties chosen by held-out patients, by held-out sections, or by
 restricted maximum likelihood (times 1 to 20); full rank and rank 8. Prints gene-wise Pearson over the 50 most variable
 and most expressed training genes, and over all, as means over the test sections. Rows are for choosing a default: the
 test sections are looked at, so no row is an estimate of how well the chosen one does.
 
     python benchmarks/readout_search.py [--weights DIR] [--cache DIR] [--out results.csv]
 
-Embeddings of every view are kept in `--cache` (``<section>.npy``), so that a second run takes minutes.
+Embeddings of every view are kept in `--cache` (``<section>_<field>.npy``), so that a second run takes minutes.
 """
 
 from __future__ import annotations
@@ -41,14 +42,16 @@ ROTATIONS = {
 }
 PENALTIES = np.logspace(1, 8, 29)
 FACTORS = (1, 2, 3, 5, 10, 20)
+FIELDS = (112.0, 224.0, 448.0)
+KINDS = ("one view", "eight views", "surroundings", "fields", "fields and surroundings")
 
 
 @dataclass
 class Section:
-    """Views (n, 8, d) of every spot, its place in µm and its expression."""
+    """Views (n, 8, d) of every spot by field, its place in µm and its expression."""
 
     sdata: Any
-    views: np.ndarray
+    views: dict[float, np.ndarray]
     xy: np.ndarray
     rows: np.ndarray
 
@@ -57,8 +60,12 @@ class Section:
         return _section.expression(table, panel, self.rows, "lognorm", masked=True).astype(float)
 
     def features(self, kind: str, width: float) -> np.ndarray:
-        z = self.views[:, 0] if kind == "one view" else self.views.mean(axis=1)
-        return beside_surroundings(z, self.xy, width) if kind == "surroundings" else z
+        first = self.views[FIELDS[0]]
+        if kind == "one view":
+            return first[:, 0]
+        z, wider = first.mean(axis=1), [self.views[um].mean(axis=1) for um in FIELDS[1:]]
+        parts = [beside_surroundings(z, self.xy, width) if "surroundings" in kind else z]
+        return np.hstack([*parts, *wider] if "fields" in kind else parts)
 
 
 def section(name: str, args: argparse.Namespace, encoder: sl.models.Encoder) -> Section:
@@ -66,16 +73,19 @@ def section(name: str, args: argparse.Namespace, encoder: sl.models.Encoder) -> 
     sl.pp.pair_crops(sdata, crop_um=112, crop_px=224)
     sl.pp.normalize(sdata)
     one = _section.paired_table(sdata).sections[0]
-    kept = args.cache / f"{name}.npy"
-    if not kept.exists():
 
-        def every_view(crops: np.ndarray) -> np.ndarray:
-            return np.hstack([encoder.embed(symmetry(crops, code)) for code in range(8)])
+    def every_view(crops: np.ndarray) -> np.ndarray:
+        return np.hstack([encoder.embed(symmetry(crops, code)) for code in range(8)])
 
-        _, values, _ = _section.map_crops([one], every_view, show=None, desc=name)
-        args.cache.mkdir(parents=True, exist_ok=True)
-        np.save(kept, values.reshape(len(values), 8, -1))
-    return Section(sdata, np.load(kept), one.centres_um, one.rows)
+    views = {}
+    for um in FIELDS:
+        kept = args.cache / f"{name}_{um:g}.npy"
+        if not kept.exists():
+            _, values, _ = _section.map_crops([one.widened(um)], every_view, show=None, desc=f"{name}, {um:g} µm")
+            args.cache.mkdir(parents=True, exist_ok=True)
+            np.save(kept, values.reshape(len(values), 8, -1))
+        views[um] = np.load(kept)
+    return Section(sdata, views, one.centres_um, one.rows)
 
 
 def by_folds(x: np.ndarray, y: np.ndarray, truth: np.ndarray, groups: np.ndarray, bins: np.ndarray) -> np.ndarray:
@@ -109,7 +119,7 @@ def rotation(name: str, sections: dict[str, Section]) -> Iterator[dict[str, Any]
     y, truth = within_sections(single, labels, deviation=True), within_sections(single, labels)
     bins = _bins(truth.mean(axis=0))
     measured = [np.nan_to_num(one.expression(panel)) for one in test]
-    for kind in ("one view", "eight views", "surroundings"):
+    for kind in KINDS:
         x = within_sections(np.concatenate([one.features(kind, width) for one in train]), labels)
         fit = Spectral(x, y, None)
         likely = best(fit.likelihood(y, PENALTIES, lost=len(train)), bins)

@@ -59,7 +59,11 @@ def test_predictions_are_of_squares_about_the_same_centres(model, ready):
     fields = np.hstack(parts)
     np.testing.assert_allclose(table.obsm["X_seal_fields"][one.rows], fields, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(table.obsm["X_seal"][one.rows], parts[0], rtol=1e-4, atol=1e-5)
-    readout = model.readout_of("fields")
+    readout, around = model.readout_of("fields"), model.readout_of("surroundings")
+    assert readout.width == around.width == pytest.approx(90)
+    # Beside what lies around the first of them.
+    dim = model.dim
+    fields = np.hstack([fields, around.inputs(fields[:, :dim], one.centres_um)[:, dim:]])
     expected = (fields @ readout.weight.numpy().T + readout.bias.numpy()).clip(0)
     np.testing.assert_allclose(table.obsm["seal_expression"].to_numpy()[one.rows], expected, rtol=1e-3, atol=1e-4)
 
@@ -86,7 +90,7 @@ def test_a_saved_model_sees_the_same_fields(model, tmp_path):
     assert loaded.fields == model.fields
     assert loaded.fingerprint == model.fingerprint
     z = np.random.default_rng(0).normal(size=(5, 3 * model.dim)).astype(np.float32)
-    asked = {"readout": "fields"}
+    asked = {"readout": "fields", "xy": np.array([[0, 0], [90, 0], [0, 90], [90, 90], [900, 900]])}
     np.testing.assert_array_equal(loaded.predict_expression(z, **asked), model.predict_expression(z, **asked))
     with pytest.raises(sl.DataError, match=f"3 fields side by side must be \\(n, {3 * model.dim}\\)"):
         loaded.predict_expression(z[:, : model.dim], **asked)
@@ -97,8 +101,8 @@ def test_a_saved_model_sees_the_same_fields(model, tmp_path):
     [
         ({"fields_um": [32.0, 128.0, 192.0]}, "begins with 32"),
         ({"fields_um": [64.0]}, "fields_um"),
-        ({"fields_um": None}, "only 'fields' `fields_um`"),
-        ({"surroundings_um": 90.0}, "only 'surroundings' has `surroundings_um`"),
+        ({"fields_um": None}, "'fields' `fields_um`, and 'ridge' neither"),
+        ({"kind": "ridge"}, "must be of different kinds"),
     ],
 )
 def test_a_damaged_record_is_refused(model, tmp_path, change, message):

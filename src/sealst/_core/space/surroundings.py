@@ -87,6 +87,6 @@ def patches(xy: np.ndarray, most: int) -> np.ndarray:
     return np.unique(KDTree(xy).query(seeds, k=size)[1])
 
 
-def beside_surroundings(values: np.ndarray, xy: np.ndarray, width: float) -> np.ndarray:
-    """Values and the mean over their `surroundings`, side by side, (n, 2 columns)."""
-    return np.hstack([values, surroundings(values, xy, width)])
+def beside_surroundings(values: np.ndarray, xy: np.ndarray, width: float, *, dim: int | None = None) -> np.ndarray:
+    """Values and the mean over the `surroundings` of the first `dim` columns (default all), side by side."""
+    return np.hstack([values, surroundings(values[:, :dim], xy, width)])

@@ -216,13 +216,12 @@ def _readout(model: SealNet) -> str:
         return "head"
     facts = readout.facts
     rank = f" of rank {facts['rank']}" if facts["rank"] else ""
-    seen = "" if readout.width is None else f" (the crop beside what lies around it, σ {readout.width:g} µm)"
-    if readout.fields:
-        seen = f" (fields of {', '.join(f'{um:g}' for um in readout.fields)} µm)"
+    seen = [f"fields of {', '.join(f'{um:g}' for um in readout.fields)} µm"] if readout.fields else ["the crop"]
+    seen += [] if readout.width is None else [f"beside what lies around it, σ {readout.width:g} µm"]
     best = max(facts["scores"].values())
     return (
-        f"{_line(facts['kind'])}{rank} on {_line(facts['target'])}{seen}; mean Pearson {best:.3f} over the panel on "
-        f"held-out {_line(facts['held_out'])}, whose crops the adapter has seen"
+        f"{_line(facts['kind'])}{rank} on {_line(facts['target'])} ({' '.join(seen)}); mean Pearson {best:.3f} over "
+        f"the panel on held-out {_line(facts['held_out'])}, whose crops the adapter has seen"
     )
 
 

@@ -117,7 +117,8 @@ class SealNet(nn.Module):
             self.gene_params.facts(),
             asdict(self.projection),
             self.organs,
-            *(readout.width or readout.fields for readout in fitted if readout and not readout.sees_crop_alone),
+            *(one.width for one in fitted if one and one.width),
+            *([self.fields] if self.fields else []),
         )
         facts = (self.encoder.spec.feeding(), asdict(self.crop), *parts, panel)
         digest = hashlib.sha256(repr(facts).encode())

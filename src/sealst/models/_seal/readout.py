@@ -16,7 +16,7 @@ from sealst._validate import listed
 
 #: the network that is trained together with the encoder; every model has it
 HEAD = "head"
-#: readouts of the crop alone, of the crop beside what lies around it, and of several fields of view around a spot
+#: readouts of the crop alone, of the crop beside what lies around it, and of both beside further fields of view
 RIDGE, SURROUNDINGS, FIELDS = "ridge", "surroundings", "fields"
 
 
@@ -30,7 +30,7 @@ class Readout(nn.Module):
     facts
         ``"kind"`` (its name), and how it was chosen: target, rank, scores of all candidates; plain values. With
         ``"surroundings_um"``, a width in µm, it sees the mean embedding around each spot beside that of its crop; with
-        ``"fields_um"``, sides in µm of which the first is the crop's, embeddings of all these squares side by side.
+        ``"fields_um"``, sides in µm of which the first is the crop's, also those of all these squares.
     """
 
     weight: torch.Tensor
@@ -83,7 +83,7 @@ class Readout(nn.Module):
                 f"The readout {self.kind!r} sees what lies around each spot, so it needs `xy=`, the centres of the "
                 f"crops in µm; or ask for `readout={RIDGE!r}`, which sees the crop alone."
             )
-        return beside_surroundings(z, xy, self.width)
+        return beside_surroundings(z, xy, self.width, dim=z.shape[1] // max(1, len(self.fields)))
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """log1p-CP10k (B, genes) of embeddings (B, dim); may be below 0."""
@@ -94,7 +94,7 @@ class Readout(nn.Module):
 
 def _n_embeddings(facts: Mapping[str, Any]) -> int:
     """How many embeddings side by side a readout sees."""
-    return len(facts.get("fields_um", ())) or 1 + ("surroundings_um" in facts)
+    return max(1, len(facts.get("fields_um", ()))) + ("surroundings_um" in facts)
 
 
 def check_readout(name: str | None, names: Sequence[str]) -> str:

@@ -94,9 +94,8 @@ class _Readout(Stored):
     @property
     def is_whole(self) -> bool:
         """Whether it has what its kind needs, and nothing else."""
-        return (self.kind == SURROUNDINGS) == bool(self.surroundings_um) and (self.kind == FIELDS) == bool(
-            self.fields_um
-        )
+        wide = self.kind == SURROUNDINGS or (self.kind == FIELDS and self.surroundings_um is not None)
+        return wide == bool(self.surroundings_um) and (self.kind == FIELDS) == bool(self.fields_um)
 
 
 class _Config(Stored):
@@ -299,8 +298,8 @@ def _read_facts(folder: Path) -> tuple[_Config, _Base]:
     kinds = [one.kind for one in made]
     if len(set(kinds)) < len(kinds) or not all(one.is_whole for one in made):
         raise CheckpointError(
-            f"'readouts' {where} must be of different kinds, and only {SURROUNDINGS!r} has `surroundings_um`, and only "
-            f"{FIELDS!r} `fields_um`; found {listed(kinds)}."
+            f"'readouts' {where} must be of different kinds, {SURROUNDINGS!r} has `surroundings_um`, {FIELDS!r} "
+            f"`fields_um`, and {RIDGE!r} neither; found {listed(kinds)}."
         )
     return facts, _Base.of(base, where=f"base.json in {str(folder)!r}")
 

@@ -108,7 +108,7 @@ class _Learner:
         if width is not None:
             sees[SURROUNDINGS] = lambda view: beside_surroundings(view.features[feature], view.xy, width)
         if self.protocol.surroundings and all(feature in v.fields for v in self.seen):
-            sees[FIELDS] = lambda view: view.fields[feature]
+            sees[FIELDS] = lambda view: _fields(view, feature, width)
         inputs = {kind: np.concatenate([see(v) for v in self.seen]) for kind, see in sees.items()}
         found = best_readouts(inputs, {"single": y}, y, groups=self.groups, sections=self.sections)
         kind, best = next(iter(found.items()))
@@ -130,6 +130,12 @@ class _Learner:
 
     def mean(self, view: SectionView) -> np.ndarray:
         return mean_baseline(self.y, len(view))
+
+
+def _fields(view: SectionView, feature: str, width: float | None) -> np.ndarray:
+    """Features of all fields of view, beside the surroundings of the first where spots have a pitch."""
+    z = view.fields[feature]
+    return z if width is None else beside_surroundings(z, view.xy, width, dim=view.features[feature].shape[1])
 
 
 def _direct(model: SealModel, view: SectionView, name: str, genes: GenePanel, readout: str | None) -> np.ndarray:

@@ -133,10 +133,10 @@ def finetune(
     readout
         What predicts expression from the embeddings in the end. ``"auto"``: linear readouts are fitted behind the
         trained encoder, of the crop alone (``"ridge"``), of the crop beside the mean embedding of what lies around it
-        (``"surroundings"``) and, with several sizes in `crop_um`, of all these fields of view (``"fields"``). The one
-        that predicts held-out training patients best (sections where there is one patient, strips where there is one
-        section) is what `sealst.tl.predict` uses; see ``model.readouts`` and ``model.readout.facts["scores"]``.
-        ``"head"``: the network that is trained with the encoder, and nothing else.
+        (``"surroundings"``) and, with several sizes in `crop_um`, of all these fields of view beside it
+        (``"fields"``). The one that predicts held-out training patients best (sections where there is one patient,
+        strips where there is one section) is what `sealst.tl.predict` uses; see ``model.readouts`` and
+        ``model.readout.facts["scores"]``. ``"head"``: the network that is trained with the encoder, and nothing else.
     params
         `TrainParams`, a mapping of its fields such as ``{"epochs": 5, "lr": 1e-3}``, or a YAML file with them.
     warmup

@@ -55,7 +55,8 @@ def fitted_readouts(model: SealModel, train: PairDataset, pairs: Pairs, *, show:
             own = section == number
             inputs[SURROUNDINGS][own] = beside_surroundings(z[own], pairs.centres[own], width)
     if pairs.wider:
-        inputs[FIELDS] = np.hstack([z, *(_of_sources(model, some, show=show) for some in pairs.wider.values())])
+        wider = (_of_sources(model, some, show=show) for some in pairs.wider.values())
+        inputs[FIELDS] = np.hstack([z, *wider, inputs.get(SURROUNDINGS, z)[:, z.shape[1] :]])
     try:
         # The crop alone where two are equal.
         found = best_readouts(inputs, targets, pairs.single, **options)
@@ -68,7 +69,7 @@ def fitted_readouts(model: SealModel, train: PairDataset, pairs: Pairs, *, show:
         facts: dict[str, Any] = {"kind": kind, "target": one.target, "rank": one.rank}
         facts |= {"held_out": held, "n_spots": len(rows)}
         facts |= {"scores": {_name(*key): round(score, 6) for key, score in one.scores.items()}}
-        if kind == SURROUNDINGS:
+        if kind != RIDGE and width is not None:
             facts["surroundings_um"] = width
         if kind == FIELDS:
             facts["fields_um"] = [model.crop.crop_um, *pairs.wider]
