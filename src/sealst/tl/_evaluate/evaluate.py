@@ -20,9 +20,10 @@ from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._keys import Keys
 from sealst._logging import logger
+from sealst._section import Part
 from sealst._session_info import session_info
 from sealst._settings import resolve_seed, settings
-from sealst._validate import check_count, check_positive
+from sealst._validate import check_count, check_key, check_positive
 from sealst._version import __version__
 from sealst.io import HestBench
 from sealst.models import Encoder, SealModel
@@ -30,6 +31,7 @@ from sealst.pp import Split, check_split
 from sealst.tl._embed.inputs import as_sections
 from sealst.tl._evaluate import scored_genes as scored
 from sealst.tl._evaluate.candidates import Candidate, candidate_of
+from sealst.tl._evaluate.changes import Changes
 from sealst.tl._evaluate.cohorts import BenchCohort, Cohort, SectionCohort
 from sealst.tl._evaluate.folds import check_units, given_fold, made_folds
 from sealst.tl._evaluate.methods import predictions
@@ -56,6 +58,8 @@ def evaluate(
     net: Net | None = None,
     seeds: Sequence[int] | None = None,
     near_um: float | None = None,
+    labels: Sequence[str] = (),
+    confounder: str = Keys.PATIENT,
     control: bool = False,
     allow_shared_patients: bool = False,
     device: str | None = None,
@@ -108,6 +112,13 @@ def evaluate(
         Seeds of the models that are trained; each gives rows of its own. Default: ``settings.seed`` alone.
     near_um
         Distance in µm within which another spot counts as found too; adds metrics ``"near R@k"``.
+    labels
+        Columns of ``.obs`` (``"region"``, ``"stain"``, ``"patient"``, …) that are told from embeddings, frozen and
+        adapted, to see what else an alignment changed; adds metrics ``"label_accuracy"`` and ``"robustness_index"``.
+        Spots without a value are left out.
+    confounder
+        Column of ``.obs`` that should not decide which spots are neighbours: ``"patient"``, ``"section"``, a centre;
+        for ``"robustness_index"``.
     control
         Whether to fit one more probe, ``"permuted + ridge"``, to training spots that got each other's expression within
         their section. It must score around 0 in every section; if it does not, the numbers beside it mean nothing.
@@ -143,6 +154,12 @@ def evaluate(
       (with section ``""``: of all test sections), and ``"gene→image R@1"``, …; ``"adapted"`` and ``"frozen"`` by cosine
       with the gene embedding, ``"frozen + ridge"`` by cosine of the predicted with the measured profile.
       ``"image→image R@1"``, …: by the same image side, of the other spot whose measured profile is most similar
+    - ``"neighbours_kept"``: share of a spot's 10 nearest neighbours in its section by the frozen encoder that are so by
+      the adapted one
+    - ``"label_accuracy"``: balanced accuracy of a logistic regression, fitted on training spots, by column (named
+      under ``"genes"``); of a column with one value per section, such as the patient, on spots left out in five folds
+    - ``"robustness_index over <confounder>"``: of neighbours that share either the label or the confounder, the share
+      that share the label (Kömen et al. 2025); above 0.5 biology decides more often
 
     Raises
     ------
@@ -194,7 +211,8 @@ def evaluate(
     stopped = candidate.stopped_by(made)
     # A resource is fetched once.
     activities = Activities(None if net is None else gene_set_edges(net))
-    job = _Job(cohort, candidate, protocol, genes, activities, table_key, progress, seed, near_um, control)
+    changes = Changes(_columns_of(labels, confounder, cohort.parts()), confounder)
+    job = _Job(cohort, candidate, protocol, genes, activities, table_key, progress, seed, near_um, control, changes)
     results = job.run(made, [int(s) for s in seeds] if candidate.trains else [0])
     facts: dict[str, Any] = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
     facts |= {"seeds": list(map(int, seeds)) if candidate.trains else [], "encoder": candidate.label}
@@ -208,6 +226,18 @@ def evaluate(
         spots={name: anndata.concat(parts, join="inner") for name, parts in results.spots.items()},
         facts=facts,
     )
+
+
+def _columns_of(labels: Sequence[str], confounder: str, parts: Sequence[Part]) -> list[str]:
+    """Names of columns, which every section must have, before any crop is embedded."""
+    if isinstance(labels, str):
+        raise DataError(f"`labels` must be a list of columns of `.obs`, found {labels!r}; say `labels=[{labels!r}]`.")
+    wanted = {name for name in (*labels, confounder) if labels and name != Keys.PATIENT}
+    for part in parts:
+        for name in sorted(wanted):
+            hint = "`labels` and `confounder` name columns that every section has."
+            check_key(part.table.obs, name, where=f"`.obs` of section {part.section!r}", hint=hint)
+    return list(dict.fromkeys(labels))
 
 
 def _cohort(
@@ -242,6 +272,7 @@ class _Job:
     seed: int
     near_um: float | None
     control: bool
+    changes: Changes
 
     def run(self, folds: Sequence[Split], seeds: Sequence[int]) -> Results:
         """Score every fold with every seed."""
@@ -275,6 +306,7 @@ class _Job:
             target=self.protocol.target,
             crop=self.candidate.crop,
             wider=self.candidate.wider,
+            labels=[*self.changes.labels, self.changes.confounder] if self.changes.labels else [],
             table_key=self.table_key,
             show=self.show,
         )
@@ -328,4 +360,5 @@ class _Job:
         logger.info("fold %s: scoring %d genes in %d section(s)", fold.name, len(genes), len(held))
         scorer.add(held, predicted, results)
         scorer.add_retrieval(held, predicted, models, results)
+        scorer.add_changes(seen, held, self.changes, results)
         results.pathways += self.activities.rows(held, predicted, genes, fold=fold.name, seed=seed, models=models)

@@ -25,6 +25,7 @@ from sealst._core.search.exact import top_k
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst.models import SealModel
+from sealst.tl._evaluate.changes import Changes
 from sealst.tl._evaluate.methods import FROZEN_PROBE, MEAN, ST_NET, Predictions
 from sealst.tl._evaluate.views import FROZEN, SEAL, SectionView
 
@@ -215,6 +216,14 @@ class FoldScorer:
             pool = {method: (image[method], gene[method]) for method in image}
             self._recalls(None, pool, None, out)
             self._among_crops(None, pool, np.concatenate(profiles), out)
+
+    def add_changes(
+        self, seen: Sequence[SectionView], held: Sequence[SectionView], changes: Changes, out: Results
+    ) -> None:
+        """Append what the alignment changed beside prediction."""
+        for found in changes.rows(seen, held):
+            view, method, metric = (found.pop(name) for name in ("view", "method", "metric"))
+            out.table.append(self._row(view, method, metric, **found))
 
     def _among_crops(self, view: SectionView | None, pairs: _Pairs, profile: np.ndarray, out: Results) -> None:
         """Recall of the other spot whose measured expression is most similar, by similarity of the images."""

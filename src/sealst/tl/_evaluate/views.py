@@ -22,6 +22,7 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import RegionCrops
+from sealst._validate import check_key
 from sealst.models import CropSpec, Encoder, SealModel
 
 #: features of the base encoder, and of its crops' colours
@@ -59,6 +60,8 @@ class SectionView:
     context: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     #: by name as in `features`, those of several fields of view side by side; empty where a model sees one
     fields: dict[str, np.ndarray] = field(default_factory=dict)
+    #: by column of ``.obs``, values as text, (n,); empty where a spot has none
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.spots)
@@ -75,7 +78,7 @@ class SectionView:
             return self
         parts: dict[str, Any] = {
             key: {k: v[kept] for k, v in getattr(self, key).items()}
-            for key in ("features", "shared", "codes", "fields")
+            for key in ("features", "shared", "codes", "fields", "labels")
         }
         context = self.context[kept] if len(self.context) else self.context
         parts |= {name: getattr(self, name)[kept] for name in ("spots", "patients", "xy", "measured")}
@@ -182,6 +185,8 @@ class SectionReader:
     show: bool | None
     #: further fields of view, in µm
     wider: Sequence[float] = ()
+    #: columns of ``.obs`` that are kept of every spot
+    labels: Sequence[str] = ()
 
     def read(self, sdata: SpatialData) -> Iterator[SectionView]:
         """Views of all sections that a SpatialData holds."""
@@ -241,7 +246,16 @@ class SectionReader:
             measured=self._target(table, rows),
             known=known,
             context=context,
+            labels={name: self._label(table, rows, name) for name in self.labels},
         )
+
+    def _label(self, table: AnnData, rows: np.ndarray, name: str) -> np.ndarray:
+        """Values of a column as text; empty where there is none."""
+        if name == Keys.PATIENT:
+            return np.asarray(_section.patients(table, rows), dtype=str)
+        check_key(table.obs, name, where="`table.obs`", hint="`labels` and `confounder` name columns of it.")
+        values = table.obs[name].iloc[rows]
+        return np.where(values.isna(), "", values.astype(str)).astype(str)
 
     def _target(self, table: AnnData, rows: np.ndarray) -> np.ndarray:
         """What is predicted: log1p-CP10k, or the log1p of raw counts; (rows, genes)."""
