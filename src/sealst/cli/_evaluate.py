@@ -37,8 +37,8 @@ _BENCH = "var_50genes.json"
 @click.option("--recipe", type=EXISTING_FILE, default=None,
               help="YAML file with arguments of tl.finetune: every fold trains its own model.")  # fmt: skip
 @options_of(
-    "tl.evaluate", "test", "preset", "folds", "baselines", "net", "n_genes", "near_um", "labels", "confounder", "control",
-    "allow_shared_patients",
+    "tl.evaluate", "test", "preset", "folds", "baselines", "net", "n_genes", "near_um", "labels", "confounder",
+    "control", "allow_shared_patients",
     test={"help": "Held-out sections; may be repeated. Without it SECTIONS are split into folds."},
     preset={"type": click.Choice(["cv", "plain", "hest"]), "sentences": 2},
     baselines={"type": Several(click.Choice(["st-net", "bleep"])),
