@@ -24,6 +24,7 @@ from sealst.models._genes import (
 )
 from sealst.models._seal.heads import HeadParams, ProjectionParams
 from sealst.models._seal.official import load_official
+from sealst.models._seal.reliability import Reliability
 from sealst.models._seal.seal import SealModel, load
 from sealst.models._slides.aggregators import list_aggregators
 from sealst.models._slides.model import SlideModel, SlideNet, SlideOutput, SlideSpec, load_slide
@@ -47,6 +48,7 @@ __all__ = [
     "ImageModel",
     "LoraParams",
     "ProjectionParams",
+    "Reliability",
     "SealModel",
     "SlideModel",
     "SlideNet",
