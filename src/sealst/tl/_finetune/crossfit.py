@@ -83,8 +83,8 @@ def planned(
             plan.sides(fold)
     except DataError as error:
         raise DataError(
-            f"`crossfit={by!r}` cannot hold out all of a {by} and nothing else: sections of what is held out and of what "
-            "is trained on share a SpatialData. Keep one section of one patient in each, or leave `crossfit` out."
+            f"`crossfit={by!r}` cannot hold out a {by} and nothing else: spots that are held out and spots that are "
+            "trained on share a SpatialData. Keep one section of one patient in each, or leave `crossfit` out."
         ) from error
     patients = {p for part in cohort.parts() for p in _section.patients_of(part.table, part.rows)}
     if not allow_shared_patients:
