@@ -32,7 +32,7 @@ from sealst._section.images import (
     stated_scales,
 )
 from sealst._section.parts import Part, parts_at, parts_of, walk
-from sealst._section.records import record, record_slot, recorded
+from sealst._section.records import record, record_slot, recorded, reliability_of
 from sealst._section.regions import Region, regions_of, row_of, sections_of
 from sealst._section.tables import (
     Data,
@@ -88,6 +88,7 @@ __all__ = [
     "refuse_twins",
     "region_crops",
     "regions_of",
+    "reliability_of",
     "row_of",
     "same_crops",
     "sections_of",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import pandas as pd
 from anndata import AnnData
+from pydantic import Field
 
 from sealst._errors import DataError
-from sealst._given.schema import Count, Name, Positive, Share, Stored, Width, check_type
+from sealst._given.schema import Count, Name, Positive, Share, Stored, Width, check_type, plain
 from sealst._keys import Keys
 from sealst._validate import shown
 from sealst._version import __version__
@@ -47,6 +49,14 @@ class _Embed(Stored):
     crops: dict[Name, _MadeFrom] = {}
 
 
+class _Reliability(Stored):
+    """Of the columns of a slot, by `tl.predict`: how they came out on patients that the model had not seen."""
+
+    held_out: Name
+    pearson: Annotated[tuple[float, ...], Field(strict=False)]
+    better_than_chance: Annotated[tuple[bool, ...], Field(strict=False)]
+
+
 class _Normalize(Stored):
     target_sum: Positive | None = None
 
@@ -77,6 +87,24 @@ def recorded(table: AnnData, call: str) -> dict[str, Any]:
     where = f"`.uns[{Keys.UNS!r}][{call!r}]`"
     check_type(_ENTRIES.get(call, dict[str, Any]), found, where=where)
     return dict(found)
+
+
+def reliability_of(table: AnnData, slot: str) -> pd.DataFrame | None:
+    """What is known of the columns of a slot that `tl.predict` wrote: `pearson` and `better_than_chance` by column.
+
+    None where nothing is known of how they come out on patients that the model has not seen.
+    """
+    found = recorded(table, "predict").get(slot, {}).get("reliability")
+    if slot not in table.obsm or not isinstance(found, Mapping):
+        return None
+    where = f"`.uns[{Keys.UNS!r}]['predict'][{slot!r}]['reliability']`"
+    stated = _Reliability.of(plain(found), where=where, kind=DataError)
+    columns = list(table.obsm[slot].columns) if isinstance(table.obsm[slot], pd.DataFrame) else []
+    values = {"pearson": stated.pearson, "better_than_chance": stated.better_than_chance}
+    if any(len(one) != len(columns) for one in values.values()):
+        # Columns were dropped since.
+        return None
+    return pd.DataFrame({name: list(one) for name, one in values.items()}, index=columns)
 
 
 def record(table: AnnData, call: str, entry: dict[str, Any]) -> None:

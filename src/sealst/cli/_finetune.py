@@ -23,7 +23,8 @@ _FIELDS = ("epochs", "batch_size", "lr", "patience", "num_workers")
 
 _arguments = options_of(
     "tl.finetune", "encoder", "pretrained", "pool", "panel", "n_genes", "include", "crop_um", "adapter", "gene_encoder",
-    "projection", "readout", "validation", "allow_shared_patients", "warmup", "params", "trainer_kwargs",
+    "projection", "readout", "crossfit", "net", "validation", "allow_shared_patients", "warmup", "params",
+    "trainer_kwargs",
     pretrained={"help": "Random weights are for tests and demonstrations only."},
     panel={"help": "Genes of the model (GenePanel TSV); default the --n-genes most variable of the sections."},
     adapter={"help": "lora, blocks, full, bottleneck, none; or settings such as '{kind: lora, r: 16}'."},
@@ -31,6 +32,9 @@ _arguments = options_of(
     projection={"help": "none, linear, mlp; or settings such as '{kind: mlp, dim: 256}'."},
     readout={"type": click.Choice(["auto", "head"]),
              "help": "What predicts in the end: the readout that held-out sections choose (auto), or the head alone."},
+    crossfit={"type": click.Choice(["patient", "section"]),
+              "help": "Hold these out in turn, to learn which genes can be believed; kept with the model."},
+    net={"help": f"With --crossfit: gene sets whose activity is scored too. {opt.net_help}"},
     warmup={"help": "h5ad with expression without images for the warm-up; may be repeated."},
 )  # fmt: skip
 
@@ -83,6 +87,7 @@ def finetune(sections: tuple[Path, ...], *, out: Path, resume: bool, overwrite: 
         model = _train(sections, out, resume=resume, arguments=arguments)
     facts = {"run_dir": str(out), "model": str(out / "model"), "fingerprint": model.fingerprint}
     facts |= {"encoder": model.encoder.spec.key, "n_genes": len(model.panel), "dim": model.dim}
+    facts["reliability"] = None if model.reliability is None else model.reliability.summary()
     last = model.history.iloc[-1].to_dict() if len(model.history) else {}
     return Answer(facts | {"last_epoch": last}, f"{model!r}\n\nModel: {out / 'model'}")
 

@@ -25,6 +25,7 @@ from sealst.models._genes import (
 from sealst.models._seal.heads import HeadParams, ProjectionParams
 from sealst.models._seal.official import load_official
 from sealst.models._seal.readout import Readout
+from sealst.models._seal.reliability import Reliability
 from sealst.models._seal.seal import SealModel, load
 from sealst.models._slides.aggregators import list_aggregators
 from sealst.models._slides.model import SlideModel, SlideNet, SlideOutput, SlideSpec, load_slide
@@ -49,6 +50,7 @@ __all__ = [
     "LoraParams",
     "ProjectionParams",
     "Readout",
+    "Reliability",
     "SealModel",
     "SlideModel",
     "SlideNet",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sealst.models._encoders.build import LOCAL
+from sealst.models._seal.reliability import UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -200,6 +201,7 @@ def _facts(model: SealNet) -> str:
         "Adapter": _line(model.adapter.describe(spec.n_blocks)),
         "Genes in training": f"{len(model.panel)}, log1p-CP10k",
         "Predicts by": _readout(model),
+        "Reliability": _line(UNKNOWN if model.reliability is None else model.reliability.summary()),
         "Training sections": _line(", ".join(map(str, training.get("sections", [])))) or unknown,
         "Training patients": _line(", ".join(map(str, training.get("patients", [])))) or unknown,
         "Spots": _line(training.get("n_spots", "not recorded")),

@@ -22,6 +22,7 @@ from sealst._logging import logger, warn
 from sealst._validate import listed
 from sealst.models._encoders.weights import HTTP_ERRORS, hub_token
 from sealst.models._seal.net import SealNet
+from sealst.models._seal.reliability import RELIABILITY_FILE
 from sealst.models._seal.store import FILES, needed_files, save_model
 
 _PREFIX = "hf-hub:"
@@ -34,6 +35,7 @@ _FETCHED = (
     "base/config.json",
     "base/model.safetensors",
     "history.csv",
+    RELIABILITY_FILE,
     "README.md",
 )
 #: what a repository may hold beside a model without being taken for something else

@@ -20,10 +20,11 @@ from sealst._core.space.geometry import CropSpec
 from sealst._errors import DataError, PanelError
 from sealst._html import text_as_html
 from sealst.models._adapters import Adapter, add_adapter
-from sealst.models._encoders.encoder import Encoder, ImageModel, plain_key
+from sealst.models._encoders.encoder import Encoder, ImageModel, base_name, plain_key
 from sealst.models._genes import GeneEncoder, GeneEncoderParams
 from sealst.models._seal.heads import HeadParams, ProjectionParams, image_head
 from sealst.models._seal.readout import FIELDS, HEAD, Readout, check_readout
+from sealst.models._seal.reliability import UNKNOWN, Reliability
 
 
 def own_parts(
@@ -86,6 +87,8 @@ class SealNet(nn.Module):
         self.register_buffer("panel_std", torch.tensor(panel.std), persistent=False)
         self.history = pd.DataFrame()
         self.provenance: dict[str, Any] = {}
+        #: how far predictions can be believed; None where nothing is known of it
+        self.reliability: Reliability | None = None
         self.eval()
 
     @property
@@ -125,6 +128,11 @@ class SealNet(nn.Module):
         for name, tensor in sorted(self.trained_state().items()):
             digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def origin(self) -> str:
+        """What it was made of (encoder, adapter, crops), as `Evaluation.facts` names it; not what was trained."""
+        return f"{base_name(self.encoder)}, {self.adapter.describe(self.encoder.spec.n_blocks)}, {self.crop}"
 
     def own_state(self) -> dict[str, torch.Tensor]:
         """Gene autoencoder, head, projections and vectors of organs."""
@@ -356,6 +364,7 @@ class SealNet(nn.Module):
             f"  genes:   {self.gene_params.describe()}\n"
             f"  panel:   {len(self.panel)} genes ({', '.join(self.panel.genes[:4])}, …)\n"
             f"  predicts by: {' (or '.join(self.readouts)}{')' * (len(self.readouts) > 1)}\n"
+            f"  reliability: {UNKNOWN if self.reliability is None else self.reliability.summary()}\n"
             f"  crops:   {crops}\n"
             f"  trained: {trained / 1e6:.2f} M parameters\n"
             f"  device:  {self.device}"

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from sealst._evaluation import Evaluation
 from sealst._files import absolute
 from sealst.models._seal.export import export_adapter, export_timm
 from sealst.models._seal.hub import fetch_model, push_model
 from sealst.models._seal.net import SealNet
+from sealst.models._seal.reliability import Reliability
+from sealst.models._seal.rely import reliability_by
 from sealst.models._seal.store import read_model, save_model
 
 
@@ -29,6 +32,8 @@ class SealModel(SealNet):
         Crop size in µm and pixels.
     history
         Training log, one row per epoch.
+    reliability
+        How far predictions can be believed, see `Reliability`; None where that is unknown.
     """
 
     def save(self, path: str | Path, *, include_base: bool = False, overwrite: bool = False) -> Path:
@@ -48,6 +53,38 @@ class SealModel(SealNet):
         The folder.
         """
         return save_model(self, absolute(path), include_base=include_base, overwrite=overwrite)
+
+    def rely_on(self, evaluation: Evaluation) -> Reliability:
+        """Keep what an evaluation says of this model's genes, for those who predict with it.
+
+        The evaluation either trained models in folds on the sections of this model, with its encoder, adapter and
+        crops (``sl.tl.evaluate(sections, recipe)``), or tested this very model on patients that it has not seen
+        (``sl.tl.evaluate(sections, model, test=others)``). Of the genes that it scored, what `sealst.tl.predict` writes
+        is kept; pass ``genes={"panel": model.panel.genes}`` to score all.
+
+        Parameters
+        ----------
+        evaluation
+            Result of `sealst.tl.evaluate` with the preset ``"cv"``. Of several seeds the first counts. Counts are not
+            in it, so ceilings are not known.
+
+        Returns
+        -------
+        What is now ``model.reliability``, and saved with the model.
+
+        Raises
+        ------
+        DataError
+            When the evaluation is of another model, of other sections, crops, adapters or views, or has no predictions
+            of single spots.
+
+        Examples
+        --------
+        >>> found = sl.tl.evaluate(sections, recipe, genes={"panel": model.panel.genes})  # doctest: +SKIP
+        >>> model.rely_on(found)  # doctest: +SKIP
+        """
+        self.reliability = reliability_by(self, evaluation)
+        return self.reliability
 
     def export_timm(self, path: str | Path, *, evaluation: pd.DataFrame | None = None, overwrite: bool = False) -> Path:
         """Write the image encoder as a plain timm folder, with the adapter merged into its weights.

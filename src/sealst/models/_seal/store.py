@@ -22,7 +22,7 @@ from sealst._core.genes.panel import GenePanel
 from sealst._core.seeds import seeded
 from sealst._core.space.geometry import CropSpec
 from sealst._errors import CheckpointError, SealstError
-from sealst._files import new_folder, put_back, read_json, read_text, write_json
+from sealst._files import new_folder, put_back, read_json, read_text, write_json, write_text
 from sealst._given.schema import Name, Names, Number, Positive, Stored, Text, one_of
 from sealst._validate import listed, resolve_params, shown
 from sealst._version import __version__
@@ -44,6 +44,7 @@ from sealst.models._seal.card import model_card, public_name
 from sealst.models._seal.heads import HeadParams, resolve_projection
 from sealst.models._seal.net import SealNet, own_parts
 from sealst.models._seal.readout import FIELDS, RIDGE, SURROUNDINGS, Readout
+from sealst.models._seal.reliability import RELIABILITY_FILE, read_reliability, written
 
 M = TypeVar("M", bound=SealNet)
 
@@ -123,6 +124,12 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
     """Write to a temporary folder beside `path`, then rename; see `SealModel.save`."""
     spec, encoder = model.encoder.spec, model.encoder
     included = include_base or not spec.pretrained
+    fingerprint = model.fingerprint
+    if model.reliability is not None and model.reliability.model != fingerprint:
+        raise CheckpointError(
+            f"`model.reliability` is of the model {model.reliability.model}, but the weights are now those of "
+            f"{fingerprint}. Measure it again, or set it to None, which says that it is unknown."
+        )
     config = {
         "format": _FORMAT,
         "sealst": __version__,
@@ -133,7 +140,7 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
         "projection": asdict(model.projection),
         "organs": list(model.organs),
         "crop": asdict(model.crop),
-        "fingerprint": model.fingerprint,
+        "fingerprint": fingerprint,
         "training": model.provenance,
     }
     if model.fitted:
@@ -154,6 +161,8 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
             timm.models.save_for_hf(plain, str(work / "base"), model_args=args, safe_serialization=True)
         if len(model.history):
             model.history.to_csv(work / "history.csv", index=False)
+        if model.reliability is not None:
+            write_text(work / RELIABILITY_FILE, written(model.reliability))
         (work / "README.md").write_text(model_card(model), encoding="utf-8")
     _remember(sha256, spec.key)
     return path
@@ -179,6 +188,8 @@ def read_model(
         )
     if (log := folder / "history.csv").is_file():
         model.history = _history(log)
+    if (reliability := folder / RELIABILITY_FILE).is_file():
+        model.reliability = read_reliability(reliability, model=config.fingerprint)
     return model.to(resolve_device(device)).eval()
 
 

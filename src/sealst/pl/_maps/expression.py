@@ -53,7 +53,8 @@ def expression(
 ) -> Figure | Axes:
     """Map measured beside predicted expression on the H&E, gene by gene.
 
-    The title of the predicted map gives Pearson's r between both, over the spots that have both. Spots are drawn at
+    The title of the predicted map gives Pearson's r between both, over the spots that have both, and what the gene
+    reached on held-out patients where the model knows (see `sealst.models.Reliability`). Spots are drawn at
     their true size; spots without a prediction stay hollow.
 
     Parameters
@@ -160,6 +161,14 @@ def _find_sources(table: AnnData, layer: str | None, predicted_key: str, maps: S
     return found
 
 
+def _held_out(table: AnnData, key: str, column: str | None) -> str:
+    """What a gene reached on patients that the model had not seen, as it stands in a title."""
+    known = _section.reliability_of(table, key)
+    if known is None or column is None or not np.isfinite(r := float(known.loc[column, "pearson"])):
+        return ""
+    return f", held-out r = {_base.number(r, '.2f')}"
+
+
 def _named(layer: str | None) -> str:
     return "`.X`" if layer is None else f"layer {layer!r}"
 
@@ -207,6 +216,7 @@ class _Options:
             drawn[_MEASURED] = self._panel(f"{gene}, {name}", measured, predicted, label=unit, absent="not measured")
         if _PREDICTED in self.found:
             title, unit = f"{gene}, predicted{_base.correlation(measured, predicted)}", _base.EXPRESSION_UNIT
+            title += _held_out(table, self.predicted_key, column)
             drawn[_PREDICTED] = self._panel(title, predicted, measured, label=unit, absent="not predicted")
         if measured is not None and predicted is not None:
             left = measured - predicted

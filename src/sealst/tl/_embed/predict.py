@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
@@ -20,6 +21,7 @@ from sealst._validate import as_columns, check_slot
 from sealst.models import SealModel
 from sealst.tl._embed.embed import embed_crops, embed_fields, merged, stored_embedding, write_embedding
 from sealst.tl._embed.inputs import check_model
+from sealst.tl._embed.trust import believed, better_genes, reliability_entry, tell
 from sealst.tl._pathways.pathways import score_sets, write_pathways
 
 
@@ -32,6 +34,7 @@ def predict(
     net: Any = None,
     method: str = "ulm",
     readout: str | None = None,
+    min_reliability: float | None = None,
     views: int | str = "auto",
     key_added: str = Keys.EXPRESSION,
     region: str | Sequence[str] | None = None,
@@ -63,6 +66,9 @@ def predict(
         predicted held-out training sections best; for tiles of slides, which have no expression, the first that sees
         the crop alone: tiles lie closer to each other than the spots it was fitted to, and further fields take a pass
         of the encoder each.
+    min_reliability
+        Leave out genes whose Pearson on held-out patients is lower, see `sealst.models.Reliability`; gene sets are
+        then scored on the others alone.
     views
         Over how many flips and rotations of each crop embeddings are averaged, 1 to 8. ``"auto"`` takes the embeddings
         that are there, else it is 8 for spots and 1 for tiles of slides.
@@ -85,13 +91,17 @@ def predict(
     - ``.obsm["X_seal"]``: the embeddings, as `sealst.tl.embed` writes them; with the readout ``"fields"`` also
       ``.obsm["X_seal_fields"]``
     - ``.obsm["seal_pathways" | key_added + "_pathways"]``: DataFrame (n_obs, pathways), with `net`
-    - ``.uns["sealst"]["predict"][key]``: model fingerprint, readout, unit, layer
+    - ``.uns["sealst"]["predict"][key]``: model fingerprint, readout, unit, layer, and ``"reliability"``: for every
+      column ``"pearson"`` on held-out patients and whether that is ``"better_than_chance"``; or ``"unknown"``
 
     Raises
     ------
     PanelError
         When a gene of `genes` is not in the model's panel; or `genes` or `net` is given and the panel's genes have no
         names.
+    DataError
+        When no spot has a usable crop, no gene reaches `min_reliability`, or the model's reliability is unknown and it
+        is asked for.
 
     Notes
     -----
@@ -109,12 +119,12 @@ def predict(
     check_slot(key_added)
     # Before any crop is embedded: there may be no readout of that name.
     table = _section.get_table(sdata, table_key)
-    readout = readout or (model.readouts[0] if table.n_vars else model.crop_readout)
+    readout = readout or default_readout(model, table)
     layer = model.target_of(readout)
     regions = _section.regions_of(table, region)
     if net is not None:
         model.panel.require_names()
-    wanted = list((model.panel if genes is None else model.panel.subset(genes)).genes)
+    wanted = believed(model, (model.panel if genes is None else model.panel.subset(genes)).genes, min_reliability)
     columns = as_columns(wanted, what="Genes")
     slot = Keys.FIELDS if model.fields_of(readout) else Keys.EMBEDDING
     embedding, made = stored_embedding(sdata, table, regions, model, views, slot), {}
@@ -127,27 +137,44 @@ def predict(
     # All spots that this model has embedded, so that regions can be predicted one by one.
     if not np.isfinite(embedding).all(axis=1).any():
         raise DataError("No spot has a usable crop; see `.obs['crop_reason']`.")
+    values = predicted_values(sdata, table, model, embedding, readout)
+    expression = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(model.panel.genes))
+    pathways = None
+    if net is not None:
+        scored = expression[believed(model, list(expression), min_reliability)]
+        pathways = score_sets(scored, net, method=method, believed=better_genes(model))
+    given, target = for_writing(sdata, table_key, copy=copy)
+    for key, found in made.items():
+        write_embedding(target, key, *found)
+    target.obsm[key_added] = expression[wanted].set_axis(columns, axis=1)
+    facts: dict[str, Any] = {"model": model.fingerprint, "readout": readout, "unit": "log1p-CP10k"}
+    facts |= {"layer": layer, "reliability": reliability_entry(model, wanted)}
+    if columns != wanted:
+        facts["genes"] = np.array(wanted, dtype=str)
+    _section.record_slot(target, "predict", key_added, facts)
+    logger.info("Wrote .obsm[%r]: %d genes", key_added, len(wanted))
+    tell(model, wanted, readout)
+    if pathways is not None:
+        write_pathways(target, Keys.pathways(key_added), pathways, source="predicted", slot=key_added)
+    return given if copy else None
+
+
+def default_readout(model: SealModel, table: AnnData) -> str:
+    """What predicts unless another readout is asked for: for tiles without expression, one that sees the crop alone."""
+    return model.readouts[0] if table.n_vars else model.crop_readout
+
+
+def predicted_values(
+    sdata: SpatialData, table: AnnData, model: SealModel, embedding: np.ndarray, readout: str
+) -> np.ndarray:
+    """Expression of the whole panel (n_obs, genes), section by section; NaN where there is no embedding."""
     values = np.full((table.n_obs, len(model.panel)), np.nan, dtype=np.float32)
     for one in _section.sections_of(table):
         own = np.isfinite(embedding[one.rows]).all(axis=1)
         if own.any():
             xy = _section.centres_um(sdata, table, one)[own]
             values[one.rows[own]] = model.predict_expression(embedding[one.rows[own]], readout=readout, xy=xy)
-    expression = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(model.panel.genes))
-    pathways = None if net is None else score_sets(expression, net, method=method)
-    given, target = for_writing(sdata, table_key, copy=copy)
-    for key, found in made.items():
-        write_embedding(target, key, *found)
-    target.obsm[key_added] = expression[wanted].set_axis(columns, axis=1)
-    facts: dict[str, Any] = {"model": model.fingerprint, "readout": readout, "unit": "log1p-CP10k"}
-    facts["layer"] = layer
-    if columns != wanted:
-        facts["genes"] = np.array(wanted, dtype=str)
-    _section.record_slot(target, "predict", key_added, facts)
-    logger.info("Wrote .obsm[%r]: %d genes", key_added, len(wanted))
-    if pathways is not None:
-        write_pathways(target, Keys.pathways(key_added), pathways, source="predicted", slot=key_added)
-    return given if copy else None
+    return values
 
 
 def _embedded(

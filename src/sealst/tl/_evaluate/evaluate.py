@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import anndata
@@ -37,7 +37,7 @@ from sealst.tl._evaluate.folds import check_units, given_fold, made_folds
 from sealst.tl._evaluate.methods import predictions
 from sealst.tl._evaluate.pathway_rows import Activities
 from sealst.tl._evaluate.score_rows import FoldScorer, Results
-from sealst.tl._evaluate.views import SectionReader, SectionView, TrunkMemory
+from sealst.tl._evaluate.views import SEAL, SectionReader, SectionView, TrunkMemory
 from sealst.tl._pathways.pathways import Net, gene_set_edges
 
 #: reader of a fold's sections, and by fold the columns of its sets of genes
@@ -218,6 +218,7 @@ def evaluate(
     facts |= {"seeds": list(map(int, seeds)) if candidate.trains else [], "encoder": candidate.label}
     if stopped:
         facts["stopped_by"] = stopped
+    facts |= {"views": protocol.views, "crop": asdict(candidate.crop), "models": results.models}
     facts["versions"] = dict(session_info())
     return Evaluation(
         table=pd.DataFrame(results.table),
@@ -339,6 +340,8 @@ class _Job:
         sets, models, genes = all_sets[fold.name], reader.models, reader.genes
         columns = np.unique(np.concatenate(list(sets.values())))
         control = self.seed if self.control else None
+        if models:
+            results.models.setdefault(fold.name, models[SEAL].origin)
         logger.info(
             "fold %s: fitting probes on %d spots, predicting %d", fold.name, sum(map(len, seen)), sum(map(len, held))
         )

@@ -59,6 +59,8 @@ class Results:
     #: held-out spots by section, a table for every fold
     spots: dict[str, list[AnnData]] = field(default_factory=dict)
     kept: int = 0
+    #: what the model of a fold was made of
+    models: dict[str, str] = field(default_factory=dict)
 
     #: gains over the frozen encoder's probe, (sections, genes), of every fold
     gains: list[dict[str, Any]] = field(default_factory=list)

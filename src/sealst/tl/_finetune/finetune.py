@@ -38,6 +38,7 @@ from sealst.models._genes import resolve_gene_encoder
 from sealst.models._seal.heads import resolve_projection
 from sealst.pp import check_split, select_genes
 from sealst.tl._embed.inputs import as_sections, in_order_of
+from sealst.tl._finetune.crossfit import CHOICES, crossfitted, planned
 from sealst.tl._finetune.pairs import (
     Pairs,
     crop_digests,
@@ -48,8 +49,20 @@ from sealst.tl._finetune.pairs import (
     warmup_patients,
 )
 from sealst.tl._finetune.readout import fitted_readouts
-from sealst.tl._finetune.run_folder import MODEL, begin, facts_of, finish, open_run, rounding_of, scratch_prefix
+from sealst.tl._finetune.run_folder import (
+    FOLDS,
+    MODEL,
+    begin,
+    facts_of,
+    finish,
+    open_run,
+    rounding_of,
+    scratch_prefix,
+)
+from sealst.tl._pathways.pathways import Net, gene_set_edges
 
+#: objects in `trainer_kwargs` that belong to one training, so that folds do without
+_OF_ONE_RUN = ("logger", "callbacks")
 #: fewer spots than this cannot be split into batches
 _MIN_SPOTS = 16
 
@@ -71,6 +84,8 @@ def finetune(
     gene_encoder: GeneEncoderParams | Mapping[str, Any] | str = "vae",
     projection: ProjectionParams | Mapping[str, Any] | str = "none",
     readout: str = "auto",
+    crossfit: str | None = None,
+    net: Net | None = None,
     params: TrainParams | Mapping[str, Any] | str | Path | None = None,
     warmup: AnnData | Sequence[AnnData] | None = None,
     run_dir: str | Path | None = None,
@@ -137,6 +152,15 @@ def finetune(
         (``"fields"``). The one that predicts held-out training patients best (sections where there is one patient,
         strips where there is one section) is what `sealst.tl.predict` uses; see ``model.readouts`` and
         ``model.readout.facts["scores"]``. ``"head"``: the network that is trained with the encoder, and nothing else.
+    crossfit
+        What is held out to learn which genes can be believed: ``"patient"``, or ``"section"`` where there is one
+        patient. Beside the model that is returned, which learns from everything, one is trained for every patient
+        without that patient (five with a fifth of the patients each, where there are more than five), with the same
+        settings and cached tokens. What `sealst.tl.predict` writes for the held-out sections is compared with what was
+        measured and kept as ``model.reliability``, see `sealst.models.Reliability`. By default nothing is held out,
+        and the model says that its reliability is unknown.
+    net
+        With `crossfit`: gene sets, as for `sealst.tl.pathways`, whose activity is scored on held-out sections too.
     params
         `TrainParams`, a mapping of its fields such as ``{"epochs": 5, "lr": 1e-3}``, or a YAML file with them.
     warmup
@@ -145,8 +169,8 @@ def finetune(
         it and it has one, else ``lognorm``.
     run_dir
         Folder for ``run.json`` (what was asked, versions), ``metrics.csv``, event files in ``tensorboard/`` (where
-        TensorBoard is installed), a checkpoint while training runs, ``training.png`` and ``model/``. By default nothing
-        is written.
+        TensorBoard is installed), a checkpoint while training runs, ``training.png`` and ``model/``; with `crossfit`
+        ``folds/``, a run of its own for each. By default nothing is written.
     resume
         Whether to go on with the run that `run_dir` holds: from its last checkpoint (to the same weights as without the
         interruption, on the same kind of machine), or by returning its model where it is finished. Without an earlier
@@ -161,14 +185,16 @@ def finetune(
 
     Returns
     -------
-    The trained model in evaluation mode, with ``model.history`` (one row per epoch).
+    The trained model in evaluation mode, with ``model.history`` (one row per epoch) and, with `crossfit`,
+    ``model.reliability``.
 
     Raises
     ------
     OrderError
         When crops or layers are missing.
     LeakError
-        When a patient is in training and validation.
+        When a patient is in training and validation; with `crossfit`, also when one is in `warmup` (but for
+        ``allow_shared_patients=True``).
     WeightsError
         When the encoder's weights cannot be had; random weights are never used silently.
 
@@ -181,6 +207,10 @@ def finetune(
     >>> model = sl.tl.finetune([s1, s2], encoder="local-dir:weights/vit_small", pool="cls+mean")  # doctest: +SKIP
     """
     check_choice("readout", readout, ("auto", "head"))
+    if crossfit is not None:
+        check_choice("crossfit", crossfit, CHOICES)
+    elif net is not None:
+        raise DataError("`net` is scored on what `crossfit` holds out; say `crossfit='patient'`, or leave `net` out.")
     train = as_sections(sections, "sections")
     held: Sequence[SpatialData] = [] if validation is None else as_sections(validation, "validation")
     if held and not allow_shared_patients:
@@ -200,6 +230,22 @@ def finetune(
     where = resolve_device(device, options.get("devices", 1))
     seed = resolve_seed(seed)
     world, rank = processes(options.get("devices", 1), options.get("num_nodes", 1), where.type)
+    plan = None
+    if crossfit is not None:
+        if world > 1:
+            raise DataError(
+                f"`crossfit` trains one model after the other in one process, but `trainer_kwargs` ask for {world}. "
+                "Train on one device, or measure the reliability afterwards: `model.rely_on(evaluation)`."
+            )
+        plan = planned(
+            train,
+            crossfit,
+            net=None if net is None else gene_set_edges(net),
+            warmup_patients=warmup_patients(warmup),
+            stopping_patients=_patients(held, table_key) if params.patience is not None else set(),
+            allow_shared_patients=allow_shared_patients,
+            table_key=table_key,
+        )
     with ExitStack() as stack:
         folder = None
         if run_dir is not None:
@@ -207,6 +253,7 @@ def finetune(
         base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
         if not pretrained:
             warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
+        chosen_here = panel is None
         if panel is None:
             panel = select_genes(train, n_genes, include=include, layer=params.layer, table_key=table_key)
         # For what does not fit into memory (crops, expression); removed after training.
@@ -241,6 +288,7 @@ def finetune(
                 fields=wider,
                 provenance=provenance,
             )
+            facts |= {} if crossfit is None else {"crossfit": crossfit}
             state = begin(folder, facts, rounding=rounding_of(params, where, world=world), first=rank == 0)
             if (folder / MODEL / "config.json").is_file():
                 logger.info("the run in %s is finished; its model is returned", folder)
@@ -250,6 +298,25 @@ def finetune(
         run = Run(seed=seed, folder=folder, state=state, trainer_kwargs=options, show=progress)
         _train(model, params, pairs, others, run, extra=extra, readout=readout)
         model.provenance = provenance
+        if plan is not None:
+            again: dict[str, Any] = {"encoder": encoder, "pretrained": pretrained, "pool": pool}
+            again |= parts | {
+                "crop_um": [spec.crop_um, *wider],
+                "adapter": adapter,
+                "params": params,
+                "readout": readout,
+            }
+            again |= {"warmup": warmup, "seed": seed}
+            again |= {"device": device, "progress": progress, "table_key": table_key, "resume": folder is not None}
+            again |= {"allow_shared_patients": allow_shared_patients}
+            again["trainer_kwargs"] = {k: v for k, v in options.items() if k not in _OF_ONE_RUN}
+            if params.patience is not None:
+                again["validation"] = held
+
+            def train_fold(seen: Sequence[SpatialData], genes: GenePanel, name: str) -> SealModel:
+                return finetune(seen, panel=genes, run_dir=None if folder is None else folder / FOLDS / name, **again)
+
+            model.reliability = crossfitted(model, plan, train_fold, refit=chosen_here, show=progress)
         if folder is not None and rank == 0:
             finish(model, folder)
     return model
@@ -392,18 +459,22 @@ def _provenance(
     def names(sdata: SpatialData) -> list[str]:
         return [one.section for one in _section.sections_of(_section.get_table(sdata, table_key))]
 
-    def patients(sdata: SpatialData) -> list[str]:
-        return _section.patients_of(_section.get_table(sdata, table_key))
-
     return {
         "sealst": __version__,
         "sections": list(chain.from_iterable(map(names, train))),
         "validation": list(chain.from_iterable(map(names, held))),
-        "patients": sorted(set(chain.from_iterable(map(patients, train)))),
+        "patients": sorted(_patients(train, table_key)),
         "warmup_patients": sorted(warmup_patients(warmup) or ()),
         # Early stopping picks the weights by these.
-        "stopping_patients": sorted(set(chain.from_iterable(map(patients, held)))) if params.patience else [],
+        "stopping_patients": sorted(_patients(held, table_key)) if params.patience else [],
         "n_spots": len(pairs),
         "seed": seed,
         "params": asdict(params),
     }
+
+
+def _patients(sections: Sequence[SpatialData], table_key: str) -> set[str]:
+    def of(sdata: SpatialData) -> list[str]:
+        return _section.patients_of(_section.get_table(sdata, table_key))
+
+    return set(chain.from_iterable(map(of, sections)))

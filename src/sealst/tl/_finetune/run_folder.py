@@ -26,7 +26,7 @@ from sealst._validate import listed
 from sealst._version import __version__
 from sealst.models import SealModel
 
-FACTS, MODEL = "run.json", "model"
+FACTS, MODEL, FOLDS = "run.json", "model", "folds"
 _SCRATCH = ".cache-"
 _HALF_WRITTEN = re.compile(rf"\.{re.escape(FACTS)}-[0-9a-f]{{8}}")
 

@@ -17,6 +17,7 @@ from anndata import AnnData
 from sealst import _section
 from sealst._core.genes.panel import check_named
 from sealst._core.genes.sets import as_net, overlap, restrict
+from sealst._core.scores.reliability import BETTER
 from sealst._docs import documented
 from sealst._errors import DataError, OrderError, PanelError
 from sealst._keys import Keys
@@ -148,7 +149,10 @@ def pathways(
         # Columns are called as they can be stored; genes may be called otherwise.
         named = list(_section.recorded(table, "predict").get(slot, {}).get("genes", frame.columns))
         x, genes = frame.to_numpy(), pd.Index(named if len(named) == frame.shape[1] else frame.columns, dtype=object)
-    result = _score(x, table.obs_names, genes, net=net, method=method, tmin=tmin, verbose=verbose)
+    known = _section.reliability_of(table, slot) if predicted else None
+    trusted = None if known is None else list(genes[known[BETTER].to_numpy()])
+    options: dict[str, Any] = {"net": net, "method": method, "tmin": tmin, "verbose": verbose, "believed": trusted}
+    result = _score(x, table.obs_names, genes, **options)
     given, target = for_writing(data, table_key, copy=copy)
     key = key_added or (Keys.pathways(slot) if predicted else Keys.related(_MEASURED, "pathways"))
     write_pathways(target, key, result, source=source, slot=slot)
@@ -163,14 +167,17 @@ def score_sets(
     tmin: int = 5,
     verbose: bool = False,
     present: np.ndarray | None = None,
+    believed: Sequence[str] | None = None,
 ) -> PathwayResult:
     """Score gene sets on an expression table (spots, genes); rows of NaN stay NaN. Arguments as in `pathways`.
 
     `present` (bool, one per gene) says which genes have any expression, where the table is a part of a larger one.
+    `believed` are the genes that are predicted better than chance; sets with few of them are named.
     """
     _check_options(method, tmin)
     x, genes = expression.to_numpy(), expression.columns
-    return _score(x, expression.index, genes, net=net, method=method, tmin=tmin, verbose=verbose, expressed=present)
+    options: dict[str, Any] = {"net": net, "method": method, "tmin": tmin, "verbose": verbose, "believed": believed}
+    return _score(x, expression.index, genes, **options, expressed=present)
 
 
 def pathways_entry(result: PathwayResult, *, source: str, slot: str) -> dict[str, Any]:
@@ -210,6 +217,7 @@ def _score(
     method: str,
     tmin: int,
     verbose: bool,
+    believed: Sequence[str] | None = None,
     expressed: np.ndarray | None = None,
 ) -> PathwayResult:
     check_gene_names(list(genes), where="the expression")
@@ -245,12 +253,26 @@ def _score(
             f"{len(left)} of {len(seen)} gene sets are left out, with fewer than {tmin} genes at hand (or with all): "
             f"{listed(f'{name} ({counts[name]})' for name in left)}."
         )
+    if believed is not None:
+        _warn_of_sets(edges, seen, names[names.isin(believed)], tmin)
     wanted = restrict(edges, names)
     wanted = wanted[wanted["source"].isin(seen.index[seen["scored"]])]
     scores, padj = _run(x, rows, present, spots=spots, names=names, net=wanted, method=method, verbose=verbose)
     facts = {"net": label, "method": method, "tmin": int(tmin), "n_genes": len(names)}
     facts |= {"decoupler": version("decoupler")}
     return PathwayResult(scores, padj, seen, facts)
+
+
+def _warn_of_sets(edges: pd.DataFrame, seen: pd.DataFrame, believed: Sequence[str], tmin: int) -> None:
+    """Name scored sets that stand on fewer genes than the least that a set needs, of those that are predictable."""
+    counts = overlap(edges, believed)["found"]
+    scored = seen.index[seen["scored"]]
+    if weak := [f"{name} ({counts[name]} of {seen['found'][name]})" for name in scored if counts[name] < tmin]:
+        warn(
+            f"{len(weak)} of {len(scored)} gene sets have fewer than {tmin} genes that are predicted better than "
+            f"chance where they were held out, so their scores may be anything: {listed(weak)}. See "
+            "`model.reliability`."
+        )
 
 
 def gene_set_edges(net: Any) -> pd.DataFrame:

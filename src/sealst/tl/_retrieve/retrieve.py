@@ -21,6 +21,7 @@ from sealst._section import Data, Region, for_writing, sections_of
 from sealst._validate import check_count, check_embedding, check_positive, check_slot, listed
 from sealst.models import SealModel
 from sealst.tl._embed.inputs import check_model
+from sealst.tl._embed.trust import warn_of_genes
 from sealst.tl._pathways.pathways import Net
 from sealst.tl._retrieve.index import SealIndex, check_suppress
 from sealst.tl._retrieve.index_search import Where
@@ -159,6 +160,7 @@ def retrieve(
             )
         start = reference_profile(reference, model)
         question = ask(query, kind, Context(model, data, float(n_std), start, net))
+        warn_of_genes(model, list(question.facts.get("genes", ())))
         heads = model.projection.kind != "none"
         if heads and data.space == "shared" and kind == "image":
             # A spot's vector comes from the index itself.
@@ -180,6 +182,7 @@ def retrieve(
     views = int(_section.recorded(table, "embed").get(key, {}).get("views", 1))
     spots = _TableSpots(table, embedding, asked, views)
     question = ask(query, kind, Context(model, spots, float(n_std), start, net))
+    warn_of_genes(model, list(question.facts.get("genes", ())))
     made = {"model": model.fingerprint, "key": key, "question": _digest(question)}
     before = _section.recorded(table, "retrieve").get(key_added, {})
     # Sections that were asked the same before are asked again, so that what they have stays and ranks fit together.

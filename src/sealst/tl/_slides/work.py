@@ -31,6 +31,7 @@ from sealst._validate import as_columns
 from sealst.io import read_wsi
 from sealst.models import SealModel
 from sealst.pp import pair_crops, tile
+from sealst.tl._embed.trust import reliability_entry
 from sealst.tl._pathways.pathways import pathways_entry, score_sets
 from sealst.tl._slides.job import PRESENT, Job, features_of, predicted, provenance, using
 from sealst.tl._slides.manifest import Slide
@@ -208,6 +209,7 @@ def _add_expression(uns: Any, obsm: Any, model: Any, job: Job, parts: Parts, nam
         # Columns are called as they can be stored.
         slashed = any("/" in gene for gene in job.genes)
         made |= {"genes": np.array(job.genes, dtype=str)} if slashed else {}
+        made["reliability"] = reliability_entry(model, job.genes)
         write_elem(uns, "predict", {Keys.EXPRESSION: made})
     if job.net is None:
         return
