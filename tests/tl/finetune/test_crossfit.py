@@ -137,6 +137,15 @@ def test_sections_of_one_patient_say_so(ready, finetune):
     assert [list(fold.test) for fold in found.folds] == [["s0"], ["s1"]]
 
 
+def test_a_patient_who_shares_a_spatialdata_cannot_be_held_out(ready, finetune):
+    sdata = ready(section="s", patient="p0")
+    obs = sdata.tables["table"].obs
+    half = np.arange(len(obs)) >= len(obs) // 2
+    obs["section"], obs["patient"] = np.where(half, "s2", "s"), np.where(half, "p2", "p0")
+    with pytest.raises(sl.DataError, match="share a SpatialData. Keep one section of one patient in each"):
+        finetune([sdata, ready(section="t", patient="p1", seed=1)], crossfit="patient")
+
+
 def test_leaks_and_misuse_are_refused_before_anything_is_trained(ready, finetune, monkeypatch):
     sections = cohort(ready, 2)
     monkeypatch.setattr("sealst.tl._finetune.finetune.build_encoder", lambda *a, **k: pytest.fail("training started"))

@@ -19,7 +19,7 @@ from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.ceiling import half_correlation
 from sealst._core.scores.reliability import SectionScores, score_section
 from sealst._core.seeds import mixed_seed
-from sealst._errors import LeakError, PanelError, SealstError, SealstWarning
+from sealst._errors import DataError, LeakError, PanelError, SealstError, SealstWarning
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Region
@@ -78,8 +78,14 @@ def planned(
     if len(folds) > MOST_FOLDS:
         folds = split(sections, n_folds=MOST_FOLDS, **options)
     plan = Crossfit(by, cohort, folds, table_key, net)
-    for fold in folds:
-        plan.sides(fold)
+    try:
+        for fold in folds:
+            plan.sides(fold)
+    except DataError as error:
+        raise DataError(
+            f"`crossfit={by!r}` cannot hold out a {by} and nothing else: spots that are held out and spots that are "
+            "trained on share a SpatialData. Keep one section of one patient in each, or leave `crossfit` out."
+        ) from error
     patients = {p for part in cohort.parts() for p in _section.patients_of(part.table, part.rows)}
     if not allow_shared_patients:
         check_warmup(cohort.parts(), folds, warmup_patients)
