@@ -307,8 +307,8 @@ class _Job:
         sets, models, genes = all_sets[fold.name], reader.models, reader.genes
         columns = np.unique(np.concatenate(list(sets.values())))
         control = self.seed if self.control else None
-        if models:
-            results.models.setdefault(fold.name, models[SEAL].origin)
+        if models and fold.name not in results.models:
+            results.models[fold.name] = models[SEAL].origin
         logger.info(
             "fold %s: fitting probes on %d spots, predicting %d", fold.name, sum(map(len, seen)), sum(map(len, held))
         )
