@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import anndata
@@ -200,7 +200,7 @@ def evaluate(
     facts |= {"seeds": list(map(int, seeds)) if candidate.trains else [], "encoder": candidate.label}
     if stopped:
         facts["stopped_by"] = stopped
-    facts |= {"views": protocol.views, "crop": asdict(candidate.crop), "models": results.models}
+    facts |= {"views": protocol.views, "models": results.models}
     facts["versions"] = dict(session_info())
     return Evaluation(
         table=pd.DataFrame(results.table),
