@@ -338,6 +338,12 @@ add(
     panel_no_text=file_of_model("panel.tsv", os.urandom(1000)),
     panel_cut=file_of_model("panel.tsv", lambda b: b[:400]),
     panel_nested=file_of_model("panel.tsv", lambda b: re.sub(rb"# sections: .*", b"# sections: " + DEEP.encode(), b)),
+    reliability_no_text=file_of_model("reliability.tsv", b"\xff" * 100),
+    reliability_empty=file_of_model("reliability.tsv", b""),
+    reliability_nested=file_of_model("reliability.tsv", b"# model: " + DEEP.encode()),
+    reliability_of_another=file_of_model(
+        "reliability.tsv", b'# model: "0"\n# held_out: "patients"\n# patients: []\n# sections: []\nname\n'
+    ),
     history_no_text=file_of_model("history.csv", b"\xff" * 100),
     history_empty=file_of_model("history.csv", b""),
     history_of_words=file_of_model("history.csv", b"stage,train_loss\nalign,much\n"),

@@ -39,7 +39,8 @@ class Evaluation:
         ``"hest"`` log1p of counts) in ``.X``, predictions in ``.layers`` by
         method, ``.obsm["spatial"]`` in µm. Empty where there were too many spots.
     facts
-        Preset, encoder, folds, seeds and versions; with early stopping ``"stopped_by"``, the training sections of every
+        Preset, encoder, folds, seeds, views of a crop, what the models of folds were made of (``"models"``) and
+        versions; with early stopping ``"stopped_by"``, the training sections of every
         fold that were held out for it.
     """
 

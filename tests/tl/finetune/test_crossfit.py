@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
 import sealst as sl
 from sealst._core.scores.metrics import gene_pearson
@@ -15,8 +16,18 @@ VISIBLE = ["EPCAM", "KRT8"]
 FEW = {"epochs": 1, "batch_size": 16, "views": 1, "lr": 1e-3, "weight_decay": 0.05, "cache": "none"}
 
 
-def cohort(ready, n):
-    return [ready(section=f"s{i}", patient=f"p{i}", seed=i) for i in range(n)]
+def section(toy_section, i):
+    """Section of a patient; one gene has most of the counts, as all others of a real one do: shares are no trace."""
+    sdata = toy_section(section=f"s{i}", patient=f"p{i}", seed=i)
+    table = sdata.tables["table"]
+    table.X = sp.csr_matrix(table.X.toarray() * np.where(table.var_names == "ACTB", 100, 1).astype(np.float32))
+    sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
+    sl.pp.normalize(sdata)
+    return sdata
+
+
+def cohort(toy_section, n):
+    return [section(toy_section, i) for i in range(n)]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +36,7 @@ def _kept() -> list:
 
 
 @pytest.fixture
-def crossfitted(ready, finetune, fast, _kept):
+def crossfitted(toy_section, finetune, fast, _kept):
     """A model of four patients with its reliability, the same for all tests, and the models of its folds."""
     if not _kept:
         seen = []
@@ -38,7 +49,7 @@ def crossfitted(ready, finetune, fast, _kept):
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(crossfit, "_held_out", noted)
-            _kept.append((finetune(cohort(ready, 4), crossfit="patient", net=net, params=fast), seen))
+            _kept.append((finetune(cohort(toy_section, 4), crossfit="patient", net=net, params=fast), seen))
     return _kept[0]
 
 
@@ -46,7 +57,7 @@ def test_visible_genes_are_told_from_the_others(crossfitted):
     model, _ = crossfitted
     table = model.reliability.genes
     others = [gene for gene in model.panel.genes if gene not in VISIBLE]
-    assert table.loc[VISIBLE, "pearson"].min() > 0.2 > table.loc[others, "pearson"].max()
+    assert table.loc[VISIBLE, "pearson"].min() > 0.3 > table.loc[others, "pearson"].max()
     assert table.loc[VISIBLE, "better_than_chance"].all()
     assert (table["low"] <= table["pearson"]).all()
     assert table["ceiling"].between(0, 1).all()
@@ -72,11 +83,11 @@ def test_folds_have_not_seen_whom_they_predict_and_share_the_settings(crossfitte
         assert fold.reliability is None
 
 
-def test_what_is_scored_is_what_predict_writes(crossfitted, ready):
+def test_what_is_scored_is_what_predict_writes(crossfitted, toy_section):
     model, folds = crossfitted
     r = []
     for i, fold in enumerate(folds):
-        sdata = ready(section=f"s{i}", patient=f"p{i}", seed=i)
+        sdata = section(toy_section, i)
         sl.tl.predict(sdata, fold)
         table = sdata.tables["table"]
         measured = pd.DataFrame(table.layers["lognorm"].toarray(), columns=table.var_names)
@@ -85,16 +96,16 @@ def test_what_is_scored_is_what_predict_writes(crossfitted, ready):
     np.testing.assert_allclose(model.reliability.genes["pearson"], np.mean(r, axis=0), atol=1e-6)
 
 
-def test_the_model_is_the_one_without_crossfit(crossfitted, ready, finetune, fast):
+def test_the_model_is_the_one_without_crossfit(crossfitted, toy_section, finetune, fast):
     model, _ = crossfitted
-    plain = finetune(cohort(ready, 4), params=fast)
+    plain = finetune(cohort(toy_section, 4), params=fast)
     assert plain.fingerprint == model.fingerprint
     assert plain.reliability is None
 
 
-def test_a_stopped_run_goes_on_where_it_was(ready, finetune, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_where_it_was(toy_section, finetune, tmp_path, monkeypatch):
     options = {"params": FEW, "readout": "head", "crossfit": "patient"}
-    sections = cohort(ready, 2)
+    sections = cohort(toy_section, 2)
     whole = finetune(sections, **options)
     scored, calls = crossfit._held_out, []
 
@@ -119,9 +130,9 @@ def test_a_stopped_run_goes_on_where_it_was(ready, finetune, tmp_path, monkeypat
         finetune(sections, run_dir=tmp_path / "run", resume=True, params=FEW, readout="head")
 
 
-def test_many_patients_are_held_out_in_groups(ready):
+def test_many_patients_are_held_out_in_groups(toy_section):
     options = {"net": None, "warmup_patients": set(), "stopping_patients": set(), "table_key": "table"}
-    plan = crossfit.planned(cohort(ready, 7), "patient", allow_shared_patients=False, **options)
+    plan = crossfit.planned(cohort(toy_section, 7), "patient", allow_shared_patients=False, **options)
     assert len(plan.folds) == 5
     held = sorted(name for fold in plan.folds for name in fold.test)
     assert held == [f"s{i}" for i in range(7)]
@@ -146,8 +157,8 @@ def test_a_patient_who_shares_a_spatialdata_cannot_be_held_out(ready, finetune):
         finetune([sdata, ready(section="t", patient="p1", seed=1)], crossfit="patient")
 
 
-def test_leaks_and_misuse_are_refused_before_anything_is_trained(ready, finetune, monkeypatch):
-    sections = cohort(ready, 2)
+def test_leaks_and_misuse_are_refused_before_anything_is_trained(toy_section, ready, finetune, monkeypatch):
+    sections = cohort(toy_section, 2)
     monkeypatch.setattr("sealst.tl._finetune.finetune.build_encoder", lambda *a, **k: pytest.fail("training started"))
     warmup = sections[0].tables["table"].copy()
     with pytest.raises(sl.LeakError, match="'p0', whose expression is in `warmup`"):
@@ -161,13 +172,13 @@ def test_leaks_and_misuse_are_refused_before_anything_is_trained(ready, finetune
         finetune(sections, net={"a": ["EPCAM"]})
 
 
-def test_a_fold_that_fails_leaves_the_model(ready, finetune, monkeypatch):
+def test_a_fold_that_fails_leaves_the_model(toy_section, finetune, monkeypatch):
     def fails(*_, **__):
         raise sl.DataError("no spots")
 
     monkeypatch.setattr(crossfit, "_held_out", fails)
     warned = []
     monkeypatch.setattr(crossfit, "warn", warned.append)
-    model = finetune(cohort(ready, 2), params=FEW, readout="head", crossfit="patient")
+    model = finetune(cohort(toy_section, 2), params=FEW, readout="head", crossfit="patient")
     assert model.reliability is None
     assert warned == ["The model is trained, but its reliability stays unknown: no spots"]

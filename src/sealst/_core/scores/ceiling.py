@@ -61,8 +61,8 @@ def half_correlation(
     found = np.zeros(len(columns))
     for _ in range(n_splits):
         first = rng.binomial(whole, 0.5)
-        halves = [sp.csr_matrix((part, x.indices, x.indptr), shape=x.shape) for part in (first, whole - first)]
-        found += _agreement(*halves, columns, target_sum) / n_splits
+        a, b = (sp.csr_matrix((part, x.indices, x.indptr), shape=x.shape) for part in (first, whole - first))
+        found += _agreement(a, b, columns, target_sum) / n_splits
     return found
 
 

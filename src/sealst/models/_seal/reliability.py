@@ -165,8 +165,8 @@ def _facts(lines: Sequence[str], where: str) -> dict[str, Any]:
     try:
         pairs = [line.removeprefix("# ").split(": ", 1) for line in lines]
         return {key: json.loads(value) for key, value in pairs}
-    except ValueError as error:
-        raise CheckpointError(f"{where} is damaged: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is damaged: {str(error)[:200]}") from error
 
 
 def _row(cells: dict[str, str], where: str) -> _Row:
@@ -175,6 +175,6 @@ def _row(cells: dict[str, str], where: str) -> _Row:
         values |= {name: float(cells[name]) if cells[name] else None for name in NUMBERS if name in cells}
         values |= {name: int(cells[name]) for name in COUNTS if name in cells}
     except ValueError as error:
-        raise CheckpointError(f"{where} is damaged: {error}") from error
+        raise CheckpointError(f"{where} is damaged: {str(error)[:200]}") from error
     values[BETTER] = {"True": True, "False": False}.get(cells.get(BETTER, ""))
     return _Row.of(values, where=where)

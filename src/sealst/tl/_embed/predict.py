@@ -141,7 +141,8 @@ def predict(
     expression = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(model.panel.genes))
     pathways = None
     if net is not None:
-        scored = expression[believed(model, list(expression), min_reliability)]
+        kept = believed(model, model.panel.genes, min_reliability)
+        scored = expression if len(kept) == len(model.panel) else expression[kept]
         pathways = score_sets(scored, net, method=method, believed=better_genes(model))
     given, target = for_writing(sdata, table_key, copy=copy)
     for key, found in made.items():

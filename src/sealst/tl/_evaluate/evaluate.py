@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import anndata
@@ -218,7 +218,7 @@ def evaluate(
     facts |= {"seeds": list(map(int, seeds)) if candidate.trains else [], "encoder": candidate.label}
     if stopped:
         facts["stopped_by"] = stopped
-    facts |= {"views": protocol.views, "crop": asdict(candidate.crop), "models": results.models}
+    facts |= {"views": protocol.views, "models": results.models}
     facts["versions"] = dict(session_info())
     return Evaluation(
         table=pd.DataFrame(results.table),
@@ -340,8 +340,8 @@ class _Job:
         sets, models, genes = all_sets[fold.name], reader.models, reader.genes
         columns = np.unique(np.concatenate(list(sets.values())))
         control = self.seed if self.control else None
-        if models:
-            results.models.setdefault(fold.name, models[SEAL].origin)
+        if models and fold.name not in results.models:
+            results.models[fold.name] = models[SEAL].origin
         logger.info(
             "fold %s: fitting probes on %d spots, predicting %d", fold.name, sum(map(len, seen)), sum(map(len, held))
         )

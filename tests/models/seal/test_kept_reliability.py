@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
 import sealst as sl
+from sealst._core.scores.metrics import gene_pearson
 from sealst._core.scores.reliability import score_section
 from sealst.models import Reliability
 from sealst.models._seal.reliability import reliability_of
@@ -101,3 +103,60 @@ def test_a_damaged_table_is_refused_by_name(model, tmp_path, damage, said):
     path.write_text(damage(path.read_text()))
     with pytest.raises(sl.CheckpointError, match=said):
         sl.models.load(tmp_path / "m", device="cpu")
+
+
+# -- from an evaluation -----------------------------------------------------------------------------------------------
+def evaluation(model, *, folds=None, **facts):
+    """What folds of the model's recipe found on its sections, of half the panel: genes of even number are predicted."""
+    model.provenance = {"sections": ["A1", "A2", "B1"], "patients": ["A", "B"]}
+    rng, genes, spots, rows = np.random.default_rng(0), model.panel.genes[:10], {}, []
+    for name, fold in (folds or {"A1": "patient-A", "A2": "patient-A", "B1": "patient-B"}).items():
+        measured = rng.normal(size=(50, 10)).astype(np.float32)
+        predicted = rng.normal(size=(50, 10)) + np.where(np.arange(10) % 2, 0.0, 1.0) * measured
+        maps = ad.AnnData(measured, var=pd.DataFrame(index=list(genes)), layers={"seal head": predicted})
+        # A section may measure fewer genes.
+        spots[name.split(":")[0]] = maps if name != "A2" else maps[:, :9].copy()
+        rows.append({"fold": fold, "section": name.split(":")[0], "patient": name[0], "method": "seal head"})
+    made = {"preset": "cv", "views": 8, "seeds": [0], "models": {"patient-A": model.origin, "patient-B": model.origin}}
+    return sl.tl.Evaluation(pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame(), spots=spots, facts=made | facts)
+
+
+def test_folds_of_its_recipe_can_be_relied_on(model, tmp_path):
+    found = evaluation(model)
+    made = model.rely_on(found)
+    assert made.model == model.fingerprint
+    assert (made.held_out, made.patients, made.sections) == ("patients", ("A", "B"), ("A1", "A2", "B1"))
+    r = {name: gene_pearson(maps.layers["seal head"], maps.X) for name, maps in found.spots.items()}
+    genes = made.genes
+    assert genes.loc["G0", "pearson"] == pytest.approx(((r["A1"][0] + r["A2"][0]) / 2 + r["B1"][0]) / 2, abs=1e-6)
+    assert genes.loc["G9", "pearson"] == pytest.approx((r["A1"][9] + r["B1"][9]) / 2, abs=1e-6)
+    assert genes["n_sections"].tolist() == [3] * 9 + [2]
+    assert genes["better_than_chance"][::2].all()
+    pd.testing.assert_frame_equal(sl.models.load(model.save(tmp_path / "m")).reliability.table, made.table)
+
+
+@pytest.mark.parametrize(
+    ("folds", "facts", "said"),
+    [
+        ({"A1": "f1", "B1": "f2"}, {}, "held out section.*'A1', 'B1', but the model was trained on 'A1', 'A2', 'B1'"),
+        ({"A1:1": "f1", "A1:2": "f2"}, {}, "cut through section.*'A1'.*Use `folds='patient'`"),
+        (None, {"models": {"f": "another encoder"}}, "of another making: another encoder; this one is of"),
+        (None, {"models": {}}, "of an encoder alone"),
+        (None, {"views": 1, "preset": "plain"}, "preset 'plain', which sees crops otherwise"),
+        (None, {"seeds": [], "encoder": "SealModel 0"}, "The evaluation is of 'SealModel 0', this model is 'SealModel"),
+    ],
+)
+def test_an_evaluation_of_something_else_is_refused(model, folds, facts, said):
+    with pytest.raises(sl.DataError, match=said):
+        model.rely_on(evaluation(model, folds=folds, **facts))
+    assert model.reliability is None
+
+
+def test_held_out_sections_of_a_patient_are_not_held_out_patients(model):
+    made = model.rely_on(evaluation(model, folds={"A1": "s1", "A2": "s2", "B1": "s3"}))
+    assert made.held_out == "sections"
+    made = evaluation(model)
+    for maps in made.spots.values():
+        del maps.layers["seal head"]
+    with pytest.raises(sl.DataError, match="has no 'seal head' of section 'A1'"):
+        model.rely_on(made)
