@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -19,11 +20,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sealst._errors import InUseError
+from sealst._errors import InUseError, SealstError
+from sealst._files import read_json
+from sealst._given.schema import Name, NotNegative, Number, Stored
 from sealst._logging import logger, warn
 
 #: how the locks of a training's folder begin
 RUN_LOCK = ".lock"
+#: how the locks of those begin who read a folder that nobody may remove meanwhile
+_READER = ".reader-"
 #: answers of file systems that keep no locks
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -83,6 +88,35 @@ def hold_run(folder: Path, *, rank: int = 0) -> AbstractContextManager[None]:
     return hold(folder / name, f"`run_dir` {str(folder)!r}", wait=False, advice=advice)
 
 
+@contextmanager
+def reading(folder: Path, thing: str) -> Iterator[None]:
+    """Inside a ``with`` block, this process counts among those that read a folder; other than of `hold`, there may be
+    any number. To be entered where nobody calls `check_unread` at the same time.
+    """
+    mark = folder / f"{_READER}{secrets.token_hex(4)}"
+    try:
+        with hold(mark, thing, wait=False):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            mark.unlink(missing_ok=True)
+
+
+def check_unread(folder: Path, thing: str) -> None:
+    """Raise InUseError where any process is `reading` a folder; what those that are gone left is removed."""
+    for mark in folder.glob(f"{_READER}{'[0-9a-f]' * 8}"):
+        with hold(mark, thing, wait=False):
+            mark.unlink(missing_ok=True)
+
+
+class _Holder(Stored):
+    """What lies beside a lock."""
+
+    pid: Number
+    host: Name
+    since: NotNegative
+
+
 def _told(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
@@ -90,8 +124,8 @@ def _told(file: Path) -> Path:
 def _holder(file: Path) -> str:
     """Who holds a lock, by what it wrote beside it."""
     try:
-        told = json.loads(_told(file).read_text(encoding="utf-8"))
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(told["since"])))
-        return f"process {int(told['pid'])} on {str(told['host'])!r} since {since}"
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        told = _Holder.of(read_json(_told(file)), where=str(_told(file)))
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told.since))
+        return f"process {told.pid} on {told.host!r} since {since}"
+    except (OSError, SealstError, ValueError, OverflowError):
         return "another process"

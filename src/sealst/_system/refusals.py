@@ -28,6 +28,7 @@ _MEANINGS = {
         "Name a place on another disk, or raise `ulimit -f`.",
     ),
     errno.ENAMETOOLONG: ("the name is too long", "Most file systems allow 255 bytes in a name; choose a shorter one."),
+    errno.ENOTDIR: ("a file stands where a folder should", "Name a place below a folder."),
     errno.ELOOP: ("the link leads to itself", "Correct the link, or name what it should lead to."),
     errno.EMFILE: ("too many files are open", "Raise the limit with `ulimit -n`, or read fewer sections at once."),
     errno.EIO: ("the disk does not answer (input/output error)", "Look at the disk, or read from a copy."),
