@@ -370,9 +370,15 @@ def test_another_process_that_reads_tokens_is_named(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     "content",
-    ["[" * 100_000, "[]", "{}", '{"key": 5}', '{"key": "KEY", "dtype": "float64", "shape": [131, 3, 16, 3], "rows": 131}',
-     '{"key": "KEY", "dtype": "float16", "shape": [1000000000000, 3, 16, 3], "rows": 1000000000000}'],
-)  # fmt: skip
+    [
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"key": 5}',
+        '{"key": "KEY", "dtype": "float64", "shape": [131, 3, 16, 3], "rows": 131}',
+        '{"key": "KEY", "dtype": "float16", "shape": [1000000000000, 3, 16, 3], "rows": 1000000000000}',
+    ],
+)
 def test_a_record_of_anything_else_is_no_record(tmp_path, content):
     entry = filled(tmp_path)
     (entry.folder / "meta.json").write_text(content.replace("KEY", entry.key))

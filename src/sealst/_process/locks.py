@@ -90,8 +90,9 @@ def hold_run(folder: Path, *, rank: int = 0) -> AbstractContextManager[None]:
 
 @contextmanager
 def reading(folder: Path, thing: str) -> Iterator[None]:
-    """Inside a ``with`` block, this process counts among those that read a folder; other than of `hold`, there may be
-    any number. To be entered where nobody calls `check_unread` at the same time.
+    """Inside a ``with`` block, this process counts among those that read a folder, of which there may be any number.
+
+    To be entered where nobody can call `check_unread` in the same moment.
     """
     mark = folder / f"{_READER}{secrets.token_hex(4)}"
     try:
