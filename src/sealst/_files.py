@@ -78,7 +78,10 @@ def read_json(path: Path, *, kind: type[SealstError] = CheckpointError) -> Any:
     except ValueError as error:
         if isinstance(error, SealstError):
             raise
-        raise kind(f"{str(path)!r} is damaged: it is no JSON ({str(error)[:200]}).") from error
+        raise kind(
+            f"{str(path)!r} is damaged: it is no JSON ({str(error)[:200]}). Restore it from a copy, or download it "
+            "again."
+        ) from error
 
 
 # -- complete or not at all -------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from sealst._data.augment import AUGMENTATION_VERSIONS, AUGMENTATIONS
 from sealst._data.crops.source import CropSource, iter_source
 from sealst._data.stacked import Stacked
 from sealst._errors import DataError, InUseError, SealstError
-from sealst._files import read_json, visible, write_text
+from sealst._files import visible, write_text
 from sealst._given.schema import Count, Name, Number, Stored, one_of
 from sealst._logging import logger, warn
 from sealst._process.locks import check_unread, hold, reading
@@ -106,7 +106,7 @@ class _Record(Stored):
 def _read_record(path: Path) -> dict[str, Any] | None:
     """Facts of an entry; None where there are none that could be used."""
     try:
-        return _Record.of(read_json(path), where=repr(str(path))).model_dump()
+        return _Record.read(path).model_dump()
     except (OSError, SealstError):
         return None
 

@@ -21,7 +21,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sealst._errors import InUseError, SealstError
-from sealst._files import read_json
 from sealst._given.schema import Name, NotNegative, Number, Stored
 from sealst._logging import logger, warn
 
@@ -125,7 +124,7 @@ def _told(file: Path) -> Path:
 def _holder(file: Path) -> str:
     """Who holds a lock, by what it wrote beside it."""
     try:
-        told = _Holder.of(read_json(_told(file)), where=str(_told(file)))
+        told = _Holder.read(_told(file))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told.since))
         return f"process {told.pid} on {told.host!r} since {since}"
     except (OSError, SealstError, ValueError, OverflowError):
