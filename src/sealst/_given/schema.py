@@ -202,10 +202,9 @@ _WORDS = {
 def _problem(error: ValidationError, *, prefix: str = "", skip: int = 0) -> str:
     """The first of the errors in one line: key, what was expected, what was found."""
     first = error.errors(include_url=False)[0]
-    # Positions in a list say little.
-    key = ".".join(
-        str(part)[:60] for part in (*filter(None, [prefix]), *first["loc"][skip:]) if not isinstance(part, int)
-    )
+    # Positions in a list say little, and less which of several types was tried.
+    place = [str(part)[:60] for part in first["loc"][skip:] if not isinstance(part, int) and "[" not in part]
+    key = ".".join([*filter(None, [prefix]), *place])
     key = key or "it"
     if first["type"] == "missing":
         return f"`{key}` is missing."

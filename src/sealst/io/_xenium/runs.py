@@ -144,7 +144,7 @@ def read_xenium(
         raise DataError(f"No {_MANIFEST} in {str(folder.absolute())!r}; `path` must be the output folder of a run.")
     facts = read_json(manifest, kind=DataError)
     size = facts.get("pixel_size") if isinstance(facts, dict) else None
-    if not isinstance(size, int | float) or not np.isfinite(size) or size <= 0:
+    if not isinstance(size, int | float) or not 0 < size < 1e6:
         raise ScaleError(
             f"{_MANIFEST} has no usable 'pixel_size' (found {size!r}), so positions cannot be turned into pixels. "
             "Restore the file; the instrument's morphology image has 0.2125 µm per pixel."

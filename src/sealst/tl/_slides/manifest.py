@@ -36,7 +36,7 @@ class Slide:
     organ: Name = "unknown"
     mpp: Positive | None = None
     #: further columns
-    labels: dict[Name, Any] = field(default_factory=dict)
+    labels: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self, f"slide {self.name!r}")
@@ -129,6 +129,6 @@ def _text(row: pd.Series, key: str, default: str) -> str:
 
 def _number(value: Any) -> Any:
     """A number that stands as text in a column with others that are none."""
-    with suppress(ValueError):
+    with suppress(ValueError, TypeError):
         return float(value)
     return value
