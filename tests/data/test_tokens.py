@@ -309,7 +309,7 @@ def test_clear_removes_entries_by_age_and_nothing_else(tmp_path, monkeypatch):
         assert is_complete(old)
         with token_store._locked(old.folder):
             assert sl.tl.clear_cache(older_than=30) == 0
-        with in_use([old]):
+        with in_use(root, [old]):
             pass
         assert sl.tl.clear_cache(older_than=30) == 0
         token_store.os.utime(meta, (meta.stat().st_mtime - 40 * day,) * 2)
@@ -327,7 +327,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from sealst._data.tokens import Entry, in_use
-with in_use([Entry(Path(sys.argv[1]), {"a": 1}, 4, 1, {})]):
+root = Path(sys.argv[1])
+with in_use(root, [Entry(root, {"a": 1}, 4, 1, {})]):
     print("in use", flush=True)
     sys.stdin.read()
 """
@@ -337,15 +338,17 @@ def test_clear_leaves_what_a_living_run_reads(tmp_path):
     with sl.settings.override(cache_dir=tmp_path):
         entry = filled(tmp_path / "tokens")
         files = sorted(p.name for p in entry.folder.iterdir())
-        with in_use([entry]), in_use([entry]):
+        with in_use(entry.root, [entry]), in_use(entry.root, [entry]):
             assert sl.tl.clear_cache(dry_run=True) == 0
             assert sl.tl.clear_cache() == 0
         assert is_complete(entry)
         # One that is gone, however it ended, is no reason.
         assert sorted(p.name for p in entry.folder.iterdir()) == files
+        assert not list(entry.root.glob(".reader-*"))
         (entry.folder / ".reader-0123abcd").touch()
         assert sl.tl.clear_cache() > 0
         assert not entry.folder.exists()
+        assert not list(entry.root.glob(".reader-*"))
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -314,22 +314,22 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 @contextmanager
-def in_use(entries: Iterable[Entry]) -> Iterator[None]:
+def in_use(root: Path, entries: Iterable[Entry]) -> Iterator[None]:
     """Inside a ``with`` block, `clear` removes none of these entries, of which some may have to be written yet.
 
-    That they are in use today is noted too.
+    That they are in use today is noted too. In a cache of another user, where nothing can be noted, it has no effect.
     """
     with ExitStack() as stack:
-        for entry in entries:
-            try:
-                with _locked(entry.folder):
+        with suppress(PermissionError):
+            root.mkdir(parents=True, exist_ok=True)
+            name = stack.enter_context(reading(root))
+            for entry in entries:
+                with suppress(PermissionError), _locked(entry.folder):
                     entry.folder.mkdir(exist_ok=True)
-                    stack.enter_context(reading(entry.folder, _thing(entry.folder)))
+                    (entry.folder / name).touch()
+                    stack.callback((entry.folder / name).unlink, missing_ok=True)
                     if is_finished(entry):
                         os.utime(entry.folder / _META)
-            except PermissionError:
-                # A cache that several people share may belong to one of them.
-                logger.debug("%s cannot be marked as in use", entry.folder)
         yield
 
 

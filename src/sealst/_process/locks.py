@@ -88,25 +88,28 @@ def hold_run(folder: Path, *, rank: int = 0) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def reading(folder: Path, thing: str) -> Iterator[None]:
-    """Inside a ``with`` block, this process counts among those that read a folder, of which there may be any number.
+def reading(folder: Path) -> Iterator[str]:
+    """Inside a ``with`` block, the name of a lock in a folder that is held: of one who reads folders inside of it.
 
-    To be entered where nobody can call `check_unread` in the same moment.
+    An empty file of that name in one of these keeps it from being removed, see `check_unread`. So there may be any
+    number of readers, and each holds a single lock, however much it reads.
     """
-    mark = folder / f"{_READER}{secrets.token_hex(4)}"
+    name = f"{_READER}{secrets.token_hex(4)}"
     try:
-        with hold(mark, thing, wait=False):
-            yield
+        with hold(folder / name, repr(str(folder)), wait=False):
+            yield name
     finally:
         with contextlib.suppress(OSError):
-            mark.unlink(missing_ok=True)
+            (folder / name).unlink(missing_ok=True)
 
 
 def check_unread(folder: Path, thing: str) -> None:
     """Raise InUseError where any process is `reading` a folder; what those that are gone left is removed."""
     for mark in folder.glob(f"{_READER}{'[0-9a-f]' * 8}"):
-        with hold(mark, thing, wait=False):
+        lock = folder.with_name(mark.name)
+        with hold(lock, thing, wait=False):
             mark.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
 
 
 class _Holder(Stored):

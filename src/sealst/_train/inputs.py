@@ -231,7 +231,7 @@ def image_inputs(
         _bytes(cost.size), cost.n_train, views, token_root(), _bytes(cost.free), len(distinct) - len(absent),
         len(distinct),
     )  # fmt: skip
-    stack.enter_context(in_use(distinct.values()))
+    stack.enter_context(in_use(token_root(), distinct.values()))
     with progress(None, "trunk cache", total=cost.missing, show=show if absent else False) as bar:
         for crops, pixels, some in zip(crop_sets, kept, entries, strict=True):
             for entry, (source, rows) in zip(some, crops.parts(), strict=True):

@@ -78,4 +78,4 @@ class Stain:
             found = _File.read(Path(path), kind=DataError)
         except FileNotFoundError as error:
             raise MissingKeyError(f"No stain at {str(path)!r}; write one with `stain.save(path)`.") from error
-        return cls(found.method, found.values, found.section)
+        return cls(found.method, {name: np.array(value) for name, value in found.values.items()}, found.section)
