@@ -251,7 +251,7 @@ def _new_scratch(path: Path) -> tuple[Path, FileLock]:
         lock = FileLock(folder / _ALIVE)
         try:
             lock.acquire(timeout=0)
-        except Timeout:
+        except (Timeout, FileNotFoundError):
             # Someone who sweeps saw the folder before its lock was held, and removes it.
             continue
         if (folder / _ALIVE).exists():
@@ -268,9 +268,10 @@ def _abandoned(path: Path) -> Iterator[tuple[Path, FileLock]]:
         found = [Path(one) for one in entries if ours.fullmatch(one.name) and one.is_dir(follow_symlinks=False)]
     for folder in found:
         alive = folder / _ALIVE
-        # Without a plain file of that name it is not ours, or was cut off before anything was in it.
+        # Without a plain file of that name it is not ours, or nothing was in it yet.
         if alive.is_symlink() or not alive.is_file():
-            _remove_empty(folder)
+            with suppress(OSError):
+                folder.rmdir()
             continue
         lock = FileLock(alive)
         try:
