@@ -6,7 +6,8 @@ import stat
 
 import pytest
 
-from sealst._errors import CheckpointError
+from sealst import _files
+from sealst._errors import CheckpointError, InUseError
 from sealst._files import complete_file, new_folder, write_json, write_text
 
 
@@ -57,3 +58,51 @@ def test_a_folder_is_replaced_only_where_it_is_of_the_kind_and_only_when_complet
         half()
     assert (path / "m").read_text() == "1"
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def write(path, text, **options):
+    with new_folder(path, marker="m", **options) as work:
+        for name in ("m", text):
+            (work / name).write_text(text)
+
+
+@pytest.mark.parametrize("other", ["folder", "file"])
+def test_of_two_that_write_one_new_folder_the_second_is_refused(tmp_path, other):
+    path = tmp_path / "m"
+
+    def second() -> None:
+        with new_folder(path, overwrite=False, marker="m") as work:
+            (work / "m").write_text("second")
+            # The first was begun earlier or later, and is done now.
+            write(path, "first", overwrite=False) if other == "folder" else path.write_text("first")
+
+    with pytest.raises(InUseError, match=r"Another process wrote or removed '.*m' meanwhile"):
+        second()
+    assert {p.read_text() for p in (path.iterdir() if other == "folder" else [path])} == {"first"}
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_of_two_that_replace_one_folder_the_second_replaces_it_whole(tmp_path, monkeypatch, exchanging):
+    if not exchanging:
+        monkeypatch.setattr(_files, "exchange", lambda a, b: False)
+    path = tmp_path / "m"
+    with new_folder(path, overwrite=True, marker="m") as work:
+        (work / "m").write_text("second")
+        write(path, "first", overwrite=True)
+    assert {p.name: p.read_text() for p in path.iterdir()} == {"m": "second"}
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_took_the_name_meanwhile_is_replaced_only_where_it_is_of_the_kind(tmp_path):
+    path = tmp_path / "m"
+
+    def ours() -> None:
+        with new_folder(path, overwrite=True, marker="m") as work:
+            (work / "m").write_text("ours")
+            path.mkdir()
+            (path / "thesis").write_text("years")
+
+    with pytest.raises(CheckpointError, match="holds something else"):
+        ours()
+    assert [p.name for p in path.iterdir()] == ["thesis"]

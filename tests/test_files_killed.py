@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sealst import _files
+from sealst import SealstError, _files
 from sealst._files import complete_file, new_folder, put_back, scratch, write_text
 
 _EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
@@ -108,6 +109,40 @@ def test_what_a_living_process_writes_is_not_swept(tmp_path):
     os.waitpid(pid, 0)
     assert path.read_text() == "theirs"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_processes_never_mix_their_folders(tmp_path, overwrite):
+    path, count = tmp_path / "m", 40
+    for round_ in range(20):
+        start, pids = os.pipe(), []
+        for text in ("a", "b"):
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    os.close(start[1])
+                    os.read(start[0], 1)
+                    with new_folder(path, overwrite=overwrite, marker="m") as work:
+                        for name in ("m", *map(str, range(count))):
+                            (work / name).write_text(text)
+                    code = 0
+                except SealstError:
+                    code = 3
+                finally:
+                    os._exit(code)
+            pids.append(pid)
+        os.close(start[0])
+        os.close(start[1])
+        codes = sorted(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)
+        assert codes == [0, 3] or (overwrite and codes == [0, 0]), round_
+        assert len(list(path.iterdir())) == count + 1
+        assert len(texts(path)) == 1
+        # Of two that end in one moment either may leave its empty folder to the next call.
+        _files.sweep(path)
+        assert [p.name for p in tmp_path.iterdir()] == ["m"]
+        shutil.rmtree(path)
 
 
 def test_what_is_not_ours_is_not_swept(tmp_path):

@@ -26,12 +26,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 
 import sealst as sl
 from sealst._given.yaml import parse_yaml
 from sealst._train.params import SlideParams, TrainParams
+from sealst.cli._main import cli
 from sealst.models import CropSpec, GeneVAEParams, HeadParams, LoraParams, SealModel, build_encoder
 from sealst.models._seal.readout import Readout
+from sealst.tl._finetune.run_folder import begin
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +65,7 @@ class World:
     """A section, a model and an index, on disk and opened as they are asked for, to be spoiled."""
 
     def __init__(self, built: Path, work: Path) -> None:
-        self._built, self.work = built, work
+        self.built, self.work = built, work
         for name in ("model", "index"):
             shutil.rmtree(work / name, ignore_errors=True)
             # Nothing spoils the base weights, which are large.
@@ -78,11 +81,11 @@ class World:
 
     @cached_property
     def section(self) -> Any:
-        return sl.io.read(self._built / "section.zarr")
+        return sl.io.read(self.built / "section.zarr")
 
     @cached_property
     def model(self) -> SealModel:
-        return sl.models.load(self._built / "model", device="cpu")
+        return sl.models.load(self.built / "model", device="cpu")
 
     def file(self, name: str, content: str | bytes) -> Path:
         path = self.work / name
@@ -192,6 +195,79 @@ def asked(index: sl.tl.SealIndex) -> Any:
     return repr(index), index.metadata, index.model, index.search(np.ones((1, index.dim)), n_hits=3)
 
 
+def config_of_run(where: str, value: Any) -> Callable[[World], Any]:
+    def call(world: World) -> Any:
+        folder, facts = world.work / "run", {"params": {"epochs": 1}}
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        begin(folder, facts, rounding={"threads": 1}, first=True)
+        spoiled(folder / "run.json", where, value)
+        return begin(folder, facts, rounding={"threads": 1}, first=True)
+
+    return call
+
+
+def file_of_run(content: str) -> Callable[[World], Any]:
+    def call(world: World) -> Any:
+        (world.work / "run.json").write_text(content)
+        return begin(world.work, {}, rounding={}, first=True)
+
+    return call
+
+
+def config_of_slides(where: str, value: Any) -> Callable[[World], Any]:
+    def call(world: World) -> Any:
+        (world.work / "slides").mkdir(exist_ok=True)
+        path = world.work / "slides" / "run.json"
+        path.write_text('{"settings": {"model": "a"}}')
+        spoiled(path, where, value)
+        return sl.tl.embed_slides(pd.DataFrame({"path": ["a.tif"]}), world.model, path.parent)
+
+    return call
+
+
+def config_of_stain(where: str, value: Any) -> Callable[[World], Any]:
+    def call(world: World) -> Any:
+        path = world.work / "stain.json"
+        sl.pp.Stain("reinhard", {"mu": np.ones(3), "sigma": np.ones(3)}, "s").save(path)
+        spoiled(path, where, value)
+        return sl.pp.Stain.load(path)
+
+    return call
+
+
+def slides(content: str | bytes) -> Callable[[World], Any]:
+    return lambda world: sl.tl.embed_slides(world.file("slides.csv", content), world.model, world.work / "embedded")
+
+
+def collection(content: str) -> Callable[[World], Any]:
+    def call(world: World) -> Any:
+        section = world.built / "section.zarr"
+        return sl.io.read_collection(world.file("sections.csv", content.format(section=section)))
+
+    return call
+
+
+def crops(**options: Any) -> Callable[[World], Any]:
+    return lambda world: sl.pp.pair_crops(world.section, **options)
+
+
+def normalize(count: Any = 1.0, kind: Any = float, **options: Any) -> Callable[[World], Any]:
+    def call(world: World) -> Any:
+        table = world.section.tables["table"]
+        counts = np.ones(table.shape, kind)
+        counts[0, 0] = count
+        del table.layers["counts"]
+        table.layers["raw"] = counts
+        return sl.pp.normalize(world.section, layer="raw", **options)
+
+    return call
+
+
+def search(vectors: Any, **options: Any) -> Callable[[World], Any]:
+    return lambda world: sl.tl.SealIndex.load(world.index_folder).search(vectors, **options)
+
+
 def training(**params: Any) -> Callable[[World], Any]:
     return lambda world: TrainParams(**params)
 
@@ -247,6 +323,10 @@ def with_uns(value: Any, *keys: str) -> Callable[[World], Any]:
 
 def retrieve(query: Any, **options: Any) -> Callable[[World], Any]:
     return lambda world: sl.tl.retrieve(world.section, world.model, query, **options)
+
+
+def net_of(weight: Any) -> pd.DataFrame:
+    return pd.DataFrame({"source": "a", "target": ["ERBB2", "EPCAM"], "weight": weight})
 
 
 def gene_sets(content: str | bytes, name: str = "sets.gmt") -> Callable[[World], Any]:
@@ -382,6 +462,113 @@ add(
     no_folder=lambda world: sl.tl.SealIndex.load(world.work / "none"),
     over_the_system=lambda world: sl.tl.build_index(world.section, "/etc", overwrite=True),
 )
+odd("run", config_of_run, run="", rounding="mapping none")
+odd("slides", config_of_slides, settings="")
+odd("stain", config_of_stain, format="", method="", section="text", values="", values__mu="")
+add(
+    "run",
+    nothing=file_of_run("{}"),
+    empty=file_of_run(""),
+    list=file_of_run("[]"),
+    nested=file_of_run(DEEP),
+    slides_without_settings=config_of_slides("settings", ...),
+    stain_without_format=config_of_stain("format", ...),
+    stain_of_ragged_rows=config_of_stain("values.mu", [[1, 2, 3], [1, 2]]),
+    stain_of_zeros=lambda world: sl.pp.Stain.load("/dev/zero"),
+)
+add(
+    "manifest",
+    home_of_nobody=collection("path,section\n~nosuchuser/x.zarr,a\n"),
+    section_elsewhere=collection("path,section\n{section},../../evil\n"),
+    section_above=collection("path,section\n{section},..\n"),
+    endless_scale=collection("path,section,mpp\n{section},a,1e999\n"),
+    scale_of_words=collection("path,section,mpp\n{section},a,half\n"),
+    path_twice=collection("path,path\nx,y\n"),
+    null_character=collection("path,section\nx\0y,a\n"),
+    long_path=collection("path\n" + "a" * 5000 + "\n"),
+    empty=collection(""),
+    of_zeros=lambda world: sl.io.read_collection(world.link("zero.csv", "/dev/zero")),
+    slide_elsewhere=slides("path,slide\nx.tif,../../evil\n"),
+    slide_of_nobody=slides("path,slide\n~nosuchuser/x.tif,a\n"),
+    slide_scale=slides("path,slide,mpp\nx.tif,a,much\n"),
+    slide_endless_scale=slides("path,slide,mpp\nx.tif,a,1e999\n"),
+    slide_negative_scale=slides("path,slide,mpp\nx.tif,a,-1\n"),
+    slide_long_patient=slides("path,slide,patient\nx.tif,a," + "p" * 5000 + "\n"),
+    slide_twice=slides("path,slide\nx.tif,a\ny.tif,A\n"),
+    slide_no_text=slides(b"path\n\xff\xfe\n"),
+)
+add(
+    "crops",
+    nan=crops(crop_um=float("nan")),
+    huge=crops(crop_um=1e12),
+    tiny=crops(crop_um=1e-6),
+    pixels_huge=crops(crop_px=10**9),
+    pixels_fraction=crops(crop_px=2.5),
+    pixels_text=crops(crop_px="32"),
+    sizes_twice=crops(crop_um=[112, 112.0]),
+    no_size=crops(crop_um=[]),
+    another_scale=crops(mpp=5.0),
+    inside=crops(min_inside=7),
+    inside_nan=crops(min_inside=float("nan")),
+    no_section=lambda world: sl.pp.pair_crops("x"),  # type: ignore[arg-type]
+)
+add(
+    "counts",
+    nan=normalize(float("nan")),
+    infinite=normalize(float("inf")),
+    half=normalize(0.5),
+    negative=normalize(-1),
+    beyond_float=normalize(1e38),
+    complex=normalize(kind=complex),
+    words=normalize("x", kind=object),
+    target_infinite=normalize(target_sum=float("inf")),
+    target_text=normalize(target_sum="1e4"),
+    weight=normalize(context_weight=2),
+    weight_nan=normalize(context_weight=float("nan")),
+)
+add(
+    "genes",
+    none=lambda world: sl.pp.select_genes(world.section, 0),
+    negative=lambda world: sl.pp.select_genes(world.section, -5),
+    fraction=lambda world: sl.pp.select_genes(world.section, 1.5),  # type: ignore[arg-type]
+    text=lambda world: sl.pp.select_genes(world.section, 10, include="ERBB2"),
+    too_many=lambda world: sl.pp.select_genes(world.section, 2, include=list(world.model.panel.genes[:5])),
+    unknown=lambda world: sl.pp.select_genes(world.section, 10, include=["<script>"]),
+    twice=lambda world: sl.pp.select_genes(world.section, criterion=["ERBB2", "ERBB2"]),
+    spots_nan=lambda world: sl.pp.select_genes(world.section, 10, min_spots=float("nan")),
+    no_section=lambda world: sl.pp.select_genes([]),
+)
+add(
+    "search",
+    nan=search(np.full((1, 192), np.nan)),
+    zeros=search(np.zeros((1, 192))),
+    another_length=search(np.ones((1, 5))),
+    hits=search(np.ones((1, 192)), n_hits=-1),
+    suppress=search(np.ones((1, 192)), suppress_um=float("nan")),
+    column=search(np.ones((1, 192)), where={"x": 1}),
+)
+add(
+    "calls",
+    embed_nothing=lambda world: sl.tl.embed(world.section, None),  # type: ignore[arg-type]
+    embed_pool=lambda world: sl.tl.embed(world.section, TINY, pretrained=False, pool="x"),
+    embed_slot=lambda world: sl.tl.embed(world.section, world.model, key_added="a/b"),
+    embed_slot_number=lambda world: sl.tl.embed(world.section, world.model, key_added=5),  # type: ignore[arg-type]
+    embed_region=lambda world: sl.tl.embed(world.section, world.model, region="../x"),
+    predict_nothing=lambda world: sl.tl.predict(world.section, world.model, genes=[]),
+    predict_unknown=lambda world: sl.tl.predict(world.section, world.model, genes=["<script>"]),
+    predict_twice=lambda world: sl.tl.predict(world.section, world.model, genes=[world.model.panel.genes[0]] * 2),
+    predict_sets=lambda world: sl.tl.predict(world.section, world.model, net={}),
+    predict_method=lambda world: sl.tl.predict(
+        world.section, world.model, net=sl.datasets.synthetic_net(), method="__class__"
+    ),
+    official_elsewhere=lambda world: sl.models.load_official("../../x"),
+    official_nothing=lambda world: sl.models.load_official(None),  # type: ignore[arg-type]
+    hub_elsewhere=lambda world: SealModel.from_pretrained("../../etc"),
+    hub_of_others=lambda world: SealModel.from_pretrained("https://evil/x"),
+    table_as_sets=lambda world: sl.tl.pathways(world.section, net_of(float("inf")), tmin=1),
+    tmin_negative=lambda world: sl.tl.pathways(world.section, net_of(1.0), tmin=-1),
+    tmin_fraction=lambda world: sl.tl.pathways(world.section, net_of(1.0), tmin=1.5),  # type: ignore[arg-type]
+)
 odd(
     "training",
     lambda field, value: training(**{field: value}),
@@ -414,6 +601,14 @@ add(
     kind_list=finetune(gene_encoder={"kind": ["mlp"]}),
     run_null_character=finetune(run_dir="a\0b"),
     run_number=finetune(run_dir=5),
+    run_below_a_file=lambda world: finetune(run_dir=world.file("file", "x") / "run")(world),
+    run_of_no_folder=finetune(run_dir="/dev/null"),
+    no_such_device=finetune(device="x"),
+    no_such_gpu=finetune(device="cuda:99"),
+    held_out_alike=lambda world: finetune(validation=[world.section])(world),
+    precision=finetune(params={"epochs": 1, "precision": "foo"}),
+    rank_of_none=finetune(adapter={"kind": "lora", "r": 0}),
+    more_blocks_than_there_are=finetune(adapter={"kind": "lora", "n_blocks": 99}),
     keys_of_all_kinds=finetune(params={5: 1, "foo": 2}),
     yaml_of_code=yaml_file("!!python/object/apply:os.system ['touch PWNED']\n"),
     yaml_bomb=yaml_file(bomb()),
@@ -431,6 +626,21 @@ add(
 add(
     "section",
     words=arrays(counts=np.full((4, 3), "x")),
+    infinite=arrays(counts=np.full((4, 3), np.inf)),
+    beyond_float=arrays(counts=np.full((4, 3), 1e300)),
+    negative=arrays(counts=-np.ones((4, 3))),
+    no_places=arrays(xy=np.full((4, 2), np.nan)),
+    places_in_space=arrays(xy=np.ones((4, 3))),
+    no_spots=arrays(counts=np.ones((0, 3), int), xy=np.zeros((0, 2))),
+    genes_twice=arrays(genes=["A", "A", "B"]),
+    spots_twice=arrays(spot_ids=["a"] * 4),
+    scale_of_atoms=arrays(mpp=1e-9),
+    scale_true=arrays(mpp=True),
+    picture_of_fractions=arrays(image=np.full((200, 200, 3), 100.0)),
+    picture_without_colours=arrays(image=np.zeros((200, 200), np.uint8)),
+    picture_of_nothing=arrays(image=np.zeros((0, 0, 3), np.uint8)),
+    section_above=arrays(section=".."),
+    column_of_ours=arrays(obs=pd.DataFrame({"region": ["x"] * 4})),
     objects=arrays(counts=np.full((4, 3), None)),
     complex_counts=arrays(counts=np.ones((4, 3), complex)),
     deep_counts=arrays(counts=np.ones((4, 3, 2))),
@@ -469,7 +679,13 @@ add(
     nothing=retrieve([]),
     nan_of_a_gene=retrieve({"ERBB2": float("nan")}),
     word_of_a_gene=retrieve({"ERBB2": "much"}),
+    infinite_gene=retrieve({"ERBB2": float("inf")}),
+    deviations=retrieve("ERBB2", n_std=float("nan")),
     hits=retrieve("ERBB2", n_hits=2.5),
+    hits_negative=retrieve("ERBB2", n_hits=-1),
+    suppress=retrieve("ERBB2", suppress_um=float("inf")),
+    picture_of_fractions=retrieve(np.zeros((32, 32, 3))),
+    picture_of_four=retrieve(np.zeros((32, 32, 4), np.uint8)),
     picture=retrieve(np.zeros((7, 7, 3), np.uint8)),
     slot=retrieve("ERBB2", key_added="<b>/.."),
 )
@@ -571,6 +787,25 @@ TAKEN: dict[str, tuple[Case, str]] = {
         lambda world: sl.pp.select_genes(world.section, 10**12),
         "all are taken, with a warning",
     ),
+    "counts: a spot without any": (
+        lambda world: (
+            world.section.tables["table"].layers["counts"].__setitem__(3, 0),
+            sl.pp.normalize(world.section, layer="counts"),
+        ),
+        "its rows are zero, with a warning that names it",
+    ),
+    "training: more spots in a step than there are": (
+        finetune(params={"epochs": 1, "views": 1, "cache": "none", "batch_size": 10**9}, readout="head"),
+        "a step takes what there is",
+    ),
+    "index: embeddings that are missing, or zero": (
+        lambda world: (
+            world.section.tables["table"].obsm["X_seal"].__setitem__(0, np.nan),
+            world.section.tables["table"].obsm["X_seal"].__setitem__(1, 0),
+            sl.tl.build_index(world.section, world.work / "gaps"),
+        ),
+        "spots without a usable crop have none; they are left out",
+    ),
     "genes: names with slashes and HTML": (
         arrays(genes=[f"<b>G{i}</b>/.." for i in range(3)]),
         "names are shown as they are, and stored in cells, not as names of slots",
@@ -600,6 +835,49 @@ def test_taken(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nam
         call(World(built, tmp_path))
     assert reason
     assert not list(tmp_path.rglob("PWNED"))
+
+
+# -- on the command line ----------------------------------------------------------------------------------------------
+def refused(world: World, *arguments: str) -> str:
+    done = CliRunner().invoke(cli, list(arguments))
+    assert done.exit_code in (2, 3), (arguments, done.exit_code, done.output[-2000:])
+    assert "Traceback" not in done.output
+    assert len(done.output) < 3000
+    return done.output
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["epochs: !!python/object/apply:os.system ['touch PWNED']\n", bomb(), "epochs: " + "[" * 3000 + "]" * 3000,
+     "epochs: 1\nepochs: 7\nencoder: x\n", "- 1\n", "evil: 1\n", "\x01"],
+)  # fmt: skip
+def test_config_files(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    world = World(built, tmp_path)
+    path, section = str(world.file("config.yaml", content)), str(built / "section.zarr")
+    refused(world, "finetune", section, "--encoder", "x", "--out", "run", "--config", path)
+    if content.startswith("epochs"):
+        refused(world, "finetune", section, "--encoder", "x", "--out", "run", "--params", content)
+    assert not list(tmp_path.rglob("PWNED"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_commands_write_nowhere_else(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    world, section = World(built, tmp_path), built / "section.zarr"
+    before = sorted(built.rglob("*"))
+    model, taken = str(world.model_folder), str(tmp_path / "taken")
+    Path(taken).mkdir()
+    manifest = world.file("m.csv", f"path,section\n{section},..\n{section},.\n")
+    refused(world, "prepare", str(manifest), "--out", "prepared", "--crop-px", "32")
+    manifest = world.file("m.csv", f"path,section\n{section},{'a' * 300}\n")
+    refused(world, "prepare", str(manifest), "--out", "prepared", "--crop-px", "32")
+    manifest = world.file("s.csv", f"path,slide,patient\n{section},../../evil,p\n")
+    refused(world, "slides", "embed", str(manifest), "--model", model, "--out", "embedded")
+    refused(world, "embed", str(section), "--model", model, "--out", taken)
+    assert sorted(built.rglob("*")) == before
+    assert not list(Path(taken).iterdir())
+    assert not [p for p in tmp_path.rglob("*") if "evil" in p.name]
 
 
 # -- what could take the process down --------------------------------------------------------------------------------

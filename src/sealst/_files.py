@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sealst._errors import CheckpointError, DataError, SealstError
+from sealst._errors import CheckpointError, DataError, InUseError, SealstError
 from sealst._system.exchange import exchange
 from sealst._system.refusals import refusal
 
@@ -77,13 +78,18 @@ def read_json(path: Path, *, kind: type[SealstError] = CheckpointError) -> Any:
     except ValueError as error:
         if isinstance(error, SealstError):
             raise
-        raise kind(f"{str(path)!r} is damaged: it is no JSON ({str(error)[:200]}).") from error
+        raise kind(
+            f"{str(path)!r} is damaged: it is no JSON ({str(error)[:200]}). Restore it from a copy, or download it "
+            "again."
+        ) from error
 
 
 # -- complete or not at all -------------------------------------------------------------------------------------------
 # What is being written lies in a hidden folder beside its place, `.<name>-<8 digits>`, with a lock that is held while
 # its process lives. The next call that writes under the name removes those whose process is gone.
 _ALIVE, _REPLACED = ".alive", ".replaced"
+#: why a folder cannot be given a name that was free, or that of another folder, when another process was faster
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
 
 
 @contextmanager
@@ -130,18 +136,27 @@ def put_back(path: Path) -> None:
         lock.release()
 
 
-def take_place(work: Path, path: Path, aside: Path) -> None:
+def take_place(work: Path, path: Path, aside: Path, *, replace: bool = True) -> None:
     """Give a finished folder the name `path`; `aside` is a hidden folder of `scratch`.
 
     What has the name is exchanged for it in one step and stands at `work` afterwards. Where the system cannot do that,
     it is moved aside first: a process that is killed in between leaves nothing under the name, and `put_back`, which
-    everyone who opens a folder calls, mends that.
+    everyone who opens a folder calls, mends that. Without `replace` nothing may have the name.
     """
-    if not os.path.lexists(path):
-        work.rename(path)
-    elif not exchange(work, path):
-        path.rename(aside / _REPLACED)
-        work.rename(path)
+    try:
+        if not (replace and os.path.lexists(path)):
+            # The system refuses this where a file, or a folder that holds something, has the name by now.
+            work.rename(path)
+        elif not exchange(work, path):
+            path.rename(aside / _REPLACED)
+            work.rename(path)
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        raise InUseError(
+            f"Another process wrote or removed {str(path)!r} meanwhile; what is there now stays as it is. Name another "
+            "folder, or repeat the call with `overwrite=True`."
+        ) from error
 
 
 @contextmanager
@@ -179,21 +194,29 @@ def new_folder(path: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     """Inside a ``with`` block, a hidden folder that stands at `path` afterwards; a link stays and is written through.
 
     An existing folder is replaced only with `overwrite`, and only if it holds the file `marker`; there is the old one
-    or the new one under the name at any time, see `take_place`.
+    or the new one under the name at any time, see `take_place`. Of two processes that write one new folder the second
+    is refused.
     """
     given, path = path, written_through(path)
+
+    def check_marker() -> None:
+        if path.exists() and not (path / marker).is_file():
+            raise CheckpointError(f"{str(given)!r} holds something else (it has no {marker}); it is not replaced.")
+
     put_back(path)
     if path.exists() and not overwrite:
         raise CheckpointError(f"{str(given)!r} exists; pass `overwrite=True` to replace it.")
-    if path.exists() and not (path / marker).is_file():
-        raise CheckpointError(f"{str(given)!r} holds something else (it has no {marker}); it is not replaced.")
+    check_marker()
     path.parent.mkdir(parents=True, exist_ok=True)
     with scratch(path) as folder:
         work = folder / path.name
         work.mkdir()
         yield work
         _give_rights(work, folder)
-        take_place(work, path, folder)
+        if overwrite:
+            # Another process may have taken the name meanwhile.
+            check_marker()
+        take_place(work, path, folder, replace=overwrite)
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -228,7 +251,7 @@ def _new_scratch(path: Path) -> tuple[Path, FileLock]:
         lock = FileLock(folder / _ALIVE)
         try:
             lock.acquire(timeout=0)
-        except Timeout:
+        except (Timeout, FileNotFoundError):
             # Someone who sweeps saw the folder before its lock was held, and removes it.
             continue
         if (folder / _ALIVE).exists():
@@ -245,9 +268,10 @@ def _abandoned(path: Path) -> Iterator[tuple[Path, FileLock]]:
         found = [Path(one) for one in entries if ours.fullmatch(one.name) and one.is_dir(follow_symlinks=False)]
     for folder in found:
         alive = folder / _ALIVE
-        # Without a plain file of that name it is not ours, or was cut off before anything was in it.
+        # Without a plain file of that name it is not ours, or nothing was in it yet.
         if alive.is_symlink() or not alive.is_file():
-            _remove_empty(folder)
+            with suppress(OSError):
+                folder.rmdir()
             continue
         lock = FileLock(alive)
         try:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from sealst._errors import DataError
 from sealst._files import TABLE_BYTES, read_text
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ def read_text_table(path: Path, **options: Any) -> pd.DataFrame:
     """Table of a text file (UTF-8) as `pandas.read_csv` reads it, with the separator and the decimal sign it has.
 
     The sign is ``.attrs["decimal"]``, for cells that are read as text.
+
+    Raises
+    ------
+    DataError
+        When it is no table.
     """
     import pandas as pd
 
@@ -36,7 +42,10 @@ def read_text_table(path: Path, **options: Any) -> pd.DataFrame:
     separator = separator_of(text.split("\n", _LINES)[:_LINES])
     # A comma where it separates no columns and every number with decimals has one.
     decimal = "," if separator != "," and _COMMA.search(text) and not _POINT.search(text) else "."
-    frame: pd.DataFrame = pd.read_csv(io.StringIO(text), sep=separator, decimal=decimal, **options)
+    try:
+        frame: pd.DataFrame = pd.read_csv(io.StringIO(text), sep=separator, decimal=decimal, **options)
+    except ValueError as error:
+        raise DataError(f"{path.name} could not be read as a table: {error}") from error
     frame.attrs["decimal"] = decimal
     return frame
 

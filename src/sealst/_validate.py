@@ -291,6 +291,10 @@ def check_file_name(name: str, *, what: str) -> None:
         )
 
 
+#: far beyond what is counted of a gene, and sums of so many are finite in float32
+_MOST_COUNTS = 2**40
+
+
 def check_counts(x: Any, *, where: str, kept: str = "") -> None:
     """Raise unless a dense or sparse matrix holds raw counts: finite, not negative, whole numbers, not all zero.
 
@@ -298,12 +302,16 @@ def check_counts(x: Any, *, where: str, kept: str = "") -> None:
     """
     values = np.asarray(x.data if hasattr(x, "tocsr") else x)
     hint = "Raw counts are needed; " + (kept or "if they are kept elsewhere, name the layer with `layer=`.")
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{where} holds {values.dtype} values, which are no counts. {hint}")
     if values.size == 0 or not values.any():
         raise DataError(f"{where} holds no counts: every value is zero. {hint}")
     if not np.isfinite(values).all():
         raise DataError(f"{where} holds NaN or infinite values. {hint}")
     if values.min() < 0:
         raise DataError(f"{where} holds negative values (lowest {values.min():.4g}). {hint}")
+    if values.max() > _MOST_COUNTS:
+        raise DataError(f"{where} holds {values.max():.4g}, more than anything is counted. {hint}")
     fractional = values[values != np.round(values)]
     if fractional.size:
         raise DataError(

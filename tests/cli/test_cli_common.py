@@ -151,6 +151,9 @@ def test_values_of_options():
     assert Limits().convert({"tenengrad": [10, None]}, None, None) == {"tenengrad": (10.0, None)}
     assert YamlMapping(word=True).convert("lora", None, None) == "lora"
     assert YamlMapping().convert("{epochs: 5, lr: 2e-4}", None, None) == {"epochs": 5, "lr": 2e-4}
+    # Longer than the name of any file may be.
+    assert len(YamlMapping().convert(f"{{{', '.join(f'name_{i}: 1' for i in range(1000))}}}", None, None)) == 1000
+    assert len(Genes().convert(",".join(f"GENE{i}" for i in range(1000)), None, None)) == 1000
     assert Genes().convert("A, B,A,", None, None) == ["A", "B"]
 
 

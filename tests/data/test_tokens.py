@@ -21,11 +21,11 @@ from sealst._data.tokens import (
     BLOCK,
     Trunk,
     crops_digest,
+    in_use,
     is_complete,
     source_digest,
     stacked_tokens,
     token_bytes,
-    touch,
 )
 from sealst._train.sampler import InOrder
 
@@ -309,7 +309,8 @@ def test_clear_removes_entries_by_age_and_nothing_else(tmp_path, monkeypatch):
         assert is_complete(old)
         with token_store._locked(old.folder):
             assert sl.tl.clear_cache(older_than=30) == 0
-        touch([old])
+        with in_use(root, [old]):
+            pass
         assert sl.tl.clear_cache(older_than=30) == 0
         token_store.os.utime(meta, (meta.stat().st_mtime - 40 * day,) * 2)
         assert sl.tl.clear_cache(older_than=30) == size
@@ -319,3 +320,70 @@ def test_clear_removes_entries_by_age_and_nothing_else(tmp_path, monkeypatch):
         assert [p.name for p in root.iterdir() if p.is_dir()] == ["notes"]
         with pytest.raises(sl.DataError, match="`older_than` must be a positive number, found -1"):
             sl.tl.clear_cache(older_than=-1)
+
+
+READER = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from sealst._data.tokens import Entry, in_use
+root = Path(sys.argv[1])
+with in_use(root, [Entry(root, {"a": 1}, 4, 1, {})]):
+    print("in use", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_clear_leaves_what_a_living_run_reads(tmp_path):
+    with sl.settings.override(cache_dir=tmp_path):
+        entry = filled(tmp_path / "tokens")
+        files = sorted(p.name for p in entry.folder.iterdir())
+        with in_use(entry.root, [entry]), in_use(entry.root, [entry]):
+            assert sl.tl.clear_cache(dry_run=True) == 0
+            assert sl.tl.clear_cache() == 0
+        assert is_complete(entry)
+        # One that is gone, however it ended, is no reason.
+        assert sorted(p.name for p in entry.folder.iterdir()) == files
+        assert not list(entry.root.glob(".reader-*"))
+        (entry.folder / ".reader-0123abcd").touch()
+        assert sl.tl.clear_cache() > 0
+        assert not entry.folder.exists()
+        assert not list(entry.root.glob(".reader-*"))
+
+
+@pytest.mark.slow
+def test_another_process_that_reads_tokens_is_named(tmp_path, caplog):
+    with sl.settings.override(cache_dir=tmp_path):
+        root = tmp_path / "tokens"
+        reader = subprocess.Popen(
+            [sys.executable, "-c", READER, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "in use\n"
+        # It may only be about to write them.
+        with caplog.at_level("INFO", logger="sealst"):
+            assert sl.tl.clear_cache() == 0
+        assert f"is in use by process {reader.pid} on" in caplog.text
+        assert len([p for p in root.iterdir() if p.is_dir()]) == 1
+        reader.kill()
+        reader.communicate()
+        sl.tl.clear_cache()
+        assert not [p for p in root.iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"key": 5}',
+        '{"key": "KEY", "dtype": "float64", "shape": [131, 3, 16, 3], "rows": 131}',
+        '{"key": "KEY", "dtype": "float16", "shape": [1000000000000, 3, 16, 3], "rows": 1000000000000}',
+    ],
+)
+def test_a_record_of_anything_else_is_no_record(tmp_path, content):
+    entry = filled(tmp_path)
+    (entry.folder / "meta.json").write_text(content.replace("KEY", entry.key))
+    with pytest.warns(sl.SealstWarning, match="are damaged; they are made again"):
+        assert not is_complete(entry)

@@ -19,23 +19,25 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from sealst._core.device import to_images
 from sealst._core.seeds import seeded
 from sealst._data.augment import AUGMENTATION_VERSIONS, AUGMENTATIONS
 from sealst._data.crops.source import CropSource, iter_source
 from sealst._data.stacked import Stacked
-from sealst._errors import DataError, InUseError
+from sealst._errors import DataError, InUseError, SealstError
 from sealst._files import visible, write_text
+from sealst._given.schema import Count, Name, Number, Stored, one_of
 from sealst._logging import logger, warn
-from sealst._process.locks import hold
+from sealst._process.locks import check_unread, hold, reading
 
 FORMAT = "sealst-tokens-1"
 #: crops whose tokens are written at once; also part of what an augmented view is, as a block is augmented together
@@ -91,12 +93,22 @@ class Entry:
         return self.root / self.key[:32]
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+class _Record(Stored):
+    """What is read of ``meta.json`` and of ``progress.json``."""
+
+    key: Name
+    dtype: Annotated[str, one_of(*_STORED)]
+    shape: Annotated[tuple[Count, Count, Count, Count], Field(strict=False)]
+    #: crops that are safely on disk
+    rows: Number
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """Facts of an entry; None where there are none that could be used."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _Record.read(path).model_dump()
+    except (OSError, SealstError):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _header(record: Mapping[str, Any]) -> bytes:
@@ -116,22 +128,27 @@ def _sound(folder: Path, record: Mapping[str, Any], rows: int) -> bool:
     """Whether the first rows are there; some of them, in small entries all, are compared with their checksums."""
     try:
         size, start = _row_bytes(record), len(_header(record))
-        checks = np.fromfile(folder / _CHECKS, dtype="<u4", count=rows)
         with open(folder / _TOKENS, "rb") as file:
             if os.fstat(file.fileno()).st_size < start + rows * size or file.read(start) != _header(record):
                 return False
+            checks = np.fromfile(folder / _CHECKS, dtype="<u4", count=rows)
             for row in np.unique(np.linspace(0, rows - 1, min(rows, max(2, _CHECKED_BYTES // size))).astype(int)):
                 file.seek(start + int(row) * size)
                 if zlib.crc32(file.read(size)) != checks[row]:
                     return False
-    except (OSError, KeyError, TypeError, ValueError, IndexError):
+    except (OSError, IndexError):
         return False
     return True
 
 
+def is_finished(entry: Entry) -> bool:
+    """Whether all of an entry was written."""
+    return (entry.folder / _META).exists()
+
+
 def is_complete(entry: Entry) -> bool:
     """Whether an entry is finished and sound; warns where it is damaged."""
-    if not (entry.folder / _META).exists():
+    if not is_finished(entry):
         return False
     if not (sound := _is_sound(entry)):
         warn(f"The cached tokens at {str(entry.folder)!r} are damaged; they are made again.")
@@ -139,14 +156,18 @@ def is_complete(entry: Entry) -> bool:
 
 
 def _is_sound(entry: Entry) -> bool:
-    meta = _read_json(entry.folder / _META)
-    return meta is not None and meta.get("key") == entry.key and _sound(entry.folder, meta, entry.n)
+    meta = _read_record(entry.folder / _META)
+    return meta is not None and meta["key"] == entry.key and _sound(entry.folder, meta, entry.n)
+
+
+def _thing(folder: Path) -> str:
+    return f"The entry {str(folder)!r} of the token cache"
 
 
 @contextmanager
 def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with hold(folder.with_name(f".{folder.name}.lock"), f"The entry {str(folder)!r} of the token cache", wait=wait):
+    with hold(folder.with_name(f".{folder.name}.lock"), _thing(folder), wait=wait):
         yield
 
 
@@ -195,8 +216,8 @@ def no_room_advice() -> str:
 
 
 def _write(entry: Entry, crops: Any, tokens: _Make, bar: Any) -> None:
-    record = _read_json(entry.folder / _PROGRESS)
-    if record is None or record.get("key") != entry.key or not _sound(entry.folder, record, record["rows"]):
+    record = _read_record(entry.folder / _PROGRESS)
+    if record is None or record["key"] != entry.key or not _sound(entry.folder, record, record["rows"]):
         record = None
     else:
         logger.info("tokens of %d of %d crops are already on disk", record["rows"], entry.n)
@@ -273,7 +294,7 @@ def stacked_tokens(folders: Sequence[Path]) -> Stacked:
 
     A batch is of the type of the files, float32 where they differ.
     """
-    metas = [_read_json(folder / _META) or {} for folder in folders]
+    metas = [_read_record(folder / _META) or {} for folder in folders]
     if absent := [str(folder) for folder, meta in zip(folders, metas, strict=True) if "shape" not in meta]:
         raise DataError(f"The cached tokens at {absent[0]!r} are gone. Train again to make them anew.")
     inner = {tuple(meta["shape"][1:]) for meta in metas}
@@ -292,18 +313,28 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype)
 
 
-def touch(entries: Iterable[Entry]) -> None:
-    """Note that entries are in use today, for `clear`."""
-    for entry in entries:
-        try:
-            os.utime(entry.folder / _META)
-        except OSError:
-            # A cache that several people share may belong to one of them.
-            logger.debug("%s cannot be touched", entry.folder)
+@contextmanager
+def in_use(root: Path, entries: Iterable[Entry]) -> Iterator[None]:
+    """Inside a ``with`` block, `clear` removes none of these entries, of which some may have to be written yet.
+
+    That they are in use today is noted too. In a cache of another user, where nothing can be noted, it has no effect.
+    """
+    with ExitStack() as stack:
+        with suppress(PermissionError):
+            root.mkdir(parents=True, exist_ok=True)
+            name = stack.enter_context(reading(root))
+            for entry in entries:
+                with suppress(PermissionError), _locked(entry.folder):
+                    entry.folder.mkdir(exist_ok=True)
+                    (entry.folder / name).touch()
+                    stack.callback((entry.folder / name).unlink, missing_ok=True)
+                    if is_finished(entry):
+                        os.utime(entry.folder / _META)
+        yield
 
 
 def clear(root: Path, *, older_than: float | None, dry_run: bool) -> int:
-    """Remove entries below `root` that were not used for some days; returns their bytes."""
+    """Remove entries below `root` that were not used for some days and that nobody reads; returns their bytes."""
     freed = 0
     for folder in sorted(path for path in root.glob("*") if path.is_dir()):
         marks = [folder / name for name in (_META, _PROGRESS) if (folder / name).exists()]
@@ -315,6 +346,7 @@ def clear(root: Path, *, older_than: float | None, dry_run: bool) -> int:
             continue
         try:
             with _locked(folder, wait=False):
+                check_unread(folder, _thing(folder))
                 freed += sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
                 if not dry_run:
                     (folder / _META).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import numpy as np
@@ -23,6 +24,7 @@ from pydantic import (
 )
 
 from sealst._errors import CheckpointError, DataError, SealstError
+from sealst._files import read_json
 from sealst._validate import listed, near, shown
 
 _STRICT = ConfigDict(strict=True, protected_namespaces=(), arbitrary_types_allowed=True, hide_input_in_errors=True)
@@ -148,6 +150,11 @@ class Stored(BaseModel):
         except ValidationError as error:
             raise kind(f"{where} is damaged, or of another version: {_problem(error)}") from None
 
+    @classmethod
+    def read(cls: type[S], path: Path, *, kind: type[SealstError] = CheckpointError) -> S:
+        """What a JSON file holds, see `of` and `sealst._files.read_json`."""
+        return cls.of(read_json(path, kind=kind), where=repr(str(path)), kind=kind)
+
 
 def check_type(expected: Any, content: Any, *, where: str, kind: type[SealstError] = DataError) -> None:
     """Raise where something is not of a type, which may be any annotation; `where` says what it is."""
@@ -195,10 +202,9 @@ _WORDS = {
 def _problem(error: ValidationError, *, prefix: str = "", skip: int = 0) -> str:
     """The first of the errors in one line: key, what was expected, what was found."""
     first = error.errors(include_url=False)[0]
-    # Positions in a list say little.
-    key = ".".join(
-        str(part)[:60] for part in (*filter(None, [prefix]), *first["loc"][skip:]) if not isinstance(part, int)
-    )
+    # Positions in a list say little, and less which of several types was tried.
+    place = [str(part)[:60] for part in first["loc"][skip:] if not isinstance(part, int) and "[" not in part]
+    key = ".".join([*filter(None, [prefix]), *place])
     key = key or "it"
     if first["type"] == "missing":
         return f"`{key}` is missing."

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -19,11 +20,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sealst._errors import InUseError
+from sealst._errors import InUseError, SealstError
+from sealst._given.schema import Name, NotNegative, Number, Stored
 from sealst._logging import logger, warn
 
 #: how the locks of a training's folder begin
 RUN_LOCK = ".lock"
+#: how the locks of those begin who read a folder that nobody may remove meanwhile
+_READER = ".reader-"
 #: answers of file systems that keep no locks
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -83,6 +87,39 @@ def hold_run(folder: Path, *, rank: int = 0) -> AbstractContextManager[None]:
     return hold(folder / name, f"`run_dir` {str(folder)!r}", wait=False, advice=advice)
 
 
+@contextmanager
+def reading(folder: Path) -> Iterator[str]:
+    """Inside a ``with`` block, the name of a lock in a folder that is held: of one who reads folders inside of it.
+
+    An empty file of that name in one of these keeps it from being removed, see `check_unread`. So there may be any
+    number of readers, and each holds a single lock, however much it reads.
+    """
+    name = f"{_READER}{secrets.token_hex(4)}"
+    try:
+        with hold(folder / name, repr(str(folder)), wait=False):
+            yield name
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
+
+
+def check_unread(folder: Path, thing: str) -> None:
+    """Raise InUseError where any process is `reading` a folder; what those that are gone left is removed."""
+    for mark in folder.glob(f"{_READER}{'[0-9a-f]' * 8}"):
+        lock = folder.with_name(mark.name)
+        with hold(lock, thing, wait=False):
+            mark.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+
+
+class _Holder(Stored):
+    """What lies beside a lock."""
+
+    pid: Number
+    host: Name
+    since: NotNegative
+
+
 def _told(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
@@ -90,8 +127,8 @@ def _told(file: Path) -> Path:
 def _holder(file: Path) -> str:
     """Who holds a lock, by what it wrote beside it."""
     try:
-        told = json.loads(_told(file).read_text(encoding="utf-8"))
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(told["since"])))
-        return f"process {int(told['pid'])} on {str(told['host'])!r} since {since}"
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        told = _Holder.read(_told(file))
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told.since))
+        return f"process {told.pid} on {told.host!r} since {since}"
+    except (OSError, SealstError, ValueError, OverflowError):
         return "another process"

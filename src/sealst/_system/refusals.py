@@ -28,6 +28,7 @@ _MEANINGS = {
         "Name a place on another disk, or raise `ulimit -f`.",
     ),
     errno.ENAMETOOLONG: ("the name is too long", "Most file systems allow 255 bytes in a name; choose a shorter one."),
+    errno.ENOTDIR: ("a file stands where a folder should", "Name a place below a folder."),
     errno.ELOOP: ("the link leads to itself", "Correct the link, or name what it should lead to."),
     errno.EMFILE: ("too many files are open", "Raise the limit with `ulimit -n`, or read fewer sections at once."),
     errno.EIO: ("the disk does not answer (input/output error)", "Look at the disk, or read from a copy."),
@@ -67,7 +68,9 @@ def refusal(error: BaseException, *, within: Path | None = None, path: Path | No
     what, mend = _MEANINGS[number]
     if name is not None and number == errno.ENOSPC and (free := _free(Path(os.fsdecode(name)))) is not None:
         what = f"{what} ({free / 2**20:.0f} MiB are free)"
-    told = StorageError(f"{'A file' if name is None else repr(os.fsdecode(name))}: {what}. {mend}")
+    said = "A file" if name is None else repr(os.fsdecode(name))
+    # Of a name that is too long by far, its ends.
+    told = StorageError(f"{said if len(said) <= 1000 else f'{said[:200]}...{said[-50:]}'}: {what}. {mend}")
     told.errno, told.filename = number, name
     return told
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,13 @@ from sealst._data.tokens import (
     Entry,
     Trunk,
     crops_digest,
+    in_use,
     is_complete,
+    is_finished,
     no_room_advice,
     source_digest,
     stacked_tokens,
     token_bytes,
-    touch,
 )
 from sealst._errors import DataError
 from sealst._logging import logger, progress
@@ -167,7 +169,7 @@ def _trunk(model: Any, params: TrainParams) -> Trunk:
 
 
 def image_inputs(
-    model: Any, crop_sets: Sequence[CropSet], params: TrainParams, *, show: bool | None = None
+    model: Any, crop_sets: Sequence[CropSet], params: TrainParams, *, stack: ExitStack, show: bool | None = None
 ) -> list[Images]:
     """Crops of the training and of the held-out spots, or their cached tokens.
 
@@ -179,6 +181,8 @@ def image_inputs(
         What to read, in this order.
     params
         With every field filled.
+    stack
+        Keeps others from removing cached tokens until it is closed.
     show
         Progress bars; None follows the settings.
     """
@@ -227,10 +231,11 @@ def image_inputs(
         _bytes(cost.size), cost.n_train, views, token_root(), _bytes(cost.free), len(distinct) - len(absent),
         len(distinct),
     )  # fmt: skip
+    stack.enter_context(in_use(token_root(), distinct.values()))
     with progress(None, "trunk cache", total=cost.missing, show=show if absent else False) as bar:
         for crops, pixels, some in zip(crop_sets, kept, entries, strict=True):
             for entry, (source, rows) in zip(some, crops.parts(), strict=True):
-                if entry.key not in absent:
+                if entry.key not in absent and is_finished(entry):
                     continue
                 # Crops that are not in memory are read section by section and dropped again.
                 with tempfile.TemporaryDirectory(dir=crops.folder) as scratch:
@@ -243,7 +248,6 @@ def image_inputs(
                         return gather_crops([source], px, Path(scratch), show=False)
 
                     trunk.fill(entry, read, bar=bar)
-    touch(distinct.values())
     return [stacked_tokens([entry.folder for entry in some]) for some in entries]
 
 

@@ -53,6 +53,7 @@ _COMMANDS = {
     "tl.predict_slide": "slides predict",
     "tl.embed_slides": "slides embed",
     "io.check": "check",
+    "io.recover": "recover",
     "models.list_encoders": "encoders",
 }
 _CALL = re.compile(rf"`sl\.({'|'.join(map(re.escape, _COMMANDS))})\b")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sealst._errors import DataError
+from sealst._text_table import read_text_table
 from sealst._validate import check_key
 from sealst.cli._common import Answer, SealstCommand
 from sealst.cli._options import Stored, device_option, model_options, out_option
@@ -68,14 +68,7 @@ def export(
     check_new(out, overwrite)
     seal = model.load(device)
     write = seal.export_timm if kind == "timm" else seal.export_adapter
-    table = None
-    if evaluation is not None:
-        import pandas as pd
-
-        try:
-            table = pd.read_csv(evaluation, keep_default_na=True)
-        except (ValueError, OSError) as error:
-            raise DataError(f"--evaluation {str(evaluation)!r} could not be read as a table: {error}") from error
+    table = None if evaluation is None else read_text_table(evaluation)
     folder = write(out, evaluation=table, overwrite=overwrite)
     files = sorted(p.name for p in Path(folder).iterdir())
     facts = {"path": str(folder), "format": kind, "model": seal.fingerprint, "files": files}

@@ -10,7 +10,6 @@ import click
 
 from sealst._errors import DataError
 from sealst._files import new_folder
-from sealst._process.locks import hold_run
 from sealst.cli import _options as opt
 from sealst.cli._common import Answer, SealstCommand
 from sealst.cli._from_signature import options_of
@@ -80,6 +79,8 @@ def finetune(sections: tuple[Path, ...], *, out: Path, resume: bool, overwrite: 
     given["params"] = (dict(given["params"] or {}) | fields) or None
     arguments = opt.stated(**given)
     if overwrite and out.exists():
+        from sealst._process.locks import hold_run
+
         # The earlier run stays until the new one is complete; one that is still going on is not replaced.
         with new_folder(out, overwrite=True, marker=_MARKER) as work, hold_run(out):
             model = _train(sections, work, resume=False, arguments=arguments)

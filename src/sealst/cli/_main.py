@@ -25,6 +25,7 @@ from sealst.cli._info import info
 from sealst.cli._options import overwrite_option, seed_option
 from sealst.cli._predict import pathways, predict
 from sealst.cli._prepare import prepare
+from sealst.cli._recover import recover
 from sealst.cli._retrieve import retrieve
 from sealst.cli._synthetic import synthetic
 from sealst.cli._types import ANY_PATH
@@ -68,7 +69,7 @@ def demo(out: Path, seed: int, overwrite: bool) -> Answer:
 
 
 _COMMANDS = (demo, check, prepare, finetune, evaluate, embed, predict, pathways, index, retrieve, encoders, export)
-for _command in (*_COMMANDS, slides, synthetic, info):
+for _command in (*_COMMANDS, slides, synthetic, recover, info):
     cli.add_command(_command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ class YamlMapping(click.ParamType):
         found = value
         if isinstance(value, str):
             try:
-                found = from_yaml(value) if Path(value).is_file() else parse_yaml(value)
+                # A pathlib.Path raises where the text is longer than any name.
+                found = from_yaml(value) if os.path.isfile(value) else parse_yaml(value)
             except DataError as error:
                 self.fail(" ".join(str(error).split()), param, ctx)
         if isinstance(found, Mapping) or (self.word and isinstance(found, str)):
@@ -107,7 +109,7 @@ class Genes(click.ParamType):
         if isinstance(value, str):
             path = Path(value)
             try:
-                value = read_text(path).splitlines() if path.is_file() else value.split(",")
+                value = read_text(path).splitlines() if os.path.isfile(value) else value.split(",")
             except (OSError, DataError) as error:
                 self.fail(f"{str(path)!r} could not be read as a list of genes: {error}.", param, ctx)
         items = value if isinstance(value, list | tuple) else [value]

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sealst._docs import documented
 from sealst._errors import DataError, MissingKeyError, OrderError
+from sealst._text_table import read_text_table
 from sealst._validate import listed
 from sealst.pl import _base
 
@@ -142,7 +143,7 @@ def _read(history: Any) -> pd.DataFrame:
                 f"No training history at {str(path)!r}: expected {listed(f.name for f in files)}. Pass the run folder, "
                 "a model or its `.history`."
             )
-        history = pd.read_csv(found[0])
+        history = read_text_table(found[0])
     frame = history if isinstance(history, pd.DataFrame) else getattr(history, "history", None)
     if frame is None and not hasattr(history, "history"):
         raise TypeError(f"Expected a DataFrame, a model with `.history` or a path, found {type(history).__name__}.")

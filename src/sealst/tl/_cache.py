@@ -11,8 +11,8 @@ from sealst._validate import check_positive
 def clear_cache(*, older_than: float | None = None, dry_run: bool = False) -> int:
     """Remove cached tokens of frozen encoder blocks, see ``params.cache`` of `finetune`.
 
-    Only the folder ``tokens`` below ``settings.cache_dir`` is touched, and nothing in it that another run is writing.
-    Do not remove tokens that a training still reads; `older_than` leaves these alone.
+    Only the folder ``tokens`` below ``settings.cache_dir`` is touched, and nothing in it that a run is writing or
+    reading, in this process or another.
 
     Parameters
     ----------

@@ -120,7 +120,7 @@ def test_bad_frames(frame: pd.DataFrame, message: str) -> None:
         ("a.gmt", "A\tx\tESR1\nB\tx\n", r"line 2: expected a name"),
         ("a.gmt", "A\tx\tESR1\nB\tx\tVIM\nA\tx\tVIM\n", r"line 3: gene set 'A' occurs twice, first in line 1"),
         ("a.gmt", "\n", "holds no gene sets"),
-        ("a.csv", "", r"a.csv cannot be read as gene sets \(EmptyDataError"),
+        ("a.csv", "", r"a.csv could not be read as a table: No columns"),
         ("a.csv", "source,target\n", "holds no gene sets"),
         ("a.csv", "source,target,weight\na,B,\n", r"1 weight\(s\) that are not finite numbers, first '' in row 0"),
         ("a.csv", "source|target\na|B\n", r"no column 'source', 'target'"),

@@ -213,7 +213,7 @@ def test_a_failed_write_leaves_the_old_file(panel: GenePanel, tmp_path, monkeypa
         ("gene\tensembl\tmean", "gene\tensembl\tavg", r"line 7: expected the columns 'gene', 'ensembl', 'mean', 'std'"),
         ("# target_sum: 5000.0", "# target_sum: 5e", r"line 3: 'target_sum' must be a JSON value, found '5e'"),
         ("# sections: [", '# sections: "A1" #', r"line 4: 'sections' must be a JSON value"),
-        ('# layer: "lognorm"', "# layer: 3", r"line 2: 'layer' must be str, found '3'"),
+        ('# layer: "lognorm"', "# layer: 3", r"line 2 is damaged, .*`layer` must be text, found 3"),
         ("\t0.5\t", "\t0.25\t", r"fingerprint .*Restore the file"),
         ("\nVIM\t", "\nEPCAM\t", r"panel.tsv: Gene 'EPCAM' occurs twice"),
     ],

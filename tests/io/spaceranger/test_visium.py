@@ -436,7 +436,7 @@ DAMAGE = {
             v.positions.rename(columns={"array_row": "array_col", "array_col": "array_row"})), True,
         "stretched unevenly.*interchanged",
     ),
-    "factors damaged": (lambda v: _cut(v.outs / FACTORS), True, "not a JSON file of scale factors"),
+    "factors damaged": (lambda v: _cut(v.outs / FACTORS), True, "is damaged: it is no JSON"),
     "no factors, no picture": (_delete(FACTORS), False, r"no picture.*\(factors found: none\).*Pass `image=`"),
     "no factor, no picture": (
         lambda v: v.factors(tissue_hires_scalef=None, tissue_lowres_scalef=None), False, "no picture.*'spot_diameter",

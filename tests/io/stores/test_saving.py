@@ -118,6 +118,30 @@ def test_a_save_is_not_finished_over_other_content(store, originals, monkeypatch
     assert "mark" not in obs(store)
 
 
+def test_the_command_mends_or_says_why_not(store, originals, monkeypatch):
+    from click.testing import CliRunner
+
+    from sealst.cli._main import cli
+
+    def called(*options: str) -> tuple[int, str]:
+        done = CliRunner().invoke(cli, ["recover", str(store), *options])
+        return done.exit_code, done.output
+
+    cut_off(store, monkeypatch, after=1)
+    code, said = called()
+    assert (code, f"{store} is whole" in said) == (0, True)
+    assert "mark" in obs(store)
+    cut_off(store, monkeypatch, after=1)
+    shutil.copytree(originals / "b.zarr", store, dirs_exist_ok=True)
+    code, said = called()
+    assert (code, "cannot be finished" in said) == (3, True)
+    code, said = called("--discard")
+    assert code == 0
+    assert not list(store.glob(".saving"))
+    shutil.rmtree(store)
+    assert called()[0] == 3
+
+
 @pytest.mark.parametrize(
     "key",
     ["../thesis", "tables/../../thesis", "tables/..", "tables/", "tables", "/thesis", "other/x", "tables/a/b", 3, None],
@@ -128,7 +152,7 @@ def test_names_that_lead_out_of_the_store_are_never_followed(store, tmp_path, mo
     cut_off(store, monkeypatch)
     rewrite(store, lambda content: content["steps"].append({"key": key, "old": None, "new": None}))
     before = snapshot(tmp_path)
-    with pytest.warns(sl.SealstWarning, match="names .*, which is no element of a store"):
+    with pytest.warns(sl.SealstWarning, match="names .*, which is no element of a store|`steps.key` must be text"):
         sl.io.read(store)
     assert snapshot(tmp_path) == before
 

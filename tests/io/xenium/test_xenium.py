@@ -634,7 +634,7 @@ FLAT = MATRIX @ np.diag([1.0, 0.0, 1.0])
 BAD: dict[str, tuple[Callable[[Run], dict[str, Any]], str]] = {
     "no folder": (lambda r: {"path": r.folder / "x"}, r"No experiment\.xenium in '/.*/x'"),
     "no manifest": (gone("experiment.xenium"), r"No experiment\.xenium in .*output folder of a run"),
-    "manifest cut": (cut("experiment.xenium"), r"experiment\.xenium could not be read as JSON"),
+    "manifest cut": (cut("experiment.xenium"), r"experiment\.xenium' is damaged: it is no JSON"),
     "manifest without scale": (manifest(region_name="r"), r"no usable 'pixel_size' \(found None\).*0\.2125"),
     "manifest with text as scale": (manifest(pixel_size="0.2"), r"no usable 'pixel_size' \(found '0\.2'\)"),
     "manifest with zero scale": (manifest(pixel_size=0), r"no usable 'pixel_size' \(found 0\)"),

@@ -279,6 +279,24 @@ def test_expression_without_images_joins_the_warm_up(ready, finetune, fast):
         finetune(sections, params=params, warmup=sections)
 
 
+def test_the_order_of_tables_is_not_part_of_a_warm_up(ready, finetune, fast, tmp_path):
+    sections, params = two(ready), fast | {"warmup_epochs": 1, "epochs": 1}
+    one, other = (ready(section=name, patient="p8", seed=i).tables["table"].copy() for i, name in enumerate("xy", 7))
+    # One that names neither sections nor patients, and some of whose genes are not measured.
+    other = other[:, 1:].copy()
+    other.obs = other.obs[[]].set_axis([str(i) for i in range(other.n_obs)])
+    twin = other.copy()
+    twin.layers["context"] = twin.layers["context"] * 2
+    model = finetune(sections, params=params, warmup=[one, other, twin], run_dir=tmp_path / "run")
+    again = finetune(sections, params=params, warmup=[twin, other, one])
+    assert again.fingerprint == model.fingerprint
+    # Neither is it of what a run goes on with.
+    resumed = finetune(sections, params=params, warmup=[other, one, twin], run_dir=tmp_path / "run", resume=True)
+    assert resumed.fingerprint == model.fingerprint
+    with pytest.raises(sl.DataError, match="`warmup` is empty"):
+        finetune(sections, params=params, warmup=[])
+
+
 def test_counts_of_tables_join_the_warm_up_with_a_loss_on_counts(ready, finetune, fast):
     sections = two(ready)
     extra = ready(section="x", patient="p8", seed=7).tables["table"].copy()

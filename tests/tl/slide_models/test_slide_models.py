@@ -195,6 +195,24 @@ def test_same_seed_same_model() -> None:
     pd.testing.assert_frame_equal(first.evaluation.predictions, again.evaluation.predictions)
 
 
+def test_the_order_of_the_slides_is_not_part_of_a_fit() -> None:
+    bags, order = bags_of(24), np.random.default_rng(0).permutation(18)
+    params = FAST | {"max_tiles": 20}
+
+    def fitted(main: sl.io.Bags, test: sl.io.Bags) -> sl.models.SlideModel:
+        return sl.tl.fit_slide(main, "grade", folds=2, test=test, params=params, n_bootstrap=10, seed=0)
+
+    model = fitted(bags.take(np.arange(18)), bags.take(np.arange(18, 24)))
+    again = fitted(bags.take(order), bags.take(np.arange(18, 24)[::-1]))
+    assert again.fingerprint == model.fingerprint
+    assert again.provenance == model.provenance
+    for a, b in ((model.evaluation, again.evaluation), (model.test_evaluation, again.test_evaluation)):
+        assert a is not None
+        assert b is not None
+        pd.testing.assert_frame_equal(a.table, b.table)
+        pd.testing.assert_frame_equal(a.predictions, b.predictions)
+
+
 def test_held_out_labels_and_features_do_not_reach_the_fold() -> None:
     features, _, labels = cohort(16)
     labels = labels.assign(site=np.where(labels["patient"].isin(labels["patient"].unique()[:7]), "x", "y"))

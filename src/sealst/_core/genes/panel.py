@@ -21,6 +21,7 @@ import scipy.sparse as sp
 from sealst._core.genes.names import near_names
 from sealst._errors import PanelError
 from sealst._files import TABLE_BYTES, read_text, write_text
+from sealst._given.schema import Name, Names, Number, Positive, Stored
 from sealst._logging import warn
 from sealst._validate import listed, shown
 
@@ -370,28 +371,34 @@ class GenePanel:
         return panel
 
 
+class _Facts(Stored):
+    """The lines above the table of a panel's file, each a key and a JSON value."""
+
+    species: Name = "human"
+    layer: Name = "context"
+    target_sum: Positive = 1e4
+    sections: Names = ()
+    n_genes: Number | None = None
+    fingerprint: Name | None = None
+
+
 def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
     """Fields of the panel in a file, and the fingerprint it was written with."""
     lines = read_text(path, kind=PanelError, most=TABLE_BYTES).rstrip("\n").split("\n")
     start = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    types = {"species": str, "layer": str, "target_sum": float, "sections": list, "n_genes": int, "fingerprint": str}
-    facts: dict[str, Any] = {}
+    facts = _Facts()
     for number, line in enumerate(lines[:start], start=1):
         key, colon, text = line.lstrip("# ").partition(":")
-        if not colon or key.strip() not in types:
+        if not colon or (key := key.strip()) not in _Facts.model_fields:
             continue  # a comment by a person
         try:
-            stated = json.loads(text)
+            stated = {key: json.loads(text)}
         except (ValueError, RecursionError) as error:
             raise PanelError(
                 f"{path}, line {number}: {key!r} must be a JSON value, found {shown(text.strip())}."
             ) from error
-        expected = types[key]
-        if not isinstance(stated, (int, float) if expected is float else expected):
-            raise PanelError(
-                f"{path}, line {number}: {key!r} must be {expected.__name__}, found {shown(text.strip())}."
-            )
-        facts[key] = stated
+        checked = _Facts.of(stated, where=f"{path}, line {number}", kind=PanelError)
+        facts = facts.model_copy(update={key: getattr(checked, key)})
     columns = tuple(lines[start].split("\t")) if start < len(lines) else ()
     if columns not in (_COLUMNS, (*_COLUMNS, _MEASURED)):
         found = shown(lines[start]) if start < len(lines) else "the end of the file"
@@ -413,9 +420,9 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
                 raise PanelError(
                     f"{path}, line {number}: column {column!r} must be a finite number, found {shown(cell)}."
                 )
-    if "n_genes" in facts and len(rows) != facts["n_genes"]:
-        raise PanelError(f"{path}, line {len(lines)}: the file ends after {len(rows)} of {facts['n_genes']} genes.")
-    sections = tuple(facts.get("sections", ()))
+    if facts.n_genes not in (None, len(rows)):
+        raise PanelError(f"{path}, line {len(lines)}: the file ends after {len(rows)} of {facts.n_genes} genes.")
+    sections = facts.sections
     availability = None
     if _MEASURED in columns:
         for number, (*_, cell) in enumerate(rows, start=start + 2):
@@ -431,10 +438,10 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
         "mean": np.array([float(r[2]) for r in rows]),
         "std": np.array([float(r[3]) for r in rows]),
         "ensembl": tuple(r[1] for r in rows) if any(r[1] for r in rows) else (),
-        "target_sum": facts.get("target_sum", 1e4),
-        "layer": facts.get("layer", "context"),
-        "species": facts.get("species", "human"),
+        "target_sum": facts.target_sum,
+        "layer": facts.layer,
+        "species": facts.species,
         "sections": sections,
         "availability": availability,
     }
-    return fields, facts.get("fingerprint")
+    return fields, facts.fingerprint

@@ -77,7 +77,7 @@ def read_gene_sets(path: Path) -> pd.DataFrame:
             # No cell means NaN: that text, or NA, may be a name.
             return read_text_table(path, dtype={SOURCE: str, TARGET: str}, keep_default_na=False)
         return _parse_gmt(path, list(io.StringIO(read_text(path, most=_MOST_BYTES), newline=None)))
-    except (OSError, EOFError, UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except OSError as error:
         raise DataError(f"{path} cannot be read as gene sets ({type(error).__name__}: {error}).") from error
 
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from sealst._errors import DataError, MissingKeyError
 from sealst._files import write_text
+from sealst._given.schema import Finite, Name, Stored, Text, one_of
 
 #: numbers that a method needs
 STAIN_VALUES: Mapping[str, tuple[str, ...]] = {
@@ -21,6 +23,18 @@ STAIN_VALUES: Mapping[str, tuple[str, ...]] = {
     "reinhard": ("mu", "sigma"),
 }
 _FORMAT = "sealst-stain-1"
+#: a number for each channel or dye, and the matrix of both
+_Few = Annotated[list[Finite], Field(min_length=2, max_length=3)]
+_Matrix = Annotated[list[Annotated[list[Finite], Field(min_length=3, max_length=3)]], Field(min_length=3, max_length=3)]
+
+
+class _File(Stored):
+    """A stain as `Stain.save` writes it."""
+
+    format: Annotated[str, one_of(_FORMAT)]
+    method: Name
+    section: Text = ""
+    values: dict[Name, _Few | _Matrix]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +75,7 @@ class Stain:
     def load(cls, path: str | PathLike[str]) -> Stain:
         """Read a stain that `save` wrote."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = _File.read(Path(path), kind=DataError)
         except FileNotFoundError as error:
             raise MissingKeyError(f"No stain at {str(path)!r}; write one with `stain.save(path)`.") from error
-        except ValueError as error:
-            raise DataError(f"{str(path)!r} is no stain file: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise DataError(f"{str(path)!r} is no stain file of this version; write one with `stain.save(path)`.")
-        return cls(content.get("method", ""), content.get("values", {}), content.get("section", ""))
+        return cls(found.method, {name: np.array(value) for name, value in found.values.items()}, found.section)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sealst._errors import DataError, SealstError
+from sealst._errors import DataError
 from sealst._html import SHOWN, as_html
 from sealst._keys import Keys
 from sealst._text_table import read_text_table
@@ -134,15 +134,10 @@ def read_slide_table(path: Path, *, names: Collection[str] = ()) -> pd.DataFrame
     """
     texts = NAMES | set(names)
     options: dict[str, Any] = {"skipinitialspace": True, "keep_default_na": False}
-    try:
-        columns = read_text_table(path, **options, nrows=0).columns
-        missing = {name: [""] if name.strip() in texts else list(_MISSING) for name in columns}
-        kinds = {name: str for name in columns if name.strip() in texts}
-        frame = read_text_table(path, **options, na_values=missing, dtype=kinds)
-    except SealstError:
-        raise
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path.name} could not be read as a table: {error}") from error
+    columns = read_text_table(path, **options, nrows=0).columns
+    missing = {name: [""] if name.strip() in texts else list(_MISSING) for name in columns}
+    kinds = {name: str for name in columns if name.strip() in texts}
+    frame = read_text_table(path, **options, na_values=missing, dtype=kinds)
     frame.columns = frame.columns.str.strip()
     return frame
 

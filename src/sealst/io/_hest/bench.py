@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import Annotated
 
 import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from pydantic import Field
 
 from sealst._errors import DataError
-from sealst._files import absolute
+from sealst._files import absolute, read_json
+from sealst._given.schema import Names, Stored
 from sealst._html import as_html
 from sealst._keys import Keys
 from sealst._section import read_h5ad
@@ -25,6 +27,12 @@ from sealst.io._hest.samples import READ_ERRORS
 
 #: crops that are read at a time
 _BATCH = 64
+
+
+class _Genes(Stored):
+    """``var_50genes.json``."""
+
+    genes: Annotated[Names, Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -142,14 +150,9 @@ def read_hest_bench(path: str | PathLike[str]) -> HestBench:
             f"No 'var_50genes.json' in {str(folder)!r}. `path` must be the folder of one task of HEST-bench, with the "
             "folders adata, patches and splits."
         )
-    try:
-        content = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{source.name} could not be read as JSON: {error}.") from error
-    genes = content.get("genes") if isinstance(content, dict) else content
-    if not isinstance(genes, list) or not genes:
-        raise DataError("var_50genes.json must hold a list of genes under 'genes'.")
-    genes = tuple(map(str, genes))
+    content = read_json(source, kind=DataError)
+    # Earlier tasks are the list alone.
+    genes = _Genes.of(content if isinstance(content, dict) else {"genes": content}, where=source.name, kind=DataError)
     found = {}
     for one in (folder / "splits").glob("test_*.csv"):
         if match := re.fullmatch(r"test_(\d+)", one.stem):
@@ -165,7 +168,7 @@ def read_hest_bench(path: str | PathLike[str]) -> HestBench:
     for k, (train, test) in enumerate(sides):
         if both := sorted(set(train) & set(test)):
             raise DataError(f"Sample(s) {listed(both)} stand on both sides of split {k}.")
-    return HestBench(folder, samples, tuple(sides), genes)
+    return HestBench(folder, samples, tuple(sides), genes.genes)
 
 
 def _samples(path: Path) -> tuple[str, ...]:

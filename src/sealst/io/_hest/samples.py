@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -22,7 +21,8 @@ from sealst._core.space.geometry import TOLERANCE, agreed
 from sealst._core.space.lattice import pitch
 from sealst._core.space.pooling import sum_columns
 from sealst._errors import DataError, ScaleError
-from sealst._files import expanded, visible
+from sealst._files import expanded, read_json, visible
+from sealst._given.schema import Text, check_type
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import layer_names, read_h5ad, record
@@ -315,12 +315,8 @@ def read_facts(sample: Sample) -> dict[str, Any]:
     """Metadata that are stated; from the table of all samples where the sample's own file is absent."""
     path = sample.root / "metadata" / f"{sample.id}.json"
     if path.is_file():
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise DataError(f"metadata/{path.name} could not be read as JSON: {error}. Download it again.") from error
-        if not isinstance(facts, dict):
-            raise DataError(f"metadata/{path.name} must hold a JSON object, found {type(facts).__name__}.")
+        facts = read_json(path, kind=DataError)
+        check_type(dict[Text, Any], facts, where=f"metadata/{path.name}")
         return _known_facts(facts)
     tables = sorted(sample.root.glob("HEST_v*.csv"), key=lambda p: [int(n) for n in re.findall(r"\d+", p.stem)])
     for table in reversed(tables):

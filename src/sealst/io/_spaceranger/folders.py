@@ -9,13 +9,12 @@ when counts, positions and picture surely belong together. The tests compare wha
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,10 +22,11 @@ import scipy.sparse as sp
 
 from sealst._core.space.pooling import sum_columns
 from sealst._errors import DataError
-from sealst._files import expanded, visible
+from sealst._files import expanded, read_json, visible
+from sealst._given.schema import Positive, Text, check_type
 from sealst._logging import logger
 from sealst._validate import listed
-from sealst.io._matrix10x import GENES, READ_ERRORS, read_h5, read_mtx
+from sealst.io._matrix10x import GENES, read_h5, read_mtx
 
 KINDS = ("filtered", "raw")
 _MATRIX = re.compile(r"^(?P<prefix>.*?)(?P<kind>filtered|raw)_feature_bc_matrix(?P<suffix>\.h5)?$")
@@ -170,12 +170,8 @@ def read_factors(outs: Outs) -> dict[str, float]:
     path = outs.find("scalefactors_json.json")
     if path is None:
         return {}
-    try:
-        raw = path.read_bytes()
-        held = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
-        numbers = {k: float(v) for k, v in held.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    except (*READ_ERRORS, AttributeError) as error:
-        raise DataError(f"{path} is not a JSON file of scale factors: {error}") from error
-    if wrong := {name: value for name, value in numbers.items() if not (np.isfinite(value) and value > 0)}:
-        raise DataError(f"{path} states {listed(wrong)} that are not above 0 ({wrong}); copy the file again.")
-    return numbers
+    held = read_json(path, kind=DataError)
+    check_type(dict[Text, Any], held, where=str(path))
+    numbers = {k: v for k, v in held.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    check_type(dict[Text, Positive], numbers, where=str(path))
+    return {name: float(value) for name, value in numbers.items()}

@@ -104,13 +104,8 @@ def read_entries(path: Path) -> list[Entry]:
         raise DataError(f"No manifest and no folder at {str(path)!r} (looked for {str(path.absolute())!r}).")
     if path.suffix.lower() not in ENDINGS:
         raise DataError(f"{path.name}: a manifest ends in {', '.join(ENDINGS)}, found {path.suffix!r}.")
-    try:
-        # Blank lines are kept here, so that the number of a line is the one an editor shows.
-        frame = read_text_table(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
-    except SealstError:
-        raise
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path.name} could not be read as a table: {error}") from error
+    # Blank lines are kept here, so that the number of a line is the one an editor shows.
+    frame = read_text_table(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
     decimal = frame.attrs["decimal"]
     frame.columns = frame.columns.str.strip()
     frame = frame.apply(lambda column: column.str.strip())

@@ -8,19 +8,20 @@ finishes what was cut off, if all that the list names is what it was; names that
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import zarr
+from pydantic import Field
 
 from sealst._errors import DataError
 from sealst._files import ELEMENTS, write_json
+from sealst._given.schema import Name, Stored
 from sealst._system.exchange import exchange
 
 _FOLDER, _LIST, _NEW, _OLD = ".saving", "list.json", "new", "old"
@@ -29,16 +30,22 @@ _NAME = re.compile(r"[\w.-]*[\w-][\w.-]*")
 _ENDS = 2**16
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(Stored):
     """One element that is replaced, added or removed."""
 
     #: ``kind/name``
-    key: str
+    key: Name
     #: digest of what stands there before; None where nothing does
-    old: str | None
+    old: Name | None
     #: digest of what stands there afterwards; None removes it
-    new: str | None
+    new: Name | None
+
+
+class _Steps(Stored):
+    """The list of a save."""
+
+    format: Literal[1]
+    steps: Annotated[tuple[Step, ...], Field(strict=False)]
 
 
 def stage(store: Path) -> Path:
@@ -67,9 +74,9 @@ def commit(store: Path, gone: Collection[str]) -> None:
     """Put the elements of `stage` in their places, and remove the elements `gone`."""
     new = store / _FOLDER / _NEW
     added = [f"{kind}/{one.name}" for kind in ELEMENTS if (new / kind).is_dir() for one in _folders(new / kind)]
-    steps = [Step(key, _digest(_place(store, key)), _digest(new / key)) for key in added]
-    steps += [Step(key, old, None) for key in gone if (old := _digest(_place(store, key))) is not None]
-    write_json(store / _FOLDER / _LIST, {"format": 1, "steps": [asdict(step) for step in steps]}, sync=True)
+    steps = [Step(key=key, old=_digest(_place(store, key)), new=_digest(new / key)) for key in added]
+    steps += [Step(key=key, old=old, new=None) for key in gone if (old := _digest(_place(store, key))) is not None]
+    write_json(store / _FOLDER / _LIST, _Steps(format=1, steps=tuple(steps)).model_dump(), sync=True)
     _run(store, steps)
 
 
@@ -130,15 +137,8 @@ def _is_done(store: Path, step: Step) -> bool:
     raise DataError(f"{step.key} is neither what it was before that save nor what the save would make of it.")
 
 
-def _read_list(store: Path) -> list[Step]:
-    path = store / _FOLDER / _LIST
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        steps = [Step(**one) for one in content["steps"]] if content["format"] == 1 else None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DataError(f"{str(path)!r} is damaged ({type(error).__name__}: {error}).") from error
-    if steps is None:
-        raise DataError(f"{str(path)!r} was written by another version of sealst.")
+def _read_list(store: Path) -> Sequence[Step]:
+    steps = _Steps.read(store / _FOLDER / _LIST, kind=DataError).steps
     for step in steps:
         _place(store, step.key)
     return steps
@@ -146,7 +146,7 @@ def _read_list(store: Path) -> list[Step]:
 
 def _place(store: Path, key: str) -> Path:
     """Where an element stands; a key that leads out of the store is refused."""
-    kind, _, name = key.partition("/") if isinstance(key, str) else ("", "", "")
+    kind, _, name = key.partition("/")
     if kind not in ELEMENTS or not _NAME.fullmatch(name):
         raise DataError(f"A save into {store.name!r} names {key!r}, which is no element of a store.")
     if (store / kind).is_symlink():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from os import PathLike
@@ -16,7 +15,7 @@ from spatialdata import SpatialData
 from sealst._core.space.geometry import TOLERANCE, agreed, apply_affine, similarity_scale
 from sealst._core.space.pooling import SquareGrid
 from sealst._errors import DataError, ScaleError
-from sealst._files import expanded, visible
+from sealst._files import expanded, read_json, visible
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import record
@@ -143,12 +142,9 @@ def read_xenium(
     manifest = find_file(folder, [_MANIFEST])
     if manifest is None:
         raise DataError(f"No {_MANIFEST} in {str(folder.absolute())!r}; `path` must be the output folder of a run.")
-    try:
-        facts = json.loads(manifest.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{_MANIFEST} could not be read as JSON: {error}. Copy it again.") from error
+    facts = read_json(manifest, kind=DataError)
     size = facts.get("pixel_size") if isinstance(facts, dict) else None
-    if not isinstance(size, int | float) or not np.isfinite(size) or size <= 0:
+    if not isinstance(size, int | float) or not 0 < size < 1e6:
         raise ScaleError(
             f"{_MANIFEST} has no usable 'pixel_size' (found {size!r}), so positions cannot be turned into pixels. "
             "Restore the file; the instrument's morphology image has 0.2125 µm per pixel."

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sealst._errors import WeightsError
-from sealst._files import write_text
+from sealst._errors import SealstError, WeightsError
+from sealst._files import read_text, write_text
 from sealst._logging import logger
 from sealst._settings import settings
 
@@ -24,11 +24,11 @@ def remember_base(sha256: str, folder: Path, *, replace: bool) -> None:
     """
     note = _note(sha256)
     try:
-        if not replace and note.is_file() and (Path(note.read_text(encoding="utf-8")) / "config.json").is_file():
+        if not replace and note.is_file() and (Path(read_text(note)) / "config.json").is_file():
             return
         note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, str(folder.absolute()))
-    except OSError as error:
+    except (OSError, SealstError) as error:
         logger.debug("%s is not noted: %s", folder, error)
 
 
@@ -41,7 +41,7 @@ def find_base(sha256: str, name: str) -> Path:
         When this machine has not seen it, or it has moved.
     """
     note = _note(sha256) if _SHA256.fullmatch(sha256) else None
-    folder = Path(note.read_text(encoding="utf-8")) if note is not None and note.is_file() else None
+    folder = Path(read_text(note, kind=WeightsError)) if note is not None and note.is_file() else None
     if folder is not None and (folder / "config.json").is_file():
         return folder
     where = "is not known on this machine" if folder is None else f"is no longer at {str(folder)!r}"

@@ -296,7 +296,7 @@ def finetune(
         # What lies on disk decides between the ways to read crops; the choice of the first start stands.
         params = params if state is None else replace(params, cache=state["cache"])
         run = Run(seed=seed, folder=folder, state=state, trainer_kwargs=options, show=progress)
-        _train(model, params, pairs, others, run, extra=extra, readout=readout)
+        _train(model, params, pairs, others, run, extra=extra, readout=readout, stack=stack)
         model.provenance = provenance
         if plan is not None:
             again: dict[str, Any] = {"encoder": encoder, "pretrained": pretrained, "pool": pool}
@@ -415,11 +415,12 @@ def _train(
     *,
     extra: PairDataset | None,
     readout: str,
+    stack: ExitStack,
 ) -> None:
     parts = [CropSet(pairs.sources, True, pairs.folder)]
     if held is not None:
         parts.append(CropSet(held.sources, False, held.folder))
-    images, *seen = image_inputs(model, parts, params, show=run.show)
+    images, *seen = image_inputs(model, parts, params, stack=stack, show=run.show)
     train = PairDataset(images, pairs.expression, measured=pairs.measured, extra=extras_of(pairs, params))
     section = pairs.measured.section
     held_out, baseline = None, {}

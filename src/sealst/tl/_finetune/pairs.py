@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
@@ -196,17 +198,23 @@ def warmup_patients(warmup: AnnData | Sequence[AnnData] | None) -> set[str] | No
 def more_expression(
     warmup: AnnData | Sequence[AnnData] | None, panel: GenePanel, params: TrainParams
 ) -> PairDataset | None:
-    """Expression without images, in the panel's order."""
+    """Expression without images, in the panel's order; that of the tables in the call says nothing."""
     if warmup is None:
         return None
-    values, measured, library = [], [], []
+    found = []
     for table in [warmup] if isinstance(warmup, AnnData) else warmup:
         if not isinstance(table, AnnData):
             raise TypeError(f"`warmup` must hold AnnData, found {type(table).__name__}.")
         layer = params.layer if params.layer in table.layers else Keys.LOGNORM
-        values.append(_section.expression(table, panel, np.arange(table.n_obs), layer, masked=True))
-        measured.append(panel.measured(table.var_names))
-        library.append(_counts_per_spot(table, np.arange(table.n_obs)))
+        rows = np.arange(table.n_obs)
+        part = _section.expression(table, panel, rows, layer, masked=True)
+        # Names first: those of cells hardly ever differ in their rounding.
+        names = [*map(str, table.obs.get(Keys.SECTION, pd.Series(dtype=str)).unique()), *map(str, table.obs_names)]
+        key = (names, hashlib.sha256(np.ascontiguousarray(part).tobytes()).digest())
+        found.append((key, part, panel.measured(table.var_names), _counts_per_spot(table, rows)))
+    if not found:
+        raise DataError("`warmup` is empty; pass tables of expression, or leave it out.")
+    _, values, measured, library = zip(*sorted(found, key=itemgetter(0)), strict=True)
     section = np.repeat(np.arange(len(values)), [len(v) for v in values])
     extra = {}
     if params.reconstruction in COUNT_RECONSTRUCTION:

@@ -17,6 +17,7 @@ import torch
 
 from sealst._errors import DataError, SealstError
 from sealst._files import write_json
+from sealst._given.schema import Stored
 from sealst._logging import logger, warn
 from sealst._process.locks import RUN_LOCK, hold_run
 from sealst._session_info import session_info
@@ -110,6 +111,14 @@ def rounding_of(params: TrainParams, device: torch.device, *, world: int) -> dic
     return found | {"chunk_size": params.chunk_size, "torch": torch.__version__}
 
 
+class _Written(Stored):
+    """What is read of ``run.json``."""
+
+    run: dict[str, Any]
+    #: earlier versions wrote none
+    rounding: dict[str, Any] | None = None
+
+
 def begin(folder: Path, facts: Mapping[str, Any], *, rounding: Mapping[str, Any], first: bool) -> dict[str, Any] | None:
     """Write down what is run, or check it against what was; returns the state to continue from, if there is one."""
     facts = json.loads(json.dumps(facts))
@@ -119,9 +128,8 @@ def begin(folder: Path, facts: Mapping[str, Any], *, rounding: Mapping[str, Any]
             asked = {"run": facts, "rounding": dict(rounding)}
             write_json(path, {"sealst": __version__, "session": session_info()} | asked)
         return None
-    written = json.loads(path.read_text(encoding="utf-8"))
-    earlier = written["run"]
-    if differing := _differences(earlier, facts):
+    written = _Written.read(path, kind=DataError)
+    if differing := _differences(written.run, facts):
         raise DataError(
             f"`run_dir` {str(folder)!r} holds another run; it differs in {listed(differing, 8)}. Repeat its call, or "
             "name a new folder."
@@ -129,8 +137,7 @@ def begin(folder: Path, facts: Mapping[str, Any], *, rounding: Mapping[str, Any]
     state = read_checkpoint(folder)
     if state is not None:
         logger.info("resuming stage %r after step %d", state["stage"], state["step"])
-        # Earlier versions wrote none.
-        was = written.get("rounding", rounding)
+        was = rounding if written.rounding is None else written.rounding
         pairs = [(name, was.get(name), now) for name, now in rounding.items()]
         if other := [f"{name} was {then}, is {now}" for name, then, now in pairs if then != now]:
             warn(

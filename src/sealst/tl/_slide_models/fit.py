@@ -124,8 +124,7 @@ def fit_slide(
     """
     if not isinstance(bags, Bags):
         raise TypeError(f"`bags` must be Bags; make them with `sl.io.read_bags(...)`. Found {type(bags).__name__}.")
-    # Patients may have been written to `obs` since the bags were made.
-    bags = replace(bags)
+    bags = _by_name(bags)
     chosen = slide_params(params)
     check_choice("aggregator", aggregator, list(list_aggregators().index))
     n_bootstrap = whole("n_bootstrap", n_bootstrap, least=0)
@@ -178,6 +177,14 @@ def fit_slide(
     members = {target: fit.nets[next(iter(fitter.stores))] for target, fit in fitted.items()}
     logger.info("Fitted %s of %s on %d slides", spec.task, listed(spec.targets), len(rows))
     return SlideModel(spec, members, evaluation, tested, provenance=provenance)
+
+
+def _by_name(bags: Bags) -> Bags:
+    """The bags, with what was written to their `obs` since they were made, in the order of the slides' names.
+
+    Draws go by their order, and the one in which they are given says nothing.
+    """
+    return replace(bags).take(np.argsort(bags.obs.index.astype(str), kind="stable"))
 
 
 def _refuse_twins(store: BagStore, rows: np.ndarray, test: Bags | None) -> None:
@@ -392,7 +399,7 @@ def test_contenders(bags: Bags, test: Bags, contenders: Mapping[str, Bags]) -> d
     """The same embeddings of the slides that are kept out, after a check for leaks."""
     if not isinstance(test, Bags):
         raise TypeError(f"`test` must be Bags (`sl.io.read_bags`), found {type(test).__name__}.")
-    test = replace(test)
+    test = _by_name(test)
     if both := sorted(set(bags.obs.index) & set(test.obs.index)):
         raise LeakError(f"Slide(s) {listed(both)} are in `bags` and in `test`.")
     patients = (set(b.obs[Keys.PATIENT].dropna()) for b in (bags, test))

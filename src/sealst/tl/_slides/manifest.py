@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -14,6 +15,7 @@ import pandas as pd
 from sealst._data.bags.bags import SLIDE, read_slide_table
 from sealst._errors import DataError, MissingKeyError
 from sealst._files import absolute, expanded
+from sealst._given.schema import Name, Positive, check_fields
 from sealst._keys import Keys
 from sealst._logging import warn
 from sealst._text_table import ENDINGS
@@ -28,13 +30,16 @@ WRITTEN = ("file", "n_tiles", "status", "seconds", "digest")
 class Slide:
     """One slide of a manifest."""
 
-    name: str
+    name: Name
     path: Path
-    patient: str
-    organ: str = "unknown"
-    mpp: float | None = None
+    patient: Name
+    organ: Name = "unknown"
+    mpp: Positive | None = None
     #: further columns
-    labels: dict[str, Any] = field(default_factory=dict)
+    labels: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"slide {self.name!r}")
 
 
 def read_manifest(manifest: pd.DataFrame | str | PathLike[str]) -> list[Slide]:
@@ -75,7 +80,7 @@ def read_manifest(manifest: pd.DataFrame | str | PathLike[str]) -> list[Slide]:
             path,
             patient=_text(row, Keys.PATIENT, name),
             organ=_text(row, Keys.ORGAN, "unknown"),
-            mpp=_mpp(row, name, where),
+            mpp=None if MPP not in row or _missing(row[MPP]) else _number(row[MPP]),
             labels={key: row[key] for key in labels},
         )
         for name, path, (_, row) in zip(names, paths, frame.iterrows(), strict=True)
@@ -122,15 +127,8 @@ def _text(row: pd.Series, key: str, default: str) -> str:
     return default if key not in row or _missing(row[key]) else as_text(row[key]).strip()
 
 
-def _mpp(row: pd.Series, name: str, where: str) -> float | None:
-    if MPP not in row or _missing(row[MPP]):
-        return None
-    try:
-        value = float(row[MPP])
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise DataError(
-            f"{where}: `mpp` of slide {name!r} must be a positive number (µm per pixel), found {row[MPP]!r}."
-        )
+def _number(value: Any) -> Any:
+    """A number that stands as text in a column with others that are none."""
+    with suppress(ValueError, TypeError):
+        return float(value)
     return value

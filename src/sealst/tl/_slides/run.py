@@ -13,10 +13,11 @@ import pandas as pd
 from filelock import FileLock
 
 from sealst._data.bags.bags import BlankSlideError
-from sealst._errors import CheckpointError, ScaleError, WeightsError
+from sealst._errors import CheckpointError, DataError, ScaleError, WeightsError
 from sealst._files import write_text
 from sealst._keys import Keys
 from sealst._logging import logger, progress, warn
+from sealst._text_table import read_text_table
 from sealst.tl._slides.manifest import PATH, SLIDE, Slide
 from sealst.tl._slides.work import EMBED, FINISH, PLAN, Task
 from sealst.tl._slides.workers import Outcome, Workers
@@ -84,7 +85,10 @@ def _read(path: Path) -> pd.DataFrame:
     """A table as it stands, every cell as text, so that it can be written back unchanged."""
     if not path.is_file():
         return pd.DataFrame({SLIDE: []}, dtype=str)
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame = read_text_table(path, dtype=str, keep_default_na=False)
+    if SLIDE not in frame:
+        raise DataError(f"{str(path)!r} is damaged: it has no column {SLIDE!r}. Restore it, or name another folder.")
+    return frame
 
 
 def _joined(kept: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from sealst._data.bags.parts import run_folder
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._files import absolute, write_json
+from sealst._given.schema import Stored
 from sealst._logging import logger, warn
 from sealst._session_info import session_info
 from sealst._settings import settings
@@ -236,15 +236,16 @@ def _asked(
     return found, edges
 
 
+class _Written(Stored):
+    """What is read of ``run.json``."""
+
+    settings: dict[str, Any]
+
+
 def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool) -> None:
     """Make or check the folder of a run, and remove what is to be replaced."""
     given, path = job.settings(), job.out / _RUN
-    before: dict[str, Any] | None = None
-    if path.is_file():
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{str(path)!r} is damaged: {error}. Name another folder.") from error
+    before = _Written.read(path, kind=DataError).settings if path.is_file() else None
     if before is not None and before != given and not overwrite:
         other = [key for key in given if before.get(key) != given[key]]
         # Folders of earlier versions do not say everything.
