@@ -145,9 +145,7 @@ def pathways(
     elif not isinstance(frame := table.obsm[slot], pd.DataFrame):
         raise DataError(f"`.obsm[{slot!r}]` must be a DataFrame with named genes, found {type(frame).__name__}.")
     else:
-        # Columns are called as they can be stored; genes may be called otherwise.
-        named = list(_section.recorded(table, "predict").get(slot, {}).get("genes", frame.columns))
-        x, genes = frame.to_numpy(), pd.Index(named if len(named) == frame.shape[1] else frame.columns, dtype=object)
+        x, genes = frame.to_numpy(), _section.predicted_genes(table, slot)
     result = _score(x, table.obs_names, genes, net=net, method=method, tmin=tmin, verbose=verbose)
     given, target = for_writing(data, table_key, copy=copy)
     key = key_added or (Keys.pathways(slot) if predicted else Keys.related(_MEASURED, "pathways"))
