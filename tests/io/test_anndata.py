@@ -179,6 +179,12 @@ def test_several_sections_go_one_by_one(adata: AnnData, picture: np.ndarray) -> 
     ]
     assert [set(s.images) for s in sections] == [{"a_he"}, {"b_he"}]
     assert list(sections[1].tables["table"].obs_names) == [f"{n}_b" for n in adata.obs_names]
+    # A value may be any text, and elements are called by it.
+    both.obs["scan"] = both.obs["library_id"].astype(str).replace({"a": "scan 1/2"})
+    both.obs["library_id"] = "one"
+    odd = sl.io.from_anndata(both, picture, mpp=2.0, section="scan 1/2", section_key="scan")
+    assert set(odd.images) == {"scan_1_2_he"}
+    both.obs["library_id"] = both.obs_names.str[-1]
     with pytest.raises(sl.DataError, match=r"names 2 sections.*say which with `section=`"):
         sl.io.from_anndata(both, picture, mpp=2.0, section_key="library_id")
     with pytest.raises(sl.MissingKeyError, match="'c' not found"):
