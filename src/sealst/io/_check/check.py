@@ -224,11 +224,14 @@ def _with_picture(data: AnnData, options: dict[str, Any]) -> tuple[SpatialData |
     """Section of an AnnData and its picture; without one what can be said of the table."""
     if "image" not in options:
         return None, list(_bare_table(data))
+    sdata: SpatialData | None = None
+    problems: list[Fact | Problem] = []
     with collected_warnings() as caught:
         try:
-            return from_anndata(data, **options), warnings_as_problems(caught)
+            sdata = from_anndata(data, **options)
         except Exception as error:  # noqa: BLE001 - the report is where any failure belongs
-            return None, [Problem("error", _message(error)), *warnings_as_problems(caught)]
+            problems.append(Problem("error", _message(error)))
+    return sdata, [*problems, *warnings_as_problems(caught)]
 
 
 def _bare_table(table: AnnData) -> Iterator[Fact | Problem]:

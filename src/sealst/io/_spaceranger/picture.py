@@ -83,11 +83,11 @@ def choose_picture(
     if isinstance(opened, SlideImage):
         source = opened.mpp_source or "the image"
         picture = Picture(opened, coordinate_scale, picture.kind, opened.path or path, opened.mpp, source)
-    small = {kind: path for kind in SMALL if (path := outs.find(f"tissue_{kind}_image.png"))}
-    check_size(picture.size, {kind: picture_size(path) for kind, path in small.items()}, factors, coordinate_scale)
+    small = {kind: lies for kind in SMALL if (lies := outs.find(f"tissue_{kind}_image.png"))}
+    check_size(picture.size, {kind: picture_size(lies) for kind, lies in small.items()}, factors, coordinate_scale)
     if small:
-        kind, lies = next(iter(small.items()))
-        check_content(picture.image, lambda: read_picture(lies), kind=kind, section=section)
+        kind, first = next(iter(small.items()))
+        check_content(picture.image, lambda: read_picture(first), kind=kind, section=section)
     return picture
 
 
