@@ -73,7 +73,7 @@ html_show_sourcelink = False
 # The search field of the sidebar is enough.
 html_theme_options = {"show_toc_level": 2, "use_download_button": False, "navbar_persistent": []}
 
-PACKAGES = ("datasets", "io", "models", "pl", "pp", "tl")
+PACKAGES = ("datasets", "get", "io", "models", "pl", "pp", "tl")
 
 
 def public_names() -> dict[str, str]:

@@ -70,6 +70,8 @@ SINGLE: dict[str, Draw] = {
 }
 BASELINE_DPI = 40
 _DPI, _COLOURS = 160, 256
+#: of one picture; one that is larger has fewer colours
+_MOST_BYTES = 200_000
 #: most pixels across; a page shows a picture half as wide
 _MOST_PX = 1500
 
@@ -104,8 +106,11 @@ def main() -> None:
         # Older versions set text otherwise, and are not compared.
         facts = PngInfo()
         facts.add_text("Software", f"matplotlib {mpl.__version__}")
-        small = pixels.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE)
-        small.save(folder / f"{name}.png", optimize=True, pnginfo=facts)
+        for colours in (_COLOURS, _COLOURS // 2, _COLOURS // 4):
+            small = pixels.quantize(colours, Image.Quantize.MAXCOVERAGE)
+            small.save(folder / f"{name}.png", optimize=True, pnginfo=facts)
+            if (folder / f"{name}.png").stat().st_size < _MOST_BYTES:
+                break
 
 
 if __name__ == "__main__":

@@ -196,6 +196,7 @@ def parsed(package: str, name: str) -> list[doctest.Example]:
 
 #: calls of which no example runs here: they read files of platforms, train, or draw what an evaluation found
 WITHOUT_RUN = {
+    *("get.expression", "get.hits", "get.pathways"),
     *("io.Collection", "io.from_spatialdata", "io.read", "io.read_collection", "io.read_hest_bench"),
     *("models.load", "models.load_official", "pp.cache_crops"),
     *("tl.SealIndex", "tl.annotate", "tl.build_index", "tl.evaluate", "tl.finetune", "tl.pathways"),

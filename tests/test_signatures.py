@@ -22,6 +22,7 @@ FIRST = {
     "pp": {"sdata", "data", "sections", "train_sections"},
     "tl": {"sdata", "data", "sections", "bags", "manifest"},
     "pl": {"sdata", "evaluation", "history"},
+    "get": {"data"},
     "io": {"path", "source", "data", "sdata", "bags"},
     "models": {"path", "encoder", "name"},
     "datasets": {"section", "n_sections"},

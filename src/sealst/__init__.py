@@ -24,10 +24,10 @@ from sealst._settings import settings
 from sealst._version import __version__
 
 if TYPE_CHECKING:
-    from sealst import datasets, io, models, pl, pp, tl
+    from sealst import datasets, get, io, models, pl, pp, tl
     from sealst._core.genes.panel import GenePanel
 
-_SUBMODULES = ("datasets", "io", "models", "pl", "pp", "tl")
+_SUBMODULES = ("datasets", "get", "io", "models", "pl", "pp", "tl")
 
 __all__ = [
     "CheckpointError",
@@ -45,6 +45,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "datasets",
+    "get",
     "io",
     "models",
     "pl",

@@ -65,7 +65,8 @@ SECTIONS = {
     `matplotlib.rcParams["savefig.dpi"]` says (`scanpy.set_figure_params(dpi_save=300)` sets it).
 show
     True calls `matplotlib.pyplot.show`; None leaves it to the session (a notebook shows open figures when a cell
-    ends); False closes the figure in pyplot, so that only what is returned shows it.
+    ends, and each once, also where the call is the cell's last line); False closes the figure in pyplot, so that only
+    what is returned shows it.
 
 Returns
 -------

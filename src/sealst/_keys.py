@@ -45,6 +45,8 @@ class Keys:
     COUNTS = "counts"
     LOGNORM = "lognorm"
     CONTEXT = "context"
+    #: what `.X` was in an AnnData whose raw counts were in a layer
+    GIVEN = "X_given"
 
     @staticmethod
     def related(key: str, what: str) -> str:

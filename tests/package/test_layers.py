@@ -25,8 +25,8 @@ from package_source import (
     sealst,
 )
 
-ADAPTERS = ("cli", "datasets", "io", "pl", "pp", "tl")
-WITHOUT_TORCH = ("_section", "datasets", "io", "pl", "pp")
+ADAPTERS = ("cli", "datasets", "get", "io", "pl", "pp", "tl")
+WITHOUT_TORCH = ("_section", "datasets", "get", "io", "pl", "pp")
 TORCH_BASED = ("lightning", "peft", "timm", "torch", "torchvision")
 
 #: from the lowest layer to the highest; base files are the `_*.py` beside `__init__.py`, and the top is the package

@@ -17,7 +17,7 @@ from package_source import ROOT, declared_all, is_type_checking, sealst
 import sealst as sl
 from sealst._keys import Keys
 
-PACKAGES = ("datasets", "io", "models", "pl", "pp", "tl")
+PACKAGES = ("datasets", "get", "io", "models", "pl", "pp", "tl")
 MAX_POSITIONAL = 3
 
 

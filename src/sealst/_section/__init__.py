@@ -35,6 +35,7 @@ from sealst._section.parts import Part, parts_at, parts_of, walk
 from sealst._section.records import record, record_slot, recorded, reliability_of
 from sealst._section.regions import Region, regions_of, row_of, sections_of
 from sealst._section.tables import (
+    ADD_PICTURE,
     Data,
     expression,
     for_writing,
@@ -44,12 +45,15 @@ from sealst._section.tables import (
     needs_pixels,
     patients,
     patients_of,
+    predicted_genes,
     read_h5ad,
+    stored_frame,
     with_table,
 )
 from sealst._section.twins import likeness_of, refuse_twin_folds, refuse_twins
 
 __all__ = [
+    "ADD_PICTURE",
     "Data",
     "PairedTable",
     "Part",
@@ -80,6 +84,7 @@ __all__ = [
     "parts_of",
     "patients",
     "patients_of",
+    "predicted_genes",
     "read_h5ad",
     "record",
     "record_slot",
@@ -95,6 +100,7 @@ __all__ = [
     "spot_centres",
     "spot_table",
     "stated_scales",
+    "stored_frame",
     "unchanged_regions",
     "walk",
     "with_table",

@@ -22,6 +22,10 @@ from sealst._validate import check_key, listed, patient_text
 Data: TypeAlias = SpatialData | AnnData
 
 
+#: what to do with an AnnData where pixels are asked for
+ADD_PICTURE = "An AnnData of your own gets its picture by `sdata = sl.io.from_anndata(adata, 'slide.tif', mpp=...)`."
+
+
 def get_table(data: Data, table_key: str = Keys.TABLE) -> AnnData:
     """Return the table of a SpatialData, or the AnnData itself."""
     if isinstance(data, AnnData):
@@ -51,7 +55,7 @@ def needs_pixels(sdata: Any) -> None:
     """Raise unless the first argument is one section with its images."""
     if isinstance(sdata, SpatialData):
         return
-    hint = "The picture is needed: pass the SpatialData, not its table."
+    hint = f"The picture is needed: pass the SpatialData, not its table. {ADD_PICTURE}"
     if not isinstance(sdata, AnnData):
         hint = "Several sections go one by one: `for sdata in sections: ...`, or `sections.apply(function)`."
     raise TypeError(f"Expected a SpatialData, found {type(sdata).__name__}. {hint}")
@@ -70,6 +74,26 @@ def lognorm(table: AnnData, layer: str = Keys.LOGNORM) -> Any:
             "Run `sl.pp.normalize(sdata)` first (with `context=True` if it ran without context)."
         )
     return table.layers[layer]
+
+
+def stored_frame(table: AnnData, key: str, call: str) -> pd.DataFrame:
+    """Return a DataFrame from ``.obsm`` that an earlier call wrote."""
+    if key not in table.obsm:
+        raise OrderError(f"{key!r} not found in `.obsm`; found: {listed(table.obsm)}. Run `{call}` first.")
+    frame = table.obsm[key]
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(
+            f"`.obsm[{key!r}]` must be a DataFrame with named columns, found {type(frame).__name__}. "
+            f"Run `{call}` again."
+        )
+    return frame
+
+
+def predicted_genes(table: AnnData, key: str) -> pd.Index:
+    """Genes of a slot of predictions, in its order: its columns are called as they can be stored, genes as they are."""
+    columns = table.obsm[key].columns
+    named = recorded(table, "predict").get(key, {}).get("genes", columns)
+    return pd.Index(np.asarray(named if len(named) == len(columns) else columns, dtype=object))
 
 
 def target_sum(table: AnnData) -> float | None:

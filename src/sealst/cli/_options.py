@@ -45,7 +45,7 @@ scale_options = options_of("pp.pair_crops", "mpp", "pitch_um", "spot_um", "image
 net_help = "Gene sets: a .gmt, .csv or .tsv file, or hallmark, progeny, collectri, dorothea (downloaded)."
 
 
-_FORMATS = ["visium", "visium_hd", "xenium", "hest", "st", "wsi", "zarr"]
+_FORMATS = ["visium", "visium_hd", "xenium", "hest", "h5ad", "st", "wsi", "zarr"]
 format_option = options_of(
     "io.read", format={"type": click.Choice(_FORMATS), "help": "Format; by default what is recognised."}
 )

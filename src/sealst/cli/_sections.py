@@ -61,7 +61,10 @@ def open_sections(paths: Sequence[Path]) -> Collection:
             raise DataError(f"{str(several[0])!r} lists several sections by itself; give it alone, or give stores.")
         return read_collection(paths[0])
     if tables := [p.name for p in paths if p.suffix == H5AD]:
-        raise DataError(f"{listed(tables)}: a table has no pictures, which this command needs; give zarr stores.")
+        raise DataError(
+            f"{listed(tables)}: a table has no pictures, which this command needs; give zarr stores. `sealst prepare "
+            f"{tables[0]} --image PICTURE --mpp UM --out STORE` makes one of a table and its picture."
+        )
     return Collection(list(paths))
 
 

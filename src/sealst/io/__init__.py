@@ -4,6 +4,7 @@ from sealst._data.bags.bags import Bag, Bags
 from sealst._section.arrays import from_arrays
 from sealst._section.pyramid import SlideImage
 from sealst._system.refusals import word_refusals
+from sealst.io._anndata import from_anndata
 from sealst.io._bags.readers import read_bags
 from sealst.io._bags.slide import read_slide
 from sealst.io._bags.trident import write_trident
@@ -31,6 +32,7 @@ __all__ = [
     "Problem",
     "SlideImage",
     "check",
+    "from_anndata",
     "from_arrays",
     "from_spatialdata",
     "open_image",

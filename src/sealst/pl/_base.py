@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -13,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib._pylab_helpers import Gcf
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -41,6 +44,8 @@ FREE = ("#999933", "#44AA99", BLACK, "#AA4499", "#117733", "#DDCC77", "#661100",
 RISK_COLOURS = (ORANGE, "#44AA99")
 _MORE = ("#332288", "#88CCEE", "#CC6677", GREY, "#DDAA33")
 
+#: measured minus predicted, apart from blue to yellow of the values and from the pink of H&E
+RESIDUAL_CMAP = "PuOr_r"
 #: unit of the expression layers and of predictions
 EXPRESSION_UNIT = "log1p CP10k"
 
@@ -52,6 +57,52 @@ def check_save(save: str | Path | None) -> None:
     known = sorted(Figure().canvas.get_supported_filetypes())
     if Path(save).suffix.lstrip(".").lower() not in known:
         raise DataError(f"`save` must end in a picture format ({listed(known, 20)}), found {str(save)!r}.")
+
+
+#: parts of the names of pyplot's backends that show every open figure in a notebook by themselves
+_NOTEBOOKS = ("inline", "ipympl", "widget", "nbagg")
+
+
+class ShownOnce(Figure):
+    """A figure that a notebook shows once.
+
+    pyplot shows the figures that are open when a cell ends, and the notebook what stands in the cell's last line, which
+    may be one of them. Assigned to a figure as its class; all else is that of any figure.
+    """
+
+    #: the cell that `matplotlib.pyplot.show` was called in
+    shown_in: int | None = None
+
+    def _ipython_display_(self) -> None:
+        is_open = any(manager.canvas.figure is self for manager in Gcf.get_all_fig_managers())
+        shown = is_open or (self.shown_in is not None and self.shown_in == current_cell())
+        if shown and in_notebook() and is_result():
+            return
+        # IPython then shows it as any other figure.
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace(type(self).__name__, Figure.__name__, 1)
+
+
+def in_notebook() -> bool:
+    """Whether pyplot's backend is one that shows open figures in a notebook."""
+    return any(name in plt.get_backend().lower() for name in _NOTEBOOKS)
+
+
+def is_result() -> bool:
+    """Whether IPython shows what stands in a cell's last line, and not what pyplot or a call hands it."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__") != "IPython.core.displayhook":
+        frame = frame.f_back
+    return frame is not None
+
+
+def current_cell() -> int | None:
+    """Number of the cell that IPython runs; None outside of it."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return None if shell is None else int(shell.execution_count)
 
 
 def finish(figure: Figure, ax: Axes | None, save: str | Path | None, show: bool | None) -> Figure | Axes:
@@ -66,8 +117,12 @@ def finish(figure: Figure, ax: Axes | None, save: str | Path | None, show: bool 
         asked = plt.rcParams["savefig.dpi"]
         with complete_file(path) as part:
             figure.savefig(part, dpi=SAVE_DPI if asked == "figure" else asked, bbox_inches="tight", facecolor="white")
+    if ax is None:
+        figure.__class__ = ShownOnce
     if show:
         plt.show()
+        if isinstance(figure, ShownOnce):
+            figure.shown_in = current_cell()
     elif show is not None and ax is None:
         plt.close(figure)
     return figure if ax is None else ax
@@ -124,8 +179,8 @@ def require_spatialdata(data: object) -> None:
     """Raise unless the H&E can be read."""
     if not isinstance(data, SpatialData):
         raise TypeError(
-            f"Expected a SpatialData, which holds the H&E, found {type(data).__name__}. A table alone plots with "
-            '`sc.pl.embedding(adata, basis="X_seal")` or `sq.pl.spatial_scatter(adata)`.'
+            f"Expected a SpatialData, which holds the H&E, found {type(data).__name__}. {_section.ADD_PICTURE} A table "
+            'alone plots with `sc.pl.embedding(adata, basis="X_seal")` or `sq.pl.spatial_scatter(adata)`.'
         )
 
 
@@ -145,19 +200,6 @@ def one_region(table: AnnData, region: str | None) -> Region:
             "Name one with `region=`."
         )
     return found[0]
-
-
-def stored_frame(table: AnnData, key: str, call: str) -> pd.DataFrame:
-    """Return a DataFrame from ``.obsm`` that an earlier call wrote."""
-    if key not in table.obsm:
-        raise OrderError(f"{key!r} not found in `.obsm`; found: {listed(table.obsm)}. Run `{call}` first.")
-    frame = table.obsm[key]
-    if not isinstance(frame, pd.DataFrame):
-        raise DataError(
-            f"`.obsm[{key!r}]` must be a DataFrame with named columns, found {type(frame).__name__}. "
-            f"Run `{call}` again."
-        )
-    return frame
 
 
 def stored_column(table: AnnData, key: str, call: str) -> np.ndarray:
@@ -301,6 +343,8 @@ _METRICS = {
     "section_r2": "R² between sections",
     "moran_agreement": "Agreement of Moran's I",
     "residual_moran": "Moran's I of residuals",
+    "pearson_difference": "Gain in Pearson r over frozen",
+    "lost_genes": "Share of genes worse than frozen",
     "calibration_slope": "Calibration slope",
 }
 

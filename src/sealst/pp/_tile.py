@@ -159,8 +159,7 @@ def tile(
 
 
 def _find_image(sdata: SpatialData, image_key: str | None) -> str:
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(f"Expected a SpatialData, found {type(sdata).__name__}.")
+    _section.needs_pixels(sdata)
     images = list(sdata.images)
     if image_key is not None:
         check_key(images, image_key, where="`sdata.images`", hint="Name one of them with `image_key=`.")

@@ -12,7 +12,6 @@ import tifffile
 from spatialdata.transformations import Identity, Scale, set_transformation
 
 import sealst as sl
-from sealst.io._check import check as _check
 from sealst.io._stores import formats as _formats
 
 
@@ -286,7 +285,6 @@ def test_readers_take_the_options_of_the_check(tmp_path, monkeypatch):
 
     formats = {name: _formats.Format(name, lambda path: True, read, name, "") for name in ("x", "y")}
     monkeypatch.setattr(_formats, "FORMATS", formats)
-    monkeypatch.setattr(_check, "FORMATS", formats | {"hest": formats["x"]})
     assert "Name one with `format=`" in texts(sl.io.check(tmp_path))[0]
     assert sl.io.check(tmp_path, format="y", counts="raw", sample="A1", mpp=0.5).format == "y (y)"
     assert asked == {"counts": "raw", "sample": "A1", "mpp": 0.5}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -28,7 +30,7 @@ def results() -> pd.DataFrame:
 
 
 def test_a_panel_per_metric_and_gene_set_with_bars_at_their_values(results):
-    axes = sl.pl.evaluation(results).axes
+    axes = sl.pl.evaluation(results, metrics="all").axes
     assert [ax.get_title() for ax in axes] == ["Pearson r, hvg50", "Pearson r, heg50", "Recall at 10"]
     heights = {c.get_label(): [bar.get_height() for bar in c] for c in axes[0].containers if hasattr(c, "patches")}
     assert heights == {
@@ -42,7 +44,7 @@ def test_a_panel_per_metric_and_gene_set_with_bars_at_their_values(results):
 
 
 def test_error_bars_span_low_to_high(results):
-    ax = sl.pl.evaluation(results).axes[0]
+    ax = sl.pl.evaluation(results, metrics="all").axes[0]
     bars = [c for c in ax.containers if hasattr(c, "patches")]
     (lines,) = bars[1].errorbar.lines[2]
     ends = np.array([segment[:, 1] for segment in lines.get_segments()])
@@ -50,14 +52,14 @@ def test_error_bars_span_low_to_high(results):
 
 
 def test_bars_of_a_section_stand_together_without_overlap(results):
-    ax = sl.pl.evaluation(results).axes[0]
+    ax = sl.pl.evaluation(results, metrics="all").axes[0]
     bars = sorted((b.get_x(), b.get_x() + b.get_width()) for c in ax.containers if hasattr(c, "patches") for b in c)
     assert all(right <= left for (_, right), (left, _) in zip(bars, bars[1:], strict=False))
     assert all(round((a + b) / 2) == i // 3 for i, (a, b) in enumerate(bars))
 
 
 def test_chance_is_marked_and_the_legend_names_everything_once(results):
-    figure = sl.pl.evaluation(results)
+    figure = sl.pl.evaluation(results, metrics="all")
     (chance,) = [c for c in figure.axes[2].collections if c.get_label() == "chance"]
     np.testing.assert_allclose([s[0, 1] for s in chance.get_segments()], [0.05, 0.05])
     (legend,) = figure.legends
@@ -71,7 +73,7 @@ def test_without_intervals_there_are_no_error_bars(results):
 
 def test_section_that_lacks_a_method_leaves_a_gap(results):
     fewer = results.drop(results.index[(results["section"] == "C2") & (results["method"] == "frozen + ridge")])
-    ax = sl.pl.evaluation(fewer).axes[0]
+    ax = sl.pl.evaluation(fewer, metrics="all").axes[0]
     frozen = next(c for c in ax.containers if c.get_label() == "frozen + ridge")
     assert frozen[0].get_height() == pytest.approx(0.2)
     assert np.isnan(frozen[1].get_height())
@@ -116,7 +118,7 @@ def test_the_row_of_all_folds_is_the_bar_and_its_folds_are_dots(by):
     common = {"section": "", "method": "adapted + ridge", "genes": "hvg50", "metric": "pearson_difference"}
     values = {"A": (0.1, 0.0, 0.2), "B": (0.4, 0.3, 0.5), "": (0.16, 0.1, 0.3)}
     rows = [common | {"fold": f, "value": v, "low": low, "high": high} for f, (v, low, high) in values.items()]
-    ax = sl.pl.evaluation(pd.DataFrame(rows), by=by).axes[0]
+    ax = sl.pl.evaluation(pd.DataFrame(rows), metrics="all", by=by).axes[0]
     bar = bar_of(ax, "adapted + ridge")
     assert [b.get_height() for b in bar] == [0.16]
     (lines,) = bar.errorbar.lines[2]
@@ -203,3 +205,74 @@ def test_unknown_sections_methods_and_groups_are_refused(evaluation):
         sl.pl.evaluation(evaluation, by="patient")
     with pytest.raises(sl.DataError, match="bars have several values"):
         sl.pl.evaluation(pd.concat([evaluation.table, evaluation.table.iloc[:1]]))
+
+
+# -- the four panels --------------------------------------------------------------------------------------------------
+def with_gain(evaluation):
+    """The evaluation with the gain over the frozen encoder, over all folds and in each."""
+    gains = {"adapted + ridge": 0.08, "seal head": 0.03, "colour + ridge": -0.2, "mean": -0.4}
+    common = {"seed": 0, "section": "", "patient": "", "metric": "pearson_difference"}
+    rows = [
+        common | {"fold": fold, "method": m, "genes": g, "value": v + d, "low": v - 0.02, "high": v + 0.02}
+        for m, v in gains.items()
+        for g in ("hvg10", "heg10")
+        for fold, d in (("0", -0.01), ("1", 0.01), ("", 0.0))
+    ]
+    return dataclasses.replace(evaluation, table=pd.concat([evaluation.table, pd.DataFrame(rows)]))
+
+
+def test_by_default_four_panels_answer_the_question(evaluation):
+    figure = sl.pl.evaluation(with_gain(evaluation))
+    gain, recall, calibration, lost = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == [
+        "Gain in Pearson r over frozen",
+        "Recall at 10",
+        "Calibration slope",
+        "Share of genes worse than frozen",
+    ]
+    # The training mean, far below all else, would make the gain too small to see.
+    assert "mean" not in gain.get_legend_handles_labels()[1]
+    # Groups are gene sets.
+    assert [t.get_text() for t in gain.get_xticklabels()] == ["hvg10", "heg10"]
+    assert [bar.get_height() for bar in bar_of(gain, "adapted + ridge")] == pytest.approx([0.08, 0.08])
+    assert set(recall.get_legend_handles_labels()[1]) >= {"adapted", "frozen", "chance"}
+    assert [t.get_text() for t in calibration.get_xticklabels()] == ["hvg10", "heg10"]
+    # The share, computed otherwise.
+    genes = evaluation.genes[evaluation.genes["section"] != ""]
+    frozen, adapted = (
+        genes[genes["method"] == m].set_index(["fold", "seed", "section", "gene"])["pearson"]
+        for m in ("frozen + ridge", "adapted + ridge")
+    )
+    (bar,) = bar_of(lost, "adapted + ridge")
+    assert bar.get_height() == pytest.approx(float((adapted.loc[frozen.index] < frozen).mean()))
+    # All the rest is there for the asking, and one panel too.
+    every = sl.pl.evaluation(with_gain(evaluation), metrics="all")
+    assert len(every.axes) > 20
+    assert [ax.get_title() for ax in sl.pl.evaluation(evaluation, metrics="R@10").axes] == ["Recall at 10"]
+
+
+def test_what_was_not_evaluated_is_left_out_of_the_four(evaluation, results):
+    # A frozen encoder alone gains nothing: the correlation itself stands in the place of the gain.
+    alone = with_gain(evaluation)
+    alone = dataclasses.replace(
+        alone,
+        table=alone.table[alone.table["method"].isin(["frozen + ridge", "colour + ridge", "mean"])],
+        genes=alone.genes.iloc[:0],
+    )
+    titles = [ax.get_title() for ax in sl.pl.evaluation(alone).axes]
+    assert titles == ["Pearson r", "Recall at 10", "Calibration slope"]
+    # Of a table there are no single genes.
+    assert [ax.get_title() for ax in sl.pl.evaluation(results).axes] == ["Pearson r", "Recall at 10"]
+    other = results.assign(metric="auc")
+    assert [ax.get_title() for ax in sl.pl.evaluation(other).axes] == ["Auc, hvg50", "Auc, heg50", "Auc"]
+
+
+def test_a_method_has_one_colour_in_every_figure():
+    from sealst.pl._evaluation.methods import colours_of
+
+    both = colours_of(["mine", "frozen + ridge", "other"])
+    assert colours_of(["other"])["other"] == both["other"]
+    assert colours_of(["other", "adapted", "mine"])["mine"] == both["mine"]
+    assert len(set(both.values())) == 3
+    many = colours_of([f"baseline {i}" for i in range(8)])
+    assert len(set(many.values())) == 8

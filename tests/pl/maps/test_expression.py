@@ -60,7 +60,7 @@ def test_spots_without_a_prediction_stay_hollow(filled, spots_of):
 
 
 def test_shared_scale_is_one_scale_and_own_is_two(filled, spots_of):
-    shared = [spots_of(ax).get_clim() for ax in sl.pl.expression(filled, "EPCAM").axes]
+    shared = [spots_of(ax).get_clim() for ax in sl.pl.expression(filled, "EPCAM", scale="shared").axes]
     assert shared[0] == shared[1]
     table = filled.tables["table"]
     pooled = np.concatenate([table.to_df("lognorm")["EPCAM"], table.obsm["seal_expression"]["EPCAM"].dropna()])
@@ -74,12 +74,31 @@ def test_one_colour_bar_per_scale(filled):
     def bars(figure: Figure) -> list[str]:
         return [child.get_ylabel() for ax in figure.axes for child in ax.child_axes]
 
-    assert bars(sl.pl.expression(filled, "EPCAM")) == ["log1p CP10k"]
-    assert bars(sl.pl.expression(filled, "EPCAM", scale="own")) == ["log1p CP10k"] * 2
-    assert bars(sl.pl.expression(filled, "EPCAM", maps=["measured", "predicted", "residual"])) == [
-        "log1p CP10k",
-        "measured − predicted",
-    ]
+    one = "log1p CP10k, one scale for both"
+    assert bars(sl.pl.expression(filled, "EPCAM", scale="shared")) == [one]
+    assert bars(sl.pl.expression(filled, "EPCAM", scale="own")) == ["log1p CP10k, own scale"] * 2
+    maps = ["measured", "predicted", "residual"]
+    assert bars(sl.pl.expression(filled, "EPCAM", maps=maps, scale="shared")) == [one, "measured − predicted"]
+    # A map alone has nothing to share colours with.
+    assert bars(sl.pl.expression(filled, "EPCAM", maps="predicted")) == ["log1p CP10k"]
+
+
+@pytest.mark.parametrize(
+    ("shift", "factor", "said"), [(0, 1, "one scale for both"), (0, 0.6, "one scale for both"), (5, 1, "own scale")]
+)
+def test_the_scale_is_shared_where_both_ranges_overlap(filled, spots_of, shift, factor, said):
+    table = filled.tables["table"]
+    measured = table.to_df("lognorm")[["EPCAM"]].astype(float)
+    table.obsm["seal_expression"] = shift + measured.mean() + factor * (measured - measured.mean())
+    axes = sl.pl.expression(filled, "EPCAM").axes
+    limits = [spots_of(ax).get_clim() for ax in axes]
+    bars = [child.get_ylabel() for ax in axes for child in ax.child_axes]
+    assert set(bars) == {f"log1p CP10k, {said}"}
+    assert (limits[0] == limits[1]) == (said == "one scale for both")
+    # No map is of one colour.
+    for ax, (low, high) in zip(axes, limits, strict=True):
+        values = spots_of(ax).get_array()
+        assert np.ptp(np.clip(values, low, high)) > 0.5 * (high - low)
 
 
 def test_residual_is_measured_minus_predicted_around_zero(filled, spots_of):
@@ -91,7 +110,7 @@ def test_residual_is_measured_minus_predicted_around_zero(filled, spots_of):
     np.testing.assert_allclose(residual.get_array().filled(np.nan), expected, rtol=1e-5)
     low, high = residual.get_clim()
     assert low == -high
-    assert residual.get_cmap().name == "RdBu_r"
+    assert residual.get_cmap().name == "PuOr_r"
 
 
 def test_gene_in_one_source_only_leaves_an_empty_map(filled):
@@ -100,8 +119,15 @@ def test_gene_in_one_source_only_leaves_an_empty_map(filled):
     assert [t.get_text() for t in figure.axes[1].texts] == ["not predicted"]
 
 
-def test_case_of_the_gene_does_not_matter(filled):
-    assert len(sl.pl.expression(filled, "epcam").axes) == 2
+def test_genes_are_found_in_any_case_spelled_as_stored_and_in_the_order_asked(filled):
+    titles = _titles(sl.pl.expression(filled, ["vim", "Epcam"]))
+    assert [title.split(",")[0] for title in titles] == ["VIM", "VIM", "EPCAM", "EPCAM"]
+    # A column on disk may not be called as the gene is.
+    table = filled.tables["table"]
+    frame = table.obsm["seal_expression"][["VIM"]].set_axis(["IG_V"], axis=1)
+    table.obsm["seal_expression"] = frame
+    table.uns["sealst"] = {**table.uns["sealst"], "predict": {"seal_expression": {"genes": np.array(["IG/V"])}}}
+    assert _titles(sl.pl.expression(filled, "ig/v", maps="predicted")) == ["IG/V, predicted"]
 
 
 def test_constant_gene_has_no_correlation(filled):
@@ -188,7 +214,8 @@ def test_no_layer_is_x(filled, spots_of):
     raw = np.asarray(table[:, "EPCAM"].X.todense()).ravel()
     np.testing.assert_allclose(spots_of(ax).get_array().filled(np.nan), raw, rtol=1e-5)
     with pytest.raises(sl.DataError, match=r"Measured values in `\.X` are not in the unit of predictions"):
-        sl.pl.expression(filled, "EPCAM", layer=None)
+        sl.pl.expression(filled, "EPCAM", layer=None, scale="shared")
+    assert len(sl.pl.expression(filled, "EPCAM", layer=None).axes) == 2
     (alone,) = sl.pl.expression(filled, "EPCAM", maps="residual").axes[:1]
     assert alone.get_title() == "EPCAM, residual"
     with pytest.raises(sl.DataError, match="`maps` must be one of 'measured', 'predicted', 'residual'"):
@@ -212,12 +239,12 @@ def test_missing_slots_name_the_call_to_run(toy_section, filled):
 
 
 def test_bad_options_raise(filled):
-    with pytest.raises(sl.DataError, match="`scale` must be one of 'shared', 'own'"):
+    with pytest.raises(sl.DataError, match="`scale` must be one of 'auto', 'shared', 'own'"):
         sl.pl.expression(filled, "EPCAM", scale="both")
     with pytest.raises(sl.DataError, match="`percentiles` must be two rising numbers"):
         sl.pl.expression(filled, "EPCAM", percentiles=(99, 1))
     with pytest.raises(sl.DataError, match="Measured values in layer 'counts' are not in the unit of predictions"):
-        sl.pl.expression(filled, "EPCAM", layer="counts")
+        sl.pl.expression(filled, "EPCAM", layer="counts", scale="shared")
     with pytest.raises(TypeError, match="Expected a SpatialData, which holds the H&E, found AnnData"):
         sl.pl.expression(filled.tables["table"], "EPCAM")
     assert len(sl.pl.expression(filled, "EPCAM", layer="counts", scale="own").axes) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import numpy as np
 import pandas as pd
+from anndata import AnnData
 from spatialdata import SpatialData
 
 from sealst import _section
@@ -19,11 +21,13 @@ from sealst._docs import documented
 from sealst._errors import DataError, SealstError
 from sealst._files import expanded
 from sealst._keys import Keys
+from sealst._section.pyramid import SlideImage
 from sealst._validate import listed
+from sealst.io._anndata import from_anndata
 from sealst.io._check import section_rules as _check_rules
 from sealst.io._check import table_rules as _check_table
 from sealst.io._check.subject import Fact, Options, Problem, Subject, collected_warnings, warnings_as_problems
-from sealst.io._stores.formats import FORMATS, format_of
+from sealst.io._stores.formats import format_of
 from sealst.io._stores.saving import is_unfinished
 from sealst.io._stores.store import read_checked
 
@@ -96,7 +100,7 @@ class CheckReport:
 
 @documented
 def check(
-    data: SpatialData | str | PathLike[str],
+    data: SpatialData | AnnData | str | PathLike[str],
     *,
     region: str | None = None,
     image_key: str | None = None,
@@ -105,7 +109,7 @@ def check(
     pitch_um: float | None = None,
     spot_um: float | None = None,
     table_key: str = Keys.TABLE,
-    image: str | PathLike[str] | None = None,
+    image: str | PathLike[str] | np.ndarray | SlideImage | None = None,
     format: str | None = None,
     **options: Any,
 ) -> CheckReport:
@@ -118,17 +122,18 @@ def check(
     Parameters
     ----------
     data
-        SpatialData, or a folder or file that `sealst.io.read` reads.
+        SpatialData, or a folder or file that `sealst.io.read` reads. Of an AnnData the table is looked at; with
+        `image` it is checked as the section that `sealst.io.from_anndata` would make of both.
     region
         Region of the table; by default all.
     image_key, coordinate_system, mpp, pitch_um, spot_um
         As they would be passed to `sealst.pp.pair_crops`.
     %(table_key)s
     image
-        Full-resolution image, passed on to the reader of a folder where it lies elsewhere.
+        Full-resolution image of an AnnData, or passed on to the reader of a folder where it lies elsewhere.
     format, options
         As they would be passed to `sealst.io.read`: the format where several fit, and further arguments of the reader,
-        such as ``counts="raw"``, ``sample="A1"`` or ``bin_um=16``.
+        such as ``counts="raw"``, ``sample="A1"``, ``bin_um=16``, or ``layer="counts"`` for an AnnData.
 
     Returns
     -------
@@ -157,7 +162,12 @@ def check(
 
     target, kind = "SpatialData", "SpatialData"
     sdata = data if isinstance(data, SpatialData) else None
-    if sdata is None:
+    if isinstance(data, AnnData):
+        target = kind = "AnnData"
+        stated = {"image": image, "mpp": mpp, "pitch_um": pitch_um, "spot_um": spot_um}
+        sdata, found = _with_picture(data, {n: v for n, v in stated.items() if v is not None} | options)
+        note(found)
+    elif sdata is None:
         target = str(data)
         reading = options | {name: value for name, value in {"mpp": mpp, "image": image}.items() if value is not None}
         kind, sdata, found = _open(Path(data), format, reading, options)
@@ -193,9 +203,10 @@ def _open(
     with collected_warnings() as caught:
         try:
             path = expanded(path)
-            if path.suffix == ".h5ad" and path.is_file() and not FORMATS["hest"].recognises(path):
-                return "AnnData (anndata.read_h5ad)", None, list(_bare_table(path))
             found = format_of(path, format)
+            if found.name == "h5ad" and "image" not in reading:
+                with closing((table := ad.read_h5ad(path, backed="r")).file):
+                    return "AnnData (anndata.read_h5ad)", None, list(_bare_table(table))
             kind = f"{found.name} ({found.reader})"
             if found.name == "zarr":
                 # As it is: `sl.io.read` would finish a save that was cut off. Its scale is compared with `mpp` later.
@@ -209,19 +220,39 @@ def _open(
     return kind, sdata, [*problems, *warnings_as_problems(caught)]
 
 
-def _bare_table(path: Path) -> Iterator[Fact | Problem]:
-    """Findings about a table in a file of its own, as `--out` of the commands writes it."""
-    table = ad.read_h5ad(path, backed="r")
-    with closing(table.file):
-        slots = listed(table.obsm).replace("'", "")
-        yield Fact("table", "spots", table.n_obs)
-        yield Fact("table", "slots in .obsm", slots)
-        yield from _findings(_check_table.genes, Subject(SpatialData(), table, _section.regions_of(table)[0]))
+def _with_picture(data: AnnData, options: dict[str, Any]) -> tuple[SpatialData | None, list[Fact | Problem]]:
+    """Section of an AnnData and its picture; without one what can be said of the table."""
+    if "image" not in options:
+        return None, list(_bare_table(data))
+    sdata: SpatialData | None = None
+    problems: list[Fact | Problem] = []
+    with collected_warnings() as caught:
+        try:
+            sdata = from_anndata(data, **options)
+        except Exception as error:  # noqa: BLE001 - the report is where any failure belongs
+            problems.append(Problem("error", _message(error)))
+    return sdata, [*problems, *warnings_as_problems(caught)]
+
+
+def _bare_table(table: AnnData) -> Iterator[Fact | Problem]:
+    """Findings about a table of its own, as analyses and `--out` of the commands leave it."""
+    yield Fact("table", "spots", table.n_obs)
+    yield Fact("table", "slots in .obsm", listed(table.obsm).replace("'", ""))
+    subject = Subject(SpatialData(), table, _section.regions_of(table)[0])
+    for rule in (_check_table.genes,) if table.isbacked else (_check_table.genes, _check_table.counts):
+        yield from _findings(rule, subject)
+    spatial = table.uns.get("spatial")
+    if isinstance(spatial, Mapping) and spatial:
+        yield Fact("table", "pictures in .uns['spatial']", listed(spatial).replace("'", ""))
+    lacks = "" if Keys.SPATIAL in table.obsm else (
+        " First add the centres of the spots in pixels of the picture: `adata.obsm['spatial']`."
+    )  # fmt: skip
     yield Problem(
         "warning",
-        "This is a table without a picture. It goes on with what it holds: `sl.tl.pathways`, `sl.tl.build_index` and "
-        "`sl.tl.retrieve` take it, as do `sealst pathways`, `index` and `retrieve`. Crops, training, embedding and "
-        "prediction need the section itself, such as a SpatialData zarr store.",
+        f"This is a table without a picture. {_section.ADD_PICTURE}{lacks} `sl.io.check(adata, image=..., mpp=...)` "
+        "says beforehand what would go wrong. Without one it goes on with what it holds: `sl.tl.pathways`, "
+        "`sl.tl.build_index` and `sl.tl.retrieve` take it, as do `sealst pathways`, `index` and `retrieve`; crops, "
+        "training, embedding and prediction need the picture.",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -83,8 +83,11 @@ def choose_picture(
     if isinstance(opened, SlideImage):
         source = opened.mpp_source or "the image"
         picture = Picture(opened, coordinate_scale, picture.kind, opened.path or path, opened.mpp, source)
-    _check_size(picture.size, outs, factors, coordinate_scale)
-    _check_content(picture.image, outs, section)
+    small = {kind: lies for kind in SMALL if (lies := outs.find(f"tissue_{kind}_image.png"))}
+    check_size(picture.size, {kind: picture_size(lies) for kind, lies in small.items()}, factors, coordinate_scale)
+    if small:
+        kind, first = next(iter(small.items()))
+        check_content(picture.image, lambda: read_picture(first), kind=kind, section=section)
     return picture
 
 
@@ -118,9 +121,13 @@ def _small_picture(outs: Outs, factors: Mapping[str, float], section: str) -> Pi
     )
 
 
-def _check_size(size: tuple[int, int], outs: Outs, factors: Mapping[str, float], coordinate_scale: float) -> None:
-    """Refuse a picture that is not the one Space Ranger saw, as far as the small pictures tell its size."""
-    small = {k: picture_size(p) for k in SMALL if (p := outs.find(f"tissue_{k}_image.png"))}
+def check_size(
+    size: tuple[int, int], small: Mapping[str, tuple[int, int]], factors: Mapping[str, float], coordinate_scale: float
+) -> None:
+    """Refuse a picture that is not the one Space Ranger saw, as far as the sizes of its small pictures tell.
+
+    All sizes are (width, height); `factors` are those of ``scalefactors_json.json``.
+    """
     known = [(k, factors[f"tissue_{k}_scalef"]) for k in small if f"tissue_{k}_scalef" in factors]
     full = None
     if known:
@@ -153,25 +160,26 @@ def _check_size(size: tuple[int, int], outs: Outs, factors: Mapping[str, float],
     raise ScaleError(f"{expected}: it is another picture, or was cut. Pass the original given to Space Ranger.")
 
 
-def _check_content(image: np.ndarray | SlideImage, outs: Outs, section: str) -> None:
+def check_content(
+    image: np.ndarray | SlideImage, read_small: Callable[[], np.ndarray], *, kind: str, section: str
+) -> None:
     """Compare a picture with Space Ranger's small one: refuse it turned, warn where it shows something else."""
-    path = next((p for kind in SMALL if (p := outs.find(f"tissue_{kind}_image.png"))), None)
     own = _grey(image)
-    if path is None or own is None:
+    if own is None:
         return
-    small = _grey(read_picture(path))
+    small = _grey(read_small())
     if small is None or min(own.std(), small.std()) < _FLAT:
         return
     found = likeness(small, own)
     same, best = found["as it is"], max(found, key=lambda turn: found[turn])
     if found[best] > max(_SURE, same + _CLEARLY):
         raise DataError(
-            f"{section}: `image` is {best}, compared with Space Ranger's {path.name} (correlation {found[best]:.2f}, "
-            f"and {same:.2f} as it is). Pass the original given to Space Ranger."
+            f"{section}: `image` is {best}, compared with Space Ranger's {kind} picture (correlation "
+            f"{found[best]:.2f}, and {same:.2f} as it is). Pass the original given to Space Ranger."
         )
     if same < _UNLIKE:
         warn(
-            f"{section}: `image` hardly resembles Space Ranger's {path.name} (correlation {same:.2f}). Is it the "
+            f"{section}: `image` hardly resembles Space Ranger's {kind} picture (correlation {same:.2f}). Is it the "
             "picture of another section?"
         )
 
@@ -206,11 +214,15 @@ def check_picture(picture: Picture, xy: np.ndarray, *, mpp: float, section: str)
     outside = ((xy < 0) | (xy > [width, height])).any(1)
     if outside.mean() > _MAX_OUTSIDE:
         low, high = xy.min(0), xy.max(0)
+        crossed = (
+            "" if (high > [height, width]).any() or (low < 0).any() else " With x and y interchanged all lie inside."
+        )
         raise ScaleError(
             f"{section}: {outside.sum()} of {len(xy)} spots lie outside the image: they span x {low[0]:.0f} to "
             f"{high[0]:.0f} and y {low[1]:.0f} to {high[1]:.0f}, the image is {width} x {height} pixels (width x "
-            "height). The coordinates count pixels of the picture given to Space Ranger; pass that one, or "
-            "`coordinate_scale=` (width of `image` divided by the original's) where it was resized."
+            f"height).{crossed} The coordinates count pixels of the full-resolution picture (that given to Space "
+            "Ranger); pass that one, or `coordinate_scale=` (width of `image` divided by the original's) where it was "
+            "resized."
         )
     if picture.kind in SMALL:
         warn(

@@ -13,6 +13,7 @@ from spatialdata import SpatialData
 from sealst._errors import DataError
 from sealst._files import absolute, is_store, put_back, visible
 from sealst._validate import check_choice, listed
+from sealst.io._anndata import read_h5ad_with_image
 from sealst.io._hest import samples as _hest
 from sealst.io._images import wsi as _wsi
 from sealst.io._spaceranger import visium as _visium
@@ -50,11 +51,11 @@ def read(path: str | PathLike[str], *, format: str | None = None, **options: Any
     ----------
     path
         Folder or file with one section: the output of Space Ranger (Visium, Visium HD) or of the Xenium analyzer, a
-        section of HEST-1k, a folder of the legacy Spatial Transcriptomics array, a slide image, or a SpatialData zarr
-        store.
+        section of HEST-1k, a folder of the legacy Spatial Transcriptomics array, a slide image, an AnnData (h5ad, with
+        ``image=``), or a SpatialData zarr store.
     format
-        ``"visium"``, ``"visium_hd"``, ``"xenium"``, ``"hest"``, ``"st"``, ``"wsi"`` or ``"zarr"``; by default what
-        is recognised.
+        ``"visium"``, ``"visium_hd"``, ``"xenium"``, ``"hest"``, ``"h5ad"``, ``"st"``, ``"wsi"`` or ``"zarr"``; by
+        default what is recognised.
     options
         Passed on to the reader: ``section=``, ``patient=``, ``organ=``, ``mpp=``, … (a zarr store takes those of
         `spatialdata.read_zarr`).
@@ -132,6 +133,9 @@ FORMATS = {
                "output of the Xenium analyzer with 'experiment.xenium'"),
         Format("hest", _hest.recognise, _hest.read_hest, "sl.io.read_hest",
                "the folder of HEST-1k with 'st/*.h5ad' and 'wsis/', or one of these tables"),
+        Format("h5ad", lambda path: path.suffix == ".h5ad" and path.is_file() and not _hest.recognise(path),
+               read_h5ad_with_image, "sl.io.from_anndata",
+               "a table of one section (AnnData, .h5ad) whose picture is named with `image=`"),
         Format("st", lambda path: all(_st_files(path)[:2]), _read_st_folder, "sl.io.read_st",
                "a folder of the legacy array: one table of counts (tsv), one '*selection*.tsv' and one image"),
         Format("wsi", _wsi.recognise, _wsi.read_wsi, "sl.io.read_wsi",

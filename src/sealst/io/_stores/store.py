@@ -252,8 +252,7 @@ def write_wsi(sdata: SpatialData, path: str | PathLike[str], *, pixels: bool = F
     >>> sl.io.write_wsi(sdata, "slide.zarr")  # doctest: +SKIP
     >>> sdata = sl.io.read("slide.zarr")  # doctest: +SKIP
     """
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(f"Expected a SpatialData, found {type(sdata).__name__}.")
+    _section.needs_pixels(sdata)
     target = written_through(absolute(path))
     put_back(target)
     if target.exists():

@@ -16,7 +16,7 @@ from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._validate import check_choice
 from sealst.pl import _base
-from sealst.pl._evaluation.methods import POOLED, check_columns, colours_of, frame_of, pick
+from sealst.pl._evaluation.methods import FROZEN, MEAN, POOLED, check_columns, colours_of, frame_of, pick
 
 _NEEDED = ("section", "method", "genes", "metric", "value")
 _BAR = ["section", "method", "genes", "metric"]
@@ -34,13 +34,18 @@ def evaluation(
     metrics: str | Sequence[str] | None = None,
     methods: str | Sequence[str] | None = None,
     sections: str | Sequence[str] | None = None,
-    by: Literal["section", "method"] = "section",
+    by: Literal["section", "method"] | None = None,
     pooled: bool = False,
     ax: Axes | None = None,
     save: str | Path | None = None,
     show: bool | None = None,
 ) -> Figure | Axes:
-    """Compare methods as grouped bars, one group per section and one panel per metric and gene set.
+    """Compare methods as grouped bars, by default in the four panels that say whether an encoder is better, on what.
+
+    These are the gain in Pearson's r over the frozen encoder by gene set (r itself where nothing was trained); how
+    often a crop finds its own expression among the nearest 10; whether predictions vary as much as they should
+    (calibration slope 1); and what the gain costs, the share of genes that a method predicts worse than the frozen
+    encoder. What was not evaluated is left out. With `metrics` or `by` it is one panel per metric and gene set.
 
     A bar with one value carries its interval as an error bar. A bar with several (folds, seeds, or sections with
     ``by="method"``) is as high as their mean, and each of them is a dot.
@@ -52,14 +57,15 @@ def evaluation(
         ``metric`` and ``value``; where they exist also ``fold`` and ``seed``, ``low`` and ``high`` (ends of an
         interval), and ``chance``, which a dotted line shows.
     metrics
-        Metrics to show, in this order; by default all.
+        Metrics to show, in this order, or ``"all"``; by default the four panels.
     %(shown.methods)s
     %(shown.sections)s
     by
-        ``"section"``: a group of bars per section; ``"method"``: one bar per method, the mean over the sections.
+        ``"section"`` (default with `metrics`): a group of bars per section; ``"method"``: one bar per method, the mean
+        over the sections. The four panels are means over the sections.
     pooled
         Whether to add the group ``"all"``, in which the test sections of a fold were scored together. It is always
-        shown where a metric has nothing else. Not with ``by="method"``.
+        shown where a metric has nothing else. With groups per section only.
     %(ax)s
     %(figure)s
 
@@ -81,7 +87,8 @@ def evaluation(
     1
     """
     _base.check_save(save)
-    check_choice("by", by, ["section", "method"])
+    if by is not None:
+        check_choice("by", by, ["section", "method"])
     table = frame_of(evaluation, "table")
     check_columns(table, _NEEDED, what="the table of results")
     repeated = table.duplicated([*_BAR, *(c for c in ("fold", "seed") if c in table)])
@@ -91,12 +98,18 @@ def evaluation(
             f"{int(repeated.sum())} bars have several values (e.g. section {first['section']!r}, method "
             f"{first['method']!r}, genes {first['genes']!r}, metric {first['metric']!r}). Average them first."
         )
-    table = _select(table, methods, sections, pooled=pooled and by == "section")
-    wanted = pick("metrics", metrics, [str(m) for m in pd.unique(table["metric"])])
-    chosen = [table[table["metric"] == metric] for metric in wanted]
-    panels = [
-        _bars(rows, by) for part in chosen for _, rows in part.groupby("genes", sort=False, observed=True, dropna=False)
-    ]
+    table = _select(table, methods, sections, pooled=pooled and by != "method")
+    panels = [] if metrics is not None or by is not None else _answers(table, evaluation)
+    four = len(panels) > 0
+    if not four:
+        known = [str(m) for m in pd.unique(table["metric"])]
+        wanted = pick("metrics", None if isinstance(metrics, str) and metrics == "all" else metrics, known)
+        chosen = [table[table["metric"] == metric] for metric in wanted]
+        panels = [
+            _bars(rows, by or "section")
+            for part in chosen
+            for _, rows in part.groupby("genes", sort=False, observed=True, dropna=False)
+        ]
     _base.check_single(ax, len(panels), how="`metrics=`")
     colours = colours_of(pd.unique(table["method"]))
     if ax is not None:
@@ -107,13 +120,16 @@ def evaluation(
     n_bars = max(rows["section"].nunique() * (rows["method"].nunique() + 1.2) for rows in panels)
     width = min(max(n_bars * bar + 1.0, 3.2), _WIDEST_IN)
     n_columns = max(1, min(len(panels), int(_WIDEST_IN // width)))
+    if four and n_columns < len(panels):
+        n_columns = min(n_columns, 2)
     axes = _base.grid_axes(len(panels), n_columns, size=(width, _HEIGHT_IN), below=0.4)
     for one, rows in zip(axes, panels, strict=True):
         _draw(one, rows, colours)
     figure = _base.figure_of(axes[0])
     # One legend below all panels, which need not hold the same methods.
     entries = {text: h for one in figure.axes for h, text in zip(*one.get_legend_handles_labels(), strict=True)}
-    entries = {text: entries[text] for text in sorted(entries, key=lambda text: text in _LINES)}
+    order = [*colours, *_LINES]
+    entries = {text: entries[text] for text in sorted(entries, key=order.index)}
     longest = max(_base.text_width(text, _base.SMALL_SIZE) for text in entries)
     # Half an inch holds the key and the space around it.
     columns = max(1, min(len(entries), int(n_columns * width / (longest + 0.5))))
@@ -170,8 +186,56 @@ def _in_parts(rows: pd.DataFrame) -> pd.Series:
     return everywhere.groupby([rows[c] for c in _BAR], observed=True, dropna=False).transform("any") & ~everywhere
 
 
+#: of each answer the metrics that give it, the best first
+_ANSWERS = (("pearson_difference", "pearson"), ("R@10",), ("calibration_slope",))
+#: what sees nothing of the tissue, and what sees its colour alone
+_TRIVIAL = (MEAN, "permuted + ridge")
+_FLOORS = (*_TRIVIAL, "colour + ridge")
+
+
+def _answers(table: pd.DataFrame, evaluation: Evaluation | pd.DataFrame) -> list[pd.DataFrame]:
+    """Bars of the panels that answer the question, grouped by gene set, as far as they were evaluated."""
+    panels = []
+    for metrics in _ANSWERS:
+        for metric in metrics:
+            rows = table[table["metric"] == metric]
+            if metric == "pearson_difference":
+                rows = rows[~rows["method"].isin(_TRIVIAL)]
+            # Floors are below the frozen encoder: without anything trained there is no gain to show.
+            if rows.empty or (metric == "pearson_difference" and rows["method"].isin(_FLOORS).all()):
+                continue
+            groups = []
+            for genes, own in rows.groupby("genes", sort=False, observed=True, dropna=False):
+                bars = _bars(own, "method")
+                groups.append(bars.assign(section=genes, genes="") if isinstance(genes, str) and genes else bars)
+            panels.append(pd.concat(groups, ignore_index=True))
+            break
+    lost = _lost_genes(evaluation.genes, table) if isinstance(evaluation, Evaluation) else None
+    return panels if lost is None else [*panels, lost]
+
+
+def _lost_genes(genes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame | None:
+    """Share of pairs of gene and section that a method predicts worse than the frozen encoder; dots are sections."""
+    keys = ["fold", "seed", "section", "gene"]
+    if not {*keys, "method", "pearson"} <= set(genes):
+        return None
+    single = genes[genes["section"].isin(table["section"])]
+    pairs = single.pivot_table(index=keys, columns="method", values="pearson", dropna=False, observed=True)
+    shown = [m for m in pd.unique(table["method"]) if m in pairs and m not in (FROZEN, *_TRIVIAL)]
+    if FROZEN not in pairs or not shown:
+        return None
+    rows = []
+    for method in shown:
+        both = pairs[[method, FROZEN]].dropna()
+        worse = both[method] < both[FROZEN]
+        points = worse.groupby("section", sort=False).mean().to_numpy(dtype=float)
+        rows.append({"method": method, "value": worse.mean(), "points": points if len(points) > 1 else points[:0]})
+    n = single["gene"].nunique()
+    return pd.DataFrame(rows).assign(section=f"{n} genes", metric="lost_genes", genes="")
+
+
 #: what lines across the bars are called in the legend
-_LINES = ("chance", "calibrated")
+_LINES = ("chance", "calibrated", "half of the genes")
 
 
 def _draw(ax: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
@@ -200,6 +264,8 @@ def _draw(ax: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
         ax.hlines(level, places - 0.46, places + 0.46, color="black", linestyle=":", linewidth=1.2, label="chance")
     if rows["metric"].iloc[0] == "calibration_slope":
         ax.axhline(1, color="black", linestyle="--", linewidth=1, label="calibrated")
+    if rows["metric"].iloc[0] == "lost_genes":
+        ax.axhline(0.5, color="black", linestyle="-.", linewidth=1, label="half of the genes")
     metric, genes = _base.metric_label(str(rows["metric"].iloc[0])), rows["genes"].iloc[0]
     ax.yaxis.grid(visible=True, color="#E5E5E5", linewidth=0.8)
     ax.xaxis.grid(visible=False)

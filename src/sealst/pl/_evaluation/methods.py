@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -29,6 +30,8 @@ _FIXED = {
     "permuted + ridge": "#BBBBBB",
     "adapted": "#882255",
     "frozen": "#332288",
+    "seal query": "#AA4499",
+    "bleep query": "#117733",
 }
 
 MEANINGS = {
@@ -50,11 +53,18 @@ MEANINGS = {
 
 
 def colours_of(methods: Iterable[str]) -> dict[str, str]:
-    """Colour by method; those without a colour of their own share out the rest in their order."""
+    """Colour by method, the same in every figure, whichever methods it shows and in whatever order.
+
+    Those without a colour of their own have one that follows from their name; two of one figure never share it as long
+    as there are colours.
+    """
     methods = list(dict.fromkeys(str(m) for m in methods))
-    unknown = [m for m in methods if m not in _FIXED]
-    free = dict(zip(unknown, FREE * (1 + len(unknown)), strict=False))
-    return {m: _FIXED.get(m) or free[m] for m in methods}
+    found = {m: _FIXED[m] for m in methods if m in _FIXED}
+    for method in sorted(set(methods) - set(found)):
+        first = zlib.crc32(method.encode()) % len(FREE)
+        turned = (*FREE[first:], *FREE[:first])
+        found[method] = next((colour for colour in turned if colour not in found.values()), turned[0])
+    return {m: found[m] for m in methods}
 
 
 def frame_of(result: object, name: str) -> pd.DataFrame:

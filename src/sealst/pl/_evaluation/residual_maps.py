@@ -26,7 +26,6 @@ from sealst.pl._evaluation.methods import ADAPTED, dense, pick, require_spots
 from sealst.pl._maps.tissue import MapStyle, Panel, Tissue, read_tissue, show_maps
 
 _MAPS = ("measured", "predicted", "residual")
-_RESIDUAL_CMAP = "PuOr_r"
 #: radius of a spot in pitches where its true size is unknown: neighbours nearly touch; outline that shows pale spots
 _RADIUS, _EDGE = 0.46, "#9A9A9A"
 
@@ -189,7 +188,7 @@ class _Options:
         residual = measured - predicted
         edge = max(abs(limit) for limit in _base.robust_limits([residual], self.percentiles))
         label = f"measured − predicted ({unit})"
-        shown.append(Panel(f"{name}, residual", residual[rows], label, _RESIDUAL_CMAP, (-edge, edge)))
+        shown.append(Panel(f"{name}, residual", residual[rows], label, _base.RESIDUAL_CMAP, (-edge, edge)))
         return dict(zip(_MAPS, shown, strict=True))
 
     def _scaled(self, values: np.ndarray) -> np.ndarray | None:

@@ -28,10 +28,10 @@ from sealst.pl._maps.tissue import MapStyle, Panel, Tissue, add_scale_bar, draw_
 SIDE_IN = 1.45
 _GAP_IN, _LINE_IN = 0.08, 0.13
 _NAME_WIDTH = 20
-#: of galleries beside a map
-_BESIDE_COLUMNS = 4
-#: inches: header of a gallery, colour bar, narrowest and widest map, tallest map
-_HEADER_IN, _BAR_IN, _MAP_IN, _TALLEST_IN = 0.18, 0.95, (3.6, 5.6), 7.0
+#: columns that galleries beside a map may have
+_BESIDE_COLUMNS = range(3, 9)
+#: inches: header of a gallery, colour bar, narrowest and widest map, tallest map, widest figure
+_HEADER_IN, _BAR_IN, _MAP_IN, _TALLEST_IN, _WIDEST_IN = 0.18, 0.95, (3.6, 7.0), 8.0, 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,11 +222,12 @@ def _draw_crop(ax: Axes, crop: Crop, text: str, *, scale_bar: bool) -> None:
 
 def draw_beside(tissue: Tissue, panel: Panel, style: MapStyle, *, galleries: Sequence[Gallery], heading: str) -> Figure:
     """Draw a map on the left and galleries of crops on the right, in a new figure."""
-    width, height = gallery_size(galleries[0].texts, _BESIDE_COLUMNS)
-    body = len(galleries) * (height + _HEADER_IN)
-    # The map is as tall as the crops beside it, within reason.
-    map_width = min(max(body / tissue.aspect, _MAP_IN[0]), _MAP_IN[1], max(body, _TALLEST_IN) / tissue.aspect)
-    body = max(body, map_width * tissue.aspect)
+    n_crops = len(galleries[0].texts)
+    columns = min(_BESIDE_COLUMNS, key=lambda n: _left_blank(tissue.aspect, galleries, n) if n <= n_crops else np.inf)
+    columns = min(columns, n_crops)
+    width, height = gallery_size(galleries[0].texts, columns)
+    map_width, body = _map_beside(tissue.aspect, (width, len(galleries) * (height + _HEADER_IN)))
+    height = body / len(galleries) - _HEADER_IN
     left = map_width + _BAR_IN
     heading = _base.wrap(heading, 0.9 * (left + width), size=_base.TITLE_SIZE + 2)
     top = 0.25 + 0.2 * (heading.count("\n") + 1)
@@ -239,8 +240,23 @@ def draw_beside(tissue: Tissue, panel: Panel, style: MapStyle, *, galleries: Seq
         y = top + i * (height + _HEADER_IN)
         place = ((left + width / 2) / (left + width), 1 - (y + 0.05) / (top + body))
         figure.text(*place, one.title, ha="center", va="top", fontsize=_base.TITLE_SIZE, fontweight="bold")
-        draw_gallery(figure, left, y + _HEADER_IN, crops=one.crops, texts=one.texts, n_cols=_BESIDE_COLUMNS)
+        draw_gallery(figure, left, y + _HEADER_IN, crops=one.crops, texts=one.texts, n_cols=columns)
     return figure
+
+
+def _map_beside(aspect: float, crops: tuple[float, float]) -> tuple[float, float]:
+    """Width of a map as tall as the crops beside it (width and height), within reason, and the height of both."""
+    least, most = _MAP_IN[0], max(_MAP_IN[0], min(_MAP_IN[1], _WIDEST_IN - _BAR_IN - crops[0]))
+    width = min(max(crops[1] / aspect, least), most, max(crops[1], _TALLEST_IN) / aspect)
+    return width, max(crops[1], width * aspect)
+
+
+def _left_blank(aspect: float, galleries: Sequence[Gallery], columns: int) -> float:
+    """Share of the page that neither map nor crops take, with so many crops in a row."""
+    width, height = gallery_size(galleries[0].texts, columns)
+    map_width, body = _map_beside(aspect, (width, len(galleries) * (height + _HEADER_IN)))
+    crops = sum(len(one.texts) for one in galleries) * SIDE_IN**2
+    return 1 - (map_width**2 * aspect + crops) / ((map_width + width) * body)
 
 
 def embedded_um(table: AnnData, key: str | None) -> float | None:

@@ -22,8 +22,10 @@ from sealst._validate import check_choice, listed
 from sealst.pl import _base
 from sealst.pl._maps.tissue import MapStyle, Panel, read_tissue, show_maps
 
-_RESIDUAL_CMAP = "RdBu_r"
 _MAPS = _MEASURED, _PREDICTED, _RESIDUAL = ("measured", "predicted", "residual")
+_SHARED, _OWN = "shared", "own"
+#: share of both ranges of colours together that they must have in common, so that one scale shows the pattern of both
+_OVERLAP = 1 / 3
 #: layers in the unit of predictions
 _COMPARABLE = (Keys.LOGNORM, Keys.CONTEXT)
 
@@ -36,7 +38,7 @@ def expression(
     layer: str | None = Keys.LOGNORM,
     predicted_key: str = Keys.EXPRESSION,
     maps: str | Sequence[str] = _MAPS[:2],
-    scale: Literal["shared", "own"] = "shared",
+    scale: Literal["auto", "shared", "own"] = "auto",
     percentiles: tuple[float, float] = (1.0, 99.0),
     cmap: str = "viridis",
     image_alpha: float = 0.6,
@@ -74,7 +76,9 @@ def expression(
         ``"shared"``: one colour scale per gene for both maps. Both are in log1p CP10k, so equal colours mean equal
         expression, and a prediction that is too flat looks flat. ``"own"``: each map gets its own limits, which shows
         where a prediction is high or low although its range is narrower, as it always is for a regression on noisy
-        counts; colours can then not be compared between maps.
+        counts; colours can then not be compared between maps. ``"auto"``: shared where the ranges of both have at
+        least a third of their union in common, else own, as for patients whose level the model cannot know. The
+        colour bars say which it is.
     %(percentiles)s
     cmap
         Colour map of measured and predicted expression.
@@ -111,19 +115,20 @@ def expression(
     """
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
-    check_choice("scale", scale, ["shared", "own"])
+    check_choice("scale", scale, ["auto", _SHARED, _OWN])
     table, one = _base.table_with_region(sdata, table_key, region)
     genes = _base.as_list(genes, name="genes")
     maps = _base.as_list(maps, name="maps")
     for kind in maps:
         check_choice("maps", kind, _MAPS)
     found = _find_sources(table, layer, predicted_key, maps)
-    if len(found) == 2 and (scale == "shared" or _RESIDUAL in maps) and layer not in _COMPARABLE:
+    comparable = layer in _COMPARABLE
+    if len(found) == 2 and (scale == _SHARED or _RESIDUAL in maps) and not comparable:
         raise DataError(
             f"Measured values in {_named(layer)} are not in the unit of predictions ({_base.EXPRESSION_UNIT}), so both "
             f"cannot share colours or be subtracted. Use `layer={Keys.LOGNORM!r}`, or `scale='own'` alone."
         )
-    options = _Options(layer, predicted_key, found, maps, scale == "shared", percentiles, cmap)
+    options = _Options(layer, predicted_key, found, maps, scale if comparable else _OWN, percentiles, cmap)
     groups = _base.with_titles([options.panels(table, gene, one.rows) for gene in genes], title)
     n_maps = sum(len(group) for group in groups)
     _base.check_single(ax, n_maps, how='one gene and `maps="measured"` or `maps="predicted"`')
@@ -144,7 +149,7 @@ def _find_sources(table: AnnData, layer: str | None, predicted_key: str, maps: S
     if _MEASURED in wanted and layer not in (None, Keys.LOGNORM):
         _section.lognorm(table, str(layer))
     if _PREDICTED in wanted and (predicted_key != Keys.EXPRESSION or predicted_key in table.obsm):
-        _base.stored_frame(table, predicted_key, runs[_PREDICTED])
+        _section.stored_frame(table, predicted_key, runs[_PREDICTED])
     at_hand = {_MEASURED: layer is None or layer in table.layers, _PREDICTED: predicted_key in table.obsm}
     found = [kind for kind in wanted if at_hand[kind]]
     if len(found) < 1 + both:
@@ -173,10 +178,7 @@ def _named(layer: str | None) -> str:
     return "`.X`" if layer is None else f"layer {layer!r}"
 
 
-def _measured(table: AnnData, layer: str | None, gene: str, rows: np.ndarray) -> np.ndarray | None:
-    name = _base.find_gene(gene, table.var_names)
-    if name is None:
-        return None
+def _measured(table: AnnData, layer: str | None, name: str, rows: np.ndarray) -> np.ndarray:
     if not table.var_names.is_unique:
         raise DataError("Gene names occur twice in `.var_names`. Run `adata.var_names_make_unique()` first.")
     values = table.X if layer is None else table.layers[layer]
@@ -192,14 +194,16 @@ class _Options:
     #: which of measured and predicted values are there and needed
     found: Sequence[str]
     maps: Sequence[str]
-    shared: bool
+    #: ``"auto"``, ``"shared"`` or ``"own"``
+    scale: str
     percentiles: tuple[float, float]
     cmap: str
 
     def panels(self, table: AnnData, gene: str, rows: np.ndarray) -> list[Panel]:
         """Return the maps of one gene."""
-        measured = _measured(table, self.layer, gene, rows) if _MEASURED in self.found else None
-        predicted = None
+        measured = predicted = own = column = None
+        if _MEASURED in self.found and (own := _base.find_gene(gene, table.var_names)) is not None:
+            measured = _measured(table, self.layer, own, rows)
         if _PREDICTED in self.found:
             frame = table.obsm[self.predicted_key]
             column = _base.find_gene(gene, frame.columns)
@@ -208,27 +212,41 @@ class _Options:
             slots = {_MEASURED: _named(self.layer), _PREDICTED: f"`.obsm[{self.predicted_key!r}]`"}
             known = table.var_names if _MEASURED in self.found else table.obsm[self.predicted_key].columns
             raise _base.missing_name(gene, list(known), where=" or ".join(slots[kind] for kind in self.found))
+        # As it is stored, whatever the case it was asked in; a column on disk may not be called as the gene is.
+        stored = own or _section.predicted_genes(table, self.predicted_key)[frame.columns.get_loc(column)]
+        limits, said = self._limits(measured, predicted)
         drawn: dict[str, Panel] = {}
         if _MEASURED in self.found:
             layer = "X" if self.layer is None else self.layer
             name = _MEASURED if layer == Keys.LOGNORM else f"{_MEASURED} ({layer})"
-            unit = _base.EXPRESSION_UNIT if layer in _COMPARABLE else layer
-            drawn[_MEASURED] = self._panel(f"{gene}, {name}", measured, predicted, label=unit, absent="not measured")
+            unit = (_base.EXPRESSION_UNIT if layer in _COMPARABLE else layer) + said
+            drawn[_MEASURED] = self._panel(f"{stored}, {name}", measured, limits[0], label=unit, absent="not measured")
         if _PREDICTED in self.found:
-            title, unit = f"{gene}, predicted{_base.correlation(measured, predicted)}", _base.EXPRESSION_UNIT
+            title, unit = f"{stored}, predicted{_base.correlation(measured, predicted)}", _base.EXPRESSION_UNIT + said
             title += _held_out(table, self.predicted_key, column)
-            drawn[_PREDICTED] = self._panel(title, predicted, measured, label=unit, absent="not predicted")
+            drawn[_PREDICTED] = self._panel(title, predicted, limits[1], label=unit, absent="not predicted")
         if measured is not None and predicted is not None:
             left = measured - predicted
             edge = max(abs(limit) for limit in _base.robust_limits([left], self.percentiles))
             label = "measured − predicted"
-            drawn[_RESIDUAL] = Panel(f"{gene}, residual", left, label, _RESIDUAL_CMAP, (-edge, edge))
+            drawn[_RESIDUAL] = Panel(f"{stored}, residual", left, label, _base.RESIDUAL_CMAP, (-edge, edge))
         return [drawn[kind] for kind in self.maps if kind in drawn]
 
+    def _limits(
+        self, measured: np.ndarray | None, predicted: np.ndarray | None
+    ) -> tuple[list[tuple[float, float]], str]:
+        """Limits of the colours of measured and predicted values, and what the colour bars say of them."""
+        values = [np.zeros(0) if v is None else v for v in (measured, predicted)]
+        own = [_base.robust_limits([v], self.percentiles) for v in values]
+        if measured is None or predicted is None:
+            return own, ""
+        both = min(high for _, high in own) - max(low for low, _ in own)
+        all_of_them = max(high for _, high in own) - min(low for low, _ in own)
+        if self.scale == _SHARED or (self.scale == "auto" and both >= _OVERLAP * all_of_them):
+            return [_base.robust_limits(values, self.percentiles)] * 2, ", one scale for both"
+        return own, ", own scale"
+
     def _panel(
-        self, title: str, values: np.ndarray | None, other: np.ndarray | None, *, label: str, absent: str
+        self, title: str, values: np.ndarray | None, limits: tuple[float, float], *, label: str, absent: str
     ) -> Panel:
-        if values is None:
-            return Panel(title, None, absent)
-        pooled = [values, other] if self.shared and other is not None else [values]
-        return Panel(title, values, label, self.cmap, _base.robust_limits(pooled, self.percentiles))
+        return Panel(title, None, absent) if values is None else Panel(title, values, label, self.cmap, limits)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
+from sealst import _section
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
@@ -85,7 +86,7 @@ def pathways(
     _base.check_save(save)
     _base.check_map_options(percentiles, image_alpha, spot_size)
     table, one = _base.table_with_region(sdata, table_key, region)
-    frame = _base.stored_frame(table, key, "sl.tl.pathways(sdata, net)").iloc[one.rows]
+    frame = _section.stored_frame(table, key, "sl.tl.pathways(sdata, net)").iloc[one.rows]
     names = [str(name) for name in frame.columns] if pathways is None else _base.as_list(pathways, name="pathways")
     if pathways is None and len(names) > _MOST_SHOWN:
         logger.info("showing the %d of %d pathways whose scores vary most; name others", _MOST_SHOWN, len(names))

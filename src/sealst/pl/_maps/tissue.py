@@ -215,7 +215,7 @@ def draw_panel(ax: Axes, tissue: Tissue, panel: Panel, style: MapStyle) -> Colle
     ax.set_title(wrap(panel.title, _inches(ax)[0], size=TITLE_SIZE), fontsize=TITLE_SIZE)
     if panel.values is None:
         text: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": TITLE_SIZE}
-        text["path_effects"] = [_outline("black", 3)]
+        text["path_effects"] = [withStroke(linewidth=3, foreground="white")]
         ax.text(0.5, 0.5, panel.label, transform=ax.transAxes, **text)
         return None
     norm = Normalize(*panel.limits)
@@ -321,8 +321,8 @@ def show_maps(
     return finish(draw_maps(tissue, groups, per_row=per_row, style=style), ax, save, show)
 
 
-def _outline(colour: str, width: float) -> withStroke:
-    return withStroke(linewidth=width, foreground="white" if colour == "black" else "black")
+def _opposite(colour: str) -> str:
+    return "white" if colour == "black" else "black"
 
 
 def add_scale_bar(ax: Axes, width_um: float, *, per_unit: float, colour: str) -> None:
@@ -335,10 +335,9 @@ def add_scale_bar(ax: Axes, width_um: float, *, per_unit: float, colour: str) ->
     per_unit
         µm per data unit of the panel.
     colour
-        Colour of bar and text, outlined in its opposite.
+        Colour of bar and text, which stand on a patch of its opposite, as tissue and spots have colours of their own.
     """
     length = round_length(width_um / 5)
-    outline = [_outline(colour, 1.5)]
     bar = AnchoredSizeBar(
         ax.transData,
         length / per_unit,
@@ -348,12 +347,11 @@ def add_scale_bar(ax: Axes, width_um: float, *, per_unit: float, colour: str) ->
         borderpad=0.5,
         sep=2,
         color=colour,
-        frameon=False,
+        frameon=True,
         size_vertical=0.008 * width_um / per_unit,
         fontproperties=FontProperties(size=SMALL_SIZE),
     )
-    bar.txt_label.get_children()[0].set_path_effects(outline)
-    bar.size_bar.get_children()[0].set_path_effects(outline)
+    bar.patch.set(boxstyle="round,pad=0,rounding_size=0.2", linewidth=0, facecolor=_opposite(colour), alpha=0.75)
     ax.add_artist(bar)
 
 

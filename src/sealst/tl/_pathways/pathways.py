@@ -146,9 +146,7 @@ def pathways(
     elif not isinstance(frame := table.obsm[slot], pd.DataFrame):
         raise DataError(f"`.obsm[{slot!r}]` must be a DataFrame with named genes, found {type(frame).__name__}.")
     else:
-        # Columns are called as they can be stored; genes may be called otherwise.
-        named = list(_section.recorded(table, "predict").get(slot, {}).get("genes", frame.columns))
-        x, genes = frame.to_numpy(), pd.Index(named if len(named) == frame.shape[1] else frame.columns, dtype=object)
+        x, genes = frame.to_numpy(), _section.predicted_genes(table, slot)
     known = _section.reliability_of(table, slot) if predicted else None
     trusted = None if known is None else list(genes[known[BETTER].to_numpy()])
     options: dict[str, Any] = {"net": net, "method": method, "tmin": tmin, "verbose": verbose, "believed": trusted}
