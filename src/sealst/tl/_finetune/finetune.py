@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -216,13 +217,7 @@ def finetune(
     if held and not allow_shared_patients:
         check_split(train, held, table_key=table_key)
     parts: Any = {"gene_encoder": resolve_gene_encoder(gene_encoder), "projection": resolve_projection(projection)}
-    params, genes = train_params(params), parts["gene_encoder"]
-    if params.kl and not genes.variational:
-        raise DataError(
-            f"`params.kl` is True, but the gene encoder {genes.kind!r} is not variational. Leave it out, or pass "
-            "`gene_encoder='vae'`."
-        )
-    params = params.filled(mask_genes=genes.mask_share)
+    params = _suiting(train_params(params), parts["gene_encoder"])
     options = dict(trainer_kwargs or {})
     _check_options(params, warmup, held, options, nowhere=resume and run_dir is None, panel=panel, include=include)
     first, wider = fields_of_view(crop_um, readout)
@@ -237,15 +232,13 @@ def finetune(
                 f"`crossfit` trains one model after the other in one process, but `trainer_kwargs` ask for {world}. "
                 "Train on one device, or measure the reliability afterwards: `model.rely_on(evaluation)`."
             )
-        plan = planned(
-            train,
-            crossfit,
-            net=None if net is None else gene_set_edges(net),
-            warmup_patients=warmup_patients(warmup),
-            stopping_patients=_patients(held, table_key) if params.patience is not None else set(),
-            allow_shared_patients=allow_shared_patients,
-            table_key=table_key,
-        )
+        known: dict[str, Any] = {
+            "warmup_patients": warmup_patients(warmup),
+            "allow_shared_patients": allow_shared_patients,
+        }
+        known["stopping_patients"] = _patients(held, table_key) if params.patience is not None else set()
+        edges = None if net is None else gene_set_edges(net)
+        plan = planned(train, crossfit, net=edges, table_key=table_key, **known)
     with ExitStack() as stack:
         folder = None
         if run_dir is not None:
@@ -253,21 +246,14 @@ def finetune(
         base = build_encoder(encoder, pretrained=pretrained, pool=pool, seed=seed)
         if not pretrained:
             warn(f"{encoder!r} starts from random weights, as asked: for tests and demonstrations only.")
-        chosen_here = panel is None
+        given = panel
         if panel is None:
             panel = select_genes(train, n_genes, include=include, layer=params.layer, table_key=table_key)
         # For what does not fit into memory (crops, expression); removed after training.
         parent = settings.cache_dir if folder is None else folder
         parent.mkdir(parents=True, exist_ok=True)
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix(rank), dir=parent)))
-        pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train", wider=wider)
-        others: Pairs | None = None
-        if len(pairs) < _MIN_SPOTS:
-            raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
-        if held:
-            others = gather_pairs(held, panel, spec, table_key=table_key, folder=work / "held_out")
-            if len(others) < 2:
-                raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
+        pairs, others = _gathered(train, held, panel, spec, wider=wider, table_key=table_key, work=work)
         n_patients = len(set(pairs.labels["patient"]))
         params, adapter = _recipe(params, adapter, len(pairs), n_patients, base)
         provenance = _provenance(train, held, warmup, pairs, params, seed=seed, table_key=table_key)
@@ -276,18 +262,10 @@ def finetune(
         extra = more_expression(warmup, panel, params)
         state = None
         if folder is not None:
-            expression = [part.expression for part in (pairs, others, extra) if part is not None]
-            crops = crop_digests([part for part in (pairs, others) if part is not None], spec.crop_px, show=progress)
-            facts = facts_of(
-                model,
-                params,
-                seed=seed,
-                expression=expression,
-                crops=crops,
-                readout=readout,
-                fields=wider,
-                provenance=provenance,
-            )
+            asked: dict[str, Any] = {"seed": seed, "readout": readout, "fields": wider, "provenance": provenance}
+            asked["expression"] = [part.expression for part in (pairs, others, extra) if part is not None]
+            both = [part for part in (pairs, others) if part is not None]
+            facts = facts_of(model, params, crops=crop_digests(both, spec.crop_px, show=progress), **asked)
             facts |= {} if crossfit is None else {"crossfit": crossfit}
             state = begin(folder, facts, rounding=rounding_of(params, where, world=world), first=rank == 0)
             if (folder / MODEL / "config.json").is_file():
@@ -299,27 +277,56 @@ def finetune(
         _train(model, params, pairs, others, run, extra=extra, readout=readout, stack=stack)
         model.provenance = provenance
         if plan is not None:
-            again: dict[str, Any] = {"encoder": encoder, "pretrained": pretrained, "pool": pool}
-            again |= parts | {
-                "crop_um": [spec.crop_um, *wider],
-                "adapter": adapter,
-                "params": params,
-                "readout": readout,
-            }
-            again |= {"warmup": warmup, "seed": seed}
-            again |= {"device": device, "progress": progress, "table_key": table_key, "resume": folder is not None}
-            again |= {"allow_shared_patients": allow_shared_patients}
-            again["trainer_kwargs"] = {k: v for k, v in options.items() if k not in _OF_ONE_RUN}
-            if params.patience is not None:
-                again["validation"] = held
-
-            def train_fold(seen: Sequence[SpatialData], genes: GenePanel, name: str) -> SealModel:
-                return finetune(seen, panel=genes, run_dir=None if folder is None else folder / FOLDS / name, **again)
-
-            model.reliability = crossfitted(model, plan, train_fold, refit=chosen_here, show=progress)
+            again: dict[str, Any] = {"encoder": encoder, "pretrained": pretrained, "pool": pool, "adapter": adapter}
+            again |= parts | {"crop_um": [spec.crop_um, *wider], "params": params, "readout": readout, "seed": seed}
+            again |= {"warmup": warmup, "allow_shared_patients": allow_shared_patients, "table_key": table_key}
+            again |= {"validation": held if params.patience is not None else None, "progress": progress}
+            again |= {"trainer_kwargs": {k: v for k, v in options.items() if k not in _OF_ONE_RUN}, "device": device}
+            train_fold = partial(_fold, folder, again)
+            model.reliability = crossfitted(model, plan, train_fold, refit=given is None, show=progress)
         if folder is not None and rank == 0:
             finish(model, folder)
     return model
+
+
+def _fold(
+    folder: Path | None, again: Mapping[str, Any], seen: Sequence[SpatialData], genes: GenePanel, name: str
+) -> SealModel:
+    """Train as before on the sections of a fold, in a folder within that of the run."""
+    of_fold = None if folder is None else folder / FOLDS / name
+    return finetune(seen, panel=genes, run_dir=of_fold, resume=of_fold is not None, **again)
+
+
+def _suiting(params: TrainParams, genes: GeneEncoderParams) -> TrainParams:
+    """Parameters that the gene encoder can be trained by."""
+    if params.kl and not genes.variational:
+        raise DataError(
+            f"`params.kl` is True, but the gene encoder {genes.kind!r} is not variational. Leave it out, or pass "
+            "`gene_encoder='vae'`."
+        )
+    return params.filled(mask_genes=genes.mask_share)
+
+
+def _gathered(
+    train: Sequence[SpatialData],
+    held: Sequence[SpatialData],
+    panel: GenePanel,
+    spec: CropSpec,
+    *,
+    wider: Sequence[float],
+    table_key: str,
+    work: Path,
+) -> tuple[Pairs, Pairs | None]:
+    """Crops and expression of the training sections, and of those that are held out, if any."""
+    pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train", wider=wider)
+    if len(pairs) < _MIN_SPOTS:
+        raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
+    if not held:
+        return pairs, None
+    others = gather_pairs(held, panel, spec, table_key=table_key, folder=work / "held_out")
+    if len(others) < 2:
+        raise DataError(f"`validation` has {len(others)} spot(s) with a usable crop; at least 2 are needed.")
+    return pairs, others
 
 
 def _check_options(
