@@ -52,7 +52,7 @@ def test_types_and_defaults_follow_annotations():
     assert found["encoder"].required
     assert found["pretrained"].secondary_opts == ["--no-pretrained"]
     assert found["n_genes"].type.min == 1
-    assert found["crop_um"].type is click.FLOAT
+    assert (found["crop_um"].type, found["crop_um"].multiple) == (click.FLOAT, True)
     assert (isinstance(found["adapter"].type, YamlMapping), found["adapter"].type.word) == (True, True)
     assert (isinstance(found["params"].type, YamlMapping), found["params"].type.word) == (True, False)
     assert (found["validation"].type, found["validation"].multiple) == (EXISTING, True)
@@ -60,7 +60,7 @@ def test_types_and_defaults_follow_annotations():
     assert isinstance(found["include"].type, Genes)
     given = json.loads(CliRunner().invoke(toy, ["--encoder", "e", "--include", "A,B", "--json"]).stdout)
     assert given == {
-        "encoder": "e", "pretrained": True, "n_genes": 2000, "crop_um": None, "adapter": "lora", "params": None,
+        "encoder": "e", "pretrained": True, "n_genes": 2000, "crop_um": [], "adapter": "lora", "params": None,
         "validation": [], "warmup": [], "include": ["A", "B"],
     }  # fmt: skip
     several, _ = options("pp.pair_crops", "crop_um")

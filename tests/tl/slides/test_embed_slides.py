@@ -390,7 +390,7 @@ def test_a_lost_tile_takes_only_what_touches_it(tmp_path: Path) -> None:
             sl.DataError,
             "has column\\(s\\) 'status', 'seconds', which the result uses.*Rename them, e.g. 'label_status'",
         ),
-        ({"path": ["x.tif"], "mpp": ["half"]}, sl.DataError, "`mpp` of slide 'x' must be a positive number"),
+        ({"path": ["x.tif"], "mpp": ["half"]}, sl.DataError, "`slide 'x'.mpp` must be a number, found 'half'"),
     ],
 )
 def test_manifests_that_are_refused(rows: dict, error: type, message: str, tmp_path: Path) -> None:
