@@ -61,7 +61,7 @@ class Novelty:
     images: str
 
     def log_distances(self, z: np.ndarray, crops: np.ndarray) -> np.ndarray:
-        """Logarithms of distances, float32 (n, 1 + parts), of spots.
+        """Logarithms of distances, float32 (n, parts), of spots.
 
         Parameters
         ----------
@@ -136,9 +136,9 @@ _ABOVE_ZERO = ("cloud.scale", "scale.spread")
 
 
 def _described(dim: int, n_components: int) -> dict[str, torch.Tensor]:
-    n, n_distances = n_components + N_PICTURE, 1 + len(PARTS)
+    n, n_parts = n_components + N_PICTURE, len(PARTS)
     cloud = {"centre": (dim,), "directions": (n_components, dim), "mean": (n,), "scale": (n,), "covariance": (n, n)}
-    scale = {"level": (n_distances,), "spread": (n_distances,), "within": (N_WITHIN,)}
+    scale = {"level": (n_parts,), "spread": (n_parts,), "within": (n_parts, N_WITHIN)}
     shapes = {f"cloud.{k}": v for k, v in cloud.items()} | {f"scale.{k}": v for k, v in scale.items()}
     return {name: torch.empty(shape) for name, shape in shapes.items()}
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sealst._core.scores.novelty import MAX_COMPONENTS, N_PICTURE, N_WITHIN, Scale, fit_novelty, picture_features
+from sealst._core.scores.novelty import (
+    MAX_COMPONENTS,
+    N_PICTURE,
+    N_WITHIN,
+    Scale,
+    fit_novelty,
+    most_unlike,
+    picture_features,
+)
 from sealst._errors import DataError
 
 D = 24
@@ -28,8 +36,8 @@ def test_a_wide_cohort_is_calibrated():
     cloud, scale = fit_novelty(z, picture, groups=who, units=who)
     other, other_picture, owner = cohort(rng, 60)
     distances = cloud.log_distances(other, other_picture)
-    assert 0.02 < (scale.of_spots(distances[:, 0]) > 0.95).mean() < 0.09
-    sections = np.array([scale.of_section(distances[owner == i])[0] for i in range(60)])
+    assert 0.02 < (scale.of_spots(distances) > 0.95).mean() < 0.09
+    sections = np.array([most_unlike(scale.of_section(distances[owner == i])) for i in range(60)])
     assert (sections > 0.95).mean() < 0.12
     assert 0.3 < np.median(sections) < 0.7
 
@@ -43,31 +51,36 @@ def test_few_patients_give_few_false_alarms_and_still_tell_what_is_far(n_patient
         cloud, scale = fit_novelty(z, picture, groups=who, units=who)
         other, other_picture, owner = cohort(rng, 6)
         known = cloud.log_distances(other, other_picture)
-        flagged += [scale.of_section(known[owner == i])[0] > 0.95 for i in range(6)]
+        flagged += [most_unlike(scale.of_section(known[owner == i])) > 0.95 for i in range(6)]
         other_picture[:, :6] += 6
         new = cloud.log_distances(other, other_picture)
         truth = np.repeat([0, 1], len(known))
-        spots.append(roc_auc_score(truth, scale.of_spots(np.concatenate([known, new])[:, 0])))
+        spots.append(roc_auc_score(truth, scale.of_spots(np.concatenate([known, new]))))
         parts.append(scale.of_section(new))
     assert np.mean(flagged) <= 0.1
     assert min(spots) > 0.95
     # Of the picture's stain, and of nothing else.
-    assert (np.median(parts, axis=0) > 0.95).tolist() == [True, False, True, False]
+    assert (np.median(parts, axis=0) > 0.95).tolist() == [False, True, False]
 
 
 def test_sections_of_a_patient_count_once():
     rng = np.random.default_rng(0)
     means = np.array([0.0, 0.0, 0.0, 3.0])
-    distances = np.repeat(means, 5)[:, None] + 0.01 * rng.normal(size=(20, 4))
+    distances = np.repeat(means, 5)[:, None] + 0.01 * rng.normal(size=(20, 3))
     units = np.repeat(np.arange(4), 5)
     scale = Scale.of(distances, groups=np.array([0, 0, 0, 1])[units], units=units)
     np.testing.assert_allclose(scale.level, 1.5, atol=0.05)
     assert scale.freedom == 3
     # (1.5² + 1.5² of the two patients, and two more of 0.25²) over 3, and the mean itself is not known exactly
     np.testing.assert_allclose(scale.spread, np.sqrt((2 * 1.5**2 + 2 * 0.25**2) / 3 * 1.5), rtol=0.05)
-    assert len(scale.within) == N_WITHIN
+    assert scale.within.shape == (3, N_WITHIN)
     assert (np.diff(scale.within) >= 0).all()
-    assert scale.of_spots(np.array([-50.0, 1.5, 50.0])).round(2).tolist() == [0.0, 0.5, 1.0]
+    # Of three parts that are each at the median, the largest of three draws is below it once in eight.
+    few = np.repeat([[-50.0], [1.5], [50.0]], 3, axis=1)
+    assert scale.of_spots(few).round(2).tolist() == [0.0, 0.13, 1.0]
+    many = np.linspace(-3, 6, 9000)[:, None].repeat(3, axis=1)
+    apart = np.concatenate([scale.of_spots(part) for part in np.split(many, 9)])
+    np.testing.assert_allclose(scale.of_spots(many), apart, atol=1e-5)
 
 
 def test_what_cannot_be_said_is_refused():

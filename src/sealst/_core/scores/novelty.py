@@ -1,9 +1,9 @@
 """How unlike the spots of a training others are: distances of embedding and picture, by held-out patients.
 
 Distances are Mahalanobis distances with a shrunk covariance (Ledoit & Wolf 2004), as logarithms, of embedding, stain
-and detail by themselves; together each counts alike, as in one covariance the many components of an embedding would
-drown the few numbers by which a wrong magnification shows. Whom the summary has not seen is further away than whom it
-was made of, so the scale comes from groups that are left out in turn.
+and detail by themselves: in one covariance the many components of an embedding would drown the few numbers by which a
+wrong magnification shows. Whom the summary has not seen is further away than whom it was made of, so the scale comes
+from groups that are left out in turn, and the part that is most unlike counts.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _PRIOR_SPREAD, _PRIOR_PATIENTS = 0.25, 2.0
 _NO_DETAIL = 1e-5
 #: of a spot that is the mean itself, so that its logarithm is a number
 _NO_DISTANCE = 1e-6
+#: distances at which percentiles of many spots are computed
+_CURVE = 4000
 _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
@@ -45,8 +47,9 @@ def picture_features(crops: np.ndarray) -> np.ndarray:
     Mean and deviation of the optical density of each channel; and logarithms of the ratios of gradient energy at one
     scale and the next, twice as coarse: a picture that is enlarged twice has its detail one scale further up.
     """
-    density = _DENSITY[crops]
-    grey, energy = density.mean(axis=3), []
+    # Every second pixel tells the stain, and one channel the detail.
+    density = _DENSITY[crops[:, ::2, ::2]]
+    grey, energy = _DENSITY[crops[..., 1]], []
     for _ in range(N_DETAIL + 1):
         energy.append(_gradient_energy(grey))
         grey = _halved(grey)
@@ -58,8 +61,8 @@ def picture_features(crops: np.ndarray) -> np.ndarray:
 def _gradient_energy(grey: np.ndarray) -> np.ndarray:
     if min(grey.shape[1:]) < 2:
         return np.zeros(len(grey), dtype=grey.dtype)
-    energy: np.ndarray = sum(np.square(np.diff(grey, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
-    return energy
+    down, across = (np.square(np.diff(grey, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
+    return np.asarray(down + across)
 
 
 def _halved(grey: np.ndarray) -> np.ndarray:
@@ -94,14 +97,14 @@ class Cloud:
         return cls(pca.mean_, pca.components_, mean, scale, scipy.linalg.block_diag(*parts))
 
     def log_distances(self, z: np.ndarray, picture: np.ndarray) -> np.ndarray:
-        """Logarithms of distances (n, 1 + parts): by everything, and by each of `PARTS`; a usual distance is near 0."""
+        """Logarithms of distances (n, parts), by each of `PARTS`; a usual distance is near 0."""
         components = (z - self.centre) @ self.directions.T
         x = (np.hstack([components, picture]) - self.mean) / self.scale
         squares = []
         for part in _parts(len(self.directions)):
             root = scipy.linalg.cholesky(self.covariance[part, part], lower=True)
             squares.append(np.square(scipy.linalg.solve_triangular(root, x[:, part].T, lower=True)).mean(axis=0))
-        found: np.ndarray = np.log(np.column_stack([np.mean(squares, axis=0), *squares]) + _NO_DISTANCE) / 2
+        found: np.ndarray = np.log(np.column_stack(squares) + _NO_DISTANCE) / 2
         return found
 
 
@@ -119,44 +122,53 @@ class Scale:
     about the mean of those seen, wider by what their number leaves unknown.
     """
 
-    #: mean over held-out groups of everything and of each part, (1 + parts,), and how far the next may lie from it
+    #: mean over held-out groups by each part, (parts,), and how far the next may lie from it
     level: np.ndarray
     spread: np.ndarray
     #: degrees of freedom of `spread`
     freedom: float
-    #: quantiles of a spot's difference from the mean of its section, by everything, (`N_WITHIN`,)
+    #: quantiles of a spot's difference from the mean of its section, (parts, `N_WITHIN`)
     within: np.ndarray
 
     @classmethod
     def of(cls, held_out: np.ndarray, *, groups: np.ndarray, units: np.ndarray) -> Scale:
-        """From log distances (n, 1 + parts) of spots by models that have not seen their `groups`.
+        """From log distances (n, parts) of spots by models that have not seen their `groups`.
 
         `units` are the sections; those of one group lie as far from the mean as those of others, but count once.
         """
         _, first, unit = np.unique(units, return_index=True, return_inverse=True)
         means = np.stack([held_out[unit == i].mean(axis=0) for i in range(len(first))])
         _, owner = np.unique(groups[first], return_inverse=True)
-        n = owner.max() + 1
+        n = int(owner.max()) + 1
         by_group = np.stack([means[owner == i].mean(axis=0) for i in range(n)])
         level = by_group.mean(axis=0)
         square = np.stack([np.square(means[owner == i] - level).mean(axis=0) for i in range(n)]).sum(axis=0)
         freedom = n - 1 + _PRIOR_PATIENTS
         variance = (square + _PRIOR_PATIENTS * _PRIOR_SPREAD**2) / freedom
-        within = held_out[:, 0] - means[unit, 0]
-        quantiles = np.quantile(within, (np.arange(N_WITHIN) + 0.5) / N_WITHIN)
-        return cls(level, np.sqrt(variance * (1 + 1 / n)), float(freedom), quantiles)
+        within = np.quantile(held_out - means[unit], (np.arange(N_WITHIN) + 0.5) / N_WITHIN, axis=0).T
+        return cls(level, np.sqrt(variance * (1 + 1 / n)), freedom, within)
 
-    def of_spots(self, log_distance: np.ndarray) -> np.ndarray:
-        """Percentile (0 to 1) of spots, (n,), by everything, among those of a further patient."""
-        away = (log_distance[:, None] - self.level[0] - self.within) / self.spread[0]
-        percentile: np.ndarray = stats.t.cdf(away, self.freedom).mean(axis=1)
-        return percentile
+    def of_spots(self, log_distances: np.ndarray) -> np.ndarray:
+        """Percentile (0 to 1) of spots, (n,), among those of a further patient, by the part that is most unlike."""
+        return most_unlike(np.column_stack([self._of_part(x, i) for i, x in enumerate(log_distances.T)]))
 
     def of_section(self, log_distances: np.ndarray) -> np.ndarray:
-        """Percentile (0 to 1) of a section, of which these are spots, by everything and by each part, (1 + parts,)."""
+        """Percentile (0 to 1) of a section, of which these are spots, by each part, (parts,)."""
         away = (log_distances.mean(axis=0) - self.level) / self.spread
         percentile: np.ndarray = stats.t.cdf(away, self.freedom)
         return percentile
+
+    def _of_part(self, x: np.ndarray, part: int) -> np.ndarray:
+        # Of many spots the curve is computed at some distances and read between them.
+        at = x if len(x) <= _CURVE else np.linspace(x.min(), x.max(), _CURVE)
+        away = (at[:, None] - self.level[part] - self.within[part]) / self.spread[part]
+        percentile: np.ndarray = stats.t.cdf(away, self.freedom).mean(axis=1)
+        return percentile if at is x else np.interp(x, at, percentile)
+
+
+def most_unlike(percentiles: np.ndarray) -> np.ndarray:
+    """Percentile of the largest of some percentiles, (..., parts), which one in so many may be by chance (Šidák)."""
+    return np.asarray(percentiles.max(axis=-1) ** percentiles.shape[-1])
 
 
 def fit_novelty(
@@ -187,7 +199,7 @@ def fit_novelty(
     n_components = min(MAX_COMPONENTS, z.shape[1], smallest // _SPOTS_PER_COMPONENT)
     if n_components < 1:
         raise DataError(f"{smallest} spots are too few to say what others are like.")
-    held_out = np.full((len(z), 1 + len(PARTS)), np.nan)
+    held_out = np.full((len(z), len(PARTS)), np.nan)
     for seen, held in folds:
         held_out[held] = Cloud.of(z[seen], picture[seen], n_components).log_distances(z[held], picture[held])
     known = np.isfinite(held_out).all(axis=1)

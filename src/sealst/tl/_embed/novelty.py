@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sealst import _section
-from sealst._core.scores.novelty import PARTS
+from sealst._core.scores.novelty import PARTS, most_unlike
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Region
@@ -46,19 +46,18 @@ class Novel(NamedTuple):
 
 
 def judged(known: Novelty, section: str, log_distances: np.ndarray) -> tuple[np.ndarray, SectionNovelty]:
-    """Percentiles of a section's spots, by their log distances (n, 1 + parts), and of the section."""
-    percentiles = known.scale.of_spots(log_distances[:, 0])
-    whole, *parts = known.scale.of_section(log_distances)
+    """Percentiles of a section's spots, by their log distances (n, parts), and of the section."""
+    percentiles, parts = known.scale.of_spots(log_distances), known.scale.of_section(log_distances)
     found = tuple(name for name, value in zip(PARTS, parts, strict=True) if value > BEYOND)
-    share = float((percentiles > BEYOND).mean())
-    return percentiles, SectionNovelty(section, float(np.median(percentiles)), share, float(whole), found)
+    share, whole = float((percentiles > BEYOND).mean()), float(most_unlike(parts))
+    return percentiles, SectionNovelty(section, float(np.median(percentiles)), share, whole, found)
 
 
 def novel_sections(
     known: Novelty, n_obs: int, regions: Sequence[Region], rows: np.ndarray, log_distances: np.ndarray
 ) -> Novel:
-    """How unlike sections are, of which `rows` (n,) of a table have `log_distances` (n, 1 + parts)."""
-    values, every = np.full(n_obs, np.nan), np.full((n_obs, 1 + len(PARTS)), np.nan)
+    """How unlike sections are, of which `rows` (n,) of a table have `log_distances` (n, parts)."""
+    values, every = np.full(n_obs, np.nan), np.full((n_obs, len(PARTS)), np.nan)
     every[rows] = log_distances
     sections = []
     for region in regions:
@@ -81,11 +80,11 @@ def warning_of(one: SectionNovelty, known: Novelty) -> str | None:
     """What is to be said of a section that is unlike what the model has seen; None where it is not."""
     if one.percentile <= BEYOND:
         return None
-    parts = f"; what stands out: {', '.join(one.parts)}" if one.parts else ""
     return (
         f"Section {one.section!r} is unlike what the model has seen: as a whole it lies beyond the "
-        f"{BEYOND * 100:.0f}th percentile of what its {known.n_held_out} held-out {known.held_out} let expect{parts}. "
-        "Organ, stain, scanner or the stated scale may be others; do not take for granted what is predicted."
+        f"{BEYOND * 100:.0f}th percentile of what its {known.n_held_out} held-out {known.held_out} let expect; what "
+        f"stands out: {' and '.join(one.parts)}. Organ, stain, scanner or the stated "
+        "scale may be others; do not take for granted what is predicted."
     )
 
 

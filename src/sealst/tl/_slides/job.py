@@ -193,7 +193,7 @@ def crop_of(model: Model, crop_um: float | None, crop_px: int | None) -> CropSpe
 def features_of(model: Model, job: Job) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """uint8 crops → embeddings by slot; pixels are read and a shared trunk runs once for both embeddings.
 
-    With a model that knows what its training looked like, also log distances from it, (n, 1 + parts).
+    With a model that knows what its training looked like, also log distances from it, (n, parts).
     """
     known = watched(model) if job.novelty else None
 

@@ -249,10 +249,10 @@ def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{str(path)!r} is damaged: {error}. Name another folder.") from error
     if before is not None and before != given and not overwrite:
-        other = [key for key in given if before.get(key) != given[key]]
+        other = [key for key in {**before, **given} if before.get(key) != given.get(key)]
         # Folders of earlier versions do not say everything.
         held = {key: repr(before[key]) if key in before else "not noted" for key in other}
-        changes = ", ".join(f"{key} {held[key]}, now {given[key]!r}" for key in other)
+        changes = ", ".join(f"{key} {held[key]}, now {given.get(key)!r}" for key in other)
         raise DataError(
             f"{str(job.out)!r} holds slides embedded otherwise ({changes}). Name another folder, or replace them all "
             "with `overwrite=True`."
