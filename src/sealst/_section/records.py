@@ -128,8 +128,8 @@ def novelty_of(table: AnnData, slot: str) -> pd.DataFrame | None:
     where = f"`.uns[{Keys.UNS!r}]['embed'][{slot!r}]['novelty']`"
     stated = _Novelty.of(plain(found), where=where, kind=DataError)
     columns = {"median": stated.median, "beyond": stated.beyond, "percentile": stated.percentile}
-    if any(len(one) != len(stated.section) for one in columns.values()):
-        raise DataError(f"{where} is damaged: it must have as many values of each kind as sections. Embed again.")
+    if any(len(one) != len(set(stated.section)) for one in (stated.section, *columns.values())):
+        raise DataError(f"{where} is damaged: it must have one value of each kind for every section. Remove it.")
     return pd.DataFrame({name: list(one) for name, one in columns.items()}, index=list(stated.section))
 
 

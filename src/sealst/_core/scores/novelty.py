@@ -36,6 +36,8 @@ _PRIOR_SPREAD, _PRIOR_PATIENTS = 0.25, 2.0
 _NO_DETAIL = 1e-5
 #: of a spot that is the mean itself, so that its logarithm is a number
 _NO_DISTANCE = 1e-6
+#: added to standardised variances, so that what does not vary in training has one
+_LEAST_VARIANCE = 1e-6
 #: distances at which percentiles of many spots are computed
 _CURVE = 4000
 _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
@@ -94,7 +96,8 @@ class Cloud:
         scale = np.where(scale > 0, scale, 1.0)
         x = (x - mean) / scale
         parts = [LedoitWolf(assume_centered=True).fit(x[:, part]).covariance_ for part in _parts(n_components)]
-        return cls(pca.mean_, pca.components_, mean, scale, scipy.linalg.block_diag(*parts))
+        covariance = scipy.linalg.block_diag(*parts) + _LEAST_VARIANCE * np.eye(len(mean))
+        return cls(pca.mean_, pca.components_, mean, scale, covariance)
 
     def log_distances(self, z: np.ndarray, picture: np.ndarray) -> np.ndarray:
         """Logarithms of distances (n, parts), by each of `PARTS`; a usual distance is near 0."""
@@ -103,7 +106,8 @@ class Cloud:
         squares = []
         for part in _parts(len(self.directions)):
             root = scipy.linalg.cholesky(self.covariance[part, part], lower=True)
-            squares.append(np.square(scipy.linalg.solve_triangular(root, x[:, part].T, lower=True)).mean(axis=0))
+            unit = scipy.linalg.solve_triangular(root, x[:, part].T, lower=True, check_finite=False)
+            squares.append(np.square(unit).mean(axis=0))
         found: np.ndarray = np.log(np.column_stack(squares) + _NO_DISTANCE) / 2
         return found
 

@@ -67,6 +67,8 @@ def needed_files(folder: Path) -> list[str]:
             names.append(f"adapter/{ADAPTER_FILE}")
         if base.included:
             names += ["base/config.json", "base/model.safetensors"]
+        if config.novelty is not None:
+            names.append(NOVELTY_FILE)
     return names
 
 

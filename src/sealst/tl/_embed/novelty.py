@@ -68,10 +68,10 @@ def novel_sections(
     return Novel(values, sections, known)
 
 
-def said_of(one: SectionNovelty, known: Novelty, *, spots: str = "spots") -> str:
+def said_of(one: SectionNovelty, known: Novelty) -> str:
     """One line about a section."""
     return (
-        f"section {one.section!r}: median novelty {one.median:.2f}; {one.beyond:.0%} of {spots} beyond the "
+        f"section {one.section!r}: median novelty {one.median:.2f}; {one.beyond:.0%} of spots beyond the "
         f"{BEYOND * 100:.0f}th percentile of held-out {known.held_out}"
     )
 

@@ -200,7 +200,7 @@ def _assemble(slide: Slide, parts: Parts, job: Job, partial: Path, digest: str) 
                 _add_expression(uns, file["obsm"], model, job, parts, names)
         seconds = sum(float(parts.read(start, "seconds")) for start in parts.starts(n_tiles))
         facts: dict[str, Any] = {"digest": digest, "n_tiles": n_tiles, "seconds": round(seconds, 3)}
-        novel = None
+        novel: str | None = None
         if job.novelty:
             with using(job) as model:
                 facts["novelty"], novel = _add_novelty(file, model, slide, parts, n_tiles)
