@@ -380,7 +380,7 @@ odd(
     encoder__n_blocks="", encoder__patch_px="", encoder__mean="", encoder__std="", encoder__model_args="mapping",
     encoder__filename="text", encoder__native_mpp="fraction huge none", encoder__hf_id="text", training__sections="",
     training__n_spots="none huge", readouts__0__scores="", readouts__0__kind="",
-    readouts__0__surroundings_um="none",
+    readouts__0__surroundings_um="none", novelty="none",
 )  # fmt: skip
 add(
     "model",

@@ -24,6 +24,7 @@ class Keys:
     SIMILARITY = "seal_similarity"
     ANNOTATION = "seal_annotation"
     ATTENTION = "seal_attention"
+    NOVELTY = "seal_novelty"
 
     # .obsm
     SPATIAL = "spatial"

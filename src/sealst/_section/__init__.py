@@ -32,7 +32,7 @@ from sealst._section.images import (
     stated_scales,
 )
 from sealst._section.parts import Part, parts_at, parts_of, walk
-from sealst._section.records import record, record_slot, recorded, reliability_of
+from sealst._section.records import novelty_of, record, record_slot, recorded, reliability_of
 from sealst._section.regions import Region, regions_of, row_of, sections_of
 from sealst._section.tables import (
     ADD_PICTURE,
@@ -79,6 +79,7 @@ __all__ = [
     "mpp_of",
     "multiscale",
     "needs_pixels",
+    "novelty_of",
     "paired_table",
     "parts_at",
     "parts_of",

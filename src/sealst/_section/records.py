@@ -37,6 +37,15 @@ class _MadeFrom(Stored):
     crop_px: Width | None = None
 
 
+class _Novelty(Stored):
+    """Of the sections of a slot, by `tl.embed`: how unlike what the model has seen they are."""
+
+    section: Annotated[tuple[str, ...], Field(strict=False)]
+    median: Annotated[tuple[Share, ...], Field(strict=False)]
+    beyond: Annotated[tuple[Share, ...], Field(strict=False)]
+    percentile: Annotated[tuple[Share, ...], Field(strict=False)]
+
+
 class _Embed(Stored):
     """Of a slot, by `tl.embed`."""
 
@@ -47,6 +56,7 @@ class _Embed(Stored):
     crop_um: Positive | None = None
     views: Count | None = None
     crops: dict[Name, _MadeFrom] = {}
+    novelty: _Novelty | None = None
 
 
 class _Reliability(Stored):
@@ -105,6 +115,22 @@ def reliability_of(table: AnnData, slot: str) -> pd.DataFrame | None:
         # Columns were dropped since.
         return None
     return pd.DataFrame({name: list(one) for name, one in values.items()}, index=columns)
+
+
+def novelty_of(table: AnnData, slot: str) -> pd.DataFrame | None:
+    """How unlike what the model has seen the sections of an embedding are, by name; None where nothing is known of it.
+
+    `median` percentile of their spots, share of these `beyond` the 95th, and `percentile` of the section as a whole.
+    """
+    found = recorded(table, "embed").get(slot, {}).get("novelty")
+    if found is None:
+        return None
+    where = f"`.uns[{Keys.UNS!r}]['embed'][{slot!r}]['novelty']`"
+    stated = _Novelty.of(plain(found), where=where, kind=DataError)
+    columns = {"median": stated.median, "beyond": stated.beyond, "percentile": stated.percentile}
+    if any(len(one) != len(set(stated.section)) for one in (stated.section, *columns.values())):
+        raise DataError(f"{where} is damaged: it must have one value of each kind for every section. Remove it.")
+    return pd.DataFrame({name: list(one) for name, one in columns.items()}, index=list(stated.section))
 
 
 def record(table: AnnData, call: str, entry: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import tifffile
 import sealst as sl
 from sealst._data.bags.parts import run_folder
 from sealst._data.crops.reader import read_crops
-from sealst._section import affine, image_levels
+from sealst._section import affine, image_levels, novelty_of
 from sealst.models._encoders.encoder import base_name
 from sealst.tl._slides import slides as _slides
 from sealst.tl._slides import work as _slide_work
@@ -104,6 +104,10 @@ def test_slides_are_embedded_like_sections(folder: Path, model, tmp_path: Path) 
         assert list(tiles.obs[column]) == list(expected.obs[column]), column
     np.testing.assert_array_equal(tiles.obsm["spatial"], expected.obsm["spatial"])
     np.testing.assert_allclose(tiles.obsm["X_seal"], expected.obsm["X_seal"], atol=1e-4)
+    np.testing.assert_allclose(tiles.obs["seal_novelty"], expected.obs["seal_novelty"], atol=1e-3)
+    novelty = [novelty_of(one, "X_seal").loc["b"] for one in (tiles, sdata.tables["table"])]
+    np.testing.assert_allclose(*novelty, atol=1e-3)
+    assert found["novelty"][1] == pytest.approx((tiles.obs["seal_novelty"] > 0.95).mean(), abs=1e-6)
     assert list(tiles.obsm["seal_expression"].columns) == genes
     np.testing.assert_allclose(tiles.obsm["seal_expression"], expected.obsm["seal_expression"][genes], atol=1e-4)
     np.testing.assert_allclose(tiles.obsm["seal_pathways"], expected.obsm["seal_pathways"], atol=1e-3)

@@ -36,12 +36,20 @@ def over_views(function: Callable[[np.ndarray], np.ndarray], crops: np.ndarray, 
     views
         1 to 8; 1 is the crop as it is.
     """
+    return first_and_mean(function, crops, views)[1]
+
+
+def first_and_mean(
+    function: Callable[[np.ndarray], np.ndarray], crops: np.ndarray, views: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a function says of crops as they are, and beside it `over_views`; nothing is computed twice."""
+    first = function(crops)
     if views == 1:
-        return function(crops)
-    total = function(crops).astype(np.float64)
+        return first, first
+    total = first.astype(np.float64)
     for code in range(1, views):
         total += function(symmetry(crops, code))
-    return (total / views).astype(np.float32)
+    return first, (total / views).astype(np.float32)
 
 
 def check_views(views: int) -> int:

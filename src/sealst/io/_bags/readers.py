@@ -24,7 +24,7 @@ from sealst.io._bags.sources import ArrayReader, BagReader, FeatureTableReader, 
 
 Source: TypeAlias = str | Path | Sequence[AnnData | SpatialData] | Mapping[str, "AnnData | SpatialData | np.ndarray"]
 #: columns of the manifest of `tl.embed_slides` that describe the run, not the slide
-_RUN_COLUMNS = ("slide", "path", "file", "n_tiles", "status", "seconds", "digest")
+_RUN_COLUMNS = ("slide", "path", "file", "n_tiles", "status", "seconds", "digest", "novelty")
 _DONE, _BLANK = "done", "blank"
 
 

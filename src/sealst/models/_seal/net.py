@@ -22,6 +22,7 @@ from sealst._html import text_as_html
 from sealst.models._adapters import Adapter, add_adapter
 from sealst.models._encoders.encoder import Encoder, ImageModel, base_name, plain_key
 from sealst.models._genes import GeneEncoder, GeneEncoderParams
+from sealst.models._novelty import Novelty
 from sealst.models._seal.heads import HeadParams, ProjectionParams, image_head
 from sealst.models._seal.readout import FIELDS, HEAD, Readout, check_readout
 from sealst.models._seal.reliability import UNKNOWN, Reliability
@@ -89,6 +90,8 @@ class SealNet(nn.Module):
         self.provenance: dict[str, Any] = {}
         #: how far predictions can be believed; None where nothing is known of it
         self.reliability: Reliability | None = None
+        #: what training looked like, by which other sections are told from it; None where that was not kept
+        self.novelty: Novelty | None = None
         self.eval()
 
     @property
@@ -126,6 +129,15 @@ class SealNet(nn.Module):
         facts = (self.encoder.spec.feeding(), asdict(self.crop), *parts, panel)
         digest = hashlib.sha256(repr(facts).encode())
         for name, tensor in sorted(self.trained_state().items()):
+            digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def image_fingerprint(self) -> str:
+        """16 hex digits that change with what makes an embedding of a crop: adapter and feeding, but no readout."""
+        facts = (self.encoder.spec.feeding(), asdict(self.crop), self.adapter.facts())
+        digest = hashlib.sha256(repr(facts).encode())
+        for name, tensor in sorted(self.encoder.adapted_state().items()):
             digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 

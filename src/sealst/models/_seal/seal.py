@@ -34,6 +34,8 @@ class SealModel(SealNet):
         Training log, one row per epoch.
     reliability
         How far predictions can be believed, see `Reliability`; None where that is unknown.
+    novelty
+        What training looked like; by it `sealst.tl.embed` says how unlike a section is. None in models from before.
     """
 
     def save(self, path: str | Path, *, include_base: bool = False, overwrite: bool = False) -> Path:

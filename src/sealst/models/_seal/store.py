@@ -39,6 +39,7 @@ from sealst.models._encoders.build import LOCAL, build_encoder, build_from_spec
 from sealst.models._encoders.encoder import Encoder, weights_hash
 from sealst.models._encoders.spec import EncoderSpec
 from sealst.models._genes import resolve_gene_encoder
+from sealst.models._novelty import NOVELTY_FILE, Novelty, NoveltyFacts
 from sealst.models._seal.bases import find_base, remember_base
 from sealst.models._seal.card import model_card, public_name
 from sealst.models._seal.heads import HeadParams, resolve_projection
@@ -66,6 +67,8 @@ def needed_files(folder: Path) -> list[str]:
             names.append(f"adapter/{ADAPTER_FILE}")
         if base.included:
             names += ["base/config.json", "base/model.safetensors"]
+        if config.novelty is not None:
+            names.append(NOVELTY_FILE)
     return names
 
 
@@ -113,6 +116,8 @@ class _Config(Stored):
     training: dict[str, Any]
     #: models from before there were others have the head alone
     readouts: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
+    #: of the file of its name, which models from before have not
+    novelty: NoveltyFacts | None = None
 
 
 class _Base(Stored):
@@ -130,6 +135,11 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
             f"`model.reliability` is of the model {model.reliability.model}, but the weights are now those of "
             f"{fingerprint}. Measure it again, or set it to None, which says that it is unknown."
         )
+    if model.novelty is not None and model.novelty.images != model.image_fingerprint:
+        raise CheckpointError(
+            "`model.novelty` is of embeddings before the adapter was trained on. Set it to None, which says that it is "
+            "unknown."
+        )
     config = {
         "format": _FORMAT,
         "sealst": __version__,
@@ -145,6 +155,8 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
     }
     if model.fitted:
         config["readouts"] = [readout.facts for readout in map(model.readout_of, model.fitted) if readout is not None]
+    if model.novelty is not None:
+        config["novelty"] = model.novelty.facts()
     sha256 = weights_hash(encoder.base_state())
     with new_folder(path, overwrite=overwrite, marker="config.json") as work:
         write_json(work / "config.json", config)
@@ -163,6 +175,8 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
             model.history.to_csv(work / "history.csv", index=False)
         if model.reliability is not None:
             write_text(work / RELIABILITY_FILE, written(model.reliability))
+        if model.novelty is not None:
+            model.novelty.save(work / NOVELTY_FILE)
         (work / "README.md").write_text(model_card(model), encoding="utf-8")
     _remember(sha256, spec.key)
     return path
@@ -190,6 +204,9 @@ def read_model(
         model.history = _history(log)
     if (reliability := folder / RELIABILITY_FILE).is_file():
         model.reliability = read_reliability(reliability, model=config.fingerprint)
+    if config.novelty is not None:
+        images = model.image_fingerprint
+        model.novelty = Novelty.load(folder / NOVELTY_FILE, config.novelty, dim=model.dim, images=images)
     return model.to(resolve_device(device)).eval()
 
 

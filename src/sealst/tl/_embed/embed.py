@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from anndata import AnnData
@@ -13,6 +12,7 @@ from spatialdata import SpatialData
 from sealst import _section
 from sealst._core.device import resolve_device
 from sealst._core.made_by import MadeBy
+from sealst._core.space.views import first_and_mean
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._keys import Keys
@@ -22,7 +22,12 @@ from sealst._validate import check_choice, check_slot
 from sealst.io import Collection
 from sealst.models import Encoder, SealModel, build_encoder
 from sealst.models._encoders.encoder import base_name
+from sealst.models._novelty import Novelty
 from sealst.tl._embed.inputs import views_of
+from sealst.tl._embed.novelty import Novel, novel_sections, watched, write_novelty
+
+#: an embedding, its provenance, and how unlike the model's training it is, where that is known
+Made: TypeAlias = tuple[np.ndarray, dict[str, Any], Novel | None]
 
 
 @documented
@@ -82,7 +87,11 @@ def embed(
       other regions keep what the same model wrote
     - ``.obsm["X_seal_fields" | key_added + "_fields"]``: with a model that was trained with several sizes of crops
       (``model.fields``), of spots, the embeddings of all these squares side by side, float32 (n_obs, fields * dim)
-    - ``.uns["sealst"]["embed"][key]``: model fingerprint or encoder record, modality, views, crops
+    - ``.obs["seal_novelty" | key_added + "_novelty"]``: of images, with a SEAL model that knows what its training
+      looked like, how unlike it each spot is: float64 (n_obs,), percentile (0 to 1) among the spots of held-out
+      training patients, NaN without a crop. The log has a line for each section, and warns where one lies beyond
+    - ``.uns["sealst"]["embed"][key]``: model fingerprint or encoder record, modality, views, crops; ``"novelty"`` of
+      sections
 
     Raises
     ------
@@ -107,6 +116,7 @@ def embed(
         sdata.apply(lambda one: embed(one, model, progress=progress, **options))
         return None
     key = key_added or (Keys.EMBEDDING if modality == "image" else Keys.GENE_EMBEDDING)
+    novel: Novel | None = None
     if modality == "gene":
         if not isinstance(model, SealModel):
             raise DataError("Embeddings of expression need a SEAL model; an encoder only sees images.")
@@ -123,15 +133,15 @@ def embed(
         paired = _section.paired_table(sdata, table_key, region=region, crop_um=crop_um, trained_on=trained_on)
         table = paired.table
         before, options = paired.embedded.get(key), {"pool": pool, "pretrained": pretrained, "device": device}
-        embedding, entry = embed_crops(paired, model, views=views, show=progress, **options)
-    made = {key: merged(table, key, embedding, entry, before)}
+        embedding, entry, novel = embed_watched(paired, model, views=views, show=progress, **options)
+    made: dict[str, Made] = {key: (*merged(table, key, embedding, entry, before), novel)}
     if modality == "image" and isinstance(model, SealModel) and model.fields and table.n_vars:
         slot = fields_key(key)
         fields, facts = embed_fields(paired, model, embedding, entry, views=views, show=progress)
-        made[slot] = merged(table, slot, fields, facts, _section.recorded(table, "embed").get(slot))
+        made[slot] = (*merged(table, slot, fields, facts, _section.recorded(table, "embed").get(slot)), None)
     given, target = for_writing(sdata, table_key, copy=copy)
-    for slot, (values, facts) in made.items():
-        write_embedding(target, slot, values, facts)
+    for slot, found in made.items():
+        write_embedding(target, slot, *found)
     return given if copy else None
 
 
@@ -146,6 +156,26 @@ def embed_crops(
     show: bool | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Image embeddings (n_obs, dim), NaN where there is no crop, and their provenance."""
+    options: dict[str, Any] = {"views": views, "pool": pool, "pretrained": pretrained, "device": device, "show": show}
+    return _embedded(paired, model, None, **options)[:2]
+
+
+def embed_watched(paired: PairedTable, model: SealModel | Encoder | str, **options: Any) -> Made:
+    """What `embed_crops` returns, and how unlike the model's training the crops are, where it knows of that."""
+    return _embedded(paired, model, watched(model), **options)
+
+
+def _embedded(
+    paired: PairedTable,
+    model: SealModel | Encoder | str,
+    known: Novelty | None,
+    *,
+    views: int | str,
+    show: bool | None,
+    pool: str | None = None,
+    pretrained: bool = True,
+    device: str | None = None,
+) -> Made:
     if not any(one.usable.any() for one in paired.sections):
         raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
     entry: dict[str, Any] = {}
@@ -168,11 +198,20 @@ def embed_crops(
     if n > 1:
         n_crops = sum(int(one.usable.sum()) for one in paired.sections)
         logger.info("averaging %d views of %d crops; `views=1` takes 1/%d of the time", n, n_crops, n)
-    embed_views = partial(encoder.embed, views=n)
-    rows, values, crops = _section.map_crops(paired.sections, embed_views, show=show, desc="embedding crops")
-    out = np.full((paired.table.n_obs, encoder.spec.dim), np.nan, dtype=np.float32)
-    out[rows] = values
-    return out, entry | {"modality": "image", "crop_um": paired.size.crop_um, "views": n, "crops": crops}
+    dim = encoder.spec.dim
+
+    def features(crops: np.ndarray) -> np.ndarray:
+        first, mean = first_and_mean(encoder.embed, crops, n)
+        return mean if known is None else np.hstack([mean, known.log_distances(first, crops)])
+
+    rows, values, crops = _section.map_crops(paired.sections, features, show=show, desc="embedding crops")
+    out = np.full((paired.table.n_obs, dim), np.nan, dtype=np.float32)
+    out[rows] = values[:, :dim]
+    novel = None
+    if known is not None:
+        regions = [one.region for one in paired.sections]
+        novel = novel_sections(known, len(out), regions, rows, values[:, dim:])
+    return out, entry | {"modality": "image", "crop_um": paired.size.crop_um, "views": n, "crops": crops}, novel
 
 
 def fields_key(key: str) -> str:
@@ -197,11 +236,15 @@ def embed_fields(
     for um in model.fields[1:]:
         logger.info("embedding the field of %g µm", um)
         parts.append(embed_crops(paired.widened(um), model, views=views, show=show)[0])
-    return np.hstack(parts), entry | {"fields_um": list(model.fields)}
+    own = {name: value for name, value in entry.items() if name != "novelty"}
+    return np.hstack(parts), own | {"fields_um": list(model.fields)}
 
 
-def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any]) -> None:
-    """Write an embedding and its provenance."""
+def write_embedding(
+    table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any], novel: Novel | None
+) -> None:
+    """Write an embedding and its provenance, and how unlike the model's training it is."""
+    before = _section.novelty_of(table, key)
     table.obsm[key] = embedding
     _section.record_slot(table, "embed", key, entry)
     embedded = int(np.isfinite(embedding[:, 0]).sum())
@@ -211,6 +254,7 @@ def write_embedding(table: AnnData, key: str, embedding: np.ndarray, entry: dict
             "%d spots have no usable crop and are NaN; leave them out for scanpy: `table[table.obs['crop_ok']].copy()`",
             len(embedding) - embedded,
         )
+    write_novelty(table, key, novel, before)
 
 
 def merged(

@@ -19,7 +19,7 @@ from sealst._logging import logger
 from sealst._section import Data, PairedTable, for_writing
 from sealst._validate import as_columns, check_slot
 from sealst.models import SealModel
-from sealst.tl._embed.embed import embed_crops, embed_fields, merged, stored_embedding, write_embedding
+from sealst.tl._embed.embed import Made, embed_fields, embed_watched, merged, stored_embedding, write_embedding
 from sealst.tl._embed.inputs import check_model
 from sealst.tl._embed.trust import believed, better_genes, reliability_entry, tell
 from sealst.tl._pathways.pathways import score_sets, write_pathways
@@ -88,8 +88,8 @@ def predict(
 
     - ``.obsm["seal_expression" | key_added]``: DataFrame (n_obs, genes), float32, log1p-CP10k, named genes; NaN for
       spots without a crop. ``/`` in a gene's name becomes ``_`` in that of its column, so that the table can be saved
-    - ``.obsm["X_seal"]``: the embeddings, as `sealst.tl.embed` writes them; with the readout ``"fields"`` also
-      ``.obsm["X_seal_fields"]``
+    - ``.obsm["X_seal"]``: the embeddings, as `sealst.tl.embed` writes them, and ``.obs["seal_novelty"]``, how unlike
+      the training each spot is; with the readout ``"fields"`` also ``.obsm["X_seal_fields"]``
     - ``.obsm["seal_pathways" | key_added + "_pathways"]``: DataFrame (n_obs, pathways), with `net`
     - ``.uns["sealst"]["predict"][key]``: model fingerprint, readout, unit, layer, and ``"reliability"``: for every
       column ``"pearson"`` on held-out patients and whether that is ``"better_than_chance"``; or ``"unknown"``
@@ -127,7 +127,8 @@ def predict(
     wanted = believed(model, (model.panel if genes is None else model.panel.subset(genes)).genes, min_reliability)
     columns = as_columns(wanted, what="Genes")
     slot = Keys.FIELDS if model.fields_of(readout) else Keys.EMBEDDING
-    embedding, made = stored_embedding(sdata, table, regions, model, views, slot), {}
+    made: dict[str, Made] = {}
+    embedding = stored_embedding(sdata, table, regions, model, views, slot)
     if device is not None:
         model.to(resolve_device(device))
     if embedding is None:
@@ -180,19 +181,20 @@ def predicted_values(
 
 def _embedded(
     paired: PairedTable, model: SealModel, slot: str, *, views: int | str, show: bool | None
-) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+) -> dict[str, Made]:
     """Embeddings and their provenance by slot: of the crops, and, where `slot` asks for them, of several fields."""
     table, recorded = paired.table, paired.embedded
     regions = [one.region for one in paired.sections]
     stored = stored_embedding(paired.sections[0].sdata, table, regions, model, views)
-    found: dict[str, tuple[np.ndarray, dict[str, Any]]] = {}
+    found: dict[str, Made] = {}
     if stored is None:
-        embedding, entry = embed_crops(paired, model, views=views, show=show)
-        found[Keys.EMBEDDING] = merged(table, Keys.EMBEDDING, embedding, entry, recorded.get(Keys.EMBEDDING))
+        embedding, entry, novel = embed_watched(paired, model, views=views, show=show)
+        before = recorded.get(Keys.EMBEDDING)
+        found[Keys.EMBEDDING] = (*merged(table, Keys.EMBEDDING, embedding, entry, before), novel)
     else:
         embedding, entry = stored, recorded[Keys.EMBEDDING]
         views = int(entry.get("views", 1)) if views == "auto" else views
     if slot == Keys.FIELDS:
         fields, facts = embed_fields(paired, model, embedding, entry, views=views, show=show)
-        found[slot] = merged(table, slot, fields, facts, recorded.get(slot))
+        found[slot] = (*merged(table, slot, fields, facts, recorded.get(slot)), None)
     return found

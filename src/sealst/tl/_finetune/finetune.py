@@ -49,7 +49,7 @@ from sealst.tl._finetune.pairs import (
     organs_of,
     warmup_patients,
 )
-from sealst.tl._finetune.readout import fitted_readouts
+from sealst.tl._finetune.readout import fitted_novelty, fitted_readouts, seen_spots
 from sealst.tl._finetune.run_folder import (
     FOLDS,
     MODEL,
@@ -450,8 +450,12 @@ def _train(
         sections=section if params.negatives == "section" else None,
         baseline=baseline,
     )
+    seen = seen_spots(model, train, pairs, every_view=readout == "auto", show=run.show)
+    if seen is None:
+        return
     if readout == "auto":
-        model.use_readouts(fitted_readouts(model, train, pairs, show=run.show))
+        model.use_readouts(fitted_readouts(model, train, pairs, seen, show=run.show))
+    model.novelty = fitted_novelty(model, train, pairs, seen)
 
 
 def _provenance(

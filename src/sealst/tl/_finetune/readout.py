@@ -1,38 +1,56 @@
-"""The readout of a trained model: what predicts expression from its embeddings, chosen on held-out sections."""
+"""What is fitted behind a trained encoder: readouts of expression, chosen on held-out sections, and what is novel."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sealst._core.scores.novelty import N_PICTURE, fit_novelty, picture_features
 from sealst._core.scores.readouts import best_readouts
 from sealst._core.space.surroundings import beside_surroundings, common_pitch
-from sealst._core.space.views import N_SYMMETRIES
+from sealst._core.space.views import N_SYMMETRIES, first_and_mean
+from sealst._core.splits import evenly
 from sealst._data.crops.source import CropSource, iter_source
 from sealst._data.dataset import Draw, PairDataset
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, progress, warn
 from sealst.models import SealModel
+from sealst.models._novelty import Novelty
 from sealst.models._seal.readout import FIELDS, RIDGE, SURROUNDINGS, Readout
 from sealst.tl._finetune.pairs import Pairs
 
 #: fewer spots leave nothing to hold out
 _MIN_SPOTS = 50
 _BATCH = 64
+#: spots by which novelty is told, at most
+_MAX_NOVELTY = 4000
 
 
-def fitted_readouts(model: SealModel, train: PairDataset, pairs: Pairs, *, show: bool | None) -> list[Readout]:
-    """Fit readouts behind a trained model, of all that each may see; best first.
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Sampled spots as the trained model sees them, and who of them is held out in turn."""
 
-    None where there are too few spots to hold any out.
-    """
+    #: embeddings (n, dim): mean over views, and of the crop as it is
+    mean: np.ndarray
+    first: np.ndarray
+    #: section of every spot, the group that it is held out with, and what groups are
+    section: np.ndarray
+    groups: np.ndarray
+    held: str
+
+
+def seen_spots(
+    model: SealModel, train: PairDataset, pairs: Pairs, *, every_view: bool, show: bool | None
+) -> Seen | None:
+    """Embed the sampled spots (in one view alone unless `every_view`); None where they are too few to hold any out."""
     rows = pairs.sample
     if len(rows) < _MIN_SPOTS:
         logger.info("readout = head (%d spots are too few to hold some out)", len(rows))
-        return []
+        return None
     section = pairs.measured.section[rows]
     patient = np.array(pairs.labels["patient"])[section]
     groups, held = patient, "patients"
@@ -42,12 +60,36 @@ def fitted_readouts(model: SealModel, train: PairDataset, pairs: Pairs, *, show:
         # Strips of the section: of random spots the neighbours would stand on the other side.
         x = np.concatenate([source.boxes[:, 0] for source in pairs.sources])[rows]
         groups, held = np.digitize(x, np.quantile(x, (0.25, 0.5, 0.75))), "strips of one section"
+    first, mean = _embedded(model, train, rows, every_view=every_view, show=show)
+    return Seen(mean, first, section, groups, held)
+
+
+def fitted_novelty(model: SealModel, train: PairDataset, pairs: Pairs, seen: Seen) -> Novelty | None:
+    """Summarise what training looked like, by some spots; None where that cannot be said."""
+    some = evenly(len(seen.first), _MAX_NOVELTY)
+    picture = _pictures(model, train, pairs, pairs.sample[some])
+    groups, units = seen.groups[some], seen.section[some]
+    n = len(np.unique(groups))
+    # Strips of one section take the place of sections.
+    units = groups if n > len(np.unique(units)) else units
+    try:
+        cloud, scale = fit_novelty(seen.first[some], picture, groups=groups, units=units)
+    except DataError as error:
+        logger.info("what training looked like is not kept: %s", error)
+        return None
+    return Novelty(cloud, scale, seen.held, n, len(some), model.image_fingerprint)
+
+
+def fitted_readouts(
+    model: SealModel, train: PairDataset, pairs: Pairs, seen: Seen, *, show: bool | None
+) -> list[Readout]:
+    """Fit readouts behind a trained model, of all that each may see; best first."""
+    rows, z, section, held = pairs.sample, seen.mean, seen.section, seen.held
     targets = {Keys.LOGNORM: pairs.single}
     if model.panel.layer != Keys.LOGNORM:
         targets[model.panel.layer] = np.asarray(train.expression[rows])
         targets["both"] = (targets[Keys.LOGNORM] + targets[model.panel.layer]) / 2
-    z = _mean_over_views(model, train, rows, show=show)
-    options: dict[str, Any] = {"groups": groups, "sections": section, "known": pairs.measured.table[section]}
+    options: dict[str, Any] = {"groups": seen.groups, "sections": section, "known": pairs.measured.table[section]}
     inputs, width = {RIDGE: z}, _width(pairs, section)
     if width is not None:
         inputs[SURROUNDINGS] = np.empty((len(z), 2 * z.shape[1]))
@@ -102,20 +144,48 @@ def _of_sources(model: SealModel, sources: Sequence[CropSource], *, show: bool |
     return out
 
 
-def _mean_over_views(model: SealModel, train: PairDataset, rows: np.ndarray, *, show: bool | None) -> np.ndarray:
-    """Embeddings (n, dim) as predictions start from: the mean over views of each crop, cached or turned here."""
+def _embedded(
+    model: SealModel, train: PairDataset, rows: np.ndarray, *, every_view: bool, show: bool | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (n, dim) of crops as they are, and as predictions start from: the mean over views of each crop.
+
+    Views are cached (the first is the crop as it is) or turned here.
+    """
     cached = train.caches_tokens
-    n_views, out = train.views if cached else N_SYMMETRIES, np.zeros((len(rows), model.dim))
+    n_views = (train.views if cached else N_SYMMETRIES) if every_view else 1
+    first, mean = np.zeros((2, len(rows), model.dim))
     with progress(None, desc="fitting the readout", total=len(rows), show=show) as bar:
         for start in range(0, len(rows), _BATCH):
             part = slice(start, start + _BATCH)
             if cached:
                 for view in range(n_views):
                     batch = train[Draw(rows[part], np.full(len(rows[part]), view))]
-                    out[part] += model.embed_tokens(batch["tokens"].float())
-                out[part] /= n_views
+                    found = model.embed_tokens(batch["tokens"].float())
+                    mean[part] += found
+                    if view == 0:
+                        first[part] = found
+                mean[part] /= n_views
             else:
                 crops = train[Draw(rows[part], np.zeros(len(rows[part]), dtype=int))]["crops"].numpy()
-                out[part] = model.embed_images(crops, views=n_views)
+                first[part], mean[part] = first_and_mean(model.embed_images, crops, n_views)
             bar.update(len(rows[part]))
+    return first, mean
+
+
+def _pictures(model: SealModel, train: PairDataset, pairs: Pairs, rows: np.ndarray) -> np.ndarray:
+    """`picture_features` of the crops of some spots, which are read again where training saw tokens."""
+    out = np.empty((len(rows), N_PICTURE), dtype=np.float32)
+    if not train.caches_tokens:
+        for start in range(0, len(rows), _BATCH):
+            some = rows[start : start + _BATCH]
+            crops = train[Draw(some, np.zeros(len(some), dtype=int))]["crops"].numpy()
+            out[start : start + _BATCH] = picture_features(crops)
+        return out
+    begin = 0
+    for source in pairs.sources:
+        own = np.flatnonzero((rows >= begin) & (rows < begin + len(source.boxes)))
+        few = CropSource(source.levels, source.boxes[rows[own] - begin])
+        for positions, crops in iter_source(few, model.crop.crop_px, batch_size=_BATCH):
+            out[own[positions]] = picture_features(crops)
+        begin += len(source.boxes)
     return out

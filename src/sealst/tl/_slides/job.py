@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from sealst._core.device import resolve_device
-from sealst._core.space.views import over_views
+from sealst._core.space.views import first_and_mean
 from sealst._data.bags.parts import Parts, file_digest
 from sealst._errors import DataError
 from sealst._files import absolute
@@ -23,6 +24,7 @@ from sealst._keys import Keys
 from sealst._settings import settings
 from sealst.models import CropSpec, Encoder, SealModel, build_encoder, load
 from sealst.models._encoders.encoder import base_name
+from sealst.tl._embed.novelty import watched
 from sealst.tl._slides.manifest import Slide
 
 Model: TypeAlias = SealModel | Encoder
@@ -78,6 +80,8 @@ class Job:
     net: Path | None = None
     net_label: str = ""
     net_digest: str = ""
+    #: digest of what the model knows of its training, where it does
+    novelty: str = ""
     tiles_per_task: int = 4096
     batch_size: int = 64
     #: settings of the caller, which workers do not have of themselves
@@ -97,6 +101,7 @@ class Job:
             "genes": hashlib.sha256("\n".join(self.genes).encode()).hexdigest()[:16] if self.genes else "",
             "net": self.net_digest,
             "precision": self.precision,
+            **({"novelty": self.novelty} if self.novelty else {}),
         }
 
     def digest(self, slide: Slide) -> str:
@@ -186,18 +191,28 @@ def crop_of(model: Model, crop_um: float | None, crop_px: int | None) -> CropSpe
 
 
 def features_of(model: Model, job: Job) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """uint8 crops → embeddings by slot; pixels are read and a shared trunk runs once for both embeddings."""
+    """uint8 crops → embeddings by slot; pixels are read and a shared trunk runs once for both embeddings.
+
+    With a model that knows what its training looked like, also log distances from it, (n, parts).
+    """
+    known = watched(model) if job.novelty else None
+
+    def novelty(first: np.ndarray, crops: np.ndarray) -> dict[str, np.ndarray]:
+        return {} if known is None else {Keys.NOVELTY: known.log_distances(first, crops)}
+
     if isinstance(model, SealModel) and job.frozen:
 
         def embed_both(crops: np.ndarray) -> dict[str, np.ndarray]:
-            both = over_views(lambda turned: np.hstack(model.embed_both(turned)), crops, job.views)
-            return {Keys.FROZEN: both[:, : model.dim], Keys.EMBEDDING: both[:, model.dim :]}
+            first, both = first_and_mean(lambda turned: np.hstack(model.embed_both(turned)), crops, job.views)
+            found = {Keys.FROZEN: both[:, : model.dim], Keys.EMBEDDING: both[:, model.dim :]}
+            return found | novelty(first[:, model.dim :], crops)
 
         return embed_both
     encoder = model.encoder if isinstance(model, SealModel) else model
 
     def embed(crops: np.ndarray) -> dict[str, np.ndarray]:
-        return {Keys.EMBEDDING: encoder.embed(crops, views=job.views, batch_size=job.batch_size)}
+        first, mean = first_and_mean(partial(encoder.embed, batch_size=job.batch_size), crops, job.views)
+        return {Keys.EMBEDDING: mean} | novelty(first, crops)
 
     return embed
 

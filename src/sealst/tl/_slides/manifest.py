@@ -24,6 +24,8 @@ from sealst._validate import as_text, check_file_name, listed, section_name
 PATH, MPP = "path", "mpp"
 #: columns of the result that a manifest must not have for labels
 WRITTEN = ("file", "n_tiles", "status", "seconds", "digest")
+#: and one that it has where the model knows what its training looked like
+NOVELTY = "novelty"
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ def read_manifest(manifest: pd.DataFrame | str | PathLike[str]) -> list[Slide]:
         raise MissingKeyError(
             f"{where} has no column 'path'; found: {listed(frame.columns)}. It names the slides' files."
         )
-    taken = [name for name in WRITTEN if name in frame.columns]
-    if taken and len(taken) < len(WRITTEN):
+    taken = [name for name in (*WRITTEN, NOVELTY) if name in frame.columns]
+    if taken and not set(WRITTEN) <= set(taken):
         raise DataError(
             f"{where} has column(s) {listed(taken)}, which the result uses for what became of a slide. Rename them, "
             f"e.g. {f'label_{taken[0]}'!r}."

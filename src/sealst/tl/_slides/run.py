@@ -18,7 +18,7 @@ from sealst._files import write_text
 from sealst._keys import Keys
 from sealst._logging import logger, progress, warn
 from sealst._text_table import read_text_table
-from sealst.tl._slides.manifest import PATH, SLIDE, Slide
+from sealst.tl._slides.manifest import NOVELTY, PATH, SLIDE, Slide
 from sealst.tl._slides.work import EMBED, FINISH, PLAN, Task
 from sealst.tl._slides.workers import Outcome, Workers
 
@@ -50,6 +50,8 @@ class Tables:
         row |= {"file": f"slides/{slide.name}.h5ad" if result else "", "n_tiles": found.get("n_tiles", 0)}
         row |= {"status": DONE if result else BLANK if blank else FAILED, "seconds": found.get("seconds", 0.0)}
         row |= {"digest": found.get("digest", "")}
+        # Of a model that knows what its training looked like: share of tiles that are unlike it.
+        row |= {NOVELTY: found[NOVELTY]} if NOVELTY in found else {}
         self._rows[slide.name] = row | {Keys.ORGAN: slide.organ} | slide.labels
         if result is None:
             failure = {SLIDE: slide.name, PATH: str(slide.path), "error": error, "attempts": attempts}
@@ -169,7 +171,7 @@ class Run:
                 self._submit(Task(task.slide, FINISH))
         else:
             self._end(task.slide, result)
-            if (text := result.get("plain")) is not None:
+            for text in filter(None, (result.get("plain"), result.get("novel"))):
                 warn(text)
             ended, n = len(self._slides) - len(self._waiting) - len(self._active), len(self._slides)
             left = (time.monotonic() - self._began) / max(1, ended - self.n_skipped) * (n - ended)

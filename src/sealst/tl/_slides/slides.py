@@ -121,12 +121,13 @@ def embed_slides(
     -------
     Table with one row per slide, as in ``manifest.csv``: ``slide``, ``patient``, ``path``, ``file``, ``n_tiles``,
     ``status`` (``"done"``, ``"failed"``, or ``"blank"`` where no tissue was found), ``seconds`` (of computing),
-    ``digest``, ``organ`` and the labels. Writes to `path`
+    ``digest``, ``novelty`` (where the model knows what its training looked like: share of tiles beyond the 95th
+    percentile of held-out training patients), ``organ`` and the labels. Writes to `path`
 
     - ``manifest.csv``, and ``failures.csv`` (``slide``, ``path``, ``error``, ``attempts``)
     - ``slides/<slide>.h5ad``: one row per tile, as `sealst.pp.tile` and `sealst.tl.embed` make it, with
-      ``.obsm["X_seal"]`` and if asked for ``.obsm["X_frozen"]``, ``.obsm["seal_expression"]``,
-      ``.obsm["seal_pathways"]``
+      ``.obsm["X_seal"]``, ``.obs["seal_novelty"]`` (where the model knows its training), and if asked for
+      ``.obsm["X_frozen"]``, ``.obsm["seal_expression"]``, ``.obsm["seal_pathways"]``
     - ``run.json``: parameters, model fingerprint, versions
 
     Raises
@@ -222,6 +223,8 @@ def _asked(
     found: dict[str, Any] = {"frozen": True if frozen is None else bool(frozen)}
     if found["frozen"]:
         found["base"] = base_name(model.encoder)
+    if model.novelty is not None:
+        found["novelty"] = model.novelty.digest
     if expression:
         found["genes"] = tuple((model.panel if genes is None else model.panel.subset(genes)).genes)
         as_columns(found["genes"], what="Genes")
@@ -247,10 +250,10 @@ def _prepare(job: Job, slides: Sequence[Slide], model: Model, *, overwrite: bool
     given, path = job.settings(), job.out / _RUN
     before = _Written.read(path, kind=DataError).settings if path.is_file() else None
     if before is not None and before != given and not overwrite:
-        other = [key for key in given if before.get(key) != given[key]]
+        other = [key for key in {**before, **given} if before.get(key) != given.get(key)]
         # Folders of earlier versions do not say everything.
         held = {key: repr(before[key]) if key in before else "not noted" for key in other}
-        changes = ", ".join(f"{key} {held[key]}, now {given[key]!r}" for key in other)
+        changes = ", ".join(f"{key} {held[key]}, now {given.get(key)!r}" for key in other)
         raise DataError(
             f"{str(job.out)!r} holds slides embedded otherwise ({changes}). Name another folder, or replace them all "
             "with `overwrite=True`."

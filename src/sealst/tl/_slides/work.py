@@ -31,6 +31,7 @@ from sealst._validate import as_columns
 from sealst.io import read_wsi
 from sealst.models import SealModel
 from sealst.pp import pair_crops, tile
+from sealst.tl._embed.novelty import judged, novelty_entry, warning_of, watched
 from sealst.tl._embed.trust import reliability_entry
 from sealst.tl._pathways.pathways import pathways_entry, score_sets
 from sealst.tl._slides.job import PRESENT, Job, features_of, predicted, provenance, using
@@ -85,6 +86,9 @@ def plan(slide: Slide, job: Job) -> dict[str, Any]:
                 # Rows are in the order in which pixels are read, so that ranges of rows share few chunks of the file.
                 order = reading_order(image, boxes, job.tile_px)
                 table = table[order].copy()
+                if job.novelty:
+                    # Filled once all tiles are embedded.
+                    table.obs[Keys.NOVELTY] = np.nan
             with using(job) as model:
                 entries = provenance(model, job, {crops.region.name: crops.definition})
             _section.record(table, "embed", entries)
@@ -134,20 +138,20 @@ def _embed(slide: Slide, job: Job, parts: Parts, start: int) -> None:
 
 # -- putting together -------------------------------------------------------------------------------------------------
 def finish(slide: Slide, job: Job, digest: str) -> dict[str, Any]:
-    """Write the file of a slide from its ranges, and remove these; tells of tiles that show nothing."""
+    """Write the file of a slide from its ranges, and remove these; tells of tiles that show nothing, or what is new."""
     path, parts = job.table(slide), job.parts(slide, digest)
-    said = None
+    said = novel = None
     path.parent.mkdir(parents=True, exist_ok=True)
     with _file_lock(path):
         done = finished(path)
         if done is None or done["digest"] != digest:
             said = _plain_of(slide, parts).verdict()
             with complete_file(path) as partial:
-                _assemble(parts, job, partial, digest)
+                novel = _assemble(slide, parts, job, partial, digest)
             done = finished(path)
         _restate(path, slide)
         parts.remove()
-    return dict(done or {}) | {"plain": said}
+    return dict(done or {}) | {"plain": said, "novel": novel}
 
 
 def _plain_of(slide: Slide, parts: Parts) -> PlainCrops:
@@ -177,7 +181,8 @@ def _restate(path: Path, slide: Slide) -> None:
                 write_elem(file["obs"], key, pd.Categorical([value] * n_tiles))
 
 
-def _assemble(parts: Parts, job: Job, partial: Path, digest: str) -> None:
+def _assemble(slide: Slide, parts: Parts, job: Job, partial: Path, digest: str) -> str | None:
+    """Fill the file of a slide; tells whether it is unlike what the model has seen."""
     shutil.copyfile(parts.tiles, partial)
     n_tiles = len(parts.boxes())
     if absent := [start for start in parts.starts(n_tiles) if not parts.is_done(start)]:
@@ -194,8 +199,25 @@ def _assemble(parts: Parts, job: Job, partial: Path, digest: str) -> None:
             with using(job) as model:
                 _add_expression(uns, file["obsm"], model, job, parts, names)
         seconds = sum(float(parts.read(start, "seconds")) for start in parts.starts(n_tiles))
-        for name, value in {"digest": digest, "n_tiles": n_tiles, "seconds": round(seconds, 3)}.items():
+        facts: dict[str, Any] = {"digest": digest, "n_tiles": n_tiles, "seconds": round(seconds, 3)}
+        novel: str | None = None
+        if job.novelty:
+            with using(job) as model:
+                facts["novelty"], novel = _add_novelty(file, model, slide, parts, n_tiles)
+        for name, value in facts.items():
             write_elem(uns[ENTRY], name, value)
+    return novel
+
+
+def _add_novelty(file: h5py.File, model: Any, slide: Slide, parts: Parts, n_tiles: int) -> tuple[float, str | None]:
+    """Novelty of tiles and of the slide; share of tiles that are beyond, and what is to be said of it."""
+    if (known := watched(model)) is None:
+        raise DataError(f"The model that embeds {slide.name!r} does not know what its training looked like.")
+    distances = np.concatenate([parts.read(start, Keys.NOVELTY) for start in parts.starts(n_tiles)])
+    file["obs"][Keys.NOVELTY][:], found = judged(known, slide.name, distances)
+    entry = novelty_entry(known, [found])
+    write_elem(file["uns"][Keys.UNS]["embed"][Keys.EMBEDDING], "novelty", entry)
+    return round(found.beyond, 6), warning_of(found, known)
 
 
 def _add_expression(uns: Any, obsm: Any, model: Any, job: Job, parts: Parts, names: np.ndarray) -> None:
@@ -236,11 +258,13 @@ def finished(path: Path) -> dict[str, Any] | None:
     try:
         with h5py.File(path, "r") as file:
             entry = file["uns"][Keys.UNS][ENTRY]
+            known = {"novelty": float(entry["novelty"][()])} if "novelty" in entry else {}
             return {
                 "digest": entry["digest"].asstr()[()],
                 "n_tiles": int(entry["n_tiles"][()]),
                 "seconds": float(entry["seconds"][()]),
                 "done": True,
+                **known,
             }
     except (OSError, KeyError, AttributeError, TypeError):
         return None
