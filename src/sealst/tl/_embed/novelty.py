@@ -115,7 +115,8 @@ def write_novelty(table: AnnData, key: str, found: Novel | None, before: pd.Data
         for region in _section.sections_of(table):
             if region.section in before.index and region.section not in now and embedded[region.rows].any():
                 values[region.rows] = table.obs[column].to_numpy(dtype=float)[region.rows]
-                sections.append(SectionNovelty(region.section, *map(float, before.loc[region.section]), parts=()))
+                median, beyond, percentile = map(float, before.loc[region.section])
+                sections.append(SectionNovelty(region.section, median, beyond, percentile, ()))
     table.obs[column] = values
     entry = _section.recorded(table, "embed")[key] | {"novelty": novelty_entry(found.known, sections)}
     _section.record_slot(table, "embed", key, entry)

@@ -427,12 +427,12 @@ def _train(
     parts = [CropSet(pairs.sources, True, pairs.folder)]
     if held is not None:
         parts.append(CropSet(held.sources, False, held.folder))
-    images, *seen = image_inputs(model, parts, params, stack=stack, show=run.show)
+    images, *others = image_inputs(model, parts, params, stack=stack, show=run.show)
     train = PairDataset(images, pairs.expression, measured=pairs.measured, extra=extras_of(pairs, params))
     section = pairs.measured.section
     held_out, baseline = None, {}
     if held is not None:
-        held_out = PairDataset(seen[0], held.expression, measured=held.measured)
+        held_out = PairDataset(others[0], held.expression, measured=held.measured)
         baseline = frozen_baseline(model, train, held_out, groups=section, seed=run.seed, precision=params.precision)
     warmup = None if extra is None else joined_expression(train, extra)
     weights = None
