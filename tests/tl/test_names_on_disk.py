@@ -54,7 +54,7 @@ def test_genes_that_would_share_a_column_are_refused_before_the_work(ready, slas
     genes = list(slashed.panel.genes)
     genes[2] = "KRT6A_B"
     slashed.panel = dataclasses.replace(slashed.panel, genes=tuple(genes))
-    monkeypatch.setattr("sealst.tl._embed.predict.embed_crops", lambda *a, **k: pytest.fail("embedded"))
+    monkeypatch.setattr("sealst.tl._embed.predict.embed_watched", lambda *a, **k: pytest.fail("embedded"))
     with pytest.raises(
         sl.DataError, match="Genes 'KRT6A/B', .* would be stored with '_' for '/', but these names exist"
     ):
@@ -66,7 +66,7 @@ def test_slots_that_cannot_be_stored_are_refused_before_the_work(ready, model, m
     sdata = ready(section="t")
     table = sdata.tables["table"]
     monkeypatch.setattr("sealst.tl._embed.embed.embed_crops", lambda *a, **k: pytest.fail("embedded"))
-    monkeypatch.setattr("sealst.tl._embed.predict.embed_crops", lambda *a, **k: pytest.fail("embedded"))
+    monkeypatch.setattr("sealst.tl._embed.predict.embed_watched", lambda *a, **k: pytest.fail("embedded"))
     calls = {
         "predict": lambda: sl.tl.predict(sdata, model, key_added=name),
         "retrieve": lambda: sl.tl.retrieve(sdata, model, "VIM", key_added=name),

@@ -90,7 +90,7 @@ def test_stored_embedding_is_used_only_when_it_is_this_models(ready, model, fine
     sdata = ready(section="t")
     sl.tl.embed(sdata, model)
     with monkeypatch.context() as patch:
-        patch.setattr("sealst.tl._embed.predict.embed_crops", lambda *a, **k: pytest.fail("embedded again"))
+        patch.setattr("sealst.tl._embed.predict.embed_watched", lambda *a, **k: pytest.fail("embedded again"))
         sl.tl.predict(sdata, model)
     before = sdata.tables["table"].obsm["X_seal"].copy()
     other = finetune([ready(section="a"), ready(section="b", patient="p2")], seed=8)
@@ -100,8 +100,8 @@ def test_stored_embedding_is_used_only_when_it_is_this_models(ready, model, fine
     calls = []
     from sealst.tl._embed import predict as _predict
 
-    real = _predict.embed_crops
-    monkeypatch.setattr("sealst.tl._embed.predict.embed_crops", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = _predict.embed_watched
+    monkeypatch.setattr("sealst.tl._embed.predict.embed_watched", lambda *a, **k: calls.append(1) or real(*a, **k))
     sl.tl.predict(sdata, other)
     assert calls, "crops changed, so the stored embedding is stale"
 
@@ -320,7 +320,7 @@ def test_some_spots_of_a_section_keep_their_embedding(ready, model, monkeypatch,
     sdata.write(tmp_path / "t.zarr")
     sdata = sd.read_zarr(tmp_path / "t.zarr")
     sdata.tables["table"] = sdata.tables["table"][5:].copy()
-    monkeypatch.setattr("sealst.tl._embed.predict.embed_crops", lambda *a, **k: pytest.fail("embedded again"))
+    monkeypatch.setattr("sealst.tl._embed.predict.embed_watched", lambda *a, **k: pytest.fail("embedded again"))
     sl.tl.predict(sdata, model)
     # What was computed is used without the picture, too.
     shutil.rmtree(tmp_path / "t.zarr" / "images")
