@@ -22,7 +22,6 @@ from sealst.models._genes import (
     GeneVAE,
     GeneVAEParams,
 )
-from sealst.models._novelty import Novelty
 from sealst.models._seal.heads import HeadParams, ProjectionParams
 from sealst.models._seal.official import load_official
 from sealst.models._seal.readout import Readout
@@ -49,7 +48,6 @@ __all__ = [
     "HeadParams",
     "ImageModel",
     "LoraParams",
-    "Novelty",
     "ProjectionParams",
     "Readout",
     "Reliability",

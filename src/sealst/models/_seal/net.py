@@ -90,7 +90,7 @@ class SealNet(nn.Module):
         self.provenance: dict[str, Any] = {}
         #: how far predictions can be believed; None where nothing is known of it
         self.reliability: Reliability | None = None
-        #: what training looked like, by which other sections are told from it; None where that was not kept
+        # what training looked like, by which other sections are told from it; None where that was not kept
         self.novelty: Novelty | None = None
         self.eval()
 

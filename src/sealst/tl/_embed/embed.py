@@ -24,7 +24,7 @@ from sealst.models import Encoder, SealModel, build_encoder
 from sealst.models._encoders.encoder import base_name
 from sealst.models._novelty import Novelty
 from sealst.tl._embed.inputs import views_of
-from sealst.tl._embed.novelty import Novel, novel_sections, watched, write_novelty
+from sealst.tl._embed.novelty import Novel, novel_sections, novelty_key, tell, watched, write_novelty
 
 #: an embedding, its provenance, and how unlike the model's training it is, where that is known
 Made: TypeAlias = tuple[np.ndarray, dict[str, Any], Novel | None]
@@ -244,9 +244,10 @@ def write_embedding(
     table: AnnData, key: str, embedding: np.ndarray, entry: dict[str, Any], novel: Novel | None
 ) -> None:
     """Write an embedding and its provenance, and how unlike the model's training it is."""
-    before = _section.novelty_of(table, key)
+    # Without an embedding there is none of it, either.
+    before = _section.novelty_of(table, key) if key in table.obsm else None
     table.obsm[key] = embedding
-    _section.record_slot(table, "embed", key, entry)
+    _section.record_slot(table, "embed", key, entry | write_novelty(table, key, novel, before))
     embedded = int(np.isfinite(embedding[:, 0]).sum())
     logger.info("Wrote .obsm[%r]: %d spots, %d dimensions", key, embedded, embedding.shape[1])
     if embedded < len(embedding):
@@ -254,7 +255,8 @@ def write_embedding(
             "%d spots have no usable crop and are NaN; leave them out for scanpy: `table[table.obs['crop_ok']].copy()`",
             len(embedding) - embedded,
         )
-    write_novelty(table, key, novel, before)
+    if novel is not None:
+        tell(novel, novelty_key(key))
 
 
 def merged(

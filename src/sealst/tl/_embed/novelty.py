@@ -99,16 +99,17 @@ def novelty_key(key: str) -> str:
     return Keys.NOVELTY if key == Keys.EMBEDDING else Keys.related(key, "novelty")
 
 
-def write_novelty(table: AnnData, key: str, found: Novel | None, before: pd.DataFrame | None) -> None:
+def write_novelty(table: AnnData, key: str, found: Novel | None, before: pd.DataFrame | None) -> dict[str, Any]:
     """Write the novelty of spots beside their embeddings, which were just written; without any, remove what was there.
 
     That of sections whose embeddings an earlier call made, and the last one kept, stays: `before` is their record.
+    Returns what belongs into that of the embeddings.
     """
     column = novelty_key(key)
     if found is None:
         if before is not None and column in table.obs:
             del table.obs[column]
-        return
+        return {}
     values, sections = found.values, list(found.sections)
     if before is not None and column in table.obs:
         now, embedded = {one.section for one in sections}, np.isfinite(table.obsm[key][:, 0])
@@ -118,8 +119,11 @@ def write_novelty(table: AnnData, key: str, found: Novel | None, before: pd.Data
                 median, beyond, percentile = map(float, before.loc[region.section])
                 sections.append(SectionNovelty(region.section, median, beyond, percentile, ()))
     table.obs[column] = values
-    entry = _section.recorded(table, "embed")[key] | {"novelty": novelty_entry(found.known, sections)}
-    _section.record_slot(table, "embed", key, entry)
+    return {"novelty": novelty_entry(found.known, sections)}
+
+
+def tell(found: Novel, column: str) -> None:
+    """Log what was written of every section, and warn of those that are unlike what the model has seen."""
     logger.info("Wrote .obs[%r]: percentile of each spot among those of held-out %s", column, found.known.held_out)
     for one in found.sections:
         logger.info("%s", said_of(one, found.known))
