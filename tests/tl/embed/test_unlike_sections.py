@@ -23,7 +23,7 @@ def said(caplog):
 
 
 def paired(sdata):
-    sl.pp.pair_crops(sdata, crop_um=112, crop_px=64)
+    sl.pp.pair_crops(sdata, crop_um=112, crop_px=112)
     sl.pp.normalize(sdata)
     return sdata
 
@@ -77,10 +77,7 @@ def test_another_stain_and_a_wrong_scale_stand_out(finetune):
         assert min(found[kind][1]) > 0.95
         both = [np.concatenate([found["fine"][0], found[kind][0]]), found["fine"][1] + found[kind][1]]
         truth = [np.repeat([0, 1], [len(found["fine"][i]), len(found[kind][i])]) for i in range(2)]
-        of_spots, of_sections = (roc_auc_score(t, b) for t, b in zip(truth, both, strict=True))
-        assert of_sections >= 0.95
-        # A single crop of 64 px tells its scale less well than its stain.
-        assert of_spots >= {"stain": 0.95, "scale": 0.9}[kind]
+        assert min(roc_auc_score(t, b) for t, b in zip(truth, both, strict=True)) >= 0.95
 
 
 def test_it_is_the_same_over_any_views_and_goes_through_a_file(ready, model, tmp_path, said):

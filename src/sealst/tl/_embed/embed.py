@@ -236,8 +236,11 @@ def embed_fields(
     for um in model.fields[1:]:
         logger.info("embedding the field of %g µm", um)
         parts.append(embed_crops(paired.widened(um), model, views=views, show=show)[0])
+    fields = np.hstack(parts)
+    # The first may hold what an earlier call made of other regions.
+    fields[~np.isfinite(fields).all(axis=1)] = np.nan
     own = {name: value for name, value in entry.items() if name != "novelty"}
-    return np.hstack(parts), own | {"fields_um": list(model.fields)}
+    return fields, own | {"fields_um": list(model.fields)}
 
 
 def write_embedding(
