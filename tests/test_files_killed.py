@@ -111,6 +111,30 @@ def test_what_a_living_process_writes_is_not_swept(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+@pytest.mark.parametrize("at", ["locked", "cleared"])
+def test_a_folder_may_go_with_its_process_while_it_is_swept(tmp_path, monkeypatch, at):
+    """A process that ends gives its lock back before it removes the empty folder: another one can hold it by then."""
+    path, theirs = tmp_path / "m", tmp_path / ".m-00000001"
+    theirs.mkdir()
+    (theirs / ".alive").touch()
+    clear, gone = _files._clear, []
+
+    def going(folder: Path, of: Path) -> None:
+        if folder == theirs and at == "cleared":
+            clear(folder, of)
+        if folder == theirs:
+            shutil.rmtree(folder)
+            gone.append(folder)
+        if folder != theirs or at == "locked":
+            clear(folder, of)
+
+    monkeypatch.setattr(_files, "_clear", going)
+    write_folder(path, "new")
+    assert gone == [theirs]
+    assert texts(path) == {"new"}
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_two_processes_never_mix_their_folders(tmp_path, overwrite):

@@ -251,7 +251,7 @@ def _new_scratch(path: Path) -> tuple[Path, FileLock]:
         lock = FileLock(folder / _ALIVE)
         try:
             lock.acquire(timeout=0)
-        except (Timeout, FileNotFoundError):
+        except (Timeout, FileNotFoundError, FileExistsError):
             # Someone who sweeps saw the folder before its lock was held, and removes it.
             continue
         if (folder / _ALIVE).exists():
@@ -290,7 +290,11 @@ def _clear(folder: Path, path: Path) -> None:
         if (folder / _REPLACED).exists():
             # The only copy there is.
             return
-    for entry in list(folder.iterdir()):
+    left: list[Path] = []
+    with suppress(FileNotFoundError):
+        # Whose folder it is removes it after its lock, once it is empty: between our lock and here.
+        left = list(folder.iterdir())
+    for entry in left:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         elif entry.name != _ALIVE:
