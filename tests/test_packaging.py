@@ -9,6 +9,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,63 @@ def test_citation_is_valid():
         assert all({"type", "value"} == set(i) for i in entry.get("identifiers", []))
     for reference in cff["references"]:
         assert {"type", "title", "authors"} <= set(reference)
+
+
+# -- what the repository's host runs and shows ------------------------------------------------------------------------
+HOST = ROOT / ".github"
+
+
+@pytest.mark.skipif(not HOST.is_dir(), reason="the sdist holds no workflows")
+def test_actions_are_pinned_to_commits_and_say_which_version():
+    lines = [line for p in sorted(HOST.glob("workflows/*")) for line in p.read_text().splitlines() if "uses:" in line]
+    assert len(lines) > 8
+    assert not [line for line in lines if not re.search(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+", line)]
+    # One commit for an action, wherever it is used.
+    pins = {tuple(re.search(r"uses: (\S+)@(\S+)", line).groups()) for line in lines}
+    assert len(pins) == len({name for name, _ in pins})
+
+
+@pytest.mark.skipif(not HOST.is_dir(), reason="the sdist holds no workflows")
+def test_a_release_needs_no_stored_password():
+    jobs = yaml.safe_load((HOST / "workflows" / "release.yml").read_text())["jobs"]
+    steps = {name: yaml.safe_dump(job["steps"]) for name, job in jobs.items()}
+    assert "twine check --strict" in steps["build"]
+    assert jobs["publish"]["needs"] == "build"
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert not [name for name, text in steps.items() if "secrets." in text or "password" in text]
+
+
+@pytest.mark.skipif(not HOST.is_dir(), reason="the sdist holds no workflows")
+def test_the_declared_pythons_are_tested():
+    declared = {c.rsplit(" ", 1)[1] for c in PROJECT["project"]["classifiers"] if "Python :: 3." in c}
+    tested = yaml.safe_load((HOST / "workflows" / "test.yml").read_text())["jobs"]["all"]["strategy"]["matrix"]
+    assert set(tested["python"]) == declared
+
+
+@pytest.mark.skipif(not HOST.is_dir(), reason="the sdist holds no templates")
+def test_templates_ask_for_what_there_is():
+    texts = [p.read_text() for p in HOST.glob("ISSUE_TEMPLATE/*.yml")]
+    forms = [yaml.safe_load(text) for text in texts]
+    assert {"Something is wrong", "Something is missing"} <= {form.get("name") for form in forms}
+    commands = {name for text in texts for name in re.findall(r"`sealst (\w+)`", text)}
+    names = {name for text in texts for name in re.findall(r"`sl\.([\w.]+)", text)}
+    assert commands == {"check", "info"}
+    assert all((SRC / "cli" / f"_{name}.py").is_file() for name in commands)
+    assert all(attrgetter(name)(sl) for name in names)
+
+
+def test_hosted_docs_are_those_that_are_tested():
+    file = ROOT / ".readthedocs.yaml"
+    if not file.is_file():
+        pytest.skip("the sdist holds no settings of a host")
+    told = yaml.safe_load(file.read_text())
+    assert told["sphinx"] == {"configuration": "docs/conf.py", "fail_on_warning": True}
+    assert told["python"]["install"][0]["extra_requirements"] == ["docs"]
+
+
+def test_archives_pass_a_strict_check(archives):
+    pytest.importorskip("twine")
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *map(str, archives)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -209,6 +209,15 @@ def stored_column(table: AnnData, key: str, call: str) -> np.ndarray:
     return numeric(table.obs[key], where=f"`.obs[{key!r}]`")
 
 
+def gene_column(table: AnnData, gene: str, layer: str | None) -> np.ndarray:
+    """Values (spots,) of a gene in a layer, or in ``.X``."""
+    if not table.var_names.is_unique:
+        raise DataError("Gene names occur twice in `.var_names`. Run `adata.var_names_make_unique()` first.")
+    values = table.X if layer is None else table.layers[layer]
+    column = values[:, table.var_names.get_loc(gene)]
+    return np.asarray(column.toarray() if hasattr(column, "toarray") else column, dtype=float).ravel()
+
+
 def numeric(values: pd.Series, *, where: str) -> np.ndarray:
     """Values as float, or an error naming what they are."""
     if not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)):

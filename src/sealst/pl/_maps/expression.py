@@ -178,15 +178,6 @@ def _named(layer: str | None) -> str:
     return "`.X`" if layer is None else f"layer {layer!r}"
 
 
-def _measured(table: AnnData, layer: str | None, name: str, rows: np.ndarray) -> np.ndarray:
-    if not table.var_names.is_unique:
-        raise DataError("Gene names occur twice in `.var_names`. Run `adata.var_names_make_unique()` first.")
-    values = table.X if layer is None else table.layers[layer]
-    column = values[:, table.var_names.get_loc(name)]
-    dense = column.toarray() if hasattr(column, "toarray") else np.asarray(column)
-    return dense.ravel()[rows].astype(float)
-
-
 @dataclass(frozen=True)
 class _Options:
     layer: str | None
@@ -203,7 +194,7 @@ class _Options:
         """Return the maps of one gene."""
         measured = predicted = own = column = None
         if _MEASURED in self.found and (own := _base.find_gene(gene, table.var_names)) is not None:
-            measured = _measured(table, self.layer, own, rows)
+            measured = _base.gene_column(table, own, self.layer)[rows]
         if _PREDICTED in self.found:
             frame = table.obsm[self.predicted_key]
             column = _base.find_gene(gene, frame.columns)

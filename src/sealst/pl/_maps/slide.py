@@ -144,10 +144,7 @@ def shade_of(table: AnnData, name: str, *, argument: str = "color") -> Shade:
     if name in table.obs:
         return _from_obs(table, name)
     if Keys.LOGNORM in table.layers and (gene := _base.find_gene(name, table.var_names)) is not None:
-        if not table.var_names.is_unique:
-            raise DataError("Gene names occur twice in `.var_names`. Run `adata.var_names_make_unique()` first.")
-        values = np.asarray(table.obs_vector(gene, layer=Keys.LOGNORM), dtype=float)
-        return Shade(f"{gene}, measured", _base.EXPRESSION_UNIT, values)
+        return Shade(f"{gene}, measured", _base.EXPRESSION_UNIT, _base.gene_column(table, gene, Keys.LOGNORM))
     for key, unit, what in _FRAMES:
         frame = table.obsm.get(key)
         if isinstance(frame, pd.DataFrame) and (column := _base.find_gene(name, frame.columns)) is not None:
