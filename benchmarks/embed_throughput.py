@@ -11,6 +11,7 @@ Section C2 of her2st is written to zarr, and its picture to a pyramidal TIFF. Ev
 
 Contenders alternate over several rounds in one process; medians are reported, since machines are noisy.
 
+    pip install "sealst[bench]"
     python benchmarks/embed_throughput.py [--rounds 5] [--threads 1] [--batch-size 64] [--spots 0] [--encoder NAME ...]
 
 Data and encoders are looked for in the folder that SEALST_SHARED names (default ../shared).

@@ -13,6 +13,7 @@ process of its own (libraries are loaded before), after a small slide that loads
 of resident memory of that process and of its workers, added up (MiB in all), and how much of it came after the small
 slide (MiB).
 
+    pip install "sealst[bench]"
     python benchmarks/slides.py [--rounds 2] [--side 3072] [--copies 2] [--encoder NAME] [--tile-px 224]
 
 Data and encoders are looked for in the folder that SEALST_SHARED names (default ../shared).

@@ -288,3 +288,23 @@ def test_lazyslide_extracts_the_same_embeddings(model, tmp_path, tile_px):
     expected = model.embed_images(np.stack([np.asarray(t) for t in tiles]))
     found = np.asarray(wsi.tables[f"{images.name}_tiles"].X)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_lazyslide_predicts_the_same_expression(model, tmp_path):
+    wsidata = pytest.importorskip("wsidata", reason="wsidata is not installed")
+    zs = pytest.importorskip("lazyslide", reason="LazySlide is not installed")
+    image = np.random.default_rng(6).integers(0, 255, (128, 192, 3), dtype=np.uint8)
+    write_slide(tmp_path / "slide.tif", image, mpp=0.5)
+    wsi = wsidata.open_wsi(tmp_path / "slide.tif", store=None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Contours for tissues not found")
+        zs.pp.tile_tissues(wsi, PX, mpp=model.image_model().mpp)
+    zs.tl.tile_prediction(wsi, model, device="cpu", pbar=False)
+    tiles = wsi.shapes["tiles"]
+    corners = tiles.bounds[["minx", "miny"]].to_numpy().astype(int)
+    crops = np.stack([image[y : y + PX, x : x + PX] for x, y in corners])
+    expected = model.predict_expression(model.embed_images(crops), readout=model.crop_readout)
+    found = tiles[list(model.columns)].to_numpy()
+    assert found.shape == (128 * 192 // PX**2, len(model.panel))
+    assert found.std() > 0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
+from PIL import Image
 
 from sealst._evaluation import Evaluation
 from sealst._files import absolute
@@ -87,6 +91,44 @@ class SealModel(SealNet):
         """
         self.reliability = reliability_by(self, evaluation)
         return self.reliability
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what `predict` returns: the genes of the panel."""
+        return self.panel.genes
+
+    def get_transform(self) -> Callable[[Image.Image | np.ndarray], torch.Tensor]:
+        """Transform by which other tools feed images, see `ImageModel`."""
+        return self.image_model().transform
+
+    def predict(self, image: torch.Tensor) -> dict[str, np.ndarray]:
+        """Expression of images that another tool cuts, in the form that LazySlide's ``tile_prediction`` asks for.
+
+        By the readout that sees the crop alone, as `sealst.tl.predict` does for tiles.
+
+        Parameters
+        ----------
+        image
+            Batch from `get_transform`, float (n, 3, crop_px, crop_px) in [0, 1], on any device. Cut the images at the
+            model's own scale: ``model.crop.crop_um`` is the side of one.
+
+        Returns
+        -------
+        By gene, float32 (n,), log1p-CP10k.
+
+        Raises
+        ------
+        DataError
+            When the images are of another size, or not in [0, 1].
+
+        Examples
+        --------
+        >>> zs.pp.tile_tissues(wsi, model.crop.crop_px, mpp=model.image_model().mpp)  # doctest: +SKIP
+        >>> zs.tl.tile_prediction(wsi, model)  # doctest: +SKIP
+        """
+        z = self.image_model().encode_image(image).numpy()
+        values = self.predict_expression(z, readout=self.crop_readout)
+        return {gene: values[:, i] for i, gene in enumerate(self.panel.genes)}
 
     def export_timm(self, path: str | Path, *, evaluation: pd.DataFrame | None = None, overwrite: bool = False) -> Path:
         """Write the image encoder as a plain timm folder, with the adapter merged into its weights.
