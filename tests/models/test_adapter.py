@@ -20,7 +20,9 @@ CNNS = ("resnet18", "resnet50", "tf_efficientnet_lite0", "convnext_atto", "mobil
 #: one setting of every adapter, and those of LoRA that add parameters or change the sum
 SETTINGS = {kind: {"kind": kind} for kind in ADAPTERS}
 SETTINGS |= {"dora": {"dora": True, "rslora": True, "r": 4}}
-ENCODERS = [*(r.key for r in RECORDS), *CNNS]
+#: places are turned into the tokens in every block
+EVA = "eva02_tiny_patch14_224"
+ENCODERS = [*(r.key for r in RECORDS), *CNNS, EVA]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,7 +38,7 @@ def encoder_of(small):
             encoder = build_from_spec(small(records[name]), pretrained=False)
         else:
             encoder = build_encoder(name, pretrained=False)
-            encoder.spec = replace(encoder.spec, input_px=64)
+            encoder.spec = replace(encoder.spec, input_px=64 - 64 % encoder.spec.patch_px)
         stir(encoder)
         return encoder
 

@@ -17,6 +17,8 @@ from sealst.models._encoders.encoder import weights_hash
 
 TINY = "vit_tiny_patch16_224"
 WITH_REGISTERS = "vit_small_patch14_reg4_dinov2"
+#: of timm's class Eva: places turned in all blocks alike, differently in each, and biases apart from their layer
+ROTARY = ("eva02_tiny_patch14_224", "vit_small_patch16_rope_mixed_224", "vit_tiny_patch16_dinov3_qkvb")
 
 
 @pytest.mark.parametrize(("name", "px"), [(TINY, 32), (WITH_REGISTERS, 28)])
@@ -31,6 +33,30 @@ def test_embedding_equals_timm_and_the_spec(name, px, pool):
     expected = torch.cat([parts[p] for p in pool.split("+")], dim=1)
     torch.testing.assert_close(found, expected)
     assert found.shape[1] == encoder.spec.dim
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_networks_that_turn_their_tokens_equal_timm(name):
+    encoder = build_encoder(name, pretrained=False)
+    px = 5 * encoder.spec.patch_px
+    images = torch.rand(2, 3, px, px)
+    with torch.inference_mode():
+        tokens = encoder.vit.forward_features((images - encoder.mean) / encoder.std)
+        expected = encoder.vit.fc_norm(tokens[:, 0])
+        torch.testing.assert_close(encoder(images), expected)
+        for n_blocks in (1, len(encoder.vit.blocks) - 2):
+            torch.testing.assert_close(encoder.tail(encoder.trunk(images, n_blocks), n_blocks), expected)
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_every_adapted_layer_of_them_is_trained(name):
+    """Their attention must not reach past an adapter for the weights."""
+    encoder = add_adapter(build_encoder(name, pretrained=False), LoraParams(n_blocks=2)).train()
+    px = 5 * encoder.spec.patch_px
+    encoder(torch.rand(2, 3, px, px)).square().sum().backward()
+    second = {n: p.grad for n, p in encoder.named_parameters() if "lora_B" in n}
+    assert len(second) >= 8
+    assert not [n for n, grad in second.items() if grad is None or not grad.abs().max() > 0]
 
 
 @pytest.mark.parametrize("n_blocks", [1, 6, 11])
@@ -122,7 +148,7 @@ def test_unknown_encoders_are_refused(name, text):
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "mixer_s32_224"])
 def test_models_that_are_neither_transformer_nor_convolutional_are_refused(name):
-    with pytest.raises(sl.WeightsError, match="neither a timm VisionTransformer nor a convolutional network"):
+    with pytest.raises(sl.WeightsError, match="neither a timm VisionTransformer or Eva nor a convolutional network"):
         build_encoder(name, pretrained=False)
 
 

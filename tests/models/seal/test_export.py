@@ -26,7 +26,7 @@ from sealst.models._encoders.encoder import weights_hash
 from sealst.models._encoders.records import REGISTRY
 from sealst.models._seal.export import POOLER_FILE
 
-CNNS = ("resnet18", "tf_efficientnet_lite0")
+CNNS, EVA = ("resnet18", "tf_efficientnet_lite0"), "eva02_tiny_patch14_224"
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +39,7 @@ def model_of(small, panel):
             encoder = build_from_spec(small(REGISTRY[name]), pretrained=False)
         else:
             encoder = build_encoder(name, pretrained=False)
-            encoder.spec = replace(encoder.spec, input_px=64)
+            encoder.spec = replace(encoder.spec, input_px=64 - 64 % encoder.spec.patch_px)
         model = SealModel(
             encoder, panel, crop=CropSpec(16.0, encoder.spec.input_px), adapter=resolve_adapter(adapter),
             gene_encoder=GeneVAEParams(hidden=(8,)), head=HeadParams(8),
@@ -76,7 +76,7 @@ def close(found, expected):
 
 
 @pytest.mark.filterwarnings("ignore:The licence of")
-@pytest.mark.parametrize("name", [*REGISTRY, *CNNS])
+@pytest.mark.parametrize("name", [*REGISTRY, *CNNS, EVA])
 def test_card_of_an_exported_encoder_is_code_that_gives_the_same_embeddings(name, model_of, crops_of, tmp_path):
     model = model_of(name)
     crops = crops_of(model)

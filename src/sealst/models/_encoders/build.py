@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -195,9 +196,9 @@ def _check_pool(spec: EncoderSpec, pool: str, *, has_class_token: bool) -> None:
 def _describe(encoder: str, module: Any, pool: str | None, *, pretrained: bool, seed: int) -> EncoderSpec:
     """Record of a timm model, from its own configuration."""
     config = timm.data.resolve_model_data_config(module)
-    if isinstance(module, VisionTransformer):
+    if isinstance(module, VisionTransformer | Eva):
         facts: dict[str, Any] = {
-            "pools": ("cls", "mean", "cls+mean") if module.has_class_token else ("mean",),
+            "pools": ("mean",) if module.cls_token is None else ("cls", "mean", "cls+mean"),
             "width": module.num_features,
             "n_blocks": len(module.blocks),
             "n_prefix": module.num_prefix_tokens,
@@ -247,8 +248,8 @@ def _pooled_width(module: Any, name: str) -> int:
 
 def _other_kind(module: Any, name: str) -> WeightsError:
     return WeightsError(
-        f"{name!r} is a {type(module).__name__}: neither a timm VisionTransformer nor a convolutional network that "
-        "takes crops of any size. Pass a key of `sl.models.list_encoders()` or another timm model."
+        f"{name!r} is a {type(module).__name__}: neither a timm VisionTransformer or Eva nor a convolutional "
+        "network that takes crops of any size. Pass a key of `sl.models.list_encoders()` or another timm model."
     )
 
 

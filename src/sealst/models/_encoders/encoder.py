@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -53,6 +54,10 @@ class Encoder(nn.Module):
         self.originals: dict[str, torch.Tensor] = {}
         self.bottleneck: nn.Module | None = None
         self._adapter_off = False
+        for module in vit.modules():
+            # EVA's attention can add its biases by reaching for the weights, past whatever an adapter puts in place.
+            if hasattr(module, "qkv_bias_separate"):
+                module.qkv_bias_separate = True
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
@@ -98,13 +103,13 @@ class Encoder(nn.Module):
         found = self.vit.forward_intermediates(
             (images - self.mean) / self.std,
             indices=[n_blocks - 1],
-            return_prefix_tokens=True,
+            return_prefix_tokens=self.spec.n_prefix > 0,
             norm=False,
             stop_early=True,
             output_fmt="NLC",
             intermediates_only=True,
         )
-        # timm gives prefix tokens apart, and none where there are none.
+        # timm gives prefix tokens apart.
         return found[0] if self.spec.n_prefix == 0 else torch.cat([found[0][1], found[0][0]], dim=1)
 
     def tail(self, tokens: torch.Tensor, n_blocks: int) -> torch.Tensor:
@@ -113,8 +118,9 @@ class Encoder(nn.Module):
         vit = self.vit
         blocks = list(vit.blocks[n_blocks:])
         last = blocks.pop() if blocks and self.n_light else None
-        for block in blocks:
-            tokens = block(tokens)
+        turned = self._rotary(tokens)
+        for i, block in enumerate(blocks, n_blocks):
+            tokens = block(tokens) if turned is None else block(tokens, rope=turned(i))
         tokens = vit.norm(tokens if last is None else class_token(last, tokens))
         pooled = [vit.fc_norm(self._pooled(tokens, name)) for name in self.spec.pool.split("+")]
         return self._behind(torch.cat(pooled, dim=1))
@@ -273,6 +279,16 @@ class Encoder(nn.Module):
             )
         copied = copy.deepcopy(self.backbone).cpu()
         return copied.merge_and_unload(safe_merge=True) if hasattr(copied, "merge_and_unload") else copied
+
+    def _rotary(self, tokens: torch.Tensor) -> Callable[[int], torch.Tensor] | None:
+        """Rotations by which a block's attention knows places, by block; None in networks that add places once."""
+        rope = getattr(self.vit, "rope", None)
+        if rope is None:
+            return None
+        # Crops are squares.
+        side = math.isqrt(tokens.shape[1] - self.spec.n_prefix)
+        found = rope.get_embed(shape=(side, side))
+        return (lambda i: found[i]) if getattr(self.vit, "rope_mixed", False) else (lambda _: found)
 
     def _behind(self, z: torch.Tensor) -> torch.Tensor:
         return z if self.bottleneck is None or self._adapter_off else self.bottleneck(z)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models.eva import Eva
 from torch import nn
 
 from sealst._core.device import evaluating
@@ -52,7 +53,8 @@ def export_timm(model: SealNet, path: Path, *, evaluation: pd.DataFrame | None, 
             # Poolers of ours are no part of timm's module.
             vit.attn_pool, vit.global_pool = None, _POOLS.get(spec.pool, "")
             args |= {"dynamic_img_size": True, "global_pool": vit.global_pool}
-            args |= {"fc_norm": not isinstance(vit.fc_norm, nn.Identity)}
+            normed = "use_fc_norm" if isinstance(vit, Eva) else "fc_norm"
+            args |= {normed: not isinstance(vit.fc_norm, nn.Identity)}
         # timm writes down what its module says about itself.
         vit.pretrained_cfg = dict(vit.pretrained_cfg) | {
             "architecture": spec.arch,

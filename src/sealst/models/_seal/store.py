@@ -51,7 +51,16 @@ M = TypeVar("M", bound=SealNet)
 
 _FORMAT = 3
 #: arguments of a timm model that do not change what it makes of a crop
-_FREE_ARGS = ("img_size", "in_chans", "dynamic_img_size", "global_pool", "fc_norm", "num_classes", "drop_path_rate")
+_FREE_ARGS = (
+    "img_size",
+    "in_chans",
+    "dynamic_img_size",
+    "global_pool",
+    "fc_norm",
+    "use_fc_norm",
+    "num_classes",
+    "drop_path_rate",
+)
 #: fields of view that a readout may see
 _MAX_FIELDS = 16
 #: files without which a folder is no model
