@@ -11,6 +11,7 @@ from sealst.io._bags.trident import write_trident
 from sealst.io._check.check import CheckReport, check
 from sealst.io._check.subject import Problem
 from sealst.io._foreign import from_spatialdata
+from sealst.io._geojson import write_geojson
 from sealst.io._hest.bench import HestBench, read_hest_bench
 from sealst.io._hest.samples import read_hest
 from sealst.io._images.files import open_image
@@ -48,6 +49,7 @@ __all__ = [
     "read_wsi",
     "read_xenium",
     "recover",
+    "write_geojson",
     "write_trident",
     "write_wsi",
 ]
