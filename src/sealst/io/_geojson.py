@@ -147,7 +147,7 @@ def _classes(table: AnnData, name: str) -> np.ndarray:
     column = table.obs[name]
     if pd.api.types.is_float_dtype(column):
         raise DataError(f"`.obs[{name!r}]` holds numbers, no categories; they go into `obs_keys=`.")
-    return np.where(column.isna(), None, column.astype(str).to_numpy(dtype=object))
+    return np.asarray(np.where(column.isna(), None, column.astype(str).to_numpy(dtype=object)))
 
 
 def _ranks(table: AnnData, key: str, region: str) -> np.ndarray:

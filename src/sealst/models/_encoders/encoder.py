@@ -54,10 +54,11 @@ class Encoder(nn.Module):
         self.originals: dict[str, torch.Tensor] = {}
         self.bottleneck: nn.Module | None = None
         self._adapter_off = False
-        for module in vit.modules():
+        part: Any
+        for part in vit.modules():
             # EVA's attention can add its biases by reaching for the weights, past whatever an adapter puts in place.
-            if hasattr(module, "qkv_bias_separate"):
-                module.qkv_bias_separate = True
+            if hasattr(part, "qkv_bias_separate"):
+                part.qkv_bias_separate = True
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
