@@ -18,10 +18,10 @@ from sealst._logging import logger, quiet_writing
 from sealst._version import __version__
 from sealst.models import SealModel
 
-_LEAD = """A vision transformer with random weights was finetuned on {n_spots} spots of two synthetic patients,
-pairing each spot's H&E crop with its gene expression. Everything below is measured on a third patient it has not
-seen. The tissue is drawn by a program, so these numbers show that the path works, not how well it works on real
-tissue."""
+_LEAD = """The small encoder that is shipped with sealst, pretrained without labels on other drawn tissue, was
+finetuned on {n_spots} spots of two synthetic patients, pairing each spot's H&E crop with its gene expression.
+Everything below is measured on a third patient it has not seen. The tissue is drawn by a program, so these numbers
+show that the path works, not how well it works on real tissue."""
 _COMPARISON = """Pearson correlation of predicted and measured expression over the spots of the section, averaged over
 the 50 most variable (hvg50) and most expressed (heg50) genes of the training sections. "colour + ridge" and "mean"
 are floors. The most expressed genes of this tissue belong to no program, so there is little to predict in them. R@10
@@ -86,7 +86,7 @@ def demo_report(
 #: shown in the figures: tumour, connective tissue, and a gene whose program leaves no trace in the picture
 GENES = ("ERBB2", "COL1A1", "HID1_01")
 _MARKER = ".sealst-demo"
-_ENCODER = "vit_tiny_patch16_224"
+_ENCODER = "sealst-tiny"
 
 
 def run_demo(out: Path, *, seed: int, overwrite: bool) -> tuple[Path, str]:
@@ -134,12 +134,8 @@ def _run(work: Path, seed: int) -> tuple[SealModel, SpatialData, pd.DataFrame, f
         sl.pp.pair_crops(sdata, crop_um=112, crop_px=112)
         sl.pp.normalize(sdata)
     *train, test = sections
-    logger.info(
-        "Finetuning a small vision transformer; it starts from random weights, as no real ones ship with sealst"
-    )
-    model = sl.tl.finetune(
-        train, encoder=_ENCODER, pretrained=False, pool="cls+mean", n_genes=400, seed=seed, run_dir=work / "run"
-    )
+    logger.info("Finetuning the small encoder that is shipped with sealst; it was pretrained on drawn tissue alone")
+    model = sl.tl.finetune(train, encoder=_ENCODER, n_genes=400, seed=seed, run_dir=work / "run")
     logger.info("Predicting, comparing and searching on the held-out patient")
     sl.tl.predict(test, model, net=sl.datasets.synthetic_net())
     sl.tl.retrieve(test, model, GENES[0])

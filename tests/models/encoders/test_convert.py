@@ -217,6 +217,23 @@ def test_gated_and_registered_dinov2_names(small):
         torch.testing.assert_close(found[name], tensor)
 
 
+def test_image_tower_beside_text(small, tmp_path):
+    """KEEP: a tower with a prefix, scales of layers under a name of its own, a projection and a text tower."""
+    spec = small(REGISTRY["keep"])
+    source = _random(build_from_spec(spec, pretrained=False))
+    state = {f"visual.{n.replace('.gamma', '.weight')}": t for n, t in source.vit.state_dict().items()}
+    assert sum(n.endswith("ls1.weight") for n in state) == len(source.vit.blocks)
+    state |= {
+        "visual_head.0.weight": torch.zeros(3, 3),
+        "text.pooler.bias": torch.zeros(3),
+        "logit_scale": torch.ones(()),
+    }
+    images = _images(spec.input_px)
+    with torch.inference_mode():
+        expected = source(images)
+    _difference(_loaded(spec, state, tmp_path), images, expected, "keep")
+
+
 # -- CONCH ------------------------------------------------------------------------------------------------------------
 class _Conch(nn.Module):
     """Image side of CONCH from torch's own attention, with the names of the published file."""

@@ -54,8 +54,9 @@ def build_encoder(
     Parameters
     ----------
     encoder
-        Key of a pathology encoder (``"uni2-h"``, see `list_encoders`); name of a timm vision transformer or
-        convolutional network (``"vit_small_patch16_224"``, ``"resnet50"``, ``"hf-hub:owner/name"``); or
+        Key of a pathology encoder (``"uni2-h"``, see `list_encoders`); ``"sealst-tiny"``, a small one that is shipped
+        and has seen nothing but drawn tissue, for demonstrations; name of a timm vision transformer or convolutional
+        network (``"vit_small_patch16_224"``, ``"resnet50"``, ``"hf-hub:owner/name"``); or
         ``"local-dir:<folder>"`` with timm's ``config.json`` and ``model.safetensors``.
     pretrained
         False builds random weights from `seed`; never done silently.
@@ -84,8 +85,8 @@ def build_encoder(
     Examples
     --------
     >>> import sealst as sl
-    >>> sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False).spec.dim
-    192
+    >>> sl.models.build_encoder("sealst-tiny").spec.dim
+    256
     >>> uni = sl.models.build_encoder("uni", weights="uni/pytorch_model.bin")  # doctest: +SKIP
     """
     if not isinstance(encoder, str):

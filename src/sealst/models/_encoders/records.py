@@ -1,4 +1,4 @@
-"""Published pathology encoders by key; an encoder is added by adding its record here.
+"""Encoders by key: published ones of pathology, and the small one that is shipped; one is added by its record here.
 
 Every architecture is a timm name with arguments that are plain JSON values. Towers with gated MLPs (SwiGLU) start from
 timm's ``vit_giant_patch14_dinov2``, whose MLP they share, and override the sizes. Licences are as the model pages
@@ -183,8 +183,46 @@ _OTHERS = (
     ),
 )  # fmt: skip
 
+#: sizes of towers whose gated MLPs have another ratio
+_FLASH: dict[str, Any] = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 2048 / 384}
+_CROWN: dict[str, Any] = {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 5472 / 1024}
+_OF_2026 = (
+    _record(
+        "gigapath-flash", "vit_giant_patch14_dinov2", 21.7, "Usuyama et al. 2026, arXiv:2607.18218",
+        hf_id="prov-gigapath/prov-gigapath-flash", **_S, **_IMAGENET, licence="Apache-2.0", gated=True,
+        model_args=_FLASH, precision="auto",
+    ),
+    _record(
+        "open-midnight", "vit_giant_patch14_reg4_dinov2", 1134.9, "Kaplan et al. 2025, OpenMidnight, SophontAI",
+        hf_id="SophontAI/OpenMidnight", filename="teacher_checkpoint_load.pt", **_G, **_IMAGENET, **_APACHE,
+        converter="dino", n_prefix=5, patch_px=14, interpolation="bilinear", precision="auto",
+    ),
+    # Of cytology, not of sections.
+    _record(
+        "crown", "vit_giant_patch14_dinov2", 303.4, "Zheng et al. 2026, Nat. Cancer, doi:10.1038/s43018-026-01240-0",
+        hf_id="LexieK/Crown", filename="CROWN.pth", **_L, **_IMAGENET, **_APACHE, converter="dino", model_args=_CROWN,
+        interpolation="bilinear", precision="auto",
+    ),
+    # The tower's class token; what is compared with text lies behind a projection that is left out.
+    _record(
+        "keep", "vit_large_patch16_224", 303.4, "Zhou et al. 2026, Cancer Cell, doi:10.1016/j.ccell.2026.01.019",
+        hf_id="Astaxanthin/KEEP", **_TIMM_FILE, **_L, **_IMAGENET, licence="MIT", commercial=True, derivatives=True,
+        converter="keep", model_args={"init_values": 1e-5}, precision="auto",
+    ),
+)  # fmt: skip
+
+_SHIPPED = (
+    # Has never seen a real picture: for demonstrations, tutorials and tests.
+    _record(
+        "sealst-tiny", "vit_tiny_patch16_224", 1.295, "sealst, benchmarks/pretrain_tiny.py", **_HALF, width=128,
+        n_blocks=6, model_args={"embed_dim": 128, "depth": 6, "num_heads": 4}, input_px=112, native_mpp=1.0,
+        pool="cls+mean", pools=("cls+mean", "cls"), filename="sealst-tiny.safetensors", licence="BSD-3-Clause",
+        commercial=True, derivatives=True,
+    ),
+)  # fmt: skip
+
 #: one record for each published set of weights; pooling variants follow from `pools`
-RECORDS: tuple[EncoderSpec, ...] = (*_MAHMOOD, *_PAIGE, *_OWKIN_BIOPTIMUS, *_OTHERS)
+RECORDS: tuple[EncoderSpec, ...] = (*_MAHMOOD, *_PAIGE, *_OWKIN_BIOPTIMUS, *_OTHERS, *_OF_2026, *_SHIPPED)
 
 #: encoders that people ask for and that cannot be had as they should be, and why
 REFUSED = {
@@ -218,9 +256,10 @@ REGISTRY = _registry()
 
 
 def list_encoders() -> pd.DataFrame:
-    """Published pathology encoders that `build_encoder` knows by key.
+    """Encoders that `build_encoder` knows by key: published ones of pathology, and ``"sealst-tiny"``.
 
-    Any timm vision transformer and any local timm folder work too; they are not listed.
+    The latter is shipped with sealst and has seen nothing but drawn tissue: for demonstrations, no research. Any timm
+    vision transformer and any local timm folder work too; they are not listed.
 
     Returns
     -------

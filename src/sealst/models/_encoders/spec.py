@@ -143,7 +143,7 @@ class EncoderSpec:
         shape = f"{self.n_blocks} blocks, {self.patch_px} px patches" if self.family == "vit" else "convolutional"
         scale = "" if self.native_mpp is None else f" at {self.native_mpp:g} µm per pixel"
         use = [text for flag, text in ((self.gated, "gated"), (self.commercial is False, "non-commercial")) if flag]
-        weights = self.hf_id or "timm" if self.pretrained else f"random, seed {self.seed}"
+        weights = self.hf_id or self.filename or "timm" if self.pretrained else f"random, seed {self.seed}"
         return (
             f"EncoderSpec {self.key!r}: {self.pool} → {self.dim}\n"
             f"  arch:    {self.arch} ({shape}, {size})\n"

@@ -33,6 +33,9 @@ from sealst.models._encoders.spec import EncoderSpec
 
 State = dict[str, torch.Tensor]
 
+#: weights that come with the package
+_SHIPPED = Path(__file__).parent / "shipped"
+
 #: Hugging Face's ViT, Dinov2 and Dinov2WithRegisters, in the spellings of transformers 4 and 5
 _HF_NAMES = (
     (r"^(encoder\.layer|encoder\.layers|layers)\.(\d+)\.", r"blocks.\2."),
@@ -56,6 +59,7 @@ _V1_5_GRID = 14
 #: used in pretraining only
 _HF_UNUSED = re.compile(r"^(embeddings\.mask_token$|pooler\.)")
 _DINO_UNUSED = re.compile(r"^(mask_token$|(dino_|ibot_)?head\.)")
+_KEEP_UNUSED = re.compile(r"^(text\.|visual_head\.|logit_scale$)")
 _CONCH_UNUSED = re.compile(r"^(text\.|text_decoder\.|logit_scale$|attn_pool_caption\.|ln_caption\.|proj_caption$)")
 _CONCH_PARTS = (
     (r"^trunk\.", ""),
@@ -183,11 +187,18 @@ def _dino(state: State, target: Mapping[str, torch.Tensor]) -> State:
     return _fold_class_position(out)
 
 
+def _keep(state: State, target: Mapping[str, torch.Tensor]) -> State:
+    """Image tower of KEEP: its prefix was taken off, its scales of layers are called weights, text is left out."""
+    names = {re.sub(r"\.ls([12])\.weight$", r".ls\1.gamma", name): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in names.items() if not _KEEP_UNUSED.match(name)}
+
+
 #: layouts of published files
 CONVERTERS: Mapping[str, Callable[[State, Mapping[str, torch.Tensor]], State]] = {
     "timm": lambda state, target: {k: v for k, v in state.items() if k in target or not _CLASSIFIER.match(k)},
     "hf": _hf,
     "dino": _dino,
+    "keep": _keep,
     "conch": _conch,
     "conch-v1.5": _conch_v1_5,
 }
@@ -236,14 +247,16 @@ class Sought:
 def find_weights(record: EncoderSpec, weights: str | Path | None = None) -> Path:
     """File with an encoder's weights.
 
-    The one given, else one in the folder that ``SEALST_WEIGHTS`` names, else one in the hub's cache on disk, else from
-    the hub, with the token that ``HF_TOKEN`` holds.
+    The one given, else the one that is shipped with sealst, else one in the folder that ``SEALST_WEIGHTS`` names, else
+    one in the hub's cache on disk, else from the hub, with the token that ``HF_TOKEN`` holds.
 
     Raises
     ------
     WeightsError
         When nothing is found; says which model page to visit and where a local file may be put.
     """
+    if weights is None and (own := _shipped(record)) is not None:
+        return own
     return find_file(_sought(record), weights)
 
 
@@ -257,6 +270,13 @@ def find_file(sought: Sought, given: str | Path | None = None) -> Path:
     if given is not None:
         return _local(sought, as_path(given, argument="weights"))
     return _by_variable(sought) or _cached(sought) or _downloaded(sought)
+
+
+def _shipped(record: EncoderSpec) -> Path | None:
+    """File inside the package, of an encoder that is shipped."""
+    # Listed rather than joined: the key of a stored record is anybody's word.
+    files = {path.stem: path for path in _SHIPPED.glob("*.safetensors")}
+    return files.get(record.variant_of or record.key)
 
 
 def _sought(record: EncoderSpec) -> Sought:

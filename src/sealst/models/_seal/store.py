@@ -37,6 +37,7 @@ from sealst.models._adapters import (
 )
 from sealst.models._encoders.build import LOCAL, build_encoder, build_from_spec
 from sealst.models._encoders.encoder import Encoder, weights_hash
+from sealst.models._encoders.records import REGISTRY
 from sealst.models._encoders.spec import EncoderSpec
 from sealst.models._genes import resolve_gene_encoder
 from sealst.models._novelty import NOVELTY_FILE, Novelty, NoveltyFacts
@@ -308,8 +309,8 @@ def _base(
     """The base encoder, from where the user says it is, from the model's own folder, or from its usual place."""
     if encoder is not None:
         return build_encoder(encoder, pool=spec.pool, weights=weights)
-    if spec.hf_id:
-        # Of a pathology encoder the stored record says how it is built, also when the registry has changed since.
+    if spec.hf_id or spec.key in REGISTRY:
+        # Of an encoder with a key the stored record says how it is built, also when the registry has changed since.
         return build_from_spec(spec, weights=weights or stored)
     if stored is not None and weights is None:
         return build_encoder(f"local-dir:{stored}", pool=spec.pool)
