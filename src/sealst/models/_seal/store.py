@@ -269,7 +269,7 @@ def _restored(
     if spec.key.startswith(LOCAL):
         _remember(base.sha256, built.spec.key, replace=elsewhere)
     moved = Encoder(built.vit, replace(spec, key=key, model_args=built.spec.model_args))
-    model = build(moved, panel, crop=crop, adapter=adapter, **parts)
+    model = build(moved, panel, crop=crop, adapter=adapter, stored=True, **parts)
     model.use_readouts([Readout(model.dim, len(model.panel), facts) for facts in config.readouts])
     try:
         heads = load_file(folder / "heads.safetensors")
