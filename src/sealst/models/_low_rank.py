@@ -1,7 +1,7 @@
 """Low-rank layers as a saved model has them, without peft: it takes seconds to import, and trains what is new.
 
-Layers, their tensors and what can be asked of them are named as peft names them. `LoraParams.attach` makes peft's layers,
-for training; `LoraParams.attach_stored` makes these, which are filled from a file.
+Layers, their tensors and what can be asked of them are named as peft names them. `LoraParams.attach` makes peft's
+layers, for training; `LoraParams.attach_stored` makes these, which are filled from a file.
 """
 
 from __future__ import annotations
