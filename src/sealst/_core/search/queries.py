@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sealst._core.genes.names import near_names
+from sealst._core.genes.asked import check_asked
 from sealst._core.rows import unit_rows
 from sealst._errors import DataError, PanelError
 from sealst._validate import check_count, check_positive, listed
@@ -44,12 +44,7 @@ def gene_weights(weights: Mapping[str, float], genes: Sequence[str]) -> np.ndarr
         raise DataError("`query` names no gene; pass at least one of `model.panel.genes`.")
     position = {g.upper(): i for i, g in enumerate(genes)}
     names = [str(g).strip().upper() for g in weights]
-    if unknown := [g for g, name in zip(weights, names, strict=True) if name not in position]:
-        raise PanelError(
-            f"{len(unknown)} gene(s) of `query` are not in the model's panel of {len(genes)}: {listed(unknown)}; near "
-            f"names: {listed(near_names(unknown, genes))}. `model.panel.genes` lists the panel. A gene of the "
-            "sections gets into a model by `sl.pp.select_genes(sections, include=[...])` and training."
-        )
+    check_asked([str(gene).strip() for gene in weights], genes, query=True)
     if len(set(names)) < len(names):
         raise PanelError(f"A gene of `query` occurs twice: {listed(sorted({g for g in names if names.count(g) > 1}))}.")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from sealst._settings import resolve_seed
 from sealst._validate import check_choice, listed, shown
 from sealst.models._encoders.blocks import AttentionPooler, block_layers
 from sealst.models._encoders.encoder import Encoder
+from sealst.models._encoders.names import HUB, LOCAL, no_encoder
 from sealst.models._encoders.records import REFUSED, REGISTRY
 from sealst.models._encoders.spec import FETCHING, POOLS, EncoderSpec
 from sealst.models._encoders.weights import (
@@ -35,7 +35,6 @@ from sealst.models._encoders.weights import (
     read_tensors,
 )
 
-LOCAL, _HUB = "local-dir:", "hf-hub:"
 #: least side of the empty image that shows what a network without tokens returns
 _PROBE_PX = 64
 
@@ -108,7 +107,7 @@ def build_encoder(
     path = None
     if weights is not None:
         path = find_weights(known, weights)
-    elif pretrained and not encoder.startswith((LOCAL, _HUB)):
+    elif pretrained and not encoder.startswith((LOCAL, HUB)):
         path = local_weights(known)
     _check_name(encoder, pretrained and path is None)
     with seeded(used):
@@ -311,12 +310,8 @@ def _check_name(encoder: str, needs_weights: bool) -> None:
             f"No folder at {encoder!r}. Weights on disk are named '{LOCAL}<folder>', a folder with config.json and "
             "model.safetensors."
         )
-    elif not encoder.startswith(_HUB) and not timm.is_model(encoder.split(".")[0]):
-        near = difflib.get_close_matches(encoder.lower(), [*REGISTRY, *timm.list_models()], n=4, cutoff=0.4)
-        raise WeightsError(
-            f"No encoder is named {encoder!r}; near names: {listed(near)}. Pass a key of `sl.models.list_encoders()`, "
-            "a timm model or 'local-dir:<folder>'."
-        )
+    elif not encoder.startswith(HUB) and not timm.is_model(encoder.split(".")[0]):
+        raise no_encoder(encoder, timm.list_models())
 
 
 def _create(encoder: str, pretrained: bool) -> nn.Module:

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sealst import _section
-from sealst._core.genes.panel import check_named
+from sealst._core.genes.asked import check_named
 from sealst._core.genes.sets import as_net, overlap, restrict
 from sealst._core.scores.reliability import BETTER
 from sealst._docs import documented
