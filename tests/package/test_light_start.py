@@ -48,7 +48,7 @@ def test_packages_import_nothing_until_they_are_asked() -> None:
 def place(tmp_path: Path) -> Path:
     """Folder with what looks like a store, and results of earlier commands."""
     (tmp_path / "s1.zarr").mkdir()
-    (tmp_path / "s1.zarr" / "zarr.json").write_text("{}")
+    (tmp_path / "s1.zarr" / "zarr.json").write_text('{"attributes": {"spatialdata_attrs": {}}}')
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "s1.h5ad").touch()
     (tmp_path / "s1.h5ad").touch()
