@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -77,7 +77,7 @@ class Stored:
     weights: Path | None
     base: str | None
 
-    def check(self, genes: Sequence[str] | None = None, *, query: bool = False) -> None:
+    def check(self, genes: Iterable[Any] | None = None, *, query: bool = False) -> None:
         """Refuse a folder that is no model, and genes that it does not know, before torch is imported."""
         from sealst.models._folder import check_complete
 

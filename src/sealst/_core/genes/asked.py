@@ -25,7 +25,7 @@ def check_named(genes: Sequence[str]) -> None:
         )
 
 
-def check_asked(asked: Iterable[str], genes: Sequence[str], *, query: bool = False) -> None:
+def check_asked(asked: Iterable[object], genes: Sequence[str], *, query: bool = False) -> None:
     """Raise `PanelError`, with near names, where the genes of a panel are not all that are asked for.
 
     Parameters
@@ -38,7 +38,7 @@ def check_asked(asked: Iterable[str], genes: Sequence[str], *, query: bool = Fal
         Whether they are those of a retrieval, which the message says.
     """
     known = {gene.upper() for gene in genes}
-    if unknown := [name for name in asked if name.upper() not in known]:
+    if unknown := [str(name) for name in asked if str(name).strip().upper() not in known]:
         where = "of `query` are not in the model's panel" if query else "are not in the panel"
         more = " `model.panel.genes` lists the panel." if query else ""
         raise PanelError(

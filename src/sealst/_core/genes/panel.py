@@ -175,7 +175,7 @@ class GenePanel:
         wanted = [genes] if isinstance(genes, str) else list(genes)
         position = {g.upper(): i for i, g in enumerate(self.genes)}
         check_asked(wanted, self.genes)
-        keep = [position[g.upper()] for g in wanted]
+        keep = [position[str(g).strip().upper()] for g in wanted]
         return GenePanel(
             tuple(self.genes[i] for i in keep),
             self.mean[keep],

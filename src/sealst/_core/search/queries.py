@@ -44,7 +44,7 @@ def gene_weights(weights: Mapping[str, float], genes: Sequence[str]) -> np.ndarr
         raise DataError("`query` names no gene; pass at least one of `model.panel.genes`.")
     position = {g.upper(): i for i, g in enumerate(genes)}
     names = [str(g).strip().upper() for g in weights]
-    check_asked([str(gene).strip() for gene in weights], genes, query=True)
+    check_asked(weights, genes, query=True)
     if len(set(names)) < len(names):
         raise PanelError(f"A gene of `query` occurs twice: {listed(sorted({g for g in names if names.count(g) > 1}))}.")
     try:
