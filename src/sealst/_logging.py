@@ -103,7 +103,9 @@ def _as_lines() -> Any:
     """A progress bar of tqdm that is drawn once a minute, as a line of the log."""
     from tqdm.std import tqdm
 
-    class Lines(tqdm):  # type: ignore[type-arg]
+    class Lines(tqdm):
+        last_print_t: float
+        disable: bool
         # Its thread looks after bars that are drawn many times a second.
         monitor_interval = 0
 
