@@ -144,7 +144,8 @@ class Settings:
         the device is fast at it, and computes in float32 elsewhere. Another value holds on every device, wherever
         `TrainParams.precision` is ``"auto"``.
     progress
-        Whether long work shows progress bars (``SEALST_PROGRESS``; default: in a terminal or a notebook).
+        Whether long work shows progress bars (``SEALST_PROGRESS``; default: in a terminal or a notebook). Without, it
+        logs a line a minute.
     batch_size
         Crops per forward pass at inference (``SEALST_BATCH_SIZE``).
     seed

@@ -75,12 +75,20 @@ def runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
             yield from runtime_nodes(child)
 
 
+def offers_lazily(module: Module) -> bool:
+    """Whether a package gets what it offers by `sealst._system.offered`."""
+    calls = (node.func for node in ast.walk(module.tree) if isinstance(node, ast.Call))
+    return module.is_package and any(isinstance(called, ast.Name) and called.id == "offered" for called in calls)
+
+
 def imports(module: Module, modules: Modules, *, types_too: bool = False) -> list[tuple[str, int]]:
     """What a module imports at any depth, with line numbers.
 
-    `from sealst import pp` counts as `sealst.pp`, and so does a call with that name: `import_module("sealst.pp")`.
+    `from sealst import pp` counts as `sealst.pp`, and so does a call with that name: `import_module("sealst.pp")`. A
+    package that offers its names when they are asked for imports what it shows to type checkers.
     """
     found: list[tuple[str, int]] = []
+    types_too = types_too or offers_lazily(module)
     for node in ast.walk(module.tree) if types_too else runtime_nodes(module.tree):
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names]

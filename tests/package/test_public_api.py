@@ -55,15 +55,23 @@ def test_lazy_names_in_step() -> None:
         assert package in sl.__all__
         assert getattr(sl, package) is importlib.import_module(f"sealst.{package}")
     # What type checkers see is what users get.
-    block = next(node for node in sealst()["sealst"].tree.body if is_type_checking(node))
-    seen = {alias.name for node in block.body for alias in node.names}
-    assert seen <= set(sl.__all__)
-    assert set(PACKAGES) <= seen
+    assert shown_to_type_checkers("sealst") <= set(sl.__all__)
+    assert set(PACKAGES) <= shown_to_type_checkers("sealst")
+    for package in PACKAGES:
+        assert shown_to_type_checkers(f"sealst.{package}") == set(declared_all(package)), package
+        assert set(declared_all(package)) <= set(dir(getattr(sl, package)))
+
+
+def shown_to_type_checkers(package: str) -> set[str]:
+    block = next(node for node in sealst()[package].tree.body if is_type_checking(node))
+    return {alias.name for node in block.body for alias in node.names}
 
 
 def test_unknown_name_raises() -> None:
     with pytest.raises(AttributeError, match="module 'sealst' has no attribute 'nothing'"):
         _ = sl.nothing
+    with pytest.raises(AttributeError, match="module 'sealst.tl' has no attribute 'nothing'"):
+        _ = sl.tl.nothing
 
 
 @pytest.mark.parametrize("package", PACKAGES)

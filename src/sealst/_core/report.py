@@ -8,10 +8,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from jinja2 import Environment
 from PIL import Image
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: longer reports open with a list of their sections
 _CONTENTS_FROM = 7

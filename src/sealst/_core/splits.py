@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
-from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, StratifiedGroupKFold
 
 from sealst._errors import DataError, LeakError
 from sealst._validate import listed
@@ -81,6 +80,8 @@ def group_folds(groups: np.ndarray, n_folds: int | None = None) -> list[tuple[np
     DataError
         When `n_folds` is below 2 or above the number of groups.
     """
+    from sklearn.model_selection import GroupKFold, LeaveOneGroupOut
+
     n_groups = len(np.unique(groups))
     if n_folds is not None and not 2 <= n_folds <= n_groups:
         raise DataError(f"`n_folds` must lie between 2 and the number of groups ({n_groups}), found {n_folds!r}.")
@@ -196,6 +197,8 @@ def patient_folds(patients: np.ndarray, strata: np.ndarray, n_folds: int, *, see
         raise DataError(f"`folds` must lie between 2 and the number of patients ({n_patients}), found {n_folds!r}.")
     if _largest(strata) < n_folds:
         strata = np.zeros(len(patients), dtype=int)
+    from sklearn.model_selection import StratifiedGroupKFold
+
     splitter = StratifiedGroupKFold(n_splits=int(n_folds), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # Rare labels are reported by the caller, in words of its own.

@@ -8,7 +8,6 @@ import inspect
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,21 +79,10 @@ def _free(path: Path) -> int | None:
     return None if there is None else shutil.disk_usage(there).free
 
 
-def word_refusals(package: str) -> None:
-    """Have what a package offers say what the system refuses in our words; called once, at the end of the package."""
-    module = sys.modules[package]
-    for name in module.__all__:
-        offered = getattr(module, name)
-        if inspect.isfunction(offered):
-            wrapped = _worded(offered)
-            setattr(module, name, wrapped)
-            # Where it is defined too: that is where others look for it when they unpickle it.
-            setattr(sys.modules[offered.__module__], offered.__name__, wrapped)
-        elif inspect.isclass(offered) and offered.__module__.startswith("sealst."):
-            _word_methods(offered)
-
-
-def _word_methods(offered: type) -> None:
+def word_methods(offered: type) -> None:
+    """Have the public methods of one of our classes say what the system refuses in our words."""
+    if not offered.__module__.startswith("sealst."):
+        return
     network = any(base.__module__.startswith("torch.") for base in offered.__mro__)
     for name, member in list(vars(offered).items()):
         function = member.__func__ if isinstance(member, classmethod) else member
@@ -103,10 +91,11 @@ def _word_methods(offered: type) -> None:
         # What a network computes is left to torch, which may compile it.
         if network and "path" not in inspect.signature(function).parameters:
             continue
-        setattr(offered, name, classmethod(_worded(function)) if member is not function else _worded(function))
+        setattr(offered, name, classmethod(worded(function)) if member is not function else worded(function))
 
 
-def _worded(function: Callable[..., Any]) -> Callable[..., Any]:
+def worded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that says what the system refuses in our words."""
     if hasattr(function, "_words_refusals"):
         return function
 

@@ -100,8 +100,8 @@ class MetricsLog(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.said = time.monotonic()
         self.bar = progress(
-            None, desc=pl_module.name, total=self.total, initial=self.sampler.first, show=self.show, unit="epoch"
-            if self.sampler.segments_per_epoch == 1 else "part",
+            None, desc=pl_module.name, total=self.total, initial=self.sampler.first, show=self.show, lines=False,
+            unit="epoch" if self.sampler.segments_per_epoch == 1 else "part",
         )  # fmt: skip
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:

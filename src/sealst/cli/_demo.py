@@ -6,9 +6,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import pandas as pd
-from spatialdata import SpatialData
+from typing import TYPE_CHECKING
 
 import sealst as sl
 from sealst._core.report import Block, Picture, render
@@ -16,7 +14,12 @@ from sealst._errors import DataError
 from sealst._files import new_folder, put_back, write_text
 from sealst._logging import logger, quiet_writing
 from sealst._version import __version__
-from sealst.models import SealModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from spatialdata import SpatialData
+
+    from sealst.models import SealModel
 
 _LEAD = """The small encoder that is shipped with sealst, pretrained without labels on other drawn tissue, was
 finetuned on {n_spots} spots of two synthetic patients, pairing each spot's H&E crop with its gene expression.
@@ -108,7 +111,7 @@ def run_demo(out: Path, *, seed: int, overwrite: bool) -> tuple[Path, str]:
         # Retrieval calls the encoder by its own name, Pearson by that of the probe on top of it.
         recall = recall.rename(index={"adapted": "seal prediction"}).drop("frozen")
         joined = pearson.join(recall).reset_index()
-        summary = joined.map(lambda v: ("" if pd.isna(v) else f"{v:.3f}") if isinstance(v, float) else v)
+        summary = joined.map(lambda v: ("" if v != v else f"{v:.3f}") if isinstance(v, float) else v)
         folder = work / "figures"
         folder.mkdir()
         names = ("crops", "training", "evaluation", "expression", "pathways", "retrieval")

@@ -65,6 +65,11 @@ def embed(work: Work, *, model: opt.Stored | None, encoder: str | None, device: 
     """
     if (model is None) == (encoder is None):
         raise click.UsageError("Give one of --model and --encoder.")
+    if encoder is not None:
+        opt.check_encoder(encoder)
+    if model is not None:
+        model.check()
+    work.check()
     chosen: Any = encoder if model is None else model.load(device)
     from sealst import tl
 

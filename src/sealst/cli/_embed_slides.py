@@ -68,9 +68,13 @@ def slides_embed(
     """
     if (model is None) == (encoder is None):
         raise click.UsageError("Give one of --model and --encoder.")
+    folder: Any = encoder if model is None else opt.model_folder(model)
+    if encoder is not None:
+        opt.check_encoder(encoder)
+    if model is not None:
+        opt.Stored(folder, None, None).check(options["genes"])
     from sealst.tl import embed_slides
 
-    folder: Any = encoder if model is None else opt.model_folder(model)
     with settings.override(**opt.stated(batch_size=batch_size)):
         found = embed_slides(manifest, folder, out, device=device, **options)
     failed, blank = (int((found["status"] == status).sum()) for status in ("failed", "blank"))

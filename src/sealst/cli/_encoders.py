@@ -29,11 +29,13 @@ def encoders(show: str | None) -> Answer:
     They are known by key. Any timm vision transformer or convolutional network and any local timm folder work too.
     """
     from sealst.models import list_encoders
+    from sealst.models._encoders.records import REGISTRY
 
+    if show is not None:
+        check_key(list(REGISTRY), show, where="the published encoders", hint="See `sealst encoders`.")
     table = list_encoders()
     if show is None:
         return Answer(_records(table), table[_SHOWN].to_string())
-    check_key(list(table.index), show, where="the published encoders", hint="See `sealst encoders`.")
     one = table.loc[show]
     return Answer(_records(table.loc[[show]])[0], f"{show}\n{one.to_string()}")
 
@@ -66,6 +68,7 @@ def export(
     put in its place. Mind the licence of the base encoder: many do not let merged weights be passed on.
     """
     check_new(out, overwrite)
+    model.check()
     seal = model.load(device)
     write = seal.export_timm if kind == "timm" else seal.export_adapter
     table = None if evaluation is None else read_text_table(evaluation)

@@ -79,6 +79,10 @@ def evaluate(
     if encoder is None and pool:
         raise click.UsageError("--pool belongs to --encoder; a recipe has a line 'pool' of its own.")
     check_new(out, overwrite)
+    if encoder is not None:
+        opt.check_encoder(encoder)
+    if model is not None:
+        model.check()
     from sealst.models import build_encoder
     from sealst.pl import report
 

@@ -73,6 +73,7 @@ def finetune(sections: tuple[Path, ...], *, out: Path, resume: bool, overwrite: 
         raise click.UsageError("Give one of --overwrite and --resume.")
     if not resume:
         check_new(out, overwrite)
+    opt.check_encoder(options["encoder"])
     # Arguments of `tl.finetune`; fields given by themselves win over `params`.
     given = dict(options)
     fields = opt.stated(**{name: given.pop(name) for name in _FIELDS})

@@ -126,6 +126,7 @@ def slides_predict(work: Work, *, model: Path, predictions: Path | None, device:
             raise click.UsageError(
                 f"{flags}: for tables of tiles and stores. Of a folder of bags all targets are predicted."
             )
+    work.check()
     tl, models = (importlib.import_module(f"sealst.{name}") for name in ("tl", "models"))
     slide_model = models.load_slide(model, device=device)
     if not tables:

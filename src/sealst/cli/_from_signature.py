@@ -160,10 +160,16 @@ def _tree(module: Path) -> ast.Module:
     return ast.parse(module.read_text(encoding="utf-8"))
 
 
+def _statements(module: ast.Module) -> list[ast.stmt]:
+    """Statements of a module, those among them that only type checkers see: there packages say what they offer."""
+    inside = [node.body if isinstance(node, ast.If) else [node] for node in module.body]
+    return [one for several in inside for one in several]
+
+
 def _defined(module: Path, name: str) -> tuple[ast.AST, Path]:
     """What a name of a module stands for, and the module of the package that defines it."""
     # From the end: what overloads declare stands before the function itself.
-    for node in reversed(_tree(module).body):
+    for node in reversed(_statements(_tree(module))):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             return node, module
         if isinstance(node, ast.Assign) and name in (assigned := _assigned(node)):

@@ -45,6 +45,8 @@ def index(
     if model is None and device:
         raise click.UsageError("--device belongs to --model.")
     check_new(out, overwrite)
+    if model is not None:
+        model.check()
     opened = open_sections_or_tables(sections)
     from sealst.tl import build_index
 

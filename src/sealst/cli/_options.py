@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from sealst._files import absolute
 from sealst._keys import Keys
 from sealst._settings import settings
 from sealst.cli._from_signature import options_of
@@ -56,6 +57,13 @@ reader_option = click.option(
 )  # fmt: skip
 
 
+def check_encoder(name: str) -> None:
+    """Refuse a name that no encoder has, before torch is imported."""
+    from sealst.models._encoders.names import check_encoder
+
+    check_encoder(name)
+
+
 def out_option(help: str) -> Callable[[F], F]:
     """``--out`` and ``--overwrite`` of a command that makes something new."""
     return stacked(click.option("--out", type=ANY_PATH, required=True, help=help), overwrite_option)
@@ -68,6 +76,18 @@ class Stored:
     folder: Path
     weights: Path | None
     base: str | None
+
+    def check(self, genes: Iterable[Any] | None = None, *, query: bool = False) -> None:
+        """Refuse a folder that is no model, and genes that it does not know, before torch is imported."""
+        from sealst.models._folder import check_complete
+
+        check_complete(absolute(self.folder))
+        if genes:
+            from sealst._core.genes.asked import check_asked, check_named, genes_in
+
+            known = genes_in(self.folder / "panel.tsv")
+            check_named(known)
+            check_asked(genes, known, query=query)
 
     def load(self, device: str | None) -> Any:
         """Read it."""

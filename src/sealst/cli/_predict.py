@@ -35,6 +35,8 @@ def predict(work: Work, *, model: opt.Stored, device: str | None, **options: Any
     before are used. Writes log1p-CP10k with named genes, and with --net pathway scores; without --out into the
     stores.
     """
+    model.check(options["genes"])
+    work.check()
     from sealst import tl
 
     seal = model.load(device)
@@ -67,6 +69,7 @@ def pathways(work: Work, *, net: str, **options: Any) -> Answer:
     Calls tl.pathways. SECTIONS are zarr stores after `sealst predict`, a folder of them, a manifest, or h5ad tables
     that an --out wrote. Without --out the scores are saved where the tables came from.
     """
+    work.check()
     from sealst import tl
 
     predicted = options["source"] == "predicted"

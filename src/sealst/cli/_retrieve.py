@@ -81,8 +81,10 @@ def retrieve(
     is_index = len(work.paths) == 1 and (work.paths[0] / "config.json").is_file()
     if is_index and work.out is not None:
         raise click.UsageError("An index has no tables to write; name a file for the hits with --hits.")
-    seal = model.load(device)
+    model.check(options["genes"] or options["signature"], query=True)
+    work.check()
     name, given = _call(options)
+    seal = model.load(device)
     given["table_key"] = work.table_key
     if is_index:
         from sealst.tl import SealIndex

@@ -121,6 +121,14 @@ class Work:
         table: AnnData = data.tables[self.table_key] if hasattr(data, "tables") else data
         return table
 
+    def check(self) -> None:
+        """Refuse what `run` would refuse of `out`, as far as names of sections are known without opening any."""
+        if self.out is None:
+            return
+        names = _names_of(self.paths)
+        if names is not None:
+            self._targets(names)
+
     def run(self, function: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
         """Call a function on every section and save what it wrote; one record per section."""
         if self.tables and (paths := _tables_of(self.paths)):
@@ -176,6 +184,14 @@ class Work:
         for target in targets:
             check_new(target, self.overwrite)
         return list(targets)
+
+
+def _names_of(paths: Sequence[Path]) -> list[str] | None:
+    """Names that sections or tables have by their paths; None where a manifest says them, or nothing does."""
+    if len(paths) == 1 and paths[0].is_dir() and not is_store(paths[0]):
+        paths = stores_in(paths[0]) or _tables_of(paths)
+    known = paths and all(is_store(path) or path.suffix == H5AD for path in paths)
+    return [path.stem if path.suffix in (".zarr", H5AD) else path.name for path in paths] if known else None
 
 
 def _tables_of(paths: Sequence[Path]) -> list[Path]:

@@ -35,9 +35,9 @@ def synthetic(out: Path, *, overwrite: bool, n_sections: int, **options: Any) ->
     Expression follows from the drawn tissue. For trying a pipeline offline. Writes OUT/<section>.zarr (raw, as a
     reader would give it), OUT/manifest.csv and OUT/programs.csv, the gene programs as gene sets for --net.
     """
+    check_new(out, overwrite)
     from sealst import datasets
 
-    check_new(out, overwrite)
     drawn = datasets.synthetic(n_sections, **stated(**options))
     sections = drawn if isinstance(drawn, list) else [drawn]
     rows: list[dict[str, Any]] = []

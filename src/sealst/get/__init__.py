@@ -1,9 +1,13 @@
 """Results as tables that scanpy, squidpy, decoupler and pandas take as they are."""
 
-from sealst._system.refusals import word_refusals
-from sealst.get._hits import hits
-from sealst.get._predicted import expression, pathways
+from typing import TYPE_CHECKING
+
+from sealst._system.offered import offered
+
+if TYPE_CHECKING:
+    from sealst.get._hits import hits
+    from sealst.get._predicted import expression, pathways
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = ["expression", "hits", "pathways"]
-
-word_refusals(__name__)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,6 +20,7 @@ from sealst._given.schema import Blocks, Name, Positive, Rank, Share, Width, che
 from sealst._validate import listed, resolve_kind
 from sealst.models._encoders.blocks import block_layers, parameter_depths
 from sealst.models._encoders.encoder import Encoder
+from sealst.models._low_rank import LowRankModel
 
 
 class Bottleneck(nn.Module):
@@ -55,6 +55,10 @@ class Adapter(ABC):
     @abstractmethod
     def attach(self, encoder: Encoder) -> None:
         """Freeze the encoder, add what is trained, and mark it, in place."""
+
+    def attach_stored(self, encoder: Encoder) -> None:
+        """The same for what is filled from a file next."""
+        self.attach(encoder)
 
     def n_trunk(self, n_blocks: int) -> int:
         """How many of the first blocks never change: all but the last ones, where it acts on a number of these."""
@@ -121,20 +125,31 @@ class LoraParams(Adapter):
                 ) from error
 
     def attach(self, encoder: Encoder) -> None:
-        """Put low-rank layers into the last blocks."""
+        """Put peft's low-rank layers into the last blocks."""
+        # It takes seconds, and nothing but training needs it.
+        from peft import LoraConfig, get_peft_model
+
+        config = self._config(self.layers(encoder))
+        encoder.requires_grad_(False)
+        encoder.backbone = get_peft_model(encoder.vit, LoraConfig(**config))
+
+    def attach_stored(self, encoder: Encoder) -> None:
+        """Put low-rank layers that do the same into the last blocks."""
         names = self.layers(encoder)
         encoder.requires_grad_(False)
-        alpha: Any = int(self.alpha) if float(self.alpha).is_integer() else self.alpha
-        config = LoraConfig(
-            r=self.r,
-            lora_alpha=alpha,
-            lora_dropout=self.dropout,
-            use_rslora=self.rslora,
-            use_dora=self.dora,
+        encoder.backbone = LowRankModel(encoder.vit, names, self._config(names))
+
+    def _config(self, names: Sequence[str]) -> dict[str, Any]:
+        """What peft is told."""
+        return {
+            "r": self.r,
+            "lora_alpha": int(self.alpha) if float(self.alpha).is_integer() else self.alpha,
+            "lora_dropout": self.dropout,
+            "use_rslora": self.rslora,
+            "use_dora": self.dora,
             # Names are written out: peft would match the end of bare ones, patch_embed.proj among them.
-            target_modules="|".join(map(re.escape, names)),
-        )
-        encoder.backbone = get_peft_model(encoder.vit, config)
+            "target_modules": "|".join(map(re.escape, names)),
+        }
 
     def layers(self, encoder: Encoder) -> list[str]:
         """Names of the adapted layers."""
@@ -272,9 +287,12 @@ def counts_blocks(adapter: Adapter) -> bool:
     return any(f.name == "n_blocks" for f in fields(adapter))  # type: ignore[arg-type]
 
 
-def add_adapter(encoder: Encoder, adapter: Adapter) -> Encoder:
-    """Freeze an encoder and add what its adapter trains, in place; the encoder knows afterwards what that is."""
-    adapter.attach(encoder)
+def add_adapter(encoder: Encoder, adapter: Adapter, *, stored: bool = False) -> Encoder:
+    """Freeze an encoder and add what its adapter trains, in place; the encoder knows afterwards what that is.
+
+    What is `stored` is filled from a file next: libraries that only training needs are left alone.
+    """
+    (adapter.attach_stored if stored else adapter.attach)(encoder)
     encoder.adapted = tuple(name for name, p in encoder.named_parameters() if p.requires_grad)
     return encoder
 
@@ -303,6 +321,12 @@ def save_adapter(encoder: Encoder, folder: Path) -> None:
     """Write what the adapter trains; nothing where it trains nothing."""
     if not encoder.adapted:
         return
+    if isinstance(encoder.backbone, LowRankModel):
+        folder.mkdir(exist_ok=True)
+        encoder.backbone.for_peft().save_pretrained(str(folder))
+        tensors = encoder.backbone.stored()
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / ADAPTER_FILE, {"format": "pt"})
+        return
     if hasattr(encoder.backbone, "peft_config"):
         encoder.backbone.save_pretrained(folder, safe_serialization=True)
         # peft adds an empty card; the model has one of its own.
@@ -313,18 +337,14 @@ def save_adapter(encoder: Encoder, folder: Path) -> None:
 
 
 def load_adapter(encoder: Encoder, folder: Path) -> None:
-    """Fill an encoder that has the adapter already, strictly, in place."""
+    """Fill an encoder that has the adapter already, as `stored`, strictly, in place."""
     if not encoder.adapted:
         return
     if not (folder / ADAPTER_FILE).is_file():
-        # peft would look for it on the hub.
         raise CheckpointError(f"{str(folder / ADAPTER_FILE)!r} is missing; the model is not complete.")
-    if hasattr(encoder.backbone, "peft_config"):
-        stored = load_peft_weights(str(folder), device="cpu")
-        check_tensors(ADAPTER_FILE, get_peft_model_state_dict(encoder.backbone), stored)
-        set_peft_model_state_dict(encoder.backbone, stored)
-        return
     own: dict[str, Any] = encoder.adapted_state()
+    if isinstance(encoder.backbone, LowRankModel):
+        own = encoder.backbone.stored()
     stored = load_file(folder / ADAPTER_FILE)
     check_tensors(ADAPTER_FILE, own, stored)
     for name, tensor in stored.items():

@@ -1,23 +1,29 @@
 """Look at what the other calls stored: every plot reads slots and pixels, never a model."""
 
-from sealst._system.refusals import word_refusals
-from sealst.pl._evaluation.bars import evaluation
-from sealst.pl._evaluation.calibration import calibration
-from sealst.pl._evaluation.gene_scatter import gene_scatter
-from sealst.pl._evaluation.pathway_agreement import pathway_agreement
-from sealst.pl._evaluation.residual_maps import residual_maps
-from sealst.pl._maps.attention import attention
-from sealst.pl._maps.crops import crops
-from sealst.pl._maps.expression import expression
-from sealst.pl._maps.pathways import pathways
-from sealst.pl._maps.retrieval import retrieval
-from sealst.pl._maps.slide import slide
-from sealst.pl._reports.evaluation import report
-from sealst.pl._reports.slides import slide_report
-from sealst.pl._slides.calibration import slide_calibration
-from sealst.pl._slides.curves import precision_recall, roc
-from sealst.pl._slides.kaplan_meier import kaplan_meier
-from sealst.pl._training import training
+from typing import TYPE_CHECKING
+
+from sealst._system.offered import offered
+
+if TYPE_CHECKING:
+    from sealst.pl._evaluation.bars import evaluation
+    from sealst.pl._evaluation.calibration import calibration
+    from sealst.pl._evaluation.gene_scatter import gene_scatter
+    from sealst.pl._evaluation.pathway_agreement import pathway_agreement
+    from sealst.pl._evaluation.residual_maps import residual_maps
+    from sealst.pl._maps.attention import attention
+    from sealst.pl._maps.crops import crops
+    from sealst.pl._maps.expression import expression
+    from sealst.pl._maps.pathways import pathways
+    from sealst.pl._maps.retrieval import retrieval
+    from sealst.pl._maps.slide import slide
+    from sealst.pl._reports.evaluation import report
+    from sealst.pl._reports.slides import slide_report
+    from sealst.pl._slides.calibration import slide_calibration
+    from sealst.pl._slides.curves import precision_recall, roc
+    from sealst.pl._slides.kaplan_meier import kaplan_meier
+    from sealst.pl._training import training
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = [
     "attention",
@@ -39,5 +45,3 @@ __all__ = [
     "slide_report",
     "training",
 ]
-
-word_refusals(__name__)

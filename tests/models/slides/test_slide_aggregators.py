@@ -11,7 +11,7 @@ import sealst as sl
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._core.seeds import seeded
 from sealst._errors import CheckpointError, DataError
-from sealst.models._slides.aggregators import AGGREGATORS, build_aggregator
+from sealst.models._slides.aggregators import AGGREGATORS, build_aggregator, check_aggregator
 from sealst.models._slides.model import SlideModel, SlideNet, SlideSpec
 
 pytest.importorskip("torchmil")
@@ -150,3 +150,6 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmil.models", None)
     with pytest.raises(sl.OrderError, match=r'pip install "sealst\[slide\]"'):
         build_aggregator("abmil", DIM, 1, hidden=8, attention=4, dropout=0.0)
+    with pytest.raises(sl.OrderError, match=r'pip install "sealst\[slide\]"'):
+        check_aggregator("abmil")
+    check_aggregator("mean")

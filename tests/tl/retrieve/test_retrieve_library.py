@@ -192,6 +192,10 @@ def test_bad_pathways(sections: list[SpatialData], model: SealModel) -> None:
         retrieve(sections[0], model, "epitelium", net=NET)
     with pytest.raises(PanelError, match="None of the 1 genes of 'elsewhere' is in the model's panel of 8"):
         retrieve(sections[0], model, "elsewhere", net=NET)
+    few = {"few": ["EPCAM", *(f"X{i}" for i in range(6))], "half": ["EPCAM", "X1"]}
+    with pytest.raises(PanelError, match=r"Only 1 of the 7 genes of 'few' .*: 'EPCAM'\. As in .*`query=\['EPCAM'\]`"):
+        retrieve(sections[0], model, "few", net=few)
+    assert retrieve(sections[0], model, "half", net=few, copy=True) is not None
     with pytest.raises(DataError, match="`kind='pathway'` needs gene sets: pass `net=`"):
         retrieve(sections[0], model, "epithelium", kind="pathway")
     with pytest.raises(DataError, match="must be one name of a gene set of `net`, found list"):

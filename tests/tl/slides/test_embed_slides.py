@@ -165,6 +165,11 @@ def test_what_is_finished_is_not_done_again(folder: Path, tmp_path: Path, monkey
     assert list(pd.read_csv(tmp_path / "out" / "manifest.csv")["slide"]) == ["a", "b", "c"]
     for name, time in times.items():
         assert (tmp_path / "out" / "slides" / name).stat().st_mtime_ns == time
+    embedded.clear()
+    more = frame.assign(stage=["I", "II", "III"], age=[50, 60, 70])
+    again = sl.tl.embed_slides(more, ENCODER, tmp_path / "out", **options)
+    assert not embedded, "columns were added"
+    assert list(again["stage"]) == ["I", "II", "III"]
     # A patient that is corrected in the manifest is corrected in the table; nothing is embedded for that.
     embedded.clear()
     sl.tl.embed_slides(frame.iloc[:1].assign(patient="p9"), ENCODER, tmp_path / "out", **options)

@@ -8,18 +8,21 @@ import gzip
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from sealst._errors import DataError
 from sealst._text_table import separator_of
 from sealst._validate import listed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: what the columns of a gene table may be called; the second name is HGNC's
 _COLUMNS = {
@@ -82,49 +85,84 @@ class Resolved:
 @functools.cache
 def human_table() -> GeneTable:
     """The table of the package: HGNC's approved and previous symbols with Ensembl ids (CC0)."""
+    lines = _human_lines()
+    version = next(line for line in lines if line.startswith("# version")).partition(":")[2].strip()
+    return parse_table(_columns(lines), source=f"HGNC {version}")
+
+
+def human_symbols(name: str) -> tuple[str, ...]:
+    """Current symbols of the human genes that a name may stand for, as `human_table` looks them up.
+
+    Of the table the lines alone are read that hold the name: a message is not worth all of it.
+
+    Examples
+    --------
+    >>> human_symbols("her2")
+    ('ERBB2',)
+    """
+    key = name.upper()
+    lines = _human_lines()
+    start = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    own = [line for line in lines[start + 1 :] if key in line.upper()]
+    return tuple(parse_table(_columns([lines[start], *own]), source="HGNC").lookup(name))
+
+
+def _human_lines() -> list[str]:
     packed = resources.files("sealst").joinpath("_core", "genes", "tables", "human_genes.tsv.gz").read_bytes()
-    text = gzip.decompress(packed).decode()
-    version = next(line for line in text.split("\n") if line.startswith("# version")).partition(":")[2].strip()
-    return parse_table(_read(StringIO(text)), source=f"HGNC {version}")
+    return gzip.decompress(packed).decode().rstrip("\n").split("\n")
+
+
+def _columns(lines: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of the lines of our own table; lines that begin with ``#`` are none of it."""
+    names, *rows = (line.split("\t") for line in lines if not line.startswith("#"))
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 
 def load_table(table: pd.DataFrame | str | os.PathLike[str]) -> GeneTable:
     """A gene table of the user's: a DataFrame, or the path of a TSV or CSV file."""
-    if isinstance(table, pd.DataFrame):
-        return parse_table(table, source="DataFrame")
+    if hasattr(table, "columns"):
+        return parse_table(_texts(table), source="DataFrame")
     path = Path(table)
     if not path.is_file():
         raise DataError(f"`table` {str(path)!r} is not a file. Name a TSV or CSV, e.g. HGNC's complete set.")
     content = path.read_bytes()
     text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-    return parse_table(_read(StringIO(text)), source=path.name)
+    return parse_table(_texts(_read(StringIO(text))), source=path.name)
+
+
+def _texts(frame: pd.DataFrame) -> dict[str, list[str]]:
+    return {str(name): frame[name].fillna("").astype(str).tolist() for name in frame}
 
 
 def _read(text: StringIO) -> pd.DataFrame:
+    import pandas as pd
+
     # Not pandas' `comment`, which would cut a line where a name holds the sign.
     lines = [line for line in text if not line.startswith("#")]
     return pd.read_csv(StringIO("".join(lines)), sep=separator_of(lines[:20]), dtype=str, keep_default_na=False)
 
 
-def parse_table(frame: pd.DataFrame, *, source: str) -> GeneTable:
-    """Check a table with one row per gene, and index it by every name."""
+def parse_table(frame: Mapping[str, Sequence[str]], *, source: str) -> GeneTable:
+    """Check a table (columns of text, one row per gene), and index it by every name."""
     columns = {key: next((c for c in names if c in frame), None) for key, names in _COLUMNS.items()}
     if columns["symbol"] is None:
         raise DataError(
-            f"The gene table ({source}) has no column 'symbol'; found {listed(frame.columns)}. Expected 'symbol' and "
+            f"The gene table ({source}) has no column 'symbol'; found {listed(frame)}. Expected 'symbol' and "
             "any of 'ensembl', 'previous', 'aliases' (several values joined by '|')."
         )
     if all(columns[key] is None for key in ("ensembl", "previous", "aliases")):
         raise DataError(f"The gene table ({source}) has symbols only; add 'ensembl', 'previous' or 'aliases'.")
-    symbols = frame[columns["symbol"]].fillna("").astype(str).str.strip().tolist()
+    symbols = [cell.strip() for cell in frame[columns["symbol"]]]
     if empty := [i for i, symbol in enumerate(symbols) if not symbol]:
         raise DataError(f"The gene table ({source}) has {len(empty)} rows without symbol (first: row {empty[0] + 1}).")
-    upper = pd.Series([symbol.upper() for symbol in symbols])
-    if upper.duplicated().any():
-        raise DataError(f"Symbols occur twice in the gene table ({source}): {listed(upper[upper.duplicated()])}.")
+    upper = [symbol.upper() for symbol in symbols]
+    if len(set(upper)) < len(upper):
+        twice = [symbol for symbol, times in Counter(upper).items() for _ in range(times - 1)]
+        raise DataError(f"Symbols occur twice in the gene table ({source}): {listed(twice)}.")
     values: dict[str, list[tuple[str, ...]]] = {}
     for key in ("ensembl", "previous", "aliases"):
-        cells = [""] * len(symbols) if columns[key] is None else frame[columns[key]].fillna("").astype(str)
+        column = columns[key]
+        cells = [""] * len(symbols) if column is None else frame[column]
         values[key] = [tuple(part.strip() for part in cell.split("|") if part.strip()) for cell in cells]
     ensembl: dict[str, tuple[str, ...]] = {}
     first: dict[str, set[str]] = defaultdict(set)
@@ -275,6 +313,8 @@ def final_names(found: Sequence[Resolved], names: Sequence[str], *, sum_aliases:
     Columns with an equal new name are one gene. Two columns are never joined on the word of an earlier name, an alias,
     a spelling or a date alone, unless `sum_aliases`; a date that several columns carry stands for different genes.
     """
+    import pandas as pd
+
     new = np.array([one.symbol for one in found], dtype=object)
     other = np.array([one.kind in OTHER_NAMES for one in found], dtype=bool)
     kept = np.zeros(len(new), dtype=bool)
@@ -388,7 +428,7 @@ def near_names(unknown: Sequence[str], known: Iterable[str]) -> list[str]:
     meant: dict[str, None] = {}
     for name in asked:
         protein = _PROTEINS.get("".join(filter(str.isalnum, name)))
-        symbols = [protein] if protein else [symbol.upper() for symbol in human_table().lookup(name)]
+        symbols = [protein] if protein else [symbol.upper() for symbol in human_symbols(name)]
         meant |= dict.fromkeys(symbol for symbol in symbols if symbol in names)
     alike = {close for name in asked for close in difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)}
     return [names[name] for name in (*meant, *sorted(alike - set(meant)))]

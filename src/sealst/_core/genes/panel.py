@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from sealst._core.genes.names import near_names
+from sealst._core.genes.asked import check_asked, check_named
 from sealst._errors import PanelError
 from sealst._files import TABLE_BYTES, read_text, write_text
 from sealst._given.schema import Name, Names, Number, Positive, Stored
@@ -28,23 +28,11 @@ from sealst._validate import listed, shown
 #: standard deviations below this belong to a constant gene and are stored as 1, as in sklearn's StandardScaler
 MIN_STD = 1e-3
 
-#: names in place of those that are not known; no gene is called so
-_UNNAMED = re.compile(r"unnamed_\d{4,}", re.IGNORECASE)
 _ENSEMBL_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
 #: columns of a panel's file
 _COLUMNS = ("gene", "ensembl", "mean", "std")
 #: further one, where sections measure different genes: one digit per section, 1 where it measures the gene
 _MEASURED = "measured"
-
-
-def check_named(genes: Sequence[str]) -> None:
-    """Raise `PanelError` when names are `placeholder_names`, which no gene can be found among."""
-    if unnamed := [gene for gene in map(str, genes) if _UNNAMED.fullmatch(gene)]:
-        raise PanelError(
-            f"Which genes {len(unnamed)} of the panel's {len(genes)} values stand for is not known, {unnamed[0]!r} …; "
-            "they cannot be matched with genes by name. Load the model with `genes=`, the names in the order of its "
-            "outputs: `sl.models.load_official(..., genes=names)`."
-        )
 
 
 class Alignment(NamedTuple):
@@ -186,13 +174,8 @@ class GenePanel:
         self.require_names()
         wanted = [genes] if isinstance(genes, str) else list(genes)
         position = {g.upper(): i for i, g in enumerate(self.genes)}
-        if unknown := [g for g in wanted if g.upper() not in position]:
-            raise PanelError(
-                f"{len(unknown)} gene(s) are not in the panel of {len(self)}: {listed(unknown)}; near names: "
-                f"{listed(near_names(unknown, self.genes))}. A gene of the sections gets into a model by "
-                "`sl.pp.select_genes(sections, include=[...])` and training."
-            )
-        keep = [position[g.upper()] for g in wanted]
+        check_asked(wanted, self.genes)
+        keep = [position[str(g).strip().upper()] for g in wanted]
         return GenePanel(
             tuple(self.genes[i] for i in keep),
             self.mean[keep],

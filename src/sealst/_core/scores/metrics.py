@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 from scipy.special import gammaln
-from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
-from sklearn.preprocessing import normalize
 
+from sealst._core.rows import unit_rows
 from sealst._errors import DataError
 from sealst._validate import check_count
 
@@ -90,6 +88,8 @@ def gene_spearman(pred: ArrayLike, true: ArrayLike) -> np.ndarray:
     >>> gene_spearman([[1.0], [2.0], [9.0]], [[0.0], [1.0], [2.0]])
     array([1.])
     """
+    from scipy.stats import rankdata
+
     return _by_gene(lambda p, t: _pearson(rankdata(p, axis=0), rankdata(t, axis=0)), pred, true, correlation=True)
 
 
@@ -117,6 +117,8 @@ def gene_r2(pred: ArrayLike, true: ArrayLike) -> np.ndarray:
     >>> gene_r2([[2.0], [2.0], [2.0]], [[1.0], [2.0], [3.0]])
     array([0.])
     """
+    from sklearn.metrics import r2_score
+
     return _by_gene(lambda p, t: r2_score(t, p, multioutput="raw_values"), pred, true, correlation=False)
 
 
@@ -213,13 +215,13 @@ def retrieval_ranks(
         )
     if chunk is not None:
         check_count("chunk", chunk)
-    unit, own = normalize(_finite(p, "pool")).T, None if left_out is None else np.asarray(left_out)
+    unit, own = unit_rows(_finite(p, "pool")).T, None if left_out is None else np.asarray(left_out)
     if own is not None and (own.shape != target.shape or np.any(own == target)):
         raise DataError("`left_out` must hold one row of `pool` per query, none of them its target.")
     ranks, step = np.empty(len(q)), chunk or max(1, _BLOCK // len(p))
     for start in range(0, len(q), step):
         part = slice(start, start + step)
-        similarity = normalize(_finite(q[part], "query")) @ unit
+        similarity = unit_rows(_finite(q[part], "query")) @ unit
         similarity -= np.take_along_axis(similarity, target[part, None], axis=1)
         if own is not None:
             np.put_along_axis(similarity, own[part, None], -np.inf, axis=1)
@@ -301,6 +303,8 @@ def signature_auroc(similarity: ArrayLike, measured: ArrayLike, *, top_fraction:
     >>> signature_auroc([0.9, 0.1, 0.2, 0.3], [5.0, 1.0, 0.0, 2.0], top_fraction=0.25)
     1.0
     """
+    from sklearn.metrics import roc_auc_score
+
     score, positive = _top_spots(similarity, measured, top_fraction)
     return float(roc_auc_score(positive, score)) if positive.any() else float("nan")
 
@@ -315,6 +319,8 @@ def signature_average_precision(similarity: ArrayLike, measured: ArrayLike, *, t
     >>> signature_average_precision([0.9, 0.1, 0.2, 0.3], [5.0, 1.0, 0.0, 2.0], top_fraction=0.25)
     1.0
     """
+    from sklearn.metrics import average_precision_score
+
     score, positive = _top_spots(similarity, measured, top_fraction)
     return float(average_precision_score(positive, score)) if positive.any() else float("nan")
 
@@ -413,7 +419,7 @@ def near_ranks(query: np.ndarray, pool: np.ndarray, xy: np.ndarray, radius: floa
     >>> near_ranks(np.eye(2), np.eye(2)[::-1], np.array([[0.0, 0], [9, 0]]), 10.0)[0]
     array([1., 1.])
     """
-    q, p = normalize(np.asarray(query, np.float64)), normalize(np.asarray(pool, np.float64)).T
+    q, p = unit_rows(np.asarray(query, np.float64)), unit_rows(np.asarray(pool, np.float64)).T
     tree = cKDTree(xy)
     near = tree.query_ball_point(xy, radius)
     ranks = np.empty(len(q))

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from sklearn.metrics import balanced_accuracy_score
-from sklearn.preprocessing import normalize
 
+from sealst._core.rows import unit_rows
 from sealst._errors import DataError
 
 #: rows whose similarities with all others are computed at once
@@ -32,7 +32,7 @@ def nearest(z: np.ndarray, k: int, groups: np.ndarray | None = None) -> np.ndarr
     -------
     int (n, min(k, n)); -1 where a vector has fewer neighbours.
     """
-    unit, rows = normalize(np.asarray(z, dtype=np.float64)), np.arange(len(z))
+    unit, rows = unit_rows(np.asarray(z, dtype=np.float64)), np.arange(len(z))
     own, k = rows if groups is None else np.unique(groups, return_inverse=True)[1], min(k, len(z))
     found = np.empty((len(z), k), dtype=int)
     for start in range(0, len(z), _ROWS):

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-from scipy import stats
-from sklearn.covariance import LedoitWolf
-from sklearn.decomposition import PCA
+from scipy import special
 
 from sealst._core.scores.probes import inner_folds
 from sealst._errors import DataError
@@ -90,6 +88,9 @@ class Cloud:
     @classmethod
     def of(cls, z: np.ndarray, picture: np.ndarray, n_components: int) -> Cloud:
         """Of embeddings (n, d) and `picture_features` (n, `N_PICTURE`)."""
+        from sklearn.covariance import LedoitWolf
+        from sklearn.decomposition import PCA
+
         pca = PCA(n_components, random_state=0).fit(z)
         x = np.hstack([pca.transform(z), picture])
         mean, scale = x.mean(axis=0), x.std(axis=0)
@@ -159,14 +160,14 @@ class Scale:
     def of_section(self, log_distances: np.ndarray) -> np.ndarray:
         """Percentile (0 to 1) of a section, of which these are spots, by each part, (parts,)."""
         away = (log_distances.mean(axis=0) - self.level) / self.spread
-        percentile: np.ndarray = stats.t.cdf(away, self.freedom)
+        percentile: np.ndarray = special.stdtr(self.freedom, away)
         return percentile
 
     def _of_part(self, x: np.ndarray, part: int) -> np.ndarray:
         # Of many spots the curve is computed at some distances and read between them.
         at = x if len(x) <= _CURVE else np.linspace(x.min(), x.max(), _CURVE)
         away = (at[:, None] - self.level[part] - self.within[part]) / self.spread[part]
-        percentile: np.ndarray = stats.t.cdf(away, self.freedom).mean(axis=1)
+        percentile: np.ndarray = special.stdtr(self.freedom, away).mean(axis=1)
         return percentile if at is x else np.interp(x, at, percentile)
 
 

@@ -15,12 +15,6 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
-from sklearn.decomposition import PCA
-from sklearn.linear_model import Ridge
-from sklearn.model_selection import GroupKFold, KFold
-from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from sealst._core.scores.metrics import gene_pearson
 from sealst._core.space.views import check_views
@@ -192,6 +186,8 @@ class Spectral:
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, n_components: int | None) -> None:
+        from sklearn.preprocessing import StandardScaler
+
         self.scaler = StandardScaler().fit(x)
         self.intercept = y.mean(axis=0)
         x, y = self.scaler.transform(x), y - self.intercept
@@ -286,6 +282,8 @@ def _fold_scores(
 
 def inner_folds(n: int, groups: ArrayLike | None, max_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Training and held-out rows of every fold: whole groups, or random rows where there is but one group."""
+    from sklearn.model_selection import GroupKFold, KFold
+
     labels = np.zeros(n) if groups is None else _labels(groups, n, "groups")
     n_groups = len(np.unique(labels))
     if n_groups > 1:
@@ -416,6 +414,8 @@ def knn_impute(query_z: ArrayLike, ref_z: ArrayLike, ref_y: Any, *, k: int = 50)
     >>> knn_impute([[1.0, 0.0]], [[2.0, 0.1], [0.0, 1.0]], [[4.0], [0.0]], k=1)
     array([[4.]], dtype=float32)
     """
+    from sklearn.neighbors import NearestNeighbors
+
     query, reference = _matrix(query_z, "query_z"), _matrix(ref_z, "ref_z")
     y = ref_y.astype(np.float32) if sp.issparse(ref_y) else np.asarray(ref_y, dtype=np.float32)
     if y.ndim != 2 or len(reference) != y.shape[0] or not len(reference):
@@ -489,6 +489,11 @@ class Protocol:
         self, x: np.ndarray, y: np.ndarray, groups: np.ndarray, sections: np.ndarray
     ) -> Callable[[np.ndarray], np.ndarray]:
         """Fit a probe from features (n, d) to expression (n, G), and return its prediction."""
+        from sklearn.decomposition import PCA
+        from sklearn.linear_model import Ridge
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
         if self.alpha == "cv":
             within = sections if self.within_sections else None
             options: dict[str, Any] = {"n_components": self.n_components, "seed": self.seed}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, special, stats
+from scipy import special
 
 from sealst._core.scores.ceiling import noise_ceiling
 from sealst._core.scores.metrics import gene_pearson
@@ -169,6 +169,8 @@ def reliability_table(
     for name in KINDS:
         rows = np.flatnonzero((kind == name) & np.isfinite(found["pvalue"]))
         if len(rows):
+            from scipy import stats
+
             found["padj"][rows] = stats.false_discovery_control(found["pvalue"][rows], method="bh")
     frame = pd.DataFrame({"name": [*map(str, genes), *sets, *activities], "kind": kind} | found)
     frame[BETTER] = frame["padj"].to_numpy() < FALSE_DISCOVERIES
@@ -268,6 +270,8 @@ def above_zero(r: np.ndarray) -> np.ndarray:
     pooled = share * prior + (1 - share) * variance
     with np.errstate(divide="ignore", invalid="ignore"):
         score = np.where(mean == 0, 0.0, mean / np.sqrt(pooled / n))
+    from scipy import stats
+
     # No more than all rows together have.
     out[tested] = stats.t.sf(score, np.minimum(df + prior_df, df.sum()))
     return out
@@ -285,6 +289,8 @@ def _prior(variance: np.ndarray, df: np.ndarray) -> tuple[float, float]:
     spread = float(e.var(ddof=1) - special.polygamma(1, half).mean())
     if spread <= 0:
         return float("inf"), float(np.exp(centre))
+    from scipy import optimize
+
     # Trigamma falls from infinity to 0.
     half_prior = float(optimize.brentq(lambda x: special.polygamma(1, np.exp(x)) - spread, -30, 30))
     k = np.exp(half_prior)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from sklearn.preprocessing import normalize
 
+from sealst._core.rows import unit_rows
 from sealst._errors import DataError
 
 #: rows and queries of one matrix product: 32 MiB of similarities
@@ -53,11 +53,11 @@ def similarities(
     queries: np.ndarray, vectors: np.ndarray, *, rows: np.ndarray, centring: Centring | None = None
 ) -> np.ndarray:
     """Cosine of pairs of unit query and vector, float64 (m,); `rows` are the vectors' positions, for their groups."""
-    z = normalize(np.asarray(vectors, dtype=np.float64))
+    z = unit_rows(np.asarray(vectors, dtype=np.float64))
     if centring is not None:
         z -= centring.means[centring.groups[rows]]
         flat = np.linalg.norm(z, axis=1) < _MIN_SPREAD
-        z = normalize(z)
+        z = unit_rows(z)
         z[flat] = 0
     return np.clip(np.einsum("ij,ij->i", queries, z), -1, 1)
 
@@ -93,7 +93,7 @@ def top_k(
     """
     if not len(queries):
         return np.empty((0, k), dtype=np.int64), np.empty((0, k))
-    unit = normalize(np.asarray(queries, dtype=np.float64))
+    unit = unit_rows(np.asarray(queries, dtype=np.float64))
     parts = [
         _Best(unit[start : start + _QUERIES], vectors, k, centring).scan(keep)
         for start in range(0, len(unit), _QUERIES)
@@ -105,7 +105,7 @@ def best_of(
     queries: np.ndarray, vectors: Rows, k: int, *, candidates: np.ndarray, centring: Centring | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `top_k`, among the candidates (q, m) of every query alone; -1 stands for none."""
-    best = _Best(normalize(np.asarray(queries, dtype=np.float64)), vectors, k, centring)
+    best = _Best(unit_rows(np.asarray(queries, dtype=np.float64)), vectors, k, centring)
     query, column = np.nonzero(candidates >= 0)
     best.add(query, candidates[query, column])
     return best.result()

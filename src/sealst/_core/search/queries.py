@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import rankdata
-from sklearn.preprocessing import normalize
 
-from sealst._core.genes.names import near_names
+from sealst._core.genes.asked import check_asked
+from sealst._core.rows import unit_rows
 from sealst._errors import DataError, PanelError
 from sealst._validate import check_count, check_positive, listed
 
@@ -45,12 +44,7 @@ def gene_weights(weights: Mapping[str, float], genes: Sequence[str]) -> np.ndarr
         raise DataError("`query` names no gene; pass at least one of `model.panel.genes`.")
     position = {g.upper(): i for i, g in enumerate(genes)}
     names = [str(g).strip().upper() for g in weights]
-    if unknown := [g for g, name in zip(weights, names, strict=True) if name not in position]:
-        raise PanelError(
-            f"{len(unknown)} gene(s) of `query` are not in the model's panel of {len(genes)}: {listed(unknown)}; near "
-            f"names: {listed(near_names(unknown, genes))}. `model.panel.genes` lists the panel. A gene of the "
-            "sections gets into a model by `sl.pp.select_genes(sections, include=[...])` and training."
-        )
+    check_asked(weights, genes, query=True)
     if len(set(names)) < len(names):
         raise PanelError(f"A gene of `query` occurs twice: {listed(sorted({g for g in names if names.count(g) > 1}))}.")
     try:
@@ -84,7 +78,7 @@ def direction(embeddings: np.ndarray) -> np.ndarray:
 
     Only the angle of an embedding matters to a cosine, so its change of length is no part of the query.
     """
-    start, end = normalize(np.asarray(embeddings, dtype=np.float64))
+    start, end = unit_rows(np.asarray(embeddings, dtype=np.float64))
     shift = end - start
     if np.linalg.norm(shift) < _MIN_SHIFT:
         raise DataError("The model's gene encoder does not react to these genes; was it trained?")
@@ -93,7 +87,7 @@ def direction(embeddings: np.ndarray) -> np.ndarray:
 
 def centred(z: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Normalised embeddings minus the mean of their group, float64 (n, d)."""
-    unit = normalize(np.asarray(z, dtype=np.float64))
+    unit = unit_rows(np.asarray(z, dtype=np.float64))
     for group in np.unique(groups):
         unit[groups == group] -= unit[groups == group].mean(axis=0)
     return unit
@@ -101,8 +95,8 @@ def centred(z: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 def cosine(query: np.ndarray, z: np.ndarray) -> np.ndarray:
     """Cosine of a vector (d,) with rows (n, d), float64 (n,); a row of zeros has 0."""
-    rows = normalize(np.asarray(z, dtype=np.float64))
-    return np.clip(rows @ normalize(np.asarray(query, dtype=np.float64)[None])[0], -1, 1)
+    rows = unit_rows(np.asarray(z, dtype=np.float64))
+    return np.clip(rows @ unit_rows(np.asarray(query, dtype=np.float64)[None])[0], -1, 1)
 
 
 def mean_ranks(similarity: np.ndarray) -> np.ndarray:
@@ -113,7 +107,8 @@ def mean_ranks(similarity: np.ndarray) -> np.ndarray:
     >>> mean_ranks(np.array([0.5, 0.9, 0.5]))
     array([2.5, 1. , 2.5])
     """
-    return rankdata(-np.round(similarity, _TIE_DECIMALS), method="average")
+    _, place, counts = np.unique(-np.round(similarity, _TIE_DECIMALS), return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[place])
 
 
 def spaced_hits(
@@ -228,11 +223,11 @@ def nearest_votes(
     onehot[np.arange(len(codes)), codes] = 1.0
     if balance:
         onehot /= onehot.sum(axis=0)
-    pool = normalize(np.asarray(reference, dtype=np.float64)).T
+    pool = unit_rows(np.asarray(reference, dtype=np.float64)).T
     votes, step = np.empty((len(query), n_labels)), max(1, _BLOCK // len(codes))
     for start in range(0, len(query), step):
         part = slice(start, start + step)
-        s = normalize(np.asarray(query[part], dtype=np.float64)) @ pool
+        s = unit_rows(np.asarray(query[part], dtype=np.float64)) @ pool
         last = np.partition(s, -n_neighbors, axis=1)[:, -n_neighbors, None]
         # From the largest, so that no small temperature overflows.
         weights = np.where(s >= last - _TIE, np.exp((s - s.max(axis=1, keepdims=True)) / temperature), 0.0)

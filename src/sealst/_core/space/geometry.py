@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import orthogonal_procrustes
 
 from sealst._errors import ScaleError
 from sealst._given.schema import Positive, Width, check_fields
@@ -99,6 +98,8 @@ def scale_between(source: np.ndarray, target: np.ndarray, tolerance: float = 0.0
     NaN where no two of the points differ, None where a turned, mirrored and scaled copy of `source` misses `target` by
     more than `tolerance` of the points' spread.
     """
+    from scipy.linalg import orthogonal_procrustes
+
     known = np.isfinite(source).all(1) & np.isfinite(target).all(1)
     a, b = (points[known] - points[known].mean(0) if known.any() else np.zeros((1, 2)) for points in (source, target))
     spread, wanted = np.linalg.norm(a), np.linalg.norm(b)

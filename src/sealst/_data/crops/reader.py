@@ -8,6 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+from dask.local import get_sync
 from PIL import Image
 
 from sealst._core.cores import n_threads
@@ -130,7 +131,8 @@ class WindowReader:
         return stop
 
     def _decode(self, chunk: tuple[int, int]) -> np.ndarray:
-        return np.asarray(self._grid.data.blocks[:, chunk[0], chunk[1]].compute(scheduler="synchronous"))
+        # Not by its name: to look that up, dask imports its distributed scheduler.
+        return np.asarray(self._grid.data.blocks[:, chunk[0], chunk[1]].compute(scheduler=get_sync))
 
     def window(self, i: int) -> np.ndarray:
         """Pixels of a loaded window as (y, x, 3); white where it leaves the image."""

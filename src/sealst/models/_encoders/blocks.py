@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 from timm.layers import Attention, Conv2dSame
 from timm.models._manipulate import group_modules, group_parameters
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn import functional as F
+
+from sealst.models._low_rank import adds_a_product
 
 #: above all blocks; adapted by a switch of its own
 _POOLER = "attn_pool."
@@ -60,11 +61,7 @@ def gives_class_token(block: nn.Module) -> bool:
         return False
     if any(m._forward_hooks or m._forward_pre_hooks for m in block.modules()):
         return False
-    if type(attn.qkv) is nn.Linear:
-        return True
-    # A variant, such as DoRA, does more than add a product; older peft has a switch for that one alone.
-    variant = getattr(attn.qkv, "lora_variant", None) or any(getattr(attn.qkv, "use_dora", {}).values())
-    return type(attn.qkv) is LoraLinear and not variant
+    return type(attn.qkv) is nn.Linear or adds_a_product(attn.qkv)
 
 
 def class_token(block: Any, tokens: torch.Tensor) -> torch.Tensor:

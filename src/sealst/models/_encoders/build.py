@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,12 @@ from sealst._settings import resolve_seed
 from sealst._validate import check_choice, listed, shown
 from sealst.models._encoders.blocks import AttentionPooler, block_layers
 from sealst.models._encoders.encoder import Encoder
+from sealst.models._encoders.names import HUB, LOCAL, no_encoder
+from sealst.models._encoders.network import hub_or_cache
 from sealst.models._encoders.records import REFUSED, REGISTRY
 from sealst.models._encoders.spec import FETCHING, POOLS, EncoderSpec
 from sealst.models._encoders.weights import (
+    UNREACHED,
     State,
     check_finite,
     fill,
@@ -36,7 +39,6 @@ from sealst.models._encoders.weights import (
     read_tensors,
 )
 
-LOCAL, _HUB = "local-dir:", "hf-hub:"
 #: least side of the empty image that shows what a network without tokens returns
 _PROBE_PX = 64
 
@@ -110,7 +112,7 @@ def build_encoder(
     path = None
     if weights is not None:
         path = find_weights(known, weights)
-    elif pretrained and not encoder.startswith((LOCAL, _HUB)):
+    elif pretrained and not encoder.startswith((LOCAL, HUB)):
         path = local_weights(known)
     _check_name(encoder, pretrained and path is None)
     with seeded(used):
@@ -313,28 +315,28 @@ def _check_name(encoder: str, needs_weights: bool) -> None:
             f"No folder at {encoder!r}. Weights on disk are named '{LOCAL}<folder>', a folder with config.json and "
             "model.safetensors."
         )
-    elif not encoder.startswith(_HUB) and not timm.is_model(encoder.split(".")[0]):
-        near = difflib.get_close_matches(encoder.lower(), [*REGISTRY, *timm.list_models()], n=4, cutoff=0.4)
-        raise WeightsError(
-            f"No encoder is named {encoder!r}; near names: {listed(near)}. Pass a key of `sl.models.list_encoders()`, "
-            "a timm model or 'local-dir:<folder>'."
-        )
+    elif not encoder.startswith(HUB) and not timm.is_model(encoder.split(".")[0]):
+        raise no_encoder(encoder, timm.list_models())
 
 
 def _create(encoder: str, pretrained: bool) -> nn.Module:
     # Asked for no classifier, timm would load whatever fits, and leave the rest random.
     options: dict[str, Any] = {"pretrained": True} if pretrained else {"pretrained": False, "num_classes": 0}
+    # Of a model of the hub, what it is stands there too.
+    asks = encoder.startswith(HUB) or (pretrained and not encoder.startswith(LOCAL))
+    reached = True
     try:
-        try:
-            module: Any = timm.create_model(encoder, dynamic_img_size=True, **options)
-        except TypeError:
-            # Convolutional networks take crops of any size and do not know the option.
-            module = timm.create_model(encoder, **options)
+        with hub_or_cache() if asks else nullcontext(True) as reached:
+            try:
+                module: Any = timm.create_model(encoder, dynamic_img_size=True, **options)
+            except TypeError:
+                # Convolutional networks take crops of any size and do not know the option.
+                module = timm.create_model(encoder, **options)
         if pretrained:
             module.reset_classifier(0)
         return module
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+        problem = f"{type(error).__name__}: {error}".partition("\n")[0] if reached else UNREACHED
         raise WeightsError(
             f"Weights of {encoder!r} could not be loaded ({problem}). Put "
             "config.json and model.safetensors into a folder and pass 'local-dir:<folder>'; gated weights need access "

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from sealst.models._encoders.spec import EncoderSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -278,4 +279,6 @@ def list_encoders() -> pd.DataFrame:
         key: {c: getattr(spec, c) for c in _COLUMNS} | {"pools": ", ".join(spec.pools)}
         for key, spec in REGISTRY.items()
     }
+    import pandas as pd
+
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("key")

@@ -29,6 +29,7 @@ from sealst._errors import WeightsError
 from sealst._files import as_path
 from sealst._logging import logger, warn
 from sealst._validate import listed
+from sealst.models._encoders.network import hub_or_cache
 from sealst.models._encoders.spec import EncoderSpec
 
 State = dict[str, torch.Tensor]
@@ -219,6 +220,7 @@ HTTP_ERRORS: tuple[type[Exception], ...] = tuple(
     kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind.__module__ != "builtins"
 )
 _FETCHING: tuple[type[Exception], ...] = (*HTTP_ERRORS, OSError, ValueError, RuntimeError)
+UNREACHED = "they are not on this machine, and the hub cannot be reached"
 #: dictionaries that training scripts put around the tensors
 _SHELLS = ("state_dict", "model", "teacher")
 
@@ -328,14 +330,15 @@ def _cached(sought: Sought) -> Path | None:
 
 def _downloaded(sought: Sought) -> Path:
     token = hub_token() or False
-    for name in sought.names:
-        try:
-            logger.info("fetching %s of %s", name, sought.hf_id)
-            return Path(hf_hub_download(sought.hf_id, name, token=token))
-        except _FETCHING as error:
-            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                continue
-            raise WeightsError(_advice(sought, _reason(error))) from error
+    with hub_or_cache():
+        for name in sought.names:
+            try:
+                logger.info("fetching %s of %s", name, sought.hf_id)
+                return Path(hf_hub_download(sought.hf_id, name, token=token))
+            except _FETCHING as error:
+                if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                    continue
+                raise WeightsError(_advice(sought, _reason(error))) from error
     raise WeightsError(_advice(sought, f"the model has none of {listed(sought.names)}"))
 
 
@@ -351,7 +354,7 @@ def hub_token() -> str | None:
 def _reason(error: Exception) -> str:
     """What went wrong, in our own words: messages of the network layers may quote the request."""
     if isinstance(error, LocalEntryNotFoundError):
-        return "they are not on this machine, and the hub cannot be reached"
+        return UNREACHED
     if isinstance(error, GatedRepoError):
         return "they are gated, and access has not been granted"
     if isinstance(error, RepositoryNotFoundError):

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sealst.models._encoders.build import LOCAL
+from sealst.models._encoders.names import LOCAL
 from sealst.models._seal.reliability import UNKNOWN
 
 if TYPE_CHECKING:

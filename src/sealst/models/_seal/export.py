@@ -18,7 +18,7 @@ from sealst._errors import CheckpointError, DataError
 from sealst._files import new_folder, write_json
 from sealst._logging import logger, warn
 from sealst._version import __version__
-from sealst.models._adapters import save_adapter
+from sealst.models._adapters import LoraParams, save_adapter
 from sealst.models._encoders.blocks import AttentionPooler
 from sealst.models._encoders.encoder import weights_hash
 from sealst.models._seal.card import adapter_card, public_name, timm_card
@@ -113,7 +113,7 @@ def _pooled(encoder: Encoder, out: torch.Tensor, folder: Path) -> torch.Tensor:
 def export_adapter(model: SealNet, path: Path, *, evaluation: pd.DataFrame | None, overwrite: bool) -> Path:
     """Write the adapter alone, in peft's format; see `SealModel.export_adapter`."""
     encoder, spec = model.encoder, model.encoder.spec
-    if not hasattr(encoder.backbone, "peft_config"):
+    if not isinstance(model.adapter, LoraParams):
         raise DataError(
             f"The adapter of this model is {model.adapter.kind!r}, which peft does not know; only LoRA is exported "
             "alone. Save the whole model with `model.save`."

@@ -21,10 +21,11 @@ from sealst._errors import CheckpointError, DataError, SealstError, WeightsError
 from sealst._logging import logger, warn
 from sealst._validate import listed
 from sealst.models._encoders.weights import HTTP_ERRORS, hub_token
+from sealst.models._folder import FILES
 from sealst.models._novelty import NOVELTY_FILE
 from sealst.models._seal.net import SealNet
 from sealst.models._seal.reliability import RELIABILITY_FILE
-from sealst.models._seal.store import FILES, needed_files, save_model
+from sealst.models._seal.store import needed_files, save_model
 
 _PREFIX = "hf-hub:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -71,9 +71,11 @@ class SealNet(nn.Module):
         head: HeadParams | None = None,
         projection: ProjectionParams | None = None,
         organs: Sequence[str] = (),
+        stored: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = add_adapter(encoder, adapter)
+        # Weights of what is stored come from files next.
+        self.encoder = add_adapter(encoder, adapter, stored=stored)
         self.panel, self.crop, self.adapter, self.gene_params = panel, crop, adapter, gene_encoder
         self.head, self.projection = head or HeadParams(), projection or ProjectionParams()
         self.dim = encoder.spec.dim

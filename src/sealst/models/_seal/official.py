@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -262,7 +263,8 @@ def load_release(
     gene_encoder = GeneVAEParams(hidden=release.hidden, n_flows=n_flows, invertible=False)
     head = HeadParams(release.head, norm=False, relu=True)
     with seeded(0):
-        model = SealModel(encoder, panel, crop=crop, adapter=adapter, gene_encoder=gene_encoder, head=head)
+        parts: dict[str, Any] = {"gene_encoder": gene_encoder, "head": head, "stored": True}
+        model = SealModel(encoder, panel, crop=crop, adapter=adapter, **parts)
     added = {name: tensor for name, tensor in encoder.vit.state_dict().items() if "lora_" in name}
     _fill(added, dict(zip(added, added, strict=True)), lora, paths["vision"], release)
     for module, modules, state, kind in (

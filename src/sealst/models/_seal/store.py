@@ -22,7 +22,7 @@ from sealst._core.genes.panel import GenePanel
 from sealst._core.seeds import seeded
 from sealst._core.space.geometry import CropSpec
 from sealst._errors import CheckpointError, SealstError
-from sealst._files import new_folder, put_back, read_json, read_text, write_json, write_text
+from sealst._files import new_folder, read_json, read_text, write_json, write_text
 from sealst._given.schema import Name, Names, Number, Positive, Stored, Text, one_of
 from sealst._validate import listed, resolve_params, shown
 from sealst._version import __version__
@@ -35,10 +35,12 @@ from sealst.models._adapters import (
     save_adapter,
     tensor_shapes,
 )
-from sealst.models._encoders.build import LOCAL, build_encoder, build_from_spec
+from sealst.models._encoders.build import build_encoder, build_from_spec
 from sealst.models._encoders.encoder import Encoder, weights_hash
+from sealst.models._encoders.names import LOCAL
 from sealst.models._encoders.records import REGISTRY
 from sealst.models._encoders.spec import EncoderSpec
+from sealst.models._folder import FILES, check_complete
 from sealst.models._genes import resolve_gene_encoder
 from sealst.models._novelty import NOVELTY_FILE, Novelty, NoveltyFacts
 from sealst.models._seal.bases import find_base, remember_base
@@ -64,8 +66,6 @@ _FREE_ARGS = (
 )
 #: fields of view that a readout may see
 _MAX_FIELDS = 16
-#: files without which a folder is no model
-FILES = ("config.json", "panel.tsv", "base.json", "heads.safetensors")
 
 
 def needed_files(folder: Path) -> list[str]:
@@ -196,13 +196,7 @@ def read_model(
     folder: Path, build: Callable[..., M], *, encoder: str | None, weights: str | Path | None, device: str | None
 ) -> M:
     """Model of a folder, made by `build` from encoder, panel and the records of its parts; see `SealModel.load`."""
-    put_back(folder)
-    if not folder.exists():
-        raise CheckpointError(f"No model at {str(folder)!r} (looked for {str(folder.absolute())!r}).")
-    if missing := [name for name in FILES if not (folder / name).is_file()]:
-        raise CheckpointError(
-            f"{str(folder)!r} is not a complete sealst model: it lacks {listed(missing)}.{_model_near(folder)}"
-        )
+    check_complete(folder)
     config, base = _read_facts(folder)
     with seeded(0):
         model = _restored(folder, build, config, base, encoder=encoder, weights=weights)
@@ -279,7 +273,7 @@ def _restored(
     if spec.key.startswith(LOCAL):
         _remember(base.sha256, built.spec.key, replace=elsewhere)
     moved = Encoder(built.vit, replace(spec, key=key, model_args=built.spec.model_args))
-    model = build(moved, panel, crop=crop, adapter=adapter, **parts)
+    model = build(moved, panel, crop=crop, adapter=adapter, stored=True, **parts)
     model.use_readouts([Readout(model.dim, len(model.panel), facts) for facts in config.readouts])
     try:
         heads = load_file(folder / "heads.safetensors")
@@ -352,17 +346,3 @@ def _history(path: Path) -> pd.DataFrame:
     if words:
         raise CheckpointError(f"{str(path)!r} is damaged: {listed(words)} must hold numbers.")
     return history
-
-
-def _model_near(folder: Path) -> str:
-    """Where a model lies in a folder that is none: in the folder of its run, or one folder further down."""
-    inside = folder / "model"
-    if _is_complete(inside):
-        return f" It is the folder of a run; its model is {str(inside)!r}."
-    below = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-    found = [str(p) for one in below for p in (one, one / "model") if _is_complete(p)]
-    return f" {'A model lies' if len(found) == 1 else 'Models lie'} in {listed(found, 4)}." if found else ""
-
-
-def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in FILES)

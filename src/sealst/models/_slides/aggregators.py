@@ -45,11 +45,18 @@ class Aggregator(nn.Module):
 
     #: whether the result depends on the order of tiles, which is then that of rows of the slide
     ordered: ClassVar[bool] = False
+    #: module of the extra "slide" that it is made of
+    needs: ClassVar[str] = ""
 
     def __init__(self, dim: int, n_out: int, *, hidden: int, attention: int, dropout: float) -> None:
         super().__init__()
         self.dim, self.n_out, self.hidden, self.width = dim, n_out, hidden, attention
         self.dropout = dropout
+
+    @classmethod
+    def library(cls) -> Any:
+        """The module that it is made of, or what to install; None where it is all ours."""
+        return need(cls.needs, extra="slide", what=_WHAT) if cls.needs else None
 
     def projection(self) -> nn.Module:
         """First layer of every network."""
@@ -76,9 +83,11 @@ class MeanPool(Aggregator):
 class Abmil(Aggregator):
     """Gated attention (Ilse et al. 2018), torchmil's."""
 
+    needs = "torchmil.models"
+
     def __init__(self, dim: int, n_out: int, **options: Any) -> None:
         super().__init__(dim, n_out, **options)
-        models = need("torchmil.models", extra="slide", what=_WHAT)
+        models = self.library()
         self.net = models.ABMIL((dim,), att_dim=self.width, gated=True, feat_ext=self.projection())
         self.net.classifier = nn.Linear(self.hidden, n_out)
 
@@ -93,6 +102,7 @@ class Clam(Aggregator):
     Clustering needs classes; for numbers and survival this is plain gated attention.
     """
 
+    needs = "torchmil.models"
     #: weight of the clustering loss, as published
     _WEIGHT = 0.3
     #: tiles per cluster, as published
@@ -100,7 +110,7 @@ class Clam(Aggregator):
 
     def __init__(self, dim: int, n_out: int, **options: Any) -> None:
         super().__init__(dim, n_out, **options)
-        models = need("torchmil.models", extra="slide", what=_WHAT)
+        models = self.library()
         self.net = models.CLAM_SB(
             (dim,), att_dim=self.width, gated=True, k_sample=self._TILES, feat_ext=self.projection()
         )
@@ -133,9 +143,11 @@ class _TwoClassLoss(nn.Module):
 class Dsmil(Aggregator):
     """The most telling tile, and attention by likeness to it (DSMIL; Li et al. 2021), torchmil's."""
 
+    needs = "torchmil.models"
+
     def __init__(self, dim: int, n_out: int, **options: Any) -> None:
         super().__init__(dim, n_out, **options)
-        models = need("torchmil.models", extra="slide", what=_WHAT)
+        models = self.library()
         self.net = models.DSMIL((dim,), att_dim=self.width, dropout=self.dropout, feat_ext=self.projection())
         self.net.inst_classifier = nn.Linear(self.hidden, n_out)
         self.net.bag_classifier = _JointHead(self.hidden, n_out)
@@ -166,13 +178,14 @@ class TransMil(Aggregator):
     negative, which counts as 0.
     """
 
+    needs = "torchmil.models"
     ordered = True
     _HEADS = 4
     _LANDMARKS = 32
 
     def __init__(self, dim: int, n_out: int, **options: Any) -> None:
         super().__init__(dim, n_out, **options)
-        models = need("torchmil.models", extra="slide", what=_WHAT)
+        models = self.library()
         width = -(-self.hidden // self._HEADS) * self._HEADS
         self.net = models.TransMIL(
             (dim,), att_dim=width, n_heads=self._HEADS, n_landmarks=self._LANDMARKS, dropout=self.dropout,
@@ -210,6 +223,12 @@ def list_aggregators() -> pd.DataFrame:
     """
     rows = {name: {"about": (c.__doc__ or "").splitlines()[0], "ordered": c.ordered} for name, c in AGGREGATORS.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("aggregator")
+
+
+def check_aggregator(name: str) -> None:
+    """Refuse a name that no aggregator has, and one whose library is not installed."""
+    check_choice("aggregator", name, list(AGGREGATORS))
+    AGGREGATORS[name].library()
 
 
 def build_aggregator(name: str, dim: int, n_out: int, **options: Any) -> Aggregator:

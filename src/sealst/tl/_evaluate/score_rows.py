@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from sklearn.preprocessing import normalize
 
 from sealst._core.genes.panel import GenePanel
+from sealst._core.rows import unit_rows
 from sealst._core.scores.genes import (
     SET_METRICS,
     gene_scores,
@@ -233,7 +233,7 @@ class FoldScorer:
         if len(own) < _MIN_CROPS:
             return
         # The query itself is among the two most similar, unless more than one is equal to it.
-        near = top_k(profile, normalize(profile).astype(np.float32), 2)[0]
+        near = top_k(profile, unit_rows(profile).astype(np.float32), 2)[0]
         wanted = np.where(near[:, 0] == own, near[:, 1], near[:, 0])
         for method, (image, _) in pairs.items():
             found = recall_at_k(retrieval_ranks(image, image, wanted, left_out=own), RECALL_AT, len(own) - 1)

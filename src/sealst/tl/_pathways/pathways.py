@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sealst import _section
-from sealst._core.genes.panel import check_named
+from sealst._core.genes.asked import check_named
 from sealst._core.genes.sets import as_net, overlap, restrict
 from sealst._core.scores.reliability import BETTER
 from sealst._docs import documented
@@ -29,6 +29,8 @@ Net: TypeAlias = pd.DataFrame | Mapping[str, Sequence[str]] | str | Path
 
 #: gene sets that decoupler downloads
 RESOURCES = ("collectri", "dorothea", "hallmark", "progeny")
+#: fewest genes of a set by which it can be told
+TMIN = 5
 _PREDICTED, _MEASURED = "predicted", "measured"
 # Values per block of spots: 128 MB of float64, of which a method makes a few copies.
 _BLOCK = 2**24
@@ -59,7 +61,7 @@ def pathways(
     method: str = "ulm",
     expression_key: str = Keys.EXPRESSION,
     layer: str = Keys.LOGNORM,
-    tmin: int = 5,
+    tmin: int = TMIN,
     key_added: str | None = None,
     table_key: str = Keys.TABLE,
     copy: bool = False,
@@ -162,7 +164,7 @@ def score_sets(
     net: Net,
     *,
     method: str = "ulm",
-    tmin: int = 5,
+    tmin: int = TMIN,
     verbose: bool = False,
     present: np.ndarray | None = None,
     believed: Sequence[str] | None = None,

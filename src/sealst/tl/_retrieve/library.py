@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from sklearn.preprocessing import normalize
 from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._core.made_by import MadeBy
+from sealst._core.rows import unit_rows
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._keys import Keys
 from sealst._section import Data, Region, sections_of
@@ -123,7 +123,7 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
         known = np.isfinite(z).all(axis=1) & (z != 0).any(axis=1)
         if not known.any():
             raise DataError(f"No spot of section {region.section!r} has an embedding; see `.obs['crop_reason']`.")
-        unit = normalize(z[known] if model is None else model.shared_images(z[known]).astype(np.float64))
+        unit = unit_rows(z[known] if model is None else model.shared_images(z[known]).astype(np.float64))
         mean = unit.mean(axis=0)
         spread = np.linalg.norm(unit - mean, axis=1).astype(np.float32)
         facts = _facts(table, region, columns)[known].reset_index(drop=True)

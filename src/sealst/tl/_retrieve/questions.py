@@ -18,7 +18,7 @@ from sealst._errors import DataError, MissingKeyError, PanelError
 from sealst._logging import logger
 from sealst._validate import as_column, check_choice, check_key, listed
 from sealst.models import SealModel
-from sealst.tl._pathways.pathways import Net, gene_set_edges
+from sealst.tl._pathways.pathways import TMIN, Net, gene_set_edges
 
 Query: TypeAlias = str | Sequence[str] | Mapping[str, float] | pd.Series | np.ndarray
 Reference: TypeAlias = pd.Series | str | np.ndarray | Mapping[str, Any]
@@ -153,6 +153,13 @@ def _ask_pathway(query: Any, context: Context) -> Question:
         raise PanelError(
             f"None of the {len(mine)} genes of {query!r} is in the model's panel of {len(genes)}; its genes begin "
             f"{listed(mine[TARGET], 4)}, the panel {listed(genes, 4)}."
+        )
+    if len(found) < min(TMIN, len(mine) / 2):
+        genes = [str(gene) for gene in found[TARGET]]
+        raise PanelError(
+            f"Only {len(found)} of the {len(mine)} genes of {query!r} are in the model's panel: {listed(genes)}. As in "
+            f"`sl.tl.pathways` {TMIN} are needed, or half of a small set. Ask for the genes themselves, "
+            f"`query={genes!r}`, or train with more of the set: `sl.pp.select_genes(sections, include=[...])`."
         )
     logger.info("%s: %d of %d genes are in the panel", query, len(found), len(mine))
     question = _ask_signature(dict(zip(found[TARGET], found[WEIGHT], strict=True)), context)

@@ -71,7 +71,8 @@ def retrieve(
         ``"gene"``, ``"signature"``, ``"pathway"``, ``"profile"``, ``"image"`` or ``"spot"``; by default told by the
         type of `query`.
     net
-        Gene sets, in any form that `sealst.tl.pathways` takes. Genes that the panel lacks are left out.
+        Gene sets, in any form that `sealst.tl.pathways` takes. Genes that the panel lacks are left out;
+        a set of which fewer than 5 genes and less than half are left is refused.
     reference
         For genes and signatures: the profile from which the genes are raised; by default the panel's mean. A Series
         indexed by gene (log1p-CP10k), or spots of the table whose measured expression (`sealst.pp.normalize`) is

@@ -26,9 +26,10 @@ from sealst._logging import logger
 from sealst._settings import resolve_seed
 from sealst._train.params import SlideParams, slide_params
 from sealst._train.slide_engine import SURVIVAL, Job, fit_net
-from sealst._validate import check_choice, check_key, listed, need, whole
+from sealst._validate import check_key, listed, need, whole
 from sealst._version import __version__
-from sealst.models import SlideModel, SlideSpec, list_aggregators
+from sealst.models import SlideModel, SlideSpec
+from sealst.models._slides.aggregators import check_aggregator
 from sealst.models._slides.model import SlideNet, averaged, slide_order
 from sealst.tl._slide_models.labels import Labels, check_enough, labels_of, task_of
 from sealst.tl._slide_models.rows import FLOOR, Outcome, floor_of, prediction_table, score_table
@@ -126,7 +127,8 @@ def fit_slide(
         raise TypeError(f"`bags` must be Bags; make them with `sl.io.read_bags(...)`. Found {type(bags).__name__}.")
     bags = _by_name(bags)
     chosen = slide_params(params)
-    check_choice("aggregator", aggregator, list(list_aggregators().index))
+    # Before slides are read and compared, which takes long.
+    check_aggregator(aggregator)
     n_bootstrap = whole("n_bootstrap", n_bootstrap, least=0)
     seed = resolve_seed(seed)
     event = None if event is None else str(event)

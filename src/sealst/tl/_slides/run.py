@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,8 @@ DONE, BLANK, FAILED = "done", "blank", "failed"
 MANIFEST, FAILURES = "manifest.csv", "failures.csv"
 COLUMNS = (SLIDE, Keys.PATIENT, PATH, "file", "n_tiles", "status", "seconds", "digest")
 _FAILURE_COLUMNS = (SLIDE, PATH, "error", "attempts")
+#: how the progress bar looks
+_BAR = "{l_bar}{bar}| {n:.1f}/{total} slides [{elapsed}<{remaining}{postfix}]"
 #: seconds between two writings of the tables
 _PAUSE = 5.0
 
@@ -119,26 +121,36 @@ class Run:
         self._active: dict[int, _State] = {}
         self._attempts: Counter[Task] = Counter()
         self._tiles: dict[int, int] = {}
-        self.n_failed = self.n_skipped = 0
+        #: share of every slide that is done, 0 to 1
+        self._share: defaultdict[int, float] = defaultdict(float)
+        self.n_failed = self.n_skipped = self._n_tiles = 0
         #: names of slides without tissue
         self.blank: list[str] = []
 
     def __call__(self, *, show: bool | None) -> None:
         """Carry all slides to their end."""
         self._began, n = time.monotonic(), len(self._slides)
-        with progress(None, desc="embedding slides", total=0, show=show, unit="tile") as self._bar:
+        # In slides, whose number is known: how many tiles those have that are still to come nobody knows.
+        with progress(None, desc="embedding slides", total=n, show=show, bar_format=_BAR) as self._bar:
             while self._waiting or self._active:
                 while self._waiting and self._workers.has_room():
                     index = self._waiting.popleft()
                     self._active[index] = _State()
                     self._submit(Task(index, PLAN))
                 self._take(self._workers.next())
-                # Slides still to come count like those that are known.
-                known = list(self._tiles.values())
-                self._bar.total = round(sum(known) / len(known) * (n - self.n_failed - len(self.blank))) if known else 0
-                ended = n - len(self._waiting) - len(self._active)
-                self._bar.set_postfix_str(f"{ended}/{n} slides, {self.n_failed} failed", refresh=False)
+                self._bar.set_postfix_str(f"{self._n_tiles} tiles, {self.n_failed} failed", refresh=False)
                 self._bar.refresh()
+
+    def _advance(self, index: int, n_tiles: int) -> None:
+        """Some more tiles of a slide are there."""
+        self._n_tiles += n_tiles
+        self._reach(index, self._share[index] + n_tiles / max(1, self._tiles[index]))
+
+    def _reach(self, index: int, share: float) -> None:
+        # What is tried again was counted before.
+        share = min(1.0, share)
+        self._bar.update(share - self._share[index])
+        self._share[index] = share
 
     def _submit(self, task: Task) -> None:
         self._attempts[task] += 1
@@ -155,18 +167,18 @@ class Run:
             self._tiles[task.slide] = result["n_tiles"]
             if result.get("done"):
                 self.n_skipped += 1
-                self._bar.update(result["n_tiles"])
+                self._advance(task.slide, result["n_tiles"])
                 self._end(task.slide, result)
             else:
                 self._active[task.slide] = _State(result["digest"], result["n_tiles"], set(result["left"]))
-                self._bar.update(result["kept"])
+                self._advance(task.slide, result["kept"])
                 following = [Task(task.slide, EMBED, start) for start in result["left"]]
                 for step in following or [Task(task.slide, FINISH)]:
                     self._submit(step)
         elif task.step == EMBED:
             state = self._active[task.slide]
             state.left.discard(task.start)
-            self._bar.update(min(self._tiles_per_task, state.n_tiles - task.start))
+            self._advance(task.slide, min(self._tiles_per_task, state.n_tiles - task.start))
             if not state.left:
                 self._submit(Task(task.slide, FINISH))
         else:
@@ -184,6 +196,7 @@ class Run:
 
     def _end(self, index: int, result: dict[str, Any]) -> None:
         del self._active[index]
+        self._reach(index, 1)
         self._tables.add(self._slides[index], result)
 
     def _failed(self, task: Task, error: Exception) -> None:
@@ -199,7 +212,7 @@ class Run:
             return
         del self._active[task.slide]
         self._workers.drop(task.slide)
-        self._tiles.pop(task.slide, None)
+        self._reach(task.slide, 1)
         if isinstance(error, BlankSlideError):
             self.blank.append(slide.name)
             self._tables.add(slide, None, text, attempts, blank=True)
