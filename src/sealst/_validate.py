@@ -183,8 +183,8 @@ def whole(name: str, value: Any, *, least: int | None = None) -> int:
 
 def check_fraction(name: str, value: float) -> None:
     """Raise unless `value` lies in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise DataError(f"`{name}` must lie between 0 and 1, found {value!r}.")
+    if not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
+        raise DataError(f"`{name}` must lie between 0 and 1, found {shown(value)}.")
 
 
 def check_gene_names(names: Sequence[str], *, where: str) -> None:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import errno
-import functools
-import inspect
 import os
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sealst._errors import DataError, SealstError, StorageError
 
@@ -28,6 +23,7 @@ _MEANINGS = {
         "Name a place on another disk, or raise `ulimit -f`.",
     ),
     errno.ENAMETOOLONG: ("the name is too long", "Most file systems allow 255 bytes in a name; choose a shorter one."),
+    errno.ENOENT: ("no such file or folder", "Correct the path; what stood there may have been moved or removed."),
     errno.ENOTDIR: ("a file stands where a folder should", "Name a place below a folder."),
     errno.ELOOP: ("the link leads to itself", "Correct the link, or name what it should lead to."),
     errno.EMFILE: ("too many files are open", "Raise the limit with `ulimit -n`, or read fewer sections at once."),
@@ -37,8 +33,10 @@ _MEANINGS = {
 #: how libraries that are not written in Python say the number, and the file
 _NUMBER = re.compile(r"(?:errno\s*=?\s*|os error )(\d+)", re.IGNORECASE)
 _NAME = re.compile(r"name = '([^']+)'")
-#: arguments that say where something is or goes
-_PATHS = ("path", "run_dir", "save")
+
+
+class _AbsentError(StorageError, FileNotFoundError):
+    """Said of what is not there, to those who expect Python's own error as well."""
 
 
 def refusal(error: BaseException, *, within: Path | None = None, path: Path | None = None) -> SealstError | None:
@@ -70,7 +68,8 @@ def refusal(error: BaseException, *, within: Path | None = None, path: Path | No
         what = f"{what} ({free / 2**20:.0f} MiB are free)"
     said = "A file" if name is None else repr(os.fsdecode(name))
     # Of a name that is too long by far, its ends.
-    told = StorageError(f"{said if len(said) <= 1000 else f'{said[:200]}...{said[-50:]}'}: {what}. {mend}")
+    kind = _AbsentError if number == errno.ENOENT else StorageError
+    told = kind(f"{said if len(said) <= 1000 else f'{said[:200]}...{said[-50:]}'}: {what}. {mend}")
     told.errno, told.filename = number, name
     return told
 
@@ -78,53 +77,3 @@ def refusal(error: BaseException, *, within: Path | None = None, path: Path | No
 def _free(path: Path) -> int | None:
     there = next((p for p in path.absolute().parents if p.is_dir()), None)
     return None if there is None else shutil.disk_usage(there).free
-
-
-def word_refusals(package: str) -> None:
-    """Have what a package offers say what the system refuses in our words; called once, at the end of the package."""
-    module = sys.modules[package]
-    for name in module.__all__:
-        offered = getattr(module, name)
-        if inspect.isfunction(offered):
-            wrapped = _worded(offered)
-            setattr(module, name, wrapped)
-            # Where it is defined too: that is where others look for it when they unpickle it.
-            setattr(sys.modules[offered.__module__], offered.__name__, wrapped)
-        elif inspect.isclass(offered) and offered.__module__.startswith("sealst."):
-            _word_methods(offered)
-
-
-def _word_methods(offered: type) -> None:
-    network = any(base.__module__.startswith("torch.") for base in offered.__mro__)
-    for name, member in list(vars(offered).items()):
-        function = member.__func__ if isinstance(member, classmethod) else member
-        if name.startswith("_") or not inspect.isfunction(function):
-            continue
-        # What a network computes is left to torch, which may compile it.
-        if network and "path" not in inspect.signature(function).parameters:
-            continue
-        setattr(offered, name, classmethod(_worded(function)) if member is not function else _worded(function))
-
-
-def _worded(function: Callable[..., Any]) -> Callable[..., Any]:
-    if hasattr(function, "_words_refusals"):
-        return function
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            if isinstance(error, SealstError) or (told := refusal(error)) is None:
-                raise
-            raise refusal(error, path=_asked(function, args, kwargs)) or told from error
-
-    call._words_refusals = True  # type: ignore[attr-defined]
-    return call
-
-
-def _asked(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Path | None:
-    """The path that a call was given, or that the object has whose method it is."""
-    given = inspect.signature(function).bind_partial(*args, **kwargs).arguments
-    own = getattr(given["self"], "path", None) if "self" in given else None
-    return next((Path(p) for p in (*map(given.get, _PATHS), own) if isinstance(p, str | os.PathLike)), None)

@@ -1,9 +1,9 @@
 """Results as tables that scanpy, squidpy, decoupler and pandas take as they are."""
 
-from sealst._system.refusals import word_refusals
+from sealst._given.calls import word_errors
 from sealst.get._hits import hits
 from sealst.get._predicted import expression, pathways
 
 __all__ = ["expression", "hits", "pathways"]
 
-word_refusals(__name__)
+word_errors(__name__)

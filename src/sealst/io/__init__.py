@@ -1,9 +1,9 @@
 """Bring sections in."""
 
 from sealst._data.bags.bags import Bag, Bags
+from sealst._given.calls import word_errors
 from sealst._section.arrays import from_arrays
 from sealst._section.pyramid import SlideImage
-from sealst._system.refusals import word_refusals
 from sealst.io._anndata import from_anndata
 from sealst.io._bags.readers import read_bags
 from sealst.io._bags.slide import read_slide
@@ -52,4 +52,4 @@ __all__ = [
     "write_wsi",
 ]
 
-word_refusals(__name__)
+word_errors(__name__)

@@ -424,6 +424,7 @@ def _centres(table: AnnData, spatial_key: str) -> np.ndarray:
             f"that hold them{columns}, or name another slot with `spatial_key=`."
         )
     xy = as_numbers(f"data.obsm[{spatial_key!r}]", table.obsm[spatial_key])
+    xy = xy.toarray() if hasattr(xy, "toarray") else xy
     if xy.ndim != 2 or xy.shape[1] < 2:
         raise DataError(f"`data.obsm[{spatial_key!r}]` must be (spots, 2), found {xy.shape}.")
     return xy[:, :2].copy()

@@ -1,7 +1,7 @@
 """Encoders and the SEAL model."""
 
 from sealst._core.space.geometry import CropSpec
-from sealst._system.refusals import word_refusals
+from sealst._given.calls import word_errors
 from sealst.models._adapters import (
     Adapter,
     BlocksParams,
@@ -64,4 +64,4 @@ __all__ = [
     "load_slide",
 ]
 
-word_refusals(__name__)
+word_errors(__name__)

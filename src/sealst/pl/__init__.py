@@ -1,6 +1,6 @@
 """Look at what the other calls stored: every plot reads slots and pixels, never a model."""
 
-from sealst._system.refusals import word_refusals
+from sealst._given.calls import word_errors
 from sealst.pl._evaluation.bars import evaluation
 from sealst.pl._evaluation.calibration import calibration
 from sealst.pl._evaluation.gene_scatter import gene_scatter
@@ -40,4 +40,4 @@ __all__ = [
     "training",
 ]
 
-word_refusals(__name__)
+word_errors(__name__)

@@ -1,6 +1,6 @@
 """Preprocessing: crops, normalisation, gene panels and splits."""
 
-from sealst._system.refusals import word_refusals
+from sealst._given.calls import word_errors
 from sealst.pp._cache import cache_crops
 from sealst.pp._crops import pair_crops
 from sealst.pp._genes import rank_genes, select_genes
@@ -30,4 +30,4 @@ __all__ = [
     "tissue",
 ]
 
-word_refusals(__name__)
+word_errors(__name__)

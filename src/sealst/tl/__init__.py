@@ -3,7 +3,7 @@
 from sealst._core.scores.probes import Protocol
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._evaluation import Evaluation
-from sealst._system.refusals import word_refusals
+from sealst._given.calls import word_errors
 from sealst._train.params import SlideParams, TrainParams
 from sealst.tl._cache import clear_cache
 from sealst.tl._embed.embed import embed
@@ -41,4 +41,4 @@ __all__ = [
     "retrieve",
 ]
 
-word_refusals(__name__)
+word_errors(__name__)
