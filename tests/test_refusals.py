@@ -134,7 +134,6 @@ def test_what_vanishes_is_named(tmp_path, toy_section):
     ("call", "said"),
     [
         (lambda s: sl.pp.pair_crops(s, region=5), "`region` must be text or a list, found 5"),
-        (lambda s: sl.pp.pair_crops(s, region=[["toy_spots"]]), r"`region` must be text, found \[\['toy_spots'\]\]"),
         (lambda s: sl.pp.pair_crops(s, coordinate_system=["um"]), r"`coordinate_system` must be text, found \['um'\]"),
         (lambda s: sl.pp.quality(s, thresholds=[1]), "`thresholds` must be a mapping, found"),
         (lambda s: sl.pp.normalize(s, table_key=np.ones(2)), r"`table_key` must be text, found array\(\[1., 1.\]\)"),

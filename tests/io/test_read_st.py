@@ -420,6 +420,10 @@ BAD: dict[str, tuple[Callable[[Files], dict[str, Any]], str]] = {
         edit_spots(lambda s: s.assign(pixel_x=["?", *s["pixel_x"].astype(str)[1:]])),
         r"1 row\(s\) hold text, nothing or numbers beyond 1e\+09 where positions are expected",
     ),
+    "spot beyond any picture": (
+        edit_spots(lambda s: s.assign(pixel_x=1e300)),
+        r"12 row\(s\) hold text, nothing or numbers beyond 1e\+09",
+    ),
     "empty spots file": (write("spots", ""), "s_selection.tsv could not be read as a tab-separated table"),
     "empty counts file": (write("counts", ""), "s.tsv could not be read as a tab-separated table"),
     "binary counts": (write("counts", bytes(range(128, 256))), "s.tsv could not be read as a tab-separated table"),

@@ -32,7 +32,7 @@ _MEANINGS = {
 }
 #: how libraries that are not written in Python say the number, and the file
 _NUMBER = re.compile(r"(?:errno\s*=?\s*|os error )(\d+)", re.IGNORECASE)
-_NAME = re.compile(r"name = '([^']+)'")
+_NAME = re.compile(r"name = '([^']+)'|^(/.+) does not exist")
 
 
 class _AbsentError(StorageError, FileNotFoundError):
@@ -57,10 +57,12 @@ def refusal(error: BaseException, *, within: Path | None = None, path: Path | No
     number, name = getattr(error, "errno", None), getattr(error, "filename", None)
     if number is None and (digits := _NUMBER.search(str(error))):
         number = int(digits.group(1))
+    if number is None and isinstance(error, FileNotFoundError):
+        number = errno.ENOENT
     if number not in _MEANINGS:
         return None
     if name is None and (quoted := _NAME.search(str(error))):
-        name = quoted.group(1)
+        name = quoted.group(quoted.lastindex or 0)
     if path is not None and (name is None or (within is not None and Path(os.fsdecode(name)).is_relative_to(within))):
         name = str(path)
     what, mend = _MEANINGS[number]
