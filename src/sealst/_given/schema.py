@@ -144,9 +144,16 @@ class Stored(BaseModel):
     model_config = _STRICT | ConfigDict(frozen=True)
 
     @classmethod
-    def of(cls: type[S], content: Any, *, where: str, kind: type[SealstError] = CheckpointError) -> S:
-        """The content of a file; `where` says which, `kind` is the error where it is another."""
+    def of(
+        cls: type[S], content: Any, *, where: str, kind: type[SealstError] = CheckpointError, cells: bool = False
+    ) -> S:
+        """The content of a file; `where` says which, `kind` is the error where it is another.
+
+        Of a line of a table its `cells` are text, and what is empty is None.
+        """
         try:
+            if cells:
+                return cls.model_validate({name: cell or None for name, cell in content.items()}, strict=False)
             return cls.model_validate(content)
         except ValidationError as error:
             raise kind(f"{where} is damaged, or of another version: {_problem(error)}") from None
@@ -205,6 +212,9 @@ _WORDS = {
     "float_type": "must be a number",
     "finite_number": "must be a number",
     "bool_type": "must be True or False",
+    "int_parsing": "must be a whole number",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be True or False",
     "string_type": "must be text",
     "dict_type": "must be a mapping",
     "mapping_type": "must be a mapping",
