@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import anndata as ad
+import dask
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,8 +55,9 @@ def events(work: Callable[[], object], root: Path, *, kill: int = 0) -> tuple[in
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(watch)
-        # A child has none of the threads that its parent's OpenMP would share work with, and would wait for them.
+        # A child has none of the threads of its parent's pools, and would wait for them.
         torch.set_num_threads(1)
+        dask.config.set(scheduler="synchronous")
         said = ""
         try:
             work()
