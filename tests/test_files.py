@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
 
 import pytest
 
 from sealst import _files
-from sealst._errors import CheckpointError, InUseError
-from sealst._files import complete_file, new_folder, write_json, write_text
+from sealst._errors import CheckpointError, DataError, InUseError
+from sealst._files import check_plain, complete_file, new_folder, visible, write_json, write_text
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -106,3 +107,19 @@ def test_what_took_the_name_meanwhile_is_replaced_only_where_it_is_of_the_kind(t
     with pytest.raises(CheckpointError, match="holds something else"):
         ours()
     assert [p.name for p in path.iterdir()] == ["thesis"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes and devices of Unix")
+def test_devices_and_pipes_are_not_visible(tmp_path):
+    """Reading one may never end."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "._file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    assert list(visible(tmp_path)) == ["file", "folder", "link"]
+    check_plain(tmp_path / "link")
+    for name in ("folder", "pipe", "zero"):
+        with pytest.raises(DataError, match=f"/{name}' is no plain file, but a folder, a device or a pipe"):
+            check_plain(tmp_path / name)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import stat
 import sys
-from collections.abc import Callable
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import anndata as ad
+import dask
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
+import sealst as sl
 from sealst import SealstError, _files
+from sealst._data.crops.cache import CropCache
 from sealst._files import complete_file, new_folder, put_back, scratch, write_text
+from sealst.models import CropSpec, GeneMLPParams, HeadParams, LoraParams, SealModel, build_encoder
 
 _EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
 
@@ -22,6 +34,12 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 
 def killed_at(n: int, work: Callable[[], object], root: Path) -> bool:
     """Run in a child that is killed before its n-th change below a folder; whether it was."""
+    return events(work, root, kill=n)[1]
+
+
+def events(work: Callable[[], object], root: Path, *, kill: int = 0) -> tuple[int, bool]:
+    """Run in a child, which is killed before a change below a folder; how many it made, and whether it was killed."""
+    told = os.pipe()
     pid = os.fork()
     if pid == 0:
         seen = 0
@@ -33,15 +51,28 @@ def killed_at(n: int, work: Callable[[], object], root: Path) -> bool:
             if event == "open" and not int(str(args[2])) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 return
             seen += 1
-            if seen == n:
+            if seen == kill:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(watch)
+        # A child has none of the threads of its parent's pools, and would wait for them.
+        torch.set_num_threads(1)
+        dask.config.set(scheduler="synchronous")
+        said = ""
         try:
             work()
+            said = str(seen)
+        except BaseException:  # noqa: BLE001  the test shows it
+            said = traceback.format_exc()
         finally:
+            os.write(told[1], said.encode())
             os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    os.close(told[1])
+    with os.fdopen(told[0]) as answer:
+        said = answer.read()
+    killed = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    assert killed or said.isdigit(), said
+    return int(said or 0), killed
 
 
 def write_folder(path: Path, text: str) -> None:
@@ -240,3 +271,169 @@ def test_a_folder_that_fails_leaves_the_old_one_where_names_cannot_be_exchanged(
             write_folder(path, "new")
     assert texts(path) == {"old"}
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+# -- what users call --------------------------------------------------------------------------------------------------
+class Replaced(NamedTuple):
+    """A call that changes a result in a folder."""
+
+    #: writes the result of before
+    before: Callable[[Path], object]
+    #: changes it
+    call: Callable[[Path], object]
+    #: what is found under the name, and lies there
+    state: Callable[[Path], object]
+
+
+def spots(name: str, n: int = 12) -> ad.AnnData:
+    """Table with embeddings."""
+    rng = np.random.default_rng([*name.encode()])
+    table = ad.AnnData(
+        np.zeros((n, 1), np.float32), obs=pd.DataFrame({"section": name}, index=[f"{name}{i}" for i in range(n)])
+    )
+    table.obsm["X_seal"] = rng.normal(size=(n, 8)).astype(np.float32)
+    table.obsm["spatial"] = rng.uniform(0, 900, (n, 2))
+    crops = {f"{name}_spots": {"crop_um": 64.0, "crop_px": 32}}
+    table.uns["sealst"] = {"embed": {"X_seal": {"model": "m", "modality": "image", "crops": crops}}}
+    return table
+
+
+def of_index(change: Callable[[sl.tl.SealIndex], object]) -> Replaced:
+    def before(path: Path) -> None:
+        sl.tl.build_index([spots("a"), spots("b")], path)
+        sl.tl.SealIndex.load(path).delete(where={"obs_name": "a3"})
+
+    def state(path: Path) -> object:
+        index = sl.tl.SealIndex.load(path)
+        return len(index), index.n_deleted, index.sections
+
+    return Replaced(before, lambda path: change(sl.tl.SealIndex.load(path)), state)
+
+
+def added(index: sl.tl.SealIndex) -> None:
+    if "c" in index.sections:
+        index.delete(where={"obs_name": "c1"})
+    else:
+        index.add([spots("c")])
+
+
+def of_model(section: Callable[..., Any]) -> Replaced:
+    panel = sl.pp.select_genes(prepared(section(), 32), 8)
+    model = SealModel(
+        build_encoder("test_vit", pretrained=False), panel, crop=CropSpec(32.0, 16), adapter=LoraParams(n_blocks=1),
+        gene_encoder=GeneMLPParams(hidden=(8,)), head=HeadParams(8),
+    )  # fmt: skip
+
+    def changed(path: Path) -> None:
+        with torch.no_grad():
+            next(model.image_head.parameters()).add_(1)
+        model.save(path, overwrite=True)
+
+    return Replaced(model.save, changed, lambda path: sl.models.load(path, device="cpu").fingerprint)
+
+
+def prepared(section: Any, crop_um: float) -> Any:
+    sl.pp.pair_crops(section, crop_um=crop_um, crop_px=16)
+    sl.pp.normalize(section)
+    section.tables["table"].obs["size"] = crop_um
+    return section
+
+
+def sizes(path: Path) -> object:
+    """What the table and the shapes of a store say, which are replaced together."""
+    section = sl.io.read(path)
+    (crops,) = (shapes for name, shapes in section.shapes.items() if name.endswith("_crops"))
+    return section.tables["table"].obs["size"].unique().tolist(), round(float(crops.area.max()), 3)
+
+
+def of_store(section: Callable[..., Any]) -> Replaced:
+    new = prepared(section(), 40)
+    return Replaced(
+        lambda path: sl.io.write_wsi(prepared(section(), 32), path, pixels=True),
+        lambda path: sl.io.write_wsi(new, path, pixels=True, overwrite=True),
+        sizes,
+    )
+
+
+def of_collection(section: Callable[..., Any]) -> Replaced:
+    def change(path: Path) -> None:
+        sections = sl.io.Collection([path])
+        sections.save(prepared(sections[0], 40))
+
+    return Replaced(lambda path: prepared(section(), 32).write(path), change, sizes)
+
+
+def of_crops(section: Callable[..., Any]) -> Replaced:
+    """Crops of another picture at the same places have the same name."""
+    old, new = prepared(section(), 32), prepared(section(), 32)
+    for level in new.images["toy_he"].values():
+        level["image"].data = 255 - level["image"].data
+
+    def state(path: Path) -> object:
+        (store,) = path.glob("*.zarr")
+        cache = CropCache(store)
+        return cache.read(np.arange(len(cache.boxes))).sum()
+
+    return Replaced(
+        lambda path: sl.pp.cache_crops(old, path), lambda path: sl.pp.cache_crops(new, path, overwrite=True), state
+    )
+
+
+CALLS: dict[str, Callable[[Callable[..., Any]], Replaced]] = {
+    "SealModel.save": of_model,
+    "write_wsi": of_store,
+    "Collection.save": of_collection,
+    "cache_crops": of_crops,
+    "build_index": lambda _: of_index(lambda index: sl.tl.build_index([spots("c")], index.path, overwrite=True)),
+    "SealIndex.add": lambda _: of_index(added),
+    "SealIndex.delete": lambda _: of_index(lambda index: index.delete(where={"section": "b"})),
+    "SealIndex.compact": lambda _: of_index(lambda index: index.compact()),
+}
+#: events of a long call that are tried: some while all is written aside, and all at its end
+_SPREAD, _LAST = 5, 20
+
+
+@pytest.fixture
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_quiet")
+@pytest.mark.parametrize("name", list(CALLS))
+def test_a_result_is_the_old_or_the_new_one_wherever_a_call_is_killed(tmp_path, toy_section, name):
+    before, call, state = CALLS[name](lambda: toy_section(n=4))
+    kept, root = tmp_path / "kept", tmp_path / "work"
+    path = root / "r.zarr"
+    before(kept)
+
+    def restore() -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        shutil.copytree(kept, path)
+
+    restore()
+    old, count = state(path), events(lambda: call(path), root)[0]
+    new, lies = state(path), names_of(root)
+    assert old != new
+    assert count > 10
+    found = []
+    for n in sorted({*np.linspace(1, count, _SPREAD, dtype=int), *range(max(1, count - _LAST), count + 1)}):
+        restore()
+        # zarr's threads make a few events more or less.
+        assert killed_at(int(n), lambda: call(path), root) or n > count - 10
+        assert path.exists(), n
+        assert (at := state(path)) in (old, new), n
+        found.append(at)
+        # The next call on that name.
+        assert not events(lambda: call(path), root)[1]
+        assert names_of(root) == lies, n
+    assert found[0] == old
+    assert found[-1] == new
+
+
+def names_of(root: Path) -> set[str]:
+    """Paths of all files and folders, without what is drawn at random in them."""
+    return {re.sub(r"\d{6}-[0-9a-f]{8}", "*", p.relative_to(root).as_posix()) for p in root.rglob("*")}

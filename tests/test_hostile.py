@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 from click.testing import CliRunner
 
@@ -262,6 +263,18 @@ def normalize(count: Any = 1.0, kind: Any = float, **options: Any) -> Callable[[
         return sl.pp.normalize(world.section, layer="raw", **options)
 
     return call
+
+
+def index_of(key: str, value: Any) -> Callable[[World], Any]:
+    return lambda world: sl.tl.build_index(**({"sections": world.section, "path": world.work / "new"} | {key: value}))
+
+
+def vanishing(world: World) -> Any:
+    shutil.copytree(world.built / "section.zarr", world.work / "gone" / "section.zarr")
+    sections = sl.io.read_collection(world.work / "gone")
+    section = sections[0]
+    shutil.rmtree(world.work / "gone")
+    return sections.save(section)
 
 
 def search(vectors: Any, **options: Any) -> Callable[[World], Any]:
@@ -569,6 +582,35 @@ add(
     tmin_negative=lambda world: sl.tl.pathways(world.section, net_of(1.0), tmin=-1),
     tmin_fraction=lambda world: sl.tl.pathways(world.section, net_of(1.0), tmin=1.5),  # type: ignore[arg-type]
 )
+odd("pairing", lambda key, value: crops(**{key: value}), region="none", image_key="none", coordinate_system="",
+    table_key="", mpp="none", pitch_um="none", spot_um="none", max_outside="true")  # fmt: skip
+odd("normalizing", lambda key, value: normalize(**{key: value}), grid="", region="none", table_key="",
+    context_weight="true", target_sum="huge fraction")  # fmt: skip
+odd("indexing", index_of, key="", kind="", params="none mapping", columns="", model="none", sections="")
+odd("reading", lambda key, value: lambda world: getattr(sl.io, key)(value), read="", read_visium="", read_visium_hd="",
+    read_xenium="", read_hest="", read_hest_bench="", read_bags="", read_slide="", read_wsi="", recover="", check="",
+    open_image="", read_collection="")  # fmt: skip
+add(
+    "calls",
+    retrieve_kind=retrieve("ERBB2", kind=["gene"]),
+    retrieve_where=retrieve("ERBB2", where=[1]),
+    retrieve_slot=retrieve("ERBB2", key=[1]),
+    annotate_labels=lambda world: sl.tl.annotate(world.section, world.model, world.section, labels=["a"]),  # type: ignore[arg-type]
+    quality_metrics=lambda world: sl.pp.quality(world.section, metrics=5),  # type: ignore[arg-type]
+    quality_thresholds=lambda world: sl.pp.quality(world.section, thresholds="x"),  # type: ignore[arg-type]
+    expression_slot=lambda world: sl.get.expression(world.section, key=["a"]),  # type: ignore[arg-type]
+    slide_colours=lambda world: sl.pl.slide(world.section, color=[[1]], show=False),  # type: ignore[list-item]
+    columns_negative=lambda world: sl.pl.expression(world.section, world.model.panel.genes[0], n_cols=-1, show=False),
+    slide_to_a_folder_that_is_none=lambda world: sl.pl.slide(
+        world.section, save=world.work / "none" / "a.png", show=False
+    ),
+    store_that_vanishes=vanishing,
+    index_that_vanishes=lambda world: (
+        index := sl.tl.SealIndex.load(world.index_folder),
+        shutil.rmtree(world.index_folder),
+        index.add(world.section),
+    ),
+)
 odd(
     "training",
     lambda field, value: training(**{field: value}),
@@ -654,6 +696,9 @@ add(
     section_lines=arrays(section="a\nb"),
     section_long=arrays(section="a" * 5000),
     section_number=arrays(section=5),
+    patient_list=arrays(patient=["a"]),
+    organ_mapping=arrays(organ={"a": 1}),
+    places_sparse=arrays(xy=sp.csr_matrix(np.ones((4, 3)))),
     column_with_a_slash=arrays(obs=pd.DataFrame({"a/b": ["x"] * 4})),
     column_that_is_hidden=arrays(obs=pd.DataFrame({"__x": ["x"] * 4})),
     scale_text=arrays(mpp="0.5"),

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -31,6 +32,10 @@ from sealst._system.refusals import refusal
             "the name is too long. Most file systems allow 255",
         ),
         (OSError(errno.EROFS, "Read-only file system", b"/cd"), "'/cd': the file system is read-only"),
+        (
+            FileNotFoundError(2, "No such file", "/x"),
+            "'/x': no such file or folder. Correct the path; what stood there",
+        ),
         (
             OSError("Can't write data (file write failed: name = '/a.h5ad', errno = 28, error message"),
             "'/a.h5ad': the disk",
@@ -54,7 +59,7 @@ def test_each_has_its_words(error, said):
 
 
 @pytest.mark.parametrize(
-    "error", [FileNotFoundError(2, "No such file", "x"), ValueError("errno of the heart"), KeyError(13)]
+    "error", [FileExistsError(17, "File exists", "x"), ValueError("errno of the heart"), KeyError(13)]
 )
 def test_others_stay_what_they_are(error):
     assert refusal(error) is None
@@ -112,6 +117,47 @@ def test_an_error_without_a_path_is_about_what_was_asked_for(tmp_path, toy_secti
     monkeypatch.setattr("sealst.io._stores.collection.write_whole", full)
     with pytest.raises(sl.StorageError, match="/stores': the disk is full"):
         sl.io.Collection([toy_section()]).write(tmp_path / "stores")
+
+
+def test_what_vanishes_is_named(tmp_path, toy_section):
+    """From deep inside, as Python's own error and as ours."""
+    sections = sl.io.Collection([toy_section()]).write(tmp_path / "stores")
+    section = sections[0]
+    shutil.rmtree(tmp_path / "stores")
+    with pytest.raises(sl.StorageError, match=r"/stores/.*': no such file or folder\. Correct the path") as caught:
+        sections.save(section)
+    assert isinstance(caught.value, FileNotFoundError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda s: sl.pp.pair_crops(s, region=5), "`region` must be text or a list, found 5"),
+        (lambda s: sl.pp.pair_crops(s, coordinate_system=["um"]), r"`coordinate_system` must be text, found \['um'\]"),
+        (lambda s: sl.pp.quality(s, thresholds=[1]), "`thresholds` must be a mapping, found"),
+        (lambda s: sl.pp.normalize(s, table_key=np.ones(2)), r"`table_key` must be text, found array\(\[1., 1.\]\)"),
+        (
+            lambda s: sl.pp.normalize(s, context_weight="half"),
+            "`context_weight` must lie between 0 and 1, found",
+        ),
+        (lambda s: sl.io.read_visium(None), "`path` must be a path, found NoneType"),
+        (lambda s: sl.io.Collection([s]).subset(7), "`names` must be a list, found 7"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(toy_section, call, said):
+    """By the signature, where it made Python or a library fail."""
+    with pytest.raises((sl.DataError, TypeError), match=said) as caught:
+        call(toy_section())
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_that_work_are_not_looked_at(toy_section):
+    section = toy_section()
+    sl.pp.pair_crops(section, crop_um=np.array([32.0, 64.0]), crop_px=np.int64(16), region=pd.Index(["toy_spots"]))
+    sl.pp.normalize(section, context=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'crop_mm'"):
+        sl.pp.pair_crops(section, crop_mm=3)
 
 
 def test_what_is_wrapped_is_found_again_by_its_name():

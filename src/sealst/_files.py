@@ -35,9 +35,16 @@ def as_path(path: Any, *, argument: str = "path") -> Path:
     """Path that a user gave; raises where it is none."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"`{argument}` must be a path, found {type(path).__name__}.")
-    if "\0" in (text := os.fspath(path)):
+    # A path may be one of bytes.
+    if "\0" in (text := os.fsdecode(path)):
         raise DataError(f"`{argument}` must be a path, found {text!r}, which holds a null character.")
     return Path(text)
+
+
+def check_plain(path: Path, *, kind: type[SealstError] = DataError) -> None:
+    """Raise where a path leads to a folder, or to a device or pipe, of which reading may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise kind(f"{str(path)!r} is no plain file, but a folder, a device or a pipe.")
 
 
 def read_text(path: Path, *, kind: type[SealstError] = DataError, most: int = FACTS_BYTES) -> str:
@@ -50,9 +57,8 @@ def read_text(path: Path, *, kind: type[SealstError] = DataError, most: int = FA
     OSError
         When it cannot be opened.
     """
+    check_plain(path, kind=kind)
     where = repr(str(path))
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise kind(f"{where} is no plain file, but a folder, a device or a pipe.")
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
             raw = stream.read(most + 1)
@@ -219,9 +225,9 @@ def new_folder(path: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
         take_place(work, path, folder, replace=overwrite)
 
 
-def expanded(path: str | os.PathLike[str]) -> Path:
+def expanded(path: Any, *, argument: str = "path") -> Path:
     """A path as a user gives it, with ``~`` and ``~name`` for homes."""
-    given = Path(path)
+    given = as_path(path, argument=argument)
     try:
         return given.expanduser()
     except RuntimeError as error:
@@ -233,7 +239,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 def absolute(path: Any, *, argument: str = "path") -> Path:
     """A path as a user gives it, made absolute: it stays what it was when the working folder changes."""
-    return expanded(as_path(path, argument=argument)).absolute()
+    return expanded(path, argument=argument).absolute()
 
 
 def written_through(path: Path) -> Path:
@@ -338,8 +344,12 @@ def flush(path: Path) -> None:
 
 
 def visible(folder: Path) -> dict[str, Path]:
-    """Entries of a folder by name, without hidden ones (``._x`` of macOS); none where there is no such folder."""
-    return {p.name: p for p in sorted(folder.iterdir()) if not p.name.startswith(".")} if folder.is_dir() else {}
+    """Files and folders in a folder by name, without hidden ones (``._x`` of macOS); none where there is no folder.
+
+    Devices and pipes are not among them: reading one may never end.
+    """
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {p.name: p for p in entries if not p.name.startswith(".") and (p.is_file() or p.is_dir())}
 
 
 # -- SpatialData stores -----------------------------------------------------------------------------------------------

@@ -128,9 +128,10 @@ def check_count(name: str, value: int) -> None:
 _LEAST_MPP, _MOST_MPP = 0.01, 1000.0
 
 
-def as_numbers(name: str, values: Any, kind: Any = float) -> Any:
-    """Matrix of numbers, dense or sparse, of a type; raises where it holds something else, or has another shape."""
+def as_numbers(name: str, values: Any, kind: Any = float, *, sparse: bool = False) -> Any:
+    """Matrix of numbers of a type, sparse only if it may be; raises where it holds something else, or is no matrix."""
     try:
+        values = values.toarray() if hasattr(values, "toarray") and not sparse else values
         if np.iscomplexobj(values):
             raise TypeError("complex numbers")
         found = values.astype(kind) if hasattr(values, "tocsr") else np.asarray(values, dtype=kind)
@@ -139,6 +140,13 @@ def as_numbers(name: str, values: Any, kind: Any = float) -> Any:
     if found.ndim not in (1, 2):
         raise DataError(f"`{name}` must have rows and columns, found shape {found.shape}.")
     return found
+
+
+def check_labels(**given: Any) -> None:
+    """Raise unless labels of a section (of one word each, by argument) are text or numbers, or None."""
+    for name, value in given.items():
+        if not (value is None or isinstance(value, str | int | float | np.number)):
+            raise DataError(f"`{name}` must be text, found {shown(value)}.")
 
 
 def as_names(name: str, values: Any) -> list[Any]:
@@ -183,8 +191,8 @@ def whole(name: str, value: Any, *, least: int | None = None) -> int:
 
 def check_fraction(name: str, value: float) -> None:
     """Raise unless `value` lies in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise DataError(f"`{name}` must lie between 0 and 1, found {value!r}.")
+    if not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
+        raise DataError(f"`{name}` must lie between 0 and 1, found {shown(value)}.")
 
 
 def check_gene_names(names: Sequence[str], *, where: str) -> None:

@@ -418,7 +418,11 @@ BAD: dict[str, tuple[Callable[[Files], dict[str, Any]], str]] = {
     "adjusted x as index": (edit_spots(lambda s: s.assign(x=s["new_x"])), "`x` and `y` must be whole numbers"),
     "text for a pixel": (
         edit_spots(lambda s: s.assign(pixel_x=["?", *s["pixel_x"].astype(str)[1:]])),
-        r"1 row\(s\) hold text or nothing where numbers are expected",
+        r"1 row\(s\) hold text, nothing or numbers beyond 1e\+09 where positions are expected",
+    ),
+    "spot beyond any picture": (
+        edit_spots(lambda s: s.assign(pixel_x=1e300)),
+        r"12 row\(s\) hold text, nothing or numbers beyond 1e\+09",
     ),
     "empty spots file": (write("spots", ""), "s_selection.tsv could not be read as a tab-separated table"),
     "empty counts file": (write("counts", ""), "s.tsv could not be read as a tab-separated table"),

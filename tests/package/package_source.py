@@ -76,7 +76,7 @@ def runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def offers_lazily(module: Module) -> bool:
-    """Whether a package gets what it offers by `sealst._system.offered`."""
+    """Whether a package gets what it offers by `sealst._given.offered`."""
     calls = (node.func for node in ast.walk(module.tree) if isinstance(node, ast.Call))
     return module.is_package and any(isinstance(called, ast.Name) and called.id == "offered" for called in calls)
 

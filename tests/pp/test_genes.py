@@ -210,9 +210,9 @@ def test_nothing_is_written() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ({"n_genes": 0}, sl.DataError, "`n_genes` must be a whole number above 0, found 0"),
-        ({"n_genes": -5}, sl.DataError, "`n_genes` must be a whole number above 0, found -5"),
-        ({"n_genes": 10.5}, sl.DataError, "`n_genes` must be a whole number above 0, found 10.5"),
+        ({"n_genes": 0}, sl.DataError, "`n_genes` must be a whole number, 1 or more, found 0"),
+        ({"n_genes": -5}, sl.DataError, "`n_genes` must be a whole number, 1 or more, found -5"),
+        ({"n_genes": 10.5}, sl.DataError, "`n_genes` must be a whole number, 1 or more, found 10.5"),
         ({"criterion": "svg"}, sl.DataError, "`criterion` must be 'hvg', 'heg' or a list of genes, found 'svg'"),
         ({"criterion": []}, sl.PanelError, "`criterion` is an empty list"),
         ({"criterion": ["GENE01", "gene01"]}, sl.PanelError, r"`criterion` names 'GENE01' more than once"),

@@ -238,8 +238,8 @@ def test_check_split_refuses_an_empty_side(cohort) -> None:
     ("arguments", "error", "match"),
     [
         ({"by": "spot"}, sl.MissingKeyError, "'spot' not found in `.obs` of section 'a1'.*a column of `.obs`"),
-        ({"n_folds": 1}, sl.DataError, "`n_folds` must be None or a whole number of at least 2, found 1"),
-        ({"n_folds": 2.0}, sl.DataError, "`n_folds` must be None or a whole number of at least 2, found 2.0"),
+        ({"n_folds": 1}, sl.DataError, "`n_folds` must be a whole number, 2 or more, found 1"),
+        ({"n_folds": 2.0}, sl.DataError, "`n_folds` must be a whole number, 2 or more, found 2.0"),
         ({"n_folds": 4}, sl.DataError, "`n_folds=4` is more than the 3 patients 'A', 'B', 'C'"),
         ({"by": "section", "n_folds": 5}, sl.DataError, "`n_folds=5` is more than the 4 sections 'a1'"),
         ({"by": "block", "block_um": 0}, sl.DataError, "`block_um` must be a positive number, found 0"),

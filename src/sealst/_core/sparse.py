@@ -29,7 +29,8 @@ def check_bounds(values: Any, indices: Any, indptr: Any, shape: tuple[int, int],
     Raises
     ------
     DataError
-        When indices lie outside the matrix, or ``indptr`` does not rise from 0 to the number of values.
+        When values are no numbers, indices lie outside the matrix, or ``indptr`` does not rise from 0 to the number of
+        values.
     """
     n_major, n_minor = int(shape[0]), int(shape[1])
     starts = np.asarray(indptr[:])
@@ -37,6 +38,8 @@ def check_bounds(values: Any, indices: Any, indptr: Any, shape: tuple[int, int],
     why = ""
     if starts.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
         why = f"`indptr` and `indices` are {starts.dtype} and {indices.dtype}, no whole numbers"
+    elif values.dtype.kind not in "biufc":
+        why = f"its values are {values.dtype}, no numbers"
     elif len(starts) != n_major + 1:
         why = f"`indptr` has {len(starts)} entries, {n_major + 1} are needed"
     elif starts[0] != 0 or (starts[1:] < starts[:-1]).any():

@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PydanticUserError,
     ValidationError,
     create_model,
 )
@@ -143,9 +144,16 @@ class Stored(BaseModel):
     model_config = _STRICT | ConfigDict(frozen=True)
 
     @classmethod
-    def of(cls: type[S], content: Any, *, where: str, kind: type[SealstError] = CheckpointError) -> S:
-        """The content of a file; `where` says which, `kind` is the error where it is another."""
+    def of(
+        cls: type[S], content: Any, *, where: str, kind: type[SealstError] = CheckpointError, cells: bool = False
+    ) -> S:
+        """The content of a file; `where` says which, `kind` is the error where it is another.
+
+        Of a line of a table its `cells` are text, and what is empty is None.
+        """
         try:
+            if cells:
+                return cls.model_validate({name: cell or None for name, cell in content.items()}, strict=False)
             return cls.model_validate(content)
         except ValidationError as error:
             raise kind(f"{where} is damaged, or of another version: {_problem(error)}") from None
@@ -162,6 +170,23 @@ def check_type(expected: Any, content: Any, *, where: str, kind: type[SealstErro
         _holder(expected).model_validate({"content": plain(content)})
     except ValidationError as error:
         raise kind(f"{where} is damaged, or of another version: {_problem(error, skip=1)}") from None
+
+
+def misfit(expected: Any, value: Any, *, name: str) -> DataError | None:
+    """What is wrong with an argument that is not of its type; None where it is, or the type cannot be told."""
+    problems: list[Any] = []
+    for given in (value, plain(value)):
+        try:
+            _holder(expected).model_validate({"content": given})
+        except ValidationError as error:
+            problems = problems or list(error.errors(include_url=False))
+        except (PydanticUserError, TypeError):
+            return None
+        else:
+            return None
+    # Of several types that it might have, each says what it would be.
+    wanted = " or ".join(dict.fromkeys(_said(one).removeprefix("must be ") for one in problems[:6]))
+    return DataError(f"`{name}` must be {wanted}, found {shown(problems[0]['input'])}.")
 
 
 @cache
@@ -187,16 +212,26 @@ _WORDS = {
     "float_type": "must be a number",
     "finite_number": "must be a number",
     "bool_type": "must be True or False",
+    "int_parsing": "must be a whole number",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be True or False",
     "string_type": "must be text",
     "dict_type": "must be a mapping",
     "mapping_type": "must be a mapping",
     "model_type": "must be a mapping",
     "list_type": "must be a list",
     "tuple_type": "must be a list",
+    "sequence_str": "must be a list",
+    "path_type": "must be a path",
+    "is_instance_of": "must be {class}",
     "greater_than_equal": "must be {ge} or more",
     "less_than_equal": "must be at most {le}",
     "missing": "is missing",
 }
+
+
+#: the same of classes that have a word
+_KINDS = {"Sequence": "must be a list", "ndarray": "must be an array", "PathLike": "must be a path"}
 
 
 def _problem(error: ValidationError, *, prefix: str = "", skip: int = 0) -> str:
@@ -208,12 +243,17 @@ def _problem(error: ValidationError, *, prefix: str = "", skip: int = 0) -> str:
     key = key or "it"
     if first["type"] == "missing":
         return f"`{key}` is missing."
-    context = {k: f"{v:g}" if isinstance(v, int | float) else v for k, v in first.get("ctx", {}).items()}
-    if first["type"] == "greater_than" and context["gt"] == "0":
-        said = "must be a positive number"
-    elif first["type"] in _WORDS:
-        said = _WORDS[first["type"]].format(**context)
-    else:
-        said = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
-        said = said if said.startswith("must") else f"is not as expected ({said[:200]})"
+    said = _said(first)
     return f"`{key}` {said}" if ", found " in said else f"`{key}` {said}, found {shown(first['input'])}."
+
+
+def _said(problem: Any) -> str:
+    """What was expected, in words."""
+    context = {k: f"{v:g}" if isinstance(v, int | float) else v for k, v in problem.get("ctx", {}).items()}
+    if problem["type"] == "greater_than" and context["gt"] == "0":
+        return "must be a positive number"
+    if problem["type"] in _WORDS:
+        return _KINDS.get(str(context.get("class")), _WORDS[problem["type"]]).format(**context)
+    said = str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "must")
+    said = said.replace("be an instance of", "be")
+    return said if said.startswith("must") else f"is not as expected ({said[:200]})"

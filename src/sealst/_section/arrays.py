@@ -26,6 +26,7 @@ from sealst._validate import (
     as_numbers,
     check_choice,
     check_gene_names,
+    check_labels,
     check_mpp,
     check_positive,
     check_section,
@@ -116,9 +117,10 @@ def from_arrays(
     >>> sdata.tables["table"].shape
     (4, 3)
     """
+    check_labels(patient=patient, organ=organ, technology=technology)
     # Copies: the table must not change when the caller's arrays do.
     check_sparse(counts, where="`counts`")
-    counts = sp.csr_matrix(as_numbers("counts", counts, np.float32), copy=True)
+    counts = sp.csr_matrix(as_numbers("counts", counts, np.float32, sparse=True), copy=True)
     xy = as_numbers("xy", xy).copy()
     genes = as_names("genes", genes)
     if spot_ids is not None:

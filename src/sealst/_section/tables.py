@@ -14,6 +14,7 @@ from spatialdata import SpatialData
 from sealst._core.genes.panel import GenePanel
 from sealst._core.sparse import check_table
 from sealst._errors import DataError, OrderError, PanelError
+from sealst._files import check_plain
 from sealst._keys import Keys
 from sealst._section.records import recorded
 from sealst._validate import check_key, listed, patient_text
@@ -46,6 +47,7 @@ def get_table(data: Data, table_key: str = Keys.TABLE) -> AnnData:
 
 def read_h5ad(path: Path) -> AnnData:
     """Table of an h5ad file; one whose sparse matrices have indices outside is refused."""
+    check_plain(path)
     table = anndata.read_h5ad(path)
     check_table(table, where=path.name)
     return table

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import errno
-import functools
-import inspect
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sealst._errors import DataError, SealstError, StorageError
 
@@ -27,6 +23,7 @@ _MEANINGS = {
         "Name a place on another disk, or raise `ulimit -f`.",
     ),
     errno.ENAMETOOLONG: ("the name is too long", "Most file systems allow 255 bytes in a name; choose a shorter one."),
+    errno.ENOENT: ("no such file or folder", "Correct the path; what stood there may have been moved or removed."),
     errno.ENOTDIR: ("a file stands where a folder should", "Name a place below a folder."),
     errno.ELOOP: ("the link leads to itself", "Correct the link, or name what it should lead to."),
     errno.EMFILE: ("too many files are open", "Raise the limit with `ulimit -n`, or read fewer sections at once."),
@@ -35,9 +32,11 @@ _MEANINGS = {
 }
 #: how libraries that are not written in Python say the number, and the file
 _NUMBER = re.compile(r"(?:errno\s*=?\s*|os error )(\d+)", re.IGNORECASE)
-_NAME = re.compile(r"name = '([^']+)'")
-#: arguments that say where something is or goes
-_PATHS = ("path", "run_dir", "save")
+_NAME = re.compile(r"name = '([^']+)'|^(/.+) does not exist")
+
+
+class _AbsentError(StorageError, FileNotFoundError):
+    """Said of what is not there, to those who expect Python's own error as well."""
 
 
 def refusal(error: BaseException, *, within: Path | None = None, path: Path | None = None) -> SealstError | None:
@@ -58,10 +57,12 @@ def refusal(error: BaseException, *, within: Path | None = None, path: Path | No
     number, name = getattr(error, "errno", None), getattr(error, "filename", None)
     if number is None and (digits := _NUMBER.search(str(error))):
         number = int(digits.group(1))
+    if number is None and isinstance(error, FileNotFoundError):
+        number = errno.ENOENT
     if number not in _MEANINGS:
         return None
     if name is None and (quoted := _NAME.search(str(error))):
-        name = quoted.group(1)
+        name = quoted.group(quoted.lastindex or 0)
     if path is not None and (name is None or (within is not None and Path(os.fsdecode(name)).is_relative_to(within))):
         name = str(path)
     what, mend = _MEANINGS[number]
@@ -69,7 +70,8 @@ def refusal(error: BaseException, *, within: Path | None = None, path: Path | No
         what = f"{what} ({free / 2**20:.0f} MiB are free)"
     said = "A file" if name is None else repr(os.fsdecode(name))
     # Of a name that is too long by far, its ends.
-    told = StorageError(f"{said if len(said) <= 1000 else f'{said[:200]}...{said[-50:]}'}: {what}. {mend}")
+    kind = _AbsentError if number == errno.ENOENT else StorageError
+    told = kind(f"{said if len(said) <= 1000 else f'{said[:200]}...{said[-50:]}'}: {what}. {mend}")
     told.errno, told.filename = number, name
     return told
 
@@ -77,43 +79,3 @@ def refusal(error: BaseException, *, within: Path | None = None, path: Path | No
 def _free(path: Path) -> int | None:
     there = next((p for p in path.absolute().parents if p.is_dir()), None)
     return None if there is None else shutil.disk_usage(there).free
-
-
-def word_methods(offered: type) -> None:
-    """Have the public methods of one of our classes say what the system refuses in our words."""
-    if not offered.__module__.startswith("sealst."):
-        return
-    network = any(base.__module__.startswith("torch.") for base in offered.__mro__)
-    for name, member in list(vars(offered).items()):
-        function = member.__func__ if isinstance(member, classmethod) else member
-        if name.startswith("_") or not inspect.isfunction(function):
-            continue
-        # What a network computes is left to torch, which may compile it.
-        if network and "path" not in inspect.signature(function).parameters:
-            continue
-        setattr(offered, name, classmethod(worded(function)) if member is not function else worded(function))
-
-
-def worded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that says what the system refuses in our words."""
-    if hasattr(function, "_words_refusals"):
-        return function
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            if isinstance(error, SealstError) or (told := refusal(error)) is None:
-                raise
-            raise refusal(error, path=_asked(function, args, kwargs)) or told from error
-
-    call._words_refusals = True  # type: ignore[attr-defined]
-    return call
-
-
-def _asked(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Path | None:
-    """The path that a call was given, or that the object has whose method it is."""
-    given = inspect.signature(function).bind_partial(*args, **kwargs).arguments
-    own = getattr(given["self"], "path", None) if "self" in given else None
-    return next((Path(p) for p in (*map(given.get, _PATHS), own) if isinstance(p, str | os.PathLike)), None)

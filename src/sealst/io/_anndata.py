@@ -30,6 +30,7 @@ from sealst._validate import (
     check_counts,
     check_gene_names,
     check_key,
+    check_labels,
     check_positive,
     check_section,
     listed,
@@ -134,6 +135,7 @@ def from_anndata(
             f"Expected an AnnData, found {type(data).__name__}. A SpatialData goes to `sl.io.from_spatialdata`, a file "
             "to `sl.io.read(path)`."
         )
+    check_labels(patient=patient, organ=organ, technology=technology)
     for argument, value in {
         "mpp": mpp, "pitch_um": pitch_um, "spot_um": spot_um, "coordinate_scale": coordinate_scale
     }.items():  # fmt: skip

@@ -24,7 +24,7 @@ from sealst._keys import Keys
 from sealst._section import Region, multiscale
 from sealst._section.colour import warn_if_dark
 from sealst._section.pyramid import CHUNK_PX, LOST, extended, squidpy_library
-from sealst._validate import check_key, check_positive, check_section, listed, patient_text
+from sealst._validate import check_key, check_labels, check_positive, check_section, listed, patient_text
 
 #: a level up to this many pixels along its longer side may be read as a whole
 _SMALL_PX = 4096
@@ -94,6 +94,7 @@ def from_spatialdata(
     ... )  # doctest: +SKIP
     """
     _section.needs_pixels(sdata)
+    check_labels(patient=patient, organ=organ, technology=technology)
     source = _section.get_table(sdata, table_key)
     check_table(source, where=f"table {table_key!r}")
     (one,) = _section.regions_of(source, region)

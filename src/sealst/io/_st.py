@@ -27,6 +27,8 @@ _TOLERANCE = 0.05
 #: median distance of the spots to the fitted line, in pitches, above which the line does not describe them; an array
 #: that is tilted by a few degrees stays below
 _MAX_RESIDUAL = 1.0
+#: beyond any picture, in pixels or places of the array
+_FAR = 1e9
 #: how far adjusted array coordinates lie from the whole numbers that they adjust
 _ADJUSTED = 0.6
 #: columns and rows of which every other place is empty, so that it is no chance
@@ -177,7 +179,7 @@ def read_st(
 
 
 def _existing(path: str | PathLike[str], name: str) -> Path:
-    found = expanded(path)
+    found = expanded(path, argument=name)
     if not found.is_file():
         raise DataError(f"`{name}`: no file at {str(found)!r} (looked for {str(found.absolute())!r}).")
     return found
@@ -215,9 +217,12 @@ def _read_spots(path: Path) -> pd.DataFrame:
         raise DataError(f"{path.name} holds no spots (rows with `selected` 0 are dropped).")
     frame = raw[needed].apply(pd.to_numeric, errors="coerce").astype(float)
     frame[["new_x", "new_y"]] = raw[adjusted].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
-    bad = ~np.isfinite(frame).all(axis=1)
+    bad = ~(frame.abs() < _FAR).all(axis=1)
     if bad.any():
-        raise DataError(f"{path.name}: {bad.sum()} row(s) hold text or nothing where numbers are expected; drop them.")
+        raise DataError(
+            f"{path.name}: {bad.sum()} row(s) hold text, nothing or numbers beyond {_FAR:g} where positions are "
+            "expected; drop them."
+        )
     if ((offgrid := frame[["x", "y"]] % 1) != 0).any(axis=None):
         example = frame.loc[offgrid.any(axis=1), "x"].iloc[0], frame.loc[offgrid.any(axis=1), "y"].iloc[0]
         raise DataError(

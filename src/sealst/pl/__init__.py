@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sealst._system.offered import offered
+from sealst._given.offered import offered
 
 if TYPE_CHECKING:
     from sealst.pl._evaluation.bars import evaluation

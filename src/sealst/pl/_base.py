@@ -28,7 +28,7 @@ from sealst._core.scores.metrics import gene_pearson
 from sealst._errors import DataError, MissingKeyError, OrderError
 from sealst._files import complete_file
 from sealst._section import Region
-from sealst._validate import as_column, check_fraction, check_positive, listed
+from sealst._validate import as_column, check_fraction, check_positive, listed, whole
 
 P = TypeVar("P", bound=Any)
 
@@ -144,7 +144,7 @@ def axes_at(figure: Figure, x: float, y: float, *, size: tuple[float, float]) ->
 
 def grid_axes(n: int, n_cols: int, *, size: tuple[float, float], below: float = 0.0) -> list[Axes]:
     """Axes of a new figure, row by row; `size` of each, and what is left below all of them, in inches."""
-    n_rows = -(-n // n_cols)
+    n_rows = -(-n // whole("n_cols", n_cols, least=1))
     figure = plt.figure(figsize=(n_cols * size[0], n_rows * size[1] + below), layout="constrained")
     grid = figure.add_gridspec(n_rows, n_cols)
     return [figure.add_subplot(grid[divmod(i, n_cols)]) for i in range(n)]
@@ -159,7 +159,7 @@ def square_axes(n: int, n_cols: int, *, right: float = 0.0) -> list[Axes]:
     """Square panels in a new figure, with room for titles and labels; their place is final."""
     side = 3.4 if n <= 4 else 2.6
     left, top, gap, below = 0.6, 0.32, 0.15, 0.5
-    n_rows = -(-n // n_cols)
+    n_rows = -(-n // whole("n_cols", n_cols, least=1))
     size = (n_cols * (left + side + gap) + right, n_rows * (top + side + below))
     figure = plt.figure(figsize=size)
     places = [divmod(i, n_cols) for i in range(n)]

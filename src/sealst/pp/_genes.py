@@ -23,7 +23,7 @@ from sealst._errors import DataError, OrderError, PanelError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Data, Part, walk
-from sealst._validate import check_choice, check_fraction, check_gene_names, listed
+from sealst._validate import check_choice, check_fraction, check_gene_names, listed, whole
 from sealst.pp._normalize import normalization_of
 
 #: columns of ``.var`` that hold Ensembl ids, in order of trust
@@ -245,8 +245,8 @@ def _least_sections(min_sections: int | float | None, n_sections: int) -> int:
     """How many sections must measure a gene."""
     if min_sections is None:
         return n_sections
-    whole = isinstance(min_sections, int | np.integer) and not isinstance(min_sections, bool)
-    if whole and 1 <= min_sections <= n_sections:
+    is_whole = isinstance(min_sections, int | np.integer) and not isinstance(min_sections, bool)
+    if is_whole and 1 <= min_sections <= n_sections:
         return int(min_sections)
     if isinstance(min_sections, float | np.floating) and 0 < min_sections <= 1:
         # A share such as 0.1 of 30 must not become 4 by rounding.
@@ -258,8 +258,7 @@ def _least_sections(min_sections: int | float | None, n_sections: int) -> int:
 
 
 def _check_options(n: int, criterion: str | Sequence[str], layer: str) -> None:
-    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n <= 0:
-        raise DataError(f"`n_genes` must be a whole number above 0, found {n!r}.")
+    whole("n_genes", n, least=1)
     check_choice("layer", layer, (Keys.CONTEXT, Keys.LOGNORM))
     if isinstance(criterion, str) and criterion not in ("hvg", "heg"):
         raise DataError(f"`criterion` must be 'hvg', 'heg' or a list of genes, found {criterion!r}.")

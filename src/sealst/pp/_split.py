@@ -20,7 +20,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Data, Part, parts_of
 from sealst._settings import resolve_seed
-from sealst._validate import check_key, check_positive, listed
+from sealst._validate import check_key, check_positive, listed, whole
 
 _BLOCK_FOLDS = 5
 
@@ -125,8 +125,8 @@ def split(
     >>> [fold.name for fold in folds]
     ['patient-P1', 'patient-P2', 'patient-P3']
     """
-    if n_folds is not None and (not isinstance(n_folds, int | np.integer) or isinstance(n_folds, bool) or n_folds < 2):
-        raise DataError(f"`n_folds` must be None or a whole number of at least 2, found {n_folds!r}.")
+    if n_folds is not None:
+        whole("n_folds", n_folds, least=2)
     parts = parts_of(sections, table_key)
     if by == "block":
         check_positive("block_um", block_um)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,42 @@ def write_features(path: Path, seed: int = 0, corners: np.ndarray = CORNERS, **a
     with h5py.File(path, "w") as file:
         file["features"] = features(seed)
         file.create_dataset("coords", data=corners).attrs.update(attributes)
+
+
+def spoiled(change: Callable[[h5py.File], Any]) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            change(file)
+
+    return spoil
+
+
+def replaced(file: h5py.File, content: Any) -> None:
+    del file["features"]
+    file["features"] = content
+
+
+@pytest.mark.filterwarnings("ignore::sealst.SealstWarning")
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (spoiled(lambda file: replaced(file, np.full((N, 3), b"x"))), "must hold numbers, found array"),
+        (spoiled(lambda file: replaced(file, 5)), "holds no dataset 'features' of tiles"),
+        (spoiled(lambda file: replaced(file, h5py.ExternalLink("/etc/passwd", "/x"))), "holds no dataset 'features'"),
+        (spoiled(lambda file: (file.pop("features"), file.create_group("features"))), "holds no dataset 'features'"),
+        (
+            spoiled(lambda file: file["coords"].attrs.update(patch_size_level0="wide")),
+            "attribute 'patch_size_level0' of tiles must be a number, 0 or more, found 'wide'",
+        ),
+        (spoiled(lambda file: file["coords"].attrs.update(patch_size=np.nan, patch_level=0)), "'patch_size' of tiles"),
+        (lambda path: path.write_text("no"), "cannot be opened as HDF5"),
+    ],
+)
+def test_files_of_strangers(tmp_path: Path, spoil: Callable[[Path], None], said: str) -> None:
+    write_features(tmp_path / "s0.h5")
+    spoil(tmp_path / "s0.h5")
+    with pytest.raises(sl.DataError, match=said):
+        _ = sl.io.read_bags(tmp_path, labels=labels_of("s0"))[0]
 
 
 def test_corners_of_clam_are_no_centres(tmp_path: Path) -> None:

@@ -367,6 +367,10 @@ def three_columns(adata: AnnData) -> None:
     adata.obsm["spatial"] = np.ones((adata.n_obs, 3))
 
 
+def words(adata: AnnData) -> None:
+    adata.obsm["spatial"] = pd.DataFrame({"x": "a", "y": "b"}, index=adata.obs_names)
+
+
 def all_lost(adata: AnnData) -> None:
     adata.obsm["spatial"] = np.full((adata.n_obs, 2), np.nan)
 
@@ -468,6 +472,7 @@ BAD: dict[str, tuple[Callable[[Data], dict[str, Any]], str]] = {
     "table cut": (cut("st/TENX1.h5ad"), r"st/TENX1\.h5ad could not be read, it is damaged"),
     "no positions": (changed(no_positions), r"no `\.obsm\['spatial'\]` .*no columns 'pxl_col_in_fullres'"),
     "positions of three": (changed(three_columns), r"must be \(spots, 2\), found \(35, 3\)"),
+    "words for positions": (changed(words), r"`obsm\['spatial'\]` must hold numbers, found"),
     "no finite positions": (changed(all_lost), "none of the 35 spots has finite coordinates"),
     "only controls": (changed(only_controls), "holds no genes; its 1 features begin 'NegControlProbe_00042'"),
     "no counts": (changed(no_counts), "has no `.X`; name the layer"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -322,6 +323,13 @@ def _damaged(visium: Any, part: str, at: int, value: int) -> None:
         file["matrix"][part][at] = value
 
 
+def _words_for_counts(visium: Any) -> None:
+    with h5py.File(visium.outs / MATRIX, "r+") as file:
+        n = len(file["matrix/data"])
+        del file["matrix/data"]
+        file["matrix/data"] = np.full(n, b"x")
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -384,6 +392,10 @@ DAMAGE = {
         lambda v: v.save_matrix(barcodes=[v.names[1], *v.names[1:]]), True, "matrix.h5: barcode.* more than once",
     ),
     "no positions": (_delete(POSITIONS), True, r"No table of positions.*tissue_positions_list\.csv"),
+    "a pipe for positions": (
+        lambda v: (_delete(POSITIONS)(v), os.mkfifo(v.outs / POSITIONS)), True, r"No table of positions",
+    ),
+    "words for counts": (_words_for_counts, True, r"is damaged: its values are \|S1, no numbers"),
     "empty positions": (lambda v: (v.outs / POSITIONS).write_text(""), True, "empty"),
     "header alone": (lambda v: v.save_positions(v.positions[:0]), True, "holds no positions"),
     "truncated gz": (

@@ -154,7 +154,7 @@ def test_refuses_what_is_no_list_of_sections(stores, tmp_path):
         sl.io.Collection(section("toy"))
     with pytest.raises(sl.DataError, match="`sections` is empty"):
         sl.io.Collection([])
-    with pytest.raises(sl.DataError, match="`keep` must be a whole number of at least 1, found 0"):
+    with pytest.raises(sl.DataError, match="`keep` must be a whole number, 1 or more, found 0"):
         sl.io.Collection([section("toy")], keep=0)
     with pytest.raises(sl.DataError, match=r"Section name\(s\) 'toy' occur twice in the collection"):
         sl.io.Collection([section("toy"), section("toy")])

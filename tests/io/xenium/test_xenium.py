@@ -674,6 +674,7 @@ BAD: dict[str, tuple[Callable[[Run], dict[str, Any]], str]] = {
     "alignment transposed": (alignment_matrix(MATRIX.T), r"last row of 0, 0, 1, found \[900"),
     "alignment stretched": (alignment_matrix(STRETCHED), r"by 1\.35\d* in one direction and 1\.29 in the other"),
     "alignment singular": (alignment_matrix(FLAT), r"by 1\.29 in one direction and 0 in the other"),
+    "alignment of words": (lambda r: {"alignment": np.full((3, 3), "x")}, "`alignment` must hold numbers, found array"),
     "cells cut": (cut("cells.parquet"), r"cells\.parquet could not be read, it is damaged"),
     "cells twice": (twice, r"cells\.parquet: cell id\(s\) 'aaaa0000-1' occur twice"),
     "damaged indices": (

@@ -199,7 +199,7 @@ def _fewer_genes(folder):
         (_alter_tensor, "do not match config.json's fingerprint"),
         (_lose_adapter_tensor, "adapter_model.safetensors has missing or unexpected tensors"),
         (_other_base, "are not those the adapter was trained on"),
-        (_future_format, "Model format 99"),
+        (_future_format, "another version: `format` must be 3, found 99"),
         (_broken_json, "config.json' is damaged: it is no JSON"),
         (_fewer_genes, "panel"),
     ],

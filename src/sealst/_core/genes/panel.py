@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from sealst._core.genes.asked import check_asked, check_named
 from sealst._errors import PanelError
 from sealst._files import TABLE_BYTES, read_text, write_text
-from sealst._given.schema import Name, Names, Number, Positive, Stored
+from sealst._given.schema import Finite, Name, Names, Number, Positive, Stored
 from sealst._logging import warn
 from sealst._validate import listed, shown
 
@@ -365,6 +365,15 @@ class _Facts(Stored):
     fingerprint: Name | None = None
 
 
+class _Row(Stored):
+    """A gene of a panel's file."""
+
+    gene: Name
+    ensembl: Name | None
+    mean: Finite
+    std: Finite
+
+
 def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
     """Fields of the panel in a file, and the fingerprint it was written with."""
     lines = read_text(path, kind=PanelError, most=TABLE_BYTES).rstrip("\n").split("\n")
@@ -387,22 +396,12 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
         found = shown(lines[start]) if start < len(lines) else "the end of the file"
         raise PanelError(f"{path}, line {start + 1}: expected the columns {listed(_COLUMNS)}, found {found}.")
     rows = [line.split("\t") for line in lines[start + 1 :]]
-    for number, (cells, line) in enumerate(zip(rows, lines[start + 1 :], strict=True), start=start + 2):
+    found = []
+    for number, cells in enumerate(rows, start=start + 2):
+        where = f"{path}, line {number}"
         if len(cells) != len(columns):
-            raise PanelError(
-                f"{path}, line {number}: expected {len(columns)} columns, found {len(cells)}: {shown(line)}."
-            )
-        if not cells[0].strip():
-            raise PanelError(f"{path}, line {number}: column 'gene' is empty.")
-        for column, cell in zip(columns[2:4], cells[2:4], strict=True):
-            try:
-                value = float(cell)
-            except ValueError:
-                value = float("nan")
-            if not np.isfinite(value):
-                raise PanelError(
-                    f"{path}, line {number}: column {column!r} must be a finite number, found {shown(cell)}."
-                )
+            raise PanelError(f"{where}: expected {len(columns)} columns, found {len(cells)}: {shown(cells)}.")
+        found.append(_Row.of(dict(zip(columns, cells, strict=True)), where=where, kind=PanelError, cells=True))
     if facts.n_genes not in (None, len(rows)):
         raise PanelError(f"{path}, line {len(lines)}: the file ends after {len(rows)} of {facts.n_genes} genes.")
     sections = facts.sections
@@ -417,10 +416,10 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
         availability = np.array([[digit == "1" for digit in row[4]] for row in rows], dtype=bool)
         availability = availability.reshape(-1, len(sections)).T
     fields = {
-        "genes": tuple(r[0] for r in rows),
-        "mean": np.array([float(r[2]) for r in rows]),
-        "std": np.array([float(r[3]) for r in rows]),
-        "ensembl": tuple(r[1] for r in rows) if any(r[1] for r in rows) else (),
+        "genes": tuple(row.gene for row in found),
+        "mean": np.array([row.mean for row in found]),
+        "std": np.array([row.std for row in found]),
+        "ensembl": tuple(row.ensembl or "" for row in found) if any(row.ensembl for row in found) else (),
         "target_sum": facts.target_sum,
         "layer": facts.layer,
         "species": facts.species,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sealst._core.losses.inputs import centred, check_batch, correlation, in_float32, mean, measured, standardised
 from sealst._errors import DataError
-from sealst._validate import check_positive
+from sealst._validate import check_positive, whole
 
 # Lowest expected share of a spot's counts: 1 count per million, of which no spot sees one. It bounds the gradient of a
 # logarithm, which is otherwise infinite at a mean of 0.
@@ -406,8 +406,7 @@ def pls(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, n_axes: int
     >>> abs(round(pls(2 * x + 1, x).item(), 4))
     0.0
     """
-    if not isinstance(n_axes, int) or n_axes < 1:
-        raise DataError(f"`n_axes` must be a whole number from 1, found {n_axes!r}.")
+    whole("n_axes", n_axes, least=1)
     check_batch(pred, "`pls`")
     pred, target, weight = measured(pred, target, mask)
     pred, target = centred(pred, weight, dim=0), centred(target, weight, dim=0)

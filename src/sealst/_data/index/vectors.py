@@ -55,6 +55,7 @@ class _Segment(Stored):
 class _Config(Stored):
     """``config.json``."""
 
+    format: Annotated[str, one_of(FORMAT)]
     generation: Count
     asked: Name
     kind: Annotated[str, one_of("exact", *approximate.KINDS)]
@@ -213,12 +214,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{str(folder)!r} holds no index (no {CONFIG}). Build one: `sl.tl.build_index(sections, path)`."
         )
     config = read_json(path)
-    found = config.get("format") if isinstance(config, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(
-            f"{str(folder)!r} holds no index of this version: expected {FORMAT!r}, found {shown(found)}. Build "
-            "a new one in another folder."
-        )
     facts = _Config.of(config, where=repr(str(path)))
     used = [name for s in facts.segments for name in (s.vectors, s.spots, s.means)]
     used += [name for name in (facts.kept, facts.faiss) if name]

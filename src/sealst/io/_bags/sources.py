@@ -18,7 +18,7 @@ from sealst._data.bags.bags import Bag, BlankSlideError
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._validate import check_embedding, check_key, listed, patient_text
+from sealst._validate import as_numbers, check_embedding, check_key, listed, patient_text, shown
 
 #: name of the embedding in files and arrays that do not name theirs
 FEATURES = "features"
@@ -41,9 +41,9 @@ class BagReader:
         """Read one embedding."""
         features, xy, tiles = self.read(key)
         check_embedding(features, where=f"Slide {self.name!r}: {key!r}")
-        features = np.asarray(features, dtype=np.float32)
-        if features.ndim != 2:
-            raise DataError(f"Slide {self.name!r}: {key!r} must be (n_tiles, dim), found shape {features.shape}.")
+        if np.ndim(features) != 2:
+            raise DataError(f"Slide {self.name!r}: {key!r} must be (n_tiles, dim), found shape {np.shape(features)}.")
+        features = as_numbers(f"{key} of slide {self.name!r}", features, np.float32)
         kept = np.isfinite(features).all(axis=1)
         if not kept.any():
             raise BlankSlideError(f"Slide {self.name!r}: no tile has a finite embedding {key!r}; leave the slide out.")
@@ -203,7 +203,7 @@ class FileReader(BagReader):
             attrs, side = dict(file["coords"].attrs), self._side(path, file["coords"])
         names = {"patch_size": "crop_px", "overlap": "overlap_px", "mpp": "mpp"}
         known = {} if side is None else {"level0_px": side}
-        return known | {ours: float(attrs[theirs]) for theirs, ours in names.items() if theirs in attrs}
+        return known | {ours: _number(attrs, theirs) for theirs, ours in names.items() if theirs in attrs}
 
     def lacks_side(self) -> bool:
         """Whether there are corners of tiles, but nothing says how large a tile is."""
@@ -242,12 +242,20 @@ def _corners(coords: h5py.Dataset) -> np.ndarray:
 def _stated_side(attrs: Any) -> float | None:
     """Side of a tile at full resolution from the attributes of its corners, of TRIDENT or of CLAM."""
     if "patch_size_level0" in attrs:
-        return float(attrs["patch_size_level0"])
+        return _number(attrs, "patch_size_level0")
     if "patch_size" in attrs and "downsample" in attrs:
-        return float(attrs["patch_size"]) * float(np.ravel(attrs["downsample"])[0])
-    if "patch_size" in attrs and attrs.get("patch_level") == 0:
-        return float(attrs["patch_size"])
+        return _number(attrs, "patch_size") * _number(attrs, "downsample")
+    if "patch_size" in attrs and "patch_level" in attrs and _number(attrs, "patch_level") == 0:
+        return _number(attrs, "patch_size")
     return None
+
+
+def _number(attrs: Any, name: str) -> float:
+    """An attribute of tiles, of several numbers the first."""
+    found = np.ravel(attrs[name])
+    if not found.size or found.dtype.kind not in "iuf" or not np.isfinite(found[0]) or found[0] < 0:
+        raise DataError(f"The attribute {name!r} of tiles must be a number, 0 or more, found {shown(attrs[name])}.")
+    return float(found[0])
 
 
 def _open_features(path: Path) -> h5py.File:
@@ -255,11 +263,12 @@ def _open_features(path: Path) -> h5py.File:
         file = h5py.File(path)
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be opened as HDF5: {error}.") from error
-    if "features" not in file:
+    features = file.get("features")
+    if not isinstance(features, h5py.Dataset) or features.ndim not in (2, 3):
         found = listed(file)
         file.close()
         raise DataError(
-            f"{str(path)!r} holds no dataset 'features' (found: {found}); expected TRIDENT's or CLAM's files."
+            f"{str(path)!r} holds no dataset 'features' of tiles (found: {found}); expected TRIDENT's or CLAM's files."
         )
     return file
 

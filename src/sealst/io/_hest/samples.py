@@ -28,7 +28,7 @@ from sealst._logging import logger, warn
 from sealst._section import layer_names, read_h5ad, record
 from sealst._section.arrays import from_arrays
 from sealst._section.pyramid import SlideImage
-from sealst._validate import check_counts, check_key, check_positive, listed, section_name
+from sealst._validate import as_numbers, check_counts, check_key, check_positive, listed, section_name
 from sealst.io._hest.donors import donor_of
 from sealst.io._images.files import open_image
 
@@ -360,10 +360,10 @@ def read_table(sample: Sample) -> AnnData:
                 "`.obs`, so the spots have no place on the slide."
             )
         table.obsm["spatial"] = table.obs[columns].to_numpy(dtype=float)
-    xy = np.asarray(table.obsm["spatial"])
+    xy = as_numbers("obsm['spatial']", table.obsm["spatial"])
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise DataError(f"st/{name}: `.obsm['spatial']` must be (spots, 2), found {xy.shape}.")
-    lost = ~np.isfinite(xy.astype(float)).all(axis=1)
+    lost = ~np.isfinite(xy).all(axis=1)
     if lost.all():
         raise DataError(f"st/{name}: none of the {len(xy)} spots has finite coordinates.")
     if lost.any():

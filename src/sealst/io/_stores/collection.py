@@ -21,7 +21,7 @@ from sealst._files import absolute
 from sealst._html import SHOWN, as_html
 from sealst._keys import Keys
 from sealst._logging import warn
-from sealst._validate import listed
+from sealst._validate import listed, whole
 from sealst.io._stores.manifest import ZARR, Entry, check_names, entry_of, read_entries
 from sealst.io._stores.store import refresh, remember, write_back, write_whole
 
@@ -60,8 +60,7 @@ class Collection(Sequence[SpatialData]):
                 f"`sections` must be a list of paths or SpatialData, found {type(sections).__name__}: use [section], "
                 "or `sl.io.read_collection(path)` for a folder or a manifest."
             )
-        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-            raise DataError(f"`keep` must be a whole number of at least 1, found {keep!r}.")
+        whole("keep", keep, least=1)
         if not len(sections):
             raise DataError("`sections` is empty; at least one section is needed.")
         self._entries = [one if isinstance(one, Entry) else entry_of(one, i) for i, one in enumerate(sections)]

@@ -13,11 +13,12 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import zarr
+from pydantic import Field
 from spatialdata import SpatialData, read_zarr
 from spatialdata.transformations import Affine, get_transformation
 
@@ -25,6 +26,7 @@ from sealst import _section
 from sealst._core.sparse import check_table
 from sealst._errors import DataError, InUseError, SealstError
 from sealst._files import ELEMENTS, absolute, new_folder, put_back, sweep, visible, written_through
+from sealst._given.schema import Count, Finite, Name, Positive, Stored, Text
 from sealst._logging import logger, quiet_writing, warn
 from sealst._process.locks import hold
 from sealst._section.pyramid import extended
@@ -36,6 +38,24 @@ from sealst.io._stores import saving
 _MARKER = "zarr.json"
 #: entry of an image's facts in ``attrs``: how a picture that is not in the store is placed
 _LINK = "linked"
+_Row = Annotated[tuple[Finite, Finite, Finite], Field(strict=False)]
+
+
+class _Placed(Stored):
+    """How a picture that is not in the store is placed, and how large it was."""
+
+    shape: Annotated[tuple[Count, Count], Field(strict=False)]
+    coordinate_systems: dict[Name, Annotated[tuple[_Row, _Row, _Row], Field(strict=False)]]
+
+
+class _Linked(Stored):
+    """What a store says of such a picture."""
+
+    path: Text
+    mpp: Positive | None = None
+    linked: _Placed
+
+
 #: stores that sections were read from or saved to, with what `_stamps` said then
 _known: WeakKeyDictionary[SpatialData, tuple[Path, dict[str, tuple[int, int]]]] = WeakKeyDictionary()
 
@@ -194,9 +214,10 @@ def attach(sdata: SpatialData) -> SpatialData:
         if not isinstance(facts, dict) or _LINK not in facts or name in sdata.images:
             continue
         try:
-            slide = open_image(facts["path"], mpp=facts.get("mpp"))
-            if list(slide.shape) != [int(n) for n in facts[_LINK]["shape"]]:
-                raise DataError(f"it has {slide.shape} pixels now, {tuple(facts[_LINK]['shape'])} before.")
+            held = _Linked.of(facts, where=f"`sdata.attrs[{name!r}]`", kind=DataError)
+            slide = open_image(held.path, mpp=held.mpp)
+            if slide.shape != held.linked.shape:
+                raise DataError(f"it has {slide.shape} pixels now, {held.linked.shape} before.")
         except SealstError as error:
             warn(
                 f"The picture {name!r} of this store is not at hand: {error} Results can be read; calls that need "
@@ -206,7 +227,7 @@ def attach(sdata: SpatialData) -> SpatialData:
             continue
         systems = {
             system: Affine(np.array(matrix), ("x", "y"), ("x", "y"))
-            for system, matrix in facts[_LINK]["coordinate_systems"].items()
+            for system, matrix in held.linked.coordinate_systems.items()
         }
         sdata.images[name] = _section.multiscale(extended(slide.readable), systems)
     return sdata

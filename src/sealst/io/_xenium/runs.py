@@ -21,7 +21,7 @@ from sealst._logging import logger, warn
 from sealst._section import record
 from sealst._section.arrays import from_arrays
 from sealst._section.pyramid import SlideImage
-from sealst._validate import check_choice, check_fraction, check_positive, listed, section_name
+from sealst._validate import as_numbers, check_choice, check_fraction, check_positive, listed, section_name
 from sealst.io._images.files import open_image
 from sealst.io._xenium.pooling import (
     DIRECTION,
@@ -217,7 +217,7 @@ def _read_alignment(folder: Path, alignment: Any, image: Path | None) -> np.ndar
     if isinstance(alignment, str) and alignment == "identity":
         return np.eye(3)
     if alignment is not None and not isinstance(alignment, str | PathLike):
-        return _checked(np.asarray(alignment, dtype=float), "`alignment`")
+        return _checked(as_numbers("alignment", alignment), "`alignment`")
     path = _find_alignment(folder, image) if alignment is None else expanded(alignment)
     if path.is_dir() and (path / _EXPORTED).is_file():
         path = path / _EXPORTED

@@ -15,7 +15,7 @@ from pydantic import Field
 from sealst._core.scores.reliability import BETTER, COUNTS, GENE, KINDS, NUMBERS, SectionScores, reliability_table
 from sealst._errors import CheckpointError
 from sealst._files import TABLE_BYTES, read_text
-from sealst._given.schema import Name, Names, Number, Share, Stored, one_of
+from sealst._given.schema import Finite, Name, Names, Number, Share, Stored, one_of
 from sealst._html import text_as_html
 
 RELIABILITY_FILE = "reliability.tsv"
@@ -27,7 +27,6 @@ _HELD_OUT = {"patient": PATIENTS, "section": SECTIONS}
 _COLUMNS = ("name", "kind", *NUMBERS, BETTER, *COUNTS)
 
 _Correlation = Annotated[float, Field(ge=-1, le=1)]
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Facts(Stored):
@@ -48,8 +47,8 @@ class _Row(Stored):
     low: _Correlation | None
     high: _Correlation | None
     ceiling: Share | None
-    explained: _Finite | None
-    slope: _Finite | None
+    explained: Finite | None
+    slope: Finite | None
     pvalue: Share | None
     padj: Share | None
     better_than_chance: bool
@@ -155,7 +154,8 @@ def read_reliability(path: Path, *, model: str) -> Reliability:
     header, *rows = [line.split("\t") for line in lines[n_facts:]] or [[]]
     if absent := [name for name in _COLUMNS if name not in header]:
         raise CheckpointError(f"{where} is damaged: it has no column {absent[0]!r}.")
-    found = [_row(dict(zip(header, row, strict=False)), f"{where}, row {i}") for i, row in enumerate(rows, 1)]
+    named = [dict(zip(header, row, strict=False)) for row in rows]
+    found = [_Row.of(cells, where=f"{where}, row {i}", cells=True) for i, cells in enumerate(named, 1)]
     frame = pd.DataFrame([one.model_dump() for one in found], columns=list(_COLUMNS))
     frame = frame.astype(dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, np.int64) | {BETTER: bool})
     return Reliability(frame, facts.model, facts.held_out, facts.patients, facts.sections)
@@ -167,14 +167,3 @@ def _facts(lines: Sequence[str], where: str) -> dict[str, Any]:
         return {key: json.loads(value) for key, value in pairs}
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is damaged: {str(error)[:200]}") from error
-
-
-def _row(cells: dict[str, str], where: str) -> _Row:
-    values: dict[str, Any] = dict(cells)
-    try:
-        values |= {name: float(cells[name]) if cells[name] else None for name in NUMBERS if name in cells}
-        values |= {name: int(cells[name]) for name in COUNTS if name in cells}
-    except ValueError as error:
-        raise CheckpointError(f"{where} is damaged: {str(error)[:200]}") from error
-    values[BETTER] = {"True": True, "False": False}.get(cells.get(BETTER, ""))
-    return _Row.of(values, where=where)

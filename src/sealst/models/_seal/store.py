@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pandas as pd
 import timm
@@ -24,7 +24,7 @@ from sealst._core.space.geometry import CropSpec
 from sealst._errors import CheckpointError, SealstError
 from sealst._files import new_folder, read_json, read_text, write_json, write_text
 from sealst._given.schema import Name, Names, Number, Positive, Stored, Text, one_of
-from sealst._validate import listed, resolve_params, shown
+from sealst._validate import listed, resolve_params
 from sealst._version import __version__
 from sealst.models._adapters import (
     ADAPTER_FILE,
@@ -115,6 +115,7 @@ class _Readout(Stored):
 class _Config(Stored):
     """``config.json``; what its records hold is checked by the classes that they become."""
 
+    format: Literal[3]
     encoder: dict[str, Any]
     adapter: dict[str, Any]
     gene_encoder: dict[str, Any]
@@ -317,12 +318,6 @@ def _base(
 
 def _read_facts(folder: Path) -> tuple[_Config, _Base]:
     config, base = (read_json(folder / name) for name in ("config.json", "base.json"))
-    found = {name: config.get(name) for name in ("format", "sealst")} if isinstance(config, dict) else {}
-    if found and found["format"] != _FORMAT:
-        raise CheckpointError(
-            f"Model format {shown(found['format'])} in {str(folder)!r} (written by sealst {shown(found['sealst'])}) is "
-            f"not the one that this version reads ({_FORMAT})."
-        )
     facts = _Config.of(config, where=f"config.json in {str(folder)!r}")
     where = f"of config.json in {str(folder)!r}"
     _Training.of(facts.training, where=f"'training' {where}")

@@ -22,10 +22,10 @@ from sealst._core.device import resolve_device
 from sealst._core.scores.slide_evaluation import SlideEvaluation
 from sealst._core.seeds import seeded
 from sealst._errors import CheckpointError, DataError, SealstError
-from sealst._files import TABLE_BYTES, absolute, new_folder, put_back, read_json, read_text, write_json, write_text
+from sealst._files import TABLE_BYTES, absolute, new_folder, put_back, read_text, write_json, write_text
 from sealst._given.schema import Blocks, Name, Names, Share, Stored, Width, check_fields, one_of
 from sealst._html import as_html
-from sealst._validate import check_choice, listed, resolve_params, shown
+from sealst._validate import check_choice, listed, resolve_params
 from sealst._version import __version__
 from sealst.models._adapters import check_tensors, tensor_shapes
 from sealst.models._slides.aggregators import Aggregator, Pooled, build_aggregator
@@ -146,14 +146,7 @@ def load_slide(path: str | Path, *, device: str | None = None) -> SlideModel:
     put_back(folder)
     if missing := [name for name in (_CONFIG, _MEMBERS) if not (folder / name).is_file()]:
         raise CheckpointError(f"{str(folder)!r} is not a complete slide model: it lacks {listed(missing)}.")
-    content = read_json(folder / _CONFIG)
-    found = content if isinstance(content, dict) else {}
-    if found and (found.get("format"), found.get("kind")) != (_FORMAT, "slide"):
-        raise CheckpointError(
-            f"{str(folder)!r} holds format {shown(found.get('format'))} of kind {shown(found.get('kind'))}; this "
-            f"version reads slide models of format {_FORMAT}."
-        )
-    config = _Config.of(content, where=f"{_CONFIG} in {str(folder)!r}")
+    config = _Config.read(folder / _CONFIG)
     try:
         model = _restored(folder, config)
     except CheckpointError:
@@ -178,6 +171,8 @@ class _Provenance(Stored):
 class _Config(Stored):
     """``config.json``; `SlideSpec` checks what its record holds."""
 
+    format: Literal[1]
+    kind: Literal["slide"]
     spec: dict[str, Any]
     n_members: dict[Name, Blocks]
     fingerprint: Name

@@ -25,6 +25,7 @@ from sealst import _section
 from sealst._core.space.geometry import apply_affine
 from sealst._errors import DataError
 from sealst._section import Region
+from sealst._validate import whole
 from sealst.pl._base import SMALL_SIZE, TITLE_SIZE, axes_at, figure_of, finish, text_width, wrap
 
 #: longest side, in pixels, of the H&E behind one of few, or of many, maps
@@ -278,6 +279,7 @@ def _add_colour_bar(ax: Axes, spots: Any, panels: Sequence[Panel]) -> None:
 
 def draw_maps(tissue: Tissue, groups: Sequence[Sequence[Panel]], *, per_row: int, style: MapStyle) -> Figure:
     """Draw groups of maps in a new figure, `per_row` groups in a row."""
+    whole("n_cols", per_row, least=1)
     width = max(len(group) for group in groups)
     # Few panels are drawn large; many must still fit on a screen.
     side = 4.2 if len(groups) * width == 1 else 3.2 if per_row * width <= 4 else 2.5

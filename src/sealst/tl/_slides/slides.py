@@ -22,7 +22,7 @@ from sealst._given.schema import Stored
 from sealst._logging import logger, warn
 from sealst._session_info import session_info
 from sealst._settings import settings
-from sealst._validate import as_columns, check_fraction, check_positive, listed, section_name
+from sealst._validate import as_columns, check_fraction, check_positive, listed, section_name, whole
 from sealst.models import SealModel
 from sealst.models._encoders.encoder import base_name
 from sealst.tl._pathways.pathways import gene_set_edges
@@ -150,8 +150,7 @@ def embed_slides(
     check_fraction("min_tissue", min_tissue)
     check_views(views)
     for name, value in (("n_workers", n_workers), ("retries", retries)):
-        if not isinstance(value, int) or value < 0:
-            raise DataError(f"`{name}` must be a whole number from 0 on, found {value!r}.")
+        whole(name, value, least=0)
     if n_workers and scheduler is not None:
         raise DataError("Give `n_workers` for processes on this machine, or `scheduler` for a cluster, not both.")
     slides = read_manifest(manifest)

@@ -9,14 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sealst._system.refusals import word_methods, worded
+from sealst._given.calls import word_methods, worded
 
 
 def offered(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package, which imports what it offers for type checkers alone.
 
     What stands under its ``if TYPE_CHECKING:`` is imported when somebody asks for it, so that nobody waits for the
-    libraries of calls that are not made. What the system refuses is said in our words (`sealst._system.refusals`).
+    libraries of calls that are not made. What goes wrong in them is said in our words (`sealst._given.calls`).
 
     Parameters
     ----------
