@@ -50,7 +50,7 @@ class Evaluation:
     facts
         Preset, encoder, folds, seeds, views of a crop, what the models of folds were made of (``"models"``) and
         versions; with early stopping ``"stopped_by"``, the training sections of every
-        fold that were held out for it.
+        fold that were held out for it; with `train_fractions` these and ``"n_draws"``.
     curve
         Learning curve, of `train_fractions`; one row per fraction, fold, draw, seed, method, gene set and metric:
         `fraction` of the training side, `n_patients`, `n_sections` and `n_spots` that were learned from, and `value`,
@@ -149,6 +149,8 @@ def steps(curve: pd.DataFrame, metric: str = "pearson") -> pd.DataFrame:
         for fraction in [part for part in wide if part < 1 and 1 in wide]:
             pairs = wide[[fraction, 1.0]].dropna()
             gain, n = (pairs[1.0] - pairs[fraction]).to_numpy(), len(pairs)
+            if not n:
+                continue
             half = t.ppf((1 + _CONFIDENCE) / 2, n - 1) * gain.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
             row = {"method": method, "genes": genes, "fraction": fraction, "value": pairs[fraction].mean()}
             row |= {"whole": pairs[1.0].mean(), "difference": gain.mean(), "n_folds": n}

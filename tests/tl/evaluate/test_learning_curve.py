@@ -12,8 +12,8 @@ import spatialdata as sd
 import sealst as sl
 from sealst._evaluation import curve_lines, steps, unit_of
 from sealst._section import parts_of
-from sealst.tl._evaluate.cohorts import SectionCohort
-from sealst.tl._evaluate.curve import Fractions
+from sealst.tl._evaluate.cohorts import BenchCohort, SectionCohort
+from sealst.tl._evaluate.curve import Fractions, fractions_of
 
 RECIPE = {
     "encoder": "vit_tiny_patch16_224",
@@ -215,28 +215,38 @@ def test_collections_stay_closed(cohort, encoder, tmp_path):
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ([0, 0.5], "`train_fractions` must be .* above 0"),
+        ([0, 0.5], "`train_fractions` must be a positive number, found 0"),
         ([0.5, 1.5], "`train_fractions` holds 1.5; name shares of the training side above 0 and up to 1"),
         ([1], "none below 1 to compare with"),
         ([], "`train_fractions` is empty; name shares"),
-        ("half", "`train_fractions` must be"),
+        ("half", "`train_fractions` must be a positive number, found 'half'"),
     ],
 )
-def test_what_is_no_fraction_is_refused(cohort, encoder, given, text):
-    with pytest.raises((sl.DataError, TypeError), match=text):
-        evaluated(cohort, encoder, train_fractions=given)
+def test_what_is_no_fraction_is_refused(given, text):
+    with pytest.raises(sl.DataError, match=text):
+        fractions_of(given, 3, 0)
 
 
-def test_too_few_spots_a_trained_model_and_nothing_to_stop_by_are_refused(cohort, encoder, model, ready):
+def test_all_of_the_training_side_is_always_learned_from():
+    assert fractions_of([1, 0.5, 0.25], 2, 0) == fractions_of([0.25, 0.5], 2, 0) == Fractions([0.25, 0.5], 2, 0)
+    assert fractions_of(None, 3, 0).shares == ()
+
+
+def test_too_few_spots_a_trained_model_and_nothing_to_stop_by_are_refused(cohort, encoder, model):
     with pytest.raises(sl.DataError, match=r"0.1 of the 36 training spots of fold 'patient-p0' are 3; at least 16"):
         evaluated(cohort[:2], encoder, train_fractions=[0.1])
     with pytest.raises(sl.DataError, match="`n_draws`"):
         evaluated(cohort[:2], encoder, train_fractions=[0.5], n_draws=0)
     with pytest.raises(sl.DataError, match=r"the model is trained already. Pass the recipe"):
-        evaluated(cohort[:2], model, test=cohort[2:], train_fractions=[0.5])
+        evaluated(cohort[:2], model, test=cohort[3], train_fractions=[0.5])
     stopping = RECIPE | {"params": RECIPE["params"] | {"patience": 1}}
     with pytest.raises(sl.DataError, match=r"fold 'patient-p0, 0.5 of the training side, draw 0' has one training"):
         evaluated(cohort[:3], stopping, train_fractions=[0.5])
+
+
+def test_files_without_patients_are_refused():
+    with pytest.raises(sl.DataError, match="the files of HEST-bench do not name any. Read the samples of HEST-1k"):
+        Fractions([0.5], 1, 0).plan(object.__new__(BenchCohort), [])
 
 
 # -- what it says ------------------------------------------------------------------------------------------------------
