@@ -114,6 +114,20 @@ def evaluation() -> Evaluation:
     return Evaluation(pd.DataFrame(rows), pd.concat(genes), pathway_table, {SECTIONS[0]: spots}, {})
 
 
+def learning_curve() -> pd.DataFrame:
+    """Made-up scores of models that learned from some of eight training patients."""
+    rng, rows = np.random.default_rng(9), []
+    for fold in range(3):
+        level = rng.normal(0, 0.03)
+        for n in (2, 4, 8):
+            for draw in range(3 if n < 8 else 1):
+                for method, gain in (("frozen + ridge", 0.02), ("adapted + ridge", 0.06)):
+                    value = 0.12 + level + gain * np.log2(n) + rng.normal(0, 0.04 / n)
+                    facts = {"fraction": n / 8, "n_patients": n, "n_sections": 2 * n, "n_spots": 900 * n}
+                    rows.append({**facts, "fold": str(fold), "draw": draw, "seed": 0, "method": method, "value": value})
+    return pd.DataFrame(rows).assign(metric="pearson", genes="hvg50")
+
+
 def held_out_spots() -> AnnData:
     """Spots of the section with a prediction by every method."""
     table, rng = section().tables["table"], np.random.default_rng(2)

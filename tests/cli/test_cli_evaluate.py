@@ -38,7 +38,7 @@ def test_a_recipe_is_trained_in_folds_and_reported(cohort, tmp_path):
         "params: {epochs: 1, views: 1, batch_size: 16, cache: none}\n"
     )
     options = ["--recipe", recipe, "--crop-um", 64, "--crop-px", 32, "--out", tmp_path / "out", "--json"]
-    done = call(cohort, *options, "--net", gene_sets(tmp_path))
+    done = call(cohort, *options, "--net", gene_sets(tmp_path), "--train-fractions", 0.5, "--n-draws", 1)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["facts"]["folds"] == ["patient-P1", "patient-P2", "patient-P3"]
@@ -46,6 +46,7 @@ def test_a_recipe_is_trained_in_folds_and_reported(cohort, tmp_path):
     table = pd.read_csv(tmp_path / "out" / "evaluation.csv")
     assert {"adapted + ridge", "frozen + ridge"} <= set(table["method"])
     assert len(pd.read_csv(tmp_path / "out" / "pathways.csv"))
+    assert set(pd.read_csv(tmp_path / "out" / "curve.csv")["fraction"]) == {0.5, 1.0}
     assert "Evaluation" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     # Sections are prepared in memory: nothing is added to them on disk.
     assert "lognorm" not in sl.io.read(next(cohort.glob("*.zarr"))).tables["table"].layers
@@ -77,7 +78,7 @@ def run(*arguments, code=3):
 def test_several_stores_and_options_named_as_in_python(cohort, tmp_path, asked):
     stores = sorted(cohort.glob("*.zarr"))
     options = ("--encoder", "e", "--crop-um", 64, "--crop-px", 32, "--net", "hallmark", "--out", tmp_path / "out")
-    more = ("--near-um", 250, "--control", "--device", "cpu")
+    more = ("--near-um", 250, "--control", "--device", "cpu", "--train-fractions", "0.25,0.5", "--n-draws", 2)
     run(*stores[:2], "--test", stores[2], "--seeds", "1,2", "--baselines", "st-net,bleep", *more, *options)
     sections, subject, given = asked[0]
     assert subject == ("e", None)
@@ -87,6 +88,7 @@ def test_several_stores_and_options_named_as_in_python(cohort, tmp_path, asked):
     assert (given["seeds"], given["baselines"], given["net"]) == ([1, 2], ["st-net", "bleep"], "hallmark")
     assert given["table_key"] == "table"
     assert (given["near_um"], given["control"], given["device of a recipe"]) == (250, True, "cpu")
+    assert (given["train_fractions"], given["n_draws"]) == ([0.25, 0.5], 2)
     assert "'mae' is not one of" in run(*stores, "--baselines", "mae", *options, code=2)
     # A config file names them alike.
     (tmp_path / "c.yaml").write_text("seeds: [3, 4]\nbaselines: bleep\n")

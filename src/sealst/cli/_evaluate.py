@@ -38,13 +38,16 @@ _BENCH = "var_50genes.json"
               help="YAML file with arguments of tl.finetune: every fold trains its own model.")  # fmt: skip
 @options_of(
     "tl.evaluate", "test", "preset", "folds", "baselines", "net", "n_genes", "near_um", "labels", "confounder",
-    "control", "allow_shared_patients",
+    "control", "train_fractions", "n_draws", "allow_shared_patients",
     test={"help": "Held-out sections; may be repeated. Without it SECTIONS are split into folds."},
     preset={"type": click.Choice(["cv", "plain", "hest"]), "sentences": 2},
     baselines={"type": Several(click.Choice(["st-net", "bleep"])),
                "help": "Train these too in every fold, by commas (needs --recipe): st-net, bleep."},
     net={"help": f"Compare the activity of gene sets too. {opt.net_help}"},
     control={"sentences": 2},
+    train_fractions={"type": Several(click.FLOAT),
+                     "help": "Learn from these shares of the training side too, by commas, such as 0.25,0.5: would "
+                     "more data help?"},
 )  # fmt: skip
 @click.option("--seeds", type=Several(click.INT), default=None,
               callback=lambda _context, _option, given: given or (settings.seed,),
@@ -71,8 +74,8 @@ def evaluate(
 
     SECTIONS are SpatialData zarr stores, a folder of them, a manifest (see io.read_collection), or one task of
     HEST-bench; sections without crops or log-normalised counts get them in memory, and nothing is written to them. Give
-    one of --model, --encoder, --recipe. Writes OUT/report.html, evaluation.csv, genes.csv, pathways.csv (with --net)
-    and facts.json.
+    one of --model, --encoder, --recipe. Writes OUT/report.html, evaluation.csv, genes.csv, pathways.csv (with --net),
+    curve.csv (with --train-fractions) and facts.json.
     """
     if sum(given is not None for given in (model, encoder, recipe)) != 1:
         raise click.UsageError("Give one of --model, --encoder and --recipe.")
@@ -101,12 +104,15 @@ def evaluate(
     with new_folder(out, overwrite=overwrite, marker=_MARKER) as work:
         found.table.to_csv(work / "evaluation.csv", index=False)
         found.genes.to_csv(work / "genes.csv", index=False)
-        if len(found.pathways):
-            found.pathways.to_csv(work / "pathways.csv", index=False)
+        for name in ("pathways", "curve"):
+            if len(frame := getattr(found, name)):
+                frame.to_csv(work / f"{name}.csv", index=False)
         report(found, work / "report.html")
         write_json(work / _MARKER, found.facts)
     summary = found.summary("all").round(4)
-    text = f"{summary['pearson'].dropna(how='all').to_string()}\n\nReport: {out / 'report.html'}"
+    # The first line says what was evaluated, the others what a learning curve says.
+    said = "".join(f"{line}\n" for line in repr(found).splitlines()[1:])
+    text = f"{summary['pearson'].dropna(how='all').to_string()}\n\n{said}Report: {out / 'report.html'}"
     rows = [
         {"method": method, "metric": metric, "genes": genes, "value": value}
         for (metric, genes), column in summary.items()

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from sealst.pl._evaluation.bars import evaluation
     from sealst.pl._evaluation.calibration import calibration
     from sealst.pl._evaluation.gene_scatter import gene_scatter
+    from sealst.pl._evaluation.learning_curve import learning_curve
     from sealst.pl._evaluation.pathway_agreement import pathway_agreement
     from sealst.pl._evaluation.residual_maps import residual_maps
     from sealst.pl._maps.attention import attention
@@ -33,6 +34,7 @@ __all__ = [
     "expression",
     "gene_scatter",
     "kaplan_meier",
+    "learning_curve",
     "pathway_agreement",
     "pathways",
     "precision_recall",

@@ -13,9 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy import stats
 
 import sealst as sl
 from sealst._core.report import Block, Picture, Table, render
+from sealst._core.scores.reliability import above_zero
+from sealst.pl._reports.evaluation_tables import held_out
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
@@ -78,6 +81,7 @@ def test_every_part_is_there_and_linked(html):
     assert page.headings == [
         "What was compared",
         "Summary",
+        "Which genes can be believed",
         "Frozen against adapted, gene by gene",
         "Calibration",
         "Maps",
@@ -142,8 +146,41 @@ def test_paired_difference_is_shown_where_the_table_has_it(evaluation, html, tmp
     assert "Paired difference" not in sl.pl.report(small, tmp_path / "a.html").read_text(encoding="utf-8")
 
 
+def test_reliability_is_printed_by_gene_set_and_beside_the_genes_that_are_mapped(evaluation, html):
+    frame = Reader(html).frame(4).set_index("method")
+    own = evaluation.genes.query("method == 'adapted + ridge'")
+    by_patient = own.groupby(["patient", "section", "gene"])["pearson"].mean().groupby(["patient", "gene"]).mean()
+    by_patient = by_patient.unstack("patient")
+    pvalue = above_zero(by_patient.to_numpy().T)
+    called = by_patient.index[stats.false_discovery_control(pvalue) < 0.05]
+    assert 0 < len(called) < len(by_patient)
+    assert frame.loc["adapted + ridge", "genes better than chance"] == f"{len(called)} of {len(by_patient)}"
+    assert frame.loc["mean", "genes better than chance"] == f"0 of {len(by_patient)}"
+    rows = evaluation.table.query(
+        "metric == 'pearson' and genes == 'hvg10' and section and method == 'adapted + ridge'"
+    )
+    means = rows.groupby(["patient", "section"])["value"].mean().groupby("patient").mean()
+    assert frame.loc["adapted + ridge", "hvg10"] == f"{means.mean():.2f} ({means.min():.2f} to {means.max():.2f})"
+    assert "mean over patients, in brackets the lowest and the highest patient" in html
+    said = re.search(
+        r"Held-out r of adapted \+ ridge, mean over patients: ([^.]*(?:\.\d+[^.]*)+)\.", " ".join(html.split())
+    )
+    shown = dict(re.findall(r"(\w+) ([\d.]+) \((?:not )?better than chance\)", said.group(1)))
+    assert shown == {gene: f"{by_patient.mean(axis=1)[gene]:.2f}" for gene in shown}
+    assert len(shown) == 3
+    assert {g for g in shown if f"{g} {shown[g]} (better" in said.group(1)} == {g for g in shown if g in called}
+
+
+def test_sections_of_patients_that_were_seen_are_no_patients(evaluation):
+    seen = evaluation.genes.assign(fold=evaluation.genes["section"])
+    found, unit = held_out(seen)
+    assert unit == "section"
+    own = seen.query("method == 'bleep'").groupby(["gene", "section"])["pearson"].mean().unstack()
+    pd.testing.assert_series_equal(found.loc["bleep"]["highest"], own.max(axis=1), check_names=False)
+
+
 def test_search_shows_pool_and_chance(evaluation, html):
-    frame = Reader(html).frame(4)
+    frame = Reader(html).frame(5)
     row = frame[(frame["method"] == "adapted") & (frame["direction"] == "image → expression")].iloc[0]
     sizes = [spots.n_obs for spots in evaluation.spots.values()]
     assert row["pool"] == f"{min(sizes)} to {max(sizes)}"

@@ -16,6 +16,7 @@ from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._validate import check_choice
 from sealst.pl import _base
+from sealst.pl._evaluation.learning_curve import curve_of, draw_curve, shown_methods
 from sealst.pl._evaluation.methods import FROZEN, MEAN, POOLED, check_columns, colours_of, frame_of, pick
 
 _NEEDED = ("section", "method", "genes", "metric", "value")
@@ -45,7 +46,8 @@ def evaluation(
     These are the gain in Pearson's r over the frozen encoder by gene set (r itself where nothing was trained); how
     often a crop finds its own expression among the nearest 10; whether predictions vary as much as they should
     (calibration slope 1); and what the gain costs, the share of genes that a method predicts worse than the frozen
-    encoder. What was not evaluated is left out. With `metrics` or `by` it is one panel per metric and gene set.
+    encoder. What was not evaluated is left out. An evaluation with a learning curve has it as one more panel, of the
+    first gene set (`pl.learning_curve` draws all). With `metrics` or `by` it is one panel per metric and gene set.
 
     A bar with one value carries its interval as an error bar. A bar with several (folds, seeds, or sections with
     ``by="method"``) is as high as their mean, and each of them is a dot.
@@ -110,7 +112,9 @@ def evaluation(
             for part in chosen
             for _, rows in part.groupby("genes", sort=False, observed=True, dropna=False)
         ]
-    _base.check_single(ax, len(panels), how="`metrics=`")
+    curve = _curve(evaluation, table) if four and sections is None else None
+    n_panels = len(panels) + (curve is not None)
+    _base.check_single(ax, n_panels, how="`metrics=`")
     colours = colours_of(pd.unique(table["method"]))
     if ax is not None:
         _draw(ax, panels[0], colours)
@@ -119,15 +123,18 @@ def evaluation(
     bar = _BAR_IN if len(panels) <= _MANY_PANELS else _SLIM_BAR_IN
     n_bars = max(rows["section"].nunique() * (rows["method"].nunique() + 1.2) for rows in panels)
     width = min(max(n_bars * bar + 1.0, 3.2), _WIDEST_IN)
-    n_columns = max(1, min(len(panels), int(_WIDEST_IN // width)))
-    if four and n_columns < len(panels):
+    n_columns = max(1, min(n_panels, int(_WIDEST_IN // width)))
+    if four and n_columns < n_panels:
         n_columns = min(n_columns, 2)
-    axes = _base.grid_axes(len(panels), n_columns, size=(width, _HEIGHT_IN), below=0.4)
-    for one, rows in zip(axes, panels, strict=True):
+    axes = _base.grid_axes(n_panels, n_columns, size=(width, _HEIGHT_IN), below=0.4)
+    for one, rows in zip(axes, panels, strict=False):
         _draw(one, rows, colours)
+    if curve is not None:
+        draw_curve(axes[-1], curve, colours)
     figure = _base.figure_of(axes[0])
-    # One legend below all panels, which need not hold the same methods.
-    entries = {text: h for one in figure.axes for h, text in zip(*one.get_legend_handles_labels(), strict=True)}
+    # One legend below all panels, which need not hold the same methods; bars before lines.
+    found = [pair for one in figure.axes for pair in zip(*one.get_legend_handles_labels(), strict=True)]
+    entries = {text: handle for handle, text in reversed(found)}
     order = [*colours, *_LINES]
     entries = {text: entries[text] for text in sorted(entries, key=order.index)}
     longest = max(_base.text_width(text, _base.SMALL_SIZE) for text in entries)
@@ -212,6 +219,16 @@ def _answers(table: pd.DataFrame, evaluation: Evaluation | pd.DataFrame) -> list
             break
     lost = _lost_genes(evaluation.genes, table) if isinstance(evaluation, Evaluation) else None
     return panels if lost is None else [*panels, lost]
+
+
+def _curve(evaluation: Evaluation | pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame | None:
+    """Learning curve of the first gene set, of the methods that are shown; None where there is none."""
+    if not isinstance(evaluation, Evaluation) or evaluation.curve.empty:
+        return None
+    curve = curve_of(evaluation)
+    rows = curve[(curve["metric"] == "pearson") & curve["method"].isin(table["method"])]
+    rows = rows[rows["genes"] == rows["genes"].iloc[0]] if len(rows) else rows
+    return rows[rows["method"].isin(shown_methods(rows, None))] if len(rows) else None
 
 
 def _lost_genes(genes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame | None:

@@ -18,6 +18,7 @@ from sealst.pl import _base
 from sealst.pl._evaluation.bars import evaluation
 from sealst.pl._evaluation.calibration import calibration
 from sealst.pl._evaluation.gene_scatter import gene_scatter
+from sealst.pl._evaluation.learning_curve import learning_curve
 from sealst.pl._evaluation.methods import ADAPTED, FROZEN, MEAN, pick
 from sealst.pl._evaluation.pathway_agreement import pathway_agreement
 from sealst.pl._evaluation.residual_maps import residual_maps
@@ -42,8 +43,8 @@ def report(
     """Write one HTML file that says what was compared, what was found, and what that cannot say.
 
     The file needs nothing beside it and fetches nothing, so it can be sent by mail. It holds the summary over folds,
-    bars, genes one by one, calibration, maps, search, pathways, limits and versions. What the evaluation does not hold
-    (search, pathways, spots) is left out.
+    bars, the learning curve, genes one by one, calibration, maps, search, pathways, limits and versions. What the
+    evaluation does not hold (a curve, search, pathways, spots) is left out.
 
     Parameters
     ----------
@@ -88,6 +89,8 @@ def report(
             tables=[facts_table(evaluation.facts)] if evaluation.facts else [],
         ),
         *_summary(evaluation),
+        *_curve(evaluation),
+        *_reliability(evaluation),
         *_genes(evaluation),
         *_calibration(evaluation),
         *maps,
@@ -127,6 +130,35 @@ def _summary(result: Evaluation) -> list[Block]:
         pictures.append(picture_of(evaluation, caption, rows, metrics=others, by="method", alt=f"Bars of {names}."))
     found = [*tables.summary_tables(result.table), *tables.difference_tables(result.table)]
     return [Block("Summary", tables=found, figures=pictures)]
+
+
+def _curve(result: Evaluation) -> list[Block]:
+    if result.curve.empty:
+        return []
+    said = text.curve(result)
+    lines = (
+        "Models that learned from a part of the training side of every fold, tested as those that learned from all of "
+        "it. Whole patients leave first. Lines are means over folds, thin ones single folds; the band goes from the "
+        "lowest to the highest draw."
+    )
+    known = list(pd.unique(result.curve["metric"]))
+    metric = "pearson" if "pearson" in known else known[0]
+    alt = " ".join(said) or "Lines of every method over the amount of training data."
+    picture = picture_of(learning_curve, "Scores over what was learned from.", result, metrics=metric, alt=alt)
+    found = tables.curve_tables(result.curve)
+    return [Block("Would more data help?", [lines], points=said, tables=found, figures=[picture])]
+
+
+def _reliability(result: Evaluation) -> list[Block]:
+    if not text.knows_patients(result.genes) or not text.knows_patients(result.table):
+        return []
+    found = tables.reliability_tables(result.table, result.genes)
+    lines = (
+        "A gene is better than chance where its correlation is above 0 on average over what was held out, in turn "
+        "(moderated t-test, false discoveries below 5 %). The others may be too shallow, or may leave no trace in the "
+        "picture; their maps look as plausible."
+    )
+    return [Block("Which genes can be believed", [lines], tables=found)] if found else []
 
 
 def _genes(result: Evaluation) -> list[Block]:
@@ -194,6 +226,7 @@ def _maps(result: Evaluation, images: dict[str, SpatialData], genes: str | Seque
         "All values are z-scores over the spots of a section, so that the maps compare patterns, not amounts. Orange "
         "spots express more than was predicted, purple ones less."
     )
+    why = f"{why}{text.believed(result, method, chosen)}"
     left = f" Maps of {len(shown)} of {len(spots)} sections are shown." if len(spots) > len(shown) else ""
     return [Block("Maps", [why + left, lines], figures=pictures)] if pictures else []
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from sealst._core.report import Table
+from sealst._core.scores.reliability import BETTER, FALSE_DISCOVERIES, above_zero
+from sealst._evaluation import steps
 from sealst.pl._base import metric_label, number
 from sealst.pl._evaluation.methods import POOLED
 
@@ -74,10 +77,7 @@ def difference_tables(table: pd.DataFrame) -> list[Table]:
         if (column == "genes" and rows[column].ne("").any()) or rows[column].nunique() > 1:
             frame[column] = rows[column].astype(str).replace("", POOLED)
     frame["difference"] = [number(v, "+.3f") for v in rows["value"]]
-    frame["95 % interval"] = [
-        f"{number(low, '+.3f')} to {number(high, '+.3f')}" if np.isfinite([low, high]).all() else "–"
-        for low, high in rows.reindex(columns=["low", "high"]).to_numpy(dtype=float)
-    ]
+    frame["95 % interval"] = _intervals(rows)
     return [Table(frame, "Paired difference to the frozen encoder (positive: better than frozen).")]
 
 
@@ -132,3 +132,74 @@ def _by_method(pathways: pd.DataFrame, measure: str) -> pd.DataFrame:
     frame = mean.map(lambda v: number(v, ".2f") if np.isfinite(v) else "–").fillna("–")
     frame.insert(0, "genes", n.astype(int))
     return frame.rename_axis("pathway").reset_index()
+
+
+def curve_tables(curve: pd.DataFrame) -> list[Table]:
+    """What all of the training side gave more than each part of it, in Pearson r."""
+    found = steps(curve)
+    if found.empty:
+        return []
+    n = curve.groupby("fraction")[["n_patients", "n_sections", "n_spots"]].mean()
+    frame = found[["method", "genes"]].copy()
+    frame["learned from"] = [f"{fraction:.3g}" for fraction in found["fraction"]]
+    for column, form in (("n_patients", ".3g"), ("n_sections", ".3g"), ("n_spots", ".0f")):
+        frame[column.removeprefix("n_")] = [f"{n.loc[part, column]:{form}}" for part in found["fraction"]]
+    frame["r"] = [number(v, ".3f") for v in found["value"]]
+    frame["r of all"] = [number(v, ".3f") for v in found["whole"]]
+    frame["difference"] = [number(v, "+.3f") for v in found["difference"]]
+    frame["95 % interval"] = _intervals(found)
+    return [Table(frame, "All of the training side against a part of it, compared within folds; intervals over folds.")]
+
+
+def _intervals(rows: pd.DataFrame) -> list[str]:
+    return [
+        f"{number(low, '+.3f')} to {number(high, '+.3f')}" if np.isfinite([low, high]).all() else "–"
+        for low, high in rows.reindex(columns=["low", "high"]).to_numpy(dtype=float)
+    ]
+
+
+def held_out(genes: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Held-out r of every method and gene, and what was held out: ``"patient"``, or ``"section"`` of patients seen.
+
+    As in `sealst.models.Reliability`: the mean over a patient's sections, then over patients, and the same test of
+    whether it is above 0. Rows are named by method and gene; columns `pearson`, `lowest` and `highest` (of the
+    patients), `better_than_chance`.
+    """
+    single = genes[genes["section"] != ""]
+    folds = single.groupby("patient", observed=True)["fold"].nunique()
+    unit = "patient" if (folds == 1).all() and (single["patient"] != "").all() else "section"
+    keys = ["method", "gene", unit]
+    # Seeds and folds of a section are no repetition.
+    by_section = single.groupby([*keys, *(["section"] if unit == "patient" else [])], observed=True)["pearson"].mean()
+    by_unit = by_section.groupby(keys, observed=True).mean().unstack(unit)
+    found = pd.DataFrame(
+        {"pearson": by_unit.mean(axis=1), "lowest": by_unit.min(axis=1), "highest": by_unit.max(axis=1)}
+    )
+    found[BETTER] = False
+    for _, rows in by_unit.groupby(level="method", sort=False):
+        pvalue = above_zero(rows.to_numpy(dtype=float).T)
+        known = np.isfinite(pvalue)
+        if known.any():
+            called = stats.false_discovery_control(pvalue[known], method="bh") < FALSE_DISCOVERIES
+            found.loc[rows.index[known], BETTER] = called
+    return found, unit
+
+
+def reliability_tables(table: pd.DataFrame, genes: pd.DataFrame) -> list[Table]:
+    """By method, held-out r of every gene set with the patients it ranges over, and genes better than chance."""
+    found, unit = held_out(genes)
+    single = table[(table["metric"] == "pearson") & (table["section"] != "") & (table["genes"] != "")]
+    keys = ["method", "genes", unit]
+    by_unit = single.groupby([*keys, *(["section"] if unit == "patient" else [])], sort=False)["value"].mean()
+    by_unit = by_unit.groupby(keys, sort=False).mean()
+    lines = []
+    for method, rows in by_unit.groupby(level="method", sort=False):
+        line = {"method": method}
+        for name, values in rows.groupby(level="genes", sort=False):
+            low, mean, high = values.min(), values.mean(), values.max()
+            line[str(name)] = f"{number(mean, '.2f')} ({number(low, '.2f')} to {number(high, '.2f')})"
+        own = found.xs(method, level="method") if method in found.index.get_level_values("method") else found.iloc[:0]
+        line["genes better than chance"] = f"{int(own[BETTER].sum())} of {len(own)}"
+        lines.append(line)
+    title = f"Held-out Pearson r by gene set: mean over {unit}s, in brackets the lowest and the highest {unit}."
+    return [Table(pd.DataFrame(lines).fillna("–"), title)] if lines else []

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pandas as pd
 
-from sealst._evaluation import Evaluation
+from sealst._core.scores.reliability import BETTER
+from sealst._evaluation import Evaluation, curve_lines
 from sealst._validate import listed
+from sealst.pl._base import number
 from sealst.pl._evaluation.methods import MEANINGS
-from sealst.pl._reports.evaluation_tables import expression_rows, is_difference
+from sealst.pl._reports.evaluation_tables import expression_rows, held_out, is_difference
 from sealst.pl._reports.page import count
 
 #: with fewer, one patient more can change what a report says
@@ -65,6 +70,30 @@ def methods(result: Evaluation) -> list[str]:
     return [f"{m}: {MEANINGS[m]}." if m in MEANINGS else m for m in found]
 
 
+def curve(result: Evaluation) -> list[str]:
+    """What the learning curve says, a sentence per gene set."""
+    return [f"{line[:1].upper()}{line[1:]}.".replace(" -> ", " → ") for line in curve_lines(result.curve)]
+
+
+def knows_patients(rows: pd.DataFrame) -> bool:
+    """Whether a table of genes or of an evaluation says who was held out."""
+    return len(rows) > 0 and {"fold", "patient", "section", "method"} <= set(rows)
+
+
+def believed(result: Evaluation, method: str, genes: Sequence[str]) -> str:
+    """Held-out r of some genes, as a sentence; empty where it is not known."""
+    if not knows_patients(result.genes) or (own := result.genes[result.genes["method"] == method]).empty:
+        return ""
+    found, unit = held_out(own)
+    known = {str(gene).upper(): row for (_, gene), row in found.iterrows() if np.isfinite(row["pearson"])}
+    said = [
+        f"{gene} {number(row['pearson'], '.2f')} ({'' if row[BETTER] else 'not '}better than chance)"
+        for gene in genes
+        if (row := known.get(gene.upper())) is not None
+    ]
+    return f" Held-out r of {method}, mean over {unit}s: {'; '.join(said)}." if said else ""
+
+
 def limits(result: Evaluation) -> list[str]:
     """What the numbers cannot say, counted from the data."""
     table = result.table
@@ -90,6 +119,11 @@ def limits(result: Evaluation) -> list[str]:
         points.append(f"Sections were measured with {len(technologies)} technologies ({listed(technologies)}).")
     if seeds == 1:
         points.append("One seed was run: how much results vary from training to training is not known.")
+    if len(result.curve):
+        points.append(
+            "The learning curve is of the patients at hand: folds share their training patients, so its intervals are "
+            "rather too narrow, and what lies beyond all of the data was not tried."
+        )
     if not result.spots:
         points.append("The evaluation kept no spots, so maps and calibration are missing.")
     return [*points, _INTERVALS, _NOISE]

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from sealst._core.genes.panel import GenePanel
 from sealst._errors import DataError, LeakError
 from sealst._logging import logger
 from sealst._train.params import train_params
 from sealst._validate import check_choice, listed
 from sealst.models import CropSpec, Encoder, SealModel, build_encoder
-from sealst.pp import Split
+from sealst.pp import Split, select_genes
 from sealst.tl._evaluate.cohorts import BenchCohort, Cohort
 from sealst.tl._evaluate.folds import check_held_out, check_unseen, check_warmup
 from sealst.tl._evaluate.methods import BLEEP, ST_NET
@@ -48,7 +49,7 @@ class Candidate:
     #: whether every fold trains its own models
     trains = False
 
-    def models(self, fold: Split, seed: int) -> dict[str, SealModel]:
+    def models(self, fold: Split, seed: int, *, panel: GenePanel | None = None) -> dict[str, SealModel]:
         """Models of one fold by method; none where an encoder is evaluated as it is."""
         return {}
 
@@ -58,6 +59,12 @@ class Candidate:
 
     def check_leaks(self, cohort: Cohort, folds: Sequence[Split]) -> None:
         """Refuse folds that test on patients whose expression it knows."""
+
+    def check_folds(self, folds: Sequence[Split]) -> None:
+        """Refuse folds that it cannot be trained in."""
+
+    def check_parts(self) -> None:
+        """Refuse to learn from parts of the training side."""
 
     def stopped_by(self, folds: Sequence[Split]) -> dict[str, list[str]]:
         """Sections that the training of every fold stops by; empty without early stopping."""
@@ -71,9 +78,16 @@ class GivenModel(Candidate):
         self.model, self.label, self.crop = model, f"SealModel {model.fingerprint}", model.crop
         self.wider = model.fields[1:]
 
-    def models(self, fold: Split, seed: int) -> dict[str, SealModel]:
+    def models(self, fold: Split, seed: int, *, panel: GenePanel | None = None) -> dict[str, SealModel]:
         """The model, in every fold."""
         return {SEAL: self.model}
+
+    def check_parts(self) -> None:
+        """Refuse: it has learned from all that it was trained on."""
+        raise DataError(
+            "`train_fractions` trains on parts of the sections, but the model is trained already. Pass the recipe that "
+            "it came from, a mapping with the arguments of `sl.tl.finetune`, or the frozen encoder."
+        )
 
     def check_leaks(self, cohort: Cohort, folds: Sequence[Split]) -> None:
         """Refuse patients that the model was trained on."""
@@ -123,18 +137,28 @@ class TrainedInFolds(Candidate):
             self.crop = CropSpec(first, self.crop.crop_px)
         self.stops_early = train_params(recipe.get("params")).patience is not None
 
-    def models(self, fold: Split, seed: int) -> dict[str, SealModel]:
-        """Train the models of one fold."""
+    def models(self, fold: Split, seed: int, *, panel: GenePanel | None = None) -> dict[str, SealModel]:
+        """Train the models of one fold.
+
+        Where they learn from a part of its training side, `panel` is that of the models that learned from all of it.
+        """
         common: dict[str, Any] = {"seed": seed, "table_key": self.table_key, "progress": self.show}
         learned_from = fold
         if self.stops_early:
             learned_from = self.cohort.stopping(fold)
-            common["validation"] = self.cohort.whole(Split(learned_from.test, {}, learned_from.name))
+            common["validation"] = self.cohort.sections(Split(learned_from.test, {}, learned_from.name))
             # Sections of the only patient left to train on.
             common["allow_shared_patients"] = learned_from.name.startswith("section-")
             logger.info("fold %s stops by section(s) %s", fold.name, listed(learned_from.test))
-        sections = self.cohort.whole(learned_from)
-        models = {SEAL: finetune(sections, **self.recipe, **common)}
+        sections = self.cohort.sections(learned_from)
+        recipe = dict(self.recipe)
+        if panel is not None:
+            # What a part is scored on is what all of it is scored on; means and deviations are the part's own.
+            if recipe.get("panel") is None:
+                genes = select_genes(sections, criterion=panel.genes, layer=panel.layer, table_key=self.table_key)
+                recipe |= {"panel": genes, "include": ()}
+            recipe |= {"crossfit": None, "net": None}
+        models = {SEAL: finetune(sections, **recipe, **common)}
         for name in self.baselines:
             logger.info("baseline %s", name)
             params = self.recipe.get("params") or {}
@@ -144,13 +168,18 @@ class TrainedInFolds(Candidate):
                 )
             given = {"params": dict(params) | BASELINES[name], "panel": models[SEAL].panel, "include": ()}
             given |= {"readout": "head", "crop_um": self.crop.crop_um}
-            models[name] = finetune(sections, **dict(self.recipe) | given, **common)
+            models[name] = finetune(sections, **recipe | given, **common)
         check_held_out(fold, models)
         return models
 
     def check_leaks(self, cohort: Cohort, folds: Sequence[Split]) -> None:
         """Refuse patients whose expression every fold warms up on."""
         check_warmup(cohort.parts(), folds, warmup_patients(self.recipe.get("warmup")))
+
+    def check_folds(self, folds: Sequence[Split]) -> None:
+        """Refuse folds that cut through sections."""
+        for fold in folds:
+            self.cohort.whole(fold)
 
     def stopped_by(self, folds: Sequence[Split]) -> dict[str, list[str]]:
         """Test sides of the folds within folds."""

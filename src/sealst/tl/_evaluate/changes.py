@@ -15,8 +15,11 @@ from sklearn.preprocessing import StandardScaler
 
 from sealst._core.scores.neighbourhoods import neighbours_kept, robustness_index
 from sealst._core.splits import evenly
+from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
+from sealst._section import Part
+from sealst._validate import check_key
 from sealst.tl._evaluate.views import FROZEN, SEAL, SectionView
 
 #: what the encoders are called in rows that need no readout, as those of retrieval
@@ -24,6 +27,18 @@ _METHODS = {FROZEN: "frozen", SEAL: "adapted"}
 _NEIGHBOURS, _FOLDS = 10, 5
 #: of more spots, some: work grows with their square
 _MOST = 20_000
+
+
+def columns_of(labels: Sequence[str], confounder: str, parts: Sequence[Part]) -> list[str]:
+    """Names of columns, which every section must have, before any crop is embedded."""
+    if isinstance(labels, str):
+        raise DataError(f"`labels` must be a list of columns of `.obs`, found {labels!r}; say `labels=[{labels!r}]`.")
+    wanted = {name for name in (*labels, confounder) if labels and name != Keys.PATIENT}
+    for part in parts:
+        for name in sorted(wanted):
+            hint = "`labels` and `confounder` name columns that every section has."
+            check_key(part.table.obs, name, where=f"`.obs` of section {part.section!r}", hint=hint)
+    return list(dict.fromkeys(labels))
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection as Names
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
+import pandas as pd
 from spatialdata import SpatialData
+from spatialdata.models import TableModel
 
 from sealst import _section
 from sealst._core.genes.panel import GenePanel
@@ -16,8 +18,9 @@ from sealst._section import Data, Part, parts_at, parts_of
 from sealst._validate import listed
 from sealst.io import HestBench
 from sealst.models import CropSpec
-from sealst.pp import Split, normalize
-from sealst.tl._evaluate.folds import picked, side_tables, stopping_split
+from sealst.pp import Split, check_split, normalize
+from sealst.tl._embed.inputs import as_sections
+from sealst.tl._evaluate.folds import given_fold, made_folds, picked, side_tables, stopping_split
 from sealst.tl._evaluate.scored_genes import hest_genes
 from sealst.tl._evaluate.views import SectionReader, SectionView
 
@@ -47,7 +50,7 @@ class SectionCohort:
 
     def train_side(self, fold: Split) -> Sequence[Data]:
         """What may be known of training spots when genes are chosen: sections that the fold takes whole, or tables."""
-        return side_tables(self.parts(), fold.train) if self._cut(fold) else self._chosen(fold)
+        return side_tables(self.parts(), fold.train) if self._cut(fold) else self.sections(fold)
 
     def whole(self, fold: Split) -> Sequence[SpatialData]:
         """Training sections of a fold that cuts through none."""
@@ -56,12 +59,23 @@ class SectionCohort:
                 f"Training a model in every fold needs folds of whole sections; fold {fold.name!r} cuts through "
                 f"{listed(cut)}. Use `folds='patient'` or `folds='section'`."
             )
-        return self._chosen(fold)
+        return self.sections(fold)
+
+    def sections(self, fold: Split) -> Sequence[SpatialData]:
+        """Training sections of a fold; those that it takes part of come with a table of these spots alone."""
+        sides = []
+        for group, inside in zip(self.groups, self._inside, strict=True):
+            taken = [i for i, parts in enumerate(inside) if any(part.section in fold.train for part in parts)]
+            cut = {
+                i: _reduced(group[i], inside[i], fold, self.table_key) for i in taken if _takes_part(inside[i], fold)
+            }
+            sides += [picked(group, taken, instead=cut)] if taken else []
+        return sides[0] if len(sides) == 1 else [sdata for side in sides for sdata in side]
 
     def stopping(self, fold: Split) -> Split:
         """The training side of a fold divided once more, for early stopping; its test side is what it stops by."""
-        inner = stopping_split(self.whole(fold), fold.name, self.table_key)
-        if cut := self._cut(inner):
+        inner = stopping_split(self.sections(fold), fold.name, self.table_key)
+        if cut := self._cut(inner, of=fold):
             raise DataError(
                 f"`params.patience` holds out training sections to stop by, but {listed(cut)} of fold {fold.name!r} "
                 "cannot be divided: spots of several patients or sections share a SpatialData. Keep one section of one "
@@ -78,25 +92,36 @@ class SectionCohort:
         """Genes that HEST-bench's protocol scores, chosen over all sections."""
         return hest_genes(self.parts(), n, panel)
 
-    def _cut(self, fold: Split) -> list[str]:
-        """Sections that a fold takes part of, or that share a SpatialData with one it does not take."""
-        cut = [
-            p.section
-            for p in self.parts()
-            if p.section in fold.train and len(fold.train[p.section]) != len(p.obs_names)
-        ]
+    def _cut(self, fold: Split, of: Split | None = None) -> list[str]:
+        """Sections that a fold takes part of (of the training side of another), or that it must take beside others."""
+        whole = {part.section: part.obs_names for part in self.parts()} if of is None else of.train
+        cut = [name for name, spots in fold.train.items() if len(spots) != len(whole[name])]
         for group in self._inside:
             for parts in group:
-                taken = [part.section in fold.train for part in parts]
-                cut += [part.section for part in parts] if any(taken) and not all(taken) else []
+                names = [part.section for part in parts if part.section in whole]
+                taken = [name in fold.train for name in names]
+                cut += names if any(taken) and not all(taken) else []
         return sorted(set(cut))
 
-    def _chosen(self, fold: Split) -> Sequence[SpatialData]:
-        sides = []
-        for group, inside in zip(self.groups, self._inside, strict=True):
-            chosen = [i for i, parts in enumerate(inside) if any(part.section in fold.train for part in parts)]
-            sides += [picked(group, chosen)] if chosen else []
-        return sides[0] if len(sides) == 1 else [sdata for side in sides for sdata in side]
+
+def _takes_part(parts: Sequence[Part], fold: Split) -> bool:
+    """Whether a fold trains on some of the spots of a SpatialData and not on all of them."""
+    return any(len(fold.train.get(part.section, ())) != len(part.obs_names) for part in parts)
+
+
+def _reduced(sdata: SpatialData, parts: Sequence[Part], fold: Split, table_key: str) -> SpatialData:
+    """A SpatialData with the spots alone that a fold trains on; pictures and shapes are shared."""
+    rows = [
+        part.rows[np.isin(part.obs_names, fold.train[part.section])] for part in parts if part.section in fold.train
+    ]
+    table = _section.get_table(sdata, table_key)[np.sort(np.concatenate(rows))].copy()
+    attrs = table.uns.get(TableModel.ATTRS_KEY)
+    if attrs is not None:
+        # A table may not name a region that none of its rows belongs to.
+        known = table.obs[attrs["region_key"]].astype(str).unique().tolist()
+        table.uns[TableModel.ATTRS_KEY] = dict(attrs) | {"region": known}
+        table.obs[attrs["region_key"]] = pd.Categorical(table.obs[attrs["region_key"]].astype(str))
+    return cast(SpatialData, _section.with_table(sdata, table_key, table))
 
 
 class BenchCohort:
@@ -144,3 +169,22 @@ class BenchCohort:
 
 #: sections of an evaluation
 Cohort: TypeAlias = SectionCohort | BenchCohort
+
+
+def cohort_of(
+    sections: Any, test: Any, folds: str | Sequence[Split], allow_shared: bool, table_key: str
+) -> tuple[Cohort, list[Split]]:
+    """Sections of an evaluation, and its folds."""
+    if isinstance(sections, HestBench):
+        if test is not None:
+            raise DataError("A task of HEST-bench has its own test sides; leave `test` out.")
+        bench = BenchCohort(sections)
+        return bench, bench.folds()
+    train = as_sections(sections, "sections")
+    if test is None:
+        made = made_folds(train, folds, allow_shared_patients=allow_shared, table_key=table_key)
+        return SectionCohort([train], table_key), made
+    held = as_sections(test, "test")
+    if not allow_shared:
+        check_split(train, held, table_key=table_key)
+    return SectionCohort([train, held], table_key), given_fold(train, held, table_key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import anndata
@@ -20,20 +21,19 @@ from sealst._errors import DataError
 from sealst._evaluation import Evaluation
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._section import Part
 from sealst._session_info import session_info
 from sealst._settings import resolve_seed, settings
-from sealst._validate import check_count, check_key, check_positive
+from sealst._validate import check_count, check_positive
 from sealst._version import __version__
 from sealst.io import HestBench
 from sealst.models import Encoder, SealModel
-from sealst.pp import Split, check_split
-from sealst.tl._embed.inputs import as_sections
+from sealst.pp import Split
 from sealst.tl._evaluate import scored_genes as scored
 from sealst.tl._evaluate.candidates import Candidate, candidate_of
-from sealst.tl._evaluate.changes import Changes
-from sealst.tl._evaluate.cohorts import BenchCohort, Cohort, SectionCohort
-from sealst.tl._evaluate.folds import check_units, given_fold, made_folds
+from sealst.tl._evaluate.changes import Changes, columns_of
+from sealst.tl._evaluate.cohorts import Cohort, cohort_of
+from sealst.tl._evaluate.curve import TrainPart, counted, curve_rows, fractions_of, joined, learned
+from sealst.tl._evaluate.folds import check_units
 from sealst.tl._evaluate.methods import predictions
 from sealst.tl._evaluate.pathway_rows import Activities
 from sealst.tl._evaluate.score_rows import FoldScorer, Results
@@ -61,6 +61,8 @@ def evaluate(
     labels: Sequence[str] = (),
     confounder: str = Keys.PATIENT,
     control: bool = False,
+    train_fractions: Sequence[float] | None = None,
+    n_draws: int = 3,
     allow_shared_patients: bool = False,
     device: str | None = None,
     table_key: str = Keys.TABLE,
@@ -122,6 +124,13 @@ def evaluate(
     control
         Whether to fit one more probe, ``"permuted + ridge"``, to training spots that got each other's expression within
         their section. It must score around 0 in every section; if it does not, the numbers beside it mean nothing.
+    train_fractions
+        Shares of the training side of every fold to learn from, such as ``[0.25, 0.5, 1]``: would more data help? The
+        recipe is trained on each part, and the probe of the frozen encoder fitted on it. Whole patients leave first,
+        until one is left, then its sections, then spots, from one side of the section. All of the training side counts
+        as well, whether 1 is named or not, and is trained once. For a recipe or a frozen encoder.
+    n_draws
+        With `train_fractions`: different parts of each size that are drawn, where there are as many.
     allow_shared_patients
         Whether a patient (or copied spots) may stand on both sides, for in-sample checks; refused otherwise.
     device
@@ -133,7 +142,8 @@ def evaluate(
 
     Returns
     -------
-    `Evaluation` with tidy frames ``.table``, ``.genes``, ``.pathways`` and maps in ``.spots``. Methods: ``"frozen +
+    `Evaluation` with tidy frames ``.table``, ``.genes``, ``.pathways``, ``.curve`` (with `train_fractions`) and maps in
+    ``.spots``. Methods: ``"frozen +
     ridge"``, ``"adapted + ridge"``, ``"seal prediction"`` (what `sealst.tl.predict` writes, where the model has a
     readout beside its head), ``"seal head"`` (the network trained with the encoder), ``"seal retrieval"`` (mean of the
     50 training spots whose expression is nearest to the image), the baselines, and the floors ``"colour + ridge"``
@@ -193,10 +203,11 @@ def evaluate(
         check_positive("near_um", near_um)
         if isinstance(sections, HestBench):
             raise DataError("`near_um` needs positions in µm; the files of HEST-bench have pixels of unknown size.")
+    fractions = fractions_of(train_fractions, n_draws, resolve_seed(seed))
     seed, seeds = resolve_seed(seed), (settings.seed,) if seeds is None else seeds
     if isinstance(seeds, int) or not len(seeds):
         raise DataError(f"`seeds` must be a list of one or more whole numbers, found {seeds!r}.")
-    cohort, made = _cohort(sections, test, folds, allow_shared_patients, table_key)
+    cohort, made = cohort_of(sections, test, folds, allow_shared_patients, table_key)
     if protocol.target == "lognorm":
         check_units(cohort.parts(), made)
     candidate = candidate_of(
@@ -208,16 +219,23 @@ def evaluate(
             # Other folds are `sl.pp.split`'s, which has looked.
             _section.refuse_twin_folds(cohort.parts(), made)
     # Before the first fold is trained: the last one may leave nothing to stop by.
+    candidate.check_folds(made)
     stopped = candidate.stopped_by(made)
+    if fractions.shares:
+        candidate.check_parts()
+    parts = fractions.plan(cohort, made)
+    candidate.stopped_by([part.fold for some in parts.values() for part in some])
     # A resource is fetched once.
     activities = Activities(None if net is None else gene_set_edges(net))
-    changes = Changes(_columns_of(labels, confounder, cohort.parts()), confounder)
+    changes = Changes(columns_of(labels, confounder, cohort.parts()), confounder)
     job = _Job(cohort, candidate, protocol, genes, activities, table_key, progress, seed, near_um, control, changes)
-    results = job.run(made, [int(s) for s in seeds] if candidate.trains else [0])
+    results = job.run(made, [int(s) for s in seeds] if candidate.trains else [0], parts)
     facts: dict[str, Any] = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
     facts |= {"seeds": list(map(int, seeds)) if candidate.trains else [], "encoder": candidate.label}
     if stopped:
         facts["stopped_by"] = stopped
+    if fractions.shares:
+        facts |= {"train_fractions": [*fractions.shares, 1.0], "n_draws": fractions.n_draws}
     facts |= {"views": protocol.views, "models": results.models}
     facts["versions"] = dict(session_info())
     return Evaluation(
@@ -226,37 +244,8 @@ def evaluate(
         pathways=pd.concat(results.pathways, ignore_index=True) if results.pathways else pd.DataFrame(),
         spots={name: anndata.concat(parts, join="inner") for name, parts in results.spots.items()},
         facts=facts,
+        curve=joined(results.curve),
     )
-
-
-def _columns_of(labels: Sequence[str], confounder: str, parts: Sequence[Part]) -> list[str]:
-    """Names of columns, which every section must have, before any crop is embedded."""
-    if isinstance(labels, str):
-        raise DataError(f"`labels` must be a list of columns of `.obs`, found {labels!r}; say `labels=[{labels!r}]`.")
-    wanted = {name for name in (*labels, confounder) if labels and name != Keys.PATIENT}
-    for part in parts:
-        for name in sorted(wanted):
-            hint = "`labels` and `confounder` name columns that every section has."
-            check_key(part.table.obs, name, where=f"`.obs` of section {part.section!r}", hint=hint)
-    return list(dict.fromkeys(labels))
-
-
-def _cohort(
-    sections: Any, test: Any, folds: str | Sequence[Split], allow_shared: bool, table_key: str
-) -> tuple[Cohort, list[Split]]:
-    if isinstance(sections, HestBench):
-        if test is not None:
-            raise DataError("A task of HEST-bench has its own test sides; leave `test` out.")
-        bench = BenchCohort(sections)
-        return bench, bench.folds()
-    train = as_sections(sections, "sections")
-    if test is None:
-        made = made_folds(train, folds, allow_shared_patients=allow_shared, table_key=table_key)
-        return SectionCohort([train], table_key), made
-    held = as_sections(test, "test")
-    if not allow_shared:
-        check_split(train, held, table_key=table_key)
-    return SectionCohort([train, held], table_key), given_fold(train, held, table_key)
 
 
 @dataclass(frozen=True)
@@ -275,8 +264,8 @@ class _Job:
     control: bool
     changes: Changes
 
-    def run(self, folds: Sequence[Split], seeds: Sequence[int]) -> Results:
-        """Score every fold with every seed."""
+    def run(self, folds: Sequence[Split], seeds: Sequence[int], parts: Mapping[str, Sequence[TrainPart]]) -> Results:
+        """Score every fold with every seed, and after learning from parts of its training side."""
         results = Results()
         shared: dict[str, SectionView] = {}
         # Models that are trained choose their own panel; otherwise one set of genes serves all folds.
@@ -286,18 +275,49 @@ class _Job:
         for fold in folds:
             for seed in seeds:
                 logger.info("fold %s%s", fold.name, f", seed {seed}" if self.candidate.trains else "")
-                if common is None:
-                    ready = self._prepared([fold], self.candidate.models(fold, seed), memory)
-                    self._score(fold, seed, ready, {}, results)
-                else:
-                    self._score(fold, seed, common, shared, results)
+                before = len(results.table)
+                ready = common or self._prepared([fold], self.candidate.models(fold, seed), memory)
+                n = self._score(fold, seed, ready, shared, results)
+                if some := parts.get(fold.name):
+                    named = {"fold": fold.name, "seed": seed}
+                    results.curve.append(curve_rows(results.table[before:], n, fraction=1.0, draw=0, **named))
+                    of_one = partial(self._of_part, fold, seed, ready, shared, memory)
+                    results.curve += learned(some, of_one, **named)
         results.add_overall(self.seed)
         return results
 
-    def _prepared(self, folds: Sequence[Split], models: Mapping[str, SealModel], memory: TrunkMemory | None) -> _Ready:
+    def _of_part(
+        self,
+        fold: Split,
+        seed: int,
+        whole: _Ready,
+        shared: dict[str, SectionView],
+        memory: TrunkMemory | None,
+        part: TrainPart,
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Rows after learning from a part of a fold's training side, and how much that was; of the fold's genes."""
+        reader, sets = whole
+        ready, out = (reader, {part.fold.name: sets[fold.name]}), Results()
+        if self.candidate.trains:
+            logger.info("fold %s", part.fold.name)
+            models = self.candidate.models(part.fold, seed, panel=reader.models[SEAL].panel)
+            names = reader.genes.genes
+            scored_here = {name: [names[i] for i in columns] for name, columns in sets[fold.name].items()}
+            ready = self._prepared([part.fold], models, memory, {part.fold.name: scored_here})
+        # A curve is of the encoder and its readouts: what else is measured of all of the training side is not repeated.
+        plain = replace(self, activities=Activities(), changes=Changes(), control=False)
+        return out.table, plain._score(part.fold, seed, ready, shared, out)
+
+    def _prepared(
+        self,
+        folds: Sequence[Split],
+        models: Mapping[str, SealModel],
+        memory: TrunkMemory | None,
+        sets: Mapping[str, scored.Sets] | None = None,
+    ) -> _Ready:
         """What folds need before their sections are looked at: a reader, and the columns of their sets of genes."""
-        panel = models["seal"].panel if models else None
-        sets = {fold.name: self._sets(fold, panel) for fold in folds}
+        panel = models[SEAL].panel if models else None
+        sets = sets or {fold.name: self._sets(fold, panel) for fold in folds}
         extra = [] if panel is not None else self.activities.genes(self.cohort.parts())
         genes = scored.universe(list(sets.values()), panel, self.protocol, extra)
         reader = SectionReader(
@@ -322,7 +342,10 @@ class _Job:
         found = self.cohort.hest_genes(self.protocol.n_genes, within)
         return {f"hest{len(found)}": found}
 
-    def _score(self, fold: Split, seed: int, ready: _Ready, shared: dict[str, SectionView], results: Results) -> None:
+    def _score(
+        self, fold: Split, seed: int, ready: _Ready, shared: dict[str, SectionView], results: Results
+    ) -> dict[str, int]:
+        """Append the scores of one fold; returns how much was learned from."""
         (reader, all_sets), wanted = ready, {*fold.train, *fold.test}
         views = dict(shared)
         views.update((v.name, v) for v in self.cohort.views(reader, wanted - set(shared)))
@@ -365,3 +388,4 @@ class _Job:
         scorer.add_retrieval(held, predicted, models, results)
         scorer.add_changes(seen, held, self.changes, results)
         results.pathways += self.activities.rows(held, predicted, genes, fold=fold.name, seed=seed, models=models)
+        return counted(seen)

@@ -117,11 +117,15 @@ def _patients(parts: Iterable[Part]) -> set[str]:
     return set(chain.from_iterable(_section.patients_of(p.table, p.rows) for p in parts))
 
 
-def picked(sections: Sequence[SpatialData], chosen: Sequence[int]) -> Sequence[SpatialData]:
-    """Some of the sections; of a collection they stay unopened."""
+def picked(
+    sections: Sequence[SpatialData], chosen: Sequence[int], *, instead: Mapping[int, SpatialData] | None = None
+) -> Sequence[SpatialData]:
+    """Some of the sections, or what stands `instead` of one; of a collection the others stay unopened."""
+    instead = instead or {}
     if isinstance(sections, Collection):
-        return sections.subset([sections.names[i] for i in chosen])
-    return [sections[i] for i in chosen]
+        names = sections.names
+        return sections.subset([names[i] for i in chosen]).replaced({names[i]: one for i, one in instead.items()})
+    return [instead[i] if i in instead else sections[i] for i in chosen]
 
 
 def check_units(parts: Sequence[Part], folds: Sequence[Split]) -> None:

@@ -62,6 +62,8 @@ class Results:
     #: what the model of a fold was made of
     models: dict[str, str] = field(default_factory=dict)
 
+    #: what was scored after learning from parts of the training side
+    curve: list[pd.DataFrame] = field(default_factory=list)
     #: gains over the frozen encoder's probe, (sections, genes), of every fold
     gains: list[dict[str, Any]] = field(default_factory=list)
 

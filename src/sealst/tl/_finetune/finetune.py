@@ -65,7 +65,7 @@ from sealst.tl._pathways.pathways import Net, gene_set_edges
 #: objects in `trainer_kwargs` that belong to one training, so that folds do without
 _OF_ONE_RUN = ("logger", "callbacks")
 #: fewer spots than this cannot be split into batches
-_MIN_SPOTS = 16
+MIN_SPOTS = 16
 
 
 @documented
@@ -319,8 +319,8 @@ def _gathered(
 ) -> tuple[Pairs, Pairs | None]:
     """Crops and expression of the training sections, and of those that are held out, if any."""
     pairs = gather_pairs(train, panel, spec, table_key=table_key, folder=work / "train", wider=wider)
-    if len(pairs) < _MIN_SPOTS:
-        raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {_MIN_SPOTS} are needed to train.")
+    if len(pairs) < MIN_SPOTS:
+        raise DataError(f"Only {len(pairs)} spots have a usable crop; at least {MIN_SPOTS} are needed to train.")
     if not held:
         return pairs, None
     others = gather_pairs(held, panel, spec, table_key=table_key, folder=work / "held_out")
