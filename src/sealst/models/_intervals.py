@@ -154,9 +154,7 @@ def read_intervals(path: Path, *, model: str, genes: Sequence[str]) -> Intervals
     values = np.array([[getattr(row, name) for row in found] for name in _COLUMNS[1:]], dtype=float)
     some, every = (test(np.isfinite(values), axis=0) for test in (np.any, np.all))
     if (some != every).any() or (np.diff(values[2:], axis=0) < 0).any():
-        raise CheckpointError(
-            f"{where} is damaged: a gene must have all numbers or none, which rise with the share."
-        )
+        raise CheckpointError(f"{where} is damaged: a gene must have all numbers or none, which rise with the share.")
     spread = Spread(values[0], values[1], values[2:])
     return Intervals(spread, tuple(genes), facts.model, facts.held_out, facts.n_held_out, facts.readout, facts.views)
 
