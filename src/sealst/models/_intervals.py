@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from sealst._core.scores.intervals import LEVELS, Residuals, Spread, fit_intervals
+from sealst._core.scores.intervals import LEVELS, MOST, Residuals, Spread, fit_intervals
 from sealst._core.scores.reliability import HELD_OUT, PATIENTS, SECTIONS
 from sealst._errors import CheckpointError
-from sealst._given.schema import Count, Name, NotNegative, Stored, one_of
+from sealst._given.schema import Count, Name, Stored, one_of
 from sealst._html import text_as_html
-from sealst.models._stored_table import check_columns, numbers_of, place_of, read_facts, table_text
+from sealst.models._stored_table import numbers_of, place_of, read_table, table_text
 
 INTERVALS_FILE = "intervals.tsv"
 #: a column for each of the levels
-_REACH = {f"reach_{100 * level:g}": level for level in LEVELS}
+_REACH = [f"reach_{100 * level:g}" for level in LEVELS]
 _COLUMNS = ("name", "constant", "slope", *_REACH)
+
+_Finite = Annotated[float, Field(ge=0, le=MOST)]
 
 
 class _Facts(Stored):
@@ -36,12 +39,12 @@ class _Row(Stored):
     """A row of the table; what is not known is None."""
 
     name: Name
-    constant: NotNegative | None
-    slope: NotNegative | None
-    reach_50: NotNegative | None
-    reach_80: NotNegative | None
-    reach_90: NotNegative | None
-    reach_95: NotNegative | None
+    constant: _Finite | None
+    slope: _Finite | None
+    reach_50: _Finite | None
+    reach_80: _Finite | None
+    reach_90: _Finite | None
+    reach_95: _Finite | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -141,13 +144,12 @@ def written_intervals(intervals: Intervals) -> str:
 def read_intervals(path: Path, *, model: str, genes: Sequence[str]) -> Intervals:
     """What `written_intervals` wrote, checked to be of the model with this fingerprint and these genes."""
     where = place_of(path)
-    facts, rows, header = read_facts(path, _Facts)
+    facts, rows = read_table(path, _Facts, _COLUMNS)
     if facts.model != model:
         raise CheckpointError(
             f"{where} is of the model {facts.model}, not of {model}, which lies beside it. Remove the file; the model "
             "then has no intervals."
         )
-    check_columns(header, _COLUMNS, where)
     found = [_Row.of(cells | numbers_of(cells, _COLUMNS[1:], place), where=place) for cells, place in rows]
     if [row.name for row in found] != list(map(_plain, genes)):
         raise CheckpointError(f"{where} is damaged: its {len(found)} rows are not the {len(genes)} genes of the panel.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +21,8 @@ def table_text(facts: Mapping[str, Any], columns: Sequence[str], rows: Iterable[
     return "\n".join([*lines, "\t".join(columns), *map("\t".join, cells)]) + "\n"
 
 
-def read_facts(path: Path, facts: type[S]) -> tuple[S, Iterator[tuple[dict[str, str], str]], list[str]]:
-    """What the lines above a table say, the cells of its rows with where they stand, and the names of its columns."""
+def read_table(path: Path, facts: type[S], columns: Sequence[str]) -> tuple[S, list[tuple[dict[str, str], str]]]:
+    """What the lines above a table say, and the cells of its rows by `columns`, each with where it stands."""
     lines = read_text(path, kind=CheckpointError, most=TABLE_BYTES).rstrip("\n").split("\n")
     n_facts = next((i for i, line in enumerate(lines) if not line.startswith("# ")), len(lines))
     where = place_of(path)
@@ -32,14 +32,10 @@ def read_facts(path: Path, facts: type[S]) -> tuple[S, Iterator[tuple[dict[str, 
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is damaged: {str(error)[:200]}") from error
     header, *rows = [line.split("\t") for line in lines[n_facts:]] or [[]]
-    cells = ((dict(zip(header, row, strict=False)), f"{where}, row {i}") for i, row in enumerate(rows, 1))
-    return facts.of(stated, where=where), cells, header
-
-
-def check_columns(header: Sequence[str], columns: Sequence[str], where: str) -> None:
-    """Raise where a table lacks a column."""
+    found = facts.of(stated, where=where)
     if absent := [name for name in columns if name not in header]:
         raise CheckpointError(f"{where} is damaged: it has no column {absent[0]!r}.")
+    return found, [(dict(zip(header, row, strict=False)), f"{where}, row {i}") for i, row in enumerate(rows, 1)]
 
 
 def numbers_of(cells: Mapping[str, str], names: Sequence[str], where: str, kind: type = float) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def inside(spread, part, level):
 def test_many_patients_are_held_as_often_as_is_said():
     spread = fit_intervals(cohort(0, 40))
     found = [held(spread, cohort(1, 60), level) for level in LEVELS]
-    np.testing.assert_allclose([one.mean() for one in found], LEVELS, atol=0.02)
+    np.testing.assert_allclose([one.mean() for one in found], LEVELS, atol=0.03)
     # Not of all genes: of those that are seldom seen one count more decides.
     assert np.quantile(found[2].mean(axis=0), 0.1) > 0.85
 

@@ -37,8 +37,8 @@ _LEAST = 1e-6
 #: what held-out spots need, relative to the quantile of the others, is counted by its logarithm: range and bins
 _RANGE, _N_BINS = 8.0, 3200
 _WIDTH = 2 * _RANGE / _N_BINS
-#: further than this, as a logarithm, no interval is made wider
-_MOST = 20.0
+#: further than this, as a logarithm, no interval is made wider, and no number of a spread is larger
+_MOST, MOST = 20.0, 1e12
 #: values of a block of genes
 _BLOCK = 2**21
 
@@ -144,7 +144,7 @@ def fit_intervals(residuals: Sequence[Residuals], *, by: str = "patient") -> Spr
         raise DataError(f"No gene is measured in {MIN_UNITS} of the held-out {by}s, but in {n}.")
     wider = np.array([_next_unit(counts[:, i], level) for i, level in enumerate(LEVELS)])
     # What a higher share needs is no less.
-    reach = np.maximum.accumulate(reach * np.exp(wider)[:, None], axis=0)
+    reach = np.maximum.accumulate(reach * np.exp(wider)[:, None], axis=0).clip(max=MOST)
     return Spread(constant, slope, reach)
 
 

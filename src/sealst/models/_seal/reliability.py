@@ -26,7 +26,7 @@ from sealst._core.scores.reliability import (
 from sealst._errors import CheckpointError
 from sealst._given.schema import Name, Names, Number, Share, Stored, one_of
 from sealst._html import text_as_html
-from sealst.models._stored_table import check_columns, numbers_of, place_of, read_facts, table_text
+from sealst.models._stored_table import numbers_of, place_of, read_table, table_text
 
 RELIABILITY_FILE = "reliability.tsv"
 #: what models say that have none
@@ -147,13 +147,12 @@ def written(reliability: Reliability) -> str:
 def read_reliability(path: Path, *, model: str) -> Reliability:
     """What `written` wrote, checked to be of the model with this fingerprint."""
     where = place_of(path)
-    facts, rows, header = read_facts(path, _Facts)
+    facts, rows = read_table(path, _Facts, _COLUMNS)
     if facts.model != model:
         raise CheckpointError(
             f"{where} is of the model {facts.model}, not of {model}, which lies beside it. Remove the file; the model "
             "then says that its reliability is unknown."
         )
-    check_columns(header, _COLUMNS, where)
     frame = pd.DataFrame([_row(cells, place).model_dump() for cells, place in rows], columns=list(_COLUMNS))
     frame = frame.astype(dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, np.int64) | {BETTER: bool})
     return Reliability(frame, facts.model, facts.held_out, facts.patients, facts.sections)
