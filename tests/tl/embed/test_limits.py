@@ -95,7 +95,9 @@ def test_what_was_not_measured_is_refused_before_anything_is_embedded(ready, lim
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("sealst.tl._embed.predict.embed_watched", lambda *a, **k: pytest.fail("crops were embedded"))
         for wrong in (0.85, 1, 90, True, "high", float("nan")):
-            with pytest.raises(sl.DataError, match="`intervals` must be one of 0.5, 0.8, 0.9, 0.95, found"):
+            with pytest.raises(
+                sl.DataError, match="`intervals` is a share of spots, one of 0.5, 0.8, 0.9, 0.95; found"
+            ):
                 sl.tl.predict(sdata, limited, intervals=wrong)
         with pytest.raises(sl.DataError, match=r"measured for the readout '\w+', not for 'head'"):
             sl.tl.predict(sdata, limited, intervals=0.9, readout="head")

@@ -14,7 +14,7 @@ from sealst._core.scores.reliability import BETTER
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._validate import check_choice, listed
+from sealst._validate import listed, shown
 from sealst.models import SealModel
 from sealst.models._intervals import Intervals
 
@@ -111,7 +111,9 @@ def intervals_for(model: SealModel, table: AnnData, readout: str, coverage: floa
             "`intervals` asks for what held-out patients showed, but this model has none. Train on three patients or "
             "more with `sl.tl.finetune(..., crossfit='patient')`."
         )
-    check_choice("intervals", coverage, known.levels)
+    if isinstance(coverage, bool | str) or coverage not in known.levels:
+        levels = ", ".join(f"{level:g}" for level in known.levels)
+        raise DataError(f"`intervals` is a share of spots, one of {levels}; found {shown(coverage)}.")
     if not table.n_vars:
         raise DataError(
             "Intervals hold for the measured expression of single spots, and tiles of a slide are none: they have "

@@ -234,6 +234,8 @@ class FoldScorer:
             inside = (view.measured >= low) & (view.measured <= high)
             for name, members in self.sets.items():
                 kept = members[view.known[members] & np.isfinite(high[:, members]).all(axis=0)]
+                if not len(kept):
+                    continue
                 found = {"coverage": inside[:, kept].mean(axis=0), "width": (high - low)[:, kept].mean(axis=0)}
                 self._means(view, method, "", name, found, out)
 
