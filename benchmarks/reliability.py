@@ -1,4 +1,4 @@
-"""Does the reliability that a model keeps say what further patients show, and what does it cost?
+"""Do reliability, intervals and novelty, which a model keeps, say what further patients show, and what do they cost?
 
 Eight synthetic patients, each with its own stain, level of genes and hidden programs that the picture knows nothing
 about. A model is trained with cross-fitting on the first four and predicts the others, which nothing was learned from.
@@ -10,11 +10,15 @@ Printed and, with `--out`, written:
 - how often the mean r on the others lies in the interval (95 %) of the gene. Both sides are four patients, so that an
   interval that holds for the mean of all patients is left more often than that;
 - of the genes called better than chance, how many are below 0 on the others;
+- how often intervals of 50 to 95 % hold what the four others are measured to have, by patient, and how wide they are;
+- AUROC of novelty, over spots and over sections: the others in another stain, enlarged and reduced (at a scale that
+  nothing tells) against the others as they are; and false alarms, of the others as they are;
 - seconds of a training from nothing, of one that finds its tokens, and of one that finds them and is cross-fitted.
 
     python benchmarks/reliability.py [--out FILE] [--encoder NAME] [--size-um 2000] [--px 112] [--epochs 10]
-        [--genes 400] [--seed 0]
+        [--genes 400] [--seed 0] [--once]
 
+`--once` leaves out the two trainings without cross-fitting, and so what it costs.
 The default encoder is the ViT-S/14 of 8 blocks in the folder that SEALST_SHARED names (default ../shared).
 """
 
@@ -25,13 +29,14 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Before torch is imported: threads that wait by spinning, beside other work on the machine, are 20 times as slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import sealst as sl
@@ -44,10 +49,13 @@ N_PATIENTS, N_TRAIN = 8, 4
 def cohort(args: argparse.Namespace) -> list[Any]:
     """Sections with crops and layers, one of each patient."""
     sections = sl.datasets.synthetic(N_PATIENTS, size_um=args.size_um, mpp=1.0, n_genes=args.genes, seed=args.seed)
-    for sdata in sections:
-        sl.pp.pair_crops(sdata, crop_um=112, crop_px=args.px)
-        sl.pp.normalize(sdata)
-    return sections
+    return [prepared(sdata, args.px) for sdata in sections]
+
+
+def prepared(sdata: Any, px: int) -> Any:
+    sl.pp.pair_crops(sdata, crop_um=112, crop_px=px)
+    sl.pp.normalize(sdata)
+    return sdata
 
 
 def timed(**options: Any) -> tuple[Any, float, float]:
@@ -57,15 +65,107 @@ def timed(**options: Any) -> tuple[Any, float, float]:
     return model, time.perf_counter() - clock, time.process_time() - busy
 
 
-def shown_by(model: Any, sections: list[Any]) -> pd.Series:
-    """Mean over sections of Pearson within them, by gene, of what the model predicts."""
-    genes, found = list(model.panel.genes), []
-    for sdata in sections:
-        sl.tl.predict(sdata, model)
-        table = sdata.tables["table"]
-        measured = pd.DataFrame(table[:, genes].layers["lognorm"].toarray(), index=table.obs_names, columns=genes)
-        found.append(table.obsm["seal_expression"][genes].corrwith(measured))
-    return pd.concat(found, axis=1).mean(axis=1)
+class Shown(NamedTuple):
+    """What a section that nothing was learned from shows."""
+
+    patient: str
+    #: Pearson by gene, and by share the spots inside of intervals (spots, genes) and their mean width
+    pearson: pd.Series
+    inside: dict[float, np.ndarray]
+    width: dict[float, float]
+    #: percentiles of the spots, and of the section
+    spots: np.ndarray
+    section: float
+
+
+def shown_by(model: Any, sdata: Any) -> Shown:
+    """What a section shows beside what the model predicts for it."""
+    table, genes = sdata.tables["table"], list(model.panel.genes)
+    inside, width = {}, {}
+    for share in model.intervals.levels:
+        sl.tl.predict(sdata, model, intervals=share)
+        kept = table.obsm["seal_expression"].notna().all(axis=1).to_numpy()
+        low, high = (table.obsm[f"seal_expression_{side}"][genes].to_numpy()[kept] for side in ("low", "high"))
+        measured = table[kept, genes].layers["lognorm"].toarray()
+        inside[share] = (low <= measured) & (measured <= high)
+        width[share] = float((high - low).mean())
+    predicted = table.obsm["seal_expression"][genes][kept]
+    r = predicted.corrwith(pd.DataFrame(measured, index=predicted.index, columns=genes))
+    return Shown(str(table.obs["patient"].iloc[0]), r, inside, width, *novelty(table))
+
+
+def novelty(table: Any) -> tuple[np.ndarray, float]:
+    """Percentiles of the spots of a section, and of the section as a whole."""
+    whole = table.uns["sealst"]["embed"]["X_seal"]["novelty"]["percentile"]
+    return table.obs["seal_novelty"].dropna().to_numpy(), float(whole[0])
+
+
+def altered(sdata: Any, name: str, px: int, *, picture: Any = None, factor: float = 1.0) -> Any:
+    """The section with another picture, or enlarged by a factor that its scale does not tell."""
+    table = sdata.tables["table"]
+    pixels = np.moveaxis(full_picture(sdata), 0, 2)
+    if picture is not None:
+        pixels = picture(pixels)
+    if factor != 1:
+        side = round(pixels.shape[0] * factor)
+        pixels = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+    made = sl.io.from_arrays(
+        np.ascontiguousarray(pixels), table.X, table.obsm["spatial"] * factor, genes=list(table.var_names), mpp=1.0,
+        spot_um=55.0, section=name, patient=name,
+    )  # fmt: skip
+    return prepared(made, px)
+
+
+def full_picture(sdata: Any) -> np.ndarray:
+    """Pixels (channels, y, x) of the only picture, at full resolution."""
+    (image,) = sdata.images.values()
+    return np.asarray(image["scale0"]["image"].to_numpy())
+
+
+def stained(pixels: np.ndarray) -> np.ndarray:
+    """Another stain: less red is absorbed and more blue."""
+    density = -np.log((pixels.astype(np.float32) + 1) / 256) * np.array([0.5, 0.9, 1.7], dtype=np.float32)
+    return (256 * np.exp(-density) - 1).clip(0, 255).astype(np.uint8)
+
+
+#: how sections are altered
+ALTERED: dict[str, dict[str, Any]] = {
+    "another stain": {"picture": stained},
+    "enlarged twice": {"factor": 2.0},
+    "reduced by half": {"factor": 0.5},
+}
+
+
+def of_novelty(model: Any, sections: list[Any], known: list[Shown], px: int) -> dict[str, float]:
+    """How well novelty tells altered sections from those as they are."""
+    spots, whole = np.concatenate([one.spots for one in known]), [one.section for one in known]
+    found = {"novelty, false alarms (spots)": float((spots > 0.95).mean())}
+    found["novelty, false alarms (sections)"] = float((np.array(whole) > 0.95).mean())
+    for kind, how in ALTERED.items():
+        others = [altered(sdata, f"{kind} {i}", px, **how) for i, sdata in enumerate(sections)]
+        for sdata in others:
+            sl.tl.embed(sdata, model, views=1)
+        new = [novelty(sdata.tables["table"]) for sdata in others]
+        sides = {"spots": (spots, np.concatenate([one for one, _ in new]))}
+        sides["sections"] = (np.array(whole), np.array([one for _, one in new]))
+        for what, (before, after) in sides.items():
+            truth = np.repeat([0, 1], [len(before), len(after)])
+            found[f"novelty, AUROC of {kind} ({what})"] = roc_auc_score(truth, np.concatenate([before, after]))
+    return found
+
+
+def of_intervals(known: list[Shown]) -> pd.DataFrame:
+    """Share of values that lie inside, by patient and share that is asked for, and the mean width."""
+    rows = {}
+    for share in known[0].inside:
+        held = {one.patient: one.inside[share].mean() for one in known}
+        by_gene = np.concatenate([one.inside[share] for one in known]).mean(axis=0)
+        rows[f"{share:.0%}"] = held | {
+            "all": np.mean([*held.values()]),
+            "a tenth of the genes below": np.quantile(by_gene, 0.1),
+            "width": np.mean([one.width[share] for one in known]),
+        }
+    return pd.DataFrame(rows).T
 
 
 def programs(sdata: Any) -> pd.Series:
@@ -110,22 +210,32 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--genes", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--once", action="store_true")
     args = parser.parse_args()
     sections = cohort(args)
     train, others = sections[:N_TRAIN], sections[N_TRAIN:]
     options: dict[str, Any] = {"sections": train, "encoder": args.encoder, "seed": args.seed, "n_genes": args.genes}
     options["params"] = {"epochs": args.epochs, "cache": "trunk"}
+    seconds: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as cache, sl.settings.override(cache_dir=cache):
-        _, first, first_busy = timed(**options)
-        _, again, again_busy = timed(**options)
-        model, folds, folds_busy = timed(**options, crossfit="patient")
-    found = report(model, shown_by(model, others), programs(sections[0]))
-    seconds = {"from nothing": (first, first_busy), "tokens there": (again, again_busy)}
-    for name, (clock, busy) in (seconds | {"tokens there, cross-fitted": (folds, folds_busy)}).items():
-        found[f"seconds, {name}"], found[f"seconds of the processor, {name}"] = clock, busy
-    found["cross-fitting / training from nothing (processor)"] = (folds_busy - again_busy) / first_busy
-    found["cross-fitting / training on tokens (processor)"] = (folds_busy - again_busy) / again_busy
-    text = "\n".join([str(model), "", *(f"{name:52} {value:10.3f}" for name, value in found.items())])
+        for name in () if args.once else ("from nothing", "tokens there"):
+            _, *seconds[name] = timed(**options)
+        model, *seconds["cross-fitted"] = timed(**options, crossfit="patient")
+    known = [shown_by(model, sdata) for sdata in others]
+    mean = pd.concat([one.pearson for one in known], axis=1).mean(axis=1)
+    found = report(model, mean, programs(sections[0])) | of_novelty(model, others, known, args.px)
+    if not args.once:
+        for name, (clock, busy) in seconds.items():
+            found[f"seconds, {name}"], found[f"seconds of the processor, {name}"] = clock, busy
+        first, again, folds = (busy for _, busy in seconds.values())
+        found["cross-fitting / training from nothing (processor)"] = (folds - again) / first
+        found["cross-fitting / training on tokens (processor)"] = (folds - again) / again
+    setting = f"trained on {N_TRAIN} of {N_PATIENTS} patients: " + ", ".join(
+        f"{name} {getattr(args, name)}" for name in ("size_um", "px", "epochs", "genes", "seed")
+    )
+    intervals = of_intervals(known).to_string(float_format="{:.3f}".format)
+    numbers = "\n".join(f"{name:52} {value:10.3f}" for name, value in found.items())
+    text = "\n\n".join([setting, str(model), numbers, f"coverage of intervals\n{intervals}"])
     print(text)
     if args.out is not None:
         args.out.write_text(text + "\n")

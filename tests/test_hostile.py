@@ -437,6 +437,13 @@ add(
     reliability_of_another=file_of_model(
         "reliability.tsv", b'# model: "0"\n# held_out: "patients"\n# patients: []\n# sections: []\nname\n'
     ),
+    intervals_no_text=file_of_model("intervals.tsv", b"\xff" * 100),
+    intervals_empty=file_of_model("intervals.tsv", b""),
+    intervals_nested=file_of_model("intervals.tsv", b"# model: " + DEEP.encode()),
+    intervals_of_another=file_of_model(
+        "intervals.tsv",
+        b'# model: "0"\n# held_out: "patients"\n# n_held_out: 3\n# readout: "ridge"\n# views: 8\nname\n',
+    ),
     history_no_text=file_of_model("history.csv", b"\xff" * 100),
     history_empty=file_of_model("history.csv", b""),
     history_of_words=file_of_model("history.csv", b"stage,train_loss\nalign,much\n"),

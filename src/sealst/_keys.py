@@ -60,6 +60,11 @@ class Keys:
         return Keys.PATHWAYS if expression_key == Keys.EXPRESSION else Keys.related(expression_key, "pathways")
 
     @staticmethod
+    def limits(expression_key: str) -> tuple[str, str]:
+        """Lower and upper limits of predicted expression, by the slot of that expression."""
+        return Keys.related(expression_key, "low"), Keys.related(expression_key, "high")
+
+    @staticmethod
     def image(section: str) -> str:
         """Image element of a section."""
         return f"{section}_he"

@@ -20,7 +20,7 @@ from sealst.cli._types import AutoNumber
 )
 @opt.model_options()
 @options_of(
-    "tl.predict", "genes", "net", "method", "readout", "min_reliability", "views", "key_added",
+    "tl.predict", "genes", "net", "method", "readout", "min_reliability", "intervals", "views", "key_added",
     net={"help": f"Score pathways on the predicted panel too. {opt.net_help}"},
     readout={"help": "head, or what was fitted behind the encoder; default what held-out sections chose."},
     views={"type": AutoNumber(), "sentences": 2},

@@ -355,6 +355,8 @@ _METRICS = {
     "pearson_difference": "Gain in Pearson r over frozen",
     "lost_genes": "Share of genes worse than frozen",
     "calibration_slope": "Calibration slope",
+    "coverage": "Share of spots in 90 % intervals",
+    "width": "Width of 90 % intervals",
 }
 
 

@@ -96,11 +96,39 @@ def test_what_is_scored_is_what_predict_writes(crossfitted, toy_section):
     np.testing.assert_allclose(model.reliability.genes["pearson"], np.mean(r, axis=0), atol=1e-6)
 
 
+def test_intervals_hold_spots_of_further_patients(crossfitted, toy_section):
+    model, folds = crossfitted
+    known = model.intervals
+    assert (known.model, known.held_out, known.n_held_out) == (model.fingerprint, "patients", 4)
+    assert (known.readout, known.views, known.genes) == (model.readouts[0], 8, model.panel.genes)
+    assert known.known.all()
+    assert all(fold.intervals is None for fold in folds)
+    genes, found = list(model.panel.genes), {}
+    others = [section(toy_section, i) for i in range(10, 14)]
+    for level in known.levels:
+        for sdata in others:
+            sl.tl.predict(sdata, model, intervals=level)
+            table = sdata.tables["table"]
+            measured = table[:, genes].layers["lognorm"].toarray()
+            low, high = (table.obsm[f"seal_expression_{side}"].to_numpy() for side in ("low", "high"))
+            found.setdefault(level, []).append(((low <= measured) & (measured <= high)).mean())
+    assert [np.mean(one) for one in found.values()] == pytest.approx(known.levels, abs=0.06)
+
+
+def test_two_patients_give_no_intervals(toy_section, finetune):
+    model = finetune(cohort(toy_section, 2), params=FEW, readout="head", crossfit="patient")
+    assert model.reliability is not None
+    assert model.intervals is None
+    with pytest.raises(sl.DataError, match="this model has none. Train on three patients or more"):
+        sl.tl.predict(section(toy_section, 5), model, intervals=0.9)
+
+
 def test_the_model_is_the_one_without_crossfit(crossfitted, toy_section, finetune, fast):
     model, _ = crossfitted
     plain = finetune(cohort(toy_section, 4), params=fast)
     assert plain.fingerprint == model.fingerprint
     assert plain.reliability is None
+    assert plain.intervals is None
 
 
 def test_a_stopped_run_goes_on_where_it_was(toy_section, finetune, tmp_path, monkeypatch):

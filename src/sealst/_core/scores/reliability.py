@@ -19,6 +19,9 @@ GENE, MEAN_OF, ACTIVITY = KINDS = ("gene", "genes", "pathway")
 NUMBERS = ("pearson", "low", "high", "ceiling", "explained", "slope", "pvalue", "padj")
 COUNTS = ("n_patients", "n_sections", "n_spots")
 BETTER = "better_than_chance"
+#: what may be held out, by what folds are made of
+PATIENTS, SECTIONS = "patients", "sections"
+HELD_OUT = {"patient": PATIENTS, "section": SECTIONS}
 #: expected share of genes called better than chance that are not
 FALSE_DISCOVERIES = 0.05
 #: samples of spots of every section, and of patients

@@ -202,6 +202,7 @@ def _facts(model: SealNet) -> str:
         "Genes in training": f"{len(model.panel)}, log1p-CP10k",
         "Predicts by": _readout(model),
         "Reliability": _line(UNKNOWN if model.reliability is None else model.reliability.summary()),
+        "Intervals on new patients": _line("unknown" if model.intervals is None else model.intervals.summary()),
         "Novelty of other sections": _line("unknown" if model.novelty is None else model.novelty.summary()),
         "Training sections": _line(", ".join(map(str, training.get("sections", [])))) or unknown,
         "Training patients": _line(", ".join(map(str, training.get("patients", [])))) or unknown,

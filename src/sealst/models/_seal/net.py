@@ -22,6 +22,7 @@ from sealst._html import text_as_html
 from sealst.models._adapters import Adapter, add_adapter
 from sealst.models._encoders.encoder import Encoder, ImageModel, base_name, plain_key
 from sealst.models._genes import GeneEncoder, GeneEncoderParams
+from sealst.models._intervals import Intervals
 from sealst.models._novelty import Novelty
 from sealst.models._seal.heads import HeadParams, ProjectionParams, image_head
 from sealst.models._seal.readout import FIELDS, HEAD, Readout, check_readout
@@ -94,6 +95,8 @@ class SealNet(nn.Module):
         self.reliability: Reliability | None = None
         # what training looked like, by which other sections are told from it; None where that was not kept
         self.novelty: Novelty | None = None
+        # how far single spots of new patients may lie from predictions; None where nothing is known of it
+        self.intervals: Intervals | None = None
         self.eval()
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +11,26 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from sealst._core.scores.reliability import BETTER, COUNTS, GENE, KINDS, NUMBERS, SectionScores, reliability_table
+from sealst._core.scores.reliability import (
+    BETTER,
+    COUNTS,
+    GENE,
+    HELD_OUT,
+    KINDS,
+    NUMBERS,
+    PATIENTS,
+    SECTIONS,
+    SectionScores,
+    reliability_table,
+)
 from sealst._errors import CheckpointError
-from sealst._files import TABLE_BYTES, read_text
 from sealst._given.schema import Finite, Name, Names, Number, Share, Stored, one_of
 from sealst._html import text_as_html
+from sealst.models._stored_table import place_of, read_table, table_text
 
 RELIABILITY_FILE = "reliability.tsv"
 #: what models say that have none
 UNKNOWN = "unknown (nothing was held out; see `crossfit` of `sl.tl.finetune`)"
-#: what may be held out
-PATIENTS, SECTIONS = "patients", "sections"
-_HELD_OUT = {"patient": PATIENTS, "section": SECTIONS}
 _COLUMNS = ("name", "kind", *NUMBERS, BETTER, *COUNTS)
 
 _Correlation = Annotated[float, Field(ge=-1, le=1)]
@@ -123,47 +130,29 @@ def reliability_of(
     return Reliability(
         table=table.assign(name=[" ".join(name.split()) for name in table["name"]]),
         model=model,
-        held_out=_HELD_OUT[by],
+        held_out=HELD_OUT[by],
         patients=tuple(sorted({one.patient for one in scores})),
         sections=tuple(one.section for one in scores),
     )
 
 
 def written(reliability: Reliability) -> str:
-    """The text of its file: lines ``# key: value``, then a tab-separated table in which unknown values are empty."""
+    """The text of its file, see `table_text`."""
     facts = {"model": reliability.model, "held_out": reliability.held_out}
     lists = {"patients": list(reliability.patients), "sections": list(reliability.sections)}
-    lines = [f"# {key}: {json.dumps(value)}" for key, value in (facts | lists).items()]
-    rows = reliability.table[list(_COLUMNS)].itertuples(index=False)
-    # Numbers in full, so that reading gives back the same.
-    cells = [["" if v != v else repr(v) if isinstance(v, float) else str(v) for v in row] for row in rows]
-    return "\n".join([*lines, "\t".join(_COLUMNS), *map("\t".join, cells)]) + "\n"
+    return table_text(facts | lists, _COLUMNS, reliability.table[list(_COLUMNS)].itertuples(index=False))
 
 
 def read_reliability(path: Path, *, model: str) -> Reliability:
     """What `written` wrote, checked to be of the model with this fingerprint."""
-    lines = read_text(path, kind=CheckpointError, most=TABLE_BYTES).rstrip("\n").split("\n")
-    n_facts = next((i for i, line in enumerate(lines) if not line.startswith("# ")), len(lines))
-    where = f"{path.name} in {str(path.parent)!r}"
-    facts = _Facts.of(_facts(lines[:n_facts], where), where=where)
+    where = place_of(path)
+    facts, rows = read_table(path, _Facts, _COLUMNS)
     if facts.model != model:
         raise CheckpointError(
             f"{where} is of the model {facts.model}, not of {model}, which lies beside it. Remove the file; the model "
             "then says that its reliability is unknown."
         )
-    header, *rows = [line.split("\t") for line in lines[n_facts:]] or [[]]
-    if absent := [name for name in _COLUMNS if name not in header]:
-        raise CheckpointError(f"{where} is damaged: it has no column {absent[0]!r}.")
-    named = [dict(zip(header, row, strict=False)) for row in rows]
-    found = [_Row.of(cells, where=f"{where}, row {i}", cells=True) for i, cells in enumerate(named, 1)]
+    found = [_Row.of(cells, where=place, cells=True) for cells, place in rows]
     frame = pd.DataFrame([one.model_dump() for one in found], columns=list(_COLUMNS))
     frame = frame.astype(dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, np.int64) | {BETTER: bool})
     return Reliability(frame, facts.model, facts.held_out, facts.patients, facts.sections)
-
-
-def _facts(lines: Sequence[str], where: str) -> dict[str, Any]:
-    try:
-        pairs = [line.removeprefix("# ").split(": ", 1) for line in lines]
-        return {key: json.loads(value) for key, value in pairs}
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is damaged: {str(error)[:200]}") from error

@@ -38,6 +38,9 @@ class SealModel(SealNet):
         Training log, one row per epoch.
     reliability
         How far predictions can be believed, see `Reliability`; None where that is unknown.
+    intervals
+        How far single spots of new patients may lie from what is predicted, for ``intervals=`` of `sealst.tl.predict`;
+        None where that is unknown.
     novelty
         What training looked like; by it `sealst.tl.embed` says how unlike a section is. None in models from before.
     """

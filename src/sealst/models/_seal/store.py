@@ -42,6 +42,7 @@ from sealst.models._encoders.records import REGISTRY
 from sealst.models._encoders.spec import EncoderSpec
 from sealst.models._folder import FILES, check_complete
 from sealst.models._genes import resolve_gene_encoder
+from sealst.models._intervals import INTERVALS_FILE, read_intervals, written_intervals
 from sealst.models._novelty import NOVELTY_FILE, Novelty, NoveltyFacts
 from sealst.models._seal.bases import find_base, remember_base
 from sealst.models._seal.card import model_card, public_name
@@ -141,11 +142,12 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
     spec, encoder = model.encoder.spec, model.encoder
     included = include_base or not spec.pretrained
     fingerprint = model.fingerprint
-    if model.reliability is not None and model.reliability.model != fingerprint:
-        raise CheckpointError(
-            f"`model.reliability` is of the model {model.reliability.model}, but the weights are now those of "
-            f"{fingerprint}. Measure it again, or set it to None, which says that it is unknown."
-        )
+    for name in ("reliability", "intervals"):
+        if (known := getattr(model, name)) is not None and known.model != fingerprint:
+            raise CheckpointError(
+                f"`model.{name}` is of the model {known.model}, but the weights are now those of {fingerprint}. "
+                "Measure it again, or set it to None, which says that it is unknown."
+            )
     if model.novelty is not None and model.novelty.images != model.image_fingerprint:
         raise CheckpointError(
             "`model.novelty` is of embeddings before the adapter was trained on. Set it to None, which says that it is "
@@ -186,6 +188,8 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
             model.history.to_csv(work / "history.csv", index=False)
         if model.reliability is not None:
             write_text(work / RELIABILITY_FILE, written(model.reliability))
+        if model.intervals is not None:
+            write_text(work / INTERVALS_FILE, written_intervals(model.intervals))
         if model.novelty is not None:
             model.novelty.save(work / NOVELTY_FILE)
         (work / "README.md").write_text(model_card(model), encoding="utf-8")
@@ -209,6 +213,8 @@ def read_model(
         model.history = _history(log)
     if (reliability := folder / RELIABILITY_FILE).is_file():
         model.reliability = read_reliability(reliability, model=config.fingerprint)
+    if (intervals := folder / INTERVALS_FILE).is_file():
+        model.intervals = read_intervals(intervals, model=config.fingerprint, genes=model.panel.genes)
     if config.novelty is not None:
         images = model.image_fingerprint
         model.novelty = Novelty.load(folder / NOVELTY_FILE, config.novelty, dim=model.dim, images=images)

@@ -20,8 +20,16 @@ from sealst._section import Data, PairedTable, for_writing
 from sealst._validate import as_columns, check_slot
 from sealst.models import SealModel
 from sealst.tl._embed.embed import Made, embed_fields, embed_watched, merged, stored_embedding, write_embedding
-from sealst.tl._embed.inputs import check_model
-from sealst.tl._embed.trust import believed, better_genes, reliability_entry, tell
+from sealst.tl._embed.inputs import check_model, views_of
+from sealst.tl._embed.trust import (
+    believed,
+    better_genes,
+    check_views,
+    intervals_for,
+    reliability_entry,
+    tell,
+    write_limits,
+)
 from sealst.tl._pathways.pathways import score_sets, write_pathways
 
 
@@ -35,6 +43,7 @@ def predict(
     method: str = "ulm",
     readout: str | None = None,
     min_reliability: float | None = None,
+    intervals: float | None = None,
     views: int | str = "auto",
     key_added: str = Keys.EXPRESSION,
     region: str | Sequence[str] | None = None,
@@ -69,6 +78,10 @@ def predict(
     min_reliability
         Leave out genes whose Pearson on held-out patients is lower, see `sealst.models.Reliability`; gene sets are
         then scored on the others alone.
+    intervals
+        Share of spots of further patients that limits beside the predictions are to hold: 0.5, 0.8, 0.9 or 0.95. Of
+        models that were cross-fitted on three patients or more, for the readout that predicts by default and means over
+        eight views; not for tiles of slides.
     views
         Over how many flips and rotations of each crop embeddings are averaged, 1 to 8. ``"auto"`` takes the embeddings
         that are there, else it is 8 for spots and 1 for tiles of slides.
@@ -88,11 +101,15 @@ def predict(
 
     - ``.obsm["seal_expression" | key_added]``: DataFrame (n_obs, genes), float32, log1p-CP10k, named genes; NaN for
       spots without a crop. ``/`` in a gene's name becomes ``_`` in that of its column, so that the table can be saved
+    - ``.obsm["seal_expression_low" | key_added + "_low"]``, ``.obsm["seal_expression_high" | key_added + "_high"]``:
+      the same, limits between which the measured expression of a single spot lies as often as `intervals` says, with
+      `intervals`; NaN for genes of which that is unknown. Without, those of an earlier call are removed
     - ``.obsm["X_seal"]``: the embeddings, as `sealst.tl.embed` writes them, and ``.obs["seal_novelty"]``, how unlike
       the training each spot is; with the readout ``"fields"`` also ``.obsm["X_seal_fields"]``
     - ``.obsm["seal_pathways" | key_added + "_pathways"]``: DataFrame (n_obs, pathways), with `net`
     - ``.uns["sealst"]["predict"][key]``: model fingerprint, readout, unit, layer, and ``"reliability"``: for every
-      column ``"pearson"`` on held-out patients and whether that is ``"better_than_chance"``; or ``"unknown"``
+      column ``"pearson"`` on held-out patients and whether that is ``"better_than_chance"``; or ``"unknown"``; with
+      `intervals` ``"intervals"``: ``"coverage"``, ``"held_out"``, ``"n_held_out"``
 
     Raises
     ------
@@ -100,8 +117,8 @@ def predict(
         When a gene of `genes` is not in the model's panel; or `genes` or `net` is given and the panel's genes have no
         names.
     DataError
-        When no spot has a usable crop, no gene reaches `min_reliability`, or the model's reliability is unknown and it
-        is asked for.
+        When no spot has a usable crop, no gene reaches `min_reliability`, or the model's reliability or its intervals
+        are unknown and asked for.
 
     Notes
     -----
@@ -121,6 +138,8 @@ def predict(
     table = _section.get_table(sdata, table_key)
     readout = readout or default_readout(model, table)
     layer = model.target_of(readout)
+    limited = intervals_for(model, table, readout, intervals)
+    check_views(limited, views_of(views, table))
     regions = _section.regions_of(table, region)
     if net is not None:
         model.panel.require_names()
@@ -135,11 +154,18 @@ def predict(
         paired = _section.paired_table(sdata, table_key, region=region, trained_on=model.crop)
         made = _embedded(paired, model, slot, views=views, show=progress)
         embedding = made[slot][0]
+    # "auto" takes embeddings that are there, or their views, as they are.
+    entry = made[slot][1] if made else _section.recorded(table, "embed")[slot]
+    check_views(limited, int(entry.get("views", 1)))
     # All spots that this model has embedded, so that regions can be predicted one by one.
     if not np.isfinite(embedding).all(axis=1).any():
         raise DataError("No spot has a usable crop; see `.obs['crop_reason']`.")
     values = predicted_values(sdata, table, model, embedding, readout)
     expression = pd.DataFrame(values, index=table.obs_names, columns=pd.Index(model.panel.genes))
+    limits = None
+    if limited is not None and intervals is not None:
+        sides = (pd.DataFrame(side, expression.index, expression.columns) for side in limited.limits(values, intervals))
+        limits = [side[wanted].set_axis(columns, axis=1) for side in sides]
     pathways = None
     if net is not None:
         kept = believed(model, model.panel.genes, min_reliability)
@@ -153,8 +179,11 @@ def predict(
     facts |= {"layer": layer, "reliability": reliability_entry(model, wanted)}
     if columns != wanted:
         facts["genes"] = np.array(wanted, dtype=str)
+    if limited is not None:
+        facts["intervals"] = {"coverage": intervals, "held_out": limited.held_out, "n_held_out": limited.n_held_out}
     _section.record_slot(target, "predict", key_added, facts)
     logger.info("Wrote .obsm[%r]: %d genes", key_added, len(wanted))
+    write_limits(target, key_added, limits, facts)
     tell(model, wanted, readout)
     if pathways is not None:
         write_pathways(target, Keys.pathways(key_added), pathways, source="predicted", slot=key_added)

@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
+from sealst import _section
 from sealst._core.scores.reliability import BETTER
 from sealst._errors import DataError
+from sealst._keys import Keys
 from sealst._logging import logger, warn
-from sealst._validate import listed
+from sealst._validate import listed, shown
 from sealst.models import SealModel
+from sealst.models._intervals import Intervals
 
 #: what results say of a model that knows nothing of it
 UNKNOWN = "unknown"
@@ -88,3 +93,63 @@ def warn_of_genes(model: SealModel, genes: Sequence[str]) -> None:
             f"{model.reliability.held_out}: {listed(wrong)}. What is found by them may be anything; see "
             "`model.reliability`."
         )
+
+
+def intervals_for(model: SealModel, table: AnnData, readout: str, coverage: float | None) -> Intervals | None:
+    """What a model knows of how far spots lie from its predictions, where that is asked for.
+
+    Raises
+    ------
+    DataError
+        When nothing is known of the model, or what is known is of other predictions than those asked for.
+    """
+    if coverage is None:
+        return None
+    known = model.intervals
+    if known is None:
+        raise DataError(
+            "`intervals` asks for what held-out patients showed, but this model has none. Train on three patients or "
+            "more with `sl.tl.finetune(..., crossfit='patient')`."
+        )
+    if isinstance(coverage, bool | str) or coverage not in known.levels:
+        levels = ", ".join(f"{level:g}" for level in known.levels)
+        raise DataError(f"`intervals` is a share of spots, one of {levels}; found {shown(coverage)}.")
+    if not table.n_vars:
+        raise DataError(
+            "Intervals hold for the measured expression of single spots, and tiles of a slide are none: they have "
+            "another size and distance. Leave out `intervals`."
+        )
+    if readout != known.readout:
+        raise DataError(
+            f"Intervals were measured for the readout {known.readout!r}, not for {readout!r}. Leave out `readout`, or "
+            "`intervals`."
+        )
+    return known
+
+
+def check_views(known: Intervals | None, views: int) -> None:
+    """Raise where embeddings are means over another number of views than intervals were measured with."""
+    if known is not None and views != known.views:
+        raise DataError(
+            f"Intervals were measured for means over {known.views} views of each crop, and these are over {views}. Say "
+            f"`views={known.views}`, or leave out `intervals`."
+        )
+
+
+def write_limits(table: AnnData, key: str, limits: Sequence[pd.DataFrame] | None, facts: dict[str, Any]) -> None:
+    """Write limits beside the slot of predictions; without any, remove those of the predictions before."""
+    slots, before = Keys.limits(key), _section.recorded(table, "predict")
+    if limits is None:
+        if stale := [slot for slot in slots if slot in before]:
+            for slot in stale:
+                table.obsm.pop(slot, None)
+            _section.record(table, "predict", {k: v for k, v in before.items() if k not in stale})
+        return
+    for slot, frame in zip(slots, limits, strict=True):
+        table.obsm[slot] = frame
+        _section.record_slot(table, "predict", slot, {k: v for k, v in facts.items() if k != "reliability"})
+    known = facts["intervals"]
+    logger.info(
+        "Wrote .obsm[%r] and [%r]: between them %.0f%% of single spots of further %s are expected, by %d held out in "
+        "turn", *slots, 100 * known["coverage"], known["held_out"], known["n_held_out"],
+    )  # fmt: skip

@@ -16,6 +16,7 @@ from sealst import _section
 from sealst._core.device import resolve_device
 from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.probes import Protocol, resolve_protocol
+from sealst._core.space.views import N_SYMMETRIES
 from sealst._docs import documented
 from sealst._errors import DataError
 from sealst._evaluation import Evaluation
@@ -158,6 +159,9 @@ def evaluate(
       mean Moran's I of what is left over
     - ``"pearson_difference"``: difference to ``"frozen + ridge"``, paired by gene and section, with interval; with fold
       ``""`` over all folds
+    - ``"coverage"``, ``"width"``: how often intervals of the model that are to hold 90 % of spots hold what was
+      measured, and their width in log1p-CP10k, of what `sealst.tl.predict` writes; where the model has intervals
+      (``crossfit=`` of `sealst.tl.finetune`) and crops are seen in eight views
     - ``"section_pearson"``, ``"section_spearman"``, ``"section_r2"``: the same over the test sections of a fold, of
       their mean expression, from three on
     - ``"R@1"``, ``"R@5"``, ``"R@10"``, ``"R@50"``, ``"median_rank"``: image → expression among the spots of the section
@@ -386,6 +390,9 @@ class _Job:
         logger.info("fold %s: scoring %d genes in %d section(s)", fold.name, len(genes), len(held))
         scorer.add(held, predicted, results)
         scorer.add_retrieval(held, predicted, models, results)
+        if self.protocol.target == "lognorm" and self.protocol.views == N_SYMMETRIES:
+            # Of other views intervals were not measured.
+            scorer.add_intervals(held, predicted, models, results)
         scorer.add_changes(seen, held, self.changes, results)
         results.pathways += self.activities.rows(held, predicted, genes, fold=fold.name, seed=seed, models=models)
         return counted(seen)

@@ -26,7 +26,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst.models import SealModel
 from sealst.tl._evaluate.changes import Changes
-from sealst.tl._evaluate.methods import FROZEN_PROBE, MEAN, ST_NET, Predictions
+from sealst.tl._evaluate.methods import FROZEN_PROBE, HEAD, MEAN, PREDICTED, ST_NET, Predictions
 from sealst.tl._evaluate.views import FROZEN, SEAL, SectionView
 
 RECALL_AT = (1, 5, 10, 50)
@@ -43,6 +43,8 @@ _MIN_CROPS = 3
 REVERSE = "gene→image "
 CROPS = "image→image "
 NEAR = "near "
+#: share of spots that intervals are to hold
+INTERVAL = 0.9
 #: columns of a row that say of which section it is; empty where it is of several
 _LABELS = ("section", "patient", "organ", "technology")
 #: what is compared, image side and gene side, by method
@@ -220,6 +222,24 @@ class FoldScorer:
             pool = {method: (image[method], gene[method]) for method in image}
             self._recalls(None, pool, None, out)
             self._among_crops(None, pool, np.concatenate(profiles), out)
+
+    def add_intervals(
+        self, held: Sequence[SectionView], predicted: Predictions, models: Mapping[str, SealModel], out: Results
+    ) -> None:
+        """Append how often intervals of what the model predicts hold what was measured, and how wide they are."""
+        known = models[SEAL].intervals if SEAL in models else None
+        method = PREDICTED if PREDICTED in predicted else HEAD
+        if known is None or method not in predicted:
+            return
+        for view, values in zip(held, predicted[method], strict=True):
+            low, high = known.limits(values, INTERVAL, genes=self.genes.genes)
+            inside = (view.measured >= low) & (view.measured <= high)
+            for name, members in self.sets.items():
+                kept = members[view.known[members] & np.isfinite(high[:, members]).all(axis=0)]
+                if not len(kept):
+                    continue
+                found = {"coverage": inside[:, kept].mean(axis=0), "width": (high - low)[:, kept].mean(axis=0)}
+                self._means(view, method, "", name, found, out)
 
     def add_changes(
         self, seen: Sequence[SectionView], held: Sequence[SectionView], changes: Changes, out: Results

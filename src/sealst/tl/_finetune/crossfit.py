@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -17,14 +17,18 @@ from spatialdata import SpatialData
 from sealst import _section
 from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.ceiling import half_correlation
+from sealst._core.scores.intervals import Residuals
 from sealst._core.scores.reliability import SectionScores, score_section
 from sealst._core.seeds import mixed_seed
+from sealst._core.space.views import N_SYMMETRIES
+from sealst._core.splits import evenly
 from sealst._errors import DataError, LeakError, PanelError, SealstError, SealstWarning
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import Region
 from sealst._validate import listed
 from sealst.models import Reliability, SealModel
+from sealst.models._intervals import Intervals, intervals_of
 from sealst.models._seal.reliability import reliability_of
 from sealst.pp import Split, select_genes, split
 from sealst.tl._embed.embed import embed_crops, embed_fields
@@ -39,6 +43,9 @@ MOST_FOLDS = 5
 #: genes of the sets whose mean is reported, as of `tl.evaluate`
 _N_SET = 50
 CHOICES = ("patient", "section")
+#: values (spots times genes) of held-out spots that are kept for intervals, all sections together, and the fewest spots
+#: of a section
+_MOST_VALUES, _LEAST_SPOTS = 2**24, 100
 
 #: trains the model of a fold on its sections: with this panel, in the folder of this name
 Train: TypeAlias = Callable[[Sequence[SpatialData], GenePanel, str], SealModel]
@@ -58,6 +65,17 @@ class Crossfit:
     def sides(self, fold: Split) -> tuple[Sequence[SpatialData], Sequence[SpatialData]]:
         """Sections that a fold trains on, and those that it holds out."""
         return self.cohort.whole(fold), self.cohort.whole(Split(fold.test, {}, fold.name))
+
+
+class Found(NamedTuple):
+    """What held-out sections say of a model."""
+
+    reliability: Reliability | None
+    intervals: Intervals | None
+
+
+#: scores of a held-out section, and some of its spots
+_Held: TypeAlias = tuple[SectionScores, Residuals]
 
 
 def planned(
@@ -102,10 +120,8 @@ def planned(
     return plan
 
 
-def crossfitted(
-    model: SealModel, plan: Crossfit, train: Train, *, refit: bool, show: bool | None
-) -> Reliability | None:
-    """Reliability of a trained model, by models of folds; None, with a warning, where a fold cannot be trained.
+def crossfitted(model: SealModel, plan: Crossfit, train: Train, *, refit: bool, show: bool | None) -> Found:
+    """Reliability and intervals of a trained model, by models of folds; neither where a fold cannot be trained.
 
     Parameters
     ----------
@@ -125,13 +141,14 @@ def crossfitted(
     except SealstError as error:
         # The model itself is trained, and must not be lost.
         warn(f"The model is trained, but its reliability stays unknown: {error}")
-        return None
-    logger.info("%s", found.summary())
+        return Found(None, None)
+    if found.reliability is not None:
+        logger.info("%s", found.reliability.summary())
     return found
 
 
-def _measured(model: SealModel, plan: Crossfit, train: Train, *, refit: bool, show: bool | None) -> Reliability:
-    scores: list[SectionScores] = []
+def _measured(model: SealModel, plan: Crossfit, train: Train, *, refit: bool, show: bool | None) -> Found:
+    held_out: list[_Held] = []
     activities = [] if plan.net is None else _scorable(plan.net, model.panel)
     for i, fold in enumerate(plan.folds, start=1):
         logger.info("cross-fitting: fold %d of %d, %s held out", i, len(plan.folds), listed(fold.test))
@@ -141,10 +158,21 @@ def _measured(model: SealModel, plan: Crossfit, train: Train, *, refit: bool, sh
             panel = select_genes(seen, criterion=panel.genes, layer=panel.layer, table_key=plan.table_key)
         of_one = partial(_held_out, train(seen, panel, f"fold-{i}"), plan, activities, show=show)
         # By map: a variable of a loop would keep a section while the next one is opened.
-        scores += chain.from_iterable(map(of_one, held))
+        held_out += chain.from_iterable(map(of_one, held))
     sets = columns_of(ranked_sets(plan.cohort.groups[0], _N_SET, model.panel, plan.table_key), model.panel)
-    genes = model.panel.genes
-    return reliability_of(model.fingerprint, scores, genes, by=plan.by, sets=sets, activities=activities)
+    scores, genes = [one for one, _ in held_out], model.panel.genes
+    known = reliability_of(model.fingerprint, scores, genes, by=plan.by, sets=sets, activities=activities)
+    return Found(known, _intervals(model, plan, [spots for _, spots in held_out]))
+
+
+def _intervals(model: SealModel, plan: Crossfit, residuals: Sequence[Residuals]) -> Intervals | None:
+    """Intervals of what the model predicts; None, with the reason in the log, where too few were held out."""
+    options: dict[str, Any] = {"by": plan.by, "readout": model.readouts[0], "views": N_SYMMETRIES}
+    try:
+        return intervals_of(model.fingerprint, residuals, model.panel.genes, **options)
+    except DataError as error:
+        logger.info("no intervals are kept: %s", error)
+        return None
 
 
 def _scorable(net: pd.DataFrame, panel: GenePanel) -> list[str]:
@@ -159,14 +187,14 @@ def _scorable(net: pd.DataFrame, panel: GenePanel) -> list[str]:
 
 def _held_out(
     model: SealModel, plan: Crossfit, activities: Sequence[str], sdata: SpatialData, *, show: bool | None
-) -> list[SectionScores]:
-    """Scores of the sections of a SpatialData by a model that has not seen them, of what `tl.predict` writes."""
+) -> list[_Held]:
+    """Scores and spots of a SpatialData's sections by a model that has not seen them, of what `tl.predict` writes."""
     paired = _section.paired_table(sdata, plan.table_key, trained_on=model.crop)
     table = paired.table
     readout = default_readout(model, table)
-    embedding, entry = embed_crops(paired, model, show=show)
+    embedding, entry = embed_crops(paired, model, views=N_SYMMETRIES, show=show)
     if model.fields_of(readout):
-        embedding, _ = embed_fields(paired, model, embedding, entry, views="auto", show=show)
+        embedding, _ = embed_fields(paired, model, embedding, entry, views=N_SYMMETRIES, show=show)
     values = predicted_values(sdata, table, model, embedding, readout)
     found = []
     for one in _section.sections_of(table):
@@ -186,7 +214,7 @@ def _scored(
     model: SealModel,
     plan: Crossfit,
     activities: Sequence[str],
-) -> SectionScores:
+) -> _Held:
     panel, seed = model.panel, mixed_seed(region.section) % 2**32
     measured = _section.expression(table, panel, rows, Keys.LOGNORM, masked=True)
     known = panel.measured(table.var_names)
@@ -195,6 +223,10 @@ def _scored(
         columns = panel.align(table.var_names).columns[known]
         counts = table.layers[Keys.COUNTS][rows]
         half[known] = half_correlation(counts, columns, target_sum=panel.target_sum, seed=seed)
+    n_sections = sum(len(fold.test) for fold in plan.folds)
+    some = evenly(len(rows), max(_LEAST_SPOTS, _MOST_VALUES // (len(panel) * n_sections)))
+    patient = "/".join(_section.patients_of(table, rows))
+    spots = Residuals(region.section, patient, predicted[some], measured[some].astype(np.float32), known)
     sides = [predicted, measured]
     if activities and plan.net is not None:
         acts = [_activity(np.where(known, side, 0), panel, plan.net, activities) for side in sides]
@@ -203,14 +235,8 @@ def _scored(
         sides = [np.hstack([side, _filled(act)]) for side, act in zip(sides, acts, strict=True)]
         known = np.concatenate([known, scored])
         half = np.concatenate([half, np.full(len(activities), np.nan)])
-    return score_section(
-        *sides,
-        section=region.section,
-        patient="/".join(_section.patients_of(table, rows)),
-        known=known,
-        half=half,
-        seed=seed,
-    )
+    scores = score_section(*sides, section=region.section, patient=patient, known=known, half=half, seed=seed)
+    return scores, spots
 
 
 def _activity(values: np.ndarray, panel: GenePanel, net: pd.DataFrame, names: Sequence[str]) -> np.ndarray:

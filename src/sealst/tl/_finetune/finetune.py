@@ -158,8 +158,9 @@ def finetune(
         patient. Beside the model that is returned, which learns from everything, one is trained for every patient
         without that patient (five with a fifth of the patients each, where there are more than five), with the same
         settings and cached tokens. What `sealst.tl.predict` writes for the held-out sections is compared with what was
-        measured and kept as ``model.reliability``, see `sealst.models.Reliability`. By default nothing is held out,
-        and the model says that its reliability is unknown.
+        measured and kept as ``model.reliability``, see `sealst.models.Reliability`, and with three patients or more
+        as ``model.intervals``, for ``intervals=`` of `sealst.tl.predict`. By default nothing is held out, and the model
+        says that its reliability is unknown.
     net
         With `crossfit`: gene sets, as for `sealst.tl.pathways`, whose activity is scored on held-out sections too.
     params
@@ -187,7 +188,7 @@ def finetune(
     Returns
     -------
     The trained model in evaluation mode, with ``model.history`` (one row per epoch) and, with `crossfit`,
-    ``model.reliability``.
+    ``model.reliability`` and ``model.intervals``.
 
     Raises
     ------
@@ -283,7 +284,8 @@ def finetune(
             again |= {"validation": held if params.patience is not None else None, "progress": progress}
             again |= {"trainer_kwargs": {k: v for k, v in options.items() if k not in _OF_ONE_RUN}, "device": device}
             train_fold = partial(_fold, folder, again)
-            model.reliability = crossfitted(model, plan, train_fold, refit=given is None, show=progress)
+            found = crossfitted(model, plan, train_fold, refit=given is None, show=progress)
+            model.reliability, model.intervals = found
         if folder is not None and rank == 0:
             finish(model, folder)
     return model
