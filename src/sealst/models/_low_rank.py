@@ -41,12 +41,15 @@ class LowRank(nn.Module):
         Whether rows have a magnitude of their own.
     """
 
+    base_layer: Any
+    lora_magnitude_vector: Any
+
     #: what peft's layers say where one adapter is there and in use
     merged, active_adapters = False, (_NAME,)
 
     def __init__(self, base: nn.Module, *, r: int, scaling: float, dropout: float, dora: bool) -> None:
         super().__init__()
-        self.base_layer: Any = base
+        self.base_layer = base
         self.scaling, self.disable_adapters = {_NAME: scaling}, False
         if isinstance(base, nn.Conv2d):
             make: Any = type(base)
@@ -72,7 +75,7 @@ class LowRank(nn.Module):
         result = self.base_layer(x)
         if self.disable_adapters:
             return result
-        down, up, drop = self.lora_A[_NAME], self.lora_B[_NAME], self.lora_dropout[_NAME]
+        down, up, drop = self._parts()
         x = x.to(down.weight.dtype)
         if not self.is_dora:
             return (result + up(down(drop(x))) * self.scaling[_NAME]).to(result.dtype)
@@ -88,10 +91,13 @@ class LowRank(nn.Module):
             plain = plain - (bias if plain.ndim < 4 else bias.view(-1, 1, 1))
         return (result + (factor - 1) * plain + factor * up(down(x)) * self.scaling[_NAME]).to(result.dtype)
 
+    def _parts(self) -> tuple[Any, Any, Any]:
+        return self.lora_A[_NAME], self.lora_B[_NAME], self.lora_dropout[_NAME]
+
     def _product(self) -> torch.Tensor:
         """What is added to the weight, but for the scaling."""
-        down, up = self.lora_A[_NAME].weight, self.lora_B[_NAME].weight
-        return (up.flatten(1) @ down.flatten(1)).view_as(self.base_layer.weight)
+        down, up, _ = self._parts()
+        return (up.weight.flatten(1) @ down.weight.flatten(1)).view_as(self.base_layer.weight)
 
     @torch.no_grad()
     def merged_layer(self) -> nn.Module:

@@ -396,12 +396,12 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
         found = shown(lines[start]) if start < len(lines) else "the end of the file"
         raise PanelError(f"{path}, line {start + 1}: expected the columns {listed(_COLUMNS)}, found {found}.")
     rows = [line.split("\t") for line in lines[start + 1 :]]
-    found = []
+    read = []
     for number, cells in enumerate(rows, start=start + 2):
         where = f"{path}, line {number}"
         if len(cells) != len(columns):
             raise PanelError(f"{where}: expected {len(columns)} columns, found {len(cells)}: {shown(cells)}.")
-        found.append(_Row.of(dict(zip(columns, cells, strict=True)), where=where, kind=PanelError, cells=True))
+        read.append(_Row.of(dict(zip(columns, cells, strict=True)), where=where, kind=PanelError, cells=True))
     if facts.n_genes not in (None, len(rows)):
         raise PanelError(f"{path}, line {len(lines)}: the file ends after {len(rows)} of {facts.n_genes} genes.")
     sections = facts.sections
@@ -416,10 +416,10 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
         availability = np.array([[digit == "1" for digit in row[4]] for row in rows], dtype=bool)
         availability = availability.reshape(-1, len(sections)).T
     fields = {
-        "genes": tuple(row.gene for row in found),
-        "mean": np.array([row.mean for row in found]),
-        "std": np.array([row.std for row in found]),
-        "ensembl": tuple(row.ensembl or "" for row in found) if any(row.ensembl for row in found) else (),
+        "genes": tuple(row.gene for row in read),
+        "mean": np.array([row.mean for row in read]),
+        "std": np.array([row.std for row in read]),
+        "ensembl": tuple(row.ensembl or "" for row in read) if any(row.ensembl for row in read) else (),
         "target_sum": facts.target_sum,
         "layer": facts.layer,
         "species": facts.species,

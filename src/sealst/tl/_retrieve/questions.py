@@ -155,11 +155,11 @@ def _ask_pathway(query: Any, context: Context) -> Question:
             f"{listed(mine[TARGET], 4)}, the panel {listed(genes, 4)}."
         )
     if len(found) < min(TMIN, len(mine) / 2):
-        genes = [str(gene) for gene in found[TARGET]]
+        held = [str(gene) for gene in found[TARGET]]
         raise PanelError(
-            f"Only {len(found)} of the {len(mine)} genes of {query!r} are in the model's panel: {listed(genes)}. As in "
+            f"Only {len(found)} of the {len(mine)} genes of {query!r} are in the model's panel: {listed(held)}. As in "
             f"`sl.tl.pathways` {TMIN} are needed, or half of a small set. Ask for the genes themselves, "
-            f"`query={genes!r}`, or train with more of the set: `sl.pp.select_genes(sections, include=[...])`."
+            f"`query={held!r}`, or train with more of the set: `sl.pp.select_genes(sections, include=[...])`."
         )
     logger.info("%s: %d of %d genes are in the panel", query, len(found), len(mine))
     question = _ask_signature(dict(zip(found[TARGET], found[WEIGHT], strict=True)), context)
