@@ -59,9 +59,9 @@ reader_option = click.option(
 
 def check_encoder(name: str) -> None:
     """Refuse a name that no encoder has, before torch is imported."""
-    from sealst.models._encoders.names import check_encoder
+    from sealst.models._encoders import names
 
-    check_encoder(name)
+    names.check_encoder(name)
 
 
 def out_option(help: str) -> Callable[[F], F]:
