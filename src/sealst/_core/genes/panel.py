@@ -413,12 +413,12 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
         found = shown(lines[start]) if start < len(lines) else "the end of the file"
         raise PanelError(f"{path}, line {start + 1}: expected the columns {listed(_COLUMNS)}, found {found}.")
     rows = [line.split("\t") for line in lines[start + 1 :]]
-    found = []
+    genes: list[_Row] = []
     for number, cells in enumerate(rows, start=start + 2):
         where = f"{path}, line {number}"
         if len(cells) != len(columns):
             raise PanelError(f"{where}: expected {len(columns)} columns, found {len(cells)}: {shown(cells)}.")
-        found.append(_Row.of(dict(zip(columns, cells, strict=True)), where=where, kind=PanelError, cells=True))
+        genes.append(_Row.of(dict(zip(columns, cells, strict=True)), where=where, kind=PanelError, cells=True))
     if facts.n_genes not in (None, len(rows)):
         raise PanelError(f"{path}, line {len(lines)}: the file ends after {len(rows)} of {facts.n_genes} genes.")
     sections = facts.sections
@@ -433,10 +433,10 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
         availability = np.array([[digit == "1" for digit in row[4]] for row in rows], dtype=bool)
         availability = availability.reshape(-1, len(sections)).T
     fields = {
-        "genes": tuple(row.gene for row in found),
-        "mean": np.array([row.mean for row in found]),
-        "std": np.array([row.std for row in found]),
-        "ensembl": tuple(row.ensembl or "" for row in found) if any(row.ensembl for row in found) else (),
+        "genes": tuple(row.gene for row in genes),
+        "mean": np.array([row.mean for row in genes]),
+        "std": np.array([row.std for row in genes]),
+        "ensembl": tuple(row.ensembl or "" for row in genes) if any(row.ensembl for row in genes) else (),
         "target_sum": facts.target_sum,
         "layer": facts.layer,
         "species": facts.species,
