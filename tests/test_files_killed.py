@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import anndata as ad
 import dask
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,7 +24,7 @@ import torch
 
 import sealst as sl
 from sealst import SealstError, _files
-from sealst._data.crops.cache import CropCache
+from sealst._data.crops.cache import CropCache, write_cache
 from sealst._files import complete_file, new_folder, put_back, scratch, write_text
 from sealst.models import CropSpec, GeneMLPParams, HeadParams, LoraParams, SealModel, build_encoder
 
@@ -363,27 +364,26 @@ def of_collection(section: Callable[..., Any]) -> Replaced:
     return Replaced(lambda path: prepared(section(), 32).write(path), change, sizes)
 
 
-def of_crops(section: Callable[..., Any]) -> Replaced:
-    """Crops of another picture at the same places have the same name."""
-    old, new = prepared(section(), 32), prepared(section(), 32)
-    for level in new.images["toy_he"].values():
-        level["image"].data = 255 - level["image"].data
+def of_crops(_: Callable[..., Any]) -> Replaced:
+    """Crops of two pictures at the same places."""
+    old, new = (np.random.default_rng(seed).integers(0, 255, (3, 200, 200), np.uint8) for seed in (0, 1))
+    corners = np.random.default_rng(2).uniform(0, 160, (20, 2))
+    squares = np.hstack([corners, corners + 40])
+
+    def write(path: Path, image: np.ndarray) -> None:
+        write_cache(path, [da.from_array(image, chunks=(3, 100, 100))], squares, 16, overwrite=True)
 
     def state(path: Path) -> object:
-        (store,) = path.glob("*.zarr")
-        cache = CropCache(store)
-        return cache.read(np.arange(len(cache.boxes))).sum()
+        return int(CropCache(path).read(np.arange(len(squares))).sum())
 
-    return Replaced(
-        lambda path: sl.pp.cache_crops(old, path), lambda path: sl.pp.cache_crops(new, path, overwrite=True), state
-    )
+    return Replaced(lambda path: write(path, old), lambda path: write(path, new), state)
 
 
 CALLS: dict[str, Callable[[Callable[..., Any]], Replaced]] = {
     "SealModel.save": of_model,
     "write_wsi": of_store,
     "Collection.save": of_collection,
-    "cache_crops": of_crops,
+    "pp.cache_crops": of_crops,
     "build_index": lambda _: of_index(lambda index: sl.tl.build_index([spots("c")], index.path, overwrite=True)),
     "SealIndex.add": lambda _: of_index(added),
     "SealIndex.delete": lambda _: of_index(lambda index: index.delete(where={"section": "b"})),

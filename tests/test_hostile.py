@@ -717,6 +717,8 @@ add(
     list=with_uns([1]),
     embed_list=with_uns([1], "embed"),
     embed_text=with_uns("x", "embed", "X_seal"),
+    pixels_of_words=with_uns({"P1_S1_spots": {"crop_um": 112.0, "pixels": "[1"}}, "embed", "X_seal", "crops"),
+    pixels_list=with_uns({"P1_S1_spots": {"crop_um": 112.0, "pixels": "[1]"}}, "embed", "X_seal", "crops"),
     model_mapping=with_uns({"a": 1}, "embed", "X_seal", "model"),
     crops_text=with_uns("x", "crops"),
     crop_text=with_uns({"P1_S1_spots": "x"}, "crops"),

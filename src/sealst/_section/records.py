@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import pandas as pd
 from anndata import AnnData
-from pydantic import Field
+from pydantic import Field, Json
 
 from sealst._errors import DataError
 from sealst._given.schema import Count, Name, Positive, Share, Stored, Width, check_type, plain
@@ -35,6 +35,8 @@ class _MadeFrom(Stored):
 
     crop_um: Positive
     crop_px: Width | None = None
+    #: digests of some of their pixels, by spot
+    pixels: Json[dict[str, str]] = {}
 
 
 class _Novelty(Stored):
