@@ -89,7 +89,9 @@ class LowRank(nn.Module):
             plain = result
         if (bias := self.base_layer.bias) is not None:
             plain = plain - (bias if plain.ndim < 4 else bias.view(-1, 1, 1))
-        return (result + (factor - 1) * plain + factor * up(down(x)) * self.scaling[_NAME]).to(result.dtype)
+        # Brackets and all: another order of the sums is another result in the last digit.
+        added = (factor - 1) * plain + factor * up(down(x)) * self.scaling[_NAME]
+        return (result + added).to(result.dtype)
 
     def _parts(self) -> tuple[Any, Any, Any]:
         return self.lora_A[_NAME], self.lora_B[_NAME], self.lora_dropout[_NAME]
@@ -97,6 +99,8 @@ class LowRank(nn.Module):
     def _product(self) -> torch.Tensor:
         """What is added to the weight, but for the scaling."""
         down, up, _ = self._parts()
+        if isinstance(self.base_layer, nn.Linear):
+            return up(down(torch.eye(down.in_features, device=down.weight.device, dtype=down.weight.dtype))).T
         return (up.weight.flatten(1) @ down.weight.flatten(1)).view_as(self.base_layer.weight)
 
     @torch.no_grad()

@@ -86,8 +86,8 @@ def learning_curve(
     panels = [rows for rows in (rows[rows["method"].isin(kept)] for rows in panels) if len(rows)]
     _base.check_single(ax, len(panels), how="`metrics=` and `genes=`")
     colours = colours_of(kept)
-    size = (_WIDTH_IN, _HEIGHT_IN)
-    axes = _base.grid_axes(len(panels), _base.columns_of(len(panels), n_cols), size=size) if ax is None else [ax]
+    columns = _base.columns_of(len(panels), n_cols)
+    axes = [ax] if ax is not None else _base.grid_axes(len(panels), columns, size=(_WIDTH_IN, _HEIGHT_IN))
     for one, rows in zip(axes, panels, strict=True):
         draw_curve(one, rows, colours)
         one.legend(fontsize=_base.SMALL_SIZE, frameon=False)
