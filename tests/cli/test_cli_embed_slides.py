@@ -88,7 +88,7 @@ def test_genes_are_given_as_to_other_commands(manifest: Path, tmp_path: Path, mo
         raise sl.DataError("asked")
 
     monkeypatch.setattr("sealst.tl.embed_slides", embed_slides)
-    run(str(manifest), "--out", str(tmp_path / "o"), "--encoder", "e", "--expression", "--genes", "ERBB2,VIM")
+    run(str(manifest), "--out", str(tmp_path / "o"), "--encoder", "uni", "--expression", "--genes", "ERBB2,VIM")
     assert asked["genes"] == ["ERBB2", "VIM"]
 
 

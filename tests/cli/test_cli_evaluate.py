@@ -77,11 +77,11 @@ def run(*arguments, code=3):
 
 def test_several_stores_and_options_named_as_in_python(cohort, tmp_path, asked):
     stores = sorted(cohort.glob("*.zarr"))
-    options = ("--encoder", "e", "--crop-um", 64, "--crop-px", 32, "--net", "hallmark", "--out", tmp_path / "out")
+    options = ("--encoder", "uni", "--crop-um", 64, "--crop-px", 32, "--net", "hallmark", "--out", tmp_path / "out")
     more = ("--near-um", 250, "--control", "--device", "cpu", "--train-fractions", "0.25,0.5", "--n-draws", 2)
     run(*stores[:2], "--test", stores[2], "--seeds", "1,2", "--baselines", "st-net,bleep", *more, *options)
     sections, subject, given = asked[0]
-    assert subject == ("e", None)
+    assert subject == ("uni", None)
     assert sections.names == [p.stem for p in stores[:2]]
     assert given["test"].names == [stores[2].stem]
     assert all("lognorm" in s.tables["table"].layers for s in sections)
@@ -104,7 +104,7 @@ def test_only_what_was_changed_stays_open(cohort, tmp_path, asked):
             sl.pp.pair_crops(sdata, crop_um=64, crop_px=32)
             sl.pp.normalize(sdata)
         sdata.write(folder / store.name)
-    run(folder, "--encoder", "e", "--crop-um", 64, "--crop-px", 32, "--out", tmp_path / "out")
+    run(folder, "--encoder", "uni", "--crop-um", 64, "--crop-px", 32, "--out", tmp_path / "out")
     sections = asked[0][0]
     assert list(sections.manifest["path"] == "") == [True, False, False]
     opened = [id(sections[i]) for i in (0, 1, 2)]
@@ -114,11 +114,11 @@ def test_only_what_was_changed_stays_open(cohort, tmp_path, asked):
 
 def test_options_that_do_not_belong_together_are_refused(cohort, tmp_path, asked):
     out = ("--out", tmp_path / "out")
-    assert "belong to --model" in run(cohort, "--encoder", "e", "--base", "b", *out, code=2)
+    assert "belong to --model" in run(cohort, "--encoder", "uni", "--base", "b", *out, code=2)
     assert "belongs to --encoder" in run(cohort, "--model", tmp_path, "--pool", "cls", *out, code=2)
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "var_50genes.json").write_text("{}")
-    given = run(tmp_path / "bench", cohort, "--encoder", "e", *out, code=2)
+    given = run(tmp_path / "bench", cohort, "--encoder", "uni", *out, code=2)
     assert "is a task of HEST-bench, with folds of its own; give it alone" in given
     assert not asked
 

@@ -72,7 +72,7 @@ def test_defaults_are_those_of_settings(tmp_path):
         found = pd.DataFrame({"status": ["done"], "n_tiles": [1]})
         patch.setattr(sl.tl, "embed_slides", lambda *_, **__: seen.update(size=sl.settings.batch_size) or found)
         (tmp_path / "m.csv").touch()
-        told = ("embed", tmp_path / "m.csv", "--out", tmp_path / "x", "--encoder", "y")
+        told = ("embed", tmp_path / "m.csv", "--out", tmp_path / "x", "--encoder", "uni")
         run(*told)
         assert seen == {"size": 5}
         run(*told, "--batch-size", 9)

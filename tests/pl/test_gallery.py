@@ -14,6 +14,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
@@ -168,6 +169,9 @@ def draw_several(name: str, **options) -> Figure:
         found = gallery.data.evaluation()
         two = dict.fromkeys(("P1_S1", "P2_S1"), next(iter(found.spots.values())))
         return sl.pl.calibration(dataclasses.replace(found, spots=two), **options)
+    if name == "learning_curve":
+        curve = gallery.data.learning_curve()
+        return sl.pl.learning_curve(pd.concat([curve, curve.assign(genes="heg50")]), **options)
     return gallery.FIGURES[name](**SEVERAL.get(name, {}), **options)
 
 
