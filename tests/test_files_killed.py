@@ -289,13 +289,14 @@ class Replaced(NamedTuple):
 def spots(name: str, n: int = 12) -> ad.AnnData:
     """Table with embeddings."""
     rng = np.random.default_rng([*name.encode()])
-    table = ad.AnnData(
-        np.zeros((n, 1), np.float32), obs=pd.DataFrame({"section": name}, index=[f"{name}{i}" for i in range(n)])
-    )
+    facts = {"section": name, "patient": "p", "organ": "breast", "technology": "toy"}
+    table = ad.AnnData(np.zeros((n, 1), np.float32), obs=pd.DataFrame(facts, index=[f"{name}{i}" for i in range(n)]))
     table.obsm["X_seal"] = rng.normal(size=(n, 8)).astype(np.float32)
     table.obsm["spatial"] = rng.uniform(0, 900, (n, 2))
-    crops = {f"{name}_spots": {"crop_um": 64.0, "crop_px": 32}}
-    table.uns["sealst"] = {"embed": {"X_seal": {"model": "m", "modality": "image", "crops": crops}}}
+    crops = {"crop_um": 64.0, "crop_px": 32, "um_per_unit": 0.5, "shapes_key": "x"}
+    crops |= {"image_key": "he", "coordinate_system": "global", "min_inside": 0.5}
+    made_by = {"model": "m", "modality": "image", "crops": {f"{name}_spots": dict(crops)}}
+    table.uns["sealst"] = {"crops": {f"{name}_spots": crops}, "embed": {"X_seal": made_by}}
     return table
 
 
