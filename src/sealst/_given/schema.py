@@ -23,12 +23,21 @@ from pydantic import (
     ValidationError,
     create_model,
 )
+from pydantic_core import PydanticKnownError
 
 from sealst._errors import CheckpointError, DataError, SealstError
 from sealst._files import read_json
 from sealst._validate import listed, near, shown
 
 _STRICT = ConfigDict(strict=True, protected_namespaces=(), arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+
+def _truth(cell: Any) -> Any:
+    if isinstance(cell, str) and cell not in ("True", "False"):
+        # Others would be read as one of the two: "yes", "on", "1".
+        raise PydanticKnownError("bool_type")
+    return cell == "True" if isinstance(cell, str) else cell
+
 
 # -- types of fields --------------------------------------------------------------------------------------------------
 #: far beyond what any of these is, and little enough to be computed with
@@ -51,6 +60,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(ge=1e-3, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+#: True or False, in a cell of a table in these words alone
+Truth = Annotated[bool, BeforeValidator(_truth)]
 #: mean and deviation of the channels of pictures
 Channels = Annotated[tuple[Finite, ...], Field(strict=False, min_length=3, max_length=3)]
 Deviations = Annotated[tuple[Positive, ...], Field(strict=False, min_length=3, max_length=3)]

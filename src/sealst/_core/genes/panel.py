@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from sealst._core.genes.names import near_names
+from sealst._core.genes.asked import check_asked, check_named
 from sealst._errors import PanelError
 from sealst._files import TABLE_BYTES, read_text, write_text
 from sealst._given.schema import Finite, Name, Names, Number, Positive, Stored
@@ -28,23 +28,11 @@ from sealst._validate import listed, shown
 #: standard deviations below this belong to a constant gene and are stored as 1, as in sklearn's StandardScaler
 MIN_STD = 1e-3
 
-#: names in place of those that are not known; no gene is called so
-_UNNAMED = re.compile(r"unnamed_\d{4,}", re.IGNORECASE)
 _ENSEMBL_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
 #: columns of a panel's file
 _COLUMNS = ("gene", "ensembl", "mean", "std")
 #: further one, where sections measure different genes: one digit per section, 1 where it measures the gene
 _MEASURED = "measured"
-
-
-def check_named(genes: Sequence[str]) -> None:
-    """Raise `PanelError` when names are `placeholder_names`, which no gene can be found among."""
-    if unnamed := [gene for gene in map(str, genes) if _UNNAMED.fullmatch(gene)]:
-        raise PanelError(
-            f"Which genes {len(unnamed)} of the panel's {len(genes)} values stand for is not known, {unnamed[0]!r} …; "
-            "they cannot be matched with genes by name. Load the model with `genes=`, the names in the order of its "
-            "outputs: `sl.models.load_official(..., genes=names)`."
-        )
 
 
 class Alignment(NamedTuple):
@@ -186,13 +174,8 @@ class GenePanel:
         self.require_names()
         wanted = [genes] if isinstance(genes, str) else list(genes)
         position = {g.upper(): i for i, g in enumerate(self.genes)}
-        if unknown := [g for g in wanted if g.upper() not in position]:
-            raise PanelError(
-                f"{len(unknown)} gene(s) are not in the panel of {len(self)}: {listed(unknown)}; near names: "
-                f"{listed(near_names(unknown, self.genes))}. A gene of the sections gets into a model by "
-                "`sl.pp.select_genes(sections, include=[...])` and training."
-            )
-        keep = [position[g.upper()] for g in wanted]
+        check_asked(wanted, self.genes)
+        keep = [position[str(g).strip().upper()] for g in wanted]
         return GenePanel(
             tuple(self.genes[i] for i in keep),
             self.mean[keep],
@@ -413,12 +396,12 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
         found = shown(lines[start]) if start < len(lines) else "the end of the file"
         raise PanelError(f"{path}, line {start + 1}: expected the columns {listed(_COLUMNS)}, found {found}.")
     rows = [line.split("\t") for line in lines[start + 1 :]]
-    genes: list[_Row] = []
+    read = []
     for number, cells in enumerate(rows, start=start + 2):
         where = f"{path}, line {number}"
         if len(cells) != len(columns):
             raise PanelError(f"{where}: expected {len(columns)} columns, found {len(cells)}: {shown(cells)}.")
-        genes.append(_Row.of(dict(zip(columns, cells, strict=True)), where=where, kind=PanelError, cells=True))
+        read.append(_Row.of(dict(zip(columns, cells, strict=True)), where=where, kind=PanelError, cells=True))
     if facts.n_genes not in (None, len(rows)):
         raise PanelError(f"{path}, line {len(lines)}: the file ends after {len(rows)} of {facts.n_genes} genes.")
     sections = facts.sections
@@ -433,10 +416,10 @@ def read_panel(path: Path) -> tuple[dict[str, Any], str | None]:
         availability = np.array([[digit == "1" for digit in row[4]] for row in rows], dtype=bool)
         availability = availability.reshape(-1, len(sections)).T
     fields = {
-        "genes": tuple(row.gene for row in genes),
-        "mean": np.array([row.mean for row in genes]),
-        "std": np.array([row.std for row in genes]),
-        "ensembl": tuple(row.ensembl or "" for row in genes) if any(row.ensembl for row in genes) else (),
+        "genes": tuple(row.gene for row in read),
+        "mean": np.array([row.mean for row in read]),
+        "std": np.array([row.std for row in read]),
+        "ensembl": tuple(row.ensembl or "" for row in read) if any(row.ensembl for row in read) else (),
         "target_sum": facts.target_sum,
         "layer": facts.layer,
         "species": facts.species,

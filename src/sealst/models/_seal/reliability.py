@@ -24,7 +24,7 @@ from sealst._core.scores.reliability import (
     reliability_table,
 )
 from sealst._errors import CheckpointError
-from sealst._given.schema import Finite, Name, Names, Number, Share, Stored, one_of
+from sealst._given.schema import Finite, Name, Names, Number, Share, Stored, Truth, one_of
 from sealst._html import text_as_html
 from sealst.models._stored_table import place_of, read_table, table_text
 
@@ -58,7 +58,7 @@ class _Row(Stored):
     slope: Finite | None
     pvalue: Share | None
     padj: Share | None
-    better_than_chance: bool
+    better_than_chance: Truth
     n_patients: Number
     n_sections: Number
     n_spots: Number
