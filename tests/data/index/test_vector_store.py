@@ -164,7 +164,7 @@ def test_other_folders_are_refused(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(CheckpointError, match="holds other files; name a new folder"):
         check_target(tmp_path, overwrite=True)
     (folder / "config.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(CheckpointError, match=r"expected 'sealst-index-1', found 'other'"):
+    with pytest.raises(CheckpointError, match=r"`format` must be one of 'sealst-index-1', found 'other'"):
         check_target(folder, overwrite=True)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="is damaged: it is no JSON"):

@@ -14,7 +14,7 @@ from sealst._core.seeds import mixed_seed
 from sealst._errors import DataError
 from sealst._logging import logger
 from sealst._section import Part
-from sealst._validate import check_count, listed, positive_numbers
+from sealst._validate import check_count, positive_numbers
 from sealst.pp import Split
 from sealst.tl._evaluate.cohorts import BenchCohort, Cohort
 from sealst.tl._evaluate.views import SectionView
@@ -150,10 +150,10 @@ def fractions_of(given: Sequence[float] | None, n_draws: int, seed: int) -> Frac
     example = "name shares of the training side above 0 and up to 1, such as [0.25, 0.5, 1]"
     shares = positive_numbers("train_fractions", given, example=example)
     if wrong := [share for share in shares if share > 1]:
-        raise DataError(f"`train_fractions` holds {listed(wrong)}; {example}.")
+        raise DataError(f"`train_fractions` holds {", ".join(f"{one:g}" for one in wrong)}; {example}.")
     below = sorted(share for share in shares if share < 1)
     if not below:
-        raise DataError(f"`train_fractions` has none below 1 to compare with, found {listed(shares)}; {example}.")
+        raise DataError(f"`train_fractions` has none below 1 to compare with, found {", ".join(f"{one:g}" for one in shares)}; {example}.")
     return Fractions(below, int(n_draws), seed)
 
 
