@@ -150,11 +150,15 @@ def fractions_of(given: Sequence[float] | None, n_draws: int, seed: int) -> Frac
     example = "name shares of the training side above 0 and up to 1, such as [0.25, 0.5, 1]"
     shares = positive_numbers("train_fractions", given, example=example)
     if wrong := [share for share in shares if share > 1]:
-        raise DataError(f"`train_fractions` holds {", ".join(f"{one:g}" for one in wrong)}; {example}.")
+        raise DataError(f"`train_fractions` holds {_numbers(wrong)}; {example}.")
     below = sorted(share for share in shares if share < 1)
     if not below:
-        raise DataError(f"`train_fractions` has none below 1 to compare with, found {", ".join(f"{one:g}" for one in shares)}; {example}.")
+        raise DataError(f"`train_fractions` has none below 1 to compare with, found {_numbers(shares)}; {example}.")
     return Fractions(below, int(n_draws), seed)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{one:g}" for one in values)
 
 
 def counted(seen: Sequence[SectionView]) -> dict[str, int]:
