@@ -608,9 +608,6 @@ add(
     expression_slot=lambda world: sl.get.expression(world.section, key=["a"]),  # type: ignore[arg-type]
     slide_colours=lambda world: sl.pl.slide(world.section, color=[[1]], show=False),  # type: ignore[list-item]
     columns_negative=lambda world: sl.pl.expression(world.section, world.model.panel.genes[0], n_cols=-1, show=False),
-    slide_to_a_folder_that_is_none=lambda world: sl.pl.slide(
-        world.section, save=world.work / "none" / "a.png", show=False
-    ),
     store_that_vanishes=vanishing,
     index_that_vanishes=lambda world: (
         index := sl.tl.SealIndex.load(world.index_folder),
