@@ -595,8 +595,8 @@ odd("normalizing", lambda key, value: normalize(**{key: value}), grid="", region
     context_weight="true", target_sum="huge fraction")  # fmt: skip
 odd("indexing", index_of, key="", kind="", params="none mapping", columns="", model="none", sections="")
 odd("reading", lambda key, value: lambda world: getattr(sl.io, key)(value), read="", read_visium="", read_visium_hd="",
-    read_xenium="", read_hest="", read_hest_bench="", read_bags="", read_slide="", read_wsi="", recover="", check="text",
-    open_image="", read_collection="")  # fmt: skip
+    read_xenium="", read_hest="", read_hest_bench="", read_bags="", read_slide="", read_wsi="", recover="",
+    check="text", open_image="", read_collection="")  # fmt: skip
 add(
     "calls",
     retrieve_kind=retrieve("ERBB2", kind=["gene"]),
