@@ -371,6 +371,8 @@ class SealNet(nn.Module):
         # Without the fingerprint, for which every trained weight is read.
         spec = self.encoder.spec
         trained = sum(t.numel() for t in self.trained_state().values())
+        first, *others = self.readouts
+        more = f" (or {', '.join(others)})" if others else ""
         crops = f"{self.crop.crop_um:g} µm at {self.crop.crop_px} px"
         if self.fields:
             crops += f"; {FIELDS!r} sees {', '.join(f'{um:g}' for um in self.fields)} µm"
@@ -380,7 +382,7 @@ class SealNet(nn.Module):
             f"  adapter: {self.adapter.describe(spec.n_blocks)}\n"
             f"  genes:   {self.gene_params.describe()}\n"
             f"  panel:   {len(self.panel)} genes ({', '.join(self.panel.genes[:4])}, …)\n"
-            f"  predicts by: {' (or '.join(self.readouts)}{')' * (len(self.readouts) > 1)}\n"
+            f"  predicts by: {first}{more}\n"
             f"  reliability: {UNKNOWN if self.reliability is None else self.reliability.summary()}\n"
             f"  crops:   {crops}\n"
             f"  trained: {trained / 1e6:.2f} M parameters\n"
