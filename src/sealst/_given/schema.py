@@ -23,7 +23,6 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pydantic_core import PydanticKnownError
 
 from sealst._errors import CheckpointError, DataError, SealstError
 from sealst._files import read_json
@@ -33,10 +32,8 @@ _STRICT = ConfigDict(strict=True, protected_namespaces=(), arbitrary_types_allow
 
 
 def _truth(cell: Any) -> Any:
-    if isinstance(cell, str) and cell not in ("True", "False"):
-        # Others would be read as one of the two: "yes", "on", "1".
-        raise PydanticKnownError("bool_type")
-    return cell == "True" if isinstance(cell, str) else cell
+    # Other words ("yes", "on", "1") would be read as one of the two; a list is none.
+    return {"True": True, "False": False}.get(cell, [cell]) if isinstance(cell, str) else cell
 
 
 # -- types of fields --------------------------------------------------------------------------------------------------
