@@ -22,10 +22,9 @@ def section():
     values[1, 0] = np.nan
     table.obsm["seal_expression"] = pd.DataFrame(values, index=table.obs_names, columns=["ERBB2", "CD3E"])
     table.obs["seal_similarity"] = rng.random(table.n_obs)
-    regions = ["P1_S1_spots"] * 2 + ["elsewhere"]
-    table.uns["sealst"]["retrieve"] = {
-        "seal_similarity": {"hits": list(table.obs_names[[5, 3, 7]]), "regions": regions, "sections": regions}
-    }
+    asked = {"hits": list(table.obs_names[[5, 3, 7]]), "regions": ["P1_S1_spots"] * 2 + ["elsewhere"]}
+    asked |= {"sections": ["P1_S1"] * 2 + ["other"], "similarities": [0.9, 0.8, 0.7]}
+    table.uns["sealst"]["retrieve"] = {"seal_similarity": asked}
     table.obs["kind"] = pd.Categorical(np.where(np.arange(table.n_obs) % 2, "tumour | a", None))
     return sdata
 
@@ -73,6 +72,7 @@ def test_names_of_squares_are_the_same_in_every_file(section, tmp_path):
         ({}, sl.DataError, "pass `genes=`, `obs_keys=`, `class_key=` or `hits_key=`"),
         ({"genes": "ERBB3"}, sl.MissingKeyError, "Did you mean 'ERBB2'"),
         ({"obs_keys": "seal_similarty"}, sl.MissingKeyError, "Did you mean 'seal_similarity'"),
+        ({"obs_keys": ["seal_similarity", "seal_similarity"]}, sl.DataError, "Two measurements would be called"),
         ({"obs_keys": "kind"}, sl.DataError, "categories go into `class_key=`"),
         ({"class_key": "seal_similarity"}, sl.DataError, "they go into `obs_keys=`"),
         ({"hits_key": "X_seal"}, sl.OrderError, "Run `sl.tl.retrieve"),

@@ -15,11 +15,12 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._docs import documented
-from sealst._errors import DataError, OrderError
+from sealst._errors import DataError
 from sealst._files import absolute, write_text
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._validate import as_names, check_key, listed
+from sealst.get import hits
 
 #: names of squares are the same wherever they are written
 _NAMESPACE = uuid.UUID("9f2c7c1e-6a0b-5f0e-9a53-2f0f6a7f7d10")
@@ -102,7 +103,8 @@ def write_geojson(
     crops, table = paired.sections[0], paired.table
     columns = _columns(table, genes, obs_keys, key)
     if hits_key is not None:
-        columns["rank"] = _ranks(table, hits_key, crops.region.name)
+        found = hits(sdata, key=hits_key, region=crops.region.name, table_key=table_key)
+        _add(columns, "rank", found.set_index("obs_name")["rank"].reindex(table.obs_names).to_numpy(dtype=float))
     if not columns and class_key is None:
         raise DataError("Nothing to write is named: pass `genes=`, `obs_keys=`, `class_key=` or `hits_key=`.")
     classes = None if class_key is None else _classes(table, class_key)
@@ -126,7 +128,7 @@ def _columns(table: AnnData, genes: Any, obs_keys: Any, key: str) -> dict[str, n
         column = table.obs[name]
         if not pd.api.types.is_numeric_dtype(column):
             raise DataError(f"`.obs[{name!r}]` holds no numbers ({column.dtype}); categories go into `class_key=`.")
-        found[name] = column.to_numpy(dtype=float)
+        _add(found, name, column.to_numpy(dtype=float))
     if wanted := _names("genes", genes):
         frame = _section.stored_frame(table, key, "sl.tl.predict(sdata, model)")
         names = pd.Index(_section.predicted_genes(table, key))
@@ -134,8 +136,14 @@ def _columns(table: AnnData, genes: Any, obs_keys: Any, key: str) -> dict[str, n
             check_key(
                 names, gene, where=f"`.obsm[{key!r}]`", hint="`sl.tl.predict` writes the genes of the model's panel."
             )
-            found[gene] = frame.iloc[:, names.get_loc(gene)].to_numpy(dtype=float)
+            _add(found, gene, frame.iloc[:, names.get_loc(gene)].to_numpy(dtype=float))
     return found
+
+
+def _add(columns: dict[str, np.ndarray], name: str, values: np.ndarray) -> None:
+    if name in columns:
+        raise DataError(f"Two measurements would be called {name!r}; a column of `.obs` can be renamed.")
+    columns[name] = values
 
 
 def _names(argument: str, given: Any) -> list[str]:
@@ -148,23 +156,6 @@ def _classes(table: AnnData, name: str) -> np.ndarray:
     if pd.api.types.is_float_dtype(column):
         raise DataError(f"`.obs[{name!r}]` holds numbers, no categories; they go into `obs_keys=`.")
     return np.asarray(np.where(column.isna(), None, column.astype(str).to_numpy(dtype=object)))
-
-
-def _ranks(table: AnnData, key: str, region: str) -> np.ndarray:
-    """Place of every row among the hits of a query, 1 is the best; NaN for others."""
-    stored = _section.recorded(table, "retrieve")
-    entry = stored.get(key, {})
-    if not {"hits", "regions"} <= set(entry):
-        raise OrderError(
-            f"No hits are recorded for {key!r} in `.uns['sealst']['retrieve']`; found: {listed(stored)}. Run "
-            "`sl.tl.retrieve(sdata, model, query)` first."
-        )
-    places = {
-        str(name): i
-        for i, (name, own) in enumerate(zip(entry["hits"], entry["regions"], strict=True), 1)
-        if own == region
-    }
-    return np.array([places.get(str(name), np.nan) for name in table.obs_names])
 
 
 def _feature(section: str, name: str, box: np.ndarray, values: dict[str, float], label: str | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sealst._core.scores.reliability import HELD_OUT, PATIENTS, SECTIONS
 from sealst._errors import CheckpointError
 from sealst._given.schema import Count, Name, Stored, one_of
 from sealst._html import text_as_html
-from sealst.models._stored_table import place_of, read_table, table_text
+from sealst.models._stored_table import OfModel, place_of, read_table, table_text
 
 INTERVALS_FILE = "intervals.tsv"
 #: a column for each of the levels
@@ -25,10 +25,9 @@ _COLUMNS = ("name", "constant", "slope", *_REACH)
 _Finite = Annotated[float, Field(ge=0, le=MOST)]
 
 
-class _Facts(Stored):
+class _Facts(OfModel):
     """What the lines above the table say."""
 
-    model: Name
     held_out: Annotated[str, one_of(PATIENTS, SECTIONS)]
     n_held_out: Count
     readout: Name
@@ -144,12 +143,7 @@ def written_intervals(intervals: Intervals) -> str:
 def read_intervals(path: Path, *, model: str, genes: Sequence[str]) -> Intervals:
     """What `written_intervals` wrote, checked to be of the model with this fingerprint and these genes."""
     where = place_of(path)
-    facts, rows = read_table(path, _Facts, _COLUMNS)
-    if facts.model != model:
-        raise CheckpointError(
-            f"{where} is of the model {facts.model}, not of {model}, which lies beside it. Remove the file; the model "
-            "then has no intervals."
-        )
+    facts, rows = read_table(path, _Facts, _COLUMNS, model=model, without="has no intervals")
     found = [_Row.of(cells, where=place, cells=True) for cells, place in rows]
     if [row.name for row in found] != list(map(_plain, genes)):
         raise CheckpointError(f"{where} is damaged: its {len(found)} rows are not the {len(genes)} genes of the panel.")

@@ -286,8 +286,9 @@ class Encoder(nn.Module):
         rope = getattr(self.vit, "rope", None)
         if rope is None:
             return None
-        # Crops are squares.
-        side = math.isqrt(tokens.shape[1] - self.spec.n_prefix)
+        n = tokens.shape[1] - self.spec.n_prefix
+        if (side := math.isqrt(n)) ** 2 != n:
+            raise DataError(f"{self.spec.key!r} knows places of square crops alone, found {n} patches.")
         found = rope.get_embed(shape=(side, side))
         return (lambda i: found[i]) if getattr(self.vit, "rope_mixed", False) else (lambda _: found)
 

@@ -23,10 +23,9 @@ from sealst._core.scores.reliability import (
     SectionScores,
     reliability_table,
 )
-from sealst._errors import CheckpointError
 from sealst._given.schema import Finite, Name, Names, Number, Share, Stored, Truth, one_of
 from sealst._html import text_as_html
-from sealst.models._stored_table import place_of, read_table, table_text
+from sealst.models._stored_table import OfModel, read_table, table_text
 
 RELIABILITY_FILE = "reliability.tsv"
 #: what models say that have none
@@ -36,10 +35,9 @@ _COLUMNS = ("name", "kind", *NUMBERS, BETTER, *COUNTS)
 _Correlation = Annotated[float, Field(ge=-1, le=1)]
 
 
-class _Facts(Stored):
+class _Facts(OfModel):
     """What the lines above the table say."""
 
-    model: Name
     held_out: Annotated[str, one_of(PATIENTS, SECTIONS)]
     patients: Names
     sections: Names
@@ -145,13 +143,8 @@ def written(reliability: Reliability) -> str:
 
 def read_reliability(path: Path, *, model: str) -> Reliability:
     """What `written` wrote, checked to be of the model with this fingerprint."""
-    where = place_of(path)
-    facts, rows = read_table(path, _Facts, _COLUMNS)
-    if facts.model != model:
-        raise CheckpointError(
-            f"{where} is of the model {facts.model}, not of {model}, which lies beside it. Remove the file; the model "
-            "then says that its reliability is unknown."
-        )
+    unknown = "says that its reliability is unknown"
+    facts, rows = read_table(path, _Facts, _COLUMNS, model=model, without=unknown)
     found = [_Row.of(cells, where=place, cells=True) for cells, place in rows]
     frame = pd.DataFrame([one.model_dump() for one in found], columns=list(_COLUMNS))
     frame = frame.astype(dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, np.int64) | {BETTER: bool})
