@@ -142,7 +142,7 @@ def of_novelty(model: Any, sections: list[Any], known: list[Shown], px: int) -> 
     found = {"novelty, false alarms (spots)": float((spots > 0.95).mean())}
     found["novelty, false alarms (sections)"] = float((np.array(whole) > 0.95).mean())
     for kind, how in ALTERED.items():
-        others = [altered(sdata, f"{kind} {i}", px, **how) for i, sdata in enumerate(sections)]
+        others = [altered(sdata, f"{kind}-{i}".replace(" ", "-"), px, **how) for i, sdata in enumerate(sections)]
         for sdata in others:
             sl.tl.embed(sdata, model, views=1)
         new = [novelty(sdata.tables["table"]) for sdata in others]
