@@ -32,6 +32,18 @@ from sealst._section.images import (
     stated_scales,
 )
 from sealst._section.parts import Part, parts_at, parts_of, walk
+from sealst._section.planes import (
+    MAX_LABEL_PIXELS,
+    Plane,
+    annotated,
+    centres_of,
+    label_frame,
+    on_canvas,
+    outlines,
+    plane_of,
+    shared_system,
+    tissue_tokens,
+)
 from sealst._section.records import novelty_of, record, record_slot, recorded, reliability_of
 from sealst._section.regions import Region, regions_of, row_of, sections_of
 from sealst._section.tables import (
@@ -53,6 +65,16 @@ from sealst._section.tables import (
 from sealst._section.twins import likeness_of, refuse_twin_folds, refuse_twins
 
 __all__ = [
+    "MAX_LABEL_PIXELS",
+    "Plane",
+    "annotated",
+    "centres_of",
+    "label_frame",
+    "on_canvas",
+    "outlines",
+    "plane_of",
+    "shared_system",
+    "tissue_tokens",
     "ADD_PICTURE",
     "Data",
     "PairedTable",

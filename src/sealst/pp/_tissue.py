@@ -16,7 +16,6 @@ from sealst import _section
 from sealst._core.space.geometry import pick_level
 from sealst._core.space.tissue import box_fractions, solid, texture, tighten, unusable
 from sealst._docs import documented
-from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, quiet_import, quiet_squidpy, warn
 from sealst._section import Region
@@ -25,8 +24,6 @@ from sealst.pp._crop_reasons import LITTLE_TISSUE, OK, crop_reasons, write_reaso
 
 #: µm per pixel at which tissue is looked for, and pixels of the longer side where the scale is unknown
 _WORKING_UM, _WORKING_PX = 8.0, 1000
-#: more pixels than this are never loaded
-_MAX_PIXELS = 16_000_000
 #: texture is measured within this many µm
 _RADIUS_UM = 20.0
 #: pieces and holes smaller than this, in mm², are ignored; or this share of the image where the scale is unknown
@@ -100,7 +97,7 @@ def tissue(
         paired = _section.region_crops(sdata, table, one)
         crops = paired.definition
         element = section_labels(sdata, one, crops["image_key"], labels_key)
-        mask, scale, shift = _frame(element, sdata.images[crops["image_key"]])
+        mask, scale, shift = _section.label_frame(element, sdata.images[crops["image_key"]])
         fractions[one.rows] = box_fractions(mask, paired.every_box * np.tile(scale, 2) + np.tile(shift, 2))
         if labels_key is None:
             labels[Keys.tissue(one.section)] = element
@@ -141,7 +138,7 @@ def section_labels(sdata: SpatialData, region: Region, image_key: str, labels_ke
 
 def tissue_at(labels: Any, image: Any, *, chunks: tuple[tuple[int, ...], tuple[int, ...]]) -> da.Array:
     """Tissue at the pixels of a level of an image, lazy bool (y, x); `chunks` of the level give its shape."""
-    mask, scale, shift = _frame(labels, image)
+    mask, scale, shift = _section.label_frame(labels, image)
     height, width = _section.image_levels(image)[0].shape[1:]
     down, across = height / sum(chunks[0]), width / sum(chunks[1])
 
@@ -153,26 +150,6 @@ def tissue_at(labels: Any, image: Any, *, chunks: tuple[tuple[int, ...], tuple[i
         return inside & mask[np.ix_(rows.clip(0, mask.shape[0] - 1), columns.clip(0, mask.shape[1] - 1))]
 
     return da.map_blocks(look_up, chunks=chunks, dtype=bool, meta=np.empty((0, 0), dtype=bool))
-
-
-def _frame(labels: Any, image: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mask of labels, and scale and shift (x, y) from pixels of the full-resolution image to pixels of the mask."""
-    levels = _section.image_levels(labels)
-    used = next((i for i, level in enumerate(levels) if level.size <= _MAX_PIXELS), len(levels) - 1)
-    shared = [
-        name for name in get_transformation(image, get_all=True) if name in get_transformation(labels, get_all=True)
-    ]
-    if not shared:
-        raise DataError("The tissue labels share no coordinate system with the image; give them the image's own.")
-    matrix = _section.between(image, labels, shared[0])
-    scale = matrix[[0, 1], [0, 1]]
-    if np.abs(matrix[[0, 1], [1, 0]]).max() > 1e-6 * np.abs(scale).max() or scale.min() <= 0:
-        raise DataError(
-            f"The tissue labels are turned or mirrored against the image in coordinate system {shared[0]!r}. Resample "
-            "them to the image's frame, or leave `labels_key` out."
-        )
-    shrink = np.array([levels[used].shape[axis] / levels[0].shape[axis] for axis in (1, 0)])
-    return np.asarray(levels[used]) > 0, scale * shrink, matrix[:2, 2] * shrink
 
 
 def tissue_mask(sdata: SpatialData, image_key: str) -> tuple[np.ndarray, tuple[float, float]]:
@@ -187,11 +164,11 @@ def tissue_mask(sdata: SpatialData, image_key: str) -> tuple[np.ndarray, tuple[f
     height, width = levels[0].shape[1:]
     wanted = max(height, width) / _WORKING_PX if mpp is None else _WORKING_UM / mpp
     used = pick_level(np.array([width / level.shape[2] for level in levels]), wanted)
-    while used + 1 < len(levels) and levels[used].shape[1] * levels[used].shape[2] > _MAX_PIXELS:
+    while used + 1 < len(levels) and levels[used].shape[1] * levels[used].shape[2] > _section.MAX_LABEL_PIXELS:
         used += 1
     data = levels[used].data[:3]
     # An image without a pyramid is thinned out, so that it never has to fit into memory.
-    step = max(1, int(wanted * data.shape[2] / width), int(np.ceil(np.sqrt(data[0].size / _MAX_PIXELS))))
+    step = max(1, int(wanted * data.shape[2] / width), int(np.ceil(np.sqrt(data[0].size / _section.MAX_LABEL_PIXELS))))
     picture = np.asarray(data[:, ::step, ::step])
     scale = step * width / data.shape[2], step * height / data.shape[1]
     radius = 2 if mpp is None else max(1, round(_RADIUS_UM / (mpp * max(scale))))

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from sealst.tl._embed.embed import embed
     from sealst.tl._embed.predict import predict
     from sealst.tl._evaluate.evaluate import evaluate
+    from sealst.tl._fine.local import fit_local
+    from sealst.tl._fine.tokens import token_map
     from sealst.tl._finetune.finetune import finetune
     from sealst.tl._pathways.pathways import pathways
     from sealst.tl._pathways.rank import rank_pathways
@@ -39,10 +41,12 @@ __all__ = [
     "embed_slides",
     "evaluate",
     "finetune",
+    "fit_local",
     "fit_slide",
     "pathways",
     "predict",
     "predict_slide",
     "rank_pathways",
     "retrieve",
+    "token_map",
 ]

@@ -24,6 +24,13 @@ def symmetry(crops: np.ndarray, code: int) -> np.ndarray:
     return np.ascontiguousarray(turned[:, :, ::-1] if code >= 4 else turned)
 
 
+def turned_back(grids: np.ndarray, code: int) -> np.ndarray:
+    """Grids (n, side, side, width) of crops under a `symmetry`, as they lie in the crops as they were."""
+    if code == 0:
+        return grids
+    return np.rot90(grids[:, :, ::-1] if code >= 4 else grids, -(code % 4), axes=(1, 2))
+
+
 def over_views(function: Callable[[np.ndarray], np.ndarray], crops: np.ndarray, views: int) -> np.ndarray:
     """Mean of a function of crops, values (n, width), over the first `views` symmetries of the square.
 

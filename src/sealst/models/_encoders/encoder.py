@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sealst._core.device import autocast, cuda_dtype, evaluating, has_bf16, to_images
-from sealst._core.space.views import check_views, over_views
+from sealst._core.space.views import check_views, over_views, symmetry, turned_back
 from sealst._errors import DataError, OrderError
 from sealst._html import text_as_html
 from sealst._settings import settings
@@ -180,6 +180,42 @@ class Encoder(nn.Module):
                 z = self(to_images(crops[start : start + size], self.device))
                 out[start : start + size] = z.float().cpu().numpy()
         return out
+
+    def patch_tokens(self, crops: np.ndarray, *, views: int = 1, batch_size: int | None = None) -> np.ndarray:
+        """What the encoder says of each patch of crops: its last tokens, without class and register tokens.
+
+        Parameters
+        ----------
+        crops
+            uint8, (n, height, width, 3), square.
+        views
+            Over how many flips and rotations of each crop to average, 1 (as it is) to 8; each is a forward pass.
+        batch_size
+            Crops per forward pass; default ``settings.batch_size``.
+
+        Returns
+        -------
+        float32 (n, side, side, width), behind the final norm, deterministic; row by row as the patches lie in the crop.
+        An adapter in the blocks has its part in them, a bottleneck behind the encoder has not.
+
+        Raises
+        ------
+        DataError
+            When the encoder is a convolutional network, or crops do not divide into its patches.
+        """
+        crops, size = np.asarray(crops), batch_size or settings.batch_size
+        self._check_blocks()
+        side, found = crops.shape[1] // self.spec.patch_px, []
+        with self.inference():
+            for start in range(0, len(crops), size):
+                total: Any = 0
+                for code in range(check_views(views)):
+                    images = to_images(symmetry(crops[start : start + size], code), self.device)
+                    tokens = self.trunk(images, self.spec.n_blocks)[:, self.spec.n_prefix :]
+                    tokens = self.vit.fc_norm(self.vit.norm(tokens)).float().cpu().numpy()
+                    total = total + turned_back(tokens.reshape(len(tokens), side, side, -1), code)
+                found.append(total / np.float32(views))
+        return np.concatenate(found)
 
     def image_model(self, *, crop_px: int | None = None) -> ImageModel:
         """Return the encoder in the form that other tools take; see `sealst.models.ImageModel`.

@@ -23,6 +23,7 @@ from sealst.models._adapters import Adapter, add_adapter
 from sealst.models._encoders.encoder import Encoder, ImageModel, base_name, plain_key
 from sealst.models._genes import GeneEncoder, GeneEncoderParams
 from sealst.models._intervals import Intervals
+from sealst.models._local import LocalHead
 from sealst.models._novelty import Novelty
 from sealst.models._seal.heads import HeadParams, ProjectionParams, image_head
 from sealst.models._seal.readout import FIELDS, HEAD, Readout, check_readout
@@ -95,6 +96,8 @@ class SealNet(nn.Module):
         self.reliability: Reliability | None = None
         # what training looked like, by which other sections are told from it; None where that was not kept
         self.novelty: Novelty | None = None
+        # what predicts the expression of single patches; None where none was fitted
+        self.local: LocalHead | None = None
         # how far single spots of new patients may lie from predictions; None where nothing is known of it
         self.intervals: Intervals | None = None
         self.eval()
@@ -384,6 +387,7 @@ class SealNet(nn.Module):
             f"  panel:   {len(self.panel)} genes ({', '.join(self.panel.genes[:4])}, …)\n"
             f"  predicts by: {first}{more}\n"
             f"  reliability: {UNKNOWN if self.reliability is None else self.reliability.summary()}\n"
+            f"{'' if self.local is None else f'  local:   {self.local.summary()}{chr(10)}'}"
             f"  crops:   {crops}\n"
             f"  trained: {trained / 1e6:.2f} M parameters\n"
             f"  device:  {self.device}"

@@ -43,6 +43,8 @@ class SealModel(SealNet):
         None where that is unknown.
     novelty
         What training looked like; by it `sealst.tl.embed` says how unlike a section is. None in models from before.
+    local
+        What predicts the expression of single patches and cells, see `sealst.tl.fit_local`; None where none was fitted.
     """
 
     def save(self, path: str | Path, *, include_base: bool = False, overwrite: bool = False) -> Path:

@@ -43,6 +43,7 @@ from sealst.models._encoders.spec import EncoderSpec
 from sealst.models._folder import FILES, check_complete
 from sealst.models._genes import resolve_gene_encoder
 from sealst.models._intervals import INTERVALS_FILE, read_intervals, written_intervals
+from sealst.models._local import LOCAL_FILE, LocalFacts, LocalHead
 from sealst.models._novelty import NOVELTY_FILE, Novelty, NoveltyFacts
 from sealst.models._seal.bases import find_base, remember_base
 from sealst.models._seal.card import model_card, public_name
@@ -80,6 +81,8 @@ def needed_files(folder: Path) -> list[str]:
             names += ["base/config.json", "base/model.safetensors"]
         if config.novelty is not None:
             names.append(NOVELTY_FILE)
+        if config.local is not None:
+            names.append(LOCAL_FILE)
     return names
 
 
@@ -130,6 +133,8 @@ class _Config(Stored):
     readouts: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
     #: of the file of its name, which models from before have not
     novelty: NoveltyFacts | None = None
+    #: of the file of its name, where one was fitted
+    local: LocalFacts | None = None
 
 
 class _Base(Stored):
@@ -148,11 +153,12 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
                 f"`model.{name}` is of the model {known.model}, but the weights are now those of {fingerprint}. "
                 "Measure it again, or set it to None, which says that it is unknown."
             )
-    if model.novelty is not None and model.novelty.images != model.image_fingerprint:
-        raise CheckpointError(
-            "`model.novelty` is of embeddings before the adapter was trained on. Set it to None, which says that it is "
-            "unknown."
-        )
+    for name in ("novelty", "local"):
+        if (kept := getattr(model, name)) is not None and kept.images != model.image_fingerprint:
+            raise CheckpointError(
+                f"`model.{name}` is of embeddings before the adapter was trained on. Set it to None, which says that "
+                "it is unknown."
+            )
     config = {
         "format": _FORMAT,
         "sealst": __version__,
@@ -170,6 +176,8 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
         config["readouts"] = [readout.facts for readout in map(model.readout_of, model.fitted) if readout is not None]
     if model.novelty is not None:
         config["novelty"] = model.novelty.facts()
+    if model.local is not None:
+        config["local"] = model.local.facts()
     sha256 = weights_hash(encoder.base_state())
     with new_folder(path, overwrite=overwrite, marker="config.json") as work:
         write_json(work / "config.json", config)
@@ -192,6 +200,8 @@ def save_model(model: SealNet, path: Path, *, include_base: bool, overwrite: boo
             write_text(work / INTERVALS_FILE, written_intervals(model.intervals))
         if model.novelty is not None:
             model.novelty.save(work / NOVELTY_FILE)
+        if model.local is not None:
+            model.local.save(work / LOCAL_FILE)
         (work / "README.md").write_text(model_card(model), encoding="utf-8")
     _remember(sha256, spec.key)
     return path
@@ -218,6 +228,9 @@ def read_model(
     if config.novelty is not None:
         images = model.image_fingerprint
         model.novelty = Novelty.load(folder / NOVELTY_FILE, config.novelty, dim=model.dim, images=images)
+    if config.local is not None:
+        shape = {"width": model.encoder.spec.width, "n_genes": len(model.panel)}
+        model.local = LocalHead.load(folder / LOCAL_FILE, config.local, images=model.image_fingerprint, **shape)
     return model.to(resolve_device(device)).eval()
 
 

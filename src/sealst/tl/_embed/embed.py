@@ -20,11 +20,15 @@ from sealst._logging import logger
 from sealst._section import Data, PairedTable, Region, for_writing
 from sealst._validate import check_choice, check_slot
 from sealst.io import Collection
-from sealst.models import Encoder, SealModel, build_encoder
+from sealst.models import Encoder, SealModel
 from sealst.models._encoders.encoder import base_name
 from sealst.models._novelty import Novelty
-from sealst.tl._embed.inputs import views_of
+from sealst.tl._embed.inputs import resolved, views_of
 from sealst.tl._embed.novelty import Novel, novel_sections, novelty_key, tell, watched, write_novelty
+from sealst.tl._fine.cells import embed_cells
+
+#: what is embedded unless an element of cells is named
+SPOTS = "spots"
 
 #: an embedding, its provenance, and how unlike the model's training it is, where that is known
 Made: TypeAlias = tuple[np.ndarray, dict[str, Any], Novel | None]
@@ -36,6 +40,8 @@ def embed(
     model: SealModel | Encoder | str,
     *,
     modality: str = "image",
+    at: str = SPOTS,
+    surroundings_um: float = 50.0,
     pool: str | None = None,
     pretrained: bool = True,
     crop_um: float | None = None,
@@ -47,7 +53,7 @@ def embed(
     progress: bool | None = None,
     copy: bool = False,
 ) -> Data | None:
-    """Embed every spot's crop (or its expression) and write the embeddings into the table.
+    """Embed every spot's crop (or its expression), or every cell, and write the embeddings into the table.
 
     Parameters
     ----------
@@ -59,6 +65,13 @@ def embed(
         (also convolutional) or ``"local-dir:<folder>"``, see `sealst.models.build_encoder`.
     modality
         ``"image"``, or ``"gene"`` for the embedding of the measured expression (needs `sealst.pp.normalize`).
+    at
+        ``"spots"``, or the name of an element that holds cells, of any segmentation: shapes (polygons or circles),
+        points, or labels. An embedding of a cell is the mean of the encoder's patch tokens under it (of a point the
+        token that it lies in), and beside it the mean of those around it: twice the encoder's width, see
+        `sealst.tl.token_map`. A model's adapter has its part in it, what it learned of pooled crops has not.
+    surroundings_um
+        With cells: width in µm of the disc around each cell's centre that the second half is the mean of.
     pool, pretrained
         For an encoder given by name: how tokens become one vector (default: the encoder's own way, see
         `sealst.models.build_encoder`), and whether to load weights.
@@ -67,7 +80,7 @@ def embed(
         that it was trained on.
     views
         Over how many flips and rotations of each crop embeddings are averaged: 1 (the crop as it is) to 8. ``"auto"``
-        is 8 for spots and 1 for tiles of slides, which have no expression. Each view is a forward pass.
+        is 8 for spots, 1 for cells and 1 for tiles of slides, which have no expression. Each view is a forward pass.
     key_added
         Slot in ``.obsm``; default ``"X_seal"`` for images, ``"X_seal_gene"`` for expression.
     %(region)s
@@ -81,7 +94,8 @@ def embed(
 
     Returns
     -------
-    None, or with ``copy=True`` a copy of `sdata`; in the table
+    None, or with ``copy=True`` a copy of `sdata`; in the table, which of cells is the one that annotates them, or a new
+    one without genes, ``"<at>_table"``
 
     - ``.obsm["X_seal" | key_added]``: float32 (n_obs, dim), not normalised; NaN for spots without a crop. Rows of
       other regions keep what the same model wrote
@@ -98,12 +112,16 @@ def embed(
     OrderError
         When crops (or, for genes, layers) are missing.
     DataError
-        When the crops are not those the model was trained on.
+        When the crops are not those the model was trained on; when no cell lies on the picture, or the encoder has no
+        patch tokens.
+    MissingKeyError
+        When there is no element `at`.
 
     Examples
     --------
     >>> sl.tl.embed(sdata, model)  # doctest: +SKIP
     >>> sc.pp.neighbors(sdata.tables["table"], use_rep="X_seal")  # doctest: +SKIP
+    >>> sl.tl.embed(sdata, model, at="cell_boundaries")  # doctest: +SKIP
     """
     check_choice("modality", modality, ("image", "gene"))
     if key_added is not None:
@@ -113,8 +131,19 @@ def embed(
             raise DataError("`copy=True` works on one section; embeddings of a collection are saved to its stores.")
         options: dict[str, Any] = {"modality": modality, "pool": pool, "pretrained": pretrained, "crop_um": crop_um}
         options |= {"key_added": key_added, "region": region, "table_key": table_key, "device": device, "views": views}
+        options |= {"at": at, "surroundings_um": surroundings_um}
         sdata.apply(lambda one: embed(one, model, progress=progress, **options))
         return None
+    if at != SPOTS:
+        if modality != "image":
+            raise DataError("Cells are embedded by the picture; leave out `modality`, or `at`.")
+        made_of = resolved(model, pool=pool, pretrained=pretrained, device=device)
+        where: dict[str, Any] = {"crop_um": crop_um, "region": region, "table_key": table_key}
+        given, _ = embed_cells(
+            sdata, made_of, at, surroundings_um=surroundings_um, views=views, key=key_added or Keys.EMBEDDING,
+            show=progress, copy=copy, **where,
+        )  # fmt: skip
+        return given if copy else None
     key = key_added or (Keys.EMBEDDING if modality == "image" else Keys.GENE_EMBEDDING)
     novel: Novel | None = None
     if modality == "gene":
@@ -178,22 +207,13 @@ def _embedded(
 ) -> Made:
     if not any(one.usable.any() for one in paired.sections):
         raise DataError("No spot has a usable crop; `.obs['crop_reason']` says why.")
-    entry: dict[str, Any] = {}
-    if isinstance(model, SealModel):
-        encoder, entry = model.encoder, {"model": model.fingerprint}
-    elif isinstance(model, str):
-        encoder = build_encoder(model, pool=pool, pretrained=pretrained)
-    elif not isinstance(model, Encoder):
-        raise TypeError(f"`model` must be a SealModel, an encoder or its name, found {type(model).__name__}.")
-    elif pool is not None:
-        raise DataError("`pool` is for an encoder given by name; this one has its own. Leave it out.")
+    made = resolved(model, pool=pool, pretrained=pretrained, device=device)
+    encoder = made.encoder if isinstance(made, SealModel) else made
+    if isinstance(made, SealModel):
+        entry: dict[str, Any] = {"model": made.fingerprint}
     else:
-        encoder = model
-    if not entry:
         name = model if isinstance(model, str) else encoder.spec.key
         entry = {"model": name, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
-    if device is not None or isinstance(model, str):
-        (model if isinstance(model, SealModel) else encoder).to(resolve_device(device))
     n = views_of(views, paired.table)
     if n > 1:
         n_crops = sum(int(one.usable.sum()) for one in paired.sections)

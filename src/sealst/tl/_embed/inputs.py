@@ -9,10 +9,11 @@ from typing import Any
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from sealst._core.device import resolve_device
 from sealst._core.space.views import N_SYMMETRIES, check_views
 from sealst._errors import DataError
 from sealst.io import Collection
-from sealst.models import SealModel
+from sealst.models import Encoder, SealModel, build_encoder
 
 
 def as_sections(sections: SpatialData | Sequence[SpatialData], name: str) -> Sequence[SpatialData]:
@@ -66,3 +67,17 @@ def check_model(model: Any) -> None:
     if isinstance(model, str | Path):
         hint = f"Load the folder of a model first: `sl.models.load({str(model)!r})`."
     raise TypeError(f"`model` must be a SealModel, found {type(model).__name__}. {hint}")
+
+
+def resolved(
+    model: SealModel | Encoder | str, *, pool: str | None = None, pretrained: bool = True, device: str | None = None
+) -> SealModel | Encoder:
+    """The model or encoder that is meant, on its device; an encoder may be given by name, with how it pools."""
+    if not isinstance(model, SealModel | Encoder | str):
+        raise TypeError(f"`model` must be a SealModel, an encoder or its name, found {type(model).__name__}.")
+    if isinstance(model, Encoder) and pool is not None:
+        raise DataError("`pool` is for an encoder given by name; this one has its own. Leave it out.")
+    found = build_encoder(model, pool=pool, pretrained=pretrained) if isinstance(model, str) else model
+    if device is not None or isinstance(model, str):
+        found.to(resolve_device(device))
+    return found

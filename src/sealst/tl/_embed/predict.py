@@ -19,7 +19,7 @@ from sealst._logging import logger
 from sealst._section import Data, PairedTable, for_writing
 from sealst._validate import as_columns, check_slot
 from sealst.models import SealModel
-from sealst.tl._embed.embed import Made, embed_fields, embed_watched, merged, stored_embedding, write_embedding
+from sealst.tl._embed.embed import SPOTS, Made, embed_fields, embed_watched, merged, stored_embedding, write_embedding
 from sealst.tl._embed.inputs import check_model, views_of
 from sealst.tl._embed.trust import (
     believed,
@@ -30,6 +30,7 @@ from sealst.tl._embed.trust import (
     tell,
     write_limits,
 )
+from sealst.tl._fine.maps import local_head, predict_cells, predict_map
 from sealst.tl._pathways.pathways import score_sets, write_pathways
 
 
@@ -39,6 +40,8 @@ def predict(
     model: SealModel,
     *,
     genes: Sequence[str] | None = None,
+    at: str = SPOTS,
+    resolution_um: float | None = None,
     net: Any = None,
     method: str = "ulm",
     readout: str | None = None,
@@ -63,7 +66,13 @@ def predict(
     model
         A SEAL model.
     genes
-        Genes to write; by default the whole panel.
+        Genes to write; by default the whole panel. Maps need some.
+    at
+        ``"spots"``, or the name of an element that holds cells (shapes, points or labels), as for `sealst.tl.embed`:
+        the expression of each cell, by a model that has learned that of single patches, see `sealst.tl.fit_local`.
+    resolution_um
+        Write a map in place of the table: bins of this many µm across the whole picture (on tissue alone, where
+        `sealst.pp.tissue` has run), no smaller than the encoder's patches; needs `sealst.tl.fit_local`, too.
     net
         Gene sets; when given, pathway activity is scored on the whole predicted panel too, see `sealst.tl.pathways`.
     method
@@ -86,7 +95,7 @@ def predict(
         Over how many flips and rotations of each crop embeddings are averaged, 1 to 8. ``"auto"`` takes the embeddings
         that are there, else it is 8 for spots and 1 for tiles of slides.
     key_added
-        Slot in ``.obsm``.
+        Slot in ``.obsm``; of a map the name of the element, by default ``"<image>_expression"``.
     region, table_key
         Region(s) to embed where that is still to be done, by default all; and the table to write to. Regions that this
         model embedded before are predicted too.
@@ -107,6 +116,10 @@ def predict(
     - ``.obsm["X_seal"]``: the embeddings, as `sealst.tl.embed` writes them, and ``.obs["seal_novelty"]``, how unlike
       the training each spot is; with the readout ``"fields"`` also ``.obsm["X_seal_fields"]``
     - ``.obsm["seal_pathways" | key_added + "_pathways"]``: DataFrame (n_obs, pathways), with `net`
+    - with `at`, the same in the table that annotates the cells, or in a new one without genes, ``"<at>_table"``
+    - with `resolution_um` nothing, but ``sdata.images["<image>_expression" | key_added]``: (genes, rows, columns),
+      float32, log1p-CP10k, channels named by genes, in the coordinate systems of the picture; NaN where nothing was
+      read. Before the logarithm values are additive: their mean over a spot is what is predicted of it
     - ``.uns["sealst"]["predict"][key]``: model fingerprint, readout, unit, layer, and ``"reliability"``: for every
       column ``"pearson"`` on held-out patients and whether that is ``"better_than_chance"``; or ``"unknown"``; with
       `intervals` ``"intervals"``: ``"coverage"``, ``"held_out"``, ``"n_held_out"``
@@ -134,6 +147,12 @@ def predict(
     """
     check_model(model)
     check_slot(key_added)
+    if at != SPOTS or resolution_um is not None:
+        return _predict_fine(
+            sdata, model, genes, at, resolution_um, min_reliability=min_reliability, views=views, key=key_added,
+            region=region, table_key=table_key, device=device, show=progress, copy=copy,
+            refused={"net": net, "readout": readout, "intervals": intervals},
+        )  # fmt: skip
     # Before any crop is embedded: there may be no readout of that name.
     table = _section.get_table(sdata, table_key)
     readout = readout or default_readout(model, table)
@@ -188,6 +207,50 @@ def predict(
     if pathways is not None:
         write_pathways(target, Keys.pathways(key_added), pathways, source="predicted", slot=key_added)
     return given if copy else None
+
+
+def _predict_fine(
+    sdata: SpatialData,
+    model: SealModel,
+    genes: Sequence[str] | None,
+    at: str,
+    resolution_um: float | None,
+    *,
+    min_reliability: float | None,
+    views: int | str,
+    key: str,
+    region: str | Sequence[str] | None,
+    table_key: str,
+    device: str | None,
+    show: bool | None,
+    copy: bool,
+    refused: dict[str, Any],
+) -> Data | None:
+    """What `predict` does of cells and of maps."""
+    if given := [name for name, value in refused.items() if value is not None]:
+        raise DataError(f"`{given[0]}` is for spots; leave it out with `at` and `resolution_um`.")
+    if region is not None and not isinstance(region, str):
+        raise DataError("Cells and maps are predicted on one picture at a time: name one `region`.")
+    _section.needs_pixels(sdata)
+    local_head(model)
+    wanted = believed(model, (model.panel if genes is None else model.panel.subset(genes)).genes, min_reliability)
+    if device is not None:
+        model.to(resolve_device(device))
+    common: dict[str, Any] = {"views": views, "region": region, "table_key": table_key, "show": show}
+    found: Data | None = None
+    if resolution_um is None:
+        facts = {"model": model.fingerprint, "unit": "log1p-CP10k", "reliability": reliability_entry(model, wanted)}
+        found, _ = predict_cells(sdata, model, at, wanted, key=key, facts=facts, copy=copy, **common)
+    elif at != SPOTS or copy or genes is None:
+        raise DataError(
+            "Maps are of the genes that are named and of the whole picture, and are added to the SpatialData itself: "
+            "pass `genes`, and leave out `at` and `copy`."
+        )
+    else:
+        name = None if key == Keys.EXPRESSION else key
+        predict_map(sdata, model, wanted, resolution_um, key=name, **common)
+    tell(model, wanted, model.readouts[0])
+    return found if copy else None
 
 
 def default_readout(model: SealModel, table: AnnData) -> str:

@@ -24,7 +24,7 @@ from sealst.models._seal.readout import FIELDS, RIDGE, SURROUNDINGS, Readout
 from sealst.tl._finetune.pairs import Pairs
 
 #: fewer spots leave nothing to hold out
-_MIN_SPOTS = 50
+MIN_SPOTS = 50
 _BATCH = 64
 #: spots by which novelty is told, at most
 _MAX_NOVELTY = 4000
@@ -48,20 +48,24 @@ def seen_spots(
 ) -> Seen | None:
     """Embed the sampled spots (in one view alone unless `every_view`); None where they are too few to hold any out."""
     rows = pairs.sample
-    if len(rows) < _MIN_SPOTS:
+    if len(rows) < MIN_SPOTS:
         logger.info("readout = head (%d spots are too few to hold some out)", len(rows))
         return None
     section = pairs.measured.section[rows]
-    patient = np.array(pairs.labels["patient"])[section]
-    groups, held = patient, "patients"
-    if len(np.unique(patient)) == 1:
-        groups, held = section, "sections of one patient"
-    if len(np.unique(groups)) == 1:
-        # Strips of the section: of random spots the neighbours would stand on the other side.
-        x = np.concatenate([source.boxes[:, 0] for source in pairs.sources])[rows]
-        groups, held = np.digitize(x, np.quantile(x, (0.25, 0.5, 0.75))), "strips of one section"
+    across = np.concatenate([source.boxes[:, 0] for source in pairs.sources])[rows]
+    groups, held = held_groups(np.array(pairs.labels["patient"])[section], section, across)
     first, mean = _embedded(model, train, rows, every_view=every_view, show=show)
     return Seen(mean, first, section, groups, held)
+
+
+def held_groups(patient: np.ndarray, section: np.ndarray, across: np.ndarray) -> tuple[np.ndarray, str]:
+    """Groups of spots that are held out in turn, and what they are, by the patient, section and x of every spot."""
+    if len(np.unique(patient)) > 1:
+        return patient, "patients"
+    if len(np.unique(section)) > 1:
+        return section, "sections of one patient"
+    # Strips of the section: of random spots the neighbours would stand on the other side.
+    return np.digitize(across, np.quantile(across, (0.25, 0.5, 0.75))), "strips of one section"
 
 
 def fitted_novelty(model: SealModel, train: PairDataset, pairs: Pairs, seen: Seen) -> Novelty | None:

@@ -1,0 +1,136 @@
+"""Expression of each patch of a crop, learned from spots that are sums over many: weak supervision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from sealst._core.scores.probes import within_sections
+
+#: directions of the spots' embeddings in which coefficients are tuned; the others stay as the linear readout has them
+_COMPONENTS = 96
+_BATCH, _RATE = 64, 3e-3
+#: how strongly coefficients are held to those of the linear readout, and offsets of sections to none
+_HELD, _LEVEL = 0.1, 1e-2
+#: logarithm of the most that a patch is given, in counts per 10,000
+_MOST = float(np.log(1e4))
+#: how much less log1p changes than the logarithm, at least; near 0 a gene's slope would have no bounds
+_LEAST_SLOPE = 0.2
+
+
+def tune_local(
+    tokens: np.ndarray,
+    shares: np.ndarray,
+    truth: np.ndarray,
+    coef: np.ndarray,
+    *,
+    sections: np.ndarray,
+    known: np.ndarray | None = None,
+    epochs: int = 15,
+    seed: int = 0,
+    device: torch.device | None = None,
+    tick: Callable[[], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit ``exp(token @ weight + bias)``, counts per 10,000, whose mean over a spot's tokens is what was measured.
+
+    The loss is the squared error of log1p of these means, every gene by its deviation within sections, and each section
+    with a level of its own for every gene. It begins with a linear readout of the spots' mean tokens and is held to it.
+
+    Parameters
+    ----------
+    tokens
+        Tokens of every spot, (n, tokens, width), also float16.
+    shares
+        Share of a spot's area that lies on each of its tokens, (n, tokens).
+    truth
+        log1p of counts per 10,000, (n, genes).
+    coef
+        Of the linear readout of log1p-CP10k, (width, genes).
+    sections
+        Section of every spot, (n,).
+    known
+        bool (n, genes): whether a spot's section measures a gene. None where all do.
+    epochs, seed, device
+        How long, from which order of batches, and where.
+    tick
+        Called after every epoch.
+
+    Returns
+    -------
+    Weight (width, genes) and bias (genes,), float32; of the mean level of the sections.
+    """
+    where = device or torch.device("cpu")
+    shares = shares / shares.sum(axis=1, keepdims=True)
+    mean = np.einsum("nt,ntd->nd", shares, tokens.astype(np.float32))
+    centred = within_sections(mean, sections)
+    centre, scale = mean.mean(axis=0), np.maximum(centred.std(axis=0), 1e-6)
+    # Coordinates in which spots vary alike in all directions, half way: steps are then of one size.
+    _, size, directions = np.linalg.svd(centred / scale, full_matrices=False)
+    n = int(min(_COMPONENTS, (size > 1e-3 * size[0]).sum()))
+    size = size[:n] / np.sqrt(len(mean))
+    to = directions[:n].T / np.sqrt(size)
+    back = directions[:n] * np.sqrt(size)[:, None]
+    x = np.empty((*tokens.shape[:2], n), dtype=np.float32)
+    for start in range(0, len(x), 1024):
+        part = slice(start, start + 1024)
+        x[part] = (tokens[part].astype(np.float32) - centre) / scale @ to
+    weight, bias = _tuned(
+        x, shares, truth, back @ (coef * scale[:, None]), sections=sections, known=known, epochs=epochs, seed=seed,
+        where=where, tick=tick,
+    )  # fmt: skip
+    weight = to @ weight / scale[:, None]
+    return weight.astype(np.float32), (bias - centre @ weight).astype(np.float32)
+
+
+def _tuned(
+    x: np.ndarray,
+    shares: np.ndarray,
+    truth: np.ndarray,
+    start: np.ndarray,
+    *,
+    sections: np.ndarray,
+    known: np.ndarray | None,
+    epochs: int,
+    seed: int,
+    where: torch.device,
+    tick: Callable[[], None] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias in the coordinates of `x`."""
+    _, number = np.unique(sections, return_inverse=True)
+    deviation = np.maximum(within_sections(truth, sections).std(axis=0), 0.05)
+    counts = np.expm1(truth)
+    level = np.maximum(counts.mean(axis=0) if known is None else _known_mean(counts, known), 0.02)
+    begun = torch.from_numpy((start / np.maximum(level / (1 + level), _LEAST_SLOPE)).astype(np.float32)).to(where)
+    weight = begun.clone().requires_grad_()
+    bias = torch.from_numpy(np.log(level).astype(np.float32)).to(where).requires_grad_()
+    offset = torch.zeros((number.max() + 1, truth.shape[1]), device=where, requires_grad=True)
+    arrays = (x, shares.astype(np.float32), truth.astype(np.float32), number)
+    rows, share, y, of = (torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+    unit = torch.from_numpy((1 / deviation).astype(np.float32)).to(where)
+    mask = None if known is None else torch.from_numpy(known.astype(np.float32))
+    optimizer = torch.optim.Adam([weight, bias, offset], lr=_RATE)
+    steps = epochs * -(-len(x) // _BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
+    order = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for some in torch.randperm(len(x), generator=order).split(_BATCH):
+            each = (rows[some].to(where) @ weight + bias).clamp(max=_MOST).exp()
+            summed = torch.einsum("nt,ntg->ng", share[some].to(where), each) * offset[of[some].to(where)].exp()
+            error = ((torch.log1p(summed) - y[some].to(where)) * unit).square()
+            loss = error.mean() if mask is None else (error * mask[some].to(where)).mean()
+            loss = loss + _HELD * (weight - begun).square().mean() + _LEVEL * offset.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        if tick is not None:
+            tick()
+    share_of = np.bincount(number) / len(number)
+    bias = bias.detach().cpu().double().numpy() + share_of @ offset.detach().cpu().double().numpy()
+    return weight.detach().cpu().double().numpy(), bias
+
+
+def _known_mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    return np.asarray((values * known).sum(axis=0) / np.maximum(known.sum(axis=0), 1))

@@ -1,0 +1,76 @@
+"""Cells on a grid of patch tokens: which tokens each one lies on, and which surround it."""
+
+from __future__ import annotations
+
+import geopandas as gpd
+import numpy as np
+import shapely
+from scipy.sparse import csr_array
+
+from sealst._core.space.token_grid import TokenGrid
+from sealst._section.planes import centres_of
+
+#: cells that are laid on tokens at once, so that memory does not grow with their number
+_CELLS = 20_000
+
+
+def tokens_under(cells: gpd.GeoSeries, grid: TokenGrid) -> csr_array:
+    """Share of every cell's area on each token, (cells, tokens row by row); of a point, the token that it lies in.
+
+    Parameters
+    ----------
+    cells
+        Polygons or points in pixels of the full-resolution picture.
+    grid
+        The tokens. What of a cell lies beyond them does not count, so that rows may sum to less than 1.
+    """
+    parts = [_under(cells.to_numpy()[start : start + _CELLS], grid) for start in range(0, len(cells), _CELLS)]
+    rows = np.concatenate([np.full(len(part[0]), 0) + part[0] + i * _CELLS for i, part in enumerate(parts)])
+    tokens, share = (np.concatenate([part[k] for part in parts]) for k in (1, 2))
+    shape = (len(cells), grid.shape[0] * grid.shape[1])
+    return csr_array((share, (rows, tokens)), shape=shape, dtype=np.float32)
+
+
+def _under(cells: np.ndarray, grid: TokenGrid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cell, token and share of all pairs that touch."""
+    rows, columns = grid.shape
+    side = grid.token_px
+    known = np.flatnonzero(~(shapely.is_missing(cells) | shapely.is_empty(cells)))
+    bounds = np.floor(shapely.bounds(cells[known]) / side).astype(int)
+    left, top, right, bottom = bounds.T
+    left, top = left.clip(0, columns), top.clip(0, rows)
+    across = (right.clip(-1, columns - 1) - left + 1).clip(0)
+    down = (bottom.clip(-1, rows - 1) - top + 1).clip(0)
+    n = across * down
+    cell = np.repeat(np.arange(len(known)), n)
+    # Position of a pair among those of its cell.
+    place = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+    row, column = top[cell] + place // across[cell], left[cell] + place % across[cell]
+    area = shapely.area(cells[known])
+    share = np.ones(len(cell))
+    flat = area[cell] > 0
+    if flat.any():
+        x, y = column[flat] * side, row[flat] * side
+        squares = shapely.box(x, y, x + side, y + side)
+        share[flat] = shapely.area(shapely.intersection(cells[known][cell[flat]], squares)) / area[cell[flat]]
+    kept = share > 0
+    return known[cell[kept]], row[kept] * columns + column[kept], share[kept]
+
+
+def tokens_around(cells: gpd.GeoSeries, grid: TokenGrid, width_px: float) -> csr_array:
+    """Equal shares of the tokens with their centre in the disc of this width around each cell's centre."""
+    rows, columns = grid.shape
+    centres = centres_of(cells) / grid.token_px - 0.5
+    reach = int(np.ceil(width_px / 2 / grid.token_px))
+    dy, dx = (a.ravel() for a in np.mgrid[-reach : reach + 1, -reach : reach + 1])
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for start in range(0, len(cells), _CELLS):
+        near = centres[start : start + _CELLS]
+        nearest = np.floor(np.nan_to_num(near, nan=-1e6) + 0.5).astype(int)
+        column, row = nearest[:, :1] + dx, nearest[:, 1:] + dy
+        distance = np.hypot(column - near[:, :1], row - near[:, 1:]) * grid.token_px
+        inside = (distance <= width_px / 2) & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        found.append((start + np.nonzero(inside)[0], (row * columns + column)[inside]))
+    cell, token = (np.concatenate([one[k] for one in found]) for k in (0, 1))
+    share = 1 / np.bincount(cell, minlength=len(cells)).clip(1)
+    return csr_array((share[cell], (cell, token)), shape=(len(cells), rows * columns), dtype=np.float32)

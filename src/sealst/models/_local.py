@@ -1,0 +1,118 @@
+"""What predicts the expression of a single patch token, kept with a model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sealst._errors import CheckpointError
+from sealst._given.schema import Count, Name, Stored, Text
+from sealst._html import text_as_html
+from sealst.models._adapters import check_tensors, tensor_shapes
+
+LOCAL_FILE = "local.safetensors"
+#: logarithm of the most that a patch is given, in counts per 10,000
+_MOST = np.float32(np.log(1e4))
+
+
+class LocalFacts(Stored):
+    """What ``config.json`` says of the file."""
+
+    held_out: Text
+    score: float
+    n_spots: Count
+    images: Name
+    digest: Name
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LocalHead:
+    """Expression of each patch of a crop, learned from spots; made by `sealst.tl.fit_local`.
+
+    Attributes
+    ----------
+    weight, bias
+        float32 (width, genes) and (genes,): a token has ``exp(token @ weight + bias)`` counts per 10,000.
+    held_out, score
+        What was held out when its start, a linear readout, was chosen, and the mean Pearson of that over genes.
+    n_spots
+        Number of spots.
+    images
+        What made the tokens: `SealNet.image_fingerprint`.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    held_out: str
+    score: float
+    n_spots: int
+    images: str
+
+    def counts(self, tokens: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
+        """Counts per 10,000 of tokens (..., width), of all genes or those at some positions: float32 (..., genes).
+
+        These are sums: the mean over the tokens of an area is what is predicted for the area.
+        """
+        kept = slice(None) if genes is None else genes
+        flat = np.asarray(tokens, dtype=np.float32).reshape(-1, tokens.shape[-1])
+        found = np.exp(np.minimum(flat @ self.weight[:, kept] + self.bias[kept], _MOST))
+        return found.reshape(*tokens.shape[:-1], -1)
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits that change with any of its numbers."""
+        digest = hashlib.sha256(repr((self.held_out, self.n_spots)).encode())
+        for part in (self.weight, self.bias):
+            digest.update(np.ascontiguousarray(part, dtype=np.float32).tobytes())
+        return digest.hexdigest()[:16]
+
+    def summary(self) -> str:
+        """In one line, what is known."""
+        return f"fitted to {self.n_spots:,} spots (begun with a mean r of {self.score:.3f} on held-out {self.held_out})"
+
+    def facts(self) -> dict[str, Any]:
+        """What ``config.json`` says of it."""
+        numbers = {"score": round(float(self.score), 6), "n_spots": self.n_spots}
+        return {"held_out": self.held_out, "images": self.images, "digest": self.digest} | numbers
+
+    def save(self, path: Path) -> None:
+        """Write its numbers."""
+        parts = {"weight": self.weight, "bias": self.bias}
+        save_file({k: torch.from_numpy(np.ascontiguousarray(v, dtype=np.float32)) for k, v in parts.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path, facts: LocalFacts, *, width: int, n_genes: int, images: str) -> LocalHead:
+        """Read what `save` wrote, for tokens of this width that are made by `images`."""
+        where = f"{path.name} in {str(path.parent)!r}"
+        if not path.is_file():
+            raise CheckpointError(f"{str(path.parent)!r} lacks {path.name}, of which config.json speaks (`local`).")
+        described = {"weight": torch.empty((width, n_genes), device="meta")}
+        described["bias"] = torch.empty(n_genes, device="meta")
+        check_tensors(where, described, tensor_shapes(path))
+        try:
+            found = {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{where} cannot be read: {error}") from error
+        if not all(np.isfinite(values).all() for values in found.values()):
+            raise CheckpointError(f"{where} is damaged: it must hold numbers.")
+        made = cls(found["weight"], found["bias"], facts.held_out, facts.score, facts.n_spots, facts.images)
+        if made.digest != facts.digest or made.images != images:
+            raise CheckpointError(
+                f"{where} is not the one that config.json speaks of (`local`); the folder is damaged, or two of them "
+                "were put together."
+            )
+        return made
+
+    def __repr__(self) -> str:
+        return f"LocalHead: {self.summary()}"
+
+    def _repr_html_(self) -> str:
+        return text_as_html(repr(self))

@@ -1,0 +1,1 @@
+"""Finer than a crop: what an encoder says of each of its patches."""

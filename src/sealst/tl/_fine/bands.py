@@ -1,0 +1,147 @@
+"""Patch tokens of a whole picture, stitched from overlapping crops, band by band."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sealst._core.space.geometry import CropSpec
+from sealst._core.space.token_grid import Band, TokenGrid, stitched
+from sealst._data.crops.reader import prefetch, read_crops
+from sealst._errors import DataError
+from sealst._logging import progress
+from sealst._section import Plane
+from sealst.models import Encoder, SealModel
+from sealst.models._encoders.encoder import base_name
+
+#: crops that are read at once, at most (or one row of them)
+_CROPS = 256
+#: tokens that neighbouring crops share where nothing else is asked for, as a share of a crop's side
+OVERLAP = 0.125
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TokenSource:
+    """What makes tokens of crops: an encoder, adapted or not, and how it is fed."""
+
+    encoder: Encoder
+    crop: CropSpec
+    views: int
+    #: of the model or encoder, for provenance
+    facts: dict[str, str]
+
+    @property
+    def side(self) -> int:
+        """Tokens along a side of a crop."""
+        return self.crop.crop_px // self.encoder.spec.patch_px
+
+    @property
+    def width(self) -> int:
+        """Values of a token."""
+        return self.encoder.spec.width
+
+    @property
+    def token_um(self) -> float:
+        """Side of a token in µm."""
+        return self.crop.crop_um / self.side
+
+    def tokens(self, crops: np.ndarray) -> np.ndarray:
+        """Tokens (n, side, side, width) of crops."""
+        return self.encoder.patch_tokens(crops, views=self.views)
+
+
+def token_source(model: SealModel | Encoder, crop: CropSpec | None, views: int) -> TokenSource:
+    """Tokens of a SEAL model, which knows its crops, or of an encoder, which is told.
+
+    Raises
+    ------
+    DataError
+        When the encoder has no patch tokens, or crops do not divide into its patches.
+    """
+    if isinstance(model, SealModel):
+        encoder, facts, crop = model.encoder, {"model": model.fingerprint}, model.crop
+    else:
+        encoder = model
+        facts = {"model": encoder.spec.key, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
+    if crop is None:
+        raise DataError(
+            "An encoder does not know the crops that it is to see: pair some, `sl.pp.pair_crops(sdata, crop_um=..., "
+            "crop_px=...)`."
+        )
+    if not encoder.supports_trunk:
+        raise DataError(f"{encoder.spec.key!r} is a convolutional network: it has no patch tokens.")
+    if crop.crop_px % encoder.spec.patch_px:
+        raise DataError(
+            f"Crops of {crop.crop_px} px do not divide into patches of {encoder.spec.patch_px} px, so there is no grid "
+            "of tokens."
+        )
+    return TokenSource(encoder=encoder, crop=crop, views=views, facts=facts)
+
+
+def n_overlap(source: TokenSource, overlap: float) -> int:
+    """Tokens that neighbouring crops share, of a share of the crop's side (0 to 0.75)."""
+    if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0 <= overlap <= 0.75:
+        raise DataError(f"`overlap` must be a share of a crop's side from 0 to 0.75, found {overlap!r}.")
+    return min(round(overlap * source.side), source.side - 1)
+
+
+def bands(
+    source: TokenSource,
+    plane: Plane,
+    grid: TokenGrid,
+    wanted: np.ndarray,
+    function: Callable[[np.ndarray], np.ndarray] | None = None,
+    *,
+    first: int = 0,
+    show: bool | None,
+    desc: str,
+) -> Iterator[Band]:
+    """Stitch what a function says of tokens, for all crops that hold a token that is wanted.
+
+    Parameters
+    ----------
+    source, plane, grid
+        What makes tokens, of which picture, and where its crops lie.
+    wanted
+        Tokens that are needed, bool of ``grid.shape``.
+    function
+        Tokens (n, side, side, width) → values (n, side, side, any); by default the tokens themselves.
+    first
+        Row of crops to go on from, see `stitched`.
+    show, desc
+        Whether there is a progress bar, and what it says.
+    """
+    places = grid.holding(wanted)
+    places = places[places[:, 0] >= first - 1]
+    places = places[plane.readable(grid.boxes(places))] if len(places) else places
+    if not len(places):
+        raise DataError(f"Nothing of image {plane.image_key!r} is left to read: no tissue, or no cell, lies on it.")
+    levels, px = plane.levels, source.crop.crop_px
+    with progress(None, desc=desc, total=len(places), show=show) as bar:
+
+        def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            groups = _by_rows(places, grid.crops[1])
+            for some, crops in prefetch(((one, read_crops(levels, grid.boxes(one), px)) for one in groups), depth=1):
+                for start in range(0, len(some), 32):
+                    tokens = source.tokens(crops[start : start + 32])
+                    yield some[start : start + 32], tokens if function is None else function(tokens)
+                    bar.update(len(tokens))
+
+        made = parts()
+        head = next(made)
+
+        def again() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            yield head
+            yield from made
+
+        yield from stitched(grid, again(), head[1].shape[-1], first=first)
+
+
+def _by_rows(places: np.ndarray, columns: int) -> Iterator[np.ndarray]:
+    """Crops in portions of whole rows, as many as are read at once."""
+    rows = max(1, _CROPS // columns)
+    portion = (places[:, 0] - places[0, 0]) // rows
+    for number in np.unique(portion):
+        yield places[portion == number]

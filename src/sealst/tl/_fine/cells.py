@@ -1,0 +1,173 @@
+"""Embeddings of cells: the patch tokens under each one, and those around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.sparse import csr_array
+from spatialdata import SpatialData
+from spatialdata.models import TableModel
+
+from sealst import _section
+from sealst._core.space.geometry import CropSpec
+from sealst._core.space.token_grid import Band, TokenGrid
+from sealst._core.space.views import check_views
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._section import Plane
+from sealst._section.cells import tokens_around, tokens_under
+from sealst._validate import check_positive
+from sealst.models import Encoder, SealModel
+from sealst.tl._fine.bands import OVERLAP, TokenSource, bands, n_overlap, token_source
+
+
+def embed_cells(
+    sdata: SpatialData,
+    model: SealModel | Encoder,
+    at: str,
+    *,
+    surroundings_um: float,
+    views: int | str,
+    crop_um: float | None,
+    region: Any,
+    table_key: str,
+    key: str,
+    show: bool | None,
+    copy: bool,
+) -> tuple[SpatialData, AnnData]:
+    """Embed the cells of an element and write them into their table; see `sealst.tl.embed`."""
+    _section.needs_pixels(sdata)
+    if region is not None and not isinstance(region, str):
+        raise DataError("Cells are embedded on one picture at a time: name one `region`.")
+    n_views = check_views(1 if views == "auto" else views)  # type: ignore[arg-type]
+    source = token_source(model, paired_crop(sdata, crop_um, table_key), n_views)
+    plane = _section.plane_of(sdata, source.crop, region=region, table_key=table_key)
+    n = n_overlap(source, OVERLAP)
+    ids, values, centres = cell_embeddings(plane, source, at, surroundings_um=surroundings_um, n_overlap=n, show=show)
+    entry = source.facts | {"modality": "cells", "crop_um": source.crop.crop_um, "views": n_views, "at": at}
+    entry |= {"surroundings_um": float(surroundings_um), "token_um": source.token_um, "image_key": plane.image_key}
+    frame = pd.DataFrame(values)
+    given, table, name = write_cells(
+        sdata, plane, at, ids, frame, centres, call="embed", key=key, entry=entry, copy=copy
+    )
+    logger.info(
+        "Wrote sdata.tables[%r].obsm[%r]: %d cells, %d dimensions (tokens of %.3g µm)",
+        *(name, key, int(np.isfinite(values[:, 0]).sum()), values.shape[1], source.token_um),
+    )
+    return given, table
+
+
+def paired_crop(sdata: SpatialData, crop_um: float | None, table_key: str) -> CropSpec | None:
+    """Size of the crops that were paired, which an encoder that is no SEAL model goes by; None where there are none."""
+    if table_key not in sdata.tables:
+        return None
+    table = _section.get_table(sdata, table_key)
+    regions = [one for one in _section.regions_of(table) if _section.has_crops(table, one)]
+    return _section.crop_size(table, regions, crop_um) if regions else None
+
+
+def cell_embeddings(
+    plane: Plane, source: TokenSource, at: str, *, surroundings_um: float, n_overlap: int, show: bool | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embed the cells of an element.
+
+    Returns
+    -------
+    Their ids (n,); embeddings (n, 2 * width), the mean of the tokens under each cell and beside it the mean of those
+    around it, NaN where no token was read; and their centres (x, y) in pixels of the picture.
+    """
+    check_positive("surroundings_um", surroundings_um)
+    cells = _section.outlines(plane, at)
+    grid = plane.grid(source.side, n_overlap)
+    around_px = surroundings_um / plane.mpp
+    under, around = tokens_under(cells, grid), tokens_around(cells, grid, around_px)
+    # No cell without its surroundings: what is under it counts where it is large.
+    wanted = np.zeros(under.shape[1], dtype=bool)
+    wanted[under.indices] = wanted[around.indices] = True
+    if not under.nnz:
+        raise DataError(
+            f"No cell of {at!r} lies on image {plane.image_key!r}. Do they share a coordinate system, in pixels of the "
+            "full-resolution image?"
+        )
+    found = bands(source, plane, grid, wanted.reshape(grid.shape), show=show, desc="embedding cells")
+    return cells.index.to_numpy(), pooled(found, grid, (under, around)), _section.centres_of(cells)
+
+
+def pooled(found: Iterable[Band], grid: TokenGrid, shares: tuple[csr_array, ...]) -> np.ndarray:
+    """Weighted means of tokens by rows of each matrix of shares, side by side; NaN where nothing was covered."""
+    columns, n = grid.shape[1], shares[0].shape[0]
+    by_token = [one.tocsc() for one in shares]
+    out: np.ndarray | None = None
+    weight = np.zeros((len(shares), n))
+    for band in found:
+        rows, _, width = band.values.shape
+        if out is None:
+            out = np.zeros((n, len(shares) * width), dtype=np.float32)
+        tokens = band.values.reshape(-1, width)
+        span = slice(band.top * columns, (band.top + rows) * columns)
+        for k, matrix in enumerate(by_token):
+            part = matrix[:, span].tocsr()
+            own = np.flatnonzero(np.diff(part.indptr))
+            if len(own):
+                some = part[own]
+                out[own, k * width : (k + 1) * width] += some @ tokens
+                weight[k, own] += some @ band.covered.ravel().astype(np.float32)
+    assert out is not None
+    width = out.shape[1] // len(shares)
+    for k in range(len(shares)):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            out[:, k * width : (k + 1) * width] /= np.where(weight[k] > 0, weight[k], np.nan)[:, None]
+    return out
+
+
+def write_cells(
+    sdata: SpatialData, plane: Plane, at: str, ids: np.ndarray, values: pd.DataFrame, centres: np.ndarray,
+    *, call: str, key: str, entry: dict[str, Any], copy: bool,
+) -> tuple[SpatialData, AnnData, str]:  # fmt: skip
+    """Write values of cells into the table that annotates them, or into a new one; see `sealst.tl.embed`.
+
+    A frame without named columns becomes an array. Rows of other elements keep what they have from a call of the kind.
+    """
+    held = _section.annotated(sdata, at)
+    if held is None:
+        name, target, rows = Keys.related(at, "table"), _new_table(plane, at, ids, centres), np.arange(len(ids))
+    else:
+        name, region = held
+        place = pd.Index(ids).get_indexer(pd.Index(region.ids))
+        rows, values = region.rows[place >= 0], values.iloc[place[place >= 0]]
+        if not len(rows):
+            raise DataError(
+                f"No row of table {name!r} has the id of a cell of {at!r}: {list(region.ids[:3])} against "
+                f"{list(ids[:3])}."
+            )
+        target = sdata.tables[name].copy() if copy else sdata.tables[name]
+    out = pd.DataFrame(np.nan, index=target.obs_names, columns=values.columns, dtype=np.float32)
+    before = _section.recorded(target, call).get(key, {})
+    same = all(str(before.get(k)) == str(value) for k, value in entry.items() if k not in ("at", "image_key"))
+    if same and key in target.obsm and target.obsm[key].shape == out.shape:
+        out.iloc[:] = np.asarray(target.obsm[key])
+    out.iloc[rows] = values.to_numpy()
+    target.obsm[key] = out.to_numpy() if isinstance(values.columns, pd.RangeIndex) else out
+    _section.record_slot(target, call, key, entry)
+    if copy:
+        return _section.with_table(sdata, name, target), target, name
+    if held is None:
+        sdata.tables[name] = target
+    return sdata, target, name
+
+
+def _new_table(plane: Plane, at: str, ids: np.ndarray, centres: np.ndarray) -> AnnData:
+    """A table without genes, a row for each cell."""
+    section = plane.image_key.removesuffix("_he")
+    columns = {"region": pd.Categorical([at] * len(ids)), "instance_id": ids}
+    obs = pd.DataFrame(columns, index=[f"{at}_{i}" for i in ids])
+    obs[Keys.SECTION] = section
+    table = ad.AnnData(obs=obs)
+    table.obsm[Keys.SPATIAL] = _section.on_canvas(plane, centres)
+    return TableModel.parse(table, region=at, region_key="region", instance_key="instance_id")

@@ -1,0 +1,203 @@
+"""Patch tokens of a whole picture as an image element."""
+
+from __future__ import annotations
+
+import hashlib
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import BaseTransformation, Scale, Sequence, get_transformation
+
+from sealst import _section
+from sealst._core.space.token_grid import TokenGrid
+from sealst._core.space.views import check_views
+from sealst._data.crops.source import MAX_RAM_BYTES
+from sealst._docs import documented
+from sealst._errors import DataError
+from sealst._files import absolute
+from sealst._keys import Keys
+from sealst._logging import logger
+from sealst._process.locks import hold
+from sealst._section import Plane
+from sealst._validate import check_slot
+from sealst.models import Encoder, SealModel
+from sealst.tl._embed.inputs import resolved
+from sealst.tl._fine.bands import OVERLAP, TokenSource, bands, n_overlap, token_source
+from sealst.tl._fine.cells import paired_crop
+
+FORMAT = "sealst-token-map-1"
+#: columns of tokens in a chunk on disk
+_COLUMNS = 128
+#: float16 holds no more
+_HALF_LIMIT = 6e4
+
+
+@documented
+def token_map(
+    sdata: SpatialData,
+    model: SealModel | Encoder | str,
+    path: str | PathLike[str] | None = None,
+    *,
+    views: int = 1,
+    overlap: float = OVERLAP,
+    crop_um: float | None = None,
+    pretrained: bool = True,
+    key_added: str | None = None,
+    image_key: str | None = None,
+    region: str | None = None,
+    table_key: str = Keys.TABLE,
+    overwrite: bool = False,
+    device: str | None = None,
+    progress: bool | None = None,
+) -> None:
+    """Stitch the encoder's patch tokens into a map of the picture, and add it as an image element.
+
+    A vision transformer says something of every patch of a crop, about 7 µm wide; an embedding is their mean or a
+    summary. Here overlapping crops are read across the picture and their patch tokens put side by side. Where crops
+    overlap, tokens are averaged, and those at a crop's border count less, as they see less of what is around them.
+
+    Parameters
+    ----------
+    sdata
+        Section with an H&E image. Where `sealst.pp.tissue` has run, tokens are read on tissue alone.
+    model
+        A SEAL model, whose adapter has its part in the tokens, or an encoder or its name, see `sealst.tl.embed`.
+    path
+        New zarr store for the map, which is read from there lazily: what is there of a call that was cut off is gone on
+        with. Without a path the map stays in memory, up to 2 GiB.
+    views
+        Over how many flips and rotations of each crop tokens are averaged, 1 to 8.
+    overlap
+        Share of its side that a crop has in common with the next, 0 to 0.75. The cost grows with 1 / (1 - overlap)².
+    crop_um, pretrained
+        For an encoder: which of the paired crop sizes to read, and whether to load weights, see `sealst.tl.embed`.
+    key_added
+        Name of the element; default ``"<image>_tokens"``. An element of this name is replaced.
+    image_key, region
+        The picture, by its name or by the region of the table that it belongs to; by default the only one.
+    %(table_key)s
+    overwrite
+        Whether to replace what is at `path`.
+    %(model.device)s
+    %(progress)s
+
+    Returns
+    -------
+    None; adds ``sdata.images["<image>_tokens" | key_added]``: (width, rows, columns), float16, 0 where nothing was
+    read, in the coordinate systems of the picture.
+
+    Raises
+    ------
+    DataError
+        When the encoder has no patch tokens (a convolutional network), the map is too large for memory, or `path` holds
+        something else.
+    ScaleError
+        When nothing says what a pixel measures.
+
+    Examples
+    --------
+    >>> sl.tl.token_map(sdata, model, "tokens.zarr")  # doctest: +SKIP
+    >>> sdata.images["s1_he_tokens"].shape  # doctest: +SKIP
+    (384, 571, 642)
+    """
+    _section.needs_pixels(sdata)
+    if key_added is not None:
+        check_slot(key_added)
+    made = resolved(model, pretrained=pretrained, device=device)
+    source = token_source(made, paired_crop(sdata, crop_um, table_key), check_views(views))
+    plane = _section.plane_of(sdata, source.crop, image_key=image_key, region=region, table_key=table_key)
+    grid = plane.grid(source.side, n_overlap(source, overlap))
+    shape = (source.width, *grid.shape)
+    key = key_added or Keys.related(plane.image_key, "tokens")
+    if key == plane.image_key:
+        raise DataError(f"`key_added` is {key!r}, which is the picture itself; name another.")
+    if path is None:
+        if 2 * np.prod(shape) > MAX_RAM_BYTES:
+            raise DataError(
+                f"The map has {shape[1]} x {shape[2]} tokens of {shape[0]} values, {2 * np.prod(shape) / 2**30:.1f} "
+                "GiB: name a `path` to keep it on disk."
+            )
+        values: Any = np.zeros(shape, dtype=np.float16)
+        _fill(values, source, plane, grid, show=progress)
+    else:
+        values = da.from_zarr(_on_disk(absolute(path), source, plane, grid, overwrite=overwrite, show=progress))
+    add_map(plane, key, values, grid.token_px)
+    logger.info("Wrote sdata.images[%r]: %d x %d tokens of %.3g µm", key, *grid.shape, source.token_um)
+
+
+def add_map(plane: Plane, key: str, values: Any, pixel: float, channels: list[str] | None = None) -> None:
+    """Add an image element (c, y, x) whose pixels are squares of `pixel` pixels of the picture, aligned to it."""
+    systems = get_transformation(plane.image, get_all=True)
+    scale = Scale([pixel, pixel], axes=("x", "y"))
+    transformations: dict[str, BaseTransformation] = {name: Sequence([scale, to]) for name, to in systems.items()}
+    array = xr.DataArray(values, dims=("c", "y", "x"))
+    element = Image2DModel.parse(array, c_coords=channels, transformations=transformations)
+    if key in plane.sdata.images:
+        del plane.sdata.images[key]
+    plane.sdata.images[key] = element
+
+
+def _fill(out: Any, source: TokenSource, plane: Plane, grid: TokenGrid, *, show: bool | None, first: int = 0) -> None:
+    """Write bands of tokens into an array (width, rows, columns), from a row of crops on."""
+    wanted = _section.tissue_tokens(plane, grid)
+    if wanted is None:
+        wanted = np.ones(grid.shape, dtype=bool)
+    for band in bands(source, plane, grid, wanted, first=first, show=show, desc="reading tokens"):
+        if not np.abs(band.values).max(initial=0) < _HALF_LIMIT:
+            raise DataError(f"Tokens of {source.encoder.spec.key!r} are too large for float16.")
+        rows = slice(band.top, band.top + len(band.values))
+        out[:, rows] = np.moveaxis(band.values, 2, 0).astype(np.float16)
+        if isinstance(out, zarr.Array):
+            out.attrs["rows"] = rows.stop
+
+
+def _on_disk(
+    path: Path, source: TokenSource, plane: Plane, grid: TokenGrid, *, overwrite: bool, show: bool | None
+) -> zarr.Array:
+    """The map in a store that is filled here, or was (in part) by an earlier call of the same kind."""
+    facts: dict[str, Any] = source.facts | {"format": FORMAT, "views": source.views, "crop_um": source.crop.crop_um}
+    facts |= {"crop_px": source.crop.crop_px, "overlap": grid.overlap, "picture": _digest(plane, grid)}
+    if path.exists() and not (path / "zarr.json").is_file():
+        raise DataError(f"{str(path)!r} is there and holds no map of tokens; name another `path`.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with hold(path.parent / f".{path.name}.lock", f"The map of tokens {str(path)!r}"):
+        array = None
+        if path.exists():
+            array = zarr.open_array(path, mode="r+")
+            held = {name: array.attrs.get(name) for name in facts}
+            if held != facts:
+                if held["format"] != FORMAT or not overwrite:
+                    differ = ", ".join(name for name, value in facts.items() if held[name] != value)
+                    raise DataError(
+                        f"{str(path)!r} holds something else than this map (other: {differ}). Name another `path`"
+                        + (", or pass `overwrite=True`." if held["format"] == FORMAT else ".")
+                    )
+                array = None
+        if array is None or overwrite:
+            shape = (source.width, *grid.shape)
+            chunks = (source.width, grid.step, min(_COLUMNS, shape[2]))
+            array = zarr.create_array(
+                path, shape=shape, chunks=chunks, dtype="float16", fill_value=0, overwrite=True,
+                attributes={**facts, "rows": 0},
+            )  # fmt: skip
+        done = int(str(array.attrs["rows"]))
+        if done < grid.shape[0]:
+            if done:
+                logger.info("going on at row %d of %d of %r", done, grid.shape[0], str(path))
+            _fill(array, source, plane, grid, show=show, first=done // grid.step)
+    return array
+
+
+def _digest(plane: Plane, grid: TokenGrid) -> str:
+    """What changes with the picture, by its coarsest level, and with where tokens lie and are read."""
+    digest = hashlib.sha256(np.ascontiguousarray(plane.levels[-1]).tobytes())
+    wanted = _section.tissue_tokens(plane, grid)
+    digest.update(repr((grid, wanted is None)).encode() + (b"" if wanted is None else np.packbits(wanted).tobytes()))
+    return digest.hexdigest()[:16]
