@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 from scipy.special import ndtr
 from spatialdata import SpatialData
+from spatialdata.models import Labels2DModel, ShapesModel
+from spatialdata.transformations import Scale, Sequence, get_transformation
 
 from sealst._errors import DataError
+from sealst._keys import Keys
 from sealst._settings import resolve_seed
 from sealst._validate import check_choice, check_positive
 from sealst.datasets._synthetic.drawing import Stain, render
@@ -33,6 +37,8 @@ _MIN_TISSUE = 0.5
 _HIDDEN_SCALE_UM = 220.0
 #: distance of the outermost spot centres from the picture's edge, so that a crop of 112 µm fits
 _MARGIN_UM = 60.0
+#: radius of a nucleus in `cells`
+_NUCLEUS_UM = 3.5
 # Streams of random numbers: a change in one part of the section leaves the others as they were.
 _PATIENT, _LAYOUT, _DRAWING, _HIDDEN, _COUNTS = range(1, 6)
 
@@ -48,6 +54,7 @@ class _Options:
     depth: float
     batch_effect: float
     stain_variation: float
+    cells: bool
     seed: int
 
     def __post_init__(self) -> None:
@@ -82,6 +89,7 @@ def synthetic(
     depth: float = 4000.0,
     batch_effect: float = 0.3,
     stain_variation: float = 1.0,
+    cells: bool = False,
     seed: int | None = None,
 ) -> SpatialData | list[SpatialData]:
     """Draw H&E sections with spots whose expression follows from the drawn tissue, with the truth kept.
@@ -114,6 +122,8 @@ def synthetic(
         Standard deviation of the log factor by which each patient changes each gene; 0 for none.
     stain_variation
         How much patients differ in hue and strength of the stain; 0 for none, 1 as between laboratories.
+    cells
+        Whether to add what is known below the scale of a spot: every nucleus that was drawn, and the tissue's classes.
     seed
         Same seed, same sections; default ``settings.seed``. Genes and programs are the same for every seed.
 
@@ -126,6 +136,9 @@ def synthetic(
     - ``.obs["truth_nuclei"]``: nuclei per mm² in the spot, float64
     - ``.obsm["truth_composition"]``: DataFrame, share of the spot's area by tissue class, rows sum to 1
     - ``.obsm["truth_programs"]``: DataFrame, activity of every program, 0 to 1
+    - with `cells` also ``sdata.shapes["<section>_nuclei"]``: circles of 3.5 µm about the nuclei, with their ``kind``;
+      and ``sdata.labels["<section>_classes"]``: classes of the tissue at 2 µm, numbered in the order of
+      ``.obsm["truth_composition"]`` from 1 on
     - ``.uns["synthetic"]``: ``visible_programs``, ``hidden_programs``, ``program_genes``, ``batch_shift`` (log factor
       by gene), ``stain``, and the arguments
 
@@ -155,6 +168,7 @@ def synthetic(
         depth=depth,
         batch_effect=batch_effect,
         stain_variation=stain_variation,
+        cells=bool(cells),
         seed=resolve_seed(seed),
     )
     _check_whole("n_sections", n_sections, 1)
@@ -262,7 +276,32 @@ def _section(options: _Options, patient: int, index: int) -> SpatialData:
         "stain": {name: list(values) for name, values in asdict(stain).items()},
         **asdict(options),
     }
+    if options.cells:
+        _add_cells(sdata, name, tissue, options.mpp)
     return sdata
+
+
+def _add_cells(sdata: SpatialData, name: str, tissue: Tissue, mpp: float) -> None:
+    """Nuclei as circles and classes as labels, in the frame of the picture."""
+    nuclei = tissue.nuclei
+    drawn = (nuclei.kind != KINDS.index("erythrocyte")) & (
+        (nuclei.xy > _NUCLEUS_UM) & (nuclei.xy < tissue.size_um - _NUCLEUS_UM)
+    ).all(axis=1)
+    circles = gpd.GeoDataFrame(
+        {
+            "radius": np.full(drawn.sum(), _NUCLEUS_UM / mpp),
+            "kind": pd.Categorical.from_codes(nuclei.kind[drawn].astype(int), categories=list(KINDS)),
+        },
+        geometry=gpd.points_from_xy(*(nuclei.xy[drawn] / mpp).T),
+    )
+    systems = get_transformation(sdata.images[Keys.image(name)], get_all=True)
+    sdata.shapes[f"{name}_nuclei"] = ShapesModel.parse(circles, transformations=dict(systems))
+    pixel = Scale([tissue.step / mpp] * 2, axes=("x", "y"))
+    sdata.labels[f"{name}_classes"] = Labels2DModel.parse(
+        tissue.labels.astype(np.uint8) + 1,
+        dims=("y", "x"),
+        transformations={system: Sequence([pixel, to]) for system, to in systems.items()},
+    )
 
 
 def lattice(size_um: float, pitch_um: float, margin_um: float, *, hexagonal: bool) -> tuple[np.ndarray, np.ndarray]:

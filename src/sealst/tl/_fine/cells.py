@@ -103,27 +103,20 @@ def pooled(found: Iterable[Band], grid: TokenGrid, shares: tuple[csr_array, ...]
     """Weighted means of tokens by rows of each matrix of shares, side by side; NaN where nothing was covered."""
     columns, n = grid.shape[1], shares[0].shape[0]
     by_token = [one.tocsc() for one in shares]
-    out: np.ndarray | None = None
-    weight = np.zeros((len(shares), n))
+    # The first band tells how wide a token is.
+    out, weight = np.empty((len(shares), n, 0), dtype=np.float32), np.zeros((len(shares), n, 1), dtype=np.float32)
     for band in found:
         rows, _, width = band.values.shape
-        if out is None:
-            out = np.zeros((n, len(shares) * width), dtype=np.float32)
-        tokens = band.values.reshape(-1, width)
+        if not out.shape[2]:
+            out = np.zeros((len(shares), n, width), dtype=np.float32)
+        tokens, covered = band.values.reshape(-1, width), band.covered.reshape(-1, 1).astype(np.float32)
         span = slice(band.top * columns, (band.top + rows) * columns)
         for k, matrix in enumerate(by_token):
             part = matrix[:, span].tocsr()
             own = np.flatnonzero(np.diff(part.indptr))
-            if len(own):
-                some = part[own]
-                out[own, k * width : (k + 1) * width] += some @ tokens
-                weight[k, own] += some @ band.covered.ravel().astype(np.float32)
-    assert out is not None
-    width = out.shape[1] // len(shares)
-    for k in range(len(shares)):
-        with np.errstate(invalid="ignore", divide="ignore"):
-            out[:, k * width : (k + 1) * width] /= np.where(weight[k] > 0, weight[k], np.nan)[:, None]
-    return out
+            out[k, own] += part[own] @ tokens
+            weight[k, own] += part[own] @ covered
+    return np.concatenate(out / np.where(weight > 0, weight, np.nan), axis=1)
 
 
 def write_cells(

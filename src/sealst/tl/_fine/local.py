@@ -12,10 +12,10 @@ from spatialdata import SpatialData
 
 from sealst import _logging, _section
 from sealst._core.device import resolve_device
-from sealst._core.scores.local_expression import tune_local
 from sealst._core.scores.readouts import fit_readout
 from sealst._core.space.surroundings import patches
 from sealst._core.space.token_grid import TokenGrid
+from sealst._core.weak_supervision import tune_local
 from sealst._data.crops.source import iter_source
 from sealst._docs import documented
 from sealst._errors import DataError
