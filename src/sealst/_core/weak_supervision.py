@@ -11,7 +11,7 @@ from sealst._core.scores.probes import within_sections
 
 #: directions of the spots' embeddings in which coefficients are tuned; the others stay as the linear readout has them
 _COMPONENTS = 96
-_BATCH, _RATE = 64, 3e-3
+_BATCH, _RATE, _STEPS = 64, 3e-3, 300
 #: how strongly coefficients are held to those of the linear readout, and offsets of sections to none
 _HELD, _LEVEL = 0.1, 1e-2
 #: logarithm of the most that a patch is given, in counts per 10,000
@@ -28,10 +28,10 @@ def tune_local(
     *,
     sections: np.ndarray,
     known: np.ndarray | None = None,
-    epochs: int = 15,
+    epochs: int | None = None,
     seed: int = 0,
     device: torch.device | None = None,
-    tick: Callable[[], None] | None = None,
+    tick: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit ``exp(token @ weight + bias)``, counts per 10,000, whose mean over a spot's tokens is what was measured.
 
@@ -53,14 +53,16 @@ def tune_local(
     known
         bool (n, genes): whether a spot's section measures a gene. None where all do.
     epochs, seed, device
-        How long, from which order of batches, and where.
+        How often each spot is seen (by default so often that there are 300 steps), in which order, and where.
     tick
-        Called after every epoch.
+        Called after every batch, with the number of its spots, and of all spots in all epochs.
 
     Returns
     -------
     Weight (width, genes) and bias (genes,), float32; of the mean level of the sections.
     """
+    if epochs is None:
+        epochs = max(2, -(-_STEPS // -(-len(truth) // _BATCH)))
     where = device or torch.device("cpu")
     shares = shares / shares.sum(axis=1, keepdims=True)
     mean = np.einsum("nt,ntd->nd", shares, tokens.astype(np.float32))
@@ -95,7 +97,7 @@ def _tuned(
     epochs: int,
     seed: int,
     where: torch.device,
-    tick: Callable[[], None] | None,
+    tick: Callable[[int, int], None] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weight and bias in the coordinates of `x`."""
     _, number = np.unique(sections, return_inverse=True)
@@ -125,8 +127,8 @@ def _tuned(
             loss.backward()
             optimizer.step()
             schedule.step()
-        if tick is not None:
-            tick()
+            if tick is not None:
+                tick(len(some), epochs * len(x))
     share_of = np.bincount(number) / len(number)
     bias = bias.detach().cpu().double().numpy() + share_of @ offset.detach().cpu().double().numpy()
     return weight.detach().cpu().double().numpy(), bias

@@ -193,8 +193,9 @@ def _shapes_of(element: Any) -> gpd.GeoSeries:
         from spatialdata import to_polygons
 
         element = to_polygons(element)
-        # Ids of labels are numbers that the polygons keep beside their index.
-        return gpd.GeoSeries(element.geometry.to_numpy(), index=pd.Index(element.get("label", element.index)))
+        # SpatialData traces pixels at their numbers, though each covers what lies up to the next.
+        traced = element.geometry.translate(0.5, 0.5).to_numpy()
+        return gpd.GeoSeries(traced, index=pd.Index(element.get("label", element.index)))
     if "radius" in element:
         circles = shapely.buffer(element.geometry.to_numpy(), element["radius"].to_numpy(dtype=float))
         return gpd.GeoSeries(circles, index=element.index)

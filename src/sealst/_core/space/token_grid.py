@@ -38,6 +38,11 @@ class TokenGrid:
         return self.side - self.overlap
 
     @property
+    def n_shared(self) -> int:
+        """How many rows of crops in front of one reach into its tokens."""
+        return -(-self.overlap // self.step)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of tokens that begin inside the picture."""
         rows, columns = (max(1, int(np.ceil(n / self.token_px - 1e-6))) for n in (self.height, self.width))
@@ -106,8 +111,7 @@ def stitched(
     width
         Values of a token.
     first
-        Row of crops from which on bands are wanted; parts begin with the row of crops before it (if any), as these
-        share tokens.
+        Row of crops from which on bands are wanted; parts begin `TokenGrid.n_shared` rows before it.
 
     Yields
     ------
@@ -119,7 +123,7 @@ def stitched(
     reach = (grid.crops[1] - 1) * grid.step + grid.side
     total = np.zeros((grid.side, reach, width), dtype=np.float32)
     share = np.zeros((grid.side, reach, 1), dtype=np.float32)
-    now = max(first - 1, 0)
+    now = max(first - grid.n_shared, 0)
 
     def finish() -> Band | None:
         nonlocal total, share

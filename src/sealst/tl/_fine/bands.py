@@ -114,7 +114,7 @@ def bands(
         Whether there is a progress bar, and what it says.
     """
     places = grid.holding(wanted)
-    places = places[places[:, 0] >= first - 1]
+    places = places[places[:, 0] >= first - grid.n_shared]
     places = places[plane.readable(grid.boxes(places))] if len(places) else places
     if not len(places):
         raise DataError(f"Nothing of image {plane.image_key!r} is left to read: no tissue, or no cell, lies on it.")

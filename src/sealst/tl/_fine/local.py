@@ -53,7 +53,7 @@ def fit_local(
     sections: SpatialData | Sequence[SpatialData],
     model: SealModel,
     *,
-    epochs: int = 15,
+    epochs: int | None = None,
     max_spots: int = 20_000,
     seed: int | None = None,
     table_key: str = Keys.TABLE,
@@ -75,7 +75,7 @@ def fit_local(
     model
         A SEAL model of a vision transformer; what is learned becomes ``model.local``, and is saved with it.
     epochs
-        How often every spot is seen.
+        How often every spot is seen; by default so often that there are 300 steps of 64 spots.
     max_spots
         How many spots are learned from at most, spread over all sections. A spot takes some 50 tokens in memory (40 kB
         with a ViT-S).
@@ -109,7 +109,8 @@ def fit_local(
     >>> sl.tl.predict(sdata, model, genes=["ERBB2", "COL1A1"], resolution_um=16)  # doctest: +SKIP
     """
     check_model(model)
-    epochs, max_spots = whole("epochs", epochs, least=1), whole("max_spots", max_spots, least=MIN_SPOTS)
+    epochs = None if epochs is None else whole("epochs", epochs, least=1)
+    max_spots = whole("max_spots", max_spots, least=MIN_SPOTS)
     given = as_sections(sections, "sections")
     if device is not None:
         model.to(resolve_device(device))
@@ -167,7 +168,7 @@ def _share(one: RegionCrops, source: TokenSource) -> np.ndarray:
     return np.asarray(found[: source.side, : source.side].ravel(), dtype=np.float32)
 
 
-def _fitted(found: list[_Spots], model: SealModel, *, epochs: int, seed: int, show: bool | None) -> LocalHead:
+def _fitted(found: list[_Spots], model: SealModel, *, epochs: int | None, seed: int, show: bool | None) -> LocalHead:
     section = np.repeat(np.arange(len(found)), [len(one.truth) for one in found])
     patient, truth = (np.concatenate([getattr(one, name) for one in found]) for name in ("patient", "truth"))
     known = np.repeat([one.known for one in found], [len(one.truth) for one in found], axis=0)
@@ -181,9 +182,14 @@ def _fitted(found: list[_Spots], model: SealModel, *, epochs: int, seed: int, sh
     mean = np.einsum("nt,ntd->nd", share, tokens.astype(np.float32))
     groups, held = held_groups(patient, section, np.concatenate([one.across for one in found]))
     linear = fit_readout(mean, {Keys.LOGNORM: truth}, truth, groups=groups, sections=section, known=known)
-    with _logging.progress(None, desc="fitting the local head", total=epochs, show=show) as bar:
+    with _logging.progress(None, desc="fitting the local head", show=show) as bar:
+
+        def tick(n: int, total: int) -> None:
+            bar.total = total
+            bar.update(n)
+
         weight, bias = tune_local(
             tokens, share, truth, linear.coef, sections=section, known=None if known.all() else known, epochs=epochs,
-            seed=seed, device=model.device, tick=bar.update,
+            seed=seed, device=model.device, tick=tick,
         )  # fmt: skip
     return LocalHead(weight, bias, held, linear.score, len(truth), model.image_fingerprint)

@@ -1,0 +1,427 @@
+"""Maps of patch tokens, embeddings of cells, and expression finer than spots."""
+
+from __future__ import annotations
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+import spatialdata
+import zarr
+from spatialdata.models import Labels2DModel, PointsModel, ShapesModel
+from spatialdata.transformations import Affine, Identity, Scale, get_transformation
+
+import sealst as sl
+from sealst._data.crops.reader import read_crops
+
+RADIUS = 9.0
+
+
+@pytest.fixture
+def encoder():
+    return sl.models.build_encoder("sealst-tiny")
+
+
+@pytest.fixture(scope="module")
+def _section():
+    return [
+        sl.datasets.synthetic(size_um=500, mpp=0.5, seed=1, n_genes=160, cells=True),
+        sl.datasets.synthetic(2, size_um=700, mpp=0.5, seed=2, n_genes=160)[1],
+    ]
+
+
+@pytest.fixture
+def section(_section):
+    """A section of 1,000 x 1,000 px with crops of 7 x 7 tokens; tokens are 32 px wide."""
+    sdata = spatialdata.deepcopy(_section[0])
+    sl.pp.pair_crops(sdata, crop_um=112, crop_px=112)
+    return sdata
+
+
+@pytest.fixture(scope="module")
+def _learned(_section):
+    made = []
+
+    def model():
+        if not made:
+            sections = [spatialdata.deepcopy(one) for one in _section]
+            for one in sections:
+                sl.pp.pair_crops(one, crop_um=112, crop_px=112)
+                sl.pp.normalize(one)
+            made.append(
+                sl.tl.finetune(
+                    sections, encoder="sealst-tiny", n_genes=160, params={"epochs": 1, "batch_size": 16}, seed=0,
+                    gene_encoder={"hidden": (16,)},
+                )
+            )  # fmt: skip
+            sl.tl.fit_local(sections, made[0], seed=0)
+        return made[0]
+
+    return model
+
+
+@pytest.fixture
+def learned(_learned):
+    """A model that knows single patches."""
+    return _learned()
+
+
+def places(n=60, seed=0):
+    """Places at random, that are too far from each other for cells to touch."""
+    rng = np.random.default_rng(seed)
+    every = np.stack(np.meshgrid(np.arange(30, 980, 40), np.arange(30, 980, 40)), -1).reshape(-1, 2)
+    return rng.permutation(every)[:n] + rng.uniform(-10, 10, (n, 2))
+
+
+def add(sdata, kind, xy, transformation=None):
+    """Cells of a radius about points, as an element of a kind; its name."""
+    system = {"global": transformation or Identity()}
+    if kind == "polygons":
+        frame = gpd.GeoDataFrame(geometry=shapely.buffer(shapely.points(xy), RADIUS, quad_segs=16))
+        sdata.shapes["cells"] = ShapesModel.parse(frame, transformations=system)
+    elif kind == "circles":
+        sdata.shapes["cells"] = ShapesModel.parse(xy, geometry=0, radius=RADIUS, transformations=system)
+    elif kind == "points":
+        sdata.points["cells"] = PointsModel.parse(pd.DataFrame(xy, columns=["x", "y"]), transformations=system)
+    else:
+        y, x = np.mgrid[:1000, :1000] + 0.5
+        labels = np.zeros((1000, 1000), dtype=np.int32)
+        for i, (cx, cy) in enumerate(xy):
+            labels[np.hypot(x - cx, y - cy) <= RADIUS] = i + 1
+        sdata.labels["cells"] = Labels2DModel.parse(labels, dims=("y", "x"), transformations=system)
+    return "cells"
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+def test_patch_tokens_are_what_the_embedding_is_the_mean_of(encoder):
+    crops = np.random.default_rng(0).integers(0, 255, (3, 112, 112, 3), dtype=np.uint8)
+    tokens = encoder.patch_tokens(crops)
+    assert tokens.shape == (3, 7, 7, 128)
+    # Pooled by class token and mean.
+    np.testing.assert_allclose(tokens.mean(axis=(1, 2)), encoder.embed(crops)[:, 128:], atol=1e-4)
+
+
+def test_patch_tokens_over_views_belong_to_their_patches(encoder):
+    crops = np.random.default_rng(0).integers(0, 255, (1, 112, 112, 3), dtype=np.uint8)
+    every = encoder.patch_tokens(crops, views=8)
+    turned = encoder.patch_tokens(np.ascontiguousarray(np.rot90(crops, axes=(1, 2))), views=8)
+    np.testing.assert_allclose(np.rot90(every, axes=(1, 2)), turned, atol=1e-4)
+
+
+def test_a_map_without_overlap_holds_the_tokens_of_its_crops(section, encoder):
+    sl.tl.token_map(section, encoder, overlap=0)
+    found = section.images["P1_S1_he_tokens"]
+    assert found.dtype == np.float16
+    assert found.shape == (128, 32, 32)
+    levels = [section.images["P1_S1_he"][f"scale{i}"]["image"] for i in (0, 1)]
+    crops = read_crops(levels, np.array([[224, 448, 448, 672]]), 112)
+    own = np.moveaxis(np.asarray(found[:, 14:21, 7:14], dtype=np.float32), 0, 2)
+    np.testing.assert_allclose(own, encoder.patch_tokens(crops)[0], atol=2e-2)
+
+
+def test_a_map_lies_on_the_picture(section, encoder):
+    sl.tl.token_map(section, encoder)
+    for system in ("global", "um"):
+        to = get_transformation(section.images["P1_S1_he_tokens"], to_coordinate_system=system)
+        picture = get_transformation(section.images["P1_S1_he"], to_coordinate_system=system)
+        axes = {"input_axes": ("x", "y"), "output_axes": ("x", "y")}
+        wanted = picture.to_affine_matrix(**axes) @ np.diag([32.0, 32.0, 1.0])
+        np.testing.assert_allclose(to.to_affine_matrix(**axes), wanted)
+
+
+def test_a_map_on_disk_equals_the_one_in_memory_and_goes_on_where_it_was_cut_off(section, encoder, tmp_path):
+    sl.tl.token_map(section, encoder)
+    wanted = np.asarray(section.images["P1_S1_he_tokens"])
+    sl.tl.token_map(section, encoder, tmp_path / "map.zarr", key_added="disk")
+    np.testing.assert_array_equal(np.asarray(section.images["disk"]), wanted)
+    array = zarr.open_array(tmp_path / "map.zarr", mode="r+")
+    array[:, 12:] = 7
+    array.attrs["rows"] = 12
+    sl.tl.token_map(section, encoder, tmp_path / "map.zarr", key_added="disk")
+    np.testing.assert_array_equal(np.asarray(section.images["disk"]), wanted)
+
+
+def test_a_finished_map_is_not_read_again(section, encoder, tmp_path, monkeypatch):
+    sl.tl.token_map(section, encoder, tmp_path / "map.zarr")
+    monkeypatch.setattr(sl.models.Encoder, "patch_tokens", None)
+    sl.tl.token_map(section, encoder, tmp_path / "map.zarr")
+
+
+def test_another_map_is_not_overwritten_unless_asked(section, encoder, tmp_path):
+    sl.tl.token_map(section, encoder, tmp_path / "map.zarr")
+    with pytest.raises(sl.DataError, match="overlap"):
+        sl.tl.token_map(section, encoder, tmp_path / "map.zarr", overlap=0.5)
+    sl.tl.token_map(section, encoder, tmp_path / "map.zarr", overlap=0.5, overwrite=True)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(sl.DataError, match="mine"):
+        sl.tl.token_map(section, encoder, tmp_path / "mine", overwrite=True)
+
+
+def test_tokens_are_read_on_tissue_alone(section, encoder):
+    labels = np.zeros((50, 50), dtype=np.uint8)
+    labels[:10, :10] = 1
+    section.labels["P1_S1_tissue"] = Labels2DModel.parse(
+        labels, dims=("y", "x"), transformations={"global": Scale([20.0, 20.0], axes=("x", "y"))}
+    )
+    sl.tl.token_map(section, encoder)
+    read = np.asarray(section.images["P1_S1_he_tokens"]).any(axis=0)
+    assert read[:6, :6].all()
+    assert not read[14:].any()
+    assert not read[:, 14:].any()
+
+
+def test_a_network_without_tokens_is_refused(section):
+    with pytest.raises(sl.DataError, match="no patch tokens"):
+        sl.tl.token_map(section, "resnet18", pretrained=False)
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 0.9, "half", True])
+def test_a_share_that_is_none_is_refused(section, encoder, overlap):
+    with pytest.raises(sl.DataError, match="overlap"):
+        sl.tl.token_map(section, encoder, overlap=overlap)
+
+
+# -- cells ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["polygons", "circles", "points", "labels"])
+def test_cells_of_every_kind_are_embedded(section, encoder, kind):
+    xy = places()
+    at = add(section, kind, xy)
+    sl.tl.embed(section, encoder, at=at)
+    table = section.tables["cells_table"]
+    z = table.obsm["X_seal"]
+    assert z.shape == (60, 256)
+    assert np.isfinite(z).all()
+    first = 1 if kind == "labels" else 0
+    assert table.obs["instance_id"].tolist() == list(range(first, 60 + first))
+    np.testing.assert_allclose(table.obsm["spatial"], xy, atol=0.6)
+    entry = table.uns["sealst"]["embed"]["X_seal"]
+    assert (entry["modality"], entry["at"], entry["token_um"]) == ("cells", "cells", 16)
+    # SpatialData knows what the table annotates.
+    assert spatialdata.get_values("section", sdata=section, element_name=at, table_name="cells_table").size == 60
+
+
+def test_kinds_of_elements_agree(section, encoder):
+    found = {}
+    for kind in ("polygons", "circles", "labels"):
+        add(section, kind, places(20))
+        sl.tl.embed(section, encoder, at="cells")
+        found[kind] = section.tables["cells_table"].obsm["X_seal"]
+        del section.tables["cells_table"], section["cells"]
+    np.testing.assert_allclose(found["polygons"], found["circles"], atol=0.02)
+    # Pixels are counted whole.
+    assert np.corrcoef(found["polygons"].ravel(), found["labels"].ravel())[0, 1] > 0.999
+
+
+def test_labels_cover_their_pixels_whole(section, encoder):
+    labels = np.zeros((1000, 1000), dtype=np.int32)
+    labels[320:352, 96:128] = 5
+    section.labels["cells"] = Labels2DModel.parse(labels, dims=("y", "x"), transformations={"global": Identity()})
+    sl.tl.embed(section, encoder, at="cells")
+    sl.tl.token_map(section, encoder)
+    table = section.tables["cells_table"]
+    assert table.obsm["spatial"].tolist() == [[112, 336]]
+    # Just one token.
+    token = np.asarray(section.images["P1_S1_he_tokens"][:, 10, 3], dtype=np.float32)
+    np.testing.assert_allclose(table.obsm["X_seal"][0, :128], token, atol=2e-2)
+
+
+def test_a_cell_is_the_mean_of_the_tokens_under_it(section, encoder):
+    # Half on one token, half on the next.
+    square = shapely.box(96 - 8, 320 + 4, 96 + 8, 320 + 20)
+    section.shapes["cells"] = ShapesModel.parse(
+        gpd.GeoDataFrame(geometry=[square, shapely.box(970, 970, 980, 980)]), transformations={"global": Identity()}
+    )
+    sl.tl.embed(section, encoder, at="cells", surroundings_um=20)
+    sl.tl.token_map(section, encoder)
+    tokens = np.asarray(section.images["P1_S1_he_tokens"], dtype=np.float32)
+    wanted = (tokens[:, 10, 2] + tokens[:, 10, 3]) / 2
+    np.testing.assert_allclose(section.tables["cells_table"].obsm["X_seal"][0, :128], wanted, atol=2e-2)
+
+
+def test_cells_in_a_frame_of_their_own(section, encoder):
+    """In µm and turned, as segmentations are stored beside a picture."""
+    add(section, "polygons", places())
+    sl.tl.embed(section, encoder, at="cells")
+    wanted = section.tables["cells_table"].obsm["X_seal"]
+    turned = section.shapes["cells"].affine_transform([0, 0.5, -0.5, 0, 10, 20])
+    back = np.linalg.inv(np.array([[0, 0.5, 10], [-0.5, 0, 20], [0, 0, 1.0]]))
+    section.shapes["other"] = ShapesModel.parse(
+        gpd.GeoDataFrame(geometry=turned),
+        transformations={"global": Affine(back, input_axes=("x", "y"), output_axes=("x", "y"))},
+    )
+    sl.tl.embed(section, encoder, at="other")
+    np.testing.assert_allclose(section.tables["other_table"].obsm["X_seal"], wanted, atol=1e-2)
+
+
+def test_cells_that_a_table_annotates_are_written_there(section, encoder):
+    sl.tl.embed(section, encoder, at="P1_S1_spots", key_added="X_cells")
+    table = section.tables["table"]
+    assert table.obsm["X_cells"].shape == (table.n_obs, 256)
+    assert np.isfinite(table.obsm["X_cells"]).all()
+    assert "P1_S1_spots_table" not in section.tables
+
+
+def test_cells_beside_the_picture_are_nan(section, encoder):
+    add(section, "polygons", np.array([[500.0, 500.0], [5000.0, 5000.0], [-300.0, 20.0]]))
+    sl.tl.embed(section, encoder, at="cells")
+    z = section.tables["cells_table"].obsm["X_seal"]
+    assert np.isfinite(z[0]).all()
+    assert np.isnan(z[1:]).all()
+
+
+def test_a_copy_leaves_the_section_as_it_was(section, encoder):
+    add(section, "circles", places())
+    found = sl.tl.embed(section, encoder, at="cells", copy=True)
+    assert "cells_table" not in section.tables
+    assert "cells_table" in found.tables
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"at": "nuclei"}, "no element of cells"),
+        ({"at": "cells", "modality": "gene"}, "modality"),
+        ({"at": "far"}, "lies on image"),
+        ({"at": "cells", "surroundings_um": 0}, "surroundings_um"),
+    ],
+)
+def test_bad_requests_for_cells(section, encoder, how, message):
+    add(section, "circles", places())
+    section.shapes["far"] = ShapesModel.parse(
+        places() + 9000, geometry=0, radius=5, transformations={"global": Identity()}
+    )
+    with pytest.raises(sl.SealstError, match=message):
+        sl.tl.embed(section, encoder, **how)
+    assert list(section.tables) == ["table"]
+
+
+# -- expression -------------------------------------------------------------------------------------------------------
+def test_maps_of_expression(section, learned):
+    genes = ["ERBB2", "COL1A1", "HID1_01"]
+    sl.tl.predict(section, learned, genes=genes, resolution_um=20)
+    found = section.images["P1_S1_he_expression"]
+    assert found.shape == (3, 25, 25)
+    assert found.dtype == np.float32
+    assert found.coords["c"].values.tolist() == genes
+    assert (np.asarray(found) >= 0).all()
+    to = get_transformation(found, to_coordinate_system="um")
+    scale = to.to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y"))
+    np.testing.assert_allclose(scale, np.diag([20.0, 20.0, 1.0]))
+
+
+def test_maps_under_spots_are_what_is_said_of_spots(section, learned):
+    gene = "COL1A1"
+    sl.tl.predict(section, learned, genes=[gene], resolution_um=16)
+    sl.tl.predict(section, learned, genes=[gene], at="P1_S1_spots", key_added="local")
+    table = section.tables["table"]
+    values = np.expm1(np.asarray(section.images["P1_S1_he_expression"][0], dtype=float))
+    centre = (np.arange(len(values)) + 0.5) * 32
+    x, y = np.meshgrid(centre, centre)
+    under = [np.hypot(x - cx, y - cy) <= 55 for cx, cy in table.obsm["spatial"]]
+    summed = np.log1p([values[one].mean() for one in under])
+    assert np.corrcoef(summed, table.obsm["local"][gene])[0, 1] > 0.98
+
+
+def test_bins_of_one_token_hold_what_it_has(section, learned):
+    sl.tl.token_map(section, learned)
+    sl.tl.predict(section, learned, genes=["ERBB2"], resolution_um=16)
+    tokens = np.moveaxis(np.asarray(section.images["P1_S1_he_tokens"], dtype=np.float32), 0, 2)
+    wanted = np.log1p(learned.local.counts(tokens, np.array([learned.panel.genes.index("ERBB2")])))[..., 0]
+    found = np.asarray(section.images["P1_S1_he_expression"][0])
+    # Where crops overlap, counts are averaged and not tokens.
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.98
+
+
+def test_expression_of_cells(section, learned):
+    add(section, "polygons", places())
+    sl.tl.predict(section, learned, genes=["ERBB2", "COL1A1"], at="cells")
+    table = section.tables["cells_table"]
+    frame = table.obsm["seal_expression"]
+    assert list(frame) == ["ERBB2", "COL1A1"]
+    assert np.isfinite(frame.to_numpy()).all()
+    entry = table.uns["sealst"]["predict"]["seal_expression"]
+    assert (entry["readout"], entry["at"], entry["unit"]) == ("local", "cells", "log1p-CP10k")
+
+
+def test_cells_go_through_a_store(section, learned, tmp_path):
+    add(section, "polygons", places())
+    sl.tl.embed(section, learned, at="cells")
+    sl.tl.predict(section, learned, genes=["ERBB2"], at="cells")
+    sl.tl.predict(section, learned, genes=["ERBB2"], resolution_um=25)
+    section.write(tmp_path / "s.zarr")
+    found = spatialdata.read_zarr(tmp_path / "s.zarr")
+    assert found.images["P1_S1_he_expression"].coords["c"].values.tolist() == ["ERBB2"]
+    pd.testing.assert_frame_equal(
+        found.tables["cells_table"].obsm["seal_expression"], section.tables["cells_table"].obsm["seal_expression"]
+    )
+
+
+def test_what_is_learned_travels_with_the_model(section, learned, tmp_path):
+    learned.save(tmp_path / "model")
+    again = sl.models.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.local.weight, learned.local.weight)
+    assert "local:" in repr(again)
+    assert again.fingerprint == learned.fingerprint
+
+
+@pytest.mark.parametrize("damage", ["absent", "bytes", "other"])
+def test_a_damaged_local_head_is_refused(learned, tmp_path, damage):
+    path = learned.save(tmp_path / "model") / "local.safetensors"
+    if damage == "absent":
+        path.unlink()
+    elif damage == "bytes":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        from safetensors.torch import load_file, save_file
+
+        parts = load_file(path)
+        save_file(parts | {"bias": parts["bias"] + 1}, path)
+    with pytest.raises(sl.CheckpointError, match=r"local\.safetensors"):
+        sl.models.load(tmp_path / "model")
+
+
+def test_a_model_that_knows_spots_alone_says_so(section, learned, monkeypatch):
+    monkeypatch.setattr(learned, "local", None)
+    for how in ({"resolution_um": 20}, {"at": "P1_S1_spots"}):
+        with pytest.raises(sl.OrderError, match="fit_local"):
+            sl.tl.predict(section, learned, genes=["ERBB2"], **how)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"resolution_um": 20}, "genes"),
+        ({"resolution_um": 20, "genes": ["ERBB2"], "copy": True}, "copy"),
+        ({"resolution_um": 20, "genes": ["ERBB2"], "at": "cells"}, "`at`"),
+        ({"resolution_um": 8, "genes": ["ERBB2"]}, "16 µm"),
+        ({"resolution_um": 0, "genes": ["ERBB2"]}, "resolution_um"),
+        ({"resolution_um": 20, "genes": ["ERBB2"], "intervals": 0.9}, "intervals"),
+        ({"resolution_um": 20, "genes": ["ERBB2"], "readout": "ridge"}, "readout"),
+        ({"at": "cells", "genes": ["NOGENE"]}, "NOGENE"),
+    ],
+)
+def test_bad_requests_for_maps(section, learned, how, message):
+    with pytest.raises(sl.SealstError, match=message):
+        sl.tl.predict(section, learned, **how)
+    assert list(section.images) == ["P1_S1_he"]
+
+
+def test_few_spots_teach_nothing(section, learned):
+    sl.pp.normalize(section)
+    before = learned.local
+    with pytest.raises(sl.DataError, match="at least 50"):
+        sl.tl.fit_local(section, learned)
+    assert learned.local is before
+
+
+def test_the_same_seed_teaches_the_same(section, learned):
+    big = sl.datasets.synthetic(size_um=900, mpp=0.5, seed=9, n_genes=160)
+    sl.pp.pair_crops(big, crop_um=112, crop_px=112)
+    sl.pp.normalize(big)
+    before, found = learned.local, []
+    for _ in range(2):
+        sl.tl.fit_local(big, learned, epochs=2, seed=3)
+        found.append(learned.local.weight)
+    learned.local = before
+    np.testing.assert_array_equal(*found)
