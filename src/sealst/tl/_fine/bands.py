@@ -7,19 +7,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sealst import _section
 from sealst._core.space.geometry import CropSpec
 from sealst._core.space.token_grid import Band, TokenGrid, stitched
 from sealst._data.crops.reader import prefetch, read_crops
 from sealst._errors import DataError
-from sealst._logging import progress
+from sealst._logging import logger, progress
 from sealst._section import Plane
 from sealst.models import Encoder, SealModel
 from sealst.models._encoders.encoder import base_name
 
 #: crops that are read at once, at most (or one row of them)
 _CROPS = 256
-#: tokens that neighbouring crops share where nothing else is asked for, as a share of a crop's side
+#: tokens that neighbouring crops share in maps of tokens, as a share of a crop's side
 OVERLAP = 0.125
+#: and where values are what users see: every token is in the inner part of some crop, so that borders do not show; four
+#: passes where spots take eight views
+SMOOTH_OVERLAP = 0.5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -78,6 +82,15 @@ def token_source(model: SealModel | Encoder, crop: CropSpec | None, views: int) 
             "of tokens."
         )
     return TokenSource(encoder=encoder, crop=crop, views=views, facts=facts)
+
+
+def wanted_tokens(plane: Plane, grid: TokenGrid) -> np.ndarray:
+    """Tokens on tissue, as `sl.pp.tissue` found it; all where it has not run, which the log says."""
+    found = _section.tissue_tokens(plane, grid)
+    if found is not None:
+        return found
+    logger.info("glass is read, too: `sl.pp.tissue(sdata)` has not found the tissue of %r", plane.image_key)
+    return np.ones(grid.shape, dtype=bool)
 
 
 def n_overlap(source: TokenSource, overlap: float) -> int:

@@ -24,7 +24,7 @@ from sealst._section import Plane
 from sealst._section.cells import tokens_around, tokens_under
 from sealst._validate import check_positive
 from sealst.models import Encoder, SealModel
-from sealst.tl._fine.bands import OVERLAP, TokenSource, bands, n_overlap, token_source
+from sealst.tl._fine.bands import SMOOTH_OVERLAP, TokenSource, bands, n_overlap, token_source
 
 
 def embed_cells(
@@ -48,7 +48,7 @@ def embed_cells(
     n_views = check_views(1 if views == "auto" else views)  # type: ignore[arg-type]
     source = token_source(model, paired_crop(sdata, crop_um, table_key), n_views)
     plane = _section.plane_of(sdata, source.crop, region=region, table_key=table_key)
-    n = n_overlap(source, OVERLAP)
+    n = n_overlap(source, SMOOTH_OVERLAP)
     ids, values, centres = cell_embeddings(plane, source, at, surroundings_um=surroundings_um, n_overlap=n, show=show)
     entry = source.facts | {"modality": "cells", "crop_um": source.crop.crop_um, "views": n_views, "at": at}
     entry |= {"surroundings_um": float(surroundings_um), "token_um": source.token_um, "image_key": plane.image_key}

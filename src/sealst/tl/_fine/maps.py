@@ -22,7 +22,7 @@ from sealst._section.cells import tokens_under
 from sealst._validate import as_columns, check_positive
 from sealst.models import SealModel
 from sealst.models._local import LocalHead
-from sealst.tl._fine.bands import OVERLAP, TokenSource, bands, n_overlap, token_source
+from sealst.tl._fine.bands import SMOOTH_OVERLAP, TokenSource, bands, n_overlap, token_source, wanted_tokens
 from sealst.tl._fine.cells import pooled, write_cells
 from sealst.tl._fine.tokens import add_map
 
@@ -58,7 +58,7 @@ def predict_map(
             "that or more."
         )
     plane = _section.plane_of(sdata, source.crop, region=region, table_key=table_key)
-    grid = plane.grid(source.side, n_overlap(source, OVERLAP))
+    grid = plane.grid(source.side, n_overlap(source, SMOOTH_OVERLAP))
     side_px = resolution_um / plane.mpp
     shape = tuple(max(1, int(np.ceil(n / side_px - 1e-6))) for n in (grid.height, grid.width))
     if (size := 4 * len(genes) * shape[0] * shape[1]) > MAX_RAM_BYTES:
@@ -77,8 +77,7 @@ def _binned(
     side_px: float, *, show: bool | None,
 ) -> np.ndarray:  # fmt: skip
     """log1p-CP10k of bins, float32 (genes, rows, columns), NaN where nothing was read: means of counts by area."""
-    wanted = _section.tissue_tokens(plane, grid)
-    wanted = np.ones(grid.shape, dtype=bool) if wanted is None else wanted
+    wanted = wanted_tokens(plane, grid)
     down, across = (overlaps(n, grid.token_px, m, side_px) for n, m in zip(grid.shape, shape, strict=True))
     total, area = np.zeros((*shape, len(genes))), np.zeros((*shape, 1))
 
@@ -113,7 +112,7 @@ def predict_cells(
     """Write the expression of cells into their table, see `sealst.tl.predict`."""
     head, source = local_head(model), token_source(model, None, check_views(1 if views == "auto" else views))  # type: ignore[arg-type]
     plane = _section.plane_of(sdata, source.crop, region=region, table_key=table_key)
-    cells, grid = _section.outlines(plane, at), plane.grid(source.side, n_overlap(source, OVERLAP))
+    cells, grid = _section.outlines(plane, at), plane.grid(source.side, n_overlap(source, SMOOTH_OVERLAP))
     under, chosen = tokens_under(cells, grid), _positions(model, genes)
     wanted = np.zeros(under.shape[1], dtype=bool)
     wanted[under.indices] = True

@@ -29,7 +29,7 @@ from sealst._section import Plane
 from sealst._validate import check_slot
 from sealst.models import Encoder, SealModel
 from sealst.tl._embed.inputs import resolved
-from sealst.tl._fine.bands import OVERLAP, TokenSource, bands, n_overlap, token_source
+from sealst.tl._fine.bands import OVERLAP, TokenSource, bands, n_overlap, token_source, wanted_tokens
 from sealst.tl._fine.cells import paired_crop
 
 FORMAT = "sealst-token-map-1"
@@ -146,9 +146,7 @@ def add_map(plane: Plane, key: str, values: Any, pixel: float, channels: list[st
 
 def _fill(out: Any, source: TokenSource, plane: Plane, grid: TokenGrid, *, show: bool | None, first: int = 0) -> None:
     """Write bands of tokens into an array (width, rows, columns), from a row of crops on."""
-    wanted = _section.tissue_tokens(plane, grid)
-    if wanted is None:
-        wanted = np.ones(grid.shape, dtype=bool)
+    wanted = wanted_tokens(plane, grid)
     for band in bands(source, plane, grid, wanted, first=first, show=show, desc="reading tokens"):
         if not np.abs(band.values).max(initial=0) < _HALF_LIMIT:
             raise DataError(f"Tokens of {source.encoder.spec.key!r} are too large for float16.")
