@@ -218,7 +218,7 @@ def test_labels_cover_their_pixels_whole(section, encoder):
     labels[320:352, 96:128] = 5
     section.labels["cells"] = Labels2DModel.parse(labels, dims=("y", "x"), transformations={"global": Identity()})
     sl.tl.embed(section, encoder, at="cells")
-    sl.tl.token_map(section, encoder)
+    sl.tl.token_map(section, encoder, overlap=0.5)
     table = section.tables["cells_table"]
     assert table.obsm["spatial"].tolist() == [[112, 336]]
     # Just one token.
@@ -233,7 +233,7 @@ def test_a_cell_is_the_mean_of_the_tokens_under_it(section, encoder):
         gpd.GeoDataFrame(geometry=[square, shapely.box(970, 970, 980, 980)]), transformations={"global": Identity()}
     )
     sl.tl.embed(section, encoder, at="cells", surroundings_um=20)
-    sl.tl.token_map(section, encoder)
+    sl.tl.token_map(section, encoder, overlap=0.5)
     tokens = np.asarray(section.images["P1_S1_he_tokens"], dtype=np.float32)
     wanted = (tokens[:, 10, 2] + tokens[:, 10, 3]) / 2
     np.testing.assert_allclose(section.tables["cells_table"].obsm["X_seal"][0, :128], wanted, atol=2e-2)
@@ -310,6 +310,26 @@ def test_maps_of_expression(section, learned):
     np.testing.assert_allclose(scale, np.diag([20.0, 20.0, 1.0]))
 
 
+def test_maps_can_be_drawn_by_spatialdata_plot(section, learned, tmp_path):
+    import matplotlib.pyplot as plt
+    import spatialdata_plot  # noqa: F401
+
+    labels = np.zeros((50, 50), dtype=np.uint8)
+    labels[:25] = 1
+    section.labels["P1_S1_tissue"] = Labels2DModel.parse(
+        labels, dims=("y", "x"), transformations={"global": Scale([20.0, 20.0], axes=("x", "y"))}
+    )
+    sl.tl.predict(section, learned, genes=["ERBB2", "COL1A1"], resolution_um=20)
+    values = np.asarray(section.images["P1_S1_he_expression"])
+    assert (values[:, :25] > 0).all()
+    assert (values[:, 26:] == 0).all()
+    figure, axes = plt.subplots()
+    section.pl.render_images("P1_S1_he_expression", channel="ERBB2").pl.show(ax=axes, coordinate_systems="um")
+    (drawn,) = axes.get_images()
+    assert drawn.get_extent() == pytest.approx([0, 500, 500, 0])
+    plt.close(figure)
+
+
 def test_maps_under_spots_are_what_is_said_of_spots(section, learned):
     gene = "COL1A1"
     sl.tl.predict(section, learned, genes=[gene], resolution_um=16)
@@ -324,7 +344,7 @@ def test_maps_under_spots_are_what_is_said_of_spots(section, learned):
 
 
 def test_bins_of_one_token_hold_what_it_has(section, learned):
-    sl.tl.token_map(section, learned)
+    sl.tl.token_map(section, learned, overlap=0.5)
     sl.tl.predict(section, learned, genes=["ERBB2"], resolution_um=16)
     tokens = np.moveaxis(np.asarray(section.images["P1_S1_he_tokens"], dtype=np.float32), 0, 2)
     wanted = np.log1p(learned.local.counts(tokens, np.array([learned.panel.genes.index("ERBB2")])))[..., 0]

@@ -118,7 +118,7 @@ def predict(
     - ``.obsm["seal_pathways" | key_added + "_pathways"]``: DataFrame (n_obs, pathways), with `net`
     - with `at`, the same in the table that annotates the cells, or in a new one without genes, ``"<at>_table"``
     - with `resolution_um` nothing, but ``sdata.images["<image>_expression" | key_added]``: (genes, rows, columns),
-      float32, log1p-CP10k, channels named by genes, in the coordinate systems of the picture; NaN where nothing was
+      float32, log1p-CP10k, channels named by genes, in the coordinate systems of the picture; 0 where nothing was
       read. Before the logarithm values are additive: their mean over a spot is what is predicted of it
     - ``.uns["sealst"]["predict"][key]``: model fingerprint, readout, unit, layer, and ``"reliability"``: for every
       column ``"pearson"`` on held-out patients and whether that is ``"better_than_chance"``; or ``"unknown"``; with

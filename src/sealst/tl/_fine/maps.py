@@ -76,7 +76,10 @@ def _binned(
     source: TokenSource, plane: Plane, grid: TokenGrid, head: LocalHead, genes: np.ndarray, shape: tuple[int, int],
     side_px: float, *, show: bool | None,
 ) -> np.ndarray:  # fmt: skip
-    """log1p-CP10k of bins, float32 (genes, rows, columns), NaN where nothing was read: means of counts by area."""
+    """log1p-CP10k of bins, float32 (genes, rows, columns), 0 where nothing was read: means of counts by area.
+
+    Not NaN there, with which spatialdata-plot draws no picture.
+    """
     wanted = wanted_tokens(plane, grid)
     down, across = (overlaps(n, grid.token_px, m, side_px) for n, m in zip(grid.shape, shape, strict=True))
     total, area = np.zeros((*shape, len(genes))), np.zeros((*shape, 1))
@@ -90,8 +93,7 @@ def _binned(
         covered = (band.covered & wanted[band.top : band.top + len(band.values)])[..., None]
         for out, values in ((total, band.values * covered), (area, covered.astype(float))):
             out[rows] += np.einsum("rc,cxg,sx->rsg", part[rows], values, across, optimize=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(area > 0, total / area, np.nan)
+    mean = np.divide(total, area, out=np.zeros_like(total), where=area > 0)
     return np.moveaxis(np.log1p(mean), 2, 0).astype(np.float32)
 
 
