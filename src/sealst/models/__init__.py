@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sealst.models._seal.heads import HeadParams, ProjectionParams
     from sealst.models._seal.official import load_official
     from sealst.models._seal.readout import Readout
+    from sealst.models._local import LocalHead
     from sealst.models._seal.reliability import Reliability
     from sealst.models._seal.seal import SealModel, load
     from sealst.models._slides.aggregators import list_aggregators
@@ -53,6 +54,7 @@ __all__ = [
     "GeneVAEParams",
     "HeadParams",
     "ImageModel",
+    "LocalHead",
     "LoraParams",
     "ProjectionParams",
     "Readout",

@@ -321,12 +321,13 @@ def test_maps_can_be_drawn_by_spatialdata_plot(section, learned, tmp_path):
     )
     sl.tl.predict(section, learned, genes=["ERBB2", "COL1A1"], resolution_um=20)
     values = np.asarray(section.images["P1_S1_he_expression"])
-    assert (values[:, :25] > 0).all()
-    assert (values[:, 26:] == 0).all()
+    # Tissue ends in the middle, at 12.5 bins.
+    assert (values[:, :12] > 0).all()
+    assert (values[:, 14:] == 0).all()
     figure, axes = plt.subplots()
     section.pl.render_images("P1_S1_he_expression", channel="ERBB2").pl.show(ax=axes, coordinate_systems="um")
-    (drawn,) = axes.get_images()
-    assert drawn.get_extent() == pytest.approx([0, 500, 500, 0])
+    assert axes.get_xlim() == pytest.approx((0, 500), abs=1)
+    assert len(axes.get_images()) == 1
     plt.close(figure)
 
 
@@ -343,14 +344,15 @@ def test_maps_under_spots_are_what_is_said_of_spots(section, learned):
     assert np.corrcoef(summed, table.obsm["local"][gene])[0, 1] > 0.98
 
 
-def test_bins_of_one_token_hold_what_it_has(section, learned):
-    sl.tl.token_map(section, learned, overlap=0.5)
+def test_bins_of_one_token_hold_what_it_has(section, learned, monkeypatch):
+    monkeypatch.setattr("sealst.tl._fine.maps.SMOOTH_OVERLAP", 0.0)
+    sl.tl.token_map(section, learned, overlap=0)
     sl.tl.predict(section, learned, genes=["ERBB2"], resolution_um=16)
     tokens = np.moveaxis(np.asarray(section.images["P1_S1_he_tokens"], dtype=np.float32), 0, 2)
     wanted = np.log1p(learned.local.counts(tokens, np.array([learned.panel.genes.index("ERBB2")])))[..., 0]
     found = np.asarray(section.images["P1_S1_he_expression"][0])
-    # Where crops overlap, counts are averaged and not tokens.
-    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.98
+    # Tokens were rounded to float16. Bins end with the picture, the last ones within a token.
+    np.testing.assert_allclose(found, wanted, atol=0.02)
 
 
 def test_expression_of_cells(section, learned):
