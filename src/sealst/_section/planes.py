@@ -103,7 +103,8 @@ def plane_of(
     if (mpp := mpp_of(image)) is None:
         raise ScaleError(
             f"What a pixel of image {image_key!r} measures is not known. Pair crops (`sl.pp.pair_crops(sdata, "
-            "mpp=...)`), or give the image a transformation to the coordinate system 'um'."
+            "mpp=...)`), or say it: `spatialdata.transformations.set_transformation(sdata.images["
+            f"{image_key!r}], Scale([mpp, mpp], axes=('x', 'y')), 'um')`."
         )
     return Plane(sdata=sdata, image_key=image_key, crop=crop, side_px=crop.crop_um / mpp)
 

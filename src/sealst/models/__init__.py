@@ -26,10 +26,10 @@ if TYPE_CHECKING:
         GeneVAE,
         GeneVAEParams,
     )
+    from sealst.models._local import LocalHead
     from sealst.models._seal.heads import HeadParams, ProjectionParams
     from sealst.models._seal.official import load_official
     from sealst.models._seal.readout import Readout
-    from sealst.models._local import LocalHead
     from sealst.models._seal.reliability import Reliability
     from sealst.models._seal.seal import SealModel, load
     from sealst.models._slides.aggregators import list_aggregators

@@ -47,6 +47,7 @@ def embed(
     crop_um: float | None = None,
     views: int | str = "auto",
     key_added: str | None = None,
+    image_key: str | None = None,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
     device: str | None = None,
@@ -76,13 +77,15 @@ def embed(
         For an encoder given by name: how tokens become one vector (default: the encoder's own way, see
         `sealst.models.build_encoder`), and whether to load weights.
     crop_um
-        For an encoder: which of the paired crop sizes to embed, in µm; default the first. A SEAL model takes the size
-        that it was trained on.
+        For an encoder: which of the paired crop sizes to embed, in µm; default the first. Cells need no paired crops.
+        A SEAL model takes the size that it was trained on.
     views
         Over how many flips and rotations of each crop embeddings are averaged: 1 (the crop as it is) to 8. ``"auto"``
         is 8 for spots, 1 for cells and 1 for tiles of slides, which have no expression. Each view is a forward pass.
     key_added
         Slot in ``.obsm``; default ``"X_seal"`` for images, ``"X_seal_gene"`` for expression.
+    image_key
+        With cells: the H&E image, by default that of the table's region, or the only one. Spots have theirs by pairing.
     %(region)s
     %(table_key)s
     device
@@ -131,7 +134,7 @@ def embed(
             raise DataError("`copy=True` works on one section; embeddings of a collection are saved to its stores.")
         options: dict[str, Any] = {"modality": modality, "pool": pool, "pretrained": pretrained, "crop_um": crop_um}
         options |= {"key_added": key_added, "region": region, "table_key": table_key, "device": device, "views": views}
-        options |= {"at": at, "surroundings_um": surroundings_um}
+        options |= {"at": at, "surroundings_um": surroundings_um, "image_key": image_key}
         sdata.apply(lambda one: embed(one, model, progress=progress, **options))
         return None
     if at != SPOTS:
@@ -139,6 +142,7 @@ def embed(
             raise DataError("Cells are embedded by the picture; leave out `modality`, or `at`.")
         made_of = resolved(model, pool=pool, pretrained=pretrained, device=device)
         where: dict[str, Any] = {"crop_um": crop_um, "region": region, "table_key": table_key}
+        where["image_key"] = image_key
         given, _ = embed_cells(
             sdata, made_of, at, surroundings_um=surroundings_um, views=views, key=key_added or Keys.EMBEDDING,
             show=progress, copy=copy, **where,

@@ -49,6 +49,7 @@ def predict(
     intervals: float | None = None,
     views: int | str = "auto",
     key_added: str = Keys.EXPRESSION,
+    image_key: str | None = None,
     region: str | Sequence[str] | None = None,
     table_key: str = Keys.TABLE,
     device: str | None = None,
@@ -96,6 +97,8 @@ def predict(
         that are there, else it is 8 for spots and 1 for tiles of slides.
     key_added
         Slot in ``.obsm``; of a map the name of the element, by default ``"<image>_expression"``.
+    image_key
+        With `at` and `resolution_um`: the H&E image, by default that of the table's region, or the only one.
     region, table_key
         Region(s) to embed where that is still to be done, by default all; and the table to write to. Regions that this
         model embedded before are predicted too.
@@ -150,7 +153,7 @@ def predict(
     if at != SPOTS or resolution_um is not None:
         return _predict_fine(
             sdata, model, genes, at, resolution_um, min_reliability=min_reliability, views=views, key=key_added,
-            region=region, table_key=table_key, device=device, show=progress, copy=copy,
+            image_key=image_key, region=region, table_key=table_key, device=device, show=progress, copy=copy,
             refused={"net": net, "readout": readout, "intervals": intervals},
         )  # fmt: skip
     # Before any crop is embedded: there may be no readout of that name.
@@ -219,6 +222,7 @@ def _predict_fine(
     min_reliability: float | None,
     views: int | str,
     key: str,
+    image_key: str | None,
     region: str | Sequence[str] | None,
     table_key: str,
     device: str | None,
@@ -237,6 +241,7 @@ def _predict_fine(
     if device is not None:
         model.to(resolve_device(device))
     common: dict[str, Any] = {"views": views, "region": region, "table_key": table_key, "show": show}
+    common["image_key"] = image_key
     found: Data | None = None
     if resolution_um is None:
         facts = {"model": model.fingerprint, "unit": "log1p-CP10k", "reliability": reliability_entry(model, wanted)}

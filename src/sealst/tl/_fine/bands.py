@@ -71,8 +71,8 @@ def token_source(model: SealModel | Encoder, crop: CropSpec | None, views: int) 
         facts = {"model": encoder.spec.key, "fingerprint": base_name(encoder), "pool": encoder.spec.pool}
     if crop is None:
         raise DataError(
-            "An encoder does not know the crops that it is to see: pair some, `sl.pp.pair_crops(sdata, crop_um=..., "
-            "crop_px=...)`."
+            "An encoder does not know which squares it is to see: pass their side in µm, `crop_um=`, or pair crops, "
+            "`sl.pp.pair_crops(sdata)`."
         )
     if not encoder.supports_trunk:
         raise DataError(f"{encoder.spec.key!r} is a convolutional network: it has no patch tokens.")

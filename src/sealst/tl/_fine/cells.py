@@ -35,6 +35,7 @@ def embed_cells(
     surroundings_um: float,
     views: int | str,
     crop_um: float | None,
+    image_key: str | None,
     region: Any,
     table_key: str,
     key: str,
@@ -46,8 +47,8 @@ def embed_cells(
     if region is not None and not isinstance(region, str):
         raise DataError("Cells are embedded on one picture at a time: name one `region`.")
     n_views = check_views(1 if views == "auto" else views)  # type: ignore[arg-type]
-    source = token_source(model, paired_crop(sdata, crop_um, table_key), n_views)
-    plane = _section.plane_of(sdata, source.crop, region=region, table_key=table_key)
+    source = token_source(model, crop_of(sdata, model, crop_um, table_key), n_views)
+    plane = _section.plane_of(sdata, source.crop, image_key=image_key, region=region, table_key=table_key)
     n = n_overlap(source, SMOOTH_OVERLAP)
     ids, values, centres = cell_embeddings(plane, source, at, surroundings_um=surroundings_um, n_overlap=n, show=show)
     entry = source.facts | {"modality": "cells", "crop_um": source.crop.crop_um, "views": n_views, "at": at}
@@ -63,13 +64,20 @@ def embed_cells(
     return given, table
 
 
-def paired_crop(sdata: SpatialData, crop_um: float | None, table_key: str) -> CropSpec | None:
-    """Size of the crops that were paired, which an encoder that is no SEAL model goes by; None where there are none."""
-    if table_key not in sdata.tables:
+def crop_of(sdata: SpatialData, model: SealModel | Encoder, crop_um: float | None, table_key: str) -> CropSpec | None:
+    """Crops that a model takes: an encoder those that were paired, or squares of `crop_um` at its own input size."""
+    if isinstance(model, SealModel):
+        if crop_um is not None and crop_um != model.crop.crop_um:
+            raise DataError(f"`crop_um` is {crop_um:g}, but the model was trained on {model.crop.crop_um:g} µm.")
+        return model.crop
+    table = _section.get_table(sdata, table_key) if table_key in sdata.tables else None
+    regions = [] if table is None else _section.regions_of(table)
+    if table is not None and (paired := [one for one in regions if _section.has_crops(table, one)]):
+        return _section.crop_size(table, paired, crop_um)
+    if crop_um is None:
         return None
-    table = _section.get_table(sdata, table_key)
-    regions = [one for one in _section.regions_of(table) if _section.has_crops(table, one)]
-    return _section.crop_size(table, regions, crop_um) if regions else None
+    check_positive("crop_um", crop_um)
+    return CropSpec(float(crop_um), model.spec.input_px)
 
 
 def cell_embeddings(

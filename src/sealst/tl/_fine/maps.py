@@ -45,6 +45,7 @@ def predict_map(
     *,
     views: int | str,
     key: str | None,
+    image_key: str | None,
     region: str | None,
     table_key: str,
     show: bool | None,
@@ -57,7 +58,7 @@ def predict_map(
             f"`resolution_um` is {resolution_um:g}, but the model sees patches of {source.token_um:.3g} µm; ask for "
             "that or more."
         )
-    plane = _section.plane_of(sdata, source.crop, region=region, table_key=table_key)
+    plane = _section.plane_of(sdata, source.crop, image_key=image_key, region=region, table_key=table_key)
     grid = plane.grid(source.side, n_overlap(source, SMOOTH_OVERLAP))
     side_px = resolution_um / plane.mpp
     shape = tuple(max(1, int(np.ceil(n / side_px - 1e-6))) for n in (grid.height, grid.width))
@@ -105,6 +106,7 @@ def predict_cells(
     *,
     views: int | str,
     key: str,
+    image_key: str | None,
     region: str | None,
     table_key: str,
     facts: dict[str, Any],
@@ -113,7 +115,7 @@ def predict_cells(
 ) -> tuple[SpatialData, AnnData]:
     """Write the expression of cells into their table, see `sealst.tl.predict`."""
     head, source = local_head(model), token_source(model, None, check_views(1 if views == "auto" else views))  # type: ignore[arg-type]
-    plane = _section.plane_of(sdata, source.crop, region=region, table_key=table_key)
+    plane = _section.plane_of(sdata, source.crop, image_key=image_key, region=region, table_key=table_key)
     cells, grid = _section.outlines(plane, at), plane.grid(source.side, n_overlap(source, SMOOTH_OVERLAP))
     under, chosen = tokens_under(cells, grid), _positions(model, genes)
     wanted = np.zeros(under.shape[1], dtype=bool)

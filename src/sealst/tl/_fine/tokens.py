@@ -30,7 +30,7 @@ from sealst._validate import check_slot
 from sealst.models import Encoder, SealModel
 from sealst.tl._embed.inputs import resolved
 from sealst.tl._fine.bands import OVERLAP, TokenSource, bands, n_overlap, token_source, wanted_tokens
-from sealst.tl._fine.cells import paired_crop
+from sealst.tl._fine.cells import crop_of
 
 FORMAT = "sealst-token-map-1"
 #: columns of tokens in a chunk on disk
@@ -111,7 +111,7 @@ def token_map(
     if key_added is not None:
         check_slot(key_added)
     made = resolved(model, pretrained=pretrained, device=device)
-    source = token_source(made, paired_crop(sdata, crop_um, table_key), check_views(views))
+    source = token_source(made, crop_of(sdata, made, crop_um, table_key), check_views(views))
     plane = _section.plane_of(sdata, source.crop, image_key=image_key, region=region, table_key=table_key)
     grid = plane.grid(source.side, n_overlap(source, overlap))
     shape = (source.width, *grid.shape)
