@@ -19,6 +19,7 @@ from sealst.cli._embed import embed
 from sealst.cli._embed_slides import slides
 from sealst.cli._encoders import encoders, export
 from sealst.cli._evaluate import evaluate
+from sealst.cli._fine import cells, expression_map, fit_local
 from sealst.cli._finetune import finetune
 from sealst.cli._index import index
 from sealst.cli._info import info
@@ -68,8 +69,8 @@ def demo(out: Path, seed: int, overwrite: bool) -> Answer:
     return Answer({"out": str(folder), "report": str(report)}, f"{summary}\n\nReport: {report}")
 
 
-_COMMANDS = (demo, check, prepare, finetune, evaluate, embed, predict, pathways, index, retrieve, encoders, export)
-for _command in (*_COMMANDS, slides, synthetic, recover, info):
+_COMMANDS = (demo, check, prepare, finetune, evaluate, embed, predict, pathways, fit_local, expression_map, cells)
+for _command in (*_COMMANDS, index, retrieve, encoders, export, slides, synthetic, recover, info):
     cli.add_command(_command)
 
 

@@ -130,7 +130,10 @@ class Work:
             self._targets(names)
 
     def run(self, function: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
-        """Call a function on every section and save what it wrote; one record per section."""
+        """Call a function on every section and save what it wrote; one record per section.
+
+        A record may name the ``table`` that it is of.
+        """
         if self.tables and (paths := _tables_of(self.paths)):
             return self._run_tables(paths, function)
         sections = open_sections(self.paths)
@@ -151,7 +154,7 @@ class Work:
             records.append({"section": name} | function(sdata))
             where = target
             if target is not None:
-                write_table(sdata.tables[self.table_key], target)
+                write_table(sdata.tables[records[-1].get("table", self.table_key)], target)
             elif self.save:
                 part.save(sdata)
                 where = Path(sections.manifest["path"].iloc[i])
