@@ -15,7 +15,7 @@ _BATCH, _RATE, _STEPS = 64, 3e-3, 300
 #: how strongly coefficients are held to those of the linear readout, and offsets of sections to none
 _HELD, _LEVEL = 0.1, 1e-2
 #: logarithm of the most that a patch is given, in counts per 10,000
-_MOST = float(np.log(1e4))
+LOG_MOST = float(np.log(1e4))
 #: how much less log1p changes than the logarithm, at least; near 0 a gene's slope would have no bounds
 _LEAST_SLOPE = 0.2
 
@@ -118,7 +118,7 @@ def _tuned(
     order = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for some in torch.randperm(len(x), generator=order).split(_BATCH):
-            each = (rows[some].to(where) @ weight + bias).clamp(max=_MOST).exp()
+            each = (rows[some].to(where) @ weight + bias).clamp(max=LOG_MOST).exp()
             summed = torch.einsum("nt,ntg->ng", share[some].to(where), each) * offset[of[some].to(where)].exp()
             error = ((torch.log1p(summed) - y[some].to(where)) * unit).square()
             loss = error.mean() if mask is None else (error * mask[some].to(where)).mean()

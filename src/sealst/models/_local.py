@@ -13,14 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from sealst._core.weak_supervision import LOG_MOST
 from sealst._errors import CheckpointError
 from sealst._given.schema import Count, Name, Stored, Text
 from sealst._html import text_as_html
 from sealst.models._adapters import check_tensors, tensor_shapes
 
 LOCAL_FILE = "local.safetensors"
-#: logarithm of the most that a patch is given, in counts per 10,000
-_MOST = np.float32(np.log(1e4))
 
 
 class LocalFacts(Stored):
@@ -63,7 +62,7 @@ class LocalHead:
         """
         kept = slice(None) if genes is None else genes
         flat = np.asarray(tokens, dtype=np.float32).reshape(-1, tokens.shape[-1])
-        found = np.exp(np.minimum(flat @ self.weight[:, kept] + self.bias[kept], _MOST))
+        found = np.exp(np.minimum(flat @ self.weight[:, kept] + self.bias[kept], np.float32(LOG_MOST)))
         return found.reshape(*tokens.shape[:-1], -1)
 
     @cached_property

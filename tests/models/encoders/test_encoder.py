@@ -256,3 +256,30 @@ def test_folder_without_weights_is_fine_for_random_ones(tmp_path):
 def test_a_bare_folder_is_told_how_to_be_named(tmp_path):
     with pytest.raises(sl.WeightsError, match=f"pass 'local-dir:{tmp_path}'"):
         sl.models.build_encoder(str(tmp_path))
+
+
+# -- patch tokens -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", WITH_REGISTERS, *ROTARY])
+def test_patch_tokens_have_a_place_each(name):
+    """A patch that is changed is told where it lies, more than any other; class and register tokens are left out."""
+    encoder = sl.models.build_encoder(name, pretrained=False, pool="mean", seed=0)
+    side = encoder.spec.patch_px * 4
+    crops = np.random.default_rng(0).integers(0, 255, (2, side, side, 3), dtype=np.uint8)
+    tokens = encoder.patch_tokens(crops)
+    assert tokens.shape == (2, 4, 4, encoder.spec.width)
+    # A norm behind the mean is none of the mean.
+    if isinstance(encoder.vit.fc_norm, torch.nn.Identity):
+        np.testing.assert_allclose(tokens.mean(axis=(1, 2)), encoder.embed(crops), atol=1e-4)
+    px = encoder.spec.patch_px
+    changed = crops.copy()
+    changed[:, px : 2 * px, 2 * px : 3 * px] = 255 - changed[:, px : 2 * px, 2 * px : 3 * px]
+    moved = np.linalg.norm(encoder.patch_tokens(changed) - tokens, axis=3)
+    assert [np.unravel_index(one.argmax(), (4, 4)) for one in moved] == [(1, 2), (1, 2)]
+
+
+def test_patch_tokens_need_crops_that_divide():
+    encoder = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False)
+    with pytest.raises(sl.DataError, match="patches of 16 px"):
+        encoder.patch_tokens(np.zeros((1, 40, 40, 3), dtype=np.uint8))
+    with pytest.raises(sl.DataError, match="convolutional"):
+        sl.models.build_encoder("resnet18", pretrained=False).patch_tokens(np.zeros((1, 32, 32, 3), dtype=np.uint8))

@@ -212,7 +212,9 @@ class Encoder(nn.Module):
                 for code in range(check_views(views)):
                     images = to_images(symmetry(crops[start : start + size], code), self.device)
                     tokens = self.trunk(images, self.spec.n_blocks)[:, self.spec.n_prefix :]
-                    tokens = self.vit.fc_norm(self.vit.norm(tokens)).float().cpu().numpy()
+                    # An attention pooler's norm is of what it pools to.
+                    own = self.vit.norm(tokens) if "attn" in self.spec.pool else self.vit.fc_norm(self.vit.norm(tokens))
+                    tokens = own.float().cpu().numpy()
                     total = total + turned_back(tokens.reshape(len(tokens), side, side, -1), code)
                 found.append(total / np.float32(views))
         return np.concatenate(found)

@@ -14,6 +14,7 @@ from sealst._data.crops.reader import prefetch, read_crops
 from sealst._errors import DataError
 from sealst._logging import logger, progress
 from sealst._section import Plane
+from sealst._settings import settings
 from sealst.models import Encoder, SealModel
 from sealst.models._encoders.encoder import base_name
 
@@ -137,9 +138,10 @@ def bands(
         def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             groups = _by_rows(places, grid.crops[1])
             for some, crops in prefetch(((one, read_crops(levels, grid.boxes(one), px)) for one in groups), depth=1):
-                for start in range(0, len(some), 32):
-                    tokens = source.tokens(crops[start : start + 32])
-                    yield some[start : start + 32], tokens if function is None else function(tokens)
+                for start in range(0, len(some), settings.batch_size):
+                    part = slice(start, start + settings.batch_size)
+                    tokens = source.tokens(crops[part])
+                    yield some[part], tokens if function is None else function(tokens)
                     bar.update(len(tokens))
 
         made = parts()
