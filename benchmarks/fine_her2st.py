@@ -1,10 +1,10 @@
 """Maps finer than a spot on real tissue: section A1 of her2st, whose spots a pathologist labelled.
 
-A model is trained on C2, C3 and C4, another patient, and taught the expression of single patches. On A1 genes of known
-structures are mapped in bins of 16 µm. AUROC of a gene against the label, of bins (each with the label of the spot that
-it lies under; bins between spots have none) beside that of spots: by the local head, and by what `tl.predict` writes.
-Labels are of whole spots of 100 µm, so that nothing here says what is right below that; a map that resolves a spot may
-even lose. On C5, of the training patient: Pearson of spots by both.
+A model is trained on C2, C3 and C4, another patient (or loaded, of these), and taught the expression of single patches.
+On A1 genes of known structures are mapped in bins of 16 µm. AUROC of a gene against the label, of bins (each with the
+label of the spot that it lies under; bins between spots have none) beside that of spots: by the local head, and by what
+`tl.predict` writes. Labels are of whole spots of 100 µm, so that nothing here says what is right below that; a map that
+resolves a spot may even lose. On C5, of the training patient: Pearson of spots by both.
 
 The picture of A1 is coarse (3.2 µm per pixel, training sections 0.7).
 
@@ -57,12 +57,13 @@ def prepared(name: str) -> Any:
 
 
 def trained(args: argparse.Namespace) -> Any:
-    if args.model is not None:
-        return sl.models.load(args.model)
     sections = [prepared(name) for name in ("C2", "C3", "C4")]
     encoder = f"local-dir:{SHARED / 'weights' / WEIGHTS}"
     options: dict[str, Any] = {"encoder": encoder, "pool": "cls+mean", "include": list(GENES), "seed": args.seed}
-    model = sl.tl.finetune(sections, params=args.params, **options)
+    if args.model is not None:
+        model = sl.models.load(args.model)
+    else:
+        model = sl.tl.finetune(sections, params=args.params, **options)
     sl.tl.fit_local(sections, model, seed=args.seed)
     if args.save is not None:
         model.save(args.save)
