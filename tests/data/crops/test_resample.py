@@ -153,16 +153,3 @@ def test_crops_do_not_depend_on_how_a_picture_lies_in_memory(level, boxes, form)
 
 def test_crops_are_cut_without_the_interpreter_lock():
     assert resample.cut.targetoptions["nogil"]
-
-
-def test_where_machine_code_cannot_be_kept_it_is_compiled_nonetheless(monkeypatch):
-    """As numba refuses where neither the package's folder nor the user's can be written."""
-    original = resample.njit
-
-    def refusing(*signature, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function 'twice': no locator available for file 'resample.py'")
-        return original(*signature, **options)
-
-    monkeypatch.setattr(resample, "njit", refusing)
-    assert resample.compiled()(lambda x: 2 * x)(4) == 8

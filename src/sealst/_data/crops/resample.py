@@ -1,7 +1,6 @@
 """Cut crops out of chunks and resample them: bicubic with antialiasing, by boxes that fall between pixels.
 
-Compiled by numba, which keeps the machine code between processes; nothing here holds the interpreter lock. All sums are
-of whole numbers, so that crops are the same to the last bit on every machine and in any number of threads.
+All sums are of whole numbers, so that crops are the same to the last bit on every machine and in any number of threads.
 
 A pixel of a crop is the mean of the pixels within two of its own sides of its centre, weighted by Keys' cubic kernel
 with a = -1/2, which is stretched where the picture shrinks. Weights are normalised over the pixels that are there. This
@@ -10,13 +9,10 @@ is Pillow's definition; but Pillow rounds to 8 bits between the axes, which lose
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit, types
+from numba import types
 
-from sealst._logging import logger
+from sealst._core.compiled import compiled
 
 #: what is not in the picture
 _WHITE = 255
@@ -28,24 +24,8 @@ _KEPT = 6
 #: weighted pixels that are added at a time
 _TERMS = 4
 #: rows of a crop that are made together, so that all of it stays in the cache; and that are turned together
-_STRIP = 64
+_STRIP = 112
 _TURNED = 8
-
-
-def compiled(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function, to run without the interpreter lock.
-
-    Machine code is kept beside the package, or in the user's folder of caches; where neither can be written, it is made
-    in every process.
-    """
-
-    def decorated(function: Callable[..., Any]) -> Any:
-        try:
-            return njit(*signature, nogil=True, cache=True)(function)
-        except RuntimeError:
-            return njit(*signature, nogil=True)(function)
-
-    return decorated
 
 
 @compiled()
@@ -260,7 +240,3 @@ def cut(
                         out[i, y, x, c] = line[x]
         else:
             _resample(window, (x0 - left, y0 - top, x1 - left, y1 - top), rows, columns, done, sums, out[i])
-
-
-if cut.stats.cache_misses:
-    logger.info("compiled how crops are cut and resized; it is kept for later processes")
