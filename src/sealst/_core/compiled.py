@@ -14,7 +14,7 @@ from numba import njit
 from sealst._logging import logger
 
 
-def compiled(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
+def compiled(signature: Any = None) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function, at once where its signature is given; there is a line in the log.
 
     Machine code is kept beside the package, or in the user's folder of caches; where neither can be written, it is made
@@ -24,10 +24,10 @@ def compiled(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorated(function: Callable[..., Any]) -> Any:
         began = time.perf_counter()
         try:
-            made = njit(*signature, nogil=True, cache=True)(function)
+            made = njit(signature, nogil=True, cache=True)(function)
         except RuntimeError:
-            made = njit(*signature, nogil=True)(function)
-        if signature and not made.stats.cache_hits:
+            made = njit(signature, nogil=True)(function)
+        if signature is not None and not made.stats.cache_hits:
             name, seconds = f"{function.__module__}.{function.__name__}", time.perf_counter() - began
             logger.info("compiled %s in %.0f s, which is done once", name, seconds)
         return made

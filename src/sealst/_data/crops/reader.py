@@ -173,7 +173,7 @@ class WindowReader:
         keys = self._grid.keys(*chunk)
         # Not by its name: to look that up, dask imports its distributed scheduler.
         parts = get_sync(cull(self._tasks, keys)[0], keys)
-        pixels = _rgb(np.concatenate(parts))
+        pixels = _rgb(np.concatenate(parts) if len(parts) > 1 else np.asarray(parts[0]))
         if self._slots.size == 1:
             self._pixels = pixels[None]
             return pixels

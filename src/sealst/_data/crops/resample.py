@@ -53,14 +53,14 @@ def _weights(low: float, high: float, n: int, first: np.ndarray, weights: np.nda
                 real[k] = 0
             total += real[k]
         first[i] = start
-        left, largest = _ONE, 0
+        # Sums are rounded, so that weights add up to one, and what is of one colour stays so.
+        below, passed = 0.0, 0
         for k in range(n_terms):
-            weights[i, k] = int(np.floor(real[k] / total * _ONE + 0.5)) if k < stop - start else 0
-            left -= weights[i, k]
-            if weights[i, k] > weights[i, largest]:
-                largest = k
-        # So that what is of one colour stays so.
-        weights[i, largest] += left
+            if k < stop - start:
+                below += real[k]
+            reached = int(np.floor(below / total * _ONE + 0.5))
+            weights[i, k] = reached - passed
+            passed = reached
 
 
 @compiled()
