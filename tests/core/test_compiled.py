@@ -29,6 +29,11 @@ def test_where_machine_code_cannot_be_kept_it_is_made_nonetheless(monkeypatch: p
     assert made.targetoptions["nogil"]
 
 
+def test_a_function_runs_as_it_is_where_numba_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_module, "njit", lambda *signature, **options: lambda function: function)
+    assert compiled("int64(int64)")(double)(4) == 8
+
+
 def test_it_is_told_that_a_function_is_compiled(tmp_path, monkeypatch, caplog) -> None:
     source = tmp_path / "fresh.py"
     source.write_text("def double(x):\n    return 2 * x\n")

@@ -27,7 +27,8 @@ def compiled(signature: Any = None) -> Callable[[Callable[..., Any]], Any]:
             made = njit(signature, nogil=True, cache=True)(function)
         except RuntimeError:
             made = njit(signature, nogil=True)(function)
-        if signature is not None and not made.stats.cache_hits:
+        # With NUMBA_DISABLE_JIT=1 it is the function itself.
+        if signature is not None and made is not function and not made.stats.cache_hits:
             name, seconds = f"{function.__module__}.{function.__name__}", time.perf_counter() - began
             logger.info("compiled %s in %.0f s, which is done once", name, seconds)
         return made

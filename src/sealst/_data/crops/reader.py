@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from threading import BoundedSemaphore
 from typing import Any, TypeVar
 
 import numpy as np
@@ -111,7 +112,7 @@ class WindowReader:
         beyond = (x1 <= 0) | (y1 <= 0) | (x0 >= grid.width) | (y0 >= grid.height)
         #: first and last row, first and last column of the chunks of a window; none where it shows nothing of the image
         self._spans = np.where(beyond[:, None], [0, -1, 0, -1], spans)
-        #: decoded chunks, and which of them each place of the grid is
+        #: decoded chunks, and which of `_pixels` each place of the grid is
         self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._slots = np.zeros((len(grid.y_edges) - 1, len(grid.x_edges) - 1), dtype=np.int64)
         self._last_use: dict[tuple[int, int], int] = {}
@@ -121,6 +122,8 @@ class WindowReader:
         for i in range(len(windows)):
             self._last_use.update(dict.fromkeys(self._chunks(i), i))
         self._tasks = grid.tasks(self._last_use)
+        # While one is decoded it is there twice.
+        self._room = BoundedSemaphore(max(1, MAX_BYTES // 4 // self._slot_bytes))
         widest = (self._spans[:, 1] - self._spans[:, 0] + 1) * (self._spans[:, 3] - self._spans[:, 2] + 1)
         most = max(MAX_BYTES // self._slot_bytes, int(widest.max(initial=0)))
         self._free = list(range(min(most, len(self._last_use))))[::-1]
@@ -171,14 +174,15 @@ class WindowReader:
 
     def _decode(self, chunk: tuple[int, int]) -> np.ndarray:
         keys = self._grid.keys(*chunk)
-        # Not by its name: to look that up, dask imports its distributed scheduler.
-        parts = get_sync(cull(self._tasks, keys)[0], keys)
-        pixels = _rgb(np.concatenate(parts) if len(parts) > 1 else np.asarray(parts[0]))
-        if self._slots.size == 1:
-            self._pixels = pixels[None]
-            return pixels
-        place = self._pixels[self._slots[chunk], :, : pixels.shape[1], : pixels.shape[2]]
-        place[:] = pixels
+        with self._room:
+            # Not by its name: to look that up, dask imports its distributed scheduler.
+            parts = get_sync(cull(self._tasks, keys)[0], keys)
+            pixels = _rgb(np.concatenate(parts) if len(parts) > 1 else np.asarray(parts[0]))
+            if self._slots.size == 1:
+                self._pixels = pixels[None]
+                return pixels
+            place = self._pixels[self._slots[chunk], :, : pixels.shape[1], : pixels.shape[2]]
+            place[:] = pixels
         return place
 
     def cut(self, some: slice, boxes: np.ndarray, out: np.ndarray) -> None:
