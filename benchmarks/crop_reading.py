@@ -3,9 +3,14 @@
 Two sections are written to zarr with chunks of 1024 px: C2 of her2st (9,274 x 9,911 px) with spots every 56 µm, and a
 synthetic slide of 40,000 x 40,000 px (0.25 µm per pixel, made of pieces of that section) with spots every 100 µm. Every
 contender returns crops of 112 µm at 224 px as uint8 and runs in a process of its own. Slow ones read a sample of the
-spots. Memory is the peak resident size above that of the process before it reads.
+spots. Memory is the peak resident size above that of the process before it reads. "core ms" is processor time per crop,
+of all threads together: a thousand by that is the crops that a core makes in a second. "lock ms" is for how long others
+have to wait for the interpreter lock per crop, by the clock: a thread of compiled code wakes at random times and looks
+whether it gets the lock at once. Whatever the number of cores, no more than a thousand by that are made in a second.
 
-    python benchmarks/crop_reading.py [--work DIR] [--slide-px 40000] [--small-px 10000]
+    python benchmarks/crop_reading.py [--work DIR] [--slide-px 40000] [--small-px 10000] [--beside SRC]
+
+With `--beside` the reader of another version (the folder `src` of its checkout) is measured in the same run.
 
 Real pixels are looked for in the folder that SEALST_SHARED names (default ../shared); without it noise takes their
 place. Linux only: memory is read from /proc.
@@ -14,11 +19,13 @@ place. Linux only: memory is read from /proc.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -90,11 +97,47 @@ def memory_kib(field: str) -> int:
     raise RuntimeError(f"no {field} in /proc/self/status")
 
 
+class LockProbe(threading.Thread):
+    """Finds out for which share of the time the interpreter lock is held by others."""
+
+    #: seconds from which on it was not there at once
+    WAITED = 2e-5
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        from numba import njit
+
+        libc = ctypes.CDLL(None)
+        sleep, clock = libc.usleep, libc.clock_gettime
+        sleep.argtypes, sleep.restype = [ctypes.c_uint32], ctypes.c_int
+        clock.argtypes, clock.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_int
+
+        @njit(nogil=True)
+        def woken(microseconds: int, now: np.ndarray) -> None:
+            sleep(microseconds)
+            clock(1, now.ctypes)
+
+        self._woken, self._now = woken, np.zeros(2, dtype=np.int64)
+        self.n = self.held = 0
+        self.stopped = False
+        self._woken(1, self._now)
+
+    def run(self) -> None:
+        waits = np.random.default_rng(0).integers(100, 600, 1000).tolist()
+        while not self.stopped:
+            self._woken(waits[self.n % 1000], self._now)
+            waited = time.perf_counter() - (self._now[0] + self._now[1] * 1e-9)
+            self.n += 1
+            self.held += bool(waited > self.WAITED)
+
+
 def start() -> None:
     """Everything is imported and opened: from here on time and memory count."""
+    ARGS.probe = LockProbe()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     ARGS.ready = memory_kib("VmRSS")
-    ARGS.started = time.perf_counter()
+    ARGS.probe.start()
+    ARGS.started, ARGS.busy = time.perf_counter(), time.process_time()
 
 
 # -- contenders: number of crops read ---------------------------------------------------------------------------------
@@ -224,13 +267,16 @@ def child() -> None:
 
     ARGS.plain_names = (ARGS.store / "images" / "s_he" / "0").exists()
     n = CONTENDERS[ARGS.contender](ARGS.store)
-    seconds = time.perf_counter() - ARGS.started
-    print(json.dumps({"n": n, "seconds": seconds, "mib": (memory_kib("VmHWM") - ARGS.ready) / 1024}))
+    seconds, busy = time.perf_counter() - ARGS.started, time.process_time() - ARGS.busy
+    ARGS.probe.stopped = True
+    mib, held = (memory_kib("VmHWM") - ARGS.ready) / 1024, seconds * ARGS.probe.held / max(ARGS.probe.n, 1)
+    print(json.dumps({"n": n, "seconds": seconds, "busy": busy, "held": held, "mib": mib}))
 
 
-def measured(name: str, store: Path) -> dict[str, float]:
+def measured(name: str, store: Path, source: Path | None = None) -> dict[str, float]:
     command = [sys.executable, __file__, "--contender", name, "--store", str(store)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    other = {} if source is None else {"PYTHONPATH": str(source)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | other)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -245,15 +291,22 @@ def cached(store: Path) -> None:
 
 
 def report(title: str, store: Path, names: list[str]) -> None:
+    # Once before: what is compiled is kept, and the store lies in memory.
+    measured("sealst reader", store)
     rows = {name: measured(name, store) for name in names}
+    if ARGS.beside is not None:
+        rows["sealst reader, beside"] = measured("sealst reader", store, ARGS.beside)
     rate = {name: row["n"] / row["seconds"] for name, row in rows.items()}
-    print(f"\n{title}\n{'':32}{'crops':>8}{'crops/s':>10}{'x ImageTiles':>14}{'x slice':>10}{'peak MiB':>10}")
+    print(
+        f"\n{title}\n{'':32}{'crops':>8}{'crops/s':>10}{'x ImageTiles':>14}{'x slice':>10}{'core ms':>10}"
+        f"{'lock ms':>10}{'peak MiB':>10}"
+    )
     tiles = max((r for name, r in rate.items() if name.startswith("ImageTiles")), default=float("nan"))
     plain = rate.get("zarr slice per crop", float("nan"))
     for name, row in rows.items():
         print(
             f"{name:32}{int(row['n']):8}{rate[name]:10.1f}{rate[name] / tiles:14.1f}{rate[name] / plain:10.1f}"
-            f"{row['mib']:10.0f}"
+            f"{row['busy'] / row['n'] * 1e3:10.3f}{row['held'] / row['n'] * 1e3:10.3f}{row['mib']:10.0f}"
         )
 
 
@@ -276,6 +329,7 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=None, help="folder for some 10 GiB of scratch files")
     parser.add_argument("--slide-px", type=int, default=40_000)
     parser.add_argument("--small-px", type=int, default=10_000)
+    parser.add_argument("--beside", type=Path, help="folder src of another version, whose reader is measured, too")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     ARGS = parser.parse_args()

@@ -9,6 +9,7 @@ from pathlib import Path
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
 
 import sealst as sl
 from sealst import _section
@@ -341,3 +342,31 @@ def test_a_damaged_store_says_how_to_replace_it(tmp_path, small_shards):
         write_cache(tmp_path / "c.zarr", [image()], squares, 20)
     cache = write_cache(tmp_path / "c.zarr", [image()], squares, 20, overwrite=True)
     np.testing.assert_array_equal(cache.read(cache.slots(squares)), read_crops([image()], squares, 20))
+
+
+def resized_by_another_version(path: Path) -> None:
+    group = zarr.open_group(path, mode="r+")
+    del group.attrs["resampling"]
+
+
+def test_crops_that_another_version_resized_are_not_mixed_with_others(tmp_path, small_shards):
+    level, squares, path = image(), boxes(), tmp_path / "c.zarr"
+    write_cache(path, [level], squares, 20)
+    resized_by_another_version(path)
+    with pytest.raises(sl.DataError, match=r"resized by another version.*overwrite=True"):
+        write_cache(path, [level], squares, 20)
+    with pytest.warns(SealstWarning, match="resized by another version"):
+        crops = gather_crops([CropSource([level], squares, str(path))], 20, tmp_path)
+    np.testing.assert_array_equal(crops, read_crops([level], squares, 20))
+    cache = write_cache(path, [level], squares, 20, overwrite=True)
+    assert cache.holds([level], squares, 20)
+
+
+def test_what_another_version_began_is_begun_anew(tmp_path, small_shards):
+    level, squares = image(), boxes()
+    path = interrupted(tmp_path, level, squares)
+    resized_by_another_version(tmp_path / ".c.zarr.part")
+    kept = {one.stat().st_ino for one in (tmp_path / ".c.zarr.part").glob("crops/c/*/0/0/0")}
+    cache = write_cache(path, [level], squares, 20)
+    assert kept.isdisjoint(one.stat().st_ino for one in path.glob("crops/c/*/0/0/0"))
+    np.testing.assert_array_equal(cache.read(cache.slots(squares)), read_crops([level], squares, 20))

@@ -184,6 +184,12 @@ def cuda_dtype(precision: str, *, bf16: bool) -> torch.dtype:
 
 def to_images(crops: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
     """uint8 crops (n, h, w, 3) → float32 (n, 3, h, w) in [0, 1] on a device, in memory still channels-last."""
+    if device.type == "cpu" and (isinstance(crops, np.ndarray) or crops.device.type == "cpu"):
+        pixels = np.ascontiguousarray(crops)
+        images = np.empty(pixels.shape, dtype=np.float32)
+        # In one step: torch takes one to convert and another to divide, in memory that is new each time.
+        np.divide(pixels, np.float32(255), out=images, dtype=np.float32, casting="unsafe")
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
     tensor = torch.from_numpy(np.ascontiguousarray(crops)) if isinstance(crops, np.ndarray) else crops
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()

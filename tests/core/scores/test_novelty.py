@@ -120,3 +120,22 @@ def test_pictures_are_told_by_stain_and_detail():
     np.testing.assert_allclose(picture_features(np.zeros((2, 1, 1, 3), dtype=np.uint8))[:, 6:], 0)
     flat = picture_features(np.full((1, 32, 32, 3), 255, dtype=np.uint8))
     np.testing.assert_allclose(flat, 0, atol=1e-6)
+
+
+def gradient_energy(grey):
+    down, across = (np.square(np.diff(grey, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
+    return down + across
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (37, 50), (9, 21)])
+def test_numbers_of_pictures_are_those_of_their_definition(shape):
+    crops = np.random.default_rng(1).integers(0, 256, (3, *shape, 3), dtype=np.uint8)
+    density = -np.log((crops.astype(float) + 1) / 256)
+    grey, levels = density[..., 1], []
+    for _ in range(3):
+        levels.append(np.log(gradient_energy(grey) + 1e-5))
+        even = grey[:, : grey.shape[1] // 2 * 2, : grey.shape[2] // 2 * 2]
+        grey = (even[:, ::2, ::2] + even[:, 1::2, ::2] + even[:, ::2, 1::2] + even[:, 1::2, 1::2]) / 4
+    thin, detail = density[:, ::2, ::2], np.stack(levels, axis=1)
+    expected = [thin.mean(axis=(1, 2)), thin.std(axis=(1, 2)), detail[:, :-1] - detail[:, 1:]]
+    np.testing.assert_allclose(picture_features(crops), np.hstack(expected), rtol=1e-5, atol=1e-6)

@@ -17,6 +17,7 @@ from sealst._data.bags.parts import run_folder
 from sealst._data.crops.reader import read_crops
 from sealst._section import affine, image_levels, novelty_of
 from sealst.models._encoders.encoder import base_name
+from sealst.tl._slides import job as _slide_job
 from sealst.tl._slides import slides as _slides
 from sealst.tl._slides import work as _slide_work
 from sealst.tl._slides.job import opened
@@ -474,6 +475,10 @@ def test_settings_of_the_call_are_part_of_the_job(tmp_path: Path, monkeypatch: p
     slide = _slides.read_manifest(frame)[0]
     (job.out / "slides" / "a.h5ad").unlink()
     digest = _slide_work.plan(slide, job)["digest"]
+    with monkeypatch.context() as patch:
+        # Crops that are resized in another way are other crops.
+        patch.setattr(_slide_job, "RESAMPLING", -1)
+        assert job.digest(slide) != digest
     _slide_work.embed_range(slide, job, 0, digest)
     assert seen == [("bf16-mixed", 1)]
     assert sl.settings.precision == "auto"

@@ -47,29 +47,13 @@ def picture_features(crops: np.ndarray) -> np.ndarray:
     Mean and deviation of the optical density of each channel; and logarithms of the ratios of gradient energy at one
     scale and the next, twice as coarse: a picture that is enlarged twice has its detail one scale further up.
     """
-    # Every second pixel tells the stain, and one channel the detail.
-    density = _DENSITY[crops[:, ::2, ::2]]
-    grey, energy = _DENSITY[crops[..., 1]], []
-    for _ in range(N_DETAIL + 1):
-        energy.append(_gradient_energy(grey))
-        grey = _halved(grey)
-    levels = np.log(np.stack(energy, axis=1) + _NO_DETAIL)
-    found = [density.mean(axis=(1, 2)), density.std(axis=(1, 2)), levels[:, :-1] - levels[:, 1:]]
-    return np.hstack(found).astype(np.float32)
+    # Numba and the machine code take a while to import.
+    from sealst._core.picture import stain_and_energy
 
-
-def _gradient_energy(grey: np.ndarray) -> np.ndarray:
-    if min(grey.shape[1:]) < 2:
-        return np.zeros(len(grey), dtype=grey.dtype)
-    down, across = (np.square(np.diff(grey, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
-    return np.asarray(down + across)
-
-
-def _halved(grey: np.ndarray) -> np.ndarray:
-    even = grey[:, : grey.shape[1] // 2 * 2, : grey.shape[2] // 2 * 2]
-    rows = even[:, ::2] + even[:, 1::2]
-    halved: np.ndarray = (rows[:, :, ::2] + rows[:, :, 1::2]) / 4
-    return halved
+    found = np.empty((len(crops), N_STAIN + N_DETAIL + 1), dtype=np.float32)
+    stain_and_energy(np.ascontiguousarray(crops), _DENSITY, found)
+    levels = np.log(found[:, N_STAIN:] + np.float32(_NO_DETAIL))
+    return np.hstack([found[:, :N_STAIN], levels[:, :-1] - levels[:, 1:]])
 
 
 @dataclass(frozen=True, eq=False)

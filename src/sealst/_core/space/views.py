@@ -20,8 +20,10 @@ def symmetry(crops: np.ndarray, code: int) -> np.ndarray:
     """
     if code == 0:
         return crops
-    turned = np.rot90(crops, code % 4, axes=(1, 2))
-    return np.ascontiguousarray(turned[:, :, ::-1] if code >= 4 else turned)
+    # A pixel is moved as one thing.
+    pixel = np.dtype((np.void, crops.itemsize * crops.shape[3]))
+    turned = np.rot90(np.ascontiguousarray(crops).view(pixel)[..., 0], code % 4, axes=(1, 2))
+    return np.ascontiguousarray(turned[:, :, ::-1] if code >= 4 else turned)[..., None].view(crops.dtype)
 
 
 def turned_back(grids: np.ndarray, code: int) -> np.ndarray:

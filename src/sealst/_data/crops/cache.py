@@ -2,7 +2,8 @@
 
 Layout (zarr v3 group): ``crops`` (n, px, px, 3) uint8, not compressed, a CRC-32C with every inner chunk; ``boxes``
 (n, 4) float64, the squares they were cut from; both in the order in which the image was read. A shard is one file that
-appears whole or not at all, so that what an interrupted run has written can be kept.
+appears whole or not at all, so that what an interrupted run has written can be kept. The attribute ``resampling`` says
+how they were resized: crops that differ by a grey level are other crops.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from sealst._data.crops.plain import PlainCrops
-from sealst._data.crops.reader import iter_crops, prefetch, read_crops, reading_order
+from sealst._data.crops.reader import RESAMPLING, iter_crops, prefetch, read_crops, reading_order
 from sealst._errors import DataError
 from sealst._files import put_back, scratch, sweep, take_place
 from sealst._logging import logger, progress
 from sealst._process.locks import hold
 
 _FORMAT = "sealst-crops-1"
+#: what stores were resized by that do not say so
+_FIRST = 1
+_ATTRIBUTES = {"format": _FORMAT, "resampling": RESAMPLING}
 _SHARD = 256
 #: crops in an inner chunk: few enough for random access, enough to amortise the overhead of a chunk
 _INNER = 8
@@ -54,7 +58,8 @@ class CropCache:
     Raises
     ------
     DataError
-        When the folder is absent, is no store of crops, or is not complete.
+        When the folder is absent, is no store of crops, is not complete, or was written by a version that resized
+        crops in another way.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,6 +76,11 @@ class CropCache:
         if not group.attrs.get("complete"):
             raise DataError(
                 f"The crops at {str(path)!r} are incomplete; run `sl.pp.cache_crops(sdata)` to finish them."
+            )
+        if group.attrs.get("resampling", _FIRST) != RESAMPLING:
+            raise DataError(
+                f"The crops at {str(path)!r} were resized by another version of sealst, which differs by a grey level "
+                "here and there. Write them again with `sl.pp.cache_crops(sdata, overwrite=True)`."
             )
         self._crops, self.boxes = _array(group, "crops"), np.asarray(_array(group, "boxes")[:])
         self._check_present(range(_n_shards(len(self.boxes))))
@@ -147,7 +157,7 @@ class CachedRows:
 
 
 def _create(path: Path, boxes: np.ndarray, px: int) -> Any:
-    group = zarr.create_group(path, overwrite=True, attributes={"format": _FORMAT, "complete": False})
+    group = zarr.create_group(path, overwrite=True, attributes={**_ATTRIBUTES, "complete": False})
     group.create_array("boxes", data=boxes)
     return group.create_array(
         "crops",
@@ -169,7 +179,8 @@ def _resumable(path: Path, boxes: np.ndarray, px: int) -> Any | None:
         return None
     try:
         group = zarr.open_group(path, mode="r+")
-        same = group.attrs.get("format") == _FORMAT and _names(_array(group, "boxes")[:]).equals(_names(boxes))
+        alike = all(group.attrs.get(key) == value for key, value in _ATTRIBUTES.items())
+        same = alike and _names(_array(group, "boxes")[:]).equals(_names(boxes))
         array = _array(group, "crops")
     except (OSError, ValueError, KeyError):
         return None
@@ -199,7 +210,7 @@ def _missing_shards(path: Path, array: Any, levels: Sequence[Any], boxes: np.nda
 
 
 def _alike(crops: np.ndarray, levels: Sequence[Any], boxes: np.ndarray) -> bool:
-    """Whether crops are those of an image; versions of the resampling may differ in the last bit."""
+    """Whether crops are those of an image, but for what another version of zarr or of a codec makes of its pixels."""
     fresh = read_crops(levels, boxes, crops.shape[1]).astype(int)
     return bool(np.abs(fresh - crops).mean(axis=(1, 2, 3)).max(initial=0) < 1)
 

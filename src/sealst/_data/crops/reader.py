@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from threading import BoundedSemaphore
 from typing import Any, TypeVar
 
 import numpy as np
 from dask.local import get_sync
-from PIL import Image
+from dask.optimization import cull
 
 from sealst._core.cores import n_threads
 from sealst._core.space.geometry import pick_level
@@ -40,7 +41,12 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
 MAX_BYTES = 256 * 2**20
 #: chunk columns that are read together, so that the chunks in use do not grow with the width of the image
 STRIPE = 16
-_BACKGROUND = 255
+#: crops whose chunks are decoded together, so that there is work for all threads whatever the size of a batch
+_PORTION = 256
+#: crops that a thread cuts in one go, without the interpreter lock
+_GROUP = 8
+#: changes whenever the pixels of crops do, if only by a grey level
+RESAMPLING = 2
 
 
 class Grid:
@@ -66,10 +72,24 @@ class Grid:
         rows, columns = self.rows(centres[:, 1]), self.columns(centres[:, 0])
         return np.lexsort((columns, rows, columns // STRIPE))
 
-    def nbytes(self, row: int, column: int) -> int:
-        """Bytes of a decoded chunk."""
-        height = self.y_edges[row + 1] - self.y_edges[row]
-        return int(height * (self.x_edges[column + 1] - self.x_edges[column])) * self.data.shape[0]
+    @property
+    def chunk_shape(self) -> tuple[int, int, int]:
+        """Shape of the largest decoded chunk."""
+        return 3, int(np.diff(self.y_edges).max()), int(np.diff(self.x_edges).max())
+
+    def tasks(self, chunks: Iterable[tuple[int, int]]) -> dict[Any, Any]:
+        """What dask has to do for some chunks; optimised at once, as for each alone that takes as long as decoding."""
+        keys = [key for chunk in chunks for key in self.keys(*chunk)]
+        return dict(self.data.__dask_optimize__(self.data.__dask_graph__(), keys))
+
+    def keys(self, row: int, column: int) -> list[tuple[Any, ...]]:
+        """What dask calls the parts of a chunk, which may lie apart by channel."""
+        return [(self.data.name, channel, row, column) for channel in range(self.data.numblocks[0])]
+
+
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (c, y, x) as uint8 (3, y, x)."""
+    return np.broadcast_to(pixels[:3], (3, *pixels.shape[1:])).astype(np.uint8, copy=False)
 
 
 class WindowReader:
@@ -88,18 +108,36 @@ class WindowReader:
     def __init__(self, grid: Grid, windows: np.ndarray, pool: Executor) -> None:
         self._grid, self._windows, self._pool = grid, windows, pool
         x0, y0, x1, y1 = windows.T
-        self._spans = np.column_stack([grid.rows(y0), grid.rows(y1 - 1), grid.columns(x0), grid.columns(x1 - 1)])
+        spans = np.column_stack([grid.rows(y0), grid.rows(y1 - 1), grid.columns(x0), grid.columns(x1 - 1)])
+        beyond = (x1 <= 0) | (y1 <= 0) | (x0 >= grid.width) | (y0 >= grid.height)
+        #: first and last row, first and last column of the chunks of a window; none where it shows nothing of the image
+        self._spans = np.where(beyond[:, None], [0, -1, 0, -1], spans)
+        #: decoded chunks, and which of `_pixels` each place of the grid is
         self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._slots = np.zeros((len(grid.y_edges) - 1, len(grid.x_edges) - 1), dtype=np.int64)
         self._last_use: dict[tuple[int, int], int] = {}
-        if grid.lazy:
-            for i in range(len(windows)):
-                self._last_use.update(dict.fromkeys(self._chunks(i), i))
+        if not grid.lazy:
+            self._pixels = _rgb(np.asarray(grid.data))[None]
+            return
+        for i in range(len(windows)):
+            self._last_use.update(dict.fromkeys(self._chunks(i), i))
+        self._tasks = grid.tasks(self._last_use)
+        # While one is decoded it is there twice.
+        self._room = BoundedSemaphore(max(1, MAX_BYTES // 4 // self._slot_bytes))
+        widest = (self._spans[:, 1] - self._spans[:, 0] + 1) * (self._spans[:, 3] - self._spans[:, 2] + 1)
+        most = max(MAX_BYTES // self._slot_bytes, int(widest.max(initial=0)))
+        self._free = list(range(min(most, len(self._last_use))))[::-1]
+        # All in one piece, so that it can be handed on; what is not written to takes no memory. A picture that is a
+        # single chunk is not copied.
+        shape = (0 if self._slots.size == 1 else len(self._free), *grid.chunk_shape)
+        self._pixels = np.empty(shape, dtype=np.uint8)
+
+    @property
+    def _slot_bytes(self) -> int:
+        return int(np.prod(self._grid.chunk_shape))
 
     def _chunks(self, i: int) -> list[tuple[int, int]]:
-        x0, y0, x1, y1 = self._windows[i]
-        if x1 <= 0 or y1 <= 0 or x0 >= self._grid.width or y0 >= self._grid.height:
-            return []
-        top, bottom, left, right = self._spans[i]
+        top, bottom, left, right = self._spans[i].tolist()
         return [(row, column) for row in range(top, bottom + 1) for column in range(left, right + 1)]
 
     def load(self, start: int, limit: int) -> int:
@@ -107,52 +145,53 @@ class WindowReader:
         if not self._grid.lazy:
             return limit
         wanted: dict[tuple[int, int], None] = {}
-        size, stop = 0, start
+        most, stop = MAX_BYTES // self._slot_bytes, start
         while stop < limit:
             new = [c for c in self._chunks(stop) if c not in wanted]
-            size += sum(self._grid.nbytes(*c) for c in new)
-            if size > MAX_BYTES and stop > start:
+            if len(wanted) + len(new) > most and stop > start:
                 break
             wanted.update(dict.fromkeys(new))
             stop += 1
         for chunk in [c for c in self._kept if self._last_use[c] < start]:
-            del self._kept[chunk]
+            self._drop(chunk)
         for chunk in wanted:
             if chunk in self._kept:
                 self._kept.move_to_end(chunk)
-        total = sum(self._grid.nbytes(*c) for c in {*self._kept, *wanted})
-        for chunk in [c for c in self._kept if c not in wanted]:
-            if total <= MAX_BYTES:
-                break
-            total -= self._kept.pop(chunk).nbytes
         missing = [c for c in wanted if c not in self._kept]
+        for chunk in [c for c in self._kept if c not in wanted]:
+            if len(self._kept) + len(missing) <= most:
+                break
+            self._drop(chunk)
+        for chunk in missing:
+            self._slots[chunk] = self._free.pop()
         for chunk, pixels in zip(missing, self._pool.map(self._decode, missing), strict=True):
             self._kept[chunk] = pixels
         return stop
 
-    def _decode(self, chunk: tuple[int, int]) -> np.ndarray:
-        # Not by its name: to look that up, dask imports its distributed scheduler.
-        return np.asarray(self._grid.data.blocks[:, chunk[0], chunk[1]].compute(scheduler=get_sync))
+    def _drop(self, chunk: tuple[int, int]) -> None:
+        del self._kept[chunk]
+        self._free.append(int(self._slots[chunk]))
 
-    def window(self, i: int) -> np.ndarray:
-        """Pixels of a loaded window as (y, x, 3); white where it leaves the image."""
-        x0, y0, x1, y1 = self._windows[i]
-        grid = self._grid
-        if not grid.lazy:
-            inside = max(x0, 0), max(y0, 0), min(x1, grid.width), min(y1, grid.height)
-            parts = [((0, 0), grid.data, inside)] if inside[0] < inside[2] and inside[1] < inside[3] else []
-        else:
-            ys, xs = grid.y_edges, grid.x_edges
-            parts = []
-            for row, column in self._chunks(i):
-                inside = max(x0, xs[column]), max(y0, ys[row]), min(x1, xs[column + 1]), min(y1, ys[row + 1])
-                parts.append(((row, column), self._kept[row, column], inside))
-        out = np.full((y1 - y0, x1 - x0, 3), _BACKGROUND, dtype=np.uint8)
-        for (row, column), pixels, (ax, ay, bx, by) in parts:
-            top, left = grid.y_edges[row], grid.x_edges[column]
-            part = np.asarray(pixels[:3, ay - top : by - top, ax - left : bx - left])
-            out[ay - y0 : by - y0, ax - x0 : bx - x0] = part.transpose(1, 2, 0)
-        return out
+    def _decode(self, chunk: tuple[int, int]) -> np.ndarray:
+        keys = self._grid.keys(*chunk)
+        with self._room:
+            # Not by its name: to look that up, dask imports its distributed scheduler.
+            parts = get_sync(cull(self._tasks, keys)[0], keys)
+            pixels = _rgb(np.concatenate(parts) if len(parts) > 1 else np.asarray(parts[0]))
+            if self._slots.size == 1:
+                self._pixels = pixels[None]
+                return pixels
+            place = self._pixels[self._slots[chunk], :, : pixels.shape[1], : pixels.shape[2]]
+            place[:] = pixels
+        return place
+
+    def cut(self, some: slice, boxes: np.ndarray, out: np.ndarray) -> None:
+        """Resample the boxes (n, 4) of some loaded windows into `out`, uint8 (n, px, px, 3)."""
+        # Numba and the machine code take a while to import.
+        from sealst._data.crops import resample
+
+        grid, windows = self._grid, self._windows[some]
+        resample.cut(self._pixels, self._slots, grid.y_edges, grid.x_edges, windows, self._spans[some], boxes, out)
 
 
 def _with_margin(low: np.ndarray, high: np.ndarray, margin: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -215,24 +254,25 @@ def iter_crops(
     margin = np.ceil(2 * np.maximum((x1 - x0) / px, 1)) + 1
     left, right = _with_margin(x0, x1, margin, grid.width)
     top, bottom = _with_margin(y0, y1, margin, grid.height)
-    windows = np.where(aligned[:, None], local.round(), np.column_stack([left, top, right, bottom])).astype(int)
-    with ThreadPoolExecutor(max_workers=n_threads()) as pool:
+    local = np.where(aligned[:, None], local.round(), local)
+    windows = np.where(aligned[:, None], local, np.column_stack([left, top, right, bottom])).astype(np.int64)
+    threads = n_threads()
+    with ThreadPoolExecutor(max_workers=threads) as pool:
         reader = WindowReader(grid, windows, pool)
-
-        def cut(i: int) -> np.ndarray:
-            pixels = reader.window(i)
-            if aligned[i]:
-                return pixels
-            box = tuple(local[i] - np.tile(windows[i, :2], 2))
-            return np.asarray(Image.fromarray(pixels).resize((px, px), Image.Resampling.BICUBIC, box=box))
-
-        for start in range(0, len(order), batch_size):
-            stop, ready = min(start + batch_size, len(order)), start
+        done = ready = 0
+        while done < len(order):
+            start, stop = done, min(done + batch_size, len(order))
             batch = np.empty((stop - start, px, px, 3), dtype=np.uint8)
-            while ready < stop:
-                first, ready = ready, reader.load(ready, stop)
-                for i, crop in zip(range(first, ready), pool.map(cut, range(first, ready)), strict=True):
-                    batch[i - start] = crop
+            while done < stop:
+                if done == ready:
+                    ready = reader.load(done, min(max(stop, done + _PORTION), len(order)))
+                end = min(stop, ready)
+                size = min(_GROUP, -(-(end - done) // threads))
+                groups = [slice(i, min(i + size, end)) for i in range(done, end, size)]
+                places = [batch[one.start - start : one.stop - start] for one in groups]
+                # Drawn to the end, so that errors are raised.
+                deque(pool.map(reader.cut, groups, [local[one] for one in groups], places), maxlen=0)
+                done = end
             yield order[start:stop], batch
 
 

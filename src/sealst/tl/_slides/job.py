@@ -18,6 +18,7 @@ import numpy as np
 from sealst._core.device import resolve_device
 from sealst._core.space.views import first_and_mean
 from sealst._data.bags.parts import Parts, file_digest
+from sealst._data.crops.reader import RESAMPLING
 from sealst._errors import DataError
 from sealst._files import absolute
 from sealst._keys import Keys
@@ -106,7 +107,7 @@ class Job:
 
     def digest(self, slide: Slide) -> str:
         """Digest of a slide's file and of what is done with it, 16 hex digits."""
-        facts = self.settings() | {"file": file_digest(slide.path), "mpp": slide.mpp}
+        facts = self.settings() | {"file": file_digest(slide.path), "mpp": slide.mpp, "resampling": RESAMPLING}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def table(self, slide: Slide) -> Path:
