@@ -112,9 +112,9 @@ def test_nothing_is_fetched_from_outside(html):
 def test_pictures_say_what_they_show(html):
     pictures = [a for tag, a in Reader(html).tags if tag == "img"]
     # Answers, bars by section, genes, calibration, maps of three sections, search, pathways and other metrics.
-    assert len(pictures) == 9
+    assert len(pictures) == 10
     assert all(len(a["alt"]) > 25 for a in pictures)
-    assert len({a["alt"] for a in pictures}) == 9
+    assert len({a["alt"] for a in pictures}) == 10
     assert len(html) < 1_500_000
 
 
@@ -448,7 +448,7 @@ def test_a_browser_opens_it_without_errors_and_a_phone_needs_no_sideways_scrolli
     assert [row[0] for row in found] == [390, 1200], dom[-500:]
     for inner_width, scroll_width, n_pictures, n_broken, n_loaded in found:
         assert scroll_width <= inner_width
-        assert (n_pictures, n_broken, n_loaded) == (9, 0, 0)
+        assert (n_pictures, n_broken, n_loaded) == (10, 0, 0)
 
     dom, log = open_page(browser, written, tmp_path / "profile")
     assert "What was compared" in dom

@@ -131,10 +131,7 @@ _VERDICTS = {
     "better": ("Yes.", "better"),
     "worse": ("No, it is worse.", "worse"),
     "open": ("No difference that these sections tell from noise.", "no difference that is told from noise"),
-    "higher": (
-        "Its mean is higher; whether by more than noise is not known.",
-        "a higher mean, whether by noise is open",
-    ),
+    "higher": ("Its mean is higher; whether by more than noise is not known.", "a higher mean, perhaps by noise"),
     "lower": ("Its mean is not higher.", "no higher mean"),
 }
 
