@@ -406,6 +406,16 @@ def test_the_verdict_is_that_of_the_interval(evaluation, ends, word):
     assert answers(told)[0][1].startswith(f"{word} adapted + ridge against frozen + ridge")
 
 
+def test_one_patient_tells_no_gene_from_chance(evaluation, tmp_path):
+    table, genes = (frame[frame["patient"] == "B"] for frame in (evaluation.table, evaluation.genes))
+    table = table[table["metric"] == "pearson"]
+    one = dataclasses.replace(evaluation, table=table, genes=genes, spots={}, pathways=evaluation.pathways.iloc[:0])
+    html = sl.pl.report(one, tmp_path / "one.html").read_text(encoding="utf-8")
+    assert "One patient was held out, which does not tell genes from chance." in html
+    assert "etter than chance" not in html
+    assert dict(answers(one))["On whom?"].startswith("Better on 1 of 1 patient (hvg10; B +")
+
+
 def test_of_an_encoder_alone_it_says_what_it_reaches(evaluation):
     table = evaluation.table[evaluation.table["method"].isin(["frozen + ridge", "colour + ridge", "mean"])]
     ((question, said),) = answers(dataclasses.replace(evaluation, table=table[table["metric"] == "pearson"]))

@@ -162,13 +162,17 @@ def _curve(result: Evaluation) -> list[Block]:
 def _reliability(result: Evaluation) -> list[Block]:
     if not text.knows_patients(result.genes) or not text.knows_patients(result.table):
         return []
+    heading = "Which genes can be believed"
+    if not text.told_from_chance(result.genes):
+        unit, _ = tables.repeated(result.genes)
+        return [Block(heading, [f"One {unit} was held out, which does not tell genes from chance."])]
     found = tables.reliability_tables(result.table, result.genes)
     lines = (
         "A gene is better than chance where its correlation is above 0 on average over what was held out, in turn "
         "(moderated t-test, false discoveries below 5 %). The others may be too shallow, or may leave no trace in the "
         "picture; their maps look as plausible."
     )
-    return [Block("Which genes can be believed", [lines], tables=found)] if found else []
+    return [Block(heading, [lines], tables=found)] if found else []
 
 
 def _genes(result: Evaluation) -> list[Block]:

@@ -219,6 +219,14 @@ def _intervals(rows: pd.DataFrame) -> list[str]:
     ]
 
 
+def repeated(genes: pd.DataFrame) -> tuple[str, int]:
+    """What was held out, ``"patient"``, or ``"section"`` of patients seen, and how many of them."""
+    single = genes[genes["section"] != ""]
+    folds = single.groupby("patient", observed=True)["fold"].nunique()
+    unit = "patient" if (folds == 1).all() and (single["patient"] != "").all() else "section"
+    return unit, single[unit].nunique()
+
+
 def held_out(genes: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Held-out r of every method and gene, and what was held out: ``"patient"``, or ``"section"`` of patients seen.
 
@@ -226,9 +234,7 @@ def held_out(genes: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     whether it is above 0. Rows are named by method and gene; columns `pearson`, `lowest` and `highest` (of the
     patients), `better_than_chance`.
     """
-    single = genes[genes["section"] != ""]
-    folds = single.groupby("patient", observed=True)["fold"].nunique()
-    unit = "patient" if (folds == 1).all() and (single["patient"] != "").all() else "section"
+    single, (unit, _) = genes[genes["section"] != ""], repeated(genes)
     keys = ["method", "gene", unit]
     # Seeds and folds of a section are no repetition.
     by_section = single.groupby([*keys, *(["section"] if unit == "patient" else [])], observed=True)["pearson"].mean()

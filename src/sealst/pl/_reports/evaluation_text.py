@@ -12,7 +12,7 @@ from sealst._evaluation import Evaluation, curve_lines
 from sealst._validate import listed
 from sealst.pl._base import number
 from sealst.pl._evaluation.methods import ADAPTED, FROZEN, MEANINGS
-from sealst.pl._reports.evaluation_tables import differences, expression_rows, held_out, is_difference
+from sealst.pl._reports.evaluation_tables import differences, expression_rows, held_out, is_difference, repeated
 from sealst.pl._reports.page import count, plain_text
 
 #: with fewer, one patient more can change what a report says
@@ -185,7 +185,7 @@ def _for_which(result: Evaluation, main: str) -> str:
 
     if len(gain) >= 2 * _MOST_GENES:
         text += f" Most gained: {told(gain[:_MOST_GENES])}. Least: {told(gain[: -_MOST_GENES - 1 : -1])}."
-    if knows_patients(genes):
+    if told_from_chance(genes):
         found, unit = held_out(genes[genes["method"] == main])
         text += f" Better than chance on held-out {unit}s: {int(found[BETTER].sum())} of {len(found)}."
     return text
@@ -227,9 +227,14 @@ def knows_patients(rows: pd.DataFrame) -> bool:
     return len(rows) > 0 and {"fold", "patient", "section", "method"} <= set(rows)
 
 
+def told_from_chance(genes: pd.DataFrame) -> bool:
+    """Whether genes can be told from chance: what is repeated are patients (or sections), and one is no repetition."""
+    return knows_patients(genes) and repeated(genes)[1] > 1
+
+
 def believed(result: Evaluation, method: str, genes: Sequence[str]) -> str:
     """Held-out r of some genes, as a sentence; empty where it is not known."""
-    if not knows_patients(result.genes) or (own := result.genes[result.genes["method"] == method]).empty:
+    if not told_from_chance(result.genes) or (own := result.genes[result.genes["method"] == method]).empty:
         return ""
     found, unit = held_out(own)
     known = {str(gene).upper(): row for (_, gene), row in found.iterrows() if np.isfinite(row["pearson"])}
