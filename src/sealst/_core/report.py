@@ -173,7 +173,8 @@ class Table:
         """The table in parts that fit on the page, each with the words that name a row: what is left of all numbers."""
         columns = self.columns
         n_named = max(1, next((i for i, column in enumerate(columns) if column.numeric), len(columns)))
-        named, parts = sum(column.width for column in columns[:n_named]), [[]]
+        named = sum(column.width for column in columns[:n_named])
+        parts: list[list[int]] = [[]]
         for i, column in enumerate(columns[n_named:], start=n_named):
             taken = named + sum(columns[k].width for k in parts[-1])
             if parts[-1] and taken + column.width > _TABLE_PX:

@@ -19,7 +19,7 @@ from scipy import stats
 import sealst as sl
 from sealst._core.report import Block, Picture, Table, render
 from sealst._core.scores.reliability import above_zero
-from sealst.pl._reports.evaluation_tables import held_out, other_tables, summary_tables
+from sealst.pl._reports.evaluation_tables import held_out, other_tables, retrieval_tables, summary_tables
 from sealst.pl._reports.evaluation_text import answers
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -192,6 +192,17 @@ def test_search_shows_pool_and_chance(evaluation, html):
     own = evaluation.table.query("metric == 'R@10' and method == 'adapted' and section")
     assert row["Recall at 10"] == f"{own['value'].mean():.3f} ({own['chance'].mean():.3f})"
     assert "expression → image" in set(frame["direction"])
+
+
+def test_hits_nearby_have_a_table_of_their_own(evaluation):
+    table = evaluation.table[evaluation.table["section"] != ""]
+    near = table[table["metric"].isin(["R@10", "gene→image R@10"])]
+    near = near.assign(metric="near " + near["metric"], value=1.0)
+    *plain, apart = retrieval_tables(pd.concat([evaluation.table, near], ignore_index=True))
+    assert "neighbours of the right spot counted as found" in apart.caption
+    assert set(apart.frame["direction"]) == {"image → expression", "expression → image"}
+    assert apart.frame["Recall at 10"].str.startswith("1.000 (").all()
+    assert not any(one.frame["Recall at 10"].str.startswith("1.000").any() for one in plain)
 
 
 def test_mapped_genes_are_best_median_and_worst_of_those_with_a_pattern(evaluation, html):

@@ -88,7 +88,7 @@ def report(
             "What was compared",
             text.preset(evaluation),
             points=text.methods(evaluation),
-            tables=[facts_table(evaluation.facts)] if evaluation.facts else [],
+            tables=[facts_table(text.facts(evaluation))] if evaluation.facts else [],
         ),
         *_curve(evaluation),
         *_reliability(evaluation),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,12 @@ def title(result: Evaluation) -> str:
     if not encoder:
         return "Evaluation"
     return f"Evaluation of {encoder} ({base})" if base and base not in encoder else f"Evaluation of {encoder}"
+
+
+def facts(result: Evaluation) -> dict[str, Any]:
+    """What was recorded; the base of a model where its name does not say it."""
+    known = dict(result.facts)
+    return {k: v for k, v in known.items() if k != "base" or str(v) not in str(known.get("encoder", ""))}
 
 
 def lead(result: Evaluation) -> list[str]:
@@ -112,6 +119,8 @@ def _better(result: Evaluation, means: pd.DataFrame, main: str) -> str:
         row = known.get((main, genes))
         verdicts[str(genes)] = _verdict(after - before if row is None else row["value"], row)
         said.append(f"{genes}: r {number(before, '.3f')} → {number(after, '.3f')}{_gain(row, after - before)}")
+    if not said:
+        return "No correlation is known of both."
     text = f"{_overall(verdicts)} {main} against {FROZEN}, {'; '.join(said)}."
     probes = [f"{_gain(row, 0.0).removeprefix(', ')} ({genes})" for (m, genes), row in known.items() if m == ADAPTED]
     if main != ADAPTED and probes:
@@ -144,7 +153,7 @@ def _overall(verdicts: Mapping[str, str]) -> str:
     if len(by_verdict) == 1:
         return _VERDICTS[next(iter(by_verdict))][0]
     parts = [f"{', '.join(genes)}: {_VERDICTS[verdict][1]}" for verdict, genes in by_verdict.items()]
-    return f"It depends on the genes ({'; '.join(parts)})." if parts else ""
+    return f"It depends on the genes ({'; '.join(parts)})."
 
 
 def _gain(row: dict[str, float] | None, gain: float) -> str:
