@@ -44,12 +44,13 @@ def main_metric(rows: pd.DataFrame) -> str:
 def summary_tables(table: pd.DataFrame) -> list[Table]:
     """The first metric, sections one by one: mean ± standard deviation over folds, a column per gene set."""
     rows = expression_rows(table)
-    rows = rows[rows["section"] != ""] if (rows["section"] != "").any() else rows
-    main = main_metric(rows)
+    single = (rows["section"] != "").any()
+    rows = rows[rows["section"] != ""] if single else rows
+    main, what = main_metric(rows), "; sections scored one by one, then averaged" if single else ""
     own = rows[rows["metric"] == main]
     wide = _spread_over_folds(own).droplevel("metric", axis=1)
     wide.columns = [str(genes or metric_label(main)) for genes in wide.columns]
-    return [Table(_framed(wide), f"{metric_label(main)}. {_how(own)}; sections scored one by one, then averaged.")]
+    return [Table(_framed(wide), f"{metric_label(main)}. {_how(own)}{what}.")]
 
 
 def other_tables(table: pd.DataFrame) -> list[Table]:
