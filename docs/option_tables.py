@@ -1,7 +1,8 @@
-"""Write the option tables of docs/command_line.md from the commands themselves: `python docs/option_tables.py`."""
+"""Write docs/command_options.md from the commands themselves: `python docs/option_tables.py`."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,13 @@ import click
 from sealst.cli._common import SealstCommand
 from sealst.cli._main import cli
 
-PAGE = Path(__file__).parent / "command_line.md"
-#: options that every command has are described once
+PAGE = Path(__file__).parent / "command_options.md"
+#: options that every command has are described once, in docs/command_line.md
 SHARED = {"config", "json", "quiet", "verbose", "help"}
+_HEAD = """# Options of the commands
+
+Written from what `sealst COMMAND --help` says. What all commands share, and which one does what, is on
+{doc}`command_line`."""
 
 
 def commands(group: click.Group = cli, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -35,13 +40,19 @@ def table(command: click.Command) -> str:
     return "\n".join(rows) if len(rows) > 2 else "No options of its own."
 
 
-def filled(page: str) -> str:
-    """The page with the tables between its markers replaced."""
+def page() -> str:
+    """The whole page: of every command what it does, how it is called and its options."""
+    parts = [_HEAD]
     for name, command in commands():
-        mark = f"<!-- options: {name} -->"
-        block = f"{mark}\n\n{table(command)}\n\n<!-- end -->"
-        page = re.sub(rf"{re.escape(mark)}.*?<!-- end -->", lambda _, block=block: block, page, flags=re.S)
-    return page
+        first = inspect.cleandoc(command.help or "").split("\n\n")[0]
+        takes = " ".join(param.make_metavar(click.Context(command)) for param in command.params if _is_argument(param))
+        parts += [f"## {name}", _marked(" ".join(first.split())), f"`sealst {name} {takes}`".replace(" `", "`")]
+        parts.append(table(command))
+    return "\n\n".join(parts) + "\n"
+
+
+def _is_argument(param: click.Parameter) -> bool:
+    return isinstance(param, click.Argument)
 
 
 def _shared(command: click.Command, param: click.Option) -> bool:
@@ -61,8 +72,13 @@ def _default(param: click.Option) -> str:
 
 def _text(param: click.Option) -> str:
     choices = f" ({', '.join(map(str, param.type.choices))})" if isinstance(param.type, click.Choice) else ""
-    return re.sub(r"<\w+>", r"`\g<0>`", (param.help or "") + choices).replace("|", "\\|")
+    return _marked((param.help or "") + choices).replace("|", "\\|")
+
+
+def _marked(text: str) -> str:
+    """Names in angle brackets as code, which Markdown would take for markup."""
+    return re.sub(r"<\w+>", r"`\g<0>`", text)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")

@@ -48,9 +48,9 @@ class Evaluation:
         ``"hest"`` log1p of counts) in ``.X``, predictions in ``.layers`` by
         method, ``.obsm["spatial"]`` in µm. Empty where there were too many spots.
     facts
-        Preset, encoder, folds, seeds, views of a crop, what the models of folds were made of (``"models"``) and
-        versions; with early stopping ``"stopped_by"``, the training sections of every
-        fold that were held out for it; with `train_fractions` these and ``"n_draws"``.
+        Preset, encoder, the encoder that it began as (``"base"``), folds, seeds, views of a crop, what the models of
+        folds were made of (``"models"``) and versions; with early stopping ``"stopped_by"``, the training sections of
+        every fold that were held out for it; with `train_fractions` these and ``"n_draws"``.
     curve
         Learning curve, of `train_fractions`; one row per fraction, fold, draw, seed, method, gene set and metric:
         `fraction` of the training side, `n_patients`, `n_sections` and `n_spots` that were learned from, and `value`,

@@ -21,16 +21,15 @@ _CONTENTS_FROM = 7
 _NUMBER = re.compile(r"[−+-]?\d[\d.,]*( ?%)?( ?[±(\[].*| to [−+-]?\d[\d.,]*)?")
 #: longer cells break into lines
 _LONG_CELL = 40
-#: share of the size at which a picture was drawn that leaves its text readable, and width of the page;
-#: on a narrower screen the picture scrolls sideways
-_LEAST_SHARE, _PAGE_WIDTH = 0.62, 960
+#: pixels of the page that a table may take, of a character of it, and around each of its cells
+_TABLE_PX, _CHAR_PX, _CELL_PX = 950, 7.4, 20
+#: characters of a long cell that stand in one line at least
+_WRAPPED = 28
 #: a picture of more colours shows tissue, where nobody sees what lossy compression leaves out; charts stay exact
 _CHART_COLOURS = 4096
 _TISSUE_QUALITY, _CHART_EFFORT = 82, 50
 #: twice the width of the page, which is sharp on any screen; WebP ends at the longest side
 _PAGE_PX, _LONGEST_PX = 1984, 16383
-#: of a picture that does not say at how many pixels per inch it was drawn
-_DPI = 150
 
 # The policy lets a browser fetch nothing, whatever the text says.
 _TEMPLATE = """<!doctype html>
@@ -49,13 +48,23 @@ h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top
 p, li { max-width: 46rem; } nav ul { columns: 16rem; padding-left: 1.2rem; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; display: block; }
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; opacity: .8; }
+dl { max-width: 50rem; border-left: 3px solid var(--line); padding-left: 1rem; }
+dt { font-weight: 600; } dd { margin: 0 0 .6rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 .caption { font-size: .9rem; opacity: .8; margin: 1.5rem 0 -.6rem; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th:first-child { padding-left: 0; } thead th { vertical-align: bottom; }
 tbody th { font-weight: normal; } tbody th, td { white-space: nowrap; }
-.n { text-align: right; } tbody .w { white-space: normal; min-width: 14rem; }
+.n { text-align: right; } tbody .w { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
+/* On a phone every row becomes a list of its cells, each after the name of its column. */
+@media (max-width: 40rem) {
+  thead { position: absolute; clip-path: inset(50%); } table, tbody, tr, th, td { display: block; }
+  tr { padding: .5rem 0; border-bottom: 1px solid var(--line); } tbody th { font-weight: 600; }
+  tbody th, tbody td, tbody .w { border: 0; padding: .1rem 0; white-space: normal; min-width: 0; text-align: left; }
+  td { display: flex; justify-content: space-between; gap: 1rem; } td.n { text-align: right; }
+  td::before { content: attr(data-of); opacity: .8; }
+}
 footer { margin-top: 3rem; font-size: .85rem; opacity: .75; }
 </style>
 </head>
@@ -63,6 +72,9 @@ footer { margin-top: 3rem; font-size: .85rem; opacity: .75; }
 <h1>{{ title }}</h1>
 {% for p in lead %}<p>{{ p }}</p>
 {% endfor %}
+{% if answers %}<dl>{% for q, a in answers %}
+<dt>{{ q }}</dt><dd>{{ a }}</dd>{% endfor %}
+</dl>{% endif %}
 {% if contents %}<nav aria-label="Contents"><ul>
 {% for s in sections %}<li><a href="#part{{ loop.index }}">{{ s.heading }}</a></li>
 {% endfor %}</ul></nav>{% endif %}
@@ -79,10 +91,9 @@ footer { margin-top: 3rem; font-size: .85rem; opacity: .75; }
 <thead><tr>{% for c in t.columns %}<th scope="col"{{ c.mark }}>{{ c.name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in t.rows %}
 <tr>{% for c, v in row %}{% if loop.first %}<th scope="row"{{ c.mark }}>{{ v }}</th>{% else -%}
-<td{{ c.mark }}>{{ v }}</td>{% endif %}{% endfor %}</tr>{% endfor %}
+<td{{ c.mark }} data-of="{{ c.name }}">{{ v }}</td>{% endif %}{% endfor %}</tr>{% endfor %}
 </tbody></table></div>{% endfor %}
-{% for f in s.figures %}<figure><div class="scroll" tabindex="0" role="region" aria-label="{{ f.caption }}">
-<img style="min-width:{{ f.least_width }}px" src="{{ f.data }}" alt="{{ f.alt or f.caption }}"></div>
+{% for f in s.figures %}<figure><img src="{{ f.data }}" alt="{{ f.alt or f.caption }}">
 <figcaption>{{ f.caption }}</figcaption></figure>
 {% endfor %}
 </section>
@@ -122,19 +133,14 @@ class Picture:
         picture.save(webp, "webp", lossless=chart, quality=_CHART_EFFORT if chart else _TISSUE_QUALITY)
         return f"data:image/webp;base64,{base64.b64encode(webp.getvalue()).decode()}"
 
-    @property
-    def least_width(self) -> int:
-        """Narrowest that it is shown, in pixels of the page (96 per inch)."""
-        with Image.open(io.BytesIO(self.content)) as opened:
-            drawn = opened.width * 96 / opened.info.get("dpi", (_DPI, _DPI))[0]
-        return min(round(_LEAST_SHARE * drawn), _PAGE_WIDTH)
-
 
 @dataclass(frozen=True)
 class _Column:
     name: str
     numeric: bool
     long: bool
+    #: pixels that it takes, about
+    width: float
 
     @property
     def mark(self) -> str:
@@ -157,8 +163,31 @@ class Table:
             cells = [str(cell) for cell in self.frame.iloc[:, i]]
             filled = [cell for cell in cells if cell not in ("", "–", "nan")]
             numeric = bool(filled) and all(_NUMBER.fullmatch(cell) for cell in filled)
-            found.append(_Column(str(name), numeric, any(len(cell) > _LONG_CELL for cell in cells)))
+            longest = max(map(len, cells), default=0)
+            head = max(map(len, str(name).split()), default=0)
+            width = _CHAR_PX * max(head, longest if longest <= _LONG_CELL else _WRAPPED) + _CELL_PX
+            found.append(_Column(str(name), numeric, longest > _LONG_CELL, width))
         return found
+
+    def fitted(self) -> list[Table]:
+        """The table in parts that fit on the page, each with the words that name a row: what is left of all numbers."""
+        columns = self.columns
+        n_named = max(1, next((i for i, column in enumerate(columns) if column.numeric), len(columns)))
+        named = sum(column.width for column in columns[:n_named])
+        parts: list[list[int]] = [[]]
+        for i, column in enumerate(columns[n_named:], start=n_named):
+            taken = named + sum(columns[k].width for k in parts[-1])
+            if parts[-1] and taken + column.width > _TABLE_PX:
+                parts.append([])
+            parts[-1].append(i)
+        whole = self.caption.rstrip(".")
+        return [
+            Table(
+                self.frame.iloc[:, [*range(n_named), *part]],
+                self.caption if not k else f"{whole}, continued." if whole else "",
+            )
+            for k, part in enumerate(parts)
+        ]
 
     @property
     def rows(self) -> list[list[tuple[_Column, object]]]:
@@ -183,12 +212,20 @@ class Block:
 
     @property
     def all_tables(self) -> list[Table]:
-        """Return `table` and `tables`."""
-        return ([] if self.table is None else [Table(self.table)]) + list(self.tables)
+        """Return `table` and `tables`, those that are too wide for the page in parts."""
+        found = ([] if self.table is None else [Table(self.table)]) + list(self.tables)
+        return [part for table in found for part in table.fitted()]
 
 
-def render(title: str, lead: Sequence[str], blocks: Sequence[Block], footer: str) -> str:
-    """Return HTML that refers to nothing outside itself."""
+def render(
+    title: str,
+    lead: Sequence[str],
+    blocks: Sequence[Block],
+    footer: str,
+    *,
+    answers: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Return HTML that refers to nothing outside itself; `answers` are questions and what is known, before the rest."""
     template = Environment(autoescape=True).from_string(_TEMPLATE)
     contents = len(blocks) >= _CONTENTS_FROM
-    return template.render(title=title, lead=lead, sections=blocks, footer=footer, contents=contents)
+    return template.render(title=title, lead=lead, answers=answers, sections=blocks, footer=footer, contents=contents)

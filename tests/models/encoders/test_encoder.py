@@ -258,6 +258,17 @@ def test_a_bare_folder_is_told_how_to_be_named(tmp_path):
         sl.models.build_encoder(str(tmp_path))
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_images_are_normalised_to_the_last_bit_whatever_their_layout(layout):
+    encoder = sl.models.build_encoder(TINY, pretrained=False)
+    encoder.mean[:] = torch.tensor([0.7, 0.5, 0.6]).view(1, 3, 1, 1)
+    encoder.std[:] = torch.tensor([0.2, 0.3, 0.25]).view(1, 3, 1, 1)
+    images = torch.rand(3, 3, 20, 28).to(memory_format=layout)
+    found = encoder._normalised(images)
+    assert torch.equal(found, (images - encoder.mean) / encoder.std)
+    assert found.stride() == images.stride()
+
+
 # -- patch tokens -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", WITH_REGISTERS, *ROTARY])
 def test_patch_tokens_have_a_place_each(name):

@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from scipy import stats
 import sealst as sl
 from sealst._core.report import Block, Picture, Table, render
 from sealst._core.scores.reliability import above_zero
-from sealst.pl._reports.evaluation_tables import held_out
+from sealst.pl._reports.evaluation_tables import held_out, other_tables, retrieval_tables, summary_tables
+from sealst.pl._reports.evaluation_text import answers
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
@@ -79,14 +81,15 @@ class Reader(HTMLParser):
 def test_every_part_is_there_and_linked(html):
     page = Reader(html)
     assert page.headings == [
-        "What was compared",
         "Summary",
+        "What was compared",
         "Which genes can be believed",
         "Frozen against adapted, gene by gene",
         "Calibration",
         "Maps",
         "Search",
         "Pathways",
+        "Every other metric",
         "Limits",
         "Versions",
     ]
@@ -108,35 +111,37 @@ def test_nothing_is_fetched_from_outside(html):
 
 def test_pictures_say_what_they_show(html):
     pictures = [a for tag, a in Reader(html).tags if tag == "img"]
-    # Bars, other metrics, genes, calibration, maps of three sections, search.
-    assert len(pictures) == 9
+    # Answers, bars by section, genes, calibration, maps of three sections, search, pathways and other metrics.
+    assert len(pictures) == 10
     assert all(len(a["alt"]) > 25 for a in pictures)
-    assert len({a["alt"] for a in pictures}) == 9
+    assert len({a["alt"] for a in pictures}) == 10
     assert len(html) < 1_500_000
 
 
 def test_summary_holds_means_and_deviations_over_folds(evaluation, html):
-    frame = Reader(html).frame(1).set_index("method")
+    page = Reader(html)
+    frame = page.frame(0).set_index("method")
     own = evaluation.table.query("metric == 'pearson' and genes == 'hvg10' and section and method == 'seal head'")
     folds = own.groupby("fold")["value"].mean()
-    assert frame.loc["seal head", "Pearson r, hvg10"] == f"{folds.mean():.3f} ± {folds.std():.3f}"
+    assert frame.loc["seal head", "hvg10"] == f"{folds.mean():.3f} ± {folds.std():.3f}"
     assert list(frame.index) == [
         *("frozen + ridge", "adapted + ridge", "seal head", "seal retrieval", "st-net", "bleep"),
         *("colour + ridge", "mean"),
     ]
     # What is not defined for a method is a dash, not "nan".
-    assert frame.loc["mean", "Calibration slope, hvg10"] == "–"
+    others = next(t for t in map(page.frame, range(len(page.tables))) if "Calibration slope" in t)
+    assert others.set_index("method").loc["mean", "Calibration slope"] == "–"
     assert "nan" not in html.split("<section", 1)[1].replace("image/webp", "").lower().split("base64")[0]
 
 
 def test_numbers_stand_right_and_words_left(html):
-    head, first, *_ = Reader(html).tables[1]
+    head, first, *_ = Reader(html).tables[0]
     assert {kind for _, kind in head[1:]} == {kind for _, kind in first[1:]} == {"n"}
     assert first[0] == ("frozen + ridge", "")
 
 
 def test_paired_difference_is_shown_where_the_table_has_it(evaluation, html, tmp_path):
-    frame = Reader(html).frame(3)
+    frame = Reader(html).frame(1)
     assert frame.to_dict("records") == [
         {"method": "adapted + ridge", "genes": "hvg10", "difference": "+0.080", "95 % interval": "+0.050 to +0.110"}
     ]
@@ -147,7 +152,7 @@ def test_paired_difference_is_shown_where_the_table_has_it(evaluation, html, tmp
 
 
 def test_reliability_is_printed_by_gene_set_and_beside_the_genes_that_are_mapped(evaluation, html):
-    frame = Reader(html).frame(4).set_index("method")
+    frame = Reader(html).frame(3).set_index("method")
     own = evaluation.genes.query("method == 'adapted + ridge'")
     by_patient = own.groupby(["patient", "section", "gene"])["pearson"].mean().groupby(["patient", "gene"]).mean()
     by_patient = by_patient.unstack("patient")
@@ -180,13 +185,24 @@ def test_sections_of_patients_that_were_seen_are_no_patients(evaluation):
 
 
 def test_search_shows_pool_and_chance(evaluation, html):
-    frame = Reader(html).frame(5)
+    frame = Reader(html).frame(4)
     row = frame[(frame["method"] == "adapted") & (frame["direction"] == "image → expression")].iloc[0]
     sizes = [spots.n_obs for spots in evaluation.spots.values()]
     assert row["pool"] == f"{min(sizes)} to {max(sizes)}"
     own = evaluation.table.query("metric == 'R@10' and method == 'adapted' and section")
     assert row["Recall at 10"] == f"{own['value'].mean():.3f} ({own['chance'].mean():.3f})"
     assert "expression → image" in set(frame["direction"])
+
+
+def test_hits_nearby_have_a_table_of_their_own(evaluation):
+    table = evaluation.table[evaluation.table["section"] != ""]
+    near = table[table["metric"].isin(["R@10", "gene→image R@10"])]
+    near = near.assign(metric="near " + near["metric"], value=1.0)
+    *plain, apart = retrieval_tables(pd.concat([evaluation.table, near], ignore_index=True))
+    assert "neighbours of the right spot counted as found" in apart.caption
+    assert set(apart.frame["direction"]) == {"image → expression", "expression → image"}
+    assert apart.frame["Recall at 10"].str.startswith("1.000 (").all()
+    assert not any(one.frame["Recall at 10"].str.startswith("1.000").any() for one in plain)
 
 
 def test_mapped_genes_are_best_median_and_worst_of_those_with_a_pattern(evaluation, html):
@@ -249,7 +265,7 @@ def test_text_from_the_data_cannot_become_markup():
     html = render("<title>", [], [block], "&")
     for wrong in ("<b>a", "<script>", "<i>", "<u>", 'onload="x"'):
         assert wrong not in html
-    assert "<td class=n>−1.0 ± 0.2</td>" in html
+    assert '<td class=n data-of="n">−1.0 ± 0.2</td>' in html
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -276,11 +292,146 @@ def test_charts_stay_exact_and_tissue_gets_small():
     assert len(tissue.data) < 0.75 * len(tissue.content)
 
 
-def test_text_of_a_wide_picture_stays_readable_on_a_phone():
-    assert Picture(png_of(1000, 10, dpi=150), "").least_width == round(0.62 * 640)
-    assert Picture(png_of(4000, 10, dpi=150), "").least_width == 960
+def test_pictures_get_as_narrow_as_the_screen():
     html = render("t", [], [Block("h", figures=[Picture(png_of(1000, 10), "c")])], "")
-    assert '<img style="min-width:595px" src="data:image/webp' in html
+    assert '<figure><img src="data:image/webp' in html
+    assert "img { max-width: 100%; height: auto;" in html
+    assert "min-width" not in html.split("<body>")[1]
+
+
+# -- tables that fit ---------------------------------------------------------------------------------------------------
+def width_of(table: list[list[tuple[str, str]]]) -> float:
+    """Pixels of a table of a report (14.4 px, characters of half of that), cells in one line unless they may wrap."""
+    columns = zip(*table, strict=True)
+    width = 0.0
+    for (head, _), *cells in columns:
+        longest = max((len(text) for text, kind in cells if kind != "w"), default=28)
+        width += 7.3 * max(longest, *map(len, head.split() or [""])) + 19.2
+    return width
+
+
+def test_no_table_is_wider_than_the_page(evaluation, html):
+    tables = Reader(html).tables
+    assert len(tables) > 8
+    assert max(map(width_of, tables)) <= 960
+    # Several seeds, methods and gene sets, and intervals.
+    many = dataclasses.replace(
+        evaluation,
+        table=pd.concat(
+            [evaluation.table, *(evaluation.table.assign(metric=f"of a long name {i}") for i in range(9))],
+            ignore_index=True,
+        ),
+    )
+    frames = [part for table in tables_of(many) for part in table.fitted()]
+    assert len(frames) > len(tables_of(many)), "some are cut"
+    assert max(sum(column.width for column in part.columns) for part in frames) <= 950
+    assert all(part.frame.columns[0] == "method" for part in frames)
+
+
+def tables_of(evaluation) -> list[Table]:
+    return [*summary_tables(evaluation.table), *other_tables(evaluation.table)]
+
+
+def test_a_table_that_is_too_wide_is_cut_and_loses_nothing():
+    numbers = pd.DataFrame({f"metric {i}": ["0.123 ± 0.045"] * 2 for i in range(18)})
+    table = Table(pd.concat([pd.DataFrame({"method": ["a", "b"], "genes": ["x", "y"]}), numbers], axis=1), "All of it.")
+    parts = table.fitted()
+    assert len(parts) == 3
+    assert [list(part.frame.columns[:2]) for part in parts] == [["method", "genes"]] * 3
+    assert [name for part in parts for name in part.frame.columns[2:]] == list(numbers)
+    assert [part.caption for part in parts] == ["All of it.", "All of it, continued.", "All of it, continued."]
+    (whole,) = Table(numbers.iloc[:, :3]).fitted()
+    assert list(whole.frame.columns) == list(numbers)[:3]
+
+
+def test_on_a_phone_a_row_is_a_list_of_named_cells(html):
+    assert "@media (max-width: 40rem)" in html
+    cells = [a for tag, a in Reader(html).tags if tag == "td"]
+    assert len(cells) > 100
+    assert all(a["data-of"] for a in cells)
+
+
+def test_no_table_stands_twice_and_no_fact_is_blank(evaluation, tmp_path):
+    one = evaluation.table["section"].isin(["B4", ""]) & evaluation.table["fold"].isin(["0", ""])
+    facts = {
+        "encoder": "SealModel 1f",
+        "base": "uni2-h",
+        "stopped_by": {},
+        "seeds": [],
+        "sealst": "0.9",
+        "models": None,
+    }
+    facts |= {"folds": {"0": "LoRA", "1": "LoRA"}, "versions": {"sealst": "0.9"}}
+    alone = dataclasses.replace(evaluation, table=evaluation.table[one], spots={}, genes=evaluation.genes.iloc[:0])
+    alone = dataclasses.replace(alone, facts=facts, pathways=evaluation.pathways.iloc[:0])
+    html = sl.pl.report(alone, tmp_path / "one.html").read_text(encoding="utf-8")
+    page = Reader(html)
+    texts = [[[text for text, _ in row] for row in table] for table in page.tables]
+    assert all(texts.count(table) == 1 for table in texts)
+    assert "scored together" not in html, "a fold of one section"
+    recorded = next(t for t in map(page.frame, range(len(texts))) if "fact" in t).set_index("fact")["value"]
+    assert recorded.to_dict() == {"encoder": "SealModel 1f", "base": "uni2-h", "folds": "LoRA (each)"}
+    assert "<title>Evaluation of SealModel 1f (uni2-h)</title>" in html
+
+
+# -- the first screen --------------------------------------------------------------------------------------------------
+def test_it_begins_with_whether_on_whom_and_for_which_genes(evaluation, html):
+    first = unescape(html.split("<nav")[0])
+    assert first.index("<dl>") > first.index("<h1>")
+    found = dict(answers(evaluation))
+    assert re.findall("<dt>(.*?)</dt>", first) == list(found)
+    means = evaluation.summary("pearson")["pearson"]["hvg10"]
+    said = found["Is it better than the frozen encoder?"]
+    assert f"hvg10: r {means['frozen + ridge']:.3f} → {means['adapted + ridge']:.3f}, +0.080, 95 % +0.050" in said
+    assert said.startswith("It depends on the genes (hvg10: better; heg10: a higher mean, perhaps by noise).")
+    rows = evaluation.table.query("metric == 'pearson' and genes == 'hvg10' and section")
+    wide = rows.pivot_table(index="patient", columns="method", values="value")
+    gain = wide["adapted + ridge"] - wide["frozen + ridge"]
+    assert found["On whom?"] == f"Better on 2 of 2 patients (hvg10; B {gain['B']:+.3f}, C {gain['C']:+.3f})."
+    genes = evaluation.genes.pivot_table(index="gene", columns="method", values="pearson")
+    gain = (genes["adapted + ridge"] - genes["frozen + ridge"]).sort_values(ascending=False)
+    said = found["For which genes?"]
+    assert f"{(gain > 0).sum()} of 20 genes are predicted better than by frozen + ridge." in said
+    assert (
+        f"Most gained: {gain.index[0]} +{gain.iloc[0]:.2f} (to r {genes['adapted + ridge'][gain.index[0]]:.2f})" in said
+    )
+    assert "guessing reaches" in found["Does a crop find its own expression?"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "word"),
+    [
+        ((0.01, 0.03), "Yes."),
+        ((-0.03, -0.01), "No, it is worse."),
+        ((-0.01, 0.03), "No difference that these sections tell from noise."),
+    ],
+)
+def test_the_verdict_is_that_of_the_interval(evaluation, ends, word):
+    table = evaluation.table[evaluation.table["metric"] == "pearson"]
+    row = {"fold": "", "seed": 0, "section": "", "patient": "", "metric": "pearson_difference", "value": sum(ends) / 2}
+    rows = [
+        row | {"method": "adapted + ridge", "genes": genes, "low": ends[0], "high": ends[1]}
+        for genes in ("hvg10", "heg10")
+    ]
+    told = dataclasses.replace(evaluation, table=pd.concat([table, pd.DataFrame(rows)], ignore_index=True))
+    assert answers(told)[0][1].startswith(f"{word} adapted + ridge against frozen + ridge")
+
+
+def test_one_patient_tells_no_gene_from_chance(evaluation, tmp_path):
+    table, genes = (frame[frame["patient"] == "B"] for frame in (evaluation.table, evaluation.genes))
+    table = table[table["metric"] == "pearson"]
+    one = dataclasses.replace(evaluation, table=table, genes=genes, spots={}, pathways=evaluation.pathways.iloc[:0])
+    html = sl.pl.report(one, tmp_path / "one.html").read_text(encoding="utf-8")
+    assert "One patient was held out, which does not tell genes from chance." in html
+    assert "etter than chance" not in html
+    assert dict(answers(one))["On whom?"].startswith("Better on 1 of 1 patient (hvg10; B +")
+
+
+def test_of_an_encoder_alone_it_says_what_it_reaches(evaluation):
+    table = evaluation.table[evaluation.table["method"].isin(["frozen + ridge", "colour + ridge", "mean"])]
+    ((question, said),) = answers(dataclasses.replace(evaluation, table=table[table["metric"] == "pearson"]))
+    assert question == "What does it reach?"
+    assert said.startswith("Nothing was trained. Mean Pearson r: frozen + ridge 0.")
 
 
 # -- in a browser -----------------------------------------------------------------------------------------------------
@@ -318,7 +469,7 @@ def test_a_browser_opens_it_without_errors_and_a_phone_needs_no_sideways_scrolli
     assert [row[0] for row in found] == [390, 1200], dom[-500:]
     for inner_width, scroll_width, n_pictures, n_broken, n_loaded in found:
         assert scroll_width <= inner_width
-        assert (n_pictures, n_broken, n_loaded) == (9, 0, 0)
+        assert (n_pictures, n_broken, n_loaded) == (10, 0, 0)
 
     dom, log = open_page(browser, written, tmp_path / "profile")
     assert "What was compared" in dom

@@ -52,7 +52,7 @@ def test_report_counts_its_limits_and_right_and_wrong_slides(tabled, written):
     assert "grade: patients by class" in html
     assert "The smallest class is small." in html
     assert "40 patients are few: expect intervals to be wide." in html
-    cells = re.search(r'<th scope="row">low</th>\s*<td class=n>(\d+)</td><td class=n>(\d+)</td>', html)
+    cells = re.search(r'<th scope="row">low</th>\s*<td class=n [^>]*>(\d+)</td><td class=n [^>]*>(\d+)</td>', html)
     assert [int(v) for v in cells.groups()] == [
         int(((own["truth"] == "low") & (own["prediction"] == name)).sum()) for name in ("low", "high")
     ]

@@ -5,9 +5,9 @@ Conformal prediction, with patients as what is exchangeable (Dunn, Wasserman and
 which every patient counts alike, is the reach of an interval. Whom the quantile was not taken from is further away than
 whom it was, so every patient is left out of it once more, and what it then lacks is made good.
 
-What was chosen by simulation (`docs/guide/trust.md`): residuals taken as they are, not tail by tail, which is as narrow
-where expression ends at 0 and needs no quantiles so far out; a deviation of two numbers per gene, where bins of the
-predicted value took differences between patients for differences between spots.
+What was chosen by simulation (`docs/guide/intervals.md`): residuals taken as they are, not tail by tail, which is as
+narrow where expression ends at 0 and needs no quantiles so far out; a deviation of two numbers per gene, where bins of
+the predicted value took differences between patients for differences between spots.
 """
 
 from __future__ import annotations

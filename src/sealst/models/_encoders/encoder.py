@@ -102,7 +102,7 @@ class Encoder(nn.Module):
                 f"again with `crop_px={max(side // self.spec.patch_px, 1) * self.spec.patch_px}`."
             )
         found = self.vit.forward_intermediates(
-            (images - self.mean) / self.std,
+            self._normalised(images),
             indices=[n_blocks - 1],
             return_prefix_tokens=self.spec.n_prefix > 0,
             norm=False,
@@ -129,7 +129,7 @@ class Encoder(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, dim) of crops (B, 3, H, W), float in [0, 1]."""
         if not self.supports_trunk:
-            return self._behind(self.backbone((images - self.mean) / self.std))
+            return self._behind(self.backbone(self._normalised(images)))
         # The last block belongs to the tail, which may need little of it.
         n_blocks = max(1, self.spec.n_blocks - 1)
         return self.tail(self.trunk(images, n_blocks), n_blocks)
@@ -329,6 +329,16 @@ class Encoder(nn.Module):
             raise DataError(f"{self.spec.key!r} knows places of square crops alone, found {n} patches.")
         found = rope.get_embed(shape=(side, side))
         return (lambda i: found[i]) if getattr(self.vit, "rope_mixed", False) else (lambda _: found)
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """Images with the mean and deviation of the published users taken out."""
+        if images.device.type != "cpu" or not images.is_contiguous(memory_format=torch.channels_last):
+            return (images - self.mean) / self.std
+        # The same numbers over whole rows of pixels: over three channels at a time it takes four times as long.
+        n, _, height, width = images.shape
+        rows = images.permute(0, 2, 3, 1).reshape(-1, 3 * width)
+        taken = (rows - self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
+        return taken.view(n, height, width, 3).permute(0, 3, 1, 2)
 
     def _behind(self, z: torch.Tensor) -> torch.Tensor:
         return z if self.bottleneck is None or self._adapter_off else self.bottleneck(z)

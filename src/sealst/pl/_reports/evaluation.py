@@ -24,7 +24,7 @@ from sealst.pl._evaluation.pathway_agreement import pathway_agreement
 from sealst.pl._evaluation.residual_maps import residual_maps
 from sealst.pl._reports import evaluation_tables as tables
 from sealst.pl._reports import evaluation_text as text
-from sealst.pl._reports.page import check_page, facts_table, picture_of, plain_text, versions_table, write_page
+from sealst.pl._reports.page import check_page, facts_table, picture_of, versions_table, write_page
 
 #: sections shown one by one: as groups of bars, as panels, as calibration panels, as maps
 _MOST_BARS, _MOST_PANELS, _MOST_LINES, _MOST_MAPS = 8, 20, 9, 3
@@ -42,9 +42,10 @@ def report(
 ) -> Path:
     """Write one HTML file that says what was compared, what was found, and what that cannot say.
 
-    The file needs nothing beside it and fetches nothing, so it can be sent by mail. It holds the summary over folds,
-    bars, the learning curve, genes one by one, calibration, maps, search, pathways, limits and versions. What the
-    evaluation does not hold (a curve, search, pathways, spots) is left out.
+    The file needs nothing beside it and fetches nothing, so it can be sent by mail. It begins with the answers: whether
+    it is better than the frozen encoder and by how much, on whom, for which genes, and whether search finds more. Then
+    come the summary over folds, the learning curve, genes one by one, calibration, maps, search, pathways, every other
+    metric, limits and versions. What the evaluation does not hold (a curve, search, pathways, spots) is left out.
 
     Parameters
     ----------
@@ -82,13 +83,13 @@ def report(
     check_page(path, evaluation.table, "Evaluation")
     maps = _maps(evaluation, dict(sections or {}), genes)
     blocks = [
+        *_summary(evaluation),
         Block(
             "What was compared",
             text.preset(evaluation),
             points=text.methods(evaluation),
-            tables=[facts_table(evaluation.facts)] if evaluation.facts else [],
+            tables=[facts_table(text.facts(evaluation))] if evaluation.facts else [],
         ),
-        *_summary(evaluation),
         *_curve(evaluation),
         *_reliability(evaluation),
         *_genes(evaluation),
@@ -96,12 +97,12 @@ def report(
         *maps,
         *_retrieval(evaluation),
         *_pathways(evaluation),
+        *_others(evaluation),
         Block("Limits", points=text.limits(evaluation)),
         Block("Versions", tables=[versions_table(evaluation.facts)]),
     ]
-    encoder = plain_text(evaluation.facts.get("encoder", ""))
-    title = title or (f"Evaluation of {encoder}" if encoder else "Evaluation")
-    return write_page(path, title, text.lead(evaluation), blocks)
+    title = title or text.title(evaluation)
+    return write_page(path, title, text.lead(evaluation), blocks, answers=text.answers(evaluation))
 
 
 def _best(rows: pd.DataFrame) -> str:
@@ -113,23 +114,32 @@ def _summary(result: Evaluation) -> list[Block]:
     rows = tables.expression_rows(result.table)
     if rows.empty:
         return []
-    known = [str(m) for m in pd.unique(rows["metric"])]
-    main, sections = ("pearson" if "pearson" in known else known[0]), text.named(rows, "section")
-    by = "section" if len(sections) <= _MOST_BARS else "method"
-    own = rows[rows["metric"] == main]
-    label = _base.metric_label(main)
-    caption = f"{label} of every method by section. Bars with several values are means, dots single folds and seeds."
-    if by == "method":
-        caption = f"{label} of every method, mean over sections; dots are single sections."
-    pictures = [
-        picture_of(evaluation, caption, rows, metrics=main, by=by, alt=f"Bars of {label}. {_best(own)}"),
-    ]
-    if others := [m for m in known if m != main]:
-        caption = "The other metrics, mean over sections; dots are single sections."
-        names = ", ".join(_base.metric_label(m) for m in others)
-        pictures.append(picture_of(evaluation, caption, rows, metrics=others, by="method", alt=f"Bars of {names}."))
+    main, sections = tables.main_metric(rows), text.named(rows, "section")
+    own, label = rows[rows["metric"] == main], _base.metric_label(main)
+    caption = "What was asked, method by method: means over the sections; dots are single values behind a bar."
+    pictures = [picture_of(evaluation, caption, result, alt=f"Bars of every method. {_best(own)}")]
+    if 1 < len(sections) <= _MOST_BARS:
+        caption = f"{label} by section. Bars with several values are means, dots single folds and seeds."
+        alt = f"Bars of {label} by section. {_best(own)}"
+        pictures.append(picture_of(evaluation, caption, rows, metrics=main, by="section", alt=alt))
     found = [*tables.summary_tables(result.table), *tables.difference_tables(result.table)]
     return [Block("Summary", tables=found, figures=pictures)]
+
+
+def _others(result: Evaluation) -> list[Block]:
+    """Metrics that are in no other part."""
+    rows = tables.expression_rows(result.table)
+    found = tables.other_tables(result.table) if len(rows) else []
+    if not found:
+        return []
+    single = rows[rows["section"] != ""]
+    names = [m for m in pd.unique(single["metric"]) if m != tables.main_metric(rows)]
+    pictures = []
+    if names:
+        caption = "Mean over sections; dots are single sections."
+        alt = f"Bars of {', '.join(_base.metric_label(str(m)) for m in names)}."
+        pictures.append(picture_of(evaluation, caption, single, metrics=names, by="method", alt=alt))
+    return [Block("Every other metric", tables=found, figures=pictures)]
 
 
 def _curve(result: Evaluation) -> list[Block]:
@@ -152,13 +162,17 @@ def _curve(result: Evaluation) -> list[Block]:
 def _reliability(result: Evaluation) -> list[Block]:
     if not text.knows_patients(result.genes) or not text.knows_patients(result.table):
         return []
+    heading = "Which genes can be believed"
+    if not text.told_from_chance(result.genes):
+        unit, _ = tables.repeated(result.genes)
+        return [Block(heading, [f"One {unit} was held out, which does not tell genes from chance."])]
     found = tables.reliability_tables(result.table, result.genes)
     lines = (
         "A gene is better than chance where its correlation is above 0 on average over what was held out, in turn "
         "(moderated t-test, false discoveries below 5 %). The others may be too shallow, or may leave no trace in the "
         "picture; their maps look as plausible."
     )
-    return [Block("Which genes can be believed", [lines], tables=found)] if found else []
+    return [Block(heading, [lines], tables=found)] if found else []
 
 
 def _genes(result: Evaluation) -> list[Block]:

@@ -14,6 +14,8 @@ from sealst.pl._evaluation.methods import POOLED
 
 #: ways to search by the beginning of a metric's name
 _DIRECTIONS = {"gene→image ": "expression → image", "image→image ": "image → image", "": "image → expression"}
+#: how metrics begin that count neighbours of the right spot as found
+_NEAR = "near "
 
 
 def is_difference(table: pd.DataFrame) -> pd.Series:
@@ -33,29 +35,67 @@ def expression_rows(table: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["fold"] != ""] if (rows["fold"] != "").any() else rows
 
 
+def main_metric(rows: pd.DataFrame) -> str:
+    """The metric that is shown first."""
+    known = [str(metric) for metric in pd.unique(rows["metric"])]
+    return "pearson" if "pearson" in known else known[0]
+
+
 def summary_tables(table: pd.DataFrame) -> list[Table]:
-    """Mean ± standard deviation over folds: single sections, and sections of a fold pooled."""
+    """The first metric, sections one by one: mean ± standard deviation over folds, a column per gene set."""
     rows = expression_rows(table)
+    single = (rows["section"] != "").any()
+    rows = rows[rows["section"] != ""] if single else rows
+    main, what = main_metric(rows), "; sections scored one by one, then averaged" if single else ""
+    own = rows[rows["metric"] == main]
+    wide = _spread_over_folds(own).droplevel("metric", axis=1)
+    wide.columns = [str(genes or metric_label(main)) for genes in wide.columns]
+    return [Table(_framed(wide), f"{metric_label(main)}. {_how(own)}{what}.")]
+
+
+def other_tables(table: pd.DataFrame) -> list[Table]:
+    """The other metrics, a table per gene set; those of the test sections of a fold together where that differs."""
+    rows = expression_rows(table)
+    single = rows[rows["section"] != ""]
     parts = {
-        "sections scored one by one, then averaged": rows[rows["section"] != ""],
-        "test sections of a fold scored together": rows[rows["section"] == ""],
+        "sections scored one by one": single[single["metric"] != main_metric(rows)],
+        "test sections of a fold scored together": _of_several(rows[rows["section"] == ""], single),
     }
     found = []
     for what, part in parts.items():
-        if part.empty:
-            continue
-        n = part["fold"].nunique()
-        spread = f"Mean ± standard deviation over {n} folds" if n > 1 else "One fold, so without a spread"
-        keys = ["method", "metric", "genes", "fold"]
-        folds = part.groupby(keys, sort=False, observed=True, dropna=False)["value"].mean()
-        groups = folds.groupby(level=["method", "metric", "genes"], sort=False, dropna=False)
-        cells = pd.DataFrame({"mean": groups.mean(), "sd": groups.std(ddof=1)})
-        text = [_with_spread(mean, sd) for mean, sd in cells.to_numpy()]
-        order = pd.unique(part["method"])
-        wide = pd.Series(text, index=cells.index).unstack(["metric", "genes"]).reindex(order)
-        wide.columns = [", ".join(filter(None, (metric_label(m), str(g or "")))) for m, g in wide.columns]
-        found.append(Table(wide.fillna("–").rename_axis("method").reset_index(), f"{spread}; {what}."))
+        for genes, own in part.groupby("genes", sort=False, observed=True, dropna=False):
+            wide = _spread_over_folds(own).droplevel("genes", axis=1)
+            wide.columns = [metric_label(str(metric)) for metric in wide.columns]
+            subject = f"{genes}, {what}." if genes else f"{what[:1].upper()}{what[1:]}."
+            found.append(Table(_framed(wide), f"{subject} {_how(own)}."))
     return found
+
+
+def _of_several(pooled: pd.DataFrame, single: pd.DataFrame) -> pd.DataFrame:
+    """Pooled rows that say more than those of single sections: of one section alone both are the same number."""
+    n = single.groupby("fold", observed=True)["section"].nunique()
+    alone = pooled["fold"].map(n).eq(1) & pooled["metric"].isin(single["metric"])
+    return pooled[~alone]
+
+
+def _how(rows: pd.DataFrame) -> str:
+    n = rows["fold"].nunique()
+    return f"Mean ± standard deviation over {n} folds" if n > 1 else "One fold, so without a spread"
+
+
+def _spread_over_folds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Methods in rows, (metric, genes) in columns, as text."""
+    keys = ["method", "metric", "genes"]
+    folds = rows.groupby([*keys, "fold"], sort=False, observed=True, dropna=False)["value"].mean()
+    groups = folds.groupby(level=keys, sort=False, dropna=False)
+    cells = pd.DataFrame({"mean": groups.mean(), "sd": groups.std(ddof=1)})
+    text = [_with_spread(mean, sd) for mean, sd in cells.to_numpy()]
+    wide = pd.Series(text, index=cells.index).unstack(["metric", "genes"])
+    return wide.reindex(pd.unique(rows["method"])).fillna("–")
+
+
+def _framed(wide: pd.DataFrame) -> pd.DataFrame:
+    return wide.rename_axis("method").reset_index()
 
 
 def _with_spread(mean: float, sd: float) -> str:
@@ -64,11 +104,28 @@ def _with_spread(mean: float, sd: float) -> str:
     return number(mean, ".3f") + (f" ± {sd:.3f}" if np.isfinite(sd) else "")
 
 
-def difference_tables(table: pd.DataFrame) -> list[Table]:
-    """Paired differences with their intervals, over everything where that was computed; nothing without such rows."""
+def _overall_differences(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of paired differences, over everything where that was computed."""
     rows = table[is_difference(table)]
     for column in ("section", "fold"):
         rows = rows[rows[column] == ""] if (rows[column] == "").any() else rows
+    return rows
+
+
+def differences(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, float]]:
+    """Paired difference to the frozen encoder by method and gene set: ``value``, ``low``, ``high``, widest of seeds."""
+    found = {}
+    rows = _overall_differences(table)
+    for (method, genes), own in rows.groupby(["method", "genes"], sort=False, observed=True):
+        ends = own.reindex(columns=["low", "high"]).to_numpy(dtype=float)
+        row = {"value": own["value"].mean(), "low": ends[:, 0].min(), "high": ends[:, 1].max()}
+        found[str(method), str(genes)] = row
+    return found
+
+
+def difference_tables(table: pd.DataFrame) -> list[Table]:
+    """Paired differences with their intervals, over everything where that was computed; nothing without such rows."""
+    rows = _overall_differences(table)
     if rows.empty:
         return []
     frame = pd.DataFrame({"method": rows["method"].astype(str)})
@@ -84,12 +141,17 @@ def difference_tables(table: pd.DataFrame) -> list[Table]:
 def retrieval_tables(table: pd.DataFrame) -> list[Table]:
     """Search among the spots of a section, and of all test sections of a fold, with what guessing reaches."""
     rows = table[is_retrieval(table)]
-    prefix = rows["metric"].map(lambda metric: next(p for p in _DIRECTIONS if str(metric).startswith(p)))
-    measure = [str(metric).removeprefix(p) for metric, p in zip(rows["metric"], prefix, strict=True)]
-    rows = rows.assign(direction=prefix.map(_DIRECTIONS), measure=measure)
+    plain = [str(metric).removeprefix(_NEAR) for metric in rows["metric"]]
+    prefix = [next(p for p in _DIRECTIONS if metric.startswith(p)) for metric in plain]
+    rows = rows.assign(
+        direction=[_DIRECTIONS[p] for p in prefix],
+        measure=[metric.removeprefix(p) for metric, p in zip(plain, prefix, strict=True)],
+    )
+    near = rows["metric"].astype(str).str.startswith(_NEAR)
     parts = {
-        "Among the spots of one section": rows[rows["section"] != ""],
-        "Among the spots of all test sections of a fold": rows[rows["section"] == ""],
+        "Among the spots of one section": rows[(rows["section"] != "") & ~near],
+        "Among the spots of all test sections of a fold": rows[(rows["section"] == "") & ~near],
+        "Among the spots of one section, with neighbours of the right spot counted as found": rows[near],
     }
     return [
         Table(_retrieval(part), f"{what}; in brackets what guessing reaches.")
@@ -158,6 +220,14 @@ def _intervals(rows: pd.DataFrame) -> list[str]:
     ]
 
 
+def repeated(genes: pd.DataFrame) -> tuple[str, int]:
+    """What was held out, ``"patient"``, or ``"section"`` of patients seen, and how many of them."""
+    single = genes[genes["section"] != ""]
+    folds = single.groupby("patient", observed=True)["fold"].nunique()
+    unit = "patient" if (folds == 1).all() and (single["patient"] != "").all() else "section"
+    return unit, single[unit].nunique()
+
+
 def held_out(genes: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Held-out r of every method and gene, and what was held out: ``"patient"``, or ``"section"`` of patients seen.
 
@@ -165,9 +235,7 @@ def held_out(genes: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     whether it is above 0. Rows are named by method and gene; columns `pearson`, `lowest` and `highest` (of the
     patients), `better_than_chance`.
     """
-    single = genes[genes["section"] != ""]
-    folds = single.groupby("patient", observed=True)["fold"].nunique()
-    unit = "patient" if (folds == 1).all() and (single["patient"] != "").all() else "section"
+    single, (unit, _) = genes[genes["section"] != ""], repeated(genes)
     keys = ["method", "gene", unit]
     # Seeds and folds of a section are no repetition.
     by_section = single.groupby([*keys, *(["section"] if unit == "patient" else [])], observed=True)["pearson"].mean()

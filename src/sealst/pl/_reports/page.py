@@ -22,6 +22,8 @@ from sealst.pl import _base
 _DPI = 110
 #: longest text of a fact
 _FACT_CHARS = 240
+#: facts that stand in the table of versions, and texts that say nothing
+_OF_VERSIONS, _NOTHING = ("version", "versions", "sealst"), ("", "None", "nan")
 
 
 def check_page(path: Path, table: pd.DataFrame, what: str) -> None:
@@ -32,10 +34,12 @@ def check_page(path: Path, table: pd.DataFrame, what: str) -> None:
         raise DataError(f"The {what} has no results (`.table` has no rows).")
 
 
-def write_page(path: Path, title: str, lead: list[str], blocks: Sequence[Block]) -> Path:
+def write_page(
+    path: Path, title: str, lead: list[str], blocks: Sequence[Block], *, answers: Sequence[tuple[str, str]] = ()
+) -> Path:
     """Write a report; the file is complete or not there at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, render(title, lead, blocks, f"sealst {__version__}"))
+    write_text(path, render(title, lead, blocks, f"sealst {__version__}", answers=answers))
     return path
 
 
@@ -50,8 +54,9 @@ def picture_of(draw: Callable[..., Figure | Axes], caption: str, *args: Any, alt
 
 
 def facts_table(facts: Mapping[str, Any]) -> Table:
-    """What was recorded about the evaluation, without versions."""
-    rows = [(key.replace("_", " "), plain_text(v)) for key, v in facts.items() if key not in ("version", "versions")]
+    """What was recorded about the evaluation, without what is empty and without versions, which have their own."""
+    rows = [(key.replace("_", " "), plain_text(v)) for key, v in facts.items() if key not in _OF_VERSIONS]
+    rows = [(key, value) for key, value in rows if value not in _NOTHING]
     return Table(pd.DataFrame(rows, columns=["fact", "value"]), "Recorded by the evaluation.")
 
 
@@ -66,7 +71,9 @@ def versions_table(facts: Mapping[str, Any]) -> Table:
 def plain_text(value: Any) -> str:
     """A recorded value as readable text, however it is nested."""
     if isinstance(value, Mapping):
-        text = "; ".join(f"{k}: {plain_text(v)}" for k, v in value.items())
+        parts = {str(k): plain_text(v) for k, v in value.items()}
+        same = len(parts) > 1 and len(set(parts.values())) == 1
+        text = f"{next(iter(parts.values()))} (each)" if same else "; ".join(f"{k}: {v}" for k, v in parts.items())
     elif isinstance(value, list | tuple | set | frozenset | np.ndarray):
         text = ", ".join(plain_text(v) for v in value)
     else:

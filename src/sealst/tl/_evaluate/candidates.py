@@ -41,8 +41,9 @@ _TAKEN = ("sections", "seed", "validation", "run_dir", "resume", "allow_shared_p
 class Candidate:
     """What an evaluation is about."""
 
-    #: what it is called in the facts of an evaluation
+    #: what it is called in the facts of an evaluation, and the encoder that it is or began as
     label: str
+    base: str
     crop: CropSpec
     #: further fields of view that its readouts see, in µm
     wider: Sequence[float] = ()
@@ -76,7 +77,7 @@ class GivenModel(Candidate):
 
     def __init__(self, model: SealModel) -> None:
         self.model, self.label, self.crop = model, f"SealModel {model.fingerprint}", model.crop
-        self.wider = model.fields[1:]
+        self.base, self.wider = model.encoder.spec.key, model.fields[1:]
 
     def models(self, fold: Split, seed: int, *, panel: GenePanel | None = None) -> dict[str, SealModel]:
         """The model, in every fold."""
@@ -104,7 +105,8 @@ class GivenEncoder(Candidate):
     """An encoder as it is, which has seen no expression."""
 
     def __init__(self, encoder: Encoder, crop: CropSpec, device: torch.device) -> None:
-        self.label, self.crop, self.encoder, self.device = encoder.spec.key, crop, encoder, device
+        self.label = self.base = encoder.spec.key
+        self.crop, self.encoder, self.device = crop, encoder, device
 
     def extractor(self, models: Mapping[str, SealModel], memory: TrunkMemory | None, views: int) -> Extractor:
         """Features by the encoder."""
@@ -130,7 +132,8 @@ class TrainedInFolds(Candidate):
             raise DataError(f"The mapping must not hold {listed(taken)}, which the evaluation sets for every fold.")
         self.recipe, self.cohort, self.baselines = recipe, cohort, baselines
         self.table_key, self.show = table_key, show
-        self.label = f"{recipe['encoder']}, trained in every fold"
+        self.base = str(recipe["encoder"])
+        self.label = f"{self.base}, trained in every fold"
         self.crop = cohort.crop()
         first, self.wider = fields_of_view(recipe.get("crop_um"), recipe.get("readout", "auto"))
         if first is not None:

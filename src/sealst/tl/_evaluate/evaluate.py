@@ -236,6 +236,7 @@ def evaluate(
     results = job.run(made, [int(s) for s in seeds] if candidate.trains else [0], parts)
     facts: dict[str, Any] = {"preset": protocol.name, "sealst": __version__, "folds": [fold.name for fold in made]}
     facts |= {"seeds": list(map(int, seeds)) if candidate.trains else [], "encoder": candidate.label}
+    facts["base"] = candidate.base
     if stopped:
         facts["stopped_by"] = stopped
     if fractions.shares:
