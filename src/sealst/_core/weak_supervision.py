@@ -71,6 +71,7 @@ def tune_local(
     shares = shares / shares.sum(axis=1, keepdims=True)
     mean = np.einsum("nt,ntd->nd", shares, tokens.astype(np.float32))
     centred = within_sections(mean, sections)
+    centred -= centred.mean(axis=0)
     centre, scale = mean.mean(axis=0), np.maximum(centred.std(axis=0), 1e-6)
     # Coordinates in which spots vary alike in all directions, half way: steps are then of one size.
     _, size, directions = np.linalg.svd(centred / scale, full_matrices=False)
