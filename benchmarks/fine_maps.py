@@ -51,6 +51,8 @@ from sealst.datasets._synthetic.programs import HIDDEN, MARKERS, gene_programs, 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SEALST_SHARED", ROOT.parent / "shared"))
 BIN_UM, MPP, SPOT_UM, CROP_UM = 16.0, 0.5, 55.0, 112.0
+#: side of a pixel of the classes that are drawn, and genes
+CLASS_UM, N_GENES = 2.0, 200
 VISIBLE = [gene for genes in MARKERS.values() for gene in genes]
 INVISIBLE = [gene for genes in HIDDEN.values() for gene in genes]
 
@@ -93,9 +95,6 @@ def truth_at(sdata: Any, centres: np.ndarray) -> np.ndarray:
     programs = gene_programs(N_GENES)
     rows = [programs.genes.index(gene) for gene in VISIBLE]
     return np.log1p(programs.base[rows] * (1 + activity @ programs.fold[: activity.shape[1], rows]))
-
-
-CLASS_UM, N_GENES = 2.0, 200
 
 
 def pearson(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -69,7 +69,7 @@ def tune_local(
         epochs = max(2, -(-_STEPS // -(-len(truth) // _BATCH)))
     where = device or torch.device("cpu")
     shares = shares / shares.sum(axis=1, keepdims=True)
-    mean = np.einsum("nt,ntd->nd", shares, tokens.astype(np.float32))
+    mean = spot_means(tokens, shares)
     centred = within_sections(mean, sections)
     centred -= centred.mean(axis=0)
     centre, scale = mean.mean(axis=0), np.maximum(centred.std(axis=0), 1e-6)
@@ -89,6 +89,15 @@ def tune_local(
     )  # fmt: skip
     weight = to @ weight / scale[:, None]
     return weight.astype(np.float32), (bias - centre @ weight).astype(np.float32)
+
+
+def spot_means(tokens: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Means (n, width) of the tokens (n, tokens, width) of spots, weighted by shares (n, tokens) that sum to 1."""
+    out = np.empty((len(tokens), tokens.shape[2]), dtype=np.float32)
+    for start in range(0, len(out), 1024):
+        part = slice(start, start + 1024)
+        out[part] = np.einsum("nt,ntd->nd", shares[part], tokens[part].astype(np.float32))
+    return out
 
 
 def _tuned(

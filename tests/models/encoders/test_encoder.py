@@ -290,6 +290,9 @@ def test_patch_tokens_have_a_place_each(name):
 
 def test_patch_tokens_need_crops_that_divide():
     encoder = sl.models.build_encoder("vit_tiny_patch16_224", pretrained=False)
+    assert encoder.patch_tokens(np.zeros((0, 32, 32, 3), dtype=np.uint8)).shape == (0, 2, 2, 192)
+    with pytest.raises(sl.DataError, match="uint8"):
+        encoder.patch_tokens(np.zeros((1, 32, 32, 3)))
     with pytest.raises(sl.DataError, match="patches of 16 px"):
         encoder.patch_tokens(np.zeros((1, 40, 40, 3), dtype=np.uint8))
     with pytest.raises(sl.DataError, match="convolutional"):

@@ -9,7 +9,8 @@ import pytest
 import shapely
 import spatialdata
 import zarr
-from spatialdata.models import Labels2DModel, PointsModel, ShapesModel
+from anndata import AnnData
+from spatialdata.models import Labels2DModel, PointsModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, get_transformation
 
 import sealst as sl
@@ -140,6 +141,35 @@ def test_a_map_on_disk_equals_the_one_in_memory_and_goes_on_where_it_was_cut_off
     array.attrs["rows"] = 12
     sl.tl.token_map(section, encoder, tmp_path / "map.zarr", key_added="disk")
     np.testing.assert_array_equal(np.asarray(section.images["disk"]), wanted)
+
+
+def test_a_map_that_was_cut_off_where_glass_begins_is_finished(section, encoder, tmp_path):
+    labels = np.zeros((50, 50), dtype=np.uint8)
+    labels[:10] = 1
+    section.labels["P1_S1_tissue"] = Labels2DModel.parse(
+        labels, dims=("y", "x"), transformations={"global": Scale([20.0, 20.0], axes=("x", "y"))}
+    )
+    sl.tl.token_map(section, encoder, tmp_path / "map.zarr")
+    array = zarr.open_array(tmp_path / "map.zarr", mode="r+")
+    wanted, array.attrs["rows"] = array[:], 24
+    sl.tl.token_map(section, encoder, tmp_path / "map.zarr")
+    assert zarr.open_array(tmp_path / "map.zarr", mode="r").attrs["rows"] == 32
+    np.testing.assert_array_equal(array[:], wanted)
+
+
+def test_pictures_are_not_replaced_by_maps(section, encoder, learned):
+    with pytest.raises(sl.DataError, match="is a picture"):
+        sl.tl.token_map(section, encoder, key_added="P1_S1_he")
+    with pytest.raises(sl.DataError, match="is a picture"):
+        sl.tl.predict(section, learned, genes=["ERBB2"], resolution_um=20, key_added="P1_S1_he")
+    assert section.images["P1_S1_he"]["scale0"]["image"].dtype == np.uint8
+
+
+def test_a_store_of_something_else_is_no_map(section, encoder, tmp_path):
+    zarr.create_group(tmp_path / "section.zarr")
+    with pytest.raises(sl.DataError, match="holds no map"):
+        sl.tl.token_map(section, encoder, tmp_path / "section.zarr", overwrite=True)
+    assert isinstance(zarr.open(tmp_path / "section.zarr", mode="r"), zarr.Group)
 
 
 def test_a_finished_map_is_not_read_again(section, encoder, tmp_path, monkeypatch):
@@ -364,6 +394,29 @@ def test_expression_of_cells(section, learned):
     assert np.isfinite(frame.to_numpy()).all()
     entry = table.uns["sealst"]["predict"]["seal_expression"]
     assert (entry["readout"], entry["at"], entry["unit"]) == ("local", "cells", "log1p-CP10k")
+
+
+def test_elements_of_one_table_keep_what_is_theirs(section, learned):
+    """Two elements that one table annotates; other genes of the second say nothing of the first."""
+    for name, seed in (("left", 1), ("right", 2)):
+        section.shapes[name] = ShapesModel.parse(
+            places(10, seed), geometry=0, radius=5, transformations={"global": Identity()}
+        )
+    obs = pd.DataFrame({"region": pd.Categorical(["left"] * 10 + ["right"] * 10), "id": [*range(10), *range(10)]})
+    section.tables["both"] = TableModel.parse(
+        AnnData(obs=obs.rename(index=str)), region=["left", "right"], region_key="region", instance_key="id"
+    )
+    table = section.tables["both"]
+    sl.tl.predict(section, learned, genes=["ERBB2", "COL1A1"], at="left")
+    first = table.obsm["seal_expression"].copy()
+    sl.tl.predict(section, learned, genes=["ERBB2", "COL1A1"], at="right")
+    both = table.obsm["seal_expression"]
+    pd.testing.assert_frame_equal(both[:10], first[:10])
+    assert np.isfinite(both.to_numpy()).all()
+    sl.tl.predict(section, learned, genes=["MS4A1", "CD3E"], at="right")
+    other = table.obsm["seal_expression"]
+    assert list(other) == ["MS4A1", "CD3E"]
+    assert other[:10].isna().all(axis=None)
 
 
 def test_cells_go_through_a_store(section, learned, tmp_path):

@@ -169,9 +169,7 @@ class Encoder(nn.Module):
         >>> encoder.embed(np.zeros((2, 32, 32, 3), dtype=np.uint8)).shape
         (2, 192)
         """
-        crops, size = np.asarray(crops), batch_size or settings.batch_size
-        if crops.ndim != 4 or crops.shape[3] != 3 or crops.dtype != np.uint8:
-            raise DataError(f"Crops must be uint8 (n, height, width, 3), found {crops.dtype} {crops.shape}.")
+        crops, size = _checked(crops), batch_size or settings.batch_size
         if check_views(views) > 1:
             return over_views(partial(self.embed, batch_size=size), crops, views)
         out = np.empty((len(crops), self.spec.dim), dtype=np.float32)
@@ -203,21 +201,20 @@ class Encoder(nn.Module):
         DataError
             When the encoder is a convolutional network, or crops do not divide into its patches.
         """
-        crops, size = np.asarray(crops), batch_size or settings.batch_size
+        crops, size = _checked(crops), batch_size or settings.batch_size
         self._check_blocks()
-        side, found = crops.shape[1] // self.spec.patch_px, []
+        side = crops.shape[1] // self.spec.patch_px
+        out = np.zeros((len(crops), side, side, self.spec.width), dtype=np.float32)
         with self.inference():
             for start in range(0, len(crops), size):
-                total: Any = 0
+                part = slice(start, start + size)
                 for code in range(check_views(views)):
-                    images = to_images(symmetry(crops[start : start + size], code), self.device)
-                    tokens = self.trunk(images, self.spec.n_blocks)[:, self.spec.n_prefix :]
+                    tokens = self.trunk(to_images(symmetry(crops[part], code), self.device), self.spec.n_blocks)
+                    tokens = self.vit.norm(tokens[:, self.spec.n_prefix :])
                     # An attention pooler's norm is of what it pools to.
-                    own = self.vit.norm(tokens) if "attn" in self.spec.pool else self.vit.fc_norm(self.vit.norm(tokens))
-                    tokens = own.float().cpu().numpy()
-                    total = total + turned_back(tokens.reshape(len(tokens), side, side, -1), code)
-                found.append(total / np.float32(views))
-        return np.concatenate(found)
+                    tokens = tokens if "attn" in self.spec.pool else self.vit.fc_norm(tokens)
+                    out[part] += turned_back(tokens.float().cpu().numpy().reshape(-1, side, side, out.shape[3]), code)
+        return out / np.float32(views)
 
     def image_model(self, *, crop_px: int | None = None) -> ImageModel:
         """Return the encoder in the form that other tools take; see `sealst.models.ImageModel`.
@@ -357,6 +354,14 @@ class Encoder(nn.Module):
                 f"{self.spec.key!r} is a convolutional network without blocks: it has no trunk and tail. Call the "
                 "encoder on the crops as a whole."
             )
+
+
+def _checked(crops: np.ndarray) -> np.ndarray:
+    """Crops as an array, or an error that says what they must be."""
+    crops = np.asarray(crops)
+    if crops.ndim != 4 or crops.shape[3] != 3 or crops.dtype != np.uint8:
+        raise DataError(f"Crops must be uint8 (n, height, width, 3), found {crops.dtype} {crops.shape}.")
+    return crops
 
 
 def _is_above(name: str, n_blocks: int) -> bool:

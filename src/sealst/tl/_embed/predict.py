@@ -254,7 +254,7 @@ def _predict_fine(
     else:
         name = None if key == Keys.EXPRESSION else key
         predict_map(sdata, model, wanted, resolution_um, key=name, **common)
-    tell(model, wanted, model.readouts[0])
+    tell(model, wanted, "local")
     return found if copy else None
 
 

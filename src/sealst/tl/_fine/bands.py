@@ -10,6 +10,7 @@ import numpy as np
 from sealst import _section
 from sealst._core.space.geometry import CropSpec
 from sealst._core.space.token_grid import Band, TokenGrid, stitched
+from sealst._core.space.views import check_views
 from sealst._data.crops.reader import prefetch, read_crops
 from sealst._errors import DataError
 from sealst._logging import logger, progress
@@ -94,6 +95,11 @@ def wanted_tokens(plane: Plane, grid: TokenGrid) -> np.ndarray:
     return np.ones(grid.shape, dtype=bool)
 
 
+def n_views(views: int | str) -> int:
+    """How many views of each crop to average: as asked; one with ``"auto"``."""
+    return check_views(1 if views == "auto" else views)  # type: ignore[arg-type]
+
+
 def n_overlap(source: TokenSource, overlap: float) -> int:
     """Tokens that neighbouring crops share, of a share of the crop's side (0 to 0.75)."""
     if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0 <= overlap <= 0.75:
@@ -130,6 +136,9 @@ def bands(
     places = grid.holding(wanted)
     places = places[places[:, 0] >= first - grid.n_shared]
     places = places[plane.readable(grid.boxes(places))] if len(places) else places
+    if first and not len(places):
+        # What was left to read is glass.
+        return
     if not len(places):
         raise DataError(f"Nothing of image {plane.image_key!r} is left to read: no tissue, or no cell, lies on it.")
     levels, px = plane.levels, source.crop.crop_px

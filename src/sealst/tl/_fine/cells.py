@@ -16,7 +16,6 @@ from spatialdata.models import TableModel
 from sealst import _section
 from sealst._core.space.geometry import CropSpec
 from sealst._core.space.token_grid import Band, TokenGrid
-from sealst._core.space.views import check_views
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -24,7 +23,7 @@ from sealst._section import Plane
 from sealst._section.cells import tokens_around, tokens_under
 from sealst._validate import check_positive
 from sealst.models import Encoder, SealModel
-from sealst.tl._fine.bands import SMOOTH_OVERLAP, TokenSource, bands, n_overlap, token_source
+from sealst.tl._fine.bands import SMOOTH_OVERLAP, TokenSource, bands, n_overlap, n_views, token_source
 
 
 def embed_cells(
@@ -46,12 +45,11 @@ def embed_cells(
     _section.needs_pixels(sdata)
     if region is not None and not isinstance(region, str):
         raise DataError("Cells are embedded on one picture at a time: name one `region`.")
-    n_views = check_views(1 if views == "auto" else views)  # type: ignore[arg-type]
-    source = token_source(model, crop_of(sdata, model, crop_um, table_key), n_views)
+    source = token_source(model, crop_of(sdata, model, crop_um, table_key), n_views(views))
     plane = _section.plane_of(sdata, source.crop, image_key=image_key, region=region, table_key=table_key)
     n = n_overlap(source, SMOOTH_OVERLAP)
     ids, values, centres = cell_embeddings(plane, source, at, surroundings_um=surroundings_um, n_overlap=n, show=show)
-    entry = source.facts | {"modality": "cells", "crop_um": source.crop.crop_um, "views": n_views, "at": at}
+    entry = source.facts | {"modality": "cells", "crop_um": source.crop.crop_um, "views": source.views, "at": at}
     entry |= {"surroundings_um": float(surroundings_um), "token_um": source.token_um, "image_key": plane.image_key}
     frame = pd.DataFrame(values)
     given, table, name = write_cells(
@@ -149,10 +147,13 @@ def write_cells(
             )
         target = sdata.tables[name].copy() if copy else sdata.tables[name]
     out = pd.DataFrame(np.nan, index=target.obs_names, columns=values.columns, dtype=np.float32)
-    before = _section.recorded(target, call).get(key, {})
-    same = all(str(before.get(k)) == str(value) for k, value in entry.items() if k not in ("at", "image_key"))
-    if same and key in target.obsm and target.obsm[key].shape == out.shape:
-        out.iloc[:] = np.asarray(target.obsm[key])
+    before, stored = _section.recorded(target, call).get(key, {}), target.obsm.get(key)
+    facts = {k: value for k, value in entry.items() if np.isscalar(value) and k not in ("at", "image_key")}
+    if stored is not None and all(before.get(k) == value for k, value in facts.items()):
+        stored = pd.DataFrame(stored, index=target.obs_names)
+        out = stored.copy() if stored.columns.equals(values.columns) else out
+    if held is not None:
+        out.iloc[held[1].rows] = np.nan
     out.iloc[rows] = values.to_numpy()
     target.obsm[key] = out.to_numpy() if isinstance(values.columns, pd.RangeIndex) else out
     _section.record_slot(target, call, key, entry)

@@ -15,7 +15,7 @@ from sealst._core.device import resolve_device
 from sealst._core.scores.readouts import fit_readout
 from sealst._core.space.surroundings import patches
 from sealst._core.space.token_grid import TokenGrid
-from sealst._core.weak_supervision import tune_local
+from sealst._core.weak_supervision import spot_means, tune_local
 from sealst._data.crops.source import iter_source
 from sealst._docs import documented
 from sealst._errors import DataError
@@ -179,7 +179,7 @@ def _fitted(found: list[_Spots], model: SealModel, *, epochs: int | None, seed: 
         [np.tile(np.pad(one.share, (0, most - len(one.share))), (len(one.truth), 1)) for one in found]
     )
     share /= share.sum(axis=1, keepdims=True)
-    mean = np.einsum("nt,ntd->nd", share, tokens.astype(np.float32))
+    mean = spot_means(tokens, share)
     groups, held = held_groups(patient, section, np.concatenate([one.across for one in found]))
     linear = fit_readout(mean, {Keys.LOGNORM: truth}, truth, groups=groups, sections=section, known=known)
     with _logging.progress(None, desc="fitting the local head", show=show) as bar:

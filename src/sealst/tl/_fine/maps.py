@@ -12,7 +12,6 @@ from spatialdata import SpatialData
 
 from sealst import _section
 from sealst._core.space.token_grid import TokenGrid, overlaps
-from sealst._core.space.views import check_views
 from sealst._data.crops.source import MAX_RAM_BYTES
 from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
@@ -22,9 +21,9 @@ from sealst._section.cells import tokens_under
 from sealst._validate import as_columns, check_positive
 from sealst.models import SealModel
 from sealst.models._local import LocalHead
-from sealst.tl._fine.bands import SMOOTH_OVERLAP, TokenSource, bands, n_overlap, token_source, wanted_tokens
+from sealst.tl._fine.bands import SMOOTH_OVERLAP, TokenSource, bands, n_overlap, n_views, token_source, wanted_tokens
 from sealst.tl._fine.cells import pooled, write_cells
-from sealst.tl._fine.tokens import add_map
+from sealst.tl._fine.tokens import add_map, map_key
 
 
 def local_head(model: SealModel) -> LocalHead:
@@ -51,7 +50,7 @@ def predict_map(
     show: bool | None,
 ) -> None:
     """Write a map of expression as an image element, see `sealst.tl.predict`."""
-    head, source = local_head(model), token_source(model, None, check_views(1 if views == "auto" else views))  # type: ignore[arg-type]
+    head, source = local_head(model), token_source(model, None, n_views(views))
     check_positive("resolution_um", resolution_um)
     if resolution_um < source.token_um * 0.999:
         raise DataError(
@@ -67,8 +66,8 @@ def predict_map(
             f"The map has {shape[0]} x {shape[1]} bins of {len(genes)} genes, {size / 2**30:.1f} GiB: ask for fewer "
             "`genes`, or a coarser `resolution_um`."
         )
+    key = map_key(plane, key, "expression")
     values = _binned(source, plane, grid, head, _positions(model, genes), (shape[0], shape[1]), side_px, show=show)
-    key = key or Keys.related(plane.image_key, "expression")
     add_map(plane, key, values, side_px, as_columns(list(genes), what="Genes"))
     logger.info("Wrote sdata.images[%r]: %d genes, %d x %d bins of %g µm", key, len(genes), *shape, resolution_um)
 
@@ -114,7 +113,7 @@ def predict_cells(
     copy: bool,
 ) -> tuple[SpatialData, AnnData]:
     """Write the expression of cells into their table, see `sealst.tl.predict`."""
-    head, source = local_head(model), token_source(model, None, check_views(1 if views == "auto" else views))  # type: ignore[arg-type]
+    head, source = local_head(model), token_source(model, None, n_views(views))
     plane = _section.plane_of(sdata, source.crop, image_key=image_key, region=region, table_key=table_key)
     cells, grid = _section.outlines(plane, at), plane.grid(source.side, n_overlap(source, SMOOTH_OVERLAP))
     under, chosen = tokens_under(cells, grid), _positions(model, genes)
@@ -126,7 +125,13 @@ def predict_cells(
     )  # fmt: skip
     values = np.log1p(pooled(made, grid, (under,)))
     frame = pd.DataFrame(values, columns=as_columns(list(genes), what="Genes"))
-    entry = facts | {"at": at, "readout": "local", "layer": Keys.LOGNORM, "image_key": plane.image_key}
+    entry = facts | {
+        "at": at,
+        "readout": "local",
+        "layer": Keys.LOGNORM,
+        "views": source.views,
+        "image_key": plane.image_key,
+    }
     given, table, name = write_cells(
         sdata, plane, at, cells.index.to_numpy(), frame, _section.centres_of(cells), call="predict", key=key,
         entry=entry, copy=copy,

@@ -115,9 +115,7 @@ def token_map(
     plane = _section.plane_of(sdata, source.crop, image_key=image_key, region=region, table_key=table_key)
     grid = plane.grid(source.side, n_overlap(source, overlap))
     shape = (source.width, *grid.shape)
-    key = key_added or Keys.related(plane.image_key, "tokens")
-    if key == plane.image_key:
-        raise DataError(f"`key_added` is {key!r}, which is the picture itself; name another.")
+    key = map_key(plane, key_added, "tokens")
     if path is None:
         if 2 * np.prod(shape) > MAX_RAM_BYTES:
             raise DataError(
@@ -130,6 +128,17 @@ def token_map(
         values = da.from_zarr(_on_disk(absolute(path), source, plane, grid, overwrite=overwrite, show=progress))
     add_map(plane, key, values, grid.token_px)
     logger.info("Wrote sdata.images[%r]: %d x %d tokens of %.3g µm", key, *grid.shape, source.token_um)
+
+
+def map_key(plane: Plane, key_added: str | None, what: str) -> str:
+    """Name of the element that a map becomes; an error where that would replace a picture."""
+    key = key_added or Keys.related(plane.image_key, what)
+    images = plane.sdata.images
+    if key in images and _section.image_levels(images[key])[0].dtype.kind != "f":
+        raise DataError(
+            f"`sdata.images[{key!r}]` is a picture, which a map must not replace; name another `key_added`."
+        )
+    return key
 
 
 def add_map(plane: Plane, key: str, values: Any, pixel: float, channels: list[str] | None = None) -> None:
@@ -154,6 +163,8 @@ def _fill(out: Any, source: TokenSource, plane: Plane, grid: TokenGrid, *, show:
         out[:, rows] = np.moveaxis(band.values, 2, 0).astype(np.float16)
         if isinstance(out, zarr.Array):
             out.attrs["rows"] = rows.stop
+    if isinstance(out, zarr.Array):
+        out.attrs["rows"] = grid.shape[0]
 
 
 def _on_disk(
@@ -168,7 +179,12 @@ def _on_disk(
     with hold(path.parent / f".{path.name}.lock", f"The map of tokens {str(path)!r}"):
         array = None
         if path.exists():
-            array = zarr.open_array(path, mode="r+")
+            try:
+                array = zarr.open_array(path, mode="r+")
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{str(path)!r} holds no map of tokens, or a damaged one; name another `path`."
+                ) from error
             held = {name: array.attrs.get(name) for name in facts}
             if held != facts:
                 if held["format"] != FORMAT or not overwrite:
