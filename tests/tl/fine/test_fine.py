@@ -434,6 +434,7 @@ def test_cells_go_through_a_store(section, learned, tmp_path):
 
 def test_what_is_learned_travels_with_the_model(section, learned, tmp_path):
     learned.save(tmp_path / "model")
+    assert "Expression of single patches" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     again = sl.models.load(tmp_path / "model")
     np.testing.assert_array_equal(again.local.weight, learned.local.weight)
     assert "local:" in repr(again)

@@ -204,6 +204,7 @@ def _facts(model: SealNet) -> str:
         "Reliability": _line(UNKNOWN if model.reliability is None else model.reliability.summary()),
         "Intervals on new patients": _line("unknown" if model.intervals is None else model.intervals.summary()),
         "Novelty of other sections": _line("unknown" if model.novelty is None else model.novelty.summary()),
+        **({} if model.local is None else {"Expression of single patches": _line(model.local.summary())}),
         "Training sections": _line(", ".join(map(str, training.get("sections", [])))) or unknown,
         "Training patients": _line(", ".join(map(str, training.get("patients", [])))) or unknown,
         "Spots": _line(training.get("n_spots", "not recorded")),

@@ -10,7 +10,7 @@ import numpy as np
 from sealst import _section
 from sealst._core.space.geometry import CropSpec
 from sealst._core.space.token_grid import Band, TokenGrid, stitched
-from sealst._core.space.views import check_views
+from sealst._core.space.views import N_SYMMETRIES, check_views
 from sealst._data.crops.reader import prefetch, read_crops
 from sealst._errors import DataError
 from sealst._logging import logger, progress
@@ -97,7 +97,11 @@ def wanted_tokens(plane: Plane, grid: TokenGrid) -> np.ndarray:
 
 def n_views(views: int | str) -> int:
     """How many views of each crop to average: as asked; one with ``"auto"``."""
-    return check_views(1 if views == "auto" else views)  # type: ignore[arg-type]
+    if views == "auto":
+        return 1
+    if isinstance(views, str):
+        raise DataError(f"`views` must be 'auto' or a number from 1 to {N_SYMMETRIES}, found {views!r}.")
+    return check_views(views)
 
 
 def n_overlap(source: TokenSource, overlap: float) -> int:

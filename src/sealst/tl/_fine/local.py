@@ -133,6 +133,8 @@ def _spots_of(
     for one in paired.sections:
         few = patches(one.centres_um, most)
         rows, boxes = one.rows[few], one.boxes[few]
+        # Before any crop is read: there may be no such layer.
+        truth = _section.expression(table, model.panel, rows, Keys.LOGNORM, masked=True)
         share = _share(one, source)
         under = np.flatnonzero(share)
         tokens = np.empty((len(few), len(under), source.width), dtype=np.float16)
@@ -147,7 +149,7 @@ def _spots_of(
                 patient=_section.patients(table, rows),
                 tokens=tokens,
                 share=share[under],
-                truth=_section.expression(table, model.panel, rows, Keys.LOGNORM, masked=True),
+                truth=truth,
                 known=model.panel.measured(table.var_names),
                 across=boxes[:, 0],
             )
