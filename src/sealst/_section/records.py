@@ -96,9 +96,19 @@ def _stored(table: AnnData) -> Mapping[str, Any]:
 def recorded(table: AnnData, call: str) -> dict[str, Any]:
     """Copy of what a call recorded; empty where it has not run."""
     found = _stored(table).get(call, {})
+    if call == "embed" and isinstance(found, Mapping):
+        found = {slot: _without_parts(entry) for slot, entry in found.items()}
     where = f"`.uns[{Keys.UNS!r}][{call!r}]`"
     check_type(_ENTRIES.get(call, dict[str, Any]), found, where=where)
     return dict(found)
+
+
+def _without_parts(entry: Any) -> Any:
+    """Entry of a slot; its novelty, of which `anndata.concat` keeps what joined tables have in common, whole or not."""
+    novelty = entry.get("novelty") if isinstance(entry, Mapping) else None
+    if isinstance(novelty, Mapping) and not set(_Novelty.model_fields) <= set(novelty):
+        return {name: value for name, value in entry.items() if name != "novelty"}
+    return entry
 
 
 def reliability_of(table: AnnData, slot: str) -> pd.DataFrame | None:

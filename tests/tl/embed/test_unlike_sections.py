@@ -164,3 +164,16 @@ def test_with_a_single_view_of_the_head_it_is_kept_too(ready, finetune):
     model = finetune(sections, readout="head")
     assert (model.novelty.held_out, model.novelty.n_held_out) == ("sections of one patient", 2)
     assert model.readouts == ("head",)
+
+
+def test_of_joined_tables_novelty_of_sections_is_unknown_and_the_rest_stays(ready, model):
+    parts = []
+    for section, patient, seed in (("a", "p1", 0), ("b", "p2", 3)):
+        sdata = ready(section=section, patient=patient, seed=seed)
+        sl.tl.embed(sdata, model)
+        assert _section.novelty_of(sdata.tables["table"], "X_seal") is not None
+        parts.append(sdata.tables["table"])
+    joined = ad.concat(parts, uns_merge="unique")
+    assert _section.novelty_of(joined, "X_seal") is None
+    sl.tl.retrieve(joined, model, "EPCAM")
+    assert joined.obs["seal_similarity"].notna().all()

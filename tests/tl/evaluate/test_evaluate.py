@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
@@ -63,9 +64,21 @@ def test_retrieval_reports_pool_and_chance(sections, model):
     table = sl.tl.evaluate(train, model, test=test).table
     rows = table[table["metric"] == "R@10"].set_index("method")
     assert set(table.loc[table["metric"] == "gene→image R@50", "value"]) == {1.0}
-    assert set(rows.index) == {"adapted", "frozen", "frozen + ridge"}
+    assert set(rows.index) == {"adapted", "frozen", "seal prediction", "frozen + ridge"}
     assert (rows["pool"] == 36).all()
     np.testing.assert_allclose(rows["chance"], 10 / 36)
+    # What the prediction finds is what `tl.retrieve` finds, asked for the profile of one spot after the other.
+    section, genes = test.tables["table"], list(model.panel.genes)
+    sl.tl.embed(test, model)
+    profiles = section[:, genes].layers[model.panel.layer].toarray()
+    ranks = []
+    for name, profile in zip(section.obs_names, profiles, strict=True):
+        query = pd.Series(profile, index=genes)
+        mean = pd.Series(profiles.mean(axis=0), index=genes)
+        found = sl.tl.retrieve(section, model, query, reference=mean, copy=True)
+        ranks.append(found.obs.loc[name, "seal_similarity_rank"])
+    reverse = table[(table["metric"] == "gene→image R@10") & (table["method"] == "seal prediction")]["value"]
+    assert list(reverse) == [pytest.approx(np.mean(np.array(ranks) <= 10))]
 
 
 def test_search_from_image_to_image_wants_the_most_similar_profile(sections, model):
@@ -73,7 +86,7 @@ def test_search_from_image_to_image_wants_the_most_similar_profile(sections, mod
     genes = list(model.panel.genes)
     table = sl.tl.evaluate(train, model, test=test, genes={"all": genes}).table
     rows = table[table["metric"] == "image→image R@10"].set_index("method")
-    assert set(rows.index) == {"adapted", "frozen", "frozen + ridge"}
+    assert set(rows.index) == {"adapted", "frozen", "seal prediction", "frozen + ridge"}
     assert (rows["pool"] == 35).all()
     np.testing.assert_allclose(rows["chance"], 10 / 35)
     assert set(table.loc[table["metric"] == "image→image R@50", "value"]) == {1.0}
@@ -200,6 +213,8 @@ def test_gene_sets_that_cannot_be_asked_stop_no_evaluation(sections, model, monk
     net = {"epithelium": ["EPCAM", "KRT8", "ERBB2", "ACTB", "VIM"]}
     deaf = np.zeros((2, model.dim), dtype=np.float32) + 1
     monkeypatch.setattr("sealst.tl._retrieve.questions.direction", lambda _: direction(deaf))
+    # As a model of an earlier version, which compares embeddings.
+    monkeypatch.setattr("sealst.models.SealModel.search_readout", None)
     rows = sl.tl.evaluate(train, model, test=test, net=net).pathways
     assert "seal head" in set(rows["method"])
     assert "seal query" not in set(rows["method"])

@@ -36,9 +36,9 @@ def sections(ready: Callable[..., SpatialData], model: SealModel, made: dict[str
 
 
 @pytest.fixture
-def index(sections: list[SpatialData], made: dict[str, Any], tmp_path_factory: Any) -> SealIndex:
+def index(sections: list[SpatialData], model: SealModel, made: dict[str, Any], tmp_path_factory: Any) -> SealIndex:
     if "index" not in made:
-        made["index"] = sl.tl.build_index(sections, tmp_path_factory.mktemp("library") / "index")
+        made["index"] = sl.tl.build_index(sections, tmp_path_factory.mktemp("library") / "index", model=model)
     return made["index"]
 
 
@@ -51,12 +51,16 @@ def of_table(sdata: SpatialData, model: SealModel, query: Any, **options: Any) -
 
 QUERIES: list[tuple[Any, dict[str, Any]]] = [
     ("EPCAM", {}),
+    ("EPCAM", {"by": "embedding"}),
     (["CD3E", "MS4A1"], {"n_std": 4}),
     ({"KRT8": 1, "VIM": -2}, {"suppress_um": 150}),
+    ({"KRT8": 1, "VIM": -2}, {"suppress_um": 150, "by": "embedding"}),
     ("B/T", {"net": NET}),
     ("ACTB", {"reference": pd.Series(np.linspace(0.3, 5, 8), index=("EPCAM", "KRT8", "VIM", "COL1A1", "CD3E", "MS4A1",
                                                                      "ERBB2", "ACTB"))}),
     (pd.Series(np.linspace(5, 0.3, 8), index=("EPCAM", "KRT8", "VIM", "COL1A1", "CD3E", "MS4A1", "ERBB2", "ACTB")), {}),
+    (pd.Series(np.linspace(5, 0.3, 8), index=("EPCAM", "KRT8", "VIM", "COL1A1", "CD3E", "MS4A1", "ERBB2", "ACTB")),
+     {"suppress_um": 120}),
     ("b_2x3", {"kind": "spot"}),
     ("b_2x3", {"kind": "spot", "suppress_um": 200}),
     (np.full((32, 32, 3), 120, dtype=np.uint8), {}),
@@ -91,7 +95,7 @@ def test_hits_over_the_library(sections: list[SpatialData], index: SealIndex, mo
 
 def test_after_deleting_and_compacting(sections: list[SpatialData], model: SealModel, tmp_path: Path) -> None:
     pytest.importorskip("faiss", reason="needs the extra `index`")
-    index = sl.tl.build_index(sections, tmp_path / "i", kind="hnsw")
+    index = sl.tl.build_index(sections, tmp_path / "i", kind="hnsw", model=model)
     before = retrieve(index, model, "VIM", n_hits=30, where={"section": "b"})
     index.delete(where={"section": "a"})
     index.delete(where={"obs_name": before["obs_name"].iloc[0]})
@@ -106,7 +110,7 @@ def test_a_collection_becomes_an_index(
     ready: Callable[..., SpatialData], model: SealModel, sections: list[SpatialData], index: SealIndex, tmp_path: Path
 ) -> None:
     stores = sl.io.Collection(sections).write(tmp_path / "stores")
-    found = sl.tl.build_index(sl.io.read_collection(tmp_path / "stores"), tmp_path / "i")
+    found = sl.tl.build_index(sl.io.read_collection(tmp_path / "stores"), tmp_path / "i", model=model)
     pd.testing.assert_frame_equal(found.metadata, index.metadata, check_categorical=False)
     assert stores.names == found.sections
     pd.testing.assert_frame_equal(retrieve(found, model, "VIM"), retrieve(index, model, "VIM"), check_categorical=False)
@@ -229,4 +233,4 @@ def test_what_an_index_cannot_answer(
     sl.tl.embed(moved, model)
     sl.pp.pair_crops(moved, crop_um=70, crop_px=32)
     with pytest.raises(OrderError, match="Section 'm': .*was made from other crops of 'm_spots'"):
-        index.add(moved)
+        index.add(moved, model=model)

@@ -12,7 +12,7 @@ from sealst._errors import DataError, PanelError
 from sealst._validate import check_count, check_positive, listed
 
 # Cosines of equal vectors differ by this many decimals at most, depending on how a matrix product is blocked.
-_TIE_DECIMALS = 10
+TIE_DECIMALS = 10
 _MIN_SHIFT = 1e-9
 #: standard deviations by which a query raises its genes, unless told otherwise
 QUERY_STD = 10.0
@@ -107,7 +107,7 @@ def mean_ranks(similarity: np.ndarray) -> np.ndarray:
     >>> mean_ranks(np.array([0.5, 0.9, 0.5]))
     array([2.5, 1. , 2.5])
     """
-    _, place, counts = np.unique(-np.round(similarity, _TIE_DECIMALS), return_inverse=True, return_counts=True)
+    _, place, counts = np.unique(-np.round(similarity, TIE_DECIMALS), return_inverse=True, return_counts=True)
     return np.asarray((counts.cumsum() - (counts - 1) / 2)[place])
 
 
@@ -134,7 +134,7 @@ def spaced_hits(
     >>> spaced_hits(np.array([3.0, 2.0, 1.0]), np.array([[0, 0], [50, 0], [200, 0]]), np.zeros(3), n=2, min_um=100)
     array([0, 2])
     """
-    order = np.argsort(-np.round(similarity, _TIE_DECIMALS), kind="stable")
+    order = np.argsort(-np.round(similarity, TIE_DECIMALS), kind="stable")
     if not min_um or xy is None:
         return order[:n]
     hits: list[int] = []

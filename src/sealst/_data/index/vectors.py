@@ -2,9 +2,10 @@
 
 A folder holds ``config.json`` and the files that it names: per call that added vectors a segment of ``vectors-*.npy``
 (float32, unit length, memory-mapped), ``spots-*.parquet`` (a row for each) and ``means-*.npy`` (mean of the unit
-vectors of each section, float64); where rows were deleted ``kept-*.npy`` (bool); and maybe a faiss index. Files are
-never changed. A change writes new ones under new names and then renames a new ``config.json`` over the old one, the one
-step that counts. What a killed process leaves behind is named nowhere, and the next change removes it.
+vectors of each section, float64), and maybe ``programs-*.npy`` (what was predicted of each row, float32); where rows
+were deleted ``kept-*.npy`` (bool); and maybe a faiss index. Files are never changed. A change writes new ones under new
+names and then renames a new ``config.json`` over the old one, the one step that counts. What a killed process leaves
+behind is named nowhere, and the next change removes it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from sealst._validate import listed, resolve_params, shown
 FORMAT = "sealst-index-1"
 CONFIG = "config.json"
 _LOCK = ".lock"
-_OURS = re.compile(r"(vectors|spots|means|kept|faiss)-\d{6}-[0-9a-f]{8}\.(npy|parquet|index)")
+_OURS = re.compile(r"(vectors|programs|spots|means|kept|faiss)-\d{6}-[0-9a-f]{8}\.(npy|parquet|index)")
 #: attempts to open, when files vanish because another process replaces them
 _ATTEMPTS = 5
 
@@ -50,6 +51,14 @@ class _Segment(Stored):
     means: FileName
     n: Count
     sections: Annotated[Names, Field(min_length=1)]
+    programs: FileName | None = None
+
+
+class _Programs(Stored):
+    """In the programs of which readout predictions lie, and how many these are."""
+
+    readout: Name
+    n: Width
 
 
 class _Config(Stored):
@@ -65,6 +74,7 @@ class _Config(Stored):
     made_by: dict[Name, Any]
     dim: Width
     space: Annotated[str, one_of("encoder", "shared")] = "encoder"
+    programs: _Programs | None = None
     columns: Names
     version: Text
     segments: Annotated[list[_Segment], Field(min_length=1)]
@@ -95,6 +105,14 @@ class Snapshot:
         dim = self.config["dim"]
         parts = [self._array(s["vectors"], "<f4", (s["n"], dim), mmap=self.mmap) for s in self.segments]
         return Stacked(parts, [dim], np.float32)
+
+    @cached_property
+    def programs(self) -> Stacked | None:
+        """Predictions of all rows in the programs of a readout, float32 (n, programs); None where there are none."""
+        if (facts := self.config.get("programs")) is None:
+            return None
+        parts = [self._array(s["programs"], "<f4", (s["n"], facts["n"]), mmap=self.mmap) for s in self.segments]
+        return Stacked(parts, [facts["n"]], np.float32)
 
     @cached_property
     def spots(self) -> pa.Table:
@@ -194,7 +212,7 @@ def open_store(folder: Path, *, mmap: bool = True) -> Snapshot:
                 if (found := (folder / name).stat().st_size) != size:
                     raise _damaged(folder, f"{name} has {found:,} bytes, not {size:,}")
             # Opened now: a change by another process may remove the files later.
-            _ = snapshot.vectors, snapshot.spots, snapshot.means, snapshot.kept, snapshot.faiss_index
+            _ = snapshot.vectors, snapshot.spots, snapshot.means, snapshot.kept, snapshot.faiss_index, snapshot.programs
         except FileNotFoundError as error:
             if attempt + 1 == _ATTEMPTS or _read_config(folder) == config:
                 raise _damaged(folder, f"{Path(error.filename or '').name or 'a file'} is missing") from error
@@ -215,13 +233,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     config = read_json(path)
     facts = _Config.of(config, where=repr(str(path)))
-    used = [name for s in facts.segments for name in (s.vectors, s.spots, s.means)]
+    used = [name for s in facts.segments for name in (s.vectors, s.spots, s.means, s.programs) if name]
     used += [name for name in (facts.kept, facts.faiss) if name]
     # No other file is ever opened, measured or removed.
     if wrong := sorted(name for name in {*used, *facts.files} if name not in facts.files or not _OURS.fullmatch(name)):
         raise _damaged(folder, f"{CONFIG} names {listed(wrong, 4)}, not among its files")
     if twice := [s.sections for s in facts.segments if len(set(s.sections)) < len(s.sections)]:
         raise _damaged(folder, f"{CONFIG} names a section twice ({listed(twice[0], 4)})")
+    if any((s.programs is None) != (facts.programs is None) for s in facts.segments):
+        raise _damaged(folder, f"{CONFIG} has `programs` of some segments, not of all")
     try:
         resolve_params(MadeBy, facts.made_by, name="made_by")
         approximate.check_options(facts.kind, facts.options)
@@ -325,9 +345,9 @@ class Change:
         return self.finished(path)
 
     @contextmanager
-    def vectors(self, dim: int) -> Iterator[VectorFile]:
+    def vectors(self, dim: int, kind: str = "vectors") -> Iterator[VectorFile]:
         """Inside a ``with`` block, a file to which vectors are appended."""
-        path = self.new_file("vectors", "npy")
+        path = self.new_file(kind, "npy")
         with open(path, "wb") as stream:
             sink = VectorFile(stream, dim)
             yield sink
@@ -338,7 +358,7 @@ class Change:
         """Make the change the state of the folder."""
         known = (self.before.files() if self.before else {}) | self._written
         segments = config["segments"]
-        used = [s[kind] for s in segments for kind in ("vectors", "spots", "means")]
+        used = [s[kind] for s in segments for kind in ("vectors", "spots", "means", "programs") if s.get(kind)]
         used += [config[kind] for kind in ("kept", "faiss") if config[kind]]
         files = {name: known[name] for name in used}
         hashes = (self.before.config.get("hashes", {}) if self.before else {}) | self._hashes

@@ -16,6 +16,7 @@ from torch import nn
 
 from sealst._core.device import autocast, evaluating, to_images
 from sealst._core.genes.panel import GenePanel
+from sealst._core.search.programs import Programs
 from sealst._core.space.geometry import CropSpec
 from sealst._errors import DataError, PanelError
 from sealst._html import text_as_html
@@ -331,6 +332,52 @@ class SealNet(nn.Module):
         if fitted is None:
             return self._batched(lambda b: self.unstandardise(self.image_head(b)), z, len(self.panel), batch_size)
         return self._batched(lambda b: fitted(b).clamp_min(0), fitted.inputs(z, xy), len(self.panel), batch_size)
+
+    @property
+    def search_readout(self) -> str | None:
+        """The first of `readouts` in whose programs expression is compared with images; None where none has any.
+
+        Readouts of several fields of view are left out: embeddings of one field are what is stored of a section.
+        """
+        return self._searched(crop_alone=False)
+
+    @property
+    def crop_search_readout(self) -> str | None:
+        """The same of those that see nothing but a spot's crop."""
+        return self._searched(crop_alone=True)
+
+    def _searched(self, *, crop_alone: bool) -> str | None:
+        fitted = ((name, self.readout_of(name)) for name in self.fitted)
+        fits = ((n, one) for n, one in fitted if one and one.facts.get("programs") and not one.fields)
+        return next((n for n, one in fits if one.sees_crop_alone or not crop_alone), None)
+
+    def image_programs(self, z: np.ndarray, *, readout: str, xy: np.ndarray | None = None) -> np.ndarray:
+        """Coordinates of crops in the programs of a readout, float64 (n, programs), less their mean.
+
+        Parameters
+        ----------
+        z
+            Image embeddings, (n, dim), of one section: what differs between sections is not predicted.
+        readout
+            One that has programs, see `search_readout`.
+        xy
+            Centres of the crops in µm, (n, 2); needed by a readout that sees what lies around a spot.
+        """
+        fitted, programs = self._with_programs(readout)
+        # Not `predict_expression`, which has no values below 0: sums of predicted genes are to be sums.
+        found = self._batched(fitted, fitted.inputs(self._embeddings(z), xy), len(self.panel), 4096)
+        coordinates = programs.of_predictions(found.astype(np.float64))
+        return np.asarray(coordinates - coordinates.mean(axis=0))
+
+    def programs_of(self, readout: str) -> Programs:
+        """Programs of a readout, see `search_readout`."""
+        return self._with_programs(readout)[1]
+
+    def _with_programs(self, readout: str) -> tuple[Readout, Programs]:
+        fitted = self.readout_of(readout)
+        if fitted is None or (programs := fitted.programs) is None:
+            raise DataError(f"The readout {readout!r} of this model has no programs; see `search_readout`.")
+        return fitted, programs
 
     def shared_images(self, z: np.ndarray, *, batch_size: int = 4096) -> np.ndarray:
         """Image embeddings in the space in which images and expression are compared, by cosine.

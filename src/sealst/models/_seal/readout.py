@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sealst._core.search.programs import Programs
 from sealst._core.space.surroundings import beside_surroundings
 from sealst._errors import DataError
 from sealst._validate import listed
@@ -18,6 +19,8 @@ from sealst._validate import listed
 HEAD = "head"
 #: readouts of the crop alone, of the crop beside what lies around it, and of both beside further fields of view
 RIDGE, SURROUNDINGS, FIELDS = "ridge", "surroundings", "fields"
+#: what `Programs` is made of
+_OF_PROGRAMS = ("patterns", "image_scale", "gene_scale")
 
 
 class Readout(nn.Module):
@@ -30,25 +33,47 @@ class Readout(nn.Module):
     facts
         ``"kind"`` (its name), and how it was chosen: target, rank, scores of all candidates; plain values. With
         ``"surroundings_um"``, a width in µm, it sees the mean embedding around each spot beside that of its crop; with
-        ``"fields_um"``, sides in µm of which the first is the crop's, also those of all these squares.
+        ``"fields_um"``, sides in µm of which the first is the crop's, also those of all these squares. With
+        ``"programs"``, a number, it has that many programs, in which expression is compared with images.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
+    patterns: torch.Tensor
+    image_scale: torch.Tensor
+    gene_scale: torch.Tensor
 
     def __init__(self, dim: int, n_genes: int, facts: Mapping[str, Any]) -> None:
         super().__init__()
         self.facts = dict(facts)
         self.register_buffer("weight", torch.zeros(n_genes, dim * _n_embeddings(self.facts)))
         self.register_buffer("bias", torch.zeros(n_genes))
+        # Models of earlier versions have none.
+        if n := int(self.facts.get("programs", 0)):
+            self.register_buffer("patterns", torch.zeros(n, n_genes))
+            self.register_buffer("image_scale", torch.zeros(n))
+            self.register_buffer("gene_scale", torch.zeros(n))
 
     @classmethod
-    def of(cls, coef: np.ndarray, intercept: np.ndarray, facts: Mapping[str, Any]) -> Readout:
-        """From coefficients (dim, genes) and intercept (genes,)."""
+    def of(
+        cls, coef: np.ndarray, intercept: np.ndarray, facts: Mapping[str, Any], programs: Programs | None = None
+    ) -> Readout:
+        """From coefficients (dim, genes), intercept (genes,), and the programs of its predictions."""
+        found: dict[str, np.ndarray] = {"weight": coef.T, "bias": intercept}
+        if programs is not None and len(programs):
+            facts = dict(facts) | {"programs": len(programs)}
+            found |= {name: getattr(programs, name) for name in _OF_PROGRAMS}
         made = cls(len(coef) // _n_embeddings(facts), coef.shape[1], facts)
-        made.weight.copy_(torch.from_numpy(np.ascontiguousarray(coef.T, dtype=np.float32)))
-        made.bias.copy_(torch.from_numpy(np.asarray(intercept, dtype=np.float32)))
+        for name, values in found.items():
+            getattr(made, name).copy_(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)))
         return made
+
+    @property
+    def programs(self) -> Programs | None:
+        """Programs of its predictions; None where it has none."""
+        if not self.facts.get("programs"):
+            return None
+        return Programs(*(getattr(self, name).double().cpu().numpy() for name in _OF_PROGRAMS))
 
     @property
     def kind(self) -> str:

@@ -23,7 +23,7 @@ from sealst._core.seeds import seeded
 from sealst._core.space.geometry import CropSpec
 from sealst._errors import CheckpointError, SealstError
 from sealst._files import new_folder, read_json, read_text, write_json, write_text
-from sealst._given.schema import Name, Names, Number, Positive, Stored, Text, one_of
+from sealst._given.schema import Count, Name, Names, Number, Positive, Stored, Text, one_of
 from sealst._validate import listed, resolve_params
 from sealst._version import __version__
 from sealst.models._adapters import (
@@ -106,6 +106,7 @@ class _Readout(Stored):
     rank: Number | None
     held_out: Text
     scores: Annotated[dict[str, float], Field(min_length=1)]
+    programs: Count | None = None
     surroundings_um: Positive | None = None
     fields_um: Annotated[tuple[Positive, ...], Field(strict=False, min_length=2, max_length=_MAX_FIELDS)] | None = None
 

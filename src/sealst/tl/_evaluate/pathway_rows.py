@@ -20,11 +20,11 @@ from sealst.models import SealModel
 from sealst.tl._evaluate.methods import MEAN, ST_NET, Predictions
 from sealst.tl._evaluate.views import SectionView
 from sealst.tl._pathways.pathways import score_sets
-from sealst.tl._retrieve.questions import signature_vector
+from sealst.tl._retrieve.questions import reading_vector, signature_vector
 
 
-def set_vectors(model: SealModel, net: pd.DataFrame, *, tmin: int) -> dict[str, np.ndarray]:
-    """Vector of every gene set, asked as `sealst.tl.retrieve` does.
+def set_vectors(model: SealModel, net: pd.DataFrame, *, tmin: int, readout: str | None) -> dict[str, np.ndarray]:
+    """Vector of every gene set, asked as `sealst.tl.retrieve` does, of the programs of a readout or of embeddings.
 
     Sets with fewer than `tmin` genes in the model's panel are left out, and those that its gene encoder ignores.
     """
@@ -34,7 +34,10 @@ def set_vectors(model: SealModel, net: pd.DataFrame, *, tmin: int) -> dict[str, 
         if len(weights) < tmin or not any(weights.values()):
             continue
         try:
-            found[str(source)] = signature_vector(model, gene_weights(weights, model.panel.genes))
+            length = gene_weights(weights, model.panel.genes)
+            found[str(source)] = (
+                signature_vector(model, length) if readout is None else reading_vector(model, length, readout)
+            )
         except DataError as error:
             # After hours of training, one set that cannot be asked must not take the others along.
             logger.info("%s is not asked as a query. %s", source, error)
@@ -73,7 +76,11 @@ class Activities:
         out = []
         # Vectors are the same for every section. What was trained on images alone has no side to ask from.
         asking = {name: model for name, model in (models or {}).items() if name != ST_NET}
-        asked = {name: set_vectors(model, self.net, tmin=self.tmin) for name, model in asking.items()}
+        in_um = all(view.in_um for view in held)
+        ways = {n: model.search_readout if in_um else model.crop_search_readout for n, model in asking.items()}
+        asked = {
+            name: set_vectors(model, self.net, tmin=self.tmin, readout=ways[name]) for name, model in asking.items()
+        }
         for i, view in enumerate(held):
             able = np.all([np.isfinite(parts[i]).all(axis=0) for parts in predicted.values()], axis=0) & view.known
             measured = self._scores(view.measured, view, able, genes)
@@ -87,9 +94,8 @@ class Activities:
             for name, vectors in asked.items():
                 chosen = {s: vector for s, vector in vectors.items() if s in measured[0]}
                 if chosen:
-                    images = centred(view.shared[name], np.zeros(len(view), dtype=int))
-                    cosines = {source: cosine(vector, images) for source, vector in chosen.items()}
-                    similar = pd.DataFrame(cosines, index=pd.Index(view.spots.astype(str)))
+                    found_by = _similarities(asking[name], view, name, chosen, ways[name])
+                    similar = pd.DataFrame(found_by, index=pd.Index(view.spots.astype(str)))
                     out.append(_agreement(measured, similar).assign(**facts, method=f"{name} query"))
         return out
 
@@ -104,6 +110,17 @@ class Activities:
             logger.info("%s: no pathway is compared. %s", view.name, error)
             return None
         return result.scores, result.overlap["found"]
+
+
+def _similarities(
+    model: SealModel, view: SectionView, name: str, vectors: Mapping[str, np.ndarray], readout: str | None
+) -> dict[str, np.ndarray]:
+    """How similar every spot of a section is to each gene set, (n,)."""
+    if readout is not None:
+        predicted = model.image_programs(view.features[name], readout=readout, xy=view.xy)
+        return {source: predicted @ vector for source, vector in vectors.items()}
+    images = centred(view.shared[name], np.zeros(len(view), dtype=int))
+    return {source: cosine(vector, images) for source, vector in vectors.items()}
 
 
 def _agreement(measured: tuple[pd.DataFrame, pd.Series], scores: pd.DataFrame) -> pd.DataFrame:

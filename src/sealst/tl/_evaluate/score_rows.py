@@ -293,8 +293,17 @@ def _pairs(
     view: SectionView, frozen_prediction: np.ndarray, models: Mapping[str, SealModel], genes: GenePanel
 ) -> _Pairs:
     panel = models[SEAL].panel
-    sides = {"adapted": (view.shared[SEAL], view.codes[SEAL]), "frozen": (view.shared[FROZEN], view.codes[SEAL])}
+    sides: _Pairs = {
+        "adapted": (view.shared[SEAL], view.codes[SEAL]),
+        "frozen": (view.shared[FROZEN], view.codes[SEAL]),
+    }
     sides |= {name: (view.shared[name], view.codes[name]) for name in models if name not in (SEAL, ST_NET)}
+    searched = models[SEAL].search_readout if view.in_um else models[SEAL].crop_search_readout
+    if searched is not None:
+        # As `tl.retrieve` compares; both less what is common to the section.
+        image = models[SEAL].image_programs(view.features[SEAL], readout=searched, xy=view.xy)
+        deviation = view.context - view.context.mean(axis=0, dtype=np.float64)
+        sides[PREDICTED] = (image, models[SEAL].programs_of(searched).of_profiles(deviation))
     if genes.genes == panel.genes:
         known = view.known & np.isfinite(frozen_prediction).all(axis=0)
         # As the gene encoder sees it: the mean where a gene was not measured.

@@ -10,6 +10,7 @@ import numpy as np
 
 from sealst._core.scores.novelty import N_PICTURE, fit_novelty, picture_features
 from sealst._core.scores.readouts import best_readouts
+from sealst._core.search.programs import fit_programs
 from sealst._core.space.surroundings import beside_surroundings, common_pitch
 from sealst._core.space.views import N_SYMMETRIES, first_and_mean
 from sealst._core.splits import evenly
@@ -119,7 +120,10 @@ def fitted_readouts(
             facts["surroundings_um"] = width
         if kind == FIELDS:
             facts["fields_um"] = [model.crop.crop_um, *pairs.wider]
-        made.append(Readout.of(one.coef, one.intercept, facts))
+        programs = fit_programs(
+            inputs[kind], one.coef, pairs.single, sections=section, known=options["known"], rank=one.rank
+        )
+        made.append(Readout.of(one.coef, one.intercept, facts, programs))
         logger.info(
             "%s %s: %s (mean Pearson %.3f on held-out %s)", "readout =" if len(made) == 1 else "beside it",
             *(kind, _name(one.target, one.rank), one.score, held),

@@ -20,7 +20,7 @@ from sealst._logging import logger
 from sealst._validate import check_count, check_embedding, listed
 from sealst.models import SealModel
 from sealst.tl._retrieve import index_write as write
-from sealst.tl._retrieve.index_search import Searcher, Where, matching
+from sealst.tl._retrieve.index_search import How, Searcher, Where, matching
 from sealst.tl._retrieve.library import FACTS, Sections
 
 
@@ -94,6 +94,12 @@ class SealIndex:
     def space(self) -> str:
         """``"encoder"``, or ``"shared"``: vectors behind the model's projection heads, see `build_index`."""
         return write.space_of(self._snapshot)
+
+    @property
+    def readout(self) -> str | None:
+        """Readout of the model whose predictions it holds beside embeddings; None where it holds none."""
+        facts = self._snapshot.config.get("programs")
+        return None if facts is None else str(facts["readout"])
 
     @property
     def sections(self) -> list[str]:
@@ -194,7 +200,7 @@ class SealIndex:
         *,
         where: Where | None = None,
         suppress_um: float = 0.0,
-        shift: bool = False,
+        how: How = "vectors",
         row: int = -1,
     ) -> pd.DataFrame:
         """Hits of one query as `sealst.tl.retrieve` asks it, see there; as `search` otherwise.
@@ -202,20 +208,20 @@ class SealIndex:
         Parameters
         ----------
         vector
-            Query, (dim,).
+            Query, (dim,); in programs (programs,).
         n_hits, where, suppress_um
             As in `search`.
-        shift
-            Whether the query is a direction, to be compared with vectors minus the mean of their section.
+        how
+            What the query is compared with: vectors as they are, by ``"shift"`` those minus the mean of their section,
+            by ``"programs"`` predictions, by cosine, or by ``"sum"`` what it sums of predictions.
         row
             Row of the spot that asks, which is not its own hit; -1 for none.
         """
-        keep, queries = self._keep(where, None), self._queries(vector)
+        keep = self._keep(where, None)
+        queries = np.asarray(vector, dtype=np.float64)[None] if how in ("programs", "sum") else self._queries(vector)
         # A spot that asks is the best hit: it keeps near copies of itself away, and is then left out.
         itself = row >= 0 and (keep is None or bool(keep[row]))
-        rows, similarity = self._searcher.search(
-            queries, n_hits + itself, keep=keep, suppress_um=suppress_um, shift=shift
-        )
+        rows, similarity = self._searcher.search(queries, n_hits + itself, keep=keep, suppress_um=suppress_um, how=how)
         others = np.flatnonzero((rows[0] != row) & (rows[0] >= 0))[:n_hits]
         return self._hits(rows[:, others], similarity[:, others])
 
@@ -251,7 +257,7 @@ class SealIndex:
         sections
             As in `build_index`; embeddings of the same model, in the same slot, names of sections that are new.
         model
-            The model, for an index of its shared space.
+            The model, for an index that was built with it.
         %(table_key)s
 
         Raises
@@ -327,9 +333,10 @@ def build_index(
     columns
         Further columns of ``.obs`` to keep, for filters and in hits.
     model
-        The model that made the embeddings, if it was trained with projection heads and genes, signatures or profiles
-        will be asked for: the index then holds what its heads make of the embeddings, where expression lies too.
-        Without it the index holds embeddings as they are. For models without projection heads both are the same.
+        The model that made the embeddings, if genes, signatures or profiles will be asked for: the index then holds
+        what the model predicts of each spot, too (a few numbers, its programs, see `sealst.tl.retrieve`), and what its
+        projection heads make of embeddings. Without it the index holds embeddings alone, with which expression is
+        compared less well, and not at all behind projection heads.
     %(table_key)s
     overwrite
         Whether to replace an index that is there; it stays until the new one is complete.
@@ -352,7 +359,7 @@ def build_index(
     --------
     >>> sections = sl.io.read_collection("cohort")  # doctest: +SKIP
     >>> sections.apply(lambda sdata: sl.tl.embed(sdata, model))  # doctest: +SKIP
-    >>> index = sl.tl.build_index(sections, "library", columns=["stage"])  # doctest: +SKIP
+    >>> index = sl.tl.build_index(sections, "library", columns=["stage"], model=model)  # doctest: +SKIP
     >>> sl.tl.retrieve(index, model, ["CD3E", "MS4A1"], where={"organ": "breast"})  # doctest: +SKIP
     """
     if isinstance(columns, str):
@@ -368,7 +375,7 @@ def build_index(
         columns=columns,
         table_key=table_key,
         overwrite=overwrite,
-        model=None if model is None or model.projection.kind == "none" else model,
+        model=model,
     )
     index = SealIndex(snapshot)
     logger.info("Built %r", index)

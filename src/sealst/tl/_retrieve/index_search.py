@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sealst._core.search.exact import Centring, best_of, top_k
-from sealst._core.search.queries import spaced_hits
+from sealst._core.search.queries import TIE_DECIMALS, spaced_hits
+from sealst._core.search.queries import cosine as cosine_of
 from sealst._data.index import approximate
 from sealst._data.index.vectors import Snapshot
 from sealst._errors import CheckpointError, DataError, MissingKeyError
@@ -21,6 +22,8 @@ from sealst.tl._retrieve.index_write import GROUP, SPREAD, groups_of
 from sealst.tl._retrieve.library import FACTS, OBS_NAME, X_UM, Y_UM
 
 Where: TypeAlias = Mapping[str, Any]
+#: with what queries are compared
+How: TypeAlias = Literal["vectors", "shift", "programs", "sum"]
 #: rows and similarities
 _Hits: TypeAlias = tuple[np.ndarray, np.ndarray]
 
@@ -28,6 +31,8 @@ _Hits: TypeAlias = tuple[np.ndarray, np.ndarray]
 _FEW = 50_000
 #: candidates per hit wanted of a first search for hits that keep their distance
 _SPACED = 4
+#: predictions that are compared at once
+_ROWS = 65_536
 
 
 def matching(spots: pa.Table, where: Where, *, name: str) -> np.ndarray:
@@ -117,13 +122,17 @@ class Searcher:
         return found
 
     def search(
-        self, queries: np.ndarray, k: int, *, keep: np.ndarray | None, suppress_um: float = 0.0, shift: bool = False
+        self, queries: np.ndarray, k: int, *, keep: np.ndarray | None, suppress_um: float = 0.0, how: How = "vectors"
     ) -> _Hits:
-        """Rows of the hits of each query, (q, k), -1 where there are fewer, and their similarities."""
+        """Rows of the hits of each query, (q, k), -1 where there are fewer, and their similarities.
+
+        By cosine with ``"vectors"``, with vectors less the mean of their section (``"shift"``) or with predictions in
+        programs; or by what a query sums of these (``"sum"``).
+        """
         available = len(self.snapshot.vectors) if keep is None else int(keep.sum())
         k = min(k, available)
         if not suppress_um:
-            return self._top(queries, k, keep, shift)
+            return self._top(queries, k, keep, how)
         lost = np.isnan(self.xy).any(axis=1)
         lost = lost if keep is None else lost & keep
         if lost.any():
@@ -133,30 +142,46 @@ class Searcher:
                 f"`suppress_um` needs positions in µm, which section(s) {listed(names)} lacked when they were added: "
                 "they had no `.obsm['spatial']` or no crops (`sl.pp.pair_crops`)."
             )
-        rows, similarity = self._top(queries, min(available, _SPACED * k), keep, shift)
+        rows, similarity = self._top(queries, min(available, _SPACED * k), keep, how)
         parts = [
-            self._spaced(queries[i], k, keep, suppress_um=suppress_um, shift=shift, first=(rows[i], similarity[i]))
+            self._spaced(queries[i], k, keep, suppress_um=suppress_um, how=how, first=(rows[i], similarity[i]))
             for i in range(len(queries))
         ]
         return np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts])
 
-    def _top(self, queries: np.ndarray, k: int, keep: np.ndarray | None, shift: bool) -> _Hits:
-        vectors, kind = self.snapshot.vectors, self.snapshot.config["kind"]
+    def _top(self, queries: np.ndarray, k: int, keep: np.ndarray | None, how: How) -> _Hits:
+        if how in ("programs", "sum"):
+            found = [self._of_programs(query, k, keep, cosine=how == "programs") for query in queries]
+            return np.stack([rows for rows, _ in found]), np.stack([similarity for _, similarity in found])
+        vectors, kind, shift = self.snapshot.vectors, self.snapshot.config["kind"], how == "shift"
         centring = self.centring if shift else None
         few = keep is not None and int(keep.sum()) <= _FEW
         # Graphs and lists are made of the vectors themselves, not of their differences from a mean.
         if kind == "exact" or self.snapshot.faiss_index is None or shift or few or not len(queries):
             return top_k(queries, vectors, k, keep=keep, centring=centring)
         options = self.snapshot.config["options"]
-        found = approximate.candidates(self.snapshot.faiss_index, kind, queries, k, options=options, keep=keep)
-        rows, similarity = best_of(queries, vectors, k, candidates=found)
+        some = approximate.candidates(self.snapshot.faiss_index, kind, queries, k, options=options, keep=keep)
+        rows, similarity = best_of(queries, vectors, k, candidates=some)
         short = np.flatnonzero((rows < 0).any(axis=1))
         if short.size:
             rows[short], similarity[short] = top_k(queries[short], vectors, k, keep=keep)
         return rows, similarity
 
+    def _of_programs(self, query: np.ndarray, k: int, keep: np.ndarray | None, *, cosine: bool) -> _Hits:
+        """Best rows of one query by predictions in programs, of which there are few: all are looked at."""
+        predictions = self.snapshot.programs
+        if predictions is None:
+            raise DataError("The index holds no predictions; build it with `sl.tl.build_index(…, model=model)`.")
+        found = np.empty(len(predictions))
+        for start in range(0, len(found), _ROWS):
+            block = predictions[start : start + _ROWS].astype(np.float64)
+            found[start : start + _ROWS] = cosine_of(query, block) if cosine else block @ query
+        rows = np.arange(len(found)) if keep is None else np.flatnonzero(keep)
+        best = rows[np.argsort(-np.round(found[rows], TIE_DECIMALS), kind="stable")[:k]]
+        return best, found[best]
+
     def _spaced(
-        self, query: np.ndarray, k: int, keep: np.ndarray | None, *, suppress_um: float, shift: bool, first: _Hits
+        self, query: np.ndarray, k: int, keep: np.ndarray | None, *, suppress_um: float, how: How, first: _Hits
     ) -> _Hits:
         """Best hits of one query, none closer to a better one of its section; searches again for what is missing."""
         hits, scores = np.full(k, -1, dtype=np.int64), np.full(k, np.nan)
@@ -173,7 +198,7 @@ class Searcher:
                 left[near[np.linalg.norm(self.xy[near] - self.xy[row], axis=1) < suppress_um]] = False
             if n == k or not (available := int(left.sum())):
                 break
-            found = self._top(query[None], min(available, _SPACED * (k - n)), left, shift)
+            found = self._top(query[None], min(available, _SPACED * (k - n)), left, how)
             rows, similarity = found[0][0], found[1][0]
         return hits, scores
 

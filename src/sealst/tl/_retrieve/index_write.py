@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -57,10 +59,12 @@ def build(
         # Again: another process may have been faster.
         check_target(folder, overwrite=overwrite)
         sheets = read_sheets(sections, key=key, table_key=table_key, columns=columns, model=model)
-        segment, made_by, dim = write_segment(change, sheets, before=None)
-        config = {"asked": kind, "params": dict(params or {}), "key": key, "made_by": made_by.as_dict(), "dim": dim}
-        config |= {"space": ENCODER if model is None else SHARED}
-        config |= {"columns": list(columns), "version": __version__, "segments": [segment], "kept": None}
+        written = write_segment(change, sheets, before=None)
+        config: dict[str, Any] = {"asked": kind, "params": dict(params or {}), "key": key}
+        config |= {"made_by": written.made_by.as_dict(), "dim": written.dim, "programs": written.programs}
+        config |= {"space": ENCODER if model is None or model.projection.kind == "none" else SHARED}
+        config |= {"columns": list(columns), "version": __version__}
+        config |= {"segments": [written.segment], "kept": None}
         return change.commit(config | _with_faiss(change, config))
 
 
@@ -69,15 +73,15 @@ def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool, model: 
     with changing(folder, mmap=mmap) as change:
         before = change.present
         config = dict(before.config)
-        if space_of(before) == ENCODER:
+        if space_of(before) == ENCODER and config.get("programs") is None:
             model = None
         elif model is None:
             raise OrderError(
-                "The index holds what the model's projection heads make of embeddings; add sections with "
+                "The index holds what the model makes of embeddings; add sections with "
                 "`index.add(sections, model=model)`."
             )
         sheets = read_sheets(sections, key=config["key"], table_key=table_key, columns=config["columns"], model=model)
-        segment, _, _ = write_segment(change, sheets, before=before)
+        segment = write_segment(change, sheets, before=before).segment
         config["segments"] = [*before.segments, segment]
         if before.kept is not None:
             kept = np.concatenate([before.kept, np.ones(segment["n"], dtype=bool)])
@@ -124,17 +128,31 @@ def compact(folder: Path, *, mmap: bool) -> Snapshot:
         used, local = np.unique(groups, return_inverse=True)
         spots = before.spots.take(pa.array(rows)).combine_chunks()
         spots = spots.set_column(spots.schema.get_field_index(GROUP), GROUP, pa.array(local.astype(np.int32)))
-        segment = {"vectors": sink.name, "spots": change.save_spots(spots), "n": len(rows)}
+        segment: dict[str, Any] = {"vectors": sink.name, "spots": change.save_spots(spots), "n": len(rows)}
         segment |= {"means": change.save("means", before.means[used])}
         segment |= {"sections": [before.sections[i] for i in used]}
+        if before.programs is not None:
+            with change.vectors(before.programs.shape[1], "programs") as predicted:
+                for start in range(0, len(rows), _BLOCK):
+                    predicted.append(before.programs[rows[start : start + _BLOCK]])
+            segment |= {"programs": predicted.name}
         config = dict(before.config) | {"segments": [segment], "kept": None}
         return change.commit(config | _with_faiss(change, config))
 
 
-def write_segment(
-    change: Change, sheets: Iterator[Sheet], *, before: Snapshot | None
-) -> tuple[dict[str, Any], MadeBy, int]:
-    """Write sections as one segment, one after the other; returns it, what made the embeddings, and their length."""
+@dataclass(frozen=True)
+class Written:
+    """A segment that was written, and what its sections have in common."""
+
+    segment: dict[str, Any]
+    made_by: MadeBy
+    dim: int
+    #: readout and number of its programs, None where there are none
+    programs: dict[str, Any] | None
+
+
+def write_segment(change: Change, sheets: Iterator[Sheet], *, before: Snapshot | None) -> Written:
+    """Write sections as one segment, one after the other."""
     names: list[str] = [] if before is None else live_sections(before)
     n_taken, tables = len(names), []
     means: list[np.ndarray] = []
@@ -142,35 +160,62 @@ def write_segment(
     first = next(sheets)
     made_by = first.made_by if before is None else MadeBy(**before.config["made_by"])
     dim = first.vectors.shape[1] if before is None else before.config["dim"]
-    with change.vectors(dim) as sink:
+    programs = _programs_of(first) if before is None else before.config.get("programs")
+    with ExitStack() as files:
+        sink = files.enter_context(change.vectors(dim))
+        predicted = None if programs is None else files.enter_context(change.vectors(programs["n"], "programs"))
         sheet: Sheet | None = first
         del first
         while sheet is not None:
-            if sheet.section in names:
-                raise DataError(
-                    f"Section {sheet.section!r} is in the index already. Names of sections must differ: rename it, or "
-                    f"remove the old one with `index.delete(where={{'section': {sheet.section!r}}})` first."
-                )
-            if wrong := made_by.differences(sheet.made_by):
-                raise DataError(
-                    f"Embeddings of section {sheet.section!r} differ from those of the index in {'; '.join(wrong)}. "
-                    "Only embeddings of one model and of crops of one size can be compared: embed all sections alike."
-                )
-            if sheet.vectors.shape[1] != dim:
-                raise DataError(
-                    f"Embeddings of section {sheet.section!r} have {sheet.vectors.shape[1]} dimensions, those of the "
-                    f"index {dim}. Embed all sections with the same model."
-                )
+            _check_sheet(sheet, names, made_by, dim, programs)
             tables.append(_facts_table(sheet, len(means), schema))
             schema = tables[0].schema if schema is None else schema
             sink.append(sheet.vectors)
+            if predicted is not None and sheet.programs is not None:
+                predicted.append(sheet.programs)
             means.append(sheet.mean)
             names.append(sheet.section)
             sheet = next(sheets, None)
     spots = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    segment = {"vectors": sink.name, "spots": change.save_spots(spots), "means": change.save("means", np.stack(means))}
+    segment: dict[str, Any] = {
+        "vectors": sink.name,
+        "spots": change.save_spots(spots),
+        "means": change.save("means", np.stack(means)),
+    }
+    segment |= {"programs": None if predicted is None else predicted.name}
     logger.info("Wrote %d vectors of %d section(s) to %s", sink.rows, len(means), change.folder)
-    return segment | {"sections": names[n_taken:], "n": sink.rows}, made_by, dim
+    return Written(segment | {"sections": names[n_taken:], "n": sink.rows}, made_by, dim, programs)
+
+
+def _programs_of(sheet: Sheet) -> dict[str, Any] | None:
+    return None if sheet.programs is None else {"readout": sheet.readout, "n": sheet.programs.shape[1]}
+
+
+def _check_sheet(
+    sheet: Sheet, names: Sequence[str], made_by: MadeBy, dim: int, programs: Mapping[str, Any] | None
+) -> None:
+    """Raise unless a section can be added to those of an index."""
+    if sheet.section in names:
+        raise DataError(
+            f"Section {sheet.section!r} is in the index already. Names of sections must differ: rename it, or "
+            f"remove the old one with `index.delete(where={{'section': {sheet.section!r}}})` first."
+        )
+    if wrong := made_by.differences(sheet.made_by):
+        raise DataError(
+            f"Embeddings of section {sheet.section!r} differ from those of the index in {'; '.join(wrong)}. "
+            "Only embeddings of one model and of crops of one size can be compared: embed all sections alike."
+        )
+    if sheet.vectors.shape[1] != dim:
+        raise DataError(
+            f"Embeddings of section {sheet.section!r} have {sheet.vectors.shape[1]} dimensions, those of the "
+            f"index {dim}. Embed all sections with the same model."
+        )
+    if programs is not None and sheet.readout != programs["readout"]:
+        raise DataError(
+            f"The index holds predictions by the readout {programs['readout']!r}; section {sheet.section!r} is "
+            f"predicted by {sheet.readout!r}, as its spots have no expression or no known place. Make an index of its "
+            "own, or one without `model`, which compares embeddings."
+        )
 
 
 def _facts_table(sheet: Sheet, group: int, schema: pa.Schema | None) -> pa.Table:

@@ -22,6 +22,7 @@ from sealst._section import Data, Region, sections_of
 from sealst._validate import check_embedding, listed, patient_names
 from sealst.io import Collection
 from sealst.models import SealModel
+from sealst.tl._retrieve.compared import search_readout
 
 Sections: TypeAlias = Data | Sequence[Data] | Collection
 
@@ -45,6 +46,9 @@ class Sheet:
     facts: pd.DataFrame
     #: what made the embeddings
     made_by: MadeBy
+    #: predictions in the programs of a readout, float64 (n, programs), and which readout; None without a model that has
+    programs: np.ndarray | None = None
+    readout: str | None = None
 
 
 def provenance(data: Data, table: AnnData, regions: Sequence[Region], key: str) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def read_sheets(
 ) -> Iterator[Sheet]:
     """Sections one by one; of a collection none is held once its sheet is made.
 
-    With `model` vectors lie in the space that it shares between images and expression.
+    With `model` vectors lie in the space that it shares between images and expression, and predictions come with them.
     """
     items = [sections] if isinstance(sections, SpatialData | AnnData) else sections
     # A sequence of any kind is not unrolled: it may make or open its sections as they are asked for.
@@ -117,6 +121,7 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
     if embedding.ndim != 2:
         raise DataError(f"`.obsm[{key!r}]` must be (n_obs, dim), found {embedding.shape}. {embed_hint(key)}")
     check_embedding(embedding, where=f"`.obsm[{key!r}]` of section {regions[0].section!r}")
+    readout = None if model is None else search_readout(data, table, regions, model)
     sheets = []
     for region in regions:
         z = embedding[region.rows].astype(np.float64)
@@ -127,7 +132,11 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
         mean = unit.mean(axis=0)
         spread = np.linalg.norm(unit - mean, axis=1).astype(np.float32)
         facts = _facts(table, region, columns)[known].reset_index(drop=True)
-        sheets.append(Sheet(region.section, unit.astype(np.float32), mean, spread, facts, made_by))
+        programs = None
+        if model is not None and readout is not None:
+            xy = _section.centres_um(data, table, region)[known]
+            programs = model.image_programs(z[known], readout=readout, xy=xy)
+        sheets.append(Sheet(region.section, unit.astype(np.float32), mean, spread, facts, made_by, programs, readout))
     return sheets
 
 

@@ -49,6 +49,10 @@ class Question:
     expression: bool = False
     #: whether the vector is a direction from a reference, to be compared with centred embeddings
     shift: bool = False
+    #: whether it is to be compared with what is predicted of the crops, in the programs of a readout
+    programs: bool = False
+    #: whether only its direction matters, or it is what reads a sum of genes out of programs
+    cosine: bool = True
     #: row of the spot that asks, or -1
     row: int = -1
     #: what is recorded of it
@@ -65,6 +69,8 @@ class Context:
     #: profile from which genes are raised, log1p-CP10k in panel order (G,), and what it is called; None for the mean
     reference: tuple[np.ndarray, str] | None = None
     net: Net | None = None
+    #: readout in whose programs expression is compared with images; None compares embeddings
+    readout: str | None = None
 
 
 def ask(query: Any, kind: str, context: Context) -> Question:
@@ -114,15 +120,26 @@ def _ask_signature(query: Any, context: Context) -> Question:
     panel, given = model.panel, dict(query)
     panel.require_names()
     weights = gene_weights(given, panel.genes)
-    start, origin = context.reference or (panel.mean, "")
-    vector = signature_vector(model, weights, start=start, n_std=n_std)
     used = np.flatnonzero(weights)
     genes = [panel.genes[i] for i in used]
-    facts = {"genes": np.array(genes, dtype=str), "weights": weights[used], "n_std": n_std}
-    facts |= {"reference": origin} if origin else {}
+    facts: dict[str, Any] = {"genes": np.array(genes, dtype=str), "weights": weights[used]}
     signed = [g if w > 0 else f"-{g}" for g, w in zip(genes, weights[used], strict=True)]
     label = ", ".join(signed[:6]) + (f", … ({len(signed)} genes)" if len(signed) > 6 else "")
+    if context.readout is not None:
+        vector = reading_vector(model, weights, context.readout)
+        return Question(label, vector, expression=True, programs=True, cosine=False, facts=facts)
+    start, origin = context.reference or (panel.mean, "")
+    facts |= {"n_std": n_std} | ({"reference": origin} if origin else {})
+    vector = signature_vector(model, weights, start=start, n_std=n_std)
     return Question(label, vector, expression=True, shift=True, facts=facts)
+
+
+def reading_vector(model: SealModel, weights: np.ndarray, readout: str) -> np.ndarray:
+    """What reads a signature (genes,) of standardised genes out of the programs of a readout, (programs,)."""
+    vector = model.programs_of(readout).reading(weights / np.asarray(model.panel.std, dtype=np.float64))
+    if not vector.any():
+        raise DataError("The model predicts one value everywhere for these genes, so they cannot be asked for.")
+    return vector
 
 
 def signature_vector(
@@ -169,12 +186,22 @@ def _ask_pathway(query: Any, context: Context) -> Question:
 def _ask_profile(query: Any, context: Context) -> Question:
     profile, model = pd.Series(query), context.model
     x, names = profile_in_panel(profile, model), [str(g) for g in profile.index]
-    missing = model.panel.align(names).missing
+    aligned = model.panel.align(names)
+    missing = aligned.missing
     shared = len(model.panel) - len(missing)
     name = f"{profile.name}: " if isinstance(profile.name, str) else ""
-    facts = {"n_genes": shared, "missing": np.array(missing, dtype=str)} if missing else {"n_genes": shared}
-    vector = model.shared_genes(model.embed_genes(x))[0]
-    return Question(f"{name}profile of {shared} genes", vector, expression=True, facts=facts)
+    facts: dict[str, Any] = {"n_genes": shared} | ({"missing": np.array(missing, dtype=str)} if missing else {})
+    label = f"{name}profile of {shared} genes"
+    if context.readout is not None:
+        start, origin = context.reference or (model.panel.mean, "")
+        facts |= {"reference": origin} if origin else {}
+        # Nothing is known of a gene that the profile lacks, so it does not deviate.
+        deviation = np.where(aligned.columns < 0, 0, x.astype(np.float64) - np.asarray(start, dtype=np.float64))
+        vector = model.programs_of(context.readout).of_profiles(deviation)[0]
+        if not vector.any():
+            raise DataError("The profile does not deviate from what it is compared with (`reference`, or the mean).")
+        return Question(label, vector, expression=True, programs=True, facts=facts)
+    return Question(label, model.shared_genes(model.embed_genes(x))[0], expression=True, facts=facts)
 
 
 def profile_in_panel(profile: pd.Series, model: SealModel) -> np.ndarray:
