@@ -68,8 +68,8 @@ def test_types_and_defaults_follow_annotations():
     count, _ = options("tl.embed_slides", "n_workers", "frozen", "overwrite")
     assert (count["n_workers"].type.min, count["frozen"].default, count["overwrite"].default) == (0, None, False)
     assert list(options("pp.normalize", "grid")[0]["grid"].type.choices) == ["auto", "hex", "square"]
-    constant, _ = options("tl.retrieve", "n_std", "key", "key_added")
-    assert [constant[n].default for n in ("n_std", "key", "key_added")] == [10.0, "X_seal", "seal_similarity"]
+    constant, _ = options("tl.retrieve", "n_hits", "key", "key_added")
+    assert [constant[n].default for n in ("n_hits", "key", "key_added")] == [10, "X_seal", "seal_similarity"]
 
 
 def test_help_is_the_docstrings_without_its_markup():

@@ -15,8 +15,8 @@ from sealst.cli._sections import check_new, open_sections_or_tables
 
 @click.command(
     cls=SealstCommand,
-    epilog="Example: `sealst index sections --out library --columns stage`, then `sealst retrieve library --model run "
-    "--genes CD3E,MS4A1 --where organ=breast`.",
+    epilog="Example: `sealst index sections --out library --model run --columns stage`, then `sealst retrieve library "
+    "--model run --genes CD3E,MS4A1 --where organ=breast`.",
 )
 @opt.sections_argument
 @opt.out_option("New folder for the index.")
@@ -25,7 +25,10 @@ from sealst.cli._sections import check_new, open_sections_or_tables
     kind={"type": click.Choice(["auto", "exact", "flat", "ivf", "hnsw"]), "sentences": 2},
     params={"sentences": 2},
 )  # fmt: skip
-@opt.model_options(required=False, help="Model that made the embeddings; needed where it has projection heads.")
+@opt.model_options(
+    required=False,
+    help="Model that made the embeddings: what it predicts is kept beside them, to be asked for genes.",
+)
 @opt.table_key_option
 @opt.device_option
 def index(

@@ -36,10 +36,13 @@ _query = opt.stacked(
 )  # fmt: skip
 
 _search = options_of(
-    "tl.retrieve", "n_hits", "suppress_um", "n_std", "reference", "where", "key", "key_added",
+    "tl.retrieve", "n_hits", "by", "suppress_um", "n_std", "reference", "where", "key", "key_added",
     n_hits={"help": "Hits of each section."},
     suppress_um={"type": click.FloatRange(min=0)},
-    reference={"help": "Genes and signatures: boolean column of .obs, from whose mean."},
+    by={"type": click.Choice(["expression", "embedding"]),
+        "help": "Compare genes and profiles with what is predicted of crops, or with their embeddings."},
+    n_std={"help": "By embedding: how far genes are raised, in standard deviations; by default 10."},
+    reference={"help": "Boolean column of .obs, from whose mean a profile deviates; by embedding genes are raised."},
     key_added={"help": "Column of .obs with the similarities; that of the ranks ends in _rank."},
     where={"multiple": True, "type": KeyValue(),
            "help": "Of an index: value of a column, such as organ=breast; may be repeated."},

@@ -205,3 +205,23 @@ def test_sections_of_a_joined_table_are_compared_each_by_itself(sections: list[S
         for sdata in sections:
             alone = retrieve(sdata, model, query, copy=True).tables["table"].obs["seal_similarity"]
             np.testing.assert_allclose(found[alone.index], alone, atol=1e-9)
+
+
+@pytest.mark.parametrize("modality", ["cells", "gene"])
+def test_only_embeddings_of_crops_are_read(sections: list[SpatialData], model: SealModel, modality: str) -> None:
+    table = sections[0].tables["table"].copy()
+    table.uns["sealst"]["embed"]["X_seal"]["modality"] = modality
+    assert stored(retrieve(table, model, "EPCAM", copy=True))["by"] == "embedding"
+    with pytest.raises(DataError, match="needs predictions"):
+        retrieve(table, model, "EPCAM", by="expression")
+
+
+def test_tiles_without_expression_are_read_by_the_crop_alone(sections: list[SpatialData], model: SealModel) -> None:
+    table = sections[0].tables["table"]
+    tiles = ad.AnnData(obs=table.obs.copy(), obsm=dict(table.obsm), uns=table.uns)
+    found = retrieve(tiles, model, "EPCAM", copy=True)
+    assert stored(found)["readout"] == model.crop_search_readout == "ridge"
+    crops = model.predict_expression(np.asarray(table.obsm["X_seal"]), readout="ridge").astype(float)
+    column, std = unit(model, "EPCAM")
+    expected = (crops - crops.mean(axis=0))[:, column] / std
+    np.testing.assert_allclose(found.obs["seal_similarity"], expected, atol=1e-5)

@@ -165,8 +165,9 @@ def evaluate(
     - ``"section_pearson"``, ``"section_spearman"``, ``"section_r2"``: the same over the test sections of a fold, of
       their mean expression, from three on
     - ``"R@1"``, ``"R@5"``, ``"R@10"``, ``"R@50"``, ``"median_rank"``: image → expression among the spots of the section
-      (with section ``""``: of all test sections), and ``"gene→image R@1"``, …; ``"adapted"`` and ``"frozen"`` by cosine
-      with the gene embedding, ``"frozen + ridge"`` by cosine of the predicted with the measured profile.
+      (with section ``""``: of all test sections), and ``"gene→image R@1"``, …; ``"seal prediction"`` by expression, as
+      `sealst.tl.retrieve` compares unless told otherwise, ``"adapted"`` and ``"frozen"`` by cosine with the gene
+      embedding, ``"frozen + ridge"`` by cosine of the predicted with the measured profile.
       ``"image→image R@1"``, …: by the same image side, of the other spot whose measured profile is most similar
     - ``"neighbours_kept"``: share of a spot's 10 nearest neighbours in its section by the frozen encoder that are so by
       the adapted one

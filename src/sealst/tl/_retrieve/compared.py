@@ -55,12 +55,14 @@ def length_of(n_std: float | None) -> float:
     return QUERY_STD if n_std is None else float(n_std)
 
 
-def search_readout(data: Data, table: AnnData, regions: Sequence[Region], model: SealModel) -> str | None:
+def search_readout(data: Data, table: AnnData, regions: Sequence[Region], model: SealModel, key: str) -> str | None:
     """Readout in whose programs the crops of a table are compared; None where the model has none.
 
     One that sees the crop alone for tiles without expression, as `sealst.tl.predict` does, and where centres of the
-    crops are not known.
+    crops are not known. Embeddings of cells and of expression are not what readouts were fitted to.
     """
+    if str(_section.recorded(table, "embed").get(key, {}).get("modality", "image")) != "image":
+        return None
     located = all(np.isfinite(_section.centres_um(data, table, one)).all(axis=1).any() for one in regions)
     return model.search_readout if table.n_vars and located else model.crop_search_readout
 

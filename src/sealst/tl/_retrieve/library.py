@@ -121,7 +121,7 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
     if embedding.ndim != 2:
         raise DataError(f"`.obsm[{key!r}]` must be (n_obs, dim), found {embedding.shape}. {embed_hint(key)}")
     check_embedding(embedding, where=f"`.obsm[{key!r}]` of section {regions[0].section!r}")
-    readout = None if model is None else search_readout(data, table, regions, model)
+    readout = None if model is None else search_readout(data, table, regions, model, key)
     sheets = []
     for region in regions:
         z = embedding[region.rows].astype(np.float64)

@@ -204,7 +204,7 @@ def retrieve(
     embedding = image_embedding(data, table, asked, model, key)
     start = reference_profile(reference, model, table=table)
     views = int(_section.recorded(table, "embed").get(key, {}).get("views", 1))
-    readout = search_readout(data, table, asked, model)
+    readout = search_readout(data, table, asked, model, key)
     if way(by, kind, n_std=n_std, reference=reference, readout=readout) == EMBEDDING:
         readout = None
     spots = _TableSpots(table, embedding, asked, views)
