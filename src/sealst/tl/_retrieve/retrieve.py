@@ -147,10 +147,10 @@ def retrieve(
     keeps the mean of each section as it was added and does the same.
 
     On her2st (trained on three sections of one patient; 200 genes and 12 signatures; area under the ROC curve against
-    the measured top 10 % of spots) expression reached 0.66 and 0.73 on another section of the patient, 0.53 and 0.62,
-    and 0.52 and 0.62 on two other patients, and the direction 0.62 and 0.62, 0.47 and 0.32, 0.49 and 0.59. A crop finds
-    its spot's profile among the first ten of its section 7.9, 4.2 and 2.4 times as often as chance by expression, and
-    4.8, 1.9 and 1.5 times by embedding (``docs/benchmarks/her2st.md``).
+    the measured top 10 % of spots) expression reached 0.67 and 0.78 on another section of the patient, and 0.59 and
+    0.65, 0.57 and 0.65 on two other patients; the direction 0.63 and 0.65, 0.54 and 0.37, 0.54 and 0.61. A crop finds
+    its spot's profile among the first ten of its section 8.2, 3.9 and 1.8 times as often as chance by expression, and
+    5.0, 1.3 and 1.1 times by embedding (``benchmarks/retrieval_her2st.py``, one seed).
 
     Examples
     --------
