@@ -105,7 +105,9 @@ def retrieval(
     asked = query.get("query")
     heading = f"Query: {asked}" if isinstance(asked, str) and asked else "Similarity to the query"
     heading = heading if title is None else title
-    panel = Panel("" if n_crops else heading, values, "similarity", cmap, _base.robust_limits([values], percentiles))
+    # Genes by expression are no cosine.
+    label = "above the section's mean (SD)" if query.get("by") == "expression" and "weights" in query else "similarity"
+    panel = Panel("" if n_crops else heading, values, label, cmap, _base.robust_limits([values], percentiles))
     style = MapStyle(image_alpha, spot_size)
     if not n_crops:
         return show_maps(tissue, [[panel]], per_row=1, style=style, ax=ax, save=save, show=show)
