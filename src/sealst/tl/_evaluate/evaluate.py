@@ -192,6 +192,10 @@ def evaluate(
     Intervals are over genes (for gains over genes and sections), not over patients: with few patients they say nothing
     about the next one.
 
+    What outgrows 2 GiB of memory lies in files below ``settings.cache_dir`` while the call lasts. Of more than 50,000
+    training spots in a fold probes are fitted on 50,000, spread over all sections, and of more than 20,000 spots in a
+    section 20,000 are searched.
+
     Examples
     --------
     >>> found = sl.tl.evaluate([s1, s2], model, test=s3)  # doctest: +SKIP
