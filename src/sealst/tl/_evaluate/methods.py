@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -11,6 +12,9 @@ from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.probes import Protocol, knn_impute, mean_baseline
 from sealst._core.scores.readouts import best_readouts
 from sealst._core.space.surroundings import beside_surroundings, common_pitch
+from sealst._core.splits import evenly
+from sealst._data.arena import Arena
+from sealst._logging import logger
 from sealst.models import SealModel
 from sealst.models._seal.readout import FIELDS, RIDGE, SURROUNDINGS
 from sealst.tl._evaluate.views import COLOUR, FROZEN, SEAL, SectionView
@@ -25,6 +29,9 @@ ST_NET, BLEEP, PERMUTED = "st-net", "bleep", "permuted + ridge"
 Predictions: TypeAlias = dict[str, list[np.ndarray]]
 
 _NEIGHBOURS = 50
+#: training spots that probes are fitted on and retrieval chooses from, at most: a fit holds some 200 kB a spot (3,072
+#: features, 2,000 genes), and what is retrieved grows with the product of training and held-out spots
+MOST_LEARNED = 50_000
 #: features that a probe is fitted on, by method
 _PROBES = {FROZEN_PROBE: FROZEN, ADAPTED_PROBE: SEAL, COLOUR_PROBE: COLOUR}
 #: models whose gene embeddings are searched, by method
@@ -42,11 +49,13 @@ def predictions(
     genes: GenePanel,
     scored: np.ndarray,
     control: int | None = None,
+    arena: Arena | None = None,
 ) -> Predictions:
     """Expression of every held-out section by every method that these views allow.
 
     Genes in the columns `scored` are fitted by themselves, so that the others do not decide on their penalty. With
-    `control`, the seed of a permutation, a probe is fitted to spots that got each other's expression as well.
+    `control`, the seed of a permutation, a probe is fitted to spots that got each other's expression as well. Of more
+    than `MOST_LEARNED` training spots some of every section are learned from. With `arena` results lie in files.
     """
     same_unit = protocol.target == "lognorm"
     fitted = [m for m, feature in _PROBES.items() if feature in held[0].features]
@@ -54,10 +63,13 @@ def predictions(
     heads = [m for m, (model, _) in _HEADS.items() if same_unit and model in models]
     if PREDICTED in heads and models[SEAL].readout is None:
         heads.remove(PREDICTED)
+    empty: Callable[..., np.ndarray] = np.empty if arena is None else arena.empty
     out = {
-        method: [np.full(view.measured.shape, np.nan, dtype=np.float32) for view in held]
+        method: [empty(view.measured.shape, np.float32) for view in held]
         for method in (*fitted, *searched, *([] if control is None else [PERMUTED]), MEAN)
     }
+    for part in chain.from_iterable(out.values()):
+        part.fill(np.nan)
     chosen = np.isin(np.arange(len(genes)), scored)
     patterns, which = np.unique(np.array([chosen, *(v.known for v in seen)]), axis=1, return_inverse=True)
     patterns = patterns[1:]
@@ -77,7 +89,8 @@ def predictions(
                 part[:, columns] = predict(view)
     for method in heads:
         name, readout = _HEADS[method]
-        out[method] = [_direct(models[name], view, name, genes, readout) for view in held]
+        direct = (_direct(models[name], view, name, genes, readout) for view in held)
+        out[method] = list(direct if arena is None else map(arena.keep, direct))
     order = (FROZEN_PROBE, ADAPTED_PROBE, PREDICTED, HEAD, IMPUTED, ST_NET, BLEEP, COLOUR_PROBE, PERMUTED, MEAN)
     return {method: out[method] for method in order if method in out}
 
@@ -87,20 +100,30 @@ class _Learner:
 
     def __init__(self, seen: Sequence[SectionView], columns: np.ndarray, protocol: Protocol) -> None:
         self.seen, self.protocol = seen, protocol
-        self.y = np.concatenate([v.measured[:, columns] for v in seen])
+        #: spots of every section that are learned from
+        self._some: list[slice | np.ndarray] = [slice(None)] * len(seen)
+        if (n := sum(map(len, seen))) > MOST_LEARNED:
+            self._some = [evenly(len(v), max(1, MOST_LEARNED // len(seen))) for v in seen]
+        self.y = self._joined(lambda v: v.measured[:, columns])
+        if len(self.y) < n:
+            logger.info("%d genes are learned from %d of %d training spots", len(columns), len(self.y), n)
         # Serial sections of one patient are no independent folds; they must do where there is only one patient.
-        patients = np.concatenate([v.patients for v in seen])
+        patients = self._joined(lambda v: v.patients)
         several = len(np.unique(patients)) > 1
-        self.sections = np.repeat([v.name for v in seen], [len(v) for v in seen])
+        self.sections = self._joined(lambda v: np.repeat(v.name, len(v)))
         self.groups = patients if several else self.sections
         self._width = None
         if protocol.surroundings and all(v.in_um for v in seen):
             self._width = common_pitch([v.xy for v in seen])
 
+    def _joined(self, of: Callable[[SectionView], np.ndarray]) -> np.ndarray:
+        """Something of the spots that are learned from, of all sections."""
+        return np.concatenate([of(view)[some] for view, some in zip(self.seen, self._some, strict=True)])
+
     def probe(self, feature: str, y: np.ndarray | None = None) -> Callable[[SectionView], np.ndarray]:
         y, width = self.y if y is None else y, self._width
         if not self.protocol.within_sections or self.protocol.n_components is not None:
-            alone = np.concatenate([v.features[feature] for v in self.seen])
+            alone = self._joined(lambda view: view.features[feature])
             predict = self.protocol.probe(alone, y, self.groups, self.sections)
             return lambda view: predict(view.features[feature])
         # As `tl.finetune` fits its readouts.
@@ -109,7 +132,7 @@ class _Learner:
             sees[SURROUNDINGS] = lambda view: beside_surroundings(view.features[feature], view.xy, width)
         if self.protocol.surroundings and all(feature in v.fields for v in self.seen):
             sees[FIELDS] = lambda view: _fields(view, feature, width)
-        inputs = {kind: np.concatenate([see(v) for v in self.seen]) for kind, see in sees.items()}
+        inputs = {kind: self._joined(see) for kind, see in sees.items()}
         found = best_readouts(inputs, {"single": y}, y, groups=self.groups, sections=self.sections)
         kind, best = next(iter(found.items()))
         return lambda view: np.asarray(sees[kind](view) @ best.coef + best.intercept, dtype=np.float32)
@@ -117,14 +140,13 @@ class _Learner:
     def permuted(self, feature: str, seed: int) -> Callable[[SectionView], np.ndarray]:
         """A probe of spots that got the expression of another spot of their section."""
         rng = np.random.default_rng(seed)
-        ends = np.cumsum([len(v) for v in self.seen])
-        order = np.concatenate(
-            [rng.permutation(np.arange(e - len(v), e)) for e, v in zip(ends, self.seen, strict=True)]
-        )
+        lengths = [len(view.spots[some]) for view, some in zip(self.seen, self._some, strict=True)]
+        ends = np.cumsum(lengths)
+        order = np.concatenate([rng.permutation(np.arange(e - n, e)) for e, n in zip(ends, lengths, strict=True)])
         return self.probe(feature, self.y[order])
 
     def imputer(self, model: str) -> Callable[[SectionView], np.ndarray]:
-        reference = np.concatenate([v.codes[model] for v in self.seen])
+        reference = self._joined(lambda view: view.codes[model])
         k = min(_NEIGHBOURS, len(reference))
         return lambda view: knn_impute(view.shared[model], reference, self.y, k=k)
 

@@ -22,6 +22,7 @@ from sealst._core.scores.genes import (
 )
 from sealst._core.scores.metrics import near_ranks, near_recall, recall_at_k, retrieval_ranks
 from sealst._core.search.exact import top_k
+from sealst._core.splits import evenly
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst.models import SealModel
@@ -36,7 +37,7 @@ _MAX_SPOT_VALUES = 2**27
 _MIN_SECTIONS = 3
 #: deviations below this are those of a gene that does not vary
 _CONSTANT = 1e-6
-#: one pool for all held-out sections only up to so many spots
+#: one pool for all held-out sections only up to so many spots; of larger sections some, as work grows with their square
 _MAX_POOL = 20_000
 #: fewer spots leave a crop nothing to choose from
 _MIN_CROPS = 3
@@ -164,12 +165,12 @@ class FoldScorer:
             # Not over folds: the mean of the training sections falls where that of the one left out rises.
             joins["section_"] = lambda parts: np.stack([part.mean(axis=0, dtype=np.float64) for part in parts])
         for prefix, join in joins.items():
-            measured = join([view.measured for view in held])
+            # Of sets alone, as all genes of all spots may be more than fits into memory.
+            usable = {name: members[everywhere[members]] for name, members in self.sets.items()}
+            measured = {name: join([view.measured[:, c] for view in held]) for name, c in usable.items()}
             for method, parts in predicted.items():
-                values = join(parts)
-                for name, members in self.sets.items():
-                    columns = members[everywhere[members]]
-                    found = pooled_scores(values[:, columns], measured[:, columns])
+                for name, columns in usable.items():
+                    found = pooled_scores(join([part[:, columns] for part in parts]), measured[name])
                     self._means(None, method, prefix, name, found, out)
 
     def _means(
@@ -202,9 +203,14 @@ class FoldScorer:
         """Append recall of every section, and of all in one pool."""
         if SEAL not in models or SEAL not in held[0].codes:
             return
-        pairs = [_pairs(view, predicted[FROZEN_PROBE][i], models, self.genes) for i, view in enumerate(held)]
-        profiles = []
-        for view, one in zip(held, pairs, strict=True):
+        pooled = len(held) > 1 and sum(map(len, held)) <= _MAX_POOL
+        kept: list[tuple[_Pairs, np.ndarray]] = []
+        for i, view in enumerate(held):
+            some = evenly(len(view), _MAX_POOL)
+            if len(some) < len(view):
+                logger.info("%s: %d of %d spots are the pool of retrieval", view.name, len(some), len(view))
+                view = view.take(view.spots[some])
+            one = _pairs(view, predicted[FROZEN_PROBE][i][some], models, self.genes)
             xy = None if self.near_um is None else view.xy
             if xy is not None and not np.isfinite(xy).all():
                 warn(
@@ -215,13 +221,15 @@ class FoldScorer:
             self._recalls(view, one, xy, out)
             # Measured expression of single spots as deviations from the training mean; 0 where none is known.
             told = view.known & (self.scale > _CONSTANT)
-            profiles.append(np.where(told, (view.measured - self.centre) / np.where(told, self.scale, 1), 0))
-            self._among_crops(view, one, profiles[-1], out)
-        if len(held) > 1 and sum(map(len, held)) <= _MAX_POOL:
-            image, gene = ({m: np.concatenate([one[m][i] for one in pairs]) for m in pairs[0]} for i in (0, 1))
+            profile = np.where(told, (view.measured - self.centre) / np.where(told, self.scale, 1), 0)
+            self._among_crops(view, one, profile, out)
+            if pooled:
+                kept.append((one, profile))
+        if pooled:
+            image, gene = ({m: np.concatenate([one[m][i] for one, _ in kept]) for m in kept[0][0]} for i in (0, 1))
             pool = {method: (image[method], gene[method]) for method in image}
             self._recalls(None, pool, None, out)
-            self._among_crops(None, pool, np.concatenate(profiles), out)
+            self._among_crops(None, pool, np.concatenate([profile for _, profile in kept]), out)
 
     def add_intervals(
         self, held: Sequence[SectionView], predicted: Predictions, models: Mapping[str, SealModel], out: Results

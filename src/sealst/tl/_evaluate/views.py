@@ -18,6 +18,7 @@ from sealst import _section
 from sealst._core.device import to_images
 from sealst._core.genes.panel import GenePanel
 from sealst._core.space.views import over_views
+from sealst._data.arena import Arena
 from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger
@@ -29,7 +30,9 @@ from sealst.models import CropSpec, Encoder, SealModel
 FROZEN, COLOUR = "frozen", "colour"
 #: the model under test
 SEAL = "seal"
-#: bytes of tokens that are kept, all sections together
+#: fields of a view that hold arrays of numbers by name
+_BY_NAME = ("features", "shared", "codes", "fields")
+#: bytes of tokens that are kept, all sections together; and of views, beyond which they lie in files
 ROOM = 2 * 2**30
 
 
@@ -77,12 +80,22 @@ class SectionView:
         if len(kept) == len(self.spots):
             return self
         parts: dict[str, Any] = {
-            key: {k: v[kept] for k, v in getattr(self, key).items()}
-            for key in ("features", "shared", "codes", "fields", "labels")
+            key: {k: v[kept] for k, v in getattr(self, key).items()} for key in (*_BY_NAME, "labels")
         }
         context = self.context[kept] if len(self.context) else self.context
         parts |= {name: getattr(self, name)[kept] for name in ("spots", "patients", "xy", "measured")}
         return replace(self, context=context, **parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays of numbers."""
+        parts = [*(v for key in _BY_NAME for v in getattr(self, key).values()), self.measured, self.context]
+        return sum(part.nbytes for part in parts)
+
+    def kept_in(self, arena: Arena) -> SectionView:
+        """The same, with its arrays in files."""
+        parts: dict[str, Any] = {key: {k: arena.keep(v) for k, v in getattr(self, key).items()} for key in _BY_NAME}
+        return replace(self, measured=arena.keep(self.measured), context=arena.keep(self.context), **parts)
 
 
 class TrunkMemory:

@@ -29,7 +29,7 @@ from sealst.tl._pathways.pathways import gene_set_edges
 from sealst.tl._slides.job import Job, Model, crop_of, held, opened
 from sealst.tl._slides.manifest import Slide, read_manifest
 from sealst.tl._slides.run import FAILURES, MANIFEST, Run, Tables
-from sealst.tl._slides.workers import workers_for
+from sealst.tl._slides.workers import threads_of_one, workers_for
 
 _RUN = "run.json"
 
@@ -168,7 +168,8 @@ def embed_slides(
         tiles_per_task=int(tiles_per_task),
         batch_size=settings.batch_size,
         precision=settings.precision,
-        n_jobs=settings.n_jobs,
+        # Of processes that share the cores each reads with its part of them.
+        n_jobs=threads_of_one(n_workers) if n_workers and settings.n_jobs is None else settings.n_jobs,
         **asked,
     )
     _prepare(job, slides, loaded, overwrite=overwrite)

@@ -129,10 +129,15 @@ def workers_for(job: Job, *, n_workers: int, scheduler: Any) -> Iterator[Workers
         yield OnCluster(client, job)
 
 
+def threads_of_one(n_workers: int) -> int:
+    """Threads of each of some processes that share this machine's cores."""
+    return max(1, n_cores() // n_workers)
+
+
 @contextmanager
 def local_cluster(cluster: Any, n_workers: int) -> Iterator[Any]:
     """Inside a ``with`` block, a cluster of processes on this machine that share its cores."""
-    threads = str(max(1, n_cores() // n_workers))
+    threads = str(threads_of_one(n_workers))
     # Dask gives a worker one thread for BLAS and OpenMP unless told otherwise. Memory is not limited: a limit stops a
     # worker that is well, since files that are mapped count.
     env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
