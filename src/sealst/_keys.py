@@ -75,6 +75,11 @@ class Keys:
         return f"{section}_spots"
 
     @staticmethod
+    def cells(section: str) -> str:
+        """Shapes element (polygons) of the cells that readers find beside a section."""
+        return f"{section}_cells"
+
+    @staticmethod
     def crops(region: str) -> str:
         """Shapes element (squares) that `pp.pair_crops` writes for a region."""
         return f"{region}_crops"

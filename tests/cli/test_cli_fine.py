@@ -14,6 +14,7 @@ from spatialdata.transformations import Identity
 
 import sealst as sl
 from sealst.cli._main import cli
+from sealst.tl._fine import cells
 
 BINS = ("--resolution-um", 20)
 
@@ -70,13 +71,16 @@ def test_maps_stay_in_the_stores(folder, taught):
     assert found["sections"][0]["n_rows"] == 35
     image = spatialdata.read_zarr(store).images["P1_S1_he_expression"]
     assert image.coords["c"].values.tolist() == ["ERBB2", "COL1A1"]
+    assert [path.name for path in (folder / "sections").iterdir() if "map" in path.name] == []
     # And again, in its place.
     again = answer("map", store, "--model", taught, "--genes", "ERBB2", "--resolution-um", 50)
     assert again["sections"][0]["n_genes"] == 1
     assert spatialdata.read_zarr(store).images["P1_S1_he_expression"].shape == (1, 14, 14)
 
 
-def test_cells_go_into_a_file(folder, taught):
+def test_cells_go_into_a_file(folder, taught, monkeypatch):
+    passes, bands = [], cells.bands
+    monkeypatch.setattr(cells, "bands", lambda *a, **k: passes.append(1) or bands(*a, **k))
     out = folder / "cells.h5ad"
     call = (
         "cells",
@@ -92,6 +96,8 @@ def test_cells_go_into_a_file(folder, taught):
     )
     (found,) = answer(*call)["sections"]
     assert (found["n_cells"], found["n_embedded"], found["dim"]) == (30, 30, 256)
+    # Embeddings and expression are of one pass.
+    assert len(passes) == 1
     table = ad.read_h5ad(out)
     assert table.obsm["X_seal"].shape == (30, 256)
     assert list(table.obsm["seal_expression"]) == ["ERBB2"]

@@ -279,6 +279,11 @@ def _write_mtx() -> Callable[..., None]:
     return write_mtx
 
 
+@pytest.fixture(name="write_h5")
+def _write_h5() -> Callable[..., None]:
+    return write_h5
+
+
 @pytest.fixture(name="dot_colour")
 def _dot_colour() -> Callable[[int], tuple[int, int, int]]:
     return dot_colour

@@ -15,9 +15,9 @@ from sealst.models import CropSpec, EncoderSpec, GeneVAEParams, HeadParams, Lora
 from sealst.models._adapters import add_adapter
 from sealst.models._encoders.build import add_pooler, build_from_spec
 from sealst.models._encoders.encoder import weights_hash
-from sealst.models._encoders.records import RECORDS, REGISTRY
+from sealst.models._encoders.records import RECORDS, REFUSED, REGISTRY
 from sealst.models._encoders.spec import POOLS
-from sealst.models._encoders.weights import CONVERTERS, find_weights
+from sealst.models._encoders.weights import CONVERTERS, convert, find_weights
 
 every = pytest.mark.parametrize("spec", REGISTRY.values(), ids=REGISTRY.keys())
 published = pytest.mark.parametrize("spec", RECORDS, ids=[r.key for r in RECORDS])
@@ -25,7 +25,7 @@ published = pytest.mark.parametrize("spec", RECORDS, ids=[r.key for r in RECORDS
 ISSUED = {"uni", "uni2-h", "conch", "conch-v1.5", "virchow", "virchow2", "phikon", "phikon-v2", "gigapath", "gpfm"}
 ISSUED |= {"h-optimus-0", "h-optimus-1", "h0-mini", "hibou-b", "hibou-l", "lunit-s8", "lunit-s16", "midnight"}
 ISSUED |= {"kaiko-s16", "kaiko-s8", "kaiko-b16", "kaiko-b8", "kaiko-l14"}
-ISSUED |= {"gigapath-flash", "open-midnight", "crown", "keep", "sealst-tiny"}
+ISSUED |= {"gigapath-flash", "open-midnight", "crown", "keep", "mascaret", "phaet", "sealst-tiny"}
 
 
 def _on_meta(arch, args, pooler=None):
@@ -52,7 +52,28 @@ def _stirred(module):
 def test_every_published_encoder_is_there():
     assert set(REGISTRY) >= ISSUED
     assert {"virchow2-cls", "h0-mini-cls+mean", "midnight-cls+mean", "conch-attn-proj"} <= set(REGISTRY)
-    assert "musk" not in REGISTRY
+    assert not set(REFUSED) & set(REGISTRY)
+    assert set(REFUSED) == {"musk", "rudolfv2", "rudolfv2-b", "rudolfv2-s", "genbio-pathfm", "ctranspath"}
+
+
+@pytest.mark.parametrize(("key", "base"), [("mascaret", "midnight"), ("phaet", "phikon-v2")])
+def test_what_was_trained_further_has_the_tower_that_it_began_as(key, base):
+    own, other = REGISTRY[key], REGISTRY[base]
+    for name in ("arch", "model_args", "width", "n_blocks", "n_prefix", "patch_px", "mean", "std", "converter"):
+        assert getattr(own, name) == getattr(other, name)
+
+
+@pytest.mark.parametrize("wrapper", ["", "dinov2.", "encoder.", "model.", "module.model.encoder."])
+def test_a_tower_is_found_within_what_wraps_it(wrapper):
+    names = ["embeddings.cls_token", "encoder.layer.0.norm1.weight", "layernorm.weight"]
+    state = {wrapper + name: torch.zeros(1) for name in names}
+    assert set(convert(state, "hf", {})) == set(convert({name: torch.zeros(1) for name in names}, "hf", {}))
+
+
+def test_encoders_that_no_module_of_timm_is_are_refused_by_name():
+    for key in REFUSED:
+        with pytest.raises(sl.WeightsError, match="is not listed"):
+            build_encoder(key)
 
 
 @published

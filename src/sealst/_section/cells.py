@@ -1,17 +1,82 @@
-"""Cells on a grid of patch tokens: which tokens each one lies on, and which surround it."""
+"""Cells of a section: beside its spots, with counts of their own, and on a grid of patch tokens."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
-from scipy.sparse import csr_array
+from anndata import AnnData
+from scipy.sparse import csr_array, csr_matrix
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel, TableModel
+from spatialdata.transformations import get_transformation
 
 from sealst._core.space.token_grid import TokenGrid
+from sealst._errors import DataError
+from sealst._keys import Keys
+from sealst._logging import logger
 from sealst._section.planes import centres_of
+from sealst._section.records import record
+from sealst._validate import listed
 
 #: cells that are laid on tokens at once, so that memory does not grow with their number
 _CELLS = 20_000
+
+
+def add_cells(
+    sdata: SpatialData, cells: gpd.GeoSeries, counts: csr_matrix, ids: np.ndarray, var: pd.DataFrame,
+    *, call: str, entry: dict[str, Any],
+) -> None:  # fmt: skip
+    """Add the cells of a section that was just read: ``shapes["<section>_cells"]`` and the table that annotates them.
+
+    Parameters
+    ----------
+    sdata
+        A section as from `from_arrays`; the cells are of its patient and so on.
+    cells
+        Outlines by id, in pixels of the section's picture.
+    counts, ids, var
+        Raw counts (cells, genes), the ids of their rows, and the genes. Cells are those of the counts that have an
+        outline, in this order.
+    call, entry
+        What reads them, and what it says of itself.
+    """
+    spots = sdata.tables[Keys.TABLE]
+    section = str(spots.obs[Keys.SECTION].iloc[0])
+    name, image = Keys.cells(section), sdata.images[Keys.image(section)]
+    if cells.index.has_duplicates:
+        raise DataError(f"{section}: cell id(s) {listed(cells.index[cells.index.duplicated()][:3])} occur twice.")
+    place = cells.index.get_indexer(pd.Index(ids))
+    rows = np.flatnonzero(place >= 0)
+    if not len(rows):
+        raise DataError(
+            f"{section}: no cell with counts has an outline: ids of the counts begin {listed(ids[:3])}, those of the "
+            f"outlines {listed(cells.index[:3])}. Are the two files of one run?"
+        )
+    kept = cells.iloc[place[rows]]
+    table = AnnData(csr_matrix(counts[rows], dtype=np.float32), var=var)
+    table.obs_names = [f"{section}_{one}" for one in kept.index]
+    table.obs["region"] = pd.Categorical([name] * len(rows))
+    table.obs["cell_id"] = kept.index.to_numpy()
+    for key in (Keys.PATIENT, Keys.SECTION, Keys.ORGAN, Keys.TECHNOLOGY):
+        table.obs[key] = pd.Categorical([str(spots.obs[key].iloc[0])] * len(rows))
+    table.obsm[Keys.SPATIAL] = centres_of(kept)
+    left = {"cells_without_outline": len(ids) - len(rows), "outlines_without_counts": len(cells) - len(rows)}
+    record(table, call, entry | left)
+    sdata.shapes[name] = ShapesModel.parse(
+        gpd.GeoDataFrame(geometry=kept.to_numpy(), index=kept.index.to_numpy()),
+        transformations=get_transformation(image, get_all=True),
+    )
+    sdata.tables[Keys.related(name, "table")] = TableModel.parse(
+        table, region=name, region_key="region", instance_key="cell_id"
+    )
+    logger.info(
+        f"{section}: {len(rows)} cells of {table.n_vars} genes ({left['cells_without_outline']} without an outline and "
+        f"{left['outlines_without_counts']} outlines without counts were left out)"
+    )
 
 
 def tokens_under(cells: gpd.GeoSeries, grid: TokenGrid) -> csr_array:

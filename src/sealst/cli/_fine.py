@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
+from sealst._files import scratch
+from sealst._keys import Keys
 from sealst.cli import _options as opt
 from sealst.cli._common import Answer, SealstCommand
 from sealst.cli._from_signature import options_of
@@ -73,13 +76,17 @@ def expression_map(work: Work, *, model: opt.Stored, device: str | None, **optio
     seal = model.load(device)
 
     def run(sdata: Any) -> dict[str, Any]:
+        # What the section before was saved from.
+        held.close()
         before = {name: id(element) for name, element in sdata.images.items()}
-        tl.predict(sdata, seal, table_key=work.table_key, **opt.stated(**options))
+        path = held.enter_context(scratch(Path(sdata.path).with_suffix(".map"))) / "map.zarr"
+        tl.predict(sdata, seal, path=path, table_key=work.table_key, **opt.stated(**options))
         (key,) = (name for name, element in sdata.images.items() if before.get(name) != id(element))
         n_genes, rows, columns = sdata.images[key].shape
         return {"image": key, "n_genes": n_genes, "n_rows": rows, "n_columns": columns}
 
-    records = work.run(run)
+    with ExitStack() as held:
+        records = work.run(run)
     text = saved_text(records, "image", "n_genes", "n_rows", "n_columns")
     return Answer({"model": seal.fingerprint, "sections": records}, text)
 
@@ -114,15 +121,18 @@ def cells(work: Work, *, model: opt.Stored, device: str | None, genes: Any, **op
     from sealst._section import annotated
 
     seal = model.load(device)
-    where = opt.stated(**{name: options[name] for name in ("at", "image_key", "region", "views")})
 
     def run(sdata: Any) -> dict[str, Any]:
         held = annotated(sdata, options["at"])
         name = f"{options['at']}_table" if held is None else held[0]
-        tl.embed(sdata, seal, table_key=work.table_key, **opt.stated(**options))
-        if genes is not None:
-            tl.predict(sdata, seal, genes=genes, table_key=work.table_key, **where)
-        values = sdata.tables[name].obsm[options["key_added"] or "X_seal"]
+        slot = options["key_added"] or Keys.EMBEDDING
+        if genes is None:
+            tl.embed(sdata, seal, table_key=work.table_key, **opt.stated(**options))
+        else:
+            # Both of one pass of the encoder.
+            given = opt.stated(**{name: value for name, value in options.items() if name != "key_added"})
+            tl.predict(sdata, seal, genes=genes, embedding_key=slot, table_key=work.table_key, **given)
+        values = sdata.tables[name].obsm[slot]
         known = values[:, 0] == values[:, 0]
         return {"table": name, "n_cells": len(values), "n_embedded": int(known.sum()), "dim": int(values.shape[1])}
 

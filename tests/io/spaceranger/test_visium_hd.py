@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
+import shapely.geometry
 from anndata import AnnData
 from PIL import Image
+from spatialdata.transformations import Scale, set_transformation
 
 import sealst as sl
 from sealst._errors import DataError, ScaleError, SealstWarning
@@ -240,3 +244,94 @@ def test_crops_show_their_bin(make_visium_hd: Callable[..., Any], dotted: Callab
     for i, point in enumerate(squares):
         assert pixels[0, int(point.y), int(point.x)] == 20, f"bin {i} is not centred on its dot"
         np.testing.assert_allclose((point.x, point.y), centres[i], atol=1e-6)
+
+
+# -- cells ------------------------------------------------------------------------------------------------------------
+N_CELLS = 40
+
+
+def write_cells(files: Any, write_h5: Callable[..., None], folder: str = "segmented_outputs") -> tuple[Any, np.ndarray]:
+    """Add cells as Space Ranger 4 writes them; returns outlines by id and counts by rows of the matrix."""
+    rng = np.random.default_rng(5)
+    inside = files.outs / folder
+    (inside / "spatial").mkdir(parents=True)
+    height, width = files.image.shape[:2]
+    centres = rng.uniform([20, 20], [width - 20, height - 20], (N_CELLS, 2))
+    outlines = shapely.buffer(shapely.points(centres), 9, quad_segs=4)
+    features = [
+        {"type": "Feature", "properties": {"cell_id": i + 1}, "geometry": shapely.geometry.mapping(one)}
+        for i, one in enumerate(outlines)
+    ]
+    text = json.dumps({"type": "FeatureCollection", "features": features})
+    (inside / "cell_segmentations.geojson").write_text(text)
+    # Cells without counts are left out by Space Ranger, and rows have an order of their own.
+    rows = rng.permutation(N_CELLS)[: N_CELLS - 3]
+    counts = rng.poisson(2.0, (len(rows), len(files.features)))
+    names = [f"cellid_{i + 1:09d}-1" for i in rows]
+    write_h5(inside / "filtered_feature_cell_matrix.h5", counts, names, files.features)
+    shutil.copy(files.bins(16) / "spatial" / "scalefactors_json.json", inside / "spatial")
+    return pd.Series(outlines[rows], index=names), counts[:, :-1]
+
+
+def test_cells_beside_the_bins(visium_hd: Any, write_h5: Callable[..., None]) -> None:
+    outlines, counts = write_cells(visium_hd, write_h5)
+    sdata = sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, section="hd", cells=True)
+    table = sdata.tables["hd_cells_table"]
+    assert list(table.obs["cell_id"]) == list(outlines.index) == list(sdata.shapes["hd_cells"].index)
+    np.testing.assert_array_equal(table.X.toarray(), counts)
+    assert shapely.equals_exact(sdata.shapes["hd_cells"].geometry, outlines.to_numpy(), 1e-6).all()
+    entry = table.uns["sealst"]["read_visium_hd"]
+    assert (entry["cells_without_outline"], entry["outlines_without_counts"]) == (0, 3)
+    plain = sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, section="hd")
+    assert set(plain.tables) == {"table"}
+    np.testing.assert_array_equal(table_of(sdata).X.toarray(), table_of(plain).X.toarray())
+
+
+def test_cells_lie_on_a_picture_of_another_scale(visium_hd: Any, write_h5: Callable[..., None]) -> None:
+    outlines, _ = write_cells(visium_hd, write_h5, "Visium_HD_segmented_outputs")
+    with pytest.warns(SealstWarning, match="hires picture"):
+        sdata = sl.io.read_visium_hd(visium_hd.outs, section="hd", cells=True)
+    centres = shapely.get_coordinates(shapely.centroid(outlines.to_numpy()))
+    np.testing.assert_allclose(sdata.tables["hd_cells_table"].obsm["spatial"] * 2, centres, atol=1e-6)
+
+
+def test_cells_agree_with_spatialdata_io_and_are_embedded(visium_hd: Any, write_h5: Callable[..., None]) -> None:
+    spatialdata_io = pytest.importorskip("spatialdata_io")
+    write_cells(visium_hd, write_h5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = spatialdata_io.visium_hd(
+            visium_hd.outs, dataset_id="hd", load_segmentations_only=True, gex_only=True,
+            fullres_image_file=visium_hd.save_picture(),
+        )  # fmt: skip
+    mpp = Scale([visium_hd.mpp] * 2, axes=("x", "y"))
+    set_transformation(theirs.images["hd_full_image"], mpp, "um")
+    ours = sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, section="hd", cells=True)
+    a, b = theirs.tables["cell_segmentations"], ours.tables["hd_cells_table"]
+    assert list(a.obs["cell_id"]) == list(b.obs["cell_id"])
+    np.testing.assert_array_equal(a.X.toarray(), b.X.toarray())
+    sl.tl.embed(theirs, "sealst-tiny", at="hd_cell_segmentations", crop_um=112, image_key="hd_full_image")
+    sl.tl.embed(ours, "sealst-tiny", at="hd_cells", crop_um=112)
+    assert b.obsm["X_seal"].shape == (N_CELLS - 3, 256)
+    np.testing.assert_allclose(a.obsm["X_seal"], b.obsm["X_seal"], atol=1e-3)
+
+
+@pytest.mark.parametrize("damage", ["absent", "matrix", "text", "no id", "other"])
+def test_segmented_outputs_that_are_refused(visium_hd: Any, write_h5: Callable[..., None], damage: str) -> None:
+    outlines, counts = write_cells(visium_hd, write_h5)
+    folder = visium_hd.outs / "segmented_outputs"
+    path, matrix = folder / "cell_segmentations.geojson", folder / "filtered_feature_cell_matrix.h5"
+    if damage == "absent":
+        shutil.rmtree(folder)
+    elif damage == "matrix":
+        matrix.unlink()
+    elif damage == "text":
+        path.write_text(path.read_text()[:500])
+    elif damage == "no id":
+        path.write_text(path.read_text().replace("cell_id", "cell"))
+    else:
+        names = [name.replace("cellid_", "cell_") for name in outlines.index]
+        write_h5(matrix, np.column_stack([counts, counts[:, :1]]), names, visium_hd.features)
+    message = {"text": "GeoJSON", "no id": "'cell_id'", "other": "of one run"}
+    with pytest.raises(DataError, match=message.get(damage, "cells=True")):
+        sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, cells=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import h5py
 import numpy as np
 import pandas as pd
@@ -16,16 +17,20 @@ import pyarrow.parquet
 import pytest
 import scipy.io
 import scipy.sparse as sp
+import shapely
 import tifffile
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spatialdata import SpatialData
+from spatialdata.transformations import Scale, set_transformation
 
 import sealst as sl
 from sealst._core.space.geometry import apply_affine
 from sealst._section import image_levels, mpp_of
 from sealst.io._xenium import pooling as _xenium_tables
 from sealst.io._xenium import runs as _xenium
+from sealst.models._local import LocalHead
 
 PIXEL_UM, SCALE = 0.2125, 1.29
 MPP = PIXEL_UM * SCALE
@@ -744,3 +749,160 @@ def test_much_outside_the_image_is_said(run: Run) -> None:
     run.transcripts(frame)
     with pytest.warns(sl.SealstWarning, match="lie outside the H&E image .* and are left out"):
         run.read()
+
+
+# -- cells ------------------------------------------------------------------------------------------------------------
+def cell_id(i: int) -> str:
+    """Name of a cell as version 1.3 and later write it: 8 digits to the base of 16, from a to p."""
+    return "".join("abcdefghijklmnop"[int(digit, 16)] for digit in f"{i:08x}") + "-1"
+
+
+def write_cells(run: Run) -> gpd.GeoSeries:
+    """Add cells to a run, in the layout of version 3; returns their outlines in pixels of the H&E."""
+    folder, cells = run.folder, cell_frame()
+    n, ids = len(cells), [cell_id(300 + i) for i in range(len(cells))]
+    um, he = cells[["x_centroid", "y_centroid"]].to_numpy(), cells[["he_x", "he_y"]].to_numpy()
+    angle = np.linspace(0, 2 * np.pi, 13)
+    ring = np.column_stack([np.cos(angle), np.sin(angle)])
+    for name, radius in (("cell", 5.0), ("nucleus", 2.5)):
+        vertices = (um[:, None] + radius * ring).reshape(-1, 2).astype(np.float32)
+        frame = pd.DataFrame({"cell_id": np.repeat(ids, 13), "vertex_x": vertices[:, 0], "vertex_y": vertices[:, 1]})
+        frame["label_id"] = np.repeat(np.arange(1, n + 1, dtype=np.int32), 13)
+        frame.to_parquet(folder / f"{name}_boundaries.parquet")
+    run.manifest(pixel_size=PIXEL_UM, region_name="Region 1", analysis_sw_version="xenium-3.0.0.15", run_name="run")
+    cells = cells.drop(columns=["he_x", "he_y"]).assign(cell_id=ids, cell_area=78.5, nucleus_area=20.0)
+    cells.to_parquet(folder / "cells.parquet")
+    write_matrix(folder / "cell_feature_matrix.h5", cell_counts(), ids)
+    with zarr.storage.ZipStore(folder / "cells.zarr.zip", mode="w") as store:
+        root = zarr.create_group(store, zarr_format=2)
+        root["cell_id"] = np.column_stack([np.arange(n) + 300, np.ones(n)]).astype(np.uint32)
+        summary = root.create_array("cell_summary", data=np.zeros((n, 2)))
+        summary.attrs["column_names"] = ["z_level", "nucleus_count"]
+        for i in (0, 1):
+            root[f"polygon_sets/{i}/cell_index"] = np.arange(n, dtype=np.uint32)
+    return gpd.GeoSeries(shapely.buffer(shapely.points(he), 5.0 / MPP), index=ids)
+
+
+def local_model() -> sl.models.SealModel:
+    """A model that predicts single patches, somehow."""
+    rng, genes = np.random.default_rng(0), GENES[:3]
+    panel = sl.GenePanel(tuple(genes), np.ones(3), np.ones(3))
+    model = sl.models.SealModel(
+        sl.models.build_encoder("sealst-tiny"), panel, crop=sl.models.CropSpec(112.0, 112),
+        adapter=sl.models.LoraParams(n_blocks=1), gene_encoder=sl.models.GeneVAEParams(hidden=(8,)),
+        head=sl.models.HeadParams(8),
+    )  # fmt: skip
+    weight = rng.normal(0, 0.02, (model.encoder.spec.width, 3)).astype(np.float32)
+    model.local = LocalHead(weight, np.zeros(3, dtype=np.float32), "patients", 0.1, 100, "none")
+    return model
+
+
+def test_cells_beside_the_squares(run: Run) -> None:
+    outlines = write_cells(run)
+    sdata = run.read(cells=True)
+    table = sdata.tables["Region_1_cells_table"]
+    assert list(table.obs["cell_id"]) == list(outlines.index)
+    assert list(table.var_names) == GENES
+    np.testing.assert_array_equal(table.X.toarray(), cell_counts()[:, : len(GENES)])
+    np.testing.assert_allclose(table.obsm["spatial"], cell_frame()[["he_x", "he_y"]], atol=1e-3)
+    assert table.obs["patient"].unique().tolist() == ["Region_1"]
+    np.testing.assert_allclose(
+        sdata.shapes["Region_1_cells"].area, 12 * np.sin(np.pi / 6) / 2 * (5 / MPP) ** 2, rtol=1e-3
+    )
+    # Squares are what they are without.
+    assert_counts(table_of(sdata), table_of(run.read()))
+
+
+def test_cells_agree_with_spatialdata_io_and_are_embedded_beside_their_counts(run: Run, tmp_path: Path) -> None:
+    reader = pytest.importorskip("spatialdata_io")
+    write_cells(run)
+    theirs = reader.xenium(
+        run.folder, cells_labels=False, nucleus_labels=False, morphology_mip=False, morphology_focus=False,
+        transcripts=False, aligned_images=False,
+    )  # fmt: skip
+    theirs.images["he_image"] = reader.xenium_aligned_image(run.image, run.alignment)
+    set_transformation(theirs.images["he_image"], Scale([MPP, MPP], axes=("x", "y")), "um")
+    theirs.tables["table"].obs["region"] = pd.Categorical(["cell_boundaries"] * 120)
+    theirs.set_table_annotates_spatialelement("table", "cell_boundaries", region_key="region", instance_key="cell_id")
+    ours, model = run.read(cells=True), local_model()
+    a, b = theirs.tables["table"], ours.tables["Region_1_cells_table"]
+    assert list(a.obs["cell_id"]) == list(b.obs["cell_id"])
+    assert list(a.var_names) == list(b.var_names)
+    np.testing.assert_array_equal(a.X.toarray(), b.X.toarray())
+    for sdata, at in ((theirs, "cell_boundaries"), (ours, "Region_1_cells")):
+        image = "he_image" if at == "cell_boundaries" else None
+        sl.tl.embed(sdata, model, at=at, image_key=image)
+        sl.tl.predict(sdata, model, at=at, image_key=image)
+    assert set(theirs.tables) == {"table"}
+    assert set(ours.tables) == {"table", "Region_1_cells_table"}
+    assert b.obsm["X_seal"].shape == (120, 256)
+    assert np.isfinite(b.obsm["X_seal"]).all()
+    # Theirs has no pyramid, so crops are made smaller in one step.
+    np.testing.assert_allclose(a.obsm["X_seal"], b.obsm["X_seal"], atol=0.03)
+    np.testing.assert_allclose(a.obsm["seal_expression"], b.obsm["seal_expression"], atol=0.03)
+    assert list(b.obsm["seal_expression"]) == GENES[:3]
+    # A nucleus has an id of its own, and no table.
+    sl.tl.embed(theirs, model, at="nucleus_boundaries", image_key="he_image")
+    assert theirs.tables["nucleus_boundaries_table"].obsm["X_seal"].shape == (120, 256)
+    ours.write(tmp_path / "s.zarr")
+    again = SpatialData.read(tmp_path / "s.zarr").tables["Region_1_cells_table"]
+    np.testing.assert_array_equal(again.obsm["X_seal"], b.obsm["X_seal"])
+
+
+def test_cells_in_any_layout(run: Run) -> None:
+    write_cells(run)
+    expected = run.read(cells=True)
+    path = run.folder / "cell_boundaries.parquet"
+    frame = pd.read_parquet(path).drop(columns="label_id")
+    frame.assign(cell_id=frame["cell_id"].str.encode("utf-8")).to_parquet(path)
+    for _ in range(2):
+        found = run.read(cells=True)
+        assert found.shapes["Region_1_cells"].index.equals(expected.shapes["Region_1_cells"].index)
+        assert shapely.equals_exact(
+            found.shapes["Region_1_cells"].geometry, expected.shapes["Region_1_cells"].geometry, 1e-3
+        ).all()
+        path.unlink(missing_ok=True)
+        frame.to_csv(run.folder / "cell_boundaries.csv.gz", index=False)
+
+
+def test_cells_that_lack_counts_or_outlines_are_left_out(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    outlines = write_cells(run)
+    path = run.folder / "cell_boundaries.parquet"
+    frame = pd.read_parquet(path)
+    other = frame[frame["cell_id"] == outlines.index[5]].assign(cell_id=cell_id(9))
+    pd.concat([frame[frame["cell_id"] != outlines.index[0]], other]).to_parquet(path)
+    with caplog.at_level(logging.INFO, logger="sealst"):
+        table = run.read(cells=True).tables["Region_1_cells_table"]
+    assert list(table.obs["cell_id"]) == list(outlines.index[1:])
+    entry = table.uns["sealst"]["read_xenium"]
+    assert (entry["cells_without_outline"], entry["outlines_without_counts"]) == (1, 1)
+    assert "1 without an outline and 1 outlines without counts" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("absent", r"cells=True.*cell_boundaries\.parquet"),
+        ("columns", "vertex_y"),
+        ("bytes", "damaged or incomplete"),
+        ("short", "damaged or incomplete"),
+        ("other", "no cell with counts has an outline"),
+    ],
+)
+def test_outlines_that_are_refused(run: Run, damage: str, message: str) -> None:
+    write_cells(run)
+    path = run.folder / "cell_boundaries.parquet"
+    frame = pd.read_parquet(path)
+    if damage == "absent":
+        path.unlink()
+    elif damage == "bytes":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        made = {
+            "columns": frame.drop(columns="vertex_y"),
+            "short": frame.iloc[:15],
+            "other": frame.assign(cell_id="b" + frame["cell_id"]),
+        }
+        made[damage].to_parquet(path)
+    with pytest.raises(sl.DataError, match=message):
+        run.read(cells=True)

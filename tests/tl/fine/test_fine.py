@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
+from types import SimpleNamespace
+
+import dask.array as da
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -15,6 +20,7 @@ from spatialdata.transformations import Affine, Identity, Scale, get_transformat
 
 import sealst as sl
 from sealst._data.crops.reader import read_crops
+from sealst.models._local import LocalHead
 
 RADIUS = 9.0
 
@@ -501,3 +507,123 @@ def test_the_same_seed_teaches_the_same(section, learned):
         found.append(learned.local.weight)
     learned.local = before
     np.testing.assert_array_equal(*found)
+
+
+# -- maps of many genes -----------------------------------------------------------------------------------------------
+def test_a_map_on_disk_is_that_in_memory_and_lazy(section, learned, tmp_path):
+    genes = list(learned.panel.genes[:40])
+    sl.tl.predict(section, learned, genes=genes, resolution_um=22)
+    wanted = np.asarray(section.images["P1_S1_he_expression"])
+    sl.tl.predict(section, learned, genes=genes, resolution_um=22, path=tmp_path / "map.zarr", key_added="disk")
+    found = section.images["disk"]
+    assert isinstance(found.data, da.Array)
+    assert found.coords["c"].values.tolist() == genes
+    np.testing.assert_array_equal(np.asarray(found), wanted)
+    section.write(tmp_path / "s.zarr")
+    again = spatialdata.read_zarr(tmp_path / "s.zarr").images["disk"]
+    np.testing.assert_array_equal(np.asarray(again.sel(c=genes[3])), wanted[3])
+
+
+def test_genes_are_predicted_in_portions_of_one_pass(section, learned, monkeypatch):
+    genes = list(learned.panel.genes[:11])
+    sl.tl.predict(section, learned, genes=genes, resolution_um=25)
+    wanted = np.asarray(section.images["P1_S1_he_expression"]).copy()
+    crops, widths = [], []
+    tokens, counts = sl.models.Encoder.patch_tokens, LocalHead.counts
+    monkeypatch.setattr(sl.models.Encoder, "patch_tokens", lambda s, x, **k: crops.append(len(x)) or tokens(s, x, **k))
+    monkeypatch.setattr(LocalHead, "counts", lambda s, x, g: widths.append(len(g)) or counts(s, x, g))
+    monkeypatch.setattr("sealst.tl._fine.maps._PORTION_BYTES", 4 * 7 * 32 * 4)
+    sl.tl.predict(section, learned, genes=genes, resolution_um=25)
+    # Products of other widths are rounded otherwise.
+    np.testing.assert_allclose(np.asarray(section.images["P1_S1_he_expression"]), wanted, atol=1e-5)
+    assert sum(crops) == 100
+    assert set(widths) == {4, 3}
+
+
+def test_a_map_that_was_cut_off_is_gone_on_with(section, learned, tmp_path, monkeypatch):
+    genes, path = list(learned.panel.genes[:5]), tmp_path / "map.zarr"
+    how = {"genes": genes, "resolution_um": 22, "path": path}
+    sl.tl.predict(section, learned, **how)
+    wanted = np.asarray(section.images["P1_S1_he_expression"]).copy()
+    array = zarr.open_array(path, mode="r+")
+    assert array.attrs["rows"] == array.shape[1]
+    for done in (0, 7, 12, array.shape[1] - 1):
+        array[:, done:] = 7
+        array.attrs["rows"] = done
+        crops = []
+        with monkeypatch.context() as patched:
+            tokens = sl.models.Encoder.patch_tokens
+            patched.setattr(
+                sl.models.Encoder, "patch_tokens", lambda s, x, n=crops, f=tokens, **k: n.append(len(x)) or f(s, x, **k)
+            )
+            sl.tl.predict(section, learned, **how)
+        np.testing.assert_allclose(np.asarray(section.images["P1_S1_he_expression"]), wanted, atol=1e-6)
+        assert (sum(crops) < 100) == (done > 0)
+    monkeypatch.setattr(sl.models.Encoder, "patch_tokens", None)
+    sl.tl.predict(section, learned, **how)
+    for other in ({"genes": genes[:4]}, {"resolution_um": 25}, {"genes": genes[::-1]}):
+        with pytest.raises(sl.DataError, match="something else than this map"):
+            sl.tl.predict(section, learned, **how | other)
+
+
+def test_what_a_map_costs_is_said_before_it_is_paid(section, learned, tmp_path, monkeypatch, caplog):
+    genes = list(learned.panel.genes)
+    monkeypatch.setattr("sealst.tl._fine.maps.MAX_RAM_BYTES", 100_000)
+    monkeypatch.setattr(sl.models.Encoder, "patch_tokens", None)
+    with pytest.raises(sl.DataError, match="name a `path`"):
+        sl.tl.predict(section, learned, genes=genes, resolution_um=20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with (
+        caplog.at_level(logging.INFO, logger="sealst"),
+        pytest.raises(sl.DataError, match=r"takes up to .* GiB are free"),
+    ):
+        sl.tl.predict(section, learned, genes=genes, resolution_um=20, path=tmp_path / "map.zarr")
+    assert "25 x 25 bins of 160 genes: 100 crops through the encoder" in caplog.text
+    assert not (tmp_path / "map.zarr").exists()
+
+
+# -- cells: embeddings and expression of one pass ---------------------------------------------------------------------
+def test_cells_are_embedded_and_predicted_of_the_same_tokens(section, learned, monkeypatch):
+    add(section, "polygons", places())
+    sl.tl.embed(section, learned, at="cells", surroundings_um=70)
+    sl.tl.predict(section, learned, genes=["ERBB2", "COL1A1"], at="cells")
+    wanted = section.tables.pop("cells_table")
+    seen = []
+    tokens = sl.models.Encoder.patch_tokens
+    monkeypatch.setattr(sl.models.Encoder, "patch_tokens", lambda s, x, **k: seen.append(len(x)) or tokens(s, x, **k))
+    sl.tl.embed(section, learned, at="cells", surroundings_um=70, copy=True)
+    alone = sum(seen)
+    seen.clear()
+    made = sl.tl.predict(
+        section, learned, genes=["ERBB2", "COL1A1"], at="cells", embedding_key="X_seal", surroundings_um=70, copy=True
+    )
+    assert sum(seen) == alone
+    assert "cells_table" not in section.tables
+    found = made.tables["cells_table"]
+    np.testing.assert_allclose(found.obsm["X_seal"], wanted.obsm["X_seal"], atol=1e-5)
+    np.testing.assert_allclose(found.obsm["seal_expression"], wanted.obsm["seal_expression"], atol=1e-5)
+    for call in ("embed", "predict"):
+        assert found.uns["sealst"][call] == wanted.uns["sealst"][call]
+
+
+def test_one_region_is_named(section, learned):
+    add(section, "polygons", places())
+    sl.tl.predict(section, learned, genes=["ERBB2"], at="cells", region=["P1_S1_spots"])
+    sl.tl.embed(section, learned, at="cells", region=["P1_S1_spots"])
+    for call in (sl.tl.embed, sl.tl.predict):
+        with pytest.raises(sl.DataError, match="one `region`"):
+            call(section, learned, at="cells", region=["P1_S1_spots", "other"])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"path": "map.zarr"},
+        {"embedding_key": "X_seal"},
+        {"at": "P1_S1_spots", "path": "map.zarr"},
+        {"genes": ["ERBB2"], "resolution_um": 20, "embedding_key": "X_seal"},
+    ],
+)
+def test_what_belongs_to_maps_or_cells_alone(section, learned, how):
+    with pytest.raises(sl.DataError, match=r"`path` is for maps .*`embedding_key` for cells"):
+        sl.tl.predict(section, learned, **how)

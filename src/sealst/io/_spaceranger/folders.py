@@ -128,14 +128,17 @@ def locate(path: str | PathLike[str], *, kind: str, sample: str | None) -> Outs:
 
 
 def read_counts(outs: Outs, kind: str) -> Counts:
-    """Counts of genes by barcode; other features are left out, genes of one symbol are summed."""
+    """Counts of genes by barcode, see `gene_counts`."""
     stem = f"{outs.prefix}{kind}_feature_bc_matrix"
     path = outs.folder / f"{stem}.h5"
     if path.is_file():
-        x, barcodes, features = read_h5(path)
-    else:
-        path = outs.folder / stem
-        x, barcodes, features = read_mtx(path, "") if path.is_dir() else read_mtx(outs.folder, outs.prefix)
+        return gene_counts(path, *read_h5(path))
+    path = outs.folder / stem
+    return gene_counts(path, *(read_mtx(path, "") if path.is_dir() else read_mtx(outs.folder, outs.prefix)))
+
+
+def gene_counts(path: Path, x: sp.csr_matrix, barcodes: np.ndarray, features: pd.DataFrame) -> Counts:
+    """What a matrix holds of genes; other features are left out, genes of one symbol are summed."""
     genes = (
         (features["feature_types"] == GENES).to_numpy() if "feature_types" in features else np.ones(x.shape[1], bool)
     )

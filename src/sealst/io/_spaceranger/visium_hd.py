@@ -7,9 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import shapely
 from spatialdata import SpatialData
 
 from sealst._core.space.lattice import ArrayFit
@@ -20,9 +22,20 @@ from sealst._files import visible
 from sealst._keys import Keys
 from sealst._section import record
 from sealst._section.arrays import from_arrays
+from sealst._section.cells import add_cells
 from sealst._section.pyramid import SlideImage
-from sealst._validate import check_choice, listed, section_name
-from sealst.io._spaceranger.folders import BINS, KINDS, Outs, bin_folders, prefixes, starting_folder
+from sealst._validate import check_choice, check_counts, listed, section_name
+from sealst.io._matrix10x import read_h5
+from sealst.io._spaceranger.folders import (
+    BINS,
+    KINDS,
+    Counts,
+    Outs,
+    bin_folders,
+    gene_counts,
+    prefixes,
+    starting_folder,
+)
 from sealst.io._spaceranger.picture import check_picture, choose_picture, fit_scale
 from sealst.io._spaceranger.positions import Run, pixels, read_run
 
@@ -32,6 +45,8 @@ _FINEST = 2
 _TOLERANCE_UM = 50.0
 _BARCODE = re.compile(r"^s_(\d{3})um_(\d{5})_(\d{5})")
 _CHECKED = 2000
+#: what Space Ranger 4 writes of cells
+_OUTLINES, _CELL_MATRIX = "cell_segmentations.geojson", "filtered_feature_cell_matrix.h5"
 
 
 def recognise(path: Path) -> bool:
@@ -60,6 +75,7 @@ def read_visium_hd(
     counts: Literal["filtered", "raw"] = "filtered",
     in_tissue: bool = True,
     coordinate_scale: float = 1.0,
+    cells: bool = False,
 ) -> SpatialData:
     """Read a Visium HD section as square bins of any even size.
 
@@ -88,6 +104,9 @@ def read_visium_hd(
     in_tissue
         Whether to leave out bins that are not ``in_tissue`` by the table of positions, before merging.
     %(spaceranger.coordinate_scale)s
+    cells
+        Whether to read the cells that Space Ranger 4 segmented, too: the folder ``segmented_outputs`` beside the bins,
+        with ``cell_segmentations.geojson`` and ``filtered_feature_cell_matrix.h5``.
 
     Returns
     -------
@@ -101,6 +120,11 @@ def read_visium_hd(
     - ``.obs["n_bins"]``: int, bins of Space Ranger that were summed; ``.obs["in_tissue"]``: bool, whether any is
     - ``.uns["sealst"]["read_visium_hd"]``: sizes of bins, the scale, which picture, where they came from, and how many
       rows were dropped
+
+    and with `cells` outlines ``shapes["<section>_cells"]`` (index = ``cellid_000000001-1``) in pixels of the picture,
+    and ``tables["<section>_cells_table"]``, a row a cell that has both outline and counts: raw counts in ``.X``,
+    centres in ``.obsm["spatial"]``, ``.obs["cell_id"]``. `sealst.tl.embed` and `sealst.tl.predict` take them as
+    ``at="<section>_cells"``.
 
     Raises
     ------
@@ -147,6 +171,7 @@ def read_visium_hd(
     fit, scale, source = fit_scale(
         run, picture, float(source_um), tolerance_um=_TOLERANCE_UM, mpp=mpp, nominal=nominal, section=section
     )
+    segmented = _segmented(outs.others[0], picture.scale) if cells else None
     x, xy, array, obs = _merge(run, fit, picture.scale, source_um, bin_um)
     check_picture(picture, xy, mpp=scale, section=section)
     sdata = from_arrays(
@@ -168,7 +193,42 @@ def read_visium_hd(
     )
     entry = run.provenance | picture.provenance | {"mpp": scale, "mpp_source": source}
     record(sdata.tables[Keys.TABLE], "read_visium_hd", entry | {"bin_um": int(bin_um), "source_bin_um": source_um})
+    if segmented is not None:
+        outlines, own = segmented
+        facts = picture.provenance | {"mpp": scale, "mpp_source": source, "counts": own.path.name}
+        add_cells(sdata, outlines, own.x, own.barcodes, own.var, call="read_visium_hd", entry=facts)
     return sdata
+
+
+def _segmented(root: Path, scale: float) -> tuple[gpd.GeoSeries, Counts]:
+    """Outlines of segmented cells by barcode, in pixels of a picture of this scale, and their counts of genes."""
+    held = visible(root)
+    inside = [visible(path) for name, path in held.items() if name.endswith("segmented_outputs") and path.is_dir()]
+    files: dict[str, Path] = {}
+    for wanted in (_OUTLINES, _CELL_MATRIX):
+        found = [path for one in (*inside, held) for name, path in one.items() if name.endswith(wanted)]
+        if len(found) != 1:
+            raise DataError(
+                f"`cells=True` needs one '{wanted}' in the folder 'segmented_outputs' of {str(root)!r}, as Space "
+                f"Ranger 4 writes it; found {listed(found)}. The folder holds {listed(held)}."
+            )
+        files[wanted] = found[0]
+    path, matrix = files[_OUTLINES], files[_CELL_MATRIX]
+    try:
+        frame = gpd.read_file(path)
+        if "cell_id" not in frame or not len(frame):
+            raise DataError(
+                f"{path.name} holds no cells: expected features with 'cell_id', found {len(frame)} features."
+            )
+        ids = [f"cellid_{one:09d}-1" for one in frame["cell_id"].astype(int)]
+        polygons = shapely.transform(frame.geometry.to_numpy(), lambda xy: xy * scale)
+    except DataError:
+        raise
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise DataError(f"{path.name} could not be read as GeoJSON of cells: {error}. Copy it again.") from error
+    counts = gene_counts(matrix, *read_h5(matrix))
+    check_counts(counts.x, where=matrix.name, kept="take the matrix as Space Ranger wrote it.")
+    return gpd.GeoSeries(polygons, index=pd.Index(ids)), counts
 
 
 def _find_bins(path: str | PathLike[str], bin_um: int, kind: str) -> tuple[Outs, int]:
@@ -182,9 +242,9 @@ def _find_bins(path: str | PathLike[str], bin_um: int, kind: str) -> tuple[Outs,
         root, found = next(((_root(p), b) for p in (start, start / "outs") if (b := bin_folders(p))), (start, {}))
     if not found and any(_is_segmented(place) for place in (start, start / "outs")):
         raise DataError(
-            f"{str(start)!r} holds segmented outputs of Visium HD, counts of cells, which are not read; bins are. Add "
+            f"{str(start)!r} holds segmented outputs of Visium HD, counts of cells, which are read beside bins. Add "
             "the folder 'binned_outputs' of the same run (in a download an archive of its own), and give the folder of "
-            "both."
+            "both, with `cells=True`."
         )
     if not found:
         hint = "It holds Visium spots: use `sl.io.read_visium`." if prefixes(start) or prefixes(start / "outs") else ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 import scipy.sparse as sp
+import shapely
 
 from sealst._core.genes.names import is_control
 from sealst._core.space.geometry import apply_affine
@@ -26,6 +28,7 @@ from sealst.io._matrix10x import GENES, read_h5, read_mtx
 
 _TRANSCRIPTS = ("transcripts.parquet", "transcripts.csv.gz", "transcripts.csv")
 _CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
+_OUTLINES = ("cell_boundaries.parquet", "cell_boundaries.csv.gz", "cell_boundaries.csv")
 _MATRIX, _MATRIX_FOLDER = "cell_feature_matrix.h5", "cell_feature_matrix"
 #: share of transcripts outside the image that is said, and by which an inverted alignment must fit better
 _NOTABLE = 0.05
@@ -142,6 +145,24 @@ def pool_cells(folder: Path, frame: Frame, *, max_outside: float) -> Pooled:
             f"`source='cells'` needs {_MATRIX} and one of {listed(_CELLS)} in {str(folder)!r} (or the folder "
             f"{_MATRIX_FOLDER} in place of the matrix); it holds {listed(visible(folder))}."
         )
+    counts, barcodes, var = _cell_counts(matrix)
+    rows = barcodes.get_indexer(cells.index)
+    if not (rows >= 0).any():
+        raise DataError(
+            f"No cell of the cells file is in {matrix.name}: its ids begin {listed(cells.index[:3])}, those of the "
+            f"matrix {listed(barcodes[:3])}. The two files belong to different runs."
+        )
+    placed = _Locator(frame)
+    squares = placed.locate(cells.to_numpy(dtype=float)[rows >= 0])
+    tally = {"cells": len(cells), "cells_without_counts": int((rows < 0).sum())}
+    tally |= placed.check("cells", max_outside)
+    if not placed.inside:
+        raise DataError(f"The cells file leaves no cell in the image ({tally_text(tally)}).")
+    return Pooled(*pool_rows(counts[rows[rows >= 0]], squares), var, tally)
+
+
+def _cell_counts(matrix: Path) -> tuple[sp.csr_matrix, pd.Index, pd.DataFrame]:
+    """Counts of genes by cell, the ids of the cells, and the genes; names that occur twice are summed."""
     x, ids, features = read_mtx(matrix, "") if matrix.is_dir() else read_h5(matrix)
     if "feature_types" in features:
         of_genes = (features["feature_types"] == GENES).to_numpy()
@@ -149,25 +170,42 @@ def pool_cells(folder: Path, frame: Frame, *, max_outside: float) -> Pooled:
     barcodes = pd.Index(ids)
     if barcodes.has_duplicates:
         raise DataError(f"{matrix.name}: cell id(s) {listed(barcodes[barcodes.duplicated()][:3])} occur twice.")
-    rows = barcodes.get_indexer(cells.index)
-    if not (rows >= 0).any():
-        raise DataError(
-            f"No cell of the cells file is in {matrix.name}: its ids begin {listed(cells.index[:3])}, those of the "
-            f"matrix {listed(barcodes[:3])}. The two files belong to different runs."
-        )
     check_counts(x, where=matrix.name, kept="take the matrix as the instrument wrote it.")
-    placed = _Locator(frame)
-    squares = placed.locate(cells.to_numpy(dtype=float)[rows >= 0])
-    tally = {"cells": len(cells), "cells_without_counts": int((rows < 0).sum())}
-    tally |= placed.check("cells", max_outside)
-    if not placed.inside:
-        raise DataError(f"The cells file leaves no cell in the image ({tally_text(tally)}).")
-    # Names that occur twice are summed.
     names = pd.Index(features["symbol"])
     gene = np.array([not is_control(n) for n in names], dtype=bool)
     counts, first = sum_columns(x[:, gene], names[gene])
-    var = features[["gene_ids"]].set_axis(names, axis=0)[gene].iloc[first]
-    return Pooled(*pool_rows(counts[rows[rows >= 0]], squares), var.rename_axis(None), tally)
+    return counts, barcodes, features[["gene_ids"]].set_axis(names, axis=0)[gene].iloc[first].rename_axis(None)
+
+
+def outlined_cells(folder: Path, frame: Frame) -> tuple[gpd.GeoSeries, sp.csr_matrix, np.ndarray, pd.DataFrame]:
+    """Outlines of the cells by id, in pixels of the H&E; and counts of genes by cell, their ids, and the genes."""
+    path, matrix = find_file(folder, _OUTLINES), find_file(folder, (_MATRIX, _MATRIX_FOLDER))
+    if path is None or matrix is None:
+        raise DataError(
+            f"`cells=True` needs {_MATRIX} (or the folder {_MATRIX_FOLDER}) and one of {listed(_OUTLINES)} in "
+            f"{str(folder)!r}; it holds {listed(visible(folder))}."
+        )
+    needed = ["cell_id", "vertex_x", "vertex_y"]
+    try:
+        is_parquet = path.suffix == ".parquet"
+        held = pa.parquet.read_schema(path).names if is_parquet else pd.read_csv(path, nrows=0).columns
+        _check_columns(path, needed, held)
+        table = pd.read_parquet(path, columns=needed) if is_parquet else pd.read_csv(path, usecols=needed)
+        codes, ids = pd.factorize(table["cell_id"])
+        # Vertices of a cell follow each other, as a rule.
+        order = np.argsort(codes, kind="stable")
+        xy = apply_affine(frame.to_image, table[needed[1:]].to_numpy(dtype=float)[order])
+        polygons = shapely.polygons(shapely.linearrings(xy, indices=codes[order]))
+    except (*_READ_ERRORS, shapely.errors.GEOSException) as error:
+        raise _unreadable(path, error) from error
+    outlines = gpd.GeoSeries(polygons, index=pd.Index(_texts(ids)))
+    counts, barcodes, var = _cell_counts(matrix)
+    return outlines, counts, barcodes.to_numpy(), var
+
+
+def _texts(ids: Iterable[Any]) -> list[str]:
+    """Ids of cells, which early versions store as bytes or numbers."""
+    return [one.decode() if isinstance(one, bytes) else str(one) for one in ids]
 
 
 def read_cells(folder: Path) -> pd.DataFrame | None:
@@ -182,8 +220,7 @@ def read_cells(folder: Path) -> pd.DataFrame | None:
         frame = table[needed[1:]].astype(float)
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
-    ids = [i.decode() if isinstance(i, bytes) else str(i) for i in table["cell_id"]]
-    frame.index = pd.Index(ids)
+    frame.index = pd.Index(_texts(table["cell_id"]))
     if frame.index.has_duplicates:
         raise DataError(f"{path.name}: cell id(s) {listed(frame.index[frame.index.duplicated()][:3])} occur twice.")
     return frame

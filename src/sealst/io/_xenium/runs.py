@@ -20,6 +20,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import record
 from sealst._section.arrays import from_arrays
+from sealst._section.cells import add_cells
 from sealst._section.pyramid import SlideImage
 from sealst._validate import as_numbers, check_choice, check_fraction, check_positive, listed, section_name
 from sealst.io._images.files import open_image
@@ -28,6 +29,7 @@ from sealst.io._xenium.pooling import (
     Frame,
     Pooled,
     find_file,
+    outlined_cells,
     pool_cells,
     pool_transcripts,
     read_cells,
@@ -56,6 +58,7 @@ def read_xenium(
     min_qv: float = 20.0,
     min_counts: int = 1,
     max_outside: float = 0.5,
+    cells: bool = False,
     section: str | None = None,
     patient: str | None = None,
     organ: str = "unknown",
@@ -91,6 +94,8 @@ def read_xenium(
         Fewest counts of a square that is kept.
     max_outside
         Largest share of transcripts (or cells) that may lie outside the image before the call refuses.
+    cells
+        Whether to read the cells, too: outlines (``cell_boundaries``) and the cell-by-gene matrix.
     section, patient, organ
         Written to ``.obs``. `section` defaults to the name of the region in ``experiment.xenium``, `patient` to the
         name of the section.
@@ -106,6 +111,11 @@ def read_xenium(
     - ``.obs["n_cells"]``: int64, cells with their centroid in the square, where the folder has a cells file
     - ``.obs["array_row"]``, ``.obs["array_col"]``: int64, row and column of the square, from the image's top left
     - ``.uns["sealst"]["read_xenium"]``: scale, alignment, options, and how many transcripts were left out and why
+
+    and with `cells` outlines ``shapes["<section>_cells"]`` (index = cell ids) in pixels of the H&E, and
+    ``tables["<section>_cells_table"]``, a row a cell that has both outline and counts: raw counts in ``.X``, centres in
+    ``.obsm["spatial"]``, ``.obs["cell_id"]``; cells beside the picture are kept. `sealst.tl.embed` and
+    `sealst.tl.predict` take them as ``at="<section>_cells"``.
 
     Raises
     ------
@@ -156,6 +166,7 @@ def read_xenium(
     height, width = picture.shape[:2]
     per_um = np.diag([1 / pixel_um, 1 / pixel_um, 1.0])
     frame = Frame(SquareGrid(pool_um / scale, width, height), np.linalg.inv(matrix) @ per_um, matrix @ per_um)
+    outlined = outlined_cells(folder, frame) if cells else None
     if source == "cells":
         pooled = pool_cells(folder, frame, max_outside=max_outside)
     else:
@@ -181,6 +192,9 @@ def read_xenium(
     )
     entry: dict[str, Any] = {"source": source, "pool_um": float(pool_um), "mpp": scale, "mpp_source": scale_source}
     entry |= {"min_qv": float(min_qv), "min_counts": int(min_counts), "pixel_size": pixel_um, "alignment": matrix}
+    if outlined is not None:
+        own = {"mpp": scale, "mpp_source": scale_source, "pixel_size": pixel_um, "alignment": matrix}
+        add_cells(sdata, *outlined, call="read_xenium", entry=own)
     table, tally = sdata.tables[Keys.TABLE], pooled.tally
     record(table, "read_xenium", entry | tally)
     section = table.obs[Keys.SECTION].iloc[0]

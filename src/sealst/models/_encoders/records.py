@@ -184,6 +184,9 @@ _OTHERS = (
     ),
 )  # fmt: skip
 
+_WAIV_PAPER = "Filiot et al. 2026, arXiv:2607.22861"
+_WAIV: dict[str, Any] = {"licence": "Waiv non-commercial", "commercial": False, "gated": True, "precision": "auto"}
+_WAIV |= {"interpolation": "bilinear"}
 #: sizes of towers whose gated MLPs have another ratio
 _FLASH: dict[str, Any] = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 2048 / 384}
 _CROWN: dict[str, Any] = {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 5472 / 1024}
@@ -210,6 +213,15 @@ _OF_2026 = (
         hf_id="Astaxanthin/KEEP", **_TIMM_FILE, **_L, **_IMAGENET, licence="MIT", commercial=True, derivatives=True,
         converter="keep", model_args={"init_values": 1e-5}, precision="auto",
     ),
+    # Midnight and Phikon-v2, trained further; their users scale the class token to unit length.
+    _record(
+        "mascaret", "vit_giant_patch14_dinov2", 1134.8, _WAIV_PAPER, hf_id="wearewaiv/mascaret", **_TIMM_FILE, **_G,
+        **_HALF, **_WAIV, converter="hf", patch_px=14,
+    ),
+    _record(
+        "phaet", "vit_large_patch16_224", 303.4, _WAIV_PAPER, hf_id="wearewaiv/phaet", **_TIMM_FILE, **_L, **_IMAGENET,
+        **_WAIV, converter="hf", model_args={"init_values": 1.0},
+    ),
 )  # fmt: skip
 
 _SHIPPED = (
@@ -225,12 +237,28 @@ _SHIPPED = (
 #: one record for each published set of weights; pooling variants follow from `pools`
 RECORDS: tuple[EncoderSpec, ...] = (*_MAHMOOD, *_PAIGE, *_OWKIN_BIOPTIMUS, *_OTHERS, *_OF_2026, *_SHIPPED)
 
+_OWN_VECTORS = (
+    "Embed with its authors' package and put the vectors into .obsm, or take another encoder, see "
+    "`sl.models.list_encoders()`."
+)
 #: encoders that people ask for and that cannot be had as they should be, and why
 REFUSED = {
     "musk": (
         "MUSK is not listed: its BEiT-3 tower exists only as code of its authors' package, and sealst runs no remote "
-        "code. Embed with their package and put the vectors into .obsm, or take another encoder, see "
-        "`sl.models.list_encoders()`."
+        f"code. {_OWN_VECTORS}"
+    ),
+    **dict.fromkeys(
+        ("rudolfv2", "rudolfv2-b", "rudolfv2-s"),
+        "RudolfV-2 is not listed: its towers exist only as code in the model's repository, and sealst runs no remote "
+        f"code. {_OWN_VECTORS}",
+    ),
+    "genbio-pathfm": (
+        "GenBio-PathFM is not listed: it sees every colour channel by itself, which no tower of timm does, and exists "
+        f"only as code in the model's repository. {_OWN_VECTORS}"
+    ),
+    "ctranspath": (
+        "CTransPath is not listed: a Swin transformer that begins with convolutions, which no model of timm does. "
+        f"{_OWN_VECTORS}"
     ),
 }
 

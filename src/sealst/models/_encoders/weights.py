@@ -76,7 +76,10 @@ _CONCH_NAMES = (
 #: encoders have none
 _CLASSIFIER = re.compile(r"^(head|fc|classifier)\.(weight|bias)$")
 #: what training frameworks and wrapping classes put before the names of a tower
-_WRAPPERS = ("module.", "teacher.", "backbone.", "visual.", "vit.", "dinov2.", "dinov2_with_registers.")
+_WRAPPERS = (
+    *("module.", "teacher.", "backbone.", "visual.", "vit.", "dinov2.", "dinov2_with_registers."),
+    *("model.", "encoder."),
+)
 #: names that tell a tower
 _STEMS = ("cls_token", "embeddings.cls_token", "trunk.cls_token", "conv1.weight", "conv_stem.weight")
 

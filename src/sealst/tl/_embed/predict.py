@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ from sealst.tl._embed.trust import (
     tell,
     write_limits,
 )
-from sealst.tl._fine.maps import local_head, predict_cells, predict_map
+from sealst.tl._fine.cells import local_head, one_region, predict_cells
+from sealst.tl._fine.maps import predict_map
 from sealst.tl._pathways.pathways import score_sets, write_pathways
 
 
@@ -42,6 +44,9 @@ def predict(
     genes: Sequence[str] | None = None,
     at: str = SPOTS,
     resolution_um: float | None = None,
+    path: str | PathLike[str] | None = None,
+    embedding_key: str | None = None,
+    surroundings_um: float = 50.0,
     net: Any = None,
     method: str = "ulm",
     readout: str | None = None,
@@ -74,6 +79,13 @@ def predict(
     resolution_um
         Write a map in place of the table: bins of this many µm across the whole picture (on tissue alone, where
         `sealst.pp.tissue` has run), no smaller than the encoder's patches; needs `sealst.tl.fit_local`, too.
+    path
+        With `resolution_um`: new zarr store for the map, which is read from there lazily. Memory is then that of a row
+        of crops and of a few rows of bins, whatever the height of the picture; what a call that was cut off left there
+        is gone on with. Without a path the map is in memory, up to 2 GiB.
+    embedding_key, surroundings_um
+        With `at`: slot for embeddings of the cells (``"X_seal"``), as `sealst.tl.embed` makes them, of the same passes
+        of the encoder; by default there are none.
     net
         Gene sets; when given, pathway activity is scored on the whole predicted panel too, see `sealst.tl.pathways`.
     method
@@ -119,7 +131,8 @@ def predict(
     - ``.obsm["X_seal"]``: the embeddings, as `sealst.tl.embed` writes them, and ``.obs["seal_novelty"]``, how unlike
       the training each spot is; with the readout ``"fields"`` also ``.obsm["X_seal_fields"]``
     - ``.obsm["seal_pathways" | key_added + "_pathways"]``: DataFrame (n_obs, pathways), with `net`
-    - with `at`, the same in the table that annotates the cells, or in a new one without genes, ``"<at>_table"``
+    - with `at`, the expression in the table that annotates the cells, or in a new one without genes, ``"<at>_table"``,
+      and with `embedding_key` the embeddings
     - with `resolution_um` nothing, but ``sdata.images["<image>_expression" | key_added]``: (genes, rows, columns),
       float32, log1p-CP10k, channels named by genes, in the coordinate systems of the picture; 0 where nothing was
       read. Before the logarithm values are additive: their mean over a spot is what is predicted of it
@@ -152,10 +165,13 @@ def predict(
     check_slot(key_added)
     if at != SPOTS or resolution_um is not None:
         return _predict_fine(
-            sdata, model, genes, at, resolution_um, min_reliability=min_reliability, views=views, key=key_added,
+            sdata, model, genes, at, resolution_um, path=path, embedding_key=embedding_key,
+            surroundings_um=surroundings_um, min_reliability=min_reliability, views=views, key=key_added,
             image_key=image_key, region=region, table_key=table_key, device=device, show=progress, copy=copy,
             refused={"net": net, "readout": readout, "intervals": intervals},
         )  # fmt: skip
+    if path is not None or embedding_key is not None:
+        raise DataError("`path` is for maps (`resolution_um`), `embedding_key` for cells (`at`); leave them out.")
     # Before any crop is embedded: there may be no readout of that name.
     table = _section.get_table(sdata, table_key)
     readout = readout or default_readout(model, table)
@@ -219,6 +235,9 @@ def _predict_fine(
     at: str,
     resolution_um: float | None,
     *,
+    path: str | PathLike[str] | None,
+    embedding_key: str | None,
+    surroundings_um: float,
     min_reliability: float | None,
     views: int | str,
     key: str,
@@ -233,18 +252,21 @@ def _predict_fine(
     """What `predict` does of cells and of maps."""
     if given := [name for name, value in refused.items() if value is not None]:
         raise DataError(f"`{given[0]}` is for spots; leave it out with `at` and `resolution_um`.")
-    if region is not None and not isinstance(region, str):
-        raise DataError("Cells and maps are predicted on one picture at a time: name one `region`.")
+    if (resolution_um is None and path is not None) or (resolution_um is not None and embedding_key is not None):
+        raise DataError("`path` is for maps (`resolution_um`), `embedding_key` for cells (`at`); leave the other out.")
+    if embedding_key is not None:
+        check_slot(embedding_key, argument="embedding_key")
     _section.needs_pixels(sdata)
     local_head(model)
     wanted = believed(model, (model.panel if genes is None else model.panel.subset(genes)).genes, min_reliability)
     if device is not None:
         model.to(resolve_device(device))
-    common: dict[str, Any] = {"views": views, "region": region, "table_key": table_key, "show": show}
+    common: dict[str, Any] = {"views": views, "region": one_region(region), "table_key": table_key, "show": show}
     common["image_key"] = image_key
     found: Data | None = None
     if resolution_um is None:
         facts = {"model": model.fingerprint, "unit": "log1p-CP10k", "reliability": reliability_entry(model, wanted)}
+        common |= {"embedding_key": embedding_key, "surroundings_um": surroundings_um}
         found, _ = predict_cells(sdata, model, at, wanted, key=key, facts=facts, copy=copy, **common)
     elif at != SPOTS or copy or genes is None:
         raise DataError(
@@ -253,7 +275,7 @@ def _predict_fine(
         )
     else:
         name = None if key == Keys.EXPRESSION else key
-        predict_map(sdata, model, wanted, resolution_um, key=name, **common)
+        predict_map(sdata, model, wanted, resolution_um, path=path, key=name, **common)
     tell(model, wanted, "local")
     return found if copy else None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -137,34 +138,78 @@ def bands(
     show, desc
         Whether there is a progress bar, and what it says.
     """
+    made = (
+        (places, tokens if function is None else function(tokens))
+        for places, tokens in _read(source, plane, grid, wanted, first, show=show, desc=desc)
+    )
+    if (head := next(made, None)) is not None:
+        yield from stitched(grid, chain([head], made), head[1].shape[-1], first=first)
+
+
+def portions(
+    source: TokenSource,
+    plane: Plane,
+    grid: TokenGrid,
+    wanted: np.ndarray,
+    functions: Sequence[tuple[int, Callable[[np.ndarray], np.ndarray]]],
+    *,
+    first: int = 0,
+    show: bool | None,
+    desc: str,
+) -> Iterator[Iterator[Band]]:
+    """As `bands`, of several functions of the same tokens, which are made once.
+
+    For every row of crops the bands of all functions, one after the other: what is in memory is the tokens of the rows
+    of crops that reach into one another, and what one function says of them. Nothing of rows without crops.
+
+    Parameters
+    ----------
+    functions
+        Width, and a function as of `bands`.
+    """
+    batches = _read(source, plane, grid, wanted, first, show=show, desc=desc)
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    following = next(batches, None)
+    for row in range(first, grid.crops[0]):
+        held = [one for one in held if one[0][-1, 0] >= row - grid.n_shared]
+        while following is not None and following[0][0, 0] <= row:
+            held.append(following)
+            following = next(batches, None)
+        # A batch may reach into the next row.
+        use = [(places[:, 0] >= row - grid.n_shared) & (places[:, 0] <= row) for places, _ in held]
+        parts = [(places[k], tokens[k]) for k, (places, tokens) in zip(use, held, strict=True) if k.any()]
+        yield (
+            next(stitched(grid, ((places, function(tokens)) for places, tokens in parts), width, first=row))
+            for width, function in (functions if parts else ())
+        )
+
+
+def places_of(plane: Plane, grid: TokenGrid, wanted: np.ndarray, first: int = 0) -> np.ndarray:
+    """Crops (row, column) that are read, row by row, to go on from a row of them."""
     places = grid.holding(wanted)
     places = places[places[:, 0] >= first - grid.n_shared]
-    places = places[plane.readable(grid.boxes(places))] if len(places) else places
-    if first and not len(places):
-        # What was left to read is glass.
-        return
+    return places[plane.readable(grid.boxes(places))] if len(places) else places
+
+
+def _read(
+    source: TokenSource, plane: Plane, grid: TokenGrid, wanted: np.ndarray, first: int, *, show: bool | None, desc: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places and tokens of crops in batches, row by row."""
+    places = places_of(plane, grid, wanted, first)
     if not len(places):
+        # What was left to read is glass.
+        if first:
+            return
         raise DataError(f"Nothing of image {plane.image_key!r} is left to read: no tissue, or no cell, lies on it.")
     levels, px = plane.levels, source.crop.crop_px
     with progress(None, desc=desc, total=len(places), show=show) as bar:
-
-        def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            groups = _by_rows(places, grid.crops[1])
-            for some, crops in prefetch(((one, read_crops(levels, grid.boxes(one), px)) for one in groups), depth=1):
-                for start in range(0, len(some), settings.batch_size):
-                    part = slice(start, start + settings.batch_size)
-                    tokens = source.tokens(crops[part])
-                    yield some[part], tokens if function is None else function(tokens)
-                    bar.update(len(tokens))
-
-        made = parts()
-        head = next(made)
-
-        def again() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            yield head
-            yield from made
-
-        yield from stitched(grid, again(), head[1].shape[-1], first=first)
+        groups = _by_rows(places, grid.crops[1])
+        for some, crops in prefetch(((one, read_crops(levels, grid.boxes(one), px)) for one in groups), depth=1):
+            for start in range(0, len(some), settings.batch_size):
+                part = slice(start, start + settings.batch_size)
+                tokens = source.tokens(crops[part])
+                yield some[part], tokens
+                bar.update(len(tokens))
 
 
 def _by_rows(places: np.ndarray, columns: int) -> Iterator[np.ndarray]:

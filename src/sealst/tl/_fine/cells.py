@@ -1,8 +1,9 @@
-"""Embeddings of cells: the patch tokens under each one, and those around it."""
+"""Embeddings and expression of cells: of the patch tokens under each one, and of those around it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import anndata as ad
@@ -16,14 +17,28 @@ from spatialdata.models import TableModel
 from sealst import _section
 from sealst._core.space.geometry import CropSpec
 from sealst._core.space.token_grid import Band, TokenGrid
-from sealst._errors import DataError
+from sealst._errors import DataError, OrderError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import Plane
 from sealst._section.cells import tokens_around, tokens_under
-from sealst._validate import check_positive
+from sealst._validate import as_columns, check_positive, listed
 from sealst.models import Encoder, SealModel
+from sealst.models._local import LocalHead
 from sealst.tl._fine.bands import SMOOTH_OVERLAP, TokenSource, bands, n_overlap, n_views, token_source
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """What was read of the cells of an element."""
+
+    ids: np.ndarray
+    #: (x, y) in pixels of the picture
+    centres: np.ndarray
+    #: (n, 2 * width), the mean of the tokens under each cell and beside it the mean of those around it; or None
+    embedding: np.ndarray | None
+    #: counts per 10,000 of the genes that were asked for, (n, genes); or None
+    counts: np.ndarray | None
 
 
 def embed_cells(
@@ -43,23 +58,78 @@ def embed_cells(
 ) -> tuple[SpatialData, AnnData]:
     """Embed the cells of an element and write them into their table; see `sealst.tl.embed`."""
     _section.needs_pixels(sdata)
-    if region is not None and not isinstance(region, str):
-        raise DataError("Cells are embedded on one picture at a time: name one `region`.")
+    region = one_region(region)
     source = token_source(model, crop_of(sdata, model, crop_um, table_key), n_views(views))
     plane = _section.plane_of(sdata, source.crop, image_key=image_key, region=region, table_key=table_key)
-    n = n_overlap(source, SMOOTH_OVERLAP)
-    ids, values, centres = cell_embeddings(plane, source, at, surroundings_um=surroundings_um, n_overlap=n, show=show)
-    entry = source.facts | {"modality": "cells", "crop_um": source.crop.crop_um, "views": source.views, "at": at}
-    entry |= {"surroundings_um": float(surroundings_um), "token_um": source.token_um, "image_key": plane.image_key}
-    frame = pd.DataFrame(values)
-    given, table, name = write_cells(
-        sdata, plane, at, ids, frame, centres, call="embed", key=key, entry=entry, copy=copy
-    )
-    logger.info(
-        "Wrote sdata.tables[%r].obsm[%r]: %d cells, %d dimensions (tokens of %.3g µm)",
-        *(name, key, int(np.isfinite(values[:, 0]).sum()), values.shape[1], source.token_um),
-    )
+    cells = _read_cells(plane, source, at, surroundings_um=surroundings_um, show=show, desc="embedding cells")
+    given, table, _ = _write_embedding(sdata, plane, source, at, cells, key, surroundings_um, copy=copy)
     return given, table
+
+
+def predict_cells(
+    sdata: SpatialData,
+    model: SealModel,
+    at: str,
+    genes: Sequence[str],
+    *,
+    surroundings_um: float,
+    views: int | str,
+    key: str,
+    embedding_key: str | None,
+    image_key: str | None,
+    region: str | None,
+    table_key: str,
+    facts: dict[str, Any],
+    show: bool | None,
+    copy: bool,
+) -> tuple[SpatialData, AnnData]:
+    """Write the expression of cells into their table, and their embeddings where a slot is named.
+
+    See `sealst.tl.predict`.
+    """
+    head, source = local_head(model), token_source(model, None, n_views(views))
+    plane = _section.plane_of(sdata, source.crop, image_key=image_key, region=region, table_key=table_key)
+    chosen = gene_positions(model, genes)
+    cells = _read_cells(
+        plane, source, at, surroundings_um=None if embedding_key is None else surroundings_um,
+        function=lambda tokens: head.counts(tokens, chosen), show=show, desc="predicting cells",
+    )  # fmt: skip
+    frame = pd.DataFrame(np.log1p(cells.counts), columns=as_columns(list(genes), what="Genes"))
+    given = sdata
+    if embedding_key is not None:
+        given, _, _ = _write_embedding(sdata, plane, source, at, cells, embedding_key, surroundings_um, copy=copy)
+    entry = facts | {"at": at, "readout": "local", "layer": Keys.LOGNORM, "views": source.views}
+    entry["image_key"] = plane.image_key
+    # A copy that was made already is written to.
+    given, table, name = write_cells(
+        given, plane, at, cells, frame, call="predict", key=key, entry=entry, copy=copy and embedding_key is None
+    )
+    logger.info("Wrote sdata.tables[%r].obsm[%r]: %d genes of %d cells", name, key, len(genes), len(cells.ids))
+    return given, table
+
+
+def one_region(region: str | Sequence[str] | None) -> str | None:
+    """The region whose picture is read; an error where several are named."""
+    if region is None or isinstance(region, str):
+        return region
+    if len(region) != 1:
+        raise DataError(f"Cells and maps are of one picture at a time: name one `region`, found {listed(region)}.")
+    return region[0]
+
+
+def local_head(model: SealModel) -> LocalHead:
+    """What predicts single patches; an error where the model has none."""
+    if model.local is None:
+        raise OrderError(
+            "The model knows the expression of spots alone. Teach it that of single patches first: "
+            "`sl.tl.fit_local(sections, model)`, with the sections it was trained on."
+        )
+    return model.local
+
+
+def gene_positions(model: SealModel, genes: Sequence[str]) -> np.ndarray:
+    """Positions of genes in a model's panel."""
+    return pd.Index(model.panel.genes).get_indexer(pd.Index(genes))
 
 
 def crop_of(sdata: SpatialData, model: SealModel | Encoder, crop_um: float | None, table_key: str) -> CropSpec | None:
@@ -78,64 +148,100 @@ def crop_of(sdata: SpatialData, model: SealModel | Encoder, crop_um: float | Non
     return CropSpec(float(crop_um), model.spec.input_px)
 
 
-def cell_embeddings(
-    plane: Plane, source: TokenSource, at: str, *, surroundings_um: float, n_overlap: int, show: bool | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embed the cells of an element.
+def _read_cells(
+    plane: Plane,
+    source: TokenSource,
+    at: str,
+    *,
+    surroundings_um: float | None,
+    function: Callable[[np.ndarray], np.ndarray] | None = None,
+    show: bool | None,
+    desc: str,
+) -> _Cells:
+    """Read the tokens of cells once, for embeddings (where `surroundings_um` is given), for counts, or for both.
 
-    Returns
-    -------
-    Their ids (n,); embeddings (n, 2 * width), the mean of the tokens under each cell and beside it the mean of those
-    around it, NaN where no token was read; and their centres (x, y) in pixels of the picture.
+    Values are NaN where no token was read. `function` makes counts of tokens.
     """
-    check_positive("surroundings_um", surroundings_um)
-    cells = _section.outlines(plane, at)
-    grid = plane.grid(source.side, n_overlap)
-    around_px = surroundings_um / plane.mpp
-    under, around = tokens_under(cells, grid), tokens_around(cells, grid, around_px)
-    # No cell without its surroundings: what is under it counts where it is large.
-    wanted = np.zeros(under.shape[1], dtype=bool)
-    wanted[under.indices] = wanted[around.indices] = True
+    cells, grid = _section.outlines(plane, at), plane.grid(source.side, n_overlap(source, SMOOTH_OVERLAP))
+    under = tokens_under(cells, grid)
     if not under.nnz:
         raise DataError(
             f"No cell of {at!r} lies on image {plane.image_key!r}. Do they share a coordinate system, in pixels of the "
             "full-resolution image?"
         )
-    found = bands(source, plane, grid, wanted.reshape(grid.shape), show=show, desc="embedding cells")
-    return cells.index.to_numpy(), pooled(found, grid, (under, around)), _section.centres_of(cells)
+    wanted = np.zeros(under.shape[1], dtype=bool)
+    wanted[under.indices] = True
+    width, shares = source.width, [(under, slice(None))]
+    made = function
+    if surroundings_um is not None:
+        check_positive("surroundings_um", surroundings_um)
+        around = tokens_around(cells, grid, surroundings_um / plane.mpp)
+        # No cell without its surroundings: what is under it counts where it is large.
+        wanted[around.indices] = True
+        shares = [(under, slice(None, width)), (around, slice(None, width))]
+        if function is not None:
+            shares.append((under, slice(width, None)))
+
+            def made(tokens: np.ndarray) -> np.ndarray:
+                return np.concatenate([tokens, function(tokens)], axis=-1)
+
+    found = pooled(bands(source, plane, grid, wanted.reshape(grid.shape), made, show=show, desc=desc), grid, shares)
+    return _Cells(
+        cells.index.to_numpy(),
+        _section.centres_of(cells),
+        None if surroundings_um is None else np.concatenate(found[:2], axis=1),
+        None if function is None else found[-1],
+    )
 
 
-def pooled(found: Iterable[Band], grid: TokenGrid, shares: tuple[csr_array, ...]) -> np.ndarray:
-    """Weighted means of tokens by rows of each matrix of shares, side by side; NaN where nothing was covered."""
-    columns, n = grid.shape[1], shares[0].shape[0]
-    by_token = [one.tocsc() for one in shares]
+def pooled(found: Iterable[Band], grid: TokenGrid, shares: Sequence[tuple[csr_array, slice]]) -> list[np.ndarray]:
+    """Weighted means of some values of tokens, by rows of a matrix of shares; NaN where nothing was covered."""
+    columns, n = grid.shape[1], shares[0][0].shape[0]
+    by_token = [(one.tocsc(), part) for one, part in shares]
     # The first band tells how wide a token is.
-    out, weight = np.empty((len(shares), n, 0), dtype=np.float32), np.zeros((len(shares), n, 1), dtype=np.float32)
+    out: list[np.ndarray] = []
+    weight = np.zeros((len(shares), n, 1), dtype=np.float32)
     for band in found:
         rows, _, width = band.values.shape
-        if not out.shape[2]:
-            out = np.zeros((len(shares), n, width), dtype=np.float32)
+        if not out:
+            out = [np.zeros((n, len(range(width)[part])), dtype=np.float32) for _, part in by_token]
         tokens, covered = band.values.reshape(-1, width), band.covered.reshape(-1, 1).astype(np.float32)
         span = slice(band.top * columns, (band.top + rows) * columns)
-        for k, matrix in enumerate(by_token):
-            part = matrix[:, span].tocsr()
-            own = np.flatnonzero(np.diff(part.indptr))
-            out[k, own] += part[own] @ tokens
-            weight[k, own] += part[own] @ covered
-    return np.concatenate(out / np.where(weight > 0, weight, np.nan), axis=1)
+        for k, (matrix, part) in enumerate(by_token):
+            mine = matrix[:, span].tocsr()
+            own = np.flatnonzero(np.diff(mine.indptr))
+            out[k][own] += mine[own] @ tokens[:, part]
+            weight[k, own] += mine[own] @ covered
+    return [values / np.where(share > 0, share, np.nan) for values, share in zip(out, weight, strict=True)]
+
+
+def _write_embedding(
+    sdata: SpatialData, plane: Plane, source: TokenSource, at: str, cells: _Cells, key: str, surroundings_um: float,
+    *, copy: bool,
+) -> tuple[SpatialData, AnnData, str]:  # fmt: skip
+    entry = source.facts | {"modality": "cells", "crop_um": source.crop.crop_um, "views": source.views, "at": at}
+    entry |= {"surroundings_um": float(surroundings_um), "token_um": source.token_um, "image_key": plane.image_key}
+    frame = pd.DataFrame(cells.embedding)
+    given, table, name = write_cells(sdata, plane, at, cells, frame, call="embed", key=key, entry=entry, copy=copy)
+    logger.info(
+        "Wrote sdata.tables[%r].obsm[%r]: %d cells, %d dimensions (tokens of %.3g µm)",
+        *(name, key, int(np.isfinite(frame[0]).sum()), frame.shape[1], source.token_um),
+    )
+    return given, table, name
 
 
 def write_cells(
-    sdata: SpatialData, plane: Plane, at: str, ids: np.ndarray, values: pd.DataFrame, centres: np.ndarray,
+    sdata: SpatialData, plane: Plane, at: str, cells: _Cells, values: pd.DataFrame,
     *, call: str, key: str, entry: dict[str, Any], copy: bool,
 ) -> tuple[SpatialData, AnnData, str]:  # fmt: skip
     """Write values of cells into the table that annotates them, or into a new one; see `sealst.tl.embed`.
 
     A frame without named columns becomes an array. Rows of other elements keep what they have from a call of the kind.
     """
+    ids = cells.ids
     held = _section.annotated(sdata, at)
     if held is None:
-        name, target, rows = Keys.related(at, "table"), _new_table(plane, at, ids, centres), np.arange(len(ids))
+        name, target, rows = Keys.related(at, "table"), _new_table(plane, at, ids, cells.centres), np.arange(len(ids))
     else:
         name, region = held
         place = pd.Index(ids).get_indexer(pd.Index(region.ids))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from sealst._errors import DataError
 from sealst._files import absolute
 from sealst._keys import Keys
 from sealst._logging import logger
-from sealst._process.locks import hold
 from sealst._section import Plane
 from sealst._validate import check_slot
 from sealst.models import Encoder, SealModel
 from sealst.tl._embed.inputs import resolved
 from sealst.tl._fine.bands import OVERLAP, TokenSource, bands, n_overlap, token_source, wanted_tokens
 from sealst.tl._fine.cells import crop_of
+from sealst.tl._fine.stores import map_store, picture_digest
 
 FORMAT = "sealst-token-map-1"
 #: columns of tokens in a chunk on disk
@@ -172,46 +171,11 @@ def _on_disk(
 ) -> zarr.Array:
     """The map in a store that is filled here, or was (in part) by an earlier call of the same kind."""
     facts: dict[str, Any] = source.facts | {"format": FORMAT, "views": source.views, "crop_um": source.crop.crop_um}
-    facts |= {"crop_px": source.crop.crop_px, "overlap": grid.overlap, "picture": _digest(plane, grid)}
-    if path.exists() and not (path / "zarr.json").is_file():
-        raise DataError(f"{str(path)!r} is there and holds no map of tokens; name another `path`.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with hold(path.parent / f".{path.name}.lock", f"The map of tokens {str(path)!r}"):
-        array = None
-        if path.exists():
-            try:
-                array = zarr.open_array(path, mode="r+")
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{str(path)!r} holds no map of tokens, or a damaged one; name another `path`."
-                ) from error
-            held = {name: array.attrs.get(name) for name in facts}
-            if held != facts:
-                if held["format"] != FORMAT or not overwrite:
-                    differ = ", ".join(name for name, value in facts.items() if held[name] != value)
-                    raise DataError(
-                        f"{str(path)!r} holds something else than this map (other: {differ}). Name another `path`"
-                        + (", or pass `overwrite=True`." if held["format"] == FORMAT else ".")
-                    )
-                array = None
-        if array is None or overwrite:
-            shape = (source.width, *grid.shape)
-            chunks = (source.width, grid.step, min(_COLUMNS, shape[2]))
-            array = zarr.create_array(
-                path, shape=shape, chunks=chunks, dtype="float16", fill_value=0, overwrite=True,
-                attributes={**facts, "rows": 0},
-            )  # fmt: skip
+    facts |= {"crop_px": source.crop.crop_px, "overlap": grid.overlap, "picture": picture_digest(plane, grid)}
+    shape = (source.width, *grid.shape)
+    chunks = (source.width, grid.step, min(_COLUMNS, shape[2]))
+    with map_store(path, "tokens", facts, shape=shape, chunks=chunks, dtype="float16", overwrite=overwrite) as array:
         done = int(str(array.attrs["rows"]))
         if done < grid.shape[0]:
-            if done:
-                logger.info("going on at row %d of %d of %r", done, grid.shape[0], str(path))
             _fill(array, source, plane, grid, show=show, first=done // grid.step)
     return array
-
-
-def _digest(plane: Plane, grid: TokenGrid) -> str:
-    """What changes with the picture, by its coarsest level, and with where tokens lie and are read."""
-    digest = hashlib.sha256(np.ascontiguousarray(plane.levels[-1]).tobytes())
-    wanted = _section.tissue_tokens(plane, grid)
-    digest.update(repr((grid, wanted is None)).encode() + (b"" if wanted is None else np.packbits(wanted).tobytes()))
-    return digest.hexdigest()[:16]
