@@ -206,11 +206,12 @@ class FoldScorer:
         pooled = len(held) > 1 and sum(map(len, held)) <= _MAX_POOL
         kept: list[tuple[_Pairs, np.ndarray]] = []
         for i, view in enumerate(held):
-            some = evenly(len(view), _MAX_POOL)
+            some, predicted_of = evenly(len(view), _MAX_POOL), _in_programs(view, models[SEAL])
             if len(some) < len(view):
                 logger.info("%s: %d of %d spots are the pool of retrieval", view.name, len(some), len(view))
                 view = view.take(view.spots[some])
             one = _pairs(view, predicted[FROZEN_PROBE][i][some], models, self.genes)
+            one |= {name: (image[some], gene[some]) for name, (image, gene) in predicted_of.items()}
             xy = None if self.near_um is None else view.xy
             if xy is not None and not np.isfinite(xy).all():
                 warn(
@@ -306,15 +307,22 @@ def _pairs(
         "frozen": (view.shared[FROZEN], view.codes[SEAL]),
     }
     sides |= {name: (view.shared[name], view.codes[name]) for name in models if name not in (SEAL, ST_NET)}
-    searched = models[SEAL].search_readout if view.in_um else models[SEAL].crop_search_readout
-    if searched is not None:
-        # As `tl.retrieve` compares; both less what is common to the section.
-        image = models[SEAL].image_programs(view.features[SEAL], readout=searched, xy=view.xy)
-        deviation = view.context - view.context.mean(axis=0, dtype=np.float64)
-        sides[PREDICTED] = (image, models[SEAL].programs_of(searched).of_profiles(deviation))
     if genes.genes == panel.genes:
         known = view.known & np.isfinite(frozen_prediction).all(axis=0)
         # As the gene encoder sees it: the mean where a gene was not measured.
         seen = [np.where(known, (x - panel.mean) / panel.std, 0) for x in (frozen_prediction, view.context)]
         sides[FROZEN_PROBE] = (seen[0], seen[1])
     return sides
+
+
+def _in_programs(view: SectionView, model: SealModel) -> _Pairs:
+    """Both sides as `tl.retrieve` compares by expression, less what is common to the section; empty without a readout.
+
+    Of a whole section: a readout sees what lies around a spot.
+    """
+    readout = model.search_readout if view.in_um else model.crop_search_readout
+    if readout is None:
+        return {}
+    image = model.image_programs(view.features[SEAL], readout=readout, xy=view.xy)
+    deviation = view.context - view.context.mean(axis=0, dtype=np.float64)
+    return {PREDICTED: (image, model.programs_of(readout).of_profiles(deviation))}
