@@ -40,7 +40,7 @@ MEANINGS = {
     "seal prediction": "what `sealst.tl.predict` writes: the readout that held-out training sections chose",
     "seal head": "the expression head that was trained together with the adapted encoder",
     "seal retrieval": "the mean expression of the training spots that lie closest to the crop in the shared embedding",
-    "seal query": "pathways only: cosine of the crop's embedding and the pathway's genes, as retrieval asks for it",
+    "seal query": "pathways only: the similarity of the crop to the genes of the pathway, as retrieval asks for it",
     "bleep query": "the same with the model of contrastive learning alone",
     "st-net": "regression of expression by finetuning the same encoder alike, after ST-Net (He et al. 2020)",
     "bleep": "contrastive learning alone, and the mean of the nearest spots, after BLEEP (Xie et al. 2023)",

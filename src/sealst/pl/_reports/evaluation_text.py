@@ -207,9 +207,11 @@ def _recalled(table: pd.DataFrame) -> str:
         return ""
     guess = rows["chance"].mean() if "chance" in rows else np.nan
     text = (
-        f"Among the 10 nearest in {number(means['adapted'], '.3f')} of the cases, with the frozen encoder in "
-        f"{number(means['frozen'], '.3f')}"
+        f"Among the 10 nearest in {number(means['adapted'], '.3f')} of the cases by embedding, with the frozen encoder "
+        f"in {number(means['frozen'], '.3f')}"
     )
+    if "seal prediction" in means.index:
+        text = f"{text}, and by predicted expression in {number(means['seal prediction'], '.3f')}"
     return f"{text}; guessing reaches {number(guess, '.3f')}." if np.isfinite(guess) else f"{text}."
 
 
