@@ -71,9 +71,7 @@ class Frozen:
         around = [beside_surroundings(z, self.place(s), self.width) for z, s in zip(seen, train, strict=True)]
         inputs = {"surroundings": np.concatenate(around)}
         self.readout = best_readouts(inputs, {"lognorm": y}, y, groups=section, sections=section)["surroundings"]
-        self.programs: Programs = fit_programs(
-            inputs["surroundings"], self.readout.coef, y, sections=section, rank=self.readout.rank
-        )
+        self.programs: Programs = fit_programs(inputs["surroundings"], self.readout.coef, y, sections=section)
 
     @staticmethod
     def place(sdata: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from spatialdata import SpatialData
 
 import sealst as sl
@@ -225,3 +226,102 @@ def test_tiles_without_expression_are_read_by_the_crop_alone(sections: list[Spat
     column, std = unit(model, "EPCAM")
     expected = (crops - crops.mean(axis=0))[:, column] / std
     np.testing.assert_allclose(found.obs["seal_similarity"], expected, atol=1e-5)
+
+
+def without_places(sdata: SpatialData, rows: Any) -> ad.AnnData:
+    """The table alone, some of whose spots lie nowhere."""
+    table = sdata.tables["table"].copy()
+    table.obsm["spatial"] = np.asarray(table.obsm["spatial"], dtype=float)
+    table.obsm["spatial"][rows] = np.nan
+    return table
+
+
+@pytest.mark.parametrize("rows", [slice(None), [3]], ids=["all", "one"])
+def test_where_places_are_not_known_the_crop_alone_is_read(
+    sections: list[SpatialData], model: SealModel, tmp_path: Path, rows: Any
+) -> None:
+    table = without_places(sections[0], rows)
+    found = retrieve(table, model, "EPCAM", copy=True)
+    assert stored(found)["readout"] == "ridge"
+    assert found.obs["seal_similarity"].notna().all()
+    index = sl.tl.build_index([table, sections[1]], tmp_path / "i", model=model)
+    assert index.readout == "ridge"
+    hits = retrieve(index, model, "EPCAM", where={"section": "a"})
+    assert hits["obs_name"].tolist() == stored(found)["hits"].tolist()
+    with pytest.raises(DataError, match=r"Predictions by 'surroundings'.*section 'a'.*Begin with this section"):
+        sl.tl.build_index([sections[1], table], tmp_path / "other", model=model)
+
+
+def test_regions_in_turn_are_compared_by_one_readout(sections: list[SpatialData], model: SealModel) -> None:
+    joined = ad.concat([without_places(sections[0], [3]), sections[1].tables["table"]], uns_merge="unique")
+    at_once, in_turn = joined.copy(), joined.copy()
+    retrieve(at_once, model, "VIM")
+    for region in ("a_spots", "b_spots"):
+        retrieve(in_turn, model, "VIM", region=region)
+    np.testing.assert_allclose(in_turn.obs["seal_similarity"], at_once.obs["seal_similarity"], atol=1e-9)
+    assert at_once.obs["seal_similarity"].notna().all()
+
+
+def test_positions_may_have_a_third_column(sections: list[SpatialData], model: SealModel) -> None:
+    table = sections[0].tables["table"].copy()
+    table.obsm["spatial"] = np.column_stack([table.obsm["spatial"], np.zeros(table.n_obs)])
+    for options in ({}, {"kind": "spot"}):
+        query = "a_2x3" if options else "EPCAM"
+        flat = retrieve(sections[0].tables["table"], model, query, suppress_um=150, copy=True, **options)
+        found = retrieve(table, model, query, suppress_um=150, copy=True, **options)
+        assert stored(found)["hits"].tolist() == stored(flat)["hits"].tolist()
+
+
+def test_a_gene_that_a_reference_lacks_says_nothing(sections: list[SpatialData], model: SealModel) -> None:
+    genes = list(model.panel.genes)
+    profile = pd.Series(np.linspace(0.5, 3, len(genes)), index=genes)
+    reference = pd.Series(np.linspace(2, 1, len(genes)), index=genes)
+    lacking = retrieve(sections[0], model, profile, reference=reference.drop("VIM"), copy=True).tables["table"]
+    alike = profile.copy()
+    alike["VIM"] = reference["VIM"]
+    same = retrieve(sections[0], model, alike, reference=reference, copy=True).tables["table"]
+    np.testing.assert_allclose(lacking.obs["seal_similarity"], same.obs["seal_similarity"], atol=1e-5)
+
+
+def test_an_index_is_read_into_memory_too(sections: list[SpatialData], model: SealModel, tmp_path: Path) -> None:
+    index = sl.tl.build_index(sections, tmp_path / "i", model=model)
+    assert "predictions by 'surroundings'" in repr(index)
+    again = sl.tl.SealIndex.load(tmp_path / "i", mmap=False)
+    pd.testing.assert_frame_equal(
+        retrieve(again, model, "KRT8", suppress_um=120), retrieve(index, model, "KRT8", suppress_um=120)
+    )
+    (next((tmp_path / "i").glob("programs-*.npy"))).write_bytes(b"cut")
+    with pytest.raises(sl.CheckpointError, match="damaged"):
+        sl.tl.SealIndex.load(tmp_path / "i")
+
+
+@pytest.mark.parametrize("options", [{"by": "embedding"}, {"n_std": 5}])
+def test_who_asks_by_embedding_is_not_warned(
+    sections: list[SpatialData], model: SealModel, tmp_path: Path, options: dict[str, Any], recwarn: Any
+) -> None:
+    index = sl.tl.build_index(sections, tmp_path / "i")
+    retrieve(index, model, "EPCAM", **options)
+    assert not [one for one in recwarn if "holds no predictions" in str(one.message)]
+
+
+def test_a_model_with_heads_is_asked_by_expression(
+    ready: Callable[..., SpatialData], finetune: Any, tmp_path: Path
+) -> None:
+    train = [ready(section="a", patient="p1"), ready(section="b", patient="p2", seed=1)]
+    model = finetune(train, projection="linear")
+    for sdata in train:
+        sl.tl.embed(sdata, model)
+    index = sl.tl.build_index(train, tmp_path / "i", model=model)
+    hits = retrieve(index, model, "EPCAM", where={"section": "b"})
+    table = retrieve(train[1], model, "EPCAM", copy=True)
+    assert stored(table)["by"] == "expression"
+    assert hits["obs_name"].tolist() == stored(table)["hits"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("by", "label"), [("expression", "above the section's mean (SD)"), ("embedding", "similarity")]
+)
+def test_the_figure_names_the_unit(sections: list[SpatialData], model: SealModel, by: str, label: str) -> None:
+    asked = retrieve(sections[0], model, "EPCAM", by=by, copy=True)
+    figure = sl.pl.retrieval(asked, n_crops=2, show=False)
+    assert label in {text.get_text() for text in figure.findobj(Text)}

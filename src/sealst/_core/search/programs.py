@@ -8,8 +8,8 @@ import numpy as np
 
 from sealst._core.scores.probes import within_sections
 
-#: programs of a readout of full rank, at most
-MOST = 64
+#: programs, at most
+MOST = 256
 #: a program along which predictions vary less than this share of the first is rounding
 _LEAST = 1e-6
 
@@ -52,7 +52,6 @@ def fit_programs(
     *,
     sections: np.ndarray,
     known: np.ndarray | None = None,
-    rank: int | None = None,
 ) -> Programs:
     """Programs of a linear readout, from the spots that it was fitted to.
 
@@ -68,15 +67,19 @@ def fit_programs(
         Section of every row, (n,).
     known
         bool (n, genes): whether a row's section measures a gene. None where all do.
-    rank
-        Rank of the readout; None is the full one, of which the first 64 programs are kept.
+
+    Returns
+    -------
+    As many programs as the readout has directions, and 256 at most: of a readout of a low rank they say all that it
+    predicts. Of genes that it predicts by their mean they say nothing.
     """
     centred = _deviation(x, sections)
     # Predictions (n, genes) may be many: the deviations of embeddings in their own axes are (d, d), and give the same.
     variance, axes = np.linalg.eigh(centred.T @ centred / len(centred))
     _, size, patterns = np.linalg.svd(np.sqrt(variance.clip(0))[:, None] * (axes.T @ coef), full_matrices=False)
-    n = min(MOST if rank is None else rank, int((size > _LEAST * size[0]).sum()) if size[0] > 0 else 0)
-    size, patterns = size[:n], patterns[:n]
+    n = min(MOST, int((size > _LEAST * size[0]).sum()) if size[0] > 0 else 0)
+    # Rounding would be read as a prediction.
+    size, patterns = size[:n], np.where(coef.any(axis=0), patterns[:n], 0)
     # A component has no sign of its own.
     patterns = patterns * np.sign(patterns[np.arange(n), np.abs(patterns).argmax(axis=1)])[:, None]
     deviation = _deviation(truth, sections)

@@ -73,7 +73,7 @@ class Readout(nn.Module):
         """Programs of its predictions; None where it has none."""
         if not self.facts.get("programs"):
             return None
-        return Programs(*(getattr(self, name).double().cpu().numpy() for name in _OF_PROGRAMS))
+        return Programs(*(getattr(self, name).cpu().double().numpy() for name in _OF_PROGRAMS))
 
     @property
     def kind(self) -> str:

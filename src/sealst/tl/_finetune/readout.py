@@ -120,9 +120,10 @@ def fitted_readouts(
             facts["surroundings_um"] = width
         if kind == FIELDS:
             facts["fields_um"] = [model.crop.crop_um, *pairs.wider]
-        programs = fit_programs(
-            inputs[kind], one.coef, pairs.single, sections=section, known=options["known"], rank=one.rank
-        )
+        programs = None
+        # What several fields show is not stored of a section, so nothing is searched by it.
+        if kind != FIELDS:
+            programs = fit_programs(inputs[kind], one.coef, pairs.single, sections=section, known=options["known"])
         made.append(Readout.of(one.coef, one.intercept, facts, programs))
         logger.info(
             "%s %s: %s (mean Pearson %.3f on held-out %s)", "readout =" if len(made) == 1 else "beside it",

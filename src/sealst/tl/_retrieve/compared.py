@@ -32,7 +32,7 @@ def way(by: str | None, kind: str, *, n_std: float | None, reference: object, re
         if by == EXPRESSION:
             raise DataError(f"`by='expression'` is for genes and profiles; a query of kind {kind!r} has no expression.")
         return EMBEDDING
-    raised = [("n_std", n_std)] + ([("reference", reference)] if kind in _OF_GENES else [])
+    raised = (("n_std", n_std), ("reference", reference)) if kind in _OF_GENES else ()
     given = [name for name, value in raised if value is not None]
     if by == EXPRESSION:
         if readout is None:
@@ -55,15 +55,19 @@ def length_of(n_std: float | None) -> float:
     return QUERY_STD if n_std is None else float(n_std)
 
 
-def search_readout(data: Data, table: AnnData, regions: Sequence[Region], model: SealModel, key: str) -> str | None:
+def search_readout(data: Data, table: AnnData, model: SealModel, key: str) -> str | None:
     """Readout in whose programs the crops of a table are compared; None where the model has none.
 
-    One that sees the crop alone for tiles without expression, as `sealst.tl.predict` does, and where centres of the
-    crops are not known. Embeddings of cells and of expression are not what readouts were fitted to.
+    The same for all regions, asked together or in turn. One that sees the crop alone for tiles without expression, as
+    `sealst.tl.predict` does, and where centres of some crops are not known. Embeddings of cells and of expression are
+    not what readouts were fitted to.
     """
     if str(_section.recorded(table, "embed").get(key, {}).get("modality", "image")) != "image":
         return None
-    located = all(np.isfinite(_section.centres_um(data, table, one)).all(axis=1).any() for one in regions)
+    seen = np.isfinite(np.asarray(table.obsm[key], dtype=float)).all(axis=1)
+    located = all(
+        np.isfinite(_section.centres_um(data, table, one)[seen[one.rows]]).all() for one in _section.sections_of(table)
+    )
     return model.search_readout if table.n_vars and located else model.crop_search_readout
 
 

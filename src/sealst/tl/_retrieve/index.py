@@ -96,6 +96,11 @@ class SealIndex:
         return write.space_of(self._snapshot)
 
     @property
+    def modality(self) -> str:
+        """What was embedded: ``"image"``, or ``"cells"`` or ``"gene"``."""
+        return str(self._snapshot.config["made_by"].get("modality") or "image")
+
+    @property
     def readout(self) -> str | None:
         """Readout of the model whose predictions it holds beside embeddings; None where it holds none."""
         facts = self._snapshot.config.get("programs")
@@ -128,6 +133,7 @@ class SealIndex:
 
     def __repr__(self) -> str:
         deleted = f", {self.n_deleted:,} deleted" if self.n_deleted else ""
+        deleted += f", predictions by {self.readout!r}" if self.readout else ""
         return (
             f"SealIndex of {len(self):,} spots in {len(self.sections)} section(s), {self.dim} dimensions, "
             f"kind {self.kind!r}{deleted}: {str(self.path)!r}"
@@ -135,6 +141,7 @@ class SealIndex:
 
     def _repr_html_(self) -> str:
         facts = {"spots": f"{len(self):,}", "deleted": f"{self.n_deleted:,}", "sections": listed(self.sections)}
+        facts |= {"predictions by": self.readout or "none"}
         facts |= {"dimensions": str(self.dim), "kind": self.kind, "made by": self.model, "folder": str(self.path)}
         return as_html("SealIndex", facts)
 
@@ -336,7 +343,8 @@ def build_index(
         The model that made the embeddings, if genes, signatures or profiles will be asked for: the index then holds
         what the model predicts of each spot, too (a few numbers, its programs, see `sealst.tl.retrieve`), and what its
         projection heads make of embeddings. Without it the index holds embeddings alone, with which expression is
-        compared less well, and not at all behind projection heads.
+        compared less well, and not at all behind projection heads. All sections are predicted by the readout that the
+        first of them is searched by: tiles without expression by one that sees the crop alone.
     %(table_key)s
     overwrite
         Whether to replace an index that is there; it stays until the new one is complete.

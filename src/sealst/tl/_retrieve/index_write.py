@@ -80,7 +80,10 @@ def add(folder: Path, sections: Sections, *, table_key: str, mmap: bool, model: 
                 "The index holds what the model makes of embeddings; add sections with "
                 "`index.add(sections, model=model)`."
             )
-        sheets = read_sheets(sections, key=config["key"], table_key=table_key, columns=config["columns"], model=model)
+        readout = (config.get("programs") or {}).get("readout")
+        sheets = read_sheets(
+            sections, key=config["key"], table_key=table_key, columns=config["columns"], model=model, readout=readout
+        )
         segment = write_segment(change, sheets, before=before).segment
         config["segments"] = [*before.segments, segment]
         if before.kept is not None:
@@ -167,7 +170,7 @@ def write_segment(change: Change, sheets: Iterator[Sheet], *, before: Snapshot |
         sheet: Sheet | None = first
         del first
         while sheet is not None:
-            _check_sheet(sheet, names, made_by, dim, programs)
+            _check_sheet(sheet, names, made_by, dim)
             tables.append(_facts_table(sheet, len(means), schema))
             schema = tables[0].schema if schema is None else schema
             sink.append(sheet.vectors)
@@ -191,9 +194,7 @@ def _programs_of(sheet: Sheet) -> dict[str, Any] | None:
     return None if sheet.programs is None else {"readout": sheet.readout, "n": sheet.programs.shape[1]}
 
 
-def _check_sheet(
-    sheet: Sheet, names: Sequence[str], made_by: MadeBy, dim: int, programs: Mapping[str, Any] | None
-) -> None:
+def _check_sheet(sheet: Sheet, names: Sequence[str], made_by: MadeBy, dim: int) -> None:
     """Raise unless a section can be added to those of an index."""
     if sheet.section in names:
         raise DataError(
@@ -209,12 +210,6 @@ def _check_sheet(
         raise DataError(
             f"Embeddings of section {sheet.section!r} have {sheet.vectors.shape[1]} dimensions, those of the "
             f"index {dim}. Embed all sections with the same model."
-        )
-    if programs is not None and sheet.readout != programs["readout"]:
-        raise DataError(
-            f"The index holds predictions by the readout {programs['readout']!r}; section {sheet.section!r} is "
-            f"predicted by {sheet.readout!r}, as its spots have no expression or no known place. Make an index of its "
-            "own, or one without `model`, which compares embeddings."
         )
 
 

@@ -82,15 +82,22 @@ def positions_um(table: AnnData, region: Region) -> np.ndarray:
             f"`suppress_um` needs positions: {Keys.SPATIAL!r} not found in `.obsm`; found: {listed(table.obsm)}."
         )
     um = float(_section.crop_definition(table, region)["um_per_unit"])
-    return np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[region.rows] * um
+    return np.asarray(table.obsm[Keys.SPATIAL], dtype=float)[region.rows, :2] * um
 
 
 def read_sheets(
-    sections: Sections, *, key: str, table_key: str, columns: Sequence[str], model: SealModel | None = None
+    sections: Sections,
+    *,
+    key: str,
+    table_key: str,
+    columns: Sequence[str],
+    model: SealModel | None = None,
+    readout: str | None = None,
 ) -> Iterator[Sheet]:
     """Sections one by one; of a collection none is held once its sheet is made.
 
-    With `model` vectors lie in the space that it shares between images and expression, and predictions come with them.
+    With `model` vectors lie in the space that it shares between images and expression, and predictions come with them:
+    all by one readout, `readout`, or else the one by which the first section would be searched.
     """
     items = [sections] if isinstance(sections, SpatialData | AnnData) else sections
     # A sequence of any kind is not unrolled: it may make or open its sections as they are asked for.
@@ -98,11 +105,19 @@ def read_sheets(
     if not items:
         raise DataError("`sections` is empty; pass at least one embedded section.")
     # By `map`: a variable of a loop would keep a section while the next one is opened.
-    sheets_of = partial(_sheets_of, key=key, table_key=table_key, columns=columns, model=model)
+    decided: list[str | None] = [] if readout is None else [readout]
+    sheets_of = partial(_sheets_of, key=key, table_key=table_key, columns=columns, model=model, decided=decided)
     yield from chain.from_iterable(map(sheets_of, items))
 
 
-def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], model: SealModel | None) -> list[Sheet]:
+def _sheets_of(
+    data: Data,
+    key: str,
+    table_key: str,
+    columns: Sequence[str],
+    model: SealModel | None,
+    decided: list[str | None],
+) -> list[Sheet]:
     table = _section.get_table(data, table_key)
     regions = sections_of(table)
     try:
@@ -121,7 +136,9 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
     if embedding.ndim != 2:
         raise DataError(f"`.obsm[{key!r}]` must be (n_obs, dim), found {embedding.shape}. {embed_hint(key)}")
     check_embedding(embedding, where=f"`.obsm[{key!r}]` of section {regions[0].section!r}")
-    readout = None if model is None else search_readout(data, table, regions, model, key)
+    if not decided:
+        decided.append(None if model is None else search_readout(data, table, model, key))
+    readout = decided[0]
     sheets = []
     for region in regions:
         z = embedding[region.rows].astype(np.float64)
@@ -135,6 +152,12 @@ def _sheets_of(data: Data, key: str, table_key: str, columns: Sequence[str], mod
         programs = None
         if model is not None and readout is not None:
             xy = _section.centres_um(data, table, region)[known]
+            if not np.isfinite(xy).all() and readout != model.crop_search_readout:
+                raise DataError(
+                    f"Predictions by {readout!r}, as of the first section of the index, need the place of every spot, "
+                    f"and `.obsm[{Keys.SPATIAL!r}]` of section {region.section!r} has gaps or no scale. Begin with "
+                    "this section, which takes a readout of the crop alone for all, or leave out `model`."
+                )
             programs = model.image_programs(z[known], readout=readout, xy=xy)
         sheets.append(Sheet(region.section, unit.astype(np.float32), mean, spread, facts, made_by, programs, readout))
     return sheets

@@ -60,14 +60,30 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Start:
+    """A profile as a reference."""
+
+    #: log1p-CP10k in panel order (genes,); the panel's mean where it has no value
+    profile: np.ndarray
+    label: str
+    #: which genes it has, bool (genes,)
+    known: np.ndarray
+
+    @classmethod
+    def mean_of(cls, model: SealModel) -> Start:
+        """Mean of the training spots."""
+        return cls(np.asarray(model.panel.mean, dtype=np.float64), "", np.ones(len(model.panel), dtype=bool))
+
+
+@dataclass(frozen=True)
 class Context:
     """What a query is asked of, and how."""
 
     model: SealModel
     spots: Spots
     n_std: float
-    #: profile from which genes are raised, log1p-CP10k in panel order (G,), and what it is called; None for the mean
-    reference: tuple[np.ndarray, str] | None = None
+    #: what genes are raised from, or a profile deviates from; None for the panel's mean
+    reference: Start | None = None
     net: Net | None = None
     #: readout in whose programs expression is compared with images; None compares embeddings
     readout: str | None = None
@@ -128,9 +144,9 @@ def _ask_signature(query: Any, context: Context) -> Question:
     if context.readout is not None:
         vector = reading_vector(model, weights, context.readout)
         return Question(label, vector, expression=True, programs=True, cosine=False, facts=facts)
-    start, origin = context.reference or (panel.mean, "")
-    facts |= {"n_std": n_std} | ({"reference": origin} if origin else {})
-    vector = signature_vector(model, weights, start=start, n_std=n_std)
+    start = context.reference or Start.mean_of(model)
+    facts |= {"n_std": n_std} | ({"reference": start.label} if start.label else {})
+    vector = signature_vector(model, weights, start=start.profile, n_std=n_std)
     return Question(label, vector, expression=True, shift=True, facts=facts)
 
 
@@ -193,10 +209,11 @@ def _ask_profile(query: Any, context: Context) -> Question:
     facts: dict[str, Any] = {"n_genes": shared} | ({"missing": np.array(missing, dtype=str)} if missing else {})
     label = f"{name}profile of {shared} genes"
     if context.readout is not None:
-        start, origin = context.reference or (model.panel.mean, "")
-        facts |= {"reference": origin} if origin else {}
-        # Nothing is known of a gene that the profile lacks, so it does not deviate.
-        deviation = np.where(aligned.columns < 0, 0, x.astype(np.float64) - np.asarray(start, dtype=np.float64))
+        start = context.reference or Start.mean_of(model)
+        facts |= {"reference": start.label} if start.label else {}
+        # Nothing is known of a gene that one of both lacks, so it does not deviate.
+        both = (aligned.columns >= 0) & start.known
+        deviation = np.where(both, x.astype(np.float64) - start.profile, 0)
         vector = model.programs_of(context.readout).of_profiles(deviation)[0]
         if not vector.any():
             raise DataError("The profile does not deviate from what it is compared with (`reference`, or the mean).")
@@ -274,10 +291,8 @@ _KIND_OF_TYPE: tuple[tuple[Any, str], ...] = (
 )
 
 
-def reference_profile(
-    reference: Reference | None, model: SealModel, *, table: AnnData | None = None
-) -> tuple[np.ndarray, str] | None:
-    """Profile in panel order (G,), log1p-CP10k, and what it is called; None for the panel's mean.
+def reference_profile(reference: Reference | None, model: SealModel, *, table: AnnData | None = None) -> Start | None:
+    """What genes are raised from, or a profile deviates from; None for the panel's mean.
 
     `reference` is a profile by gene, or spots of the table: a boolean column, a boolean array, or values of columns.
     An index has no `table`.
@@ -286,7 +301,8 @@ def reference_profile(
         return None
     if isinstance(reference, pd.Series) and reference.dtype != bool:
         name = reference.name if isinstance(reference.name, str) else "profile"
-        return profile_in_panel(reference, model)[0], name
+        known = model.panel.align([str(gene) for gene in reference.index]).columns >= 0
+        return Start(profile_in_panel(reference, model)[0].astype(np.float64), name, known)
     if table is None:
         raise DataError(
             "An index holds no expression: `reference` must be a Series of log1p-CP10k by gene, found "
@@ -323,4 +339,4 @@ def reference_profile(
         raise DataError(f"`reference` chooses no spot ({name}).")
     model.panel.require_names()
     values = _section.expression(table, model.panel, np.flatnonzero(mask)).mean(axis=0)
-    return np.asarray(values, dtype=np.float64).ravel(), name
+    return Start(np.asarray(values, dtype=np.float64).ravel(), name, model.panel.measured(table.var_names))

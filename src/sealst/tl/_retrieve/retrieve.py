@@ -75,8 +75,8 @@ def retrieve(
     by
         How genes, signatures, pathways and profiles are compared with crops: ``"expression"``, with what the model's
         readout predicts of each crop; ``"embedding"``, with the crop's embedding, where training aligned the two. By
-        default ``"expression"`` where the model has programs (trained by this version), unless `n_std`, or `reference`
-        for genes, are given, which belong to embeddings. Spots and images are always compared by embeddings.
+        default ``"expression"`` where the model has programs (trained by this version), unless, of genes, `n_std` or
+        `reference` are given, which belong to embeddings. Spots and images are always compared by embeddings.
     net
         Gene sets, in any form that `sealst.tl.pathways` takes. Genes that the panel lacks are left out;
         a set of which fewer than 5 genes and less than half are left is refused.
@@ -107,8 +107,8 @@ def retrieve(
     None, or with ``copy=True`` a copy of `data`; in the table
 
     - ``.obs["seal_similarity" | key_added]``: float64, cosine, -1 to 1; of genes by expression what is predicted above
-      the mean of the section, in standard deviations of the gene (weights of a signature have length 1). NaN for spots
-      without a crop, and in regions that were not asked this. Regions can be asked one by one
+      the mean of the section, in standard deviations of the gene in the model's panel (weights of a signature have
+      length 1). NaN for spots without a crop, and in regions that were not asked this. Regions can be asked one by one
     - ``.obs[key_added + "_rank"]``: float64, 1 = most similar of all that were asked this, ties share their mean rank;
       NaN as above
     - ``.uns["sealst"]["retrieve"][key_added]``: query, kind, genes and weights, ``hits`` (names of spots, best first; a
@@ -116,7 +116,7 @@ def retrieve(
       Of regions that are asked one by one, the hits of each; ``by`` and, by expression, ``readout``
 
     Of an index nothing is written: a DataFrame with one row per hit, as of `SealIndex.search`, whose column ``query``
-    says in words what was asked.
+    says in words what was asked, and whose similarity is that of tables.
 
     Raises
     ------
@@ -134,7 +134,8 @@ def retrieve(
     -----
     Spots and images are compared by the cosine of their embedding with that of each crop.
 
-    By expression, a gene or signature is read out of the prediction, less the mean of the section. A profile is
+    By expression, a gene or signature is read out of the prediction, less the mean of the section; its unit is the
+    deviation over all training spots in the layer of the panel (``model.panel.std``). A profile is
     compared in the *programs* of the readout, the principal components of its predictions within training sections:
     less the reference, and by cosine with predictions less the mean of their section. Both sides have one deviation
     along each program, the root of that of predictions: predictions are timid, and what hardly varies in them says
@@ -180,11 +181,6 @@ def retrieve(
         start = reference_profile(reference, model)
         question = ask(query, kind, Context(model, data, length_of(n_std), start, net, readout))
         warn_of_genes(model, list(question.facts.get("genes", ())))
-        if question.expression and by is None and data.readout is None and model.search_readout:
-            warn(
-                f"The index {str(data.path)!r} holds no predictions, so expression is compared with embeddings, which "
-                "finds less. Build it with `sl.tl.build_index(sections, path, model=model)`, or say `by='embedding'`."
-            )
         heads = model.projection.kind != "none"
         if heads and data.space == "shared" and kind == "image":
             # A spot's vector comes from the index itself.
@@ -194,6 +190,14 @@ def retrieve(
                 "The index holds the encoder's embeddings, in which this model's expression has no place: it compares "
                 "both behind projection heads. Build it with `sl.tl.build_index(sections, path, model=model)`."
             )
+        if data.readout is None and data.modality == "image":
+            asked_by = way(by, kind, n_std=n_std, reference=reference, readout=model.search_readout)
+            if asked_by == EXPRESSION:
+                warn(
+                    f"The index {str(data.path)!r} holds no predictions, so expression is compared with embeddings, "
+                    "which finds less. Build it with `sl.tl.build_index(sections, path, model=model)`, or say "
+                    "`by='embedding'`."
+                )
         options: dict[str, Any] = {"where": where, "suppress_um": suppress_um}
         found = data.ask(question.vector, n_hits, how=_how(question), row=question.row, **options)
         return found.assign(query=question.label)
@@ -204,7 +208,7 @@ def retrieve(
     embedding = image_embedding(data, table, asked, model, key)
     start = reference_profile(reference, model, table=table)
     views = int(_section.recorded(table, "embed").get(key, {}).get("views", 1))
-    readout = search_readout(data, table, asked, model, key)
+    readout = search_readout(data, table, model, key)
     if way(by, kind, n_std=n_std, reference=reference, readout=readout) == EMBEDDING:
         readout = None
     spots = _TableSpots(table, embedding, asked, views)
