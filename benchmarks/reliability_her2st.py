@@ -24,6 +24,7 @@ from typing import Any
 # Before torch is imported: threads that wait by spinning, beside other work on the machine, are 20 times as slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import pandas as pd
 
 import sealst as sl
@@ -50,7 +51,8 @@ def shown(model: Any, sdata: Any) -> tuple[pd.Series, dict[str, float]]:
     measured = pd.DataFrame(table[kept, genes].layers["lognorm"].toarray(), index=predicted.index, columns=genes)
     facts = table.uns["sealst"]["embed"]["X_seal"]["novelty"]
     novelty = {"percentile": float(facts["percentile"][0]), "beyond": float(facts["beyond"][0])}
-    return predicted.corrwith(measured), novelty
+    # A gene that is predicted alike everywhere has no correlation, or what rounding makes of it.
+    return predicted.corrwith(measured).replace([np.inf, -np.inf], np.nan), novelty
 
 
 def row(model: Any, r: pd.Series) -> dict[str, float]:
