@@ -23,7 +23,8 @@ less than that of the clock.
 
     python benchmarks/growth.py [--sizes 1000 4000 16000 64000 200000] [--grow number size] [--rows ...] [--work DIR]
 
-Sizes over which a row took more than `--patience` seconds end that row. Some 1.2 GB of scratch files for 200,000 spots.
+A row that took more than `--patience` seconds of the processor goes no further. 200,000 spots take some 1.2 GB of
+scratch files.
 """
 
 from __future__ import annotations
@@ -377,7 +378,7 @@ def grown(args: argparse.Namespace, grow: str) -> dict[str, dict[int, dict[str, 
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in args.rows}
     in_a_fork(prepare, args.work, WARM, grow)
     for size in args.sizes:
-        rows = [name for name in args.rows if all(row["seconds"] <= args.patience for row in found[name].values())]
+        rows = [name for name in args.rows if all(row["busy"] <= args.patience for row in found[name].values())]
         if not rows:
             break
         in_a_fork(prepare, args.work, size, grow)
@@ -433,7 +434,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[1000, 4000, 16_000, 64_000, 200_000], help="spots")
     parser.add_argument("--grow", nargs="+", choices=("number", "size"), default=["number"])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--patience", type=float, default=300, help="seconds after which a row goes no further")
+    parser.add_argument("--patience", type=float, default=300, help="processor seconds after which a row stops")
     parser.add_argument("--work", type=Path, default=None, help="folder for scratch files, which stay there")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
