@@ -151,8 +151,8 @@ class Settings:
     seed
         Seed of every call and command that is given none (``SEALST_SEED``).
     n_jobs
-        Threads that read crops and images. None is the cores that this process may use, at most 8; -1 all of them
-        (``SEALST_N_JOBS``). Results do not depend on it.
+        Threads that read crops and images. None is the cores that this process may use, at most 8, or its share of them
+        where `sealst.tl.embed_slides` starts workers; -1 all of them (``SEALST_N_JOBS``). Results do not depend on it.
     verbosity
         What the logger ``sealst`` lets through: ``"error"``, ``"warning"``, ``"info"`` or ``"debug"``
         (``SEALST_VERBOSITY``). Warnings of class `SealstWarning` are Python's, and filtered as those are.

@@ -7,6 +7,7 @@ import spatialdata as sd
 from anndata import AnnData, concat
 
 import sealst as sl
+from sealst.pp._genes import survey
 
 N_GENES = 60
 GENES = [f"GENE{i:02d}" for i in range(N_GENES)]
@@ -50,6 +51,17 @@ def test_hvg_are_those_of_scanpy_in_order_of_rank() -> None:
     ranks = reference.loc[list(panel.genes), ["highly_variable_nbatches", "dispersions_norm"]]
     assert ranks.equals(ranks.sort_values(list(ranks), ascending=False))
     assert len(set(panel.genes) & set(GENES[::6])) >= 9
+
+
+def test_names_that_sections_share_are_kept_once() -> None:
+    sections = [section("a", seed=1), section("b", seed=2), section("c", genes=GENES[::-1])]
+    first, second, other = survey(sections, "lognorm", "table")
+    assert first.columns is second.columns
+    assert first.names is second.names
+    assert first.ensembl is second.ensembl
+    assert (first.name, second.name) == ("a", "b")
+    assert not np.array_equal(first.total, second.total)
+    assert other.columns["GENE00"] == N_GENES - 1
 
 
 def test_included_genes_come_first_and_count() -> None:

@@ -56,6 +56,7 @@ class Arena:
         return kept
 
     def _mapped(self, size: int) -> np.ndarray:
+        self._folder.mkdir(parents=True, exist_ok=True)
         # Pages of a mapped file that find no room on the disk end the process without a word.
         if size > 0.95 * (free := shutil.disk_usage(self._folder).free):
             raise DataError(

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -309,7 +309,13 @@ class Survey:
 
 def survey(sections: Data | Sequence[Data], layer: str, table_key: str) -> list[Survey]:
     """First pass: names, normalisation and detection of every section."""
-    found = [_survey(part, layer) for part in walk(sections, table_key)]
+    found: list[Survey] = []
+    alike: dict[tuple[tuple[str, ...], ...], Survey] = {}
+    for part in walk(sections, table_key):
+        one = _survey(part, layer)
+        # Names of a whole transcriptome are some MB, and most sections of a cohort have the same.
+        first = alike.setdefault((tuple(one.names), tuple(one.ensembl)), one)
+        found.append(replace(one, names=first.names, columns=first.columns, ensembl=first.ensembl))
     names = [one.name for one in found]
     if double := sorted({n for n in names if names.count(n) > 1}):
         raise DataError(

@@ -35,6 +35,21 @@ def test_what_lies_in_files_gives_the_same(sides, model, monkeypatch):
     assert not any(path.is_file() for path in sl.settings.cache_dir.iterdir())
 
 
+def test_folds_that_cut_through_sections_lie_in_files_too(sides, model, monkeypatch):
+    sections = [*sides[0], sides[1][0]]
+    names = {"abc"[i]: one.tables["table"].obs_names.to_numpy() for i, one in enumerate(sections)}
+    cut = [sl.pp.Split({"a": names["a"], "b": names["b"][:25]}, {"c": names["c"][5:]}, "cut")]
+    options = {"folds": cut, "genes": {"mine": ["EPCAM", "VIM"]}, "allow_shared_patients": True}
+    found = sl.tl.evaluate(sections, model, **options)
+    kept: list[int] = []
+    plain = SectionView.kept_in
+    monkeypatch.setattr(SectionView, "kept_in", lambda view, arena: kept.append(len(view)) or plain(view, arena))
+    monkeypatch.setattr(evaluate, "ROOM", 0)
+    again = sl.tl.evaluate(sections, model, **options)
+    assert kept == [36, 36, 36, 25, 31]
+    pd.testing.assert_frame_equal(found.table, again.table)
+
+
 def test_of_many_training_spots_some_of_every_section_are_learned_from(sides, model, monkeypatch, caplog):
     found = evaluated(sides, model, control=True).table
     monkeypatch.setattr(methods, "MOST_LEARNED", 60)

@@ -49,14 +49,17 @@ def check_batch(x: Tensor, what: str) -> None:
 
 def measured(
     pred: Tensor, target: Tensor, mask: Tensor | None, *, name: str = "target"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Prediction and truth with 0 where not measured, and the weight (1 measured, 0 not) of every entry."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Prediction and truth with 0 where not measured, and the weight (1 measured, 0 not) of every entry.
+
+    Without a mask there is no weight: a product by 1 is another pass over the batch, and on the way back one more.
+    """
     if pred.ndim != 2 or pred.shape != target.shape:
         raise DataError(
             f"`pred` and `{name}` must have one shape (B, G), found {tuple(pred.shape)} and {tuple(target.shape)}."
         )
     if mask is None:
-        return pred, target, torch.ones_like(pred)
+        return pred, target, None
     if mask.dtype != torch.bool or tuple(mask.shape) not in (tuple(pred.shape), tuple(pred.shape[1:])):
         raise DataError(
             f"`mask` must be bool of shape {tuple(pred.shape[1:])} or {tuple(pred.shape)}, "
@@ -67,26 +70,39 @@ def measured(
     return torch.where(mask, pred, 0), torch.where(mask, target, 0), mask.to(pred.dtype)
 
 
-def mean(x: Tensor, weight: Tensor) -> Tensor:
+def n_measured(x: Tensor, weight: Tensor | None, *, dim: int, keepdim: bool = False) -> Tensor:
+    """How many entries along `dim` are measured."""
+    if weight is None:
+        shape = list(x.shape)
+        shape[dim : dim + 1] = [1] if keepdim else []
+        return x.new_full(shape, x.shape[dim])
+    return weight.sum(dim, keepdim=keepdim)
+
+
+def mean(x: Tensor, weight: Tensor | None) -> Tensor:
     """Mean over measured entries, 0 where there is none."""
+    if weight is None:
+        return x.sum() / max(1, x.numel())
     return (x * weight).sum() / weight.sum().clamp(min=1)
 
 
-def centred(x: Tensor, weight: Tensor, *, dim: int) -> Tensor:
+def centred(x: Tensor, weight: Tensor | None, *, dim: int) -> Tensor:
     """Difference from the mean over measured entries along `dim`, 0 where not measured."""
+    if weight is None:
+        return x - x.sum(dim, keepdim=True) / max(1, x.shape[dim])
     n = weight.sum(dim, keepdim=True).clamp(min=1)
     return (x - (x * weight).sum(dim, keepdim=True) / n) * weight
 
 
-def standardised(x: Tensor, weight: Tensor, *, dim: int) -> Tensor:
+def standardised(x: Tensor, weight: Tensor | None, *, dim: int) -> Tensor:
     """Differences from the mean divided by the biased standard deviation along `dim`; constants become 0."""
-    n = weight.sum(dim, keepdim=True).clamp(min=1)
+    n = n_measured(x, weight, dim=dim, keepdim=True).clamp(min=1)
     x = centred(x, weight, dim=dim)
     variance = x.square().sum(dim, keepdim=True) / n
     return x / variance.clamp(min=MIN_VARIANCE).sqrt()
 
 
-def correlation(pred: Tensor, target: Tensor, weight: Tensor, *, dim: int) -> Tensor:
+def correlation(pred: Tensor, target: Tensor, weight: Tensor | None, *, dim: int) -> Tensor:
     """Correlation over measured entries along `dim`, 0 where a side is constant."""
     product = standardised(pred, weight, dim=dim) * standardised(target, weight, dim=dim)
-    return product.sum(dim) / weight.sum(dim).clamp(min=1)
+    return product.sum(dim) / n_measured(pred, weight, dim=dim).clamp(min=1)

@@ -14,7 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sealst._core.losses.inputs import centred, check_batch, correlation, in_float32, mean, measured, standardised
+from sealst._core.losses.inputs import (
+    centred,
+    check_batch,
+    correlation,
+    in_float32,
+    mean,
+    measured,
+    n_measured,
+    standardised,
+)
 from sealst._errors import DataError
 from sealst._validate import check_positive, whole
 
@@ -95,7 +104,7 @@ def pearson(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     pred, target, weight = measured(pred, target, mask)
     r = correlation(pred, target, weight, dim=1)
-    return mean(1 - r, (weight.sum(1) >= 2).to(r.dtype))
+    return mean(1 - r, (n_measured(pred, weight, dim=1) >= 2).to(r.dtype))
 
 
 @in_float32
@@ -114,7 +123,7 @@ def pearson_genes(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> T
     check_batch(pred, "`pearson_genes`")
     pred, target, weight = measured(pred, target, mask)
     r = correlation(pred, target, weight, dim=0)
-    return mean(1 - r, (weight.sum(0) >= 2).to(r.dtype))
+    return mean(1 - r, (n_measured(pred, weight, dim=0) >= 2).to(r.dtype))
 
 
 @in_float32
@@ -154,7 +163,7 @@ def barlow_std_mse(
     check_batch(pred, "`barlow_std_mse`")
     pred, target, weight = measured(pred, target, mask)
     r = correlation(pred, target, weight, dim=0)
-    diagonal = ((1 - r).square() * (weight.sum(0) >= 2)).sum()
+    diagonal = ((1 - r).square() * (n_measured(pred, weight, dim=0) >= 2)).sum()
     return corr_weight * diagonal + mse_weight * mean((pred - target).square(), weight)
 
 
@@ -186,7 +195,8 @@ def barlow(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, off_diag
     """
     check_batch(pred, "`barlow`")
     pred, target, weight = measured(pred, target, mask)
-    both = weight.T @ weight
+    present = torch.ones_like(pred) if weight is None else weight
+    both = present.T @ present
     cross = standardised(pred, weight, dim=0).T @ standardised(target, weight, dim=0) / both.clamp(min=1)
     diagonal = torch.eye(len(cross), dtype=cross.dtype, device=cross.device)
     penalty = diagonal * (1 - cross).square() + off_diagonal * (1 - diagonal) * cross.square()
@@ -350,7 +360,8 @@ def mmd(
     pred, target, weight = measured(pred, target, mask)
     among_true = _squared_distances(target, target)
     rows, columns = torch.triu_indices(len(pred), len(pred), 1, device=pred.device)
-    least = _MIN_BANDWIDTH * 2 * (weight.sum() / len(weight)).clamp(min=1)
+    n_genes = n_measured(pred, weight, dim=1).mean()
+    least = _MIN_BANDWIDTH * 2 * n_genes.clamp(min=1)
     scale = torch.maximum(among_true.detach()[rows, columns].median(), least)
 
     def kernel(distances: Tensor) -> Tensor:

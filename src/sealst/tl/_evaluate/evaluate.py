@@ -239,7 +239,6 @@ def evaluate(
     # A resource is fetched once.
     activities = Activities(None if net is None else gene_set_edges(net))
     changes = Changes(columns_of(labels, confounder, cohort.parts()), confounder)
-    settings.cache_dir.mkdir(parents=True, exist_ok=True)
     job = _Job(
         cohort, candidate, protocol, genes, activities, table_key, progress, seed, near_um, control, changes,
         scratch=settings.cache_dir,
@@ -365,6 +364,16 @@ class _Job:
         found = self.cohort.hest_genes(self.protocol.n_genes, within)
         return {f"hest{len(found)}": found}
 
+    def _kept(self, view: SectionView, arena: Arena) -> SectionView:
+        """A view, in files where those of all spots would not fit into memory."""
+        large = view.nbytes / max(1, len(view)) * self.n_spots > ROOM
+        return view.kept_in(arena) if large else view
+
+    def _taken(self, view: SectionView, spots: np.ndarray, arena: Arena) -> SectionView:
+        some = view.take(spots)
+        # Of a section that is taken whole nothing was copied.
+        return some if some is view else self._kept(some, arena)
+
     def _score(
         self, fold: Split, seed: int, ready: _Ready, shared: dict[str, SectionView], results: Results
     ) -> dict[str, int]:
@@ -372,13 +381,12 @@ class _Job:
         (reader, all_sets), wanted = ready, {*fold.train, *fold.test}
         views, arena = dict(shared), Arena(self.scratch)
         for view in self.cohort.views(reader, wanted - set(shared)):
-            # Whether all of them would fit into memory is known by the first.
-            large = view.nbytes / max(1, len(view)) * self.n_spots > ROOM
-            views[view.name] = view.kept_in(arena) if large else view
+            views[view.name] = self._kept(view, arena)
         if not self.candidate.trains:
             shared.update(views)
-        seen = [views[name].take(spots) for name, spots in fold.train.items()]
-        held = [views[name].take(spots) for name, spots in fold.test.items()]
+        seen, held = (
+            [self._taken(views[name], spots, arena) for name, spots in side.items()] for side in (fold.train, fold.test)
+        )
         for side, sections in (("training", seen), ("test", held)):
             for view in sections:
                 if len(view) < 2:

@@ -90,7 +90,7 @@ def predictions(
     for method in heads:
         name, readout = _HEADS[method]
         direct = (_direct(models[name], view, name, genes, readout) for view in held)
-        out[method] = list(direct if arena is None else map(arena.keep, direct))
+        out[method] = [part if arena is None else arena.keep(part) for part in direct]
     order = (FROZEN_PROBE, ADAPTED_PROBE, PREDICTED, HEAD, IMPUTED, ST_NET, BLEEP, COLOUR_PROBE, PERMUTED, MEAN)
     return {method: out[method] for method in order if method in out}
 
