@@ -886,6 +886,7 @@ def test_cells_that_lack_counts_or_outlines_are_left_out(run: Run, caplog: pytes
         ("columns", "vertex_y"),
         ("bytes", "damaged or incomplete"),
         ("short", "damaged or incomplete"),
+        ("nan", "without a position"),
         ("other", "no cell with counts has an outline"),
     ],
 )
@@ -901,6 +902,7 @@ def test_outlines_that_are_refused(run: Run, damage: str, message: str) -> None:
         made = {
             "columns": frame.drop(columns="vertex_y"),
             "short": frame.iloc[:15],
+            "nan": frame.assign(vertex_x=frame["vertex_x"].where(frame.index != 40)),
             "other": frame.assign(cell_id="b" + frame["cell_id"]),
         }
         made[damage].to_parquet(path)

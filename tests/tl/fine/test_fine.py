@@ -615,6 +615,11 @@ def test_one_region_is_named(section, learned):
             call(section, learned, at="cells", region=["P1_S1_spots", "other"])
 
 
+def test_slots_of_one_table_have_two_names(section, learned):
+    with pytest.raises(sl.DataError, match="are both 'x'"):
+        sl.tl.predict(section, learned, at="P1_S1_spots", key_added="x", embedding_key="x")
+
+
 @pytest.mark.parametrize(
     "how",
     [

@@ -216,10 +216,9 @@ def _segmented(root: Path, scale: float) -> tuple[gpd.GeoSeries, Counts]:
     path, matrix = files[_OUTLINES], files[_CELL_MATRIX]
     try:
         frame = gpd.read_file(path)
+        frame = frame[frame.geometry.geom_type.isin(["Polygon", "MultiPolygon"])]
         if "cell_id" not in frame or not len(frame):
-            raise DataError(
-                f"{path.name} holds no cells: expected features with 'cell_id', found {len(frame)} features."
-            )
+            raise DataError(f"{path.name} holds no cells: found {len(frame)} polygons, expected some with 'cell_id'.")
         ids = [f"cellid_{one:09d}-1" for one in frame["cell_id"].astype(int)]
         polygons = shapely.transform(frame.geometry.to_numpy(), lambda xy: xy * scale)
     except DataError:

@@ -195,6 +195,8 @@ def outlined_cells(folder: Path, frame: Frame) -> tuple[gpd.GeoSeries, sp.csr_ma
         # Vertices of a cell follow each other, as a rule.
         order = np.argsort(codes, kind="stable")
         xy = apply_affine(frame.to_image, table[needed[1:]].to_numpy(dtype=float)[order])
+        if not np.isfinite(xy).all():
+            raise DataError(f"{path.name} holds vertices without a position; is the file damaged?")
         polygons = shapely.polygons(shapely.linearrings(xy, indices=codes[order]))
     except (*_READ_ERRORS, shapely.errors.GEOSException) as error:
         raise _unreadable(path, error) from error

@@ -256,6 +256,8 @@ def _predict_fine(
         raise DataError("`path` is for maps (`resolution_um`), `embedding_key` for cells (`at`); leave the other out.")
     if embedding_key is not None:
         check_slot(embedding_key, argument="embedding_key")
+        if embedding_key == key:
+            raise DataError(f"`embedding_key` and `key_added` are both {key!r}; they are slots of one table.")
     _section.needs_pixels(sdata)
     local_head(model)
     wanted = believed(model, (model.panel if genes is None else model.panel.subset(genes)).genes, min_reliability)

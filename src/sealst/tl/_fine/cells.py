@@ -35,10 +35,11 @@ class _Cells:
     ids: np.ndarray
     #: (x, y) in pixels of the picture
     centres: np.ndarray
-    #: (n, 2 * width), the mean of the tokens under each cell and beside it the mean of those around it; or None
-    embedding: np.ndarray | None
-    #: counts per 10,000 of the genes that were asked for, (n, genes); or None
-    counts: np.ndarray | None
+    #: (n, 2 * width), the mean of the tokens under each cell and beside it the mean of those around it; (n, 0) where it
+    #: was not asked for
+    embedding: np.ndarray
+    #: counts per 10,000 of the genes that were asked for, (n, genes); (n, 0) without any
+    counts: np.ndarray
 
 
 def embed_cells(
@@ -186,11 +187,12 @@ def _read_cells(
                 return np.concatenate([tokens, function(tokens)], axis=-1)
 
     found = pooled(bands(source, plane, grid, wanted.reshape(grid.shape), made, show=show, desc=desc), grid, shares)
+    none = np.empty((len(cells), 0), dtype=np.float32)
     return _Cells(
         cells.index.to_numpy(),
         _section.centres_of(cells),
-        None if surroundings_um is None else np.concatenate(found[:2], axis=1),
-        None if function is None else found[-1],
+        none if surroundings_um is None else np.concatenate(found[:2], axis=1),
+        none if function is None else found[-1],
     )
 
 
