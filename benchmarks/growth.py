@@ -271,7 +271,8 @@ class Row:
         frame = pd.DataFrame({"path": [str(p) for p in paths], "patient": [p.stem for p in paths], "mpp": 1.0})
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             found = sl.tl.embed_slides(frame, self.model, Path(folder) / "out", progress=False)
-        if (found["status"] != "done").any():
+        # A small piece of the drawn tissue may be glass.
+        if (found["status"] == "failed").any():
             raise SystemExit(f"embed_slides: {found['status'].value_counts().to_dict()}")
         return int(found["n_tiles"].sum())
 
