@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -94,11 +95,17 @@ def test_expression_is_looked_for_behind_the_projections_and_pictures_before(tra
     z = np.asarray(table.obsm["X_seal"])
     ok = np.isfinite(z).all(axis=1)
     profile = pd.Series(model.panel.mean * 1.2, index=list(model.panel.genes))
-    found = sl.tl.retrieve(test, model, profile, copy=True).tables["table"].obs["seal_similarity"].to_numpy()
+
+    def similarity(query, **options):
+        return (
+            sl.tl.retrieve(test, model, query, copy=True, **options).tables["table"].obs["seal_similarity"].to_numpy()
+        )
+
+    found = similarity(profile, by="embedding")
     g = model.shared_genes(model.embed_genes(profile.to_numpy()[None]))
     np.testing.assert_allclose(found[ok], (unit(model.shared_images(z[ok])) @ unit(g).T)[:, 0], atol=1e-5)
 
-    found = sl.tl.retrieve(test, model, "ERBB2", copy=True).tables["table"].obs["seal_similarity"].to_numpy()
+    found = similarity("ERBB2", by="embedding")
     raised = np.stack([model.panel.mean, model.panel.mean])
     i = model.panel.genes.index("ERBB2")
     raised[1, i] += 10 * model.panel.std[i]
@@ -107,7 +114,7 @@ def test_expression_is_looked_for_behind_the_projections_and_pictures_before(tra
     np.testing.assert_allclose(found[ok], unit(images - images.mean(0)) @ unit((end - start)[None])[0], atol=1e-4)
 
     name = table.obs_names[np.flatnonzero(ok)[0]]
-    found = sl.tl.retrieve(test, model, name, kind="spot", copy=True).tables["table"].obs["seal_similarity"].to_numpy()
+    found = similarity(name, kind="spot")
     np.testing.assert_allclose(found[ok], unit(z[ok]) @ unit(z[ok])[0], atol=1e-5)
 
 
@@ -119,9 +126,10 @@ def test_an_index_of_the_shared_space_answers_as_the_table_does(trained, tmp_pat
     assert sl.tl.SealIndex.load(tmp_path / "shared").space == "shared"
     with pytest.raises(sl.DataError, match="has no place.*`sl.tl.build_index\\(sections, path, model=model\\)`"):
         sl.tl.retrieve(plain, model, "ERBB2")
-    for query in ("ERBB2", pd.Series(model.panel.mean * 1.2, index=list(model.panel.genes))):
-        table = sl.tl.retrieve(test, model, query, n_hits=5, copy=True).tables["table"]
-        hits = sl.tl.retrieve(shared, model, query, n_hits=5)
+    profile = pd.Series(model.panel.mean * 1.2, index=list(model.panel.genes))
+    for query, by in product(("ERBB2", profile), ("expression", "embedding")):
+        table = sl.tl.retrieve(test, model, query, by=by, n_hits=5, copy=True).tables["table"]
+        hits = sl.tl.retrieve(shared, model, query, by=by, n_hits=5)
         assert hits["obs_name"].tolist() == list(table.uns["sealst"]["retrieve"]["seal_similarity"]["hits"])
         np.testing.assert_allclose(
             hits["similarity"], table.uns["sealst"]["retrieve"]["seal_similarity"]["similarities"], atol=1e-5

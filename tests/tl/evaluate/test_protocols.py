@@ -150,7 +150,7 @@ def test_folds_train_their_own_models_and_baselines(cohort, recipe):
     assert spread["colour + ridge"] < 1e-6
     assert spread["adapted + ridge"] > 1e-4
     recall = single(found).query("metric == 'R@10'")
-    assert set(recall["method"]) == {"adapted", "frozen", "frozen + ridge", "bleep"}
+    assert set(recall["method"]) == {"adapted", "frozen", "seal prediction", "frozen + ridge", "bleep"}
     near = single(found).query("metric == 'near R@10' and method == 'adapted'")
     plain = recall.query("method == 'adapted'")
     assert (near["value"].to_numpy() >= plain["value"].to_numpy()).all()
