@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from sealst._given.offered import offered
 
 if TYPE_CHECKING:
+    from sealst._core.search.programs import Programs
     from sealst._core.space.geometry import CropSpec
     from sealst.models._adapters import (
         Adapter,
@@ -56,6 +57,7 @@ __all__ = [
     "ImageModel",
     "LocalHead",
     "LoraParams",
+    "Programs",
     "ProjectionParams",
     "Readout",
     "Reliability",

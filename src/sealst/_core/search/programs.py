@@ -21,11 +21,24 @@ class Programs:
     A program is a direction of expression: a principal component of what was predicted for the training spots within
     their sections. Both sides have the same deviation along each, so that what is predicted too timidly is no further
     away, and it is the root of what was predicted: what hardly varies in predictions says little.
+
+    Attributes
+    ----------
+    patterns
+        Programs in rows, float64 (programs, genes), of length 1.
+    image_scale, gene_scale
+        What multiplies the coordinates of predictions, and of measured profiles, (programs,).
+
+    Examples
+    --------
+    >>> programs = Programs(np.array([[0.6, 0.8]]), np.array([2.0]), np.array([1.0]))
+    >>> programs.of_predictions(np.array([[1.0, 0.0], [0.0, 1.0]])).round(3).tolist()
+    [[1.2], [1.6]]
+    >>> programs.of_profiles(np.array([[1.0, 0.0]])).tolist()
+    [[0.6]]
     """
 
-    #: (programs, genes), rows of length 1
     patterns: np.ndarray
-    #: what multiplies the coordinates of predictions, and of measured profiles, (programs,)
     image_scale: np.ndarray
     gene_scale: np.ndarray
 
