@@ -31,7 +31,7 @@ class Programs:
 
     Examples
     --------
-    >>> programs = Programs(np.array([[0.6, 0.8]]), np.array([2.0]), np.array([1.0]))
+    >>> programs = sl.models.Programs(np.array([[0.6, 0.8]]), np.array([2.0]), np.array([1.0]))
     >>> programs.of_predictions(np.array([[1.0, 0.0], [0.0, 1.0]])).round(3).tolist()
     [[1.2], [1.6]]
     >>> programs.of_profiles(np.array([[1.0, 0.0]])).tolist()
