@@ -53,7 +53,9 @@ def test_demo_makes_a_self_contained_report(tmp_path):
     own = os.environ | {"SEALST_CACHE": str(tmp_path / "cache")}
     done = sealst("demo", "--out", str(tmp_path / "out"), "--quiet", timeout=900, env=own)
     assert done.returncode == 0, done.stderr
-    assert "adapted + ridge" in done.stdout
+    methods = re.findall(r"^ *([a-z+, ]+?) +(?=[\d.]|$)", done.stdout, re.MULTILINE)
+    assert {"adapted + ridge", "seal prediction", "adapted, by embedding"} <= set(methods)
+    assert len(set(methods)) == len(methods), "one line per method"
     assert not (tmp_path / "cache" / "tokens").exists(), "nobody trains on the demo's sections again"
     out = tmp_path / "out"
     html = (out / "report.html").read_text(encoding="utf-8")

@@ -108,9 +108,10 @@ def run_demo(out: Path, *, seed: int, overwrite: bool) -> tuple[Path, str]:
         pearson = table[table["metric"] == "pearson"]
         pearson = pearson.pivot_table(index="method", columns="genes", values="value", sort=False)
         recall = table[table["metric"] == "R@10"].set_index("method")["value"].rename("R@10")
-        # Retrieval calls the encoder by its own name, Pearson by that of the probe on top of it.
-        recall = recall.rename(index={"adapted": "seal prediction"}).drop("frozen")
-        joined = pearson.join(recall).reset_index()
+        # What embeddings find themselves, without a prediction, has a line of its own.
+        recall = recall.rename(index={"adapted": "adapted, by embedding"}).drop("frozen")
+        joined = pearson.reindex([*pearson.index, *recall.index.difference(pearson.index)]).join(recall)
+        joined = joined.rename_axis("method").reset_index()
         summary = joined.map(lambda v: ("" if v != v else f"{v:.3f}") if isinstance(v, float) else v)
         folder = work / "figures"
         folder.mkdir()
