@@ -19,22 +19,6 @@ from sealst.models import SealModel
 from sealst.tl import retrieve
 
 
-@pytest.fixture(scope="module")
-def made() -> dict[str, Any]:
-    return {}
-
-
-@pytest.fixture
-def sections(ready: Callable[..., SpatialData], model: SealModel, made: dict[str, Any]) -> list[SpatialData]:
-    """Two embedded sections, made once."""
-    if "sections" not in made:
-        made["sections"] = [ready(section="a", patient="p1"), ready(section="b", patient="p2", seed=3)]
-        for sdata in made["sections"]:
-            sl.tl.embed(sdata, model)
-            sl.tl.predict(sdata, model)
-    return made["sections"]
-
-
 @pytest.fixture
 def older(model: SealModel, tmp_path: Path) -> SealModel:
     """The same model as an earlier version would have made it, without programs."""

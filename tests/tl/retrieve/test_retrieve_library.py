@@ -20,21 +20,6 @@ from sealst.tl import SealIndex, retrieve
 NET = {"epithelium": ["EPCAM", "KRT8", "ABSENT"], "B/T": ["CD3E", "MS4A1"], "elsewhere": ["XIST"]}
 
 
-@pytest.fixture(scope="module")
-def made() -> dict[str, Any]:
-    return {}
-
-
-@pytest.fixture
-def sections(ready: Callable[..., SpatialData], model: SealModel, made: dict[str, Any]) -> list[SpatialData]:
-    """Two embedded sections, made once."""
-    if "sections" not in made:
-        made["sections"] = [ready(section="a", patient="p1"), ready(section="b", patient="p2", seed=3)]
-        for sdata in made["sections"]:
-            sl.tl.embed(sdata, model)
-    return made["sections"]
-
-
 @pytest.fixture
 def index(sections: list[SpatialData], model: SealModel, made: dict[str, Any], tmp_path_factory: Any) -> SealIndex:
     if "index" not in made:

@@ -364,9 +364,9 @@ class SealNet(nn.Module):
             Centres of the crops in µm, (n, 2); needed by a readout that sees what lies around a spot.
         """
         fitted, programs = self._with_programs(readout)
-        # Not `predict_expression`, which has no values below 0: sums of predicted genes are to be sums.
-        found = self._batched(fitted, fitted.inputs(self._embeddings(z), xy), len(self.panel), 4096)
-        coordinates = programs.of_predictions(found.astype(np.float64))
+        # Without all genes of all spots on the way, and without the levels, which the mean takes along.
+        into = programs.of_predictions(fitted.weight.T.cpu().double().numpy())
+        coordinates = fitted.inputs(self._embeddings(z), xy) @ into
         return np.asarray(coordinates - coordinates.mean(axis=0))
 
     def programs_of(self, readout: str) -> Programs:

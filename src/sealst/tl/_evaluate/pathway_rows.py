@@ -76,8 +76,8 @@ class Activities:
         out = []
         # Vectors are the same for every section. What was trained on images alone has no side to ask from.
         asking = {name: model for name, model in (models or {}).items() if name != ST_NET}
-        in_um = all(view.in_um for view in held)
-        ways = {n: model.search_readout if in_um else model.crop_search_readout for n, model in asking.items()}
+        # Of one cohort, where all sections have distances or none has.
+        ways = {name: held[0].search_readout(model) for name, model in asking.items()}
         asked = {
             name: set_vectors(model, self.net, tmin=self.tmin, readout=ways[name]) for name, model in asking.items()
         }

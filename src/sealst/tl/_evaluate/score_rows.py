@@ -320,7 +320,7 @@ def _in_programs(view: SectionView, model: SealModel) -> _Pairs:
 
     Of a whole section: a readout sees what lies around a spot.
     """
-    readout = model.search_readout if view.in_um else model.crop_search_readout
+    readout = view.search_readout(model)
     if readout is None:
         return {}
     image = model.image_programs(view.features[SEAL], readout=readout, xy=view.xy)

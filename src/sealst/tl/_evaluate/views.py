@@ -74,6 +74,10 @@ class SectionView:
         """Its patient, or several in one text."""
         return ", ".join(np.unique(self.patients))
 
+    def search_readout(self, model: SealModel) -> str | None:
+        """Readout by which a model's predictions are compared here: of the crop alone where there are no distances."""
+        return model.search_readout if self.in_um else model.crop_search_readout
+
     def take(self, names: Sequence[str] | np.ndarray) -> SectionView:
         """SectionView of some of its spots."""
         kept = np.flatnonzero(np.isin(self.spots, np.asarray(names)))

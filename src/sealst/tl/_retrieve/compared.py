@@ -21,33 +21,36 @@ _OF_GENES = ("gene", "signature", "pathway")
 _ASKED = (*_OF_GENES, "profile")
 
 
-def way(by: str | None, kind: str, *, n_std: float | None, reference: object, readout: str | None) -> str:
-    """`EXPRESSION` or `EMBEDDING`: how a kind of query is compared, see `sealst.tl.retrieve`.
+def readout_for(
+    by: str | None, kind: str, *, n_std: float | None, reference: object, readout: str | None
+) -> str | None:
+    """Readout by whose predictions a kind of query is compared, see `sealst.tl.retrieve`; None for embeddings.
 
-    `readout` is the one whose programs would be used, None where the model has none.
+    `readout` is the one whose programs there are, None where there are none.
     """
     if by is not None:
         check_choice("by", by, (EXPRESSION, EMBEDDING))
     if kind not in _ASKED:
         if by == EXPRESSION:
             raise DataError(f"`by='expression'` is for genes and profiles; a query of kind {kind!r} has no expression.")
-        return EMBEDDING
+        return None
     raised = (("n_std", n_std), ("reference", reference)) if kind in _OF_GENES else ()
     given = [name for name, value in raised if value is not None]
-    if by == EXPRESSION:
-        if readout is None:
-            raise DataError(
-                "`by='expression'` needs predictions: a model whose readout has programs (trained by this version, on "
-                "50 spots or more), and of an index that it was built with `model=`. Without `by` embeddings are "
-                "compared."
-            )
-        if given:
-            raise DataError(
-                f"`{given[0]}` belongs to `by='embedding'`: by expression genes are read out of the prediction, "
-                "whatever they are raised from."
-            )
-        return EXPRESSION
-    return EXPRESSION if by is None and readout is not None and not given else EMBEDDING
+    if by is None:
+        return None if given else readout
+    if by == EMBEDDING:
+        return None
+    if readout is None:
+        raise DataError(
+            "`by='expression'` needs predictions: a model whose readout has programs (trained by this version, on "
+            "50 spots or more), and of an index that it was built with `model=`. Without `by` embeddings are compared."
+        )
+    if given:
+        raise DataError(
+            f"`{given[0]}` belongs to `by='embedding'`: by expression genes are read out of the prediction, whatever "
+            "they are raised from."
+        )
+    return readout
 
 
 def length_of(n_std: float | None) -> float:
@@ -64,7 +67,7 @@ def search_readout(data: Data, table: AnnData, model: SealModel, key: str) -> st
     """
     if str(_section.recorded(table, "embed").get(key, {}).get("modality", "image")) != "image":
         return None
-    seen = np.isfinite(np.asarray(table.obsm[key], dtype=float)).all(axis=1)
+    seen = np.isfinite(np.asarray(table.obsm[key])).all(axis=1)
     located = all(
         np.isfinite(_section.centres_um(data, table, one)[seen[one.rows]]).all() for one in _section.sections_of(table)
     )

@@ -23,7 +23,7 @@ from sealst.models import SealModel
 from sealst.tl._embed.inputs import check_model
 from sealst.tl._embed.trust import warn_of_genes
 from sealst.tl._pathways.pathways import Net
-from sealst.tl._retrieve.compared import EMBEDDING, EXPRESSION, length_of, search_readout, similarity_of, way
+from sealst.tl._retrieve.compared import EMBEDDING, EXPRESSION, length_of, readout_for, search_readout, similarity_of
 from sealst.tl._retrieve.index import SealIndex, check_suppress
 from sealst.tl._retrieve.index_search import How, Where
 from sealst.tl._retrieve.library import embed_hint, positions_um, provenance
@@ -175,9 +175,7 @@ def retrieve(
                 f"The index {str(data.path)!r} was made with {data.model!r}, this model is {model.fingerprint!r}. "
                 "Embed the sections with this model and build an index of its own, or load the model of the index."
             )
-        readout = data.readout
-        if way(by, kind, n_std=n_std, reference=reference, readout=readout) == EMBEDDING:
-            readout = None
+        readout = readout_for(by, kind, n_std=n_std, reference=reference, readout=data.readout)
         start = reference_profile(reference, model)
         question = ask(query, kind, Context(model, data, length_of(n_std), start, net, readout))
         warn_of_genes(model, list(question.facts.get("genes", ())))
@@ -191,8 +189,7 @@ def retrieve(
                 "both behind projection heads. Build it with `sl.tl.build_index(sections, path, model=model)`."
             )
         if data.readout is None and data.modality == "image":
-            asked_by = way(by, kind, n_std=n_std, reference=reference, readout=model.search_readout)
-            if asked_by == EXPRESSION:
+            if readout_for(by, kind, n_std=n_std, reference=reference, readout=model.search_readout):
                 warn(
                     f"The index {str(data.path)!r} holds no predictions, so expression is compared with embeddings, "
                     "which finds less. Build it with `sl.tl.build_index(sections, path, model=model)`, or say "
@@ -208,9 +205,8 @@ def retrieve(
     embedding = image_embedding(data, table, asked, model, key)
     start = reference_profile(reference, model, table=table)
     views = int(_section.recorded(table, "embed").get(key, {}).get("views", 1))
-    readout = search_readout(data, table, model, key)
-    if way(by, kind, n_std=n_std, reference=reference, readout=readout) == EMBEDDING:
-        readout = None
+    held = search_readout(data, table, model, key)
+    readout = readout_for(by, kind, n_std=n_std, reference=reference, readout=held)
     spots = _TableSpots(table, embedding, asked, views)
     question = ask(query, kind, Context(model, spots, length_of(n_std), start, net, readout))
     warn_of_genes(model, list(question.facts.get("genes", ())))
