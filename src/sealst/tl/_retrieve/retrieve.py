@@ -188,13 +188,12 @@ def retrieve(
                 "The index holds the encoder's embeddings, in which this model's expression has no place: it compares "
                 "both behind projection heads. Build it with `sl.tl.build_index(sections, path, model=model)`."
             )
-        if data.readout is None and data.modality == "image":
-            if readout_for(by, kind, n_std=n_std, reference=reference, readout=model.search_readout):
-                warn(
-                    f"The index {str(data.path)!r} holds no predictions, so expression is compared with embeddings, "
-                    "which finds less. Build it with `sl.tl.build_index(sections, path, model=model)`, or say "
-                    "`by='embedding'`."
-                )
+        predicted = readout_for(by, kind, n_std=n_std, reference=reference, readout=model.search_readout)
+        if data.readout is None and data.modality == "image" and predicted is not None:
+            warn(
+                f"The index {str(data.path)!r} holds no predictions, so expression is compared with embeddings, which "
+                "finds less. Build it with `sl.tl.build_index(sections, path, model=model)`, or say `by='embedding'`."
+            )
         options: dict[str, Any] = {"where": where, "suppress_um": suppress_um}
         found = data.ask(question.vector, n_hits, how=_how(question), row=question.row, **options)
         return found.assign(query=question.label)
