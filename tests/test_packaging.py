@@ -20,12 +20,13 @@ import sealst as sl
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src" / "sealst"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-EXTRAS = ("index", "log", "plot", "slide", "wsi")
+EXTRAS = ("index", "log", "notebook", "plot", "slide", "wsi")
 
 #: modules that only extras bring
 MODULES = {
     "index": ("faiss",),
     "log": ("tensorboard",),
+    "notebook": ("jscatter",),
     "plot": ("spatialdata_plot",),
     "slide": ("torchmil", "sksurv"),
     "wsi": ("openslide", "wsidata"),

@@ -41,7 +41,7 @@ WITHOUT_LIMIT = ("sealst.cli",)
 
 #: import names whose distribution is called something else
 DISTRIBUTIONS = {"PIL": "pillow", "faiss": "faiss-cpu", "openslide": "openslide-python", "sksurv": "scikit-survival"}
-DISTRIBUTIONS |= {"yaml": "pyyaml"}
+DISTRIBUTIONS |= {"jscatter": "jupyter-scatter", "yaml": "pyyaml"}
 DISTRIBUTIONS |= {"mpl_toolkits": "matplotlib", "sklearn": "scikit-learn", "spatialdata_plot": "spatialdata-plot"}
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sealst.pl._evaluation.residual_maps import residual_maps
     from sealst.pl._maps.attention import attention
     from sealst.pl._maps.crops import crops
+    from sealst.pl._maps.explore import explore
     from sealst.pl._maps.expression import expression
     from sealst.pl._maps.pathways import pathways
     from sealst.pl._maps.retrieval import retrieval
@@ -31,6 +32,7 @@ __all__ = [
     "calibration",
     "crops",
     "evaluation",
+    "explore",
     "expression",
     "gene_scatter",
     "kaplan_meier",
