@@ -36,7 +36,7 @@ def bare(encoder: object) -> object:
     import torch
 
     def forward(images: torch.Tensor) -> torch.Tensor:
-        standard = (images - encoder.mean) / encoder.std  # type: ignore[attr-defined]
+        standard = encoder._normalised(images)  # type: ignore[attr-defined]
         return standard[:, :, :: PX // 8, :: PX // 8].flatten(1)
 
     encoder.forward = forward  # type: ignore[attr-defined]
@@ -74,14 +74,14 @@ def measured(store: Path) -> dict[str, float]:
     def embed(views: int) -> Callable[[], object]:
         return lambda: sl.tl.embed(sdata, encoder, views=views, progress=False)  # type: ignore[arg-type]
 
-    n, mean, std = len(source.boxes), encoder.mean, encoder.std  # type: ignore[attr-defined]
+    n, normalised = len(source.boxes), encoder._normalised  # type: ignore[attr-defined]
     return {
         "tl.embed, 1 view": timed(embed(1), n),
         "tl.embed, 8 views, per view": timed(embed(8), 8 * n),
         "  reading": timed(lambda: read_crops(source.levels, source.boxes, PX), n),
         "  a further view": timed(lambda: [symmetry(crops, code) for code in range(1, 8)], 7 * BATCH),
         "  images": timed(lambda: to_images(crops, torch.device("cpu")), BATCH),
-        "  mean and deviation": timed(lambda: (images - mean) / std, BATCH),
+        "  mean and deviation": timed(lambda: normalised(images), BATCH),
         "novelty": timed(lambda: picture_features(crops), BATCH),
     }
 
