@@ -335,7 +335,7 @@ class Encoder(nn.Module):
         # The same numbers over whole rows of pixels: over three channels at a time it takes four times as long.
         n, _, height, width = images.shape
         rows = images.permute(0, 2, 3, 1).reshape(-1, 3 * width)
-        # In memory that numpy asks for, in large pages: torch's, page by page, takes three times as long as the numbers.
+        # In memory that numpy asks for, in large pages: torch's, page by page, takes three times as long.
         taken = torch.from_numpy(np.empty(rows.shape, dtype=np.float32))
         torch.sub(rows, self.mean.flatten().repeat(width), out=taken).div_(self.std.flatten().repeat(width))
         return taken.view(n, height, width, 3).permute(0, 3, 1, 2)
