@@ -64,6 +64,19 @@ def test_what_is_learned_is_in_the_new_folder(folder, taught):
     assert sl.models.load(folder / "run" / "model").local is None
 
 
+def test_patients_are_held_out_from_what_is_learned(folder, tmp_path):
+    drawn = answer(
+        "synthetic", "--out", tmp_path / "data", "--n-sections", 3, "--size-um", 700, "--mpp", 1, "--n-genes", 150
+    )
+    answer("prepare", drawn["manifest"], "--out", tmp_path / "all", "--crop-um", 112, "--crop-px", 112)
+    run = ["fit-local", folder / "sections", "--model", folder / "run", "--epochs", 2]
+    found = answer(*run, "--held-out", tmp_path / "all" / "P3_S1.zarr", "--out", tmp_path / "known")
+    assert "unseen patients" in found["reliability"]
+    assert sl.models.load(tmp_path / "known").local.reliability.patients == ("P3",)
+    assert "P2" in refused(*run, "--held-out", folder / "sections" / "P2_S1.zarr", "--out", tmp_path / "leak")
+    assert not (tmp_path / "leak").exists()
+
+
 def test_maps_stay_in_the_stores(folder, taught):
     store = folder / "sections/P1_S1.zarr"
     found = answer("map", store, "--model", taught, "--genes", "ERBB2,COL1A1", *BINS)

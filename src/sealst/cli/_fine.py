@@ -25,7 +25,7 @@ from sealst.cli._types import AutoNumber
 @opt.sections_argument
 @opt.model_options()
 @opt.out_option("Folder of the model that has learned.")
-@options_of("tl.fit_local", "epochs", "max_spots")
+@options_of("tl.fit_local", "held_out", "epochs", "max_spots")
 @opt.seed_option
 @opt.device_option
 @opt.table_key_option
@@ -40,10 +40,15 @@ def fit_local(
     model.check()
     from sealst import tl
 
+    given = opt.stated(**options)
+    if "held_out" in given:
+        given["held_out"] = open_sections(given["held_out"])
     seal = model.load(device)
-    tl.fit_local(open_sections(sections), seal, **opt.stated(**options))
+    tl.fit_local(open_sections(sections), seal, **given)
     seal.save(out, overwrite=overwrite)
-    return Answer({"model": str(out), "fingerprint": seal.fingerprint, "local": seal.local.summary()}, f"Model: {out}")
+    facts = {"model": str(out), "fingerprint": seal.fingerprint, "local": seal.local.summary()}
+    known = seal.local.reliability
+    return Answer(facts | {"reliability": None if known is None else known.summary()}, f"Model: {out}")
 
 
 @click.command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from sealst._core.weak_supervision import LOG_MOST
 from sealst._errors import CheckpointError
+from sealst._files import write_text
 from sealst._given.schema import Count, Name, Stored, Text
 from sealst._html import text_as_html
 from sealst.models._adapters import check_tensors, tensor_shapes
+from sealst.models._seal.reliability import Reliability, read_reliability, written
 
 LOCAL_FILE = "local.safetensors"
+#: how far it can be believed, where that was measured
+LOCAL_RELIABILITY_FILE = "local_reliability.tsv"
 
 
 class LocalFacts(Stored):
@@ -46,6 +50,9 @@ class LocalHead:
         Number of spots.
     images
         What made the tokens: `SealNet.image_fingerprint`.
+    reliability
+        How well it predicts spots of patients that neither it nor the model has seen; None where nothing was held out.
+        Its `model` is the head's `digest`.
     """
 
     weight: np.ndarray
@@ -54,6 +61,7 @@ class LocalHead:
     score: float
     n_spots: int
     images: str
+    reliability: Reliability | None = None
 
     def counts(self, tokens: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
         """Counts per 10,000 of tokens (..., width), of all genes or those at some positions: float32 (..., genes).
@@ -75,7 +83,9 @@ class LocalHead:
 
     def summary(self) -> str:
         """In one line, what is known."""
-        return f"fitted to {self.n_spots:,} spots (begun with a mean r of {self.score:.3f} on held-out {self.held_out})"
+        known = "reliability unknown" if self.reliability is None else self.reliability.summary()
+        begun = f"begun with a mean r of {self.score:.3f} on held-out {self.held_out}"
+        return f"fitted to {self.n_spots:,} spots ({begun}; {known})"
 
     def facts(self) -> dict[str, Any]:
         """What ``config.json`` says of it."""
@@ -83,7 +93,9 @@ class LocalHead:
         return {"held_out": self.held_out, "images": self.images, "digest": self.digest} | numbers
 
     def save(self, path: Path) -> None:
-        """Write its numbers."""
+        """Write its numbers, and beside them how far they can be believed."""
+        if self.reliability is not None:
+            write_text(path.with_name(LOCAL_RELIABILITY_FILE), written(self.reliability))
         parts = {"weight": self.weight, "bias": self.bias}
         save_file({k: torch.from_numpy(np.ascontiguousarray(v, dtype=np.float32)) for k, v in parts.items()}, path)
 
@@ -108,6 +120,8 @@ class LocalHead:
                 f"{where} is not the one that config.json speaks of (`local`); the folder is damaged, or two of them "
                 "were put together."
             )
+        if (known := path.with_name(LOCAL_RELIABILITY_FILE)).is_file():
+            return replace(made, reliability=read_reliability(known, model=facts.digest))
         return made
 
     def __repr__(self) -> str:

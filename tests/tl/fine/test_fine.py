@@ -447,6 +447,102 @@ def test_what_is_learned_travels_with_the_model(section, learned, tmp_path):
     assert again.fingerprint == learned.fingerprint
 
 
+@pytest.fixture
+def held_out():
+    """Sections of two patients that the model has not seen."""
+    found = sl.datasets.synthetic(2, size_um=900, mpp=0.5, seed=5, n_genes=160)
+    for number, sdata in enumerate(found, start=8):
+        sdata.tables["table"].obs["patient"] = f"P{number}"
+        sl.pp.pair_crops(sdata, crop_um=112, crop_px=112)
+        sl.pp.normalize(sdata)
+    return found
+
+
+@pytest.fixture
+def training(_section):
+    """The sections that the model was trained on."""
+    sections = [spatialdata.deepcopy(one) for one in _section]
+    for one in sections:
+        sl.pp.pair_crops(one, crop_um=112, crop_px=112)
+        sl.pp.normalize(one)
+    return sections
+
+
+@pytest.fixture
+def trusted(learned, training, held_out, monkeypatch):
+    """The same model, whose local head was scored on patients that nothing has seen."""
+    monkeypatch.setattr(learned, "local", learned.local)
+    sl.tl.fit_local(training, learned, held_out=held_out, seed=0)
+    return learned
+
+
+def test_the_local_head_knows_how_well_it_predicts_unseen_patients(trusted, held_out):
+    known = trusted.local.reliability
+    assert known.patients == ("P8", "P9")
+    assert known.held_out == "patients"
+    assert known.model == trusted.local.digest
+    # What is predicted of the spots of these patients, as cells, agrees with what was measured as the table says.
+    found = []
+    for sdata in held_out:
+        table = sdata.tables["table"]
+        (region,) = sl._section.regions_of(table)
+        sl.tl.predict(sdata, trusted, at=region.name, key_added="fine")
+        predicted = table.obsm["fine"].loc[table.obs["crop_ok"]]
+        measured = table.to_df("lognorm").loc[predicted.index]
+        found.append(predicted.corrwith(measured).rename(str.upper))
+    mean = pd.concat(found, axis=1).mean(axis=1)
+    genes = known.genes["pearson"].rename(str.upper)
+    shared = [gene for gene in genes.index if gene in mean.index]
+    assert len(shared) > 100
+    assert np.corrcoef(genes[shared], mean[shared])[0, 1] > 0.95
+    assert known.of(["KRT8"])["better_than_chance"].all()
+
+
+def test_results_of_the_local_head_carry_its_reliability_and_no_others(section, trusted, monkeypatch):
+    of_spots = object()
+    monkeypatch.setattr(trusted, "reliability", of_spots)
+    sl.tl.predict(section, trusted, at="P1_S1_nuclei", genes=["KRT8", "CD3E"])
+    carried = sl._section.recorded(section.tables["P1_S1_nuclei_table"], "predict")["seal_expression"]["reliability"]
+    expected = trusted.local.reliability.of(["KRT8", "CD3E"])["pearson"]
+    np.testing.assert_allclose(carried["pearson"], expected)
+    assert carried["readout"] == "local"
+
+
+def test_without_held_out_patients_results_of_the_local_head_say_unknown(section, learned, monkeypatch):
+    monkeypatch.setattr(learned, "reliability", object())
+    sl.tl.predict(section, learned, at="P1_S1_nuclei", genes=["KRT8"])
+    entry = sl._section.recorded(section.tables["P1_S1_nuclei_table"], "predict")["seal_expression"]
+    assert entry["reliability"] == "unknown"
+    with pytest.raises(sl.DataError, match="held_out"):
+        sl.tl.predict(section, learned, at="P1_S1_nuclei", min_reliability=0.1)
+
+
+def test_genes_of_maps_are_chosen_by_the_reliability_of_the_local_head(section, trusted):
+    known = trusted.local.reliability.genes["pearson"]
+    genes = [known.idxmax(), known.idxmin()]
+    least = float(known.mean())
+    sl.tl.predict(section, trusted, genes=genes, resolution_um=32, min_reliability=least)
+    element = section.images["P1_S1_he_expression"]
+    assert list(element.coords["c"].values) == genes[:1]
+
+
+def test_the_reliability_of_the_local_head_is_saved_with_it(trusted, tmp_path):
+    folder = trusted.save(tmp_path / "model")
+    again = sl.models.load(folder)
+    pd.testing.assert_frame_equal(again.local.reliability.table, trusted.local.reliability.table)
+    stated = (folder / "local_reliability.tsv").read_text(encoding="utf-8")
+    (folder / "local_reliability.tsv").write_text(stated.replace(trusted.local.digest, "0" * 16), encoding="utf-8")
+    with pytest.raises(sl.CheckpointError, match="local_reliability"):
+        sl.models.load(folder)
+
+
+def test_patients_that_were_trained_on_are_not_held_out(training, learned, held_out):
+    before = learned.local
+    with pytest.raises(sl.LeakError, match="P2"):
+        sl.tl.fit_local(training[:1], learned, held_out=[held_out[0], training[1]])
+    assert learned.local is before
+
+
 @pytest.mark.parametrize("damage", ["absent", "bytes", "other"])
 def test_a_damaged_local_head_is_refused(learned, tmp_path, damage):
     path = learned.save(tmp_path / "model") / "local.safetensors"

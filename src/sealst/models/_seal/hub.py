@@ -23,7 +23,7 @@ from sealst._validate import listed
 from sealst.models._encoders.weights import HTTP_ERRORS, hub_token
 from sealst.models._folder import FILES
 from sealst.models._intervals import INTERVALS_FILE
-from sealst.models._local import LOCAL_FILE
+from sealst.models._local import LOCAL_FILE, LOCAL_RELIABILITY_FILE
 from sealst.models._novelty import NOVELTY_FILE
 from sealst.models._seal.net import SealNet
 from sealst.models._seal.reliability import RELIABILITY_FILE
@@ -42,6 +42,7 @@ _FETCHED = (
     RELIABILITY_FILE,
     NOVELTY_FILE,
     LOCAL_FILE,
+    LOCAL_RELIABILITY_FILE,
     INTERVALS_FILE,
     "README.md",
 )

@@ -23,6 +23,7 @@ from sealst.models import SealModel
 from sealst.tl._embed.embed import SPOTS, Made, embed_fields, embed_watched, merged, stored_embedding, write_embedding
 from sealst.tl._embed.inputs import check_model, views_of
 from sealst.tl._embed.trust import (
+    LOCAL,
     believed,
     better_genes,
     check_views,
@@ -260,14 +261,16 @@ def _predict_fine(
             raise DataError(f"`embedding_key` and `key_added` are both {key!r}; they are slots of one table.")
     _section.needs_pixels(sdata)
     local_head(model)
-    wanted = believed(model, (model.panel if genes is None else model.panel.subset(genes)).genes, min_reliability)
+    asked = (model.panel if genes is None else model.panel.subset(genes)).genes
+    wanted = believed(model, asked, min_reliability, readout=LOCAL)
     if device is not None:
         model.to(resolve_device(device))
     common: dict[str, Any] = {"views": views, "region": one_region(region), "table_key": table_key, "show": show}
     common["image_key"] = image_key
     found: Data | None = None
     if resolution_um is None:
-        facts = {"model": model.fingerprint, "unit": "log1p-CP10k", "reliability": reliability_entry(model, wanted)}
+        facts: dict[str, Any] = {"model": model.fingerprint, "unit": "log1p-CP10k"}
+        facts["reliability"] = reliability_entry(model, wanted, readout=LOCAL)
         common |= {"embedding_key": embedding_key, "surroundings_um": surroundings_um}
         found, _ = predict_cells(sdata, model, at, wanted, key=key, facts=facts, copy=copy, **common)
     elif at != SPOTS or copy or genes is None:
@@ -278,7 +281,7 @@ def _predict_fine(
     else:
         name = None if key == Keys.EXPRESSION else key
         predict_map(sdata, model, wanted, resolution_um, path=path, key=name, **common)
-    tell(model, wanted, "local")
+    tell(model, wanted, LOCAL)
     return found if copy else None
 
 

@@ -15,14 +15,23 @@ from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._validate import listed, shown
-from sealst.models import SealModel
+from sealst.models import Reliability, SealModel
 from sealst.models._intervals import Intervals
 
 #: what results say of a model that knows nothing of it
 UNKNOWN = "unknown"
+#: what predicts single patches and cells, where results name a readout
+LOCAL = "local"
 
 
-def believed(model: SealModel, genes: Sequence[str], least: float | None) -> list[str]:
+def known_of(model: SealModel, readout: str | None = None) -> Reliability | None:
+    """What held-out patients showed of what predicts: readouts of spots and the local head are two things."""
+    if readout == LOCAL:
+        return None if model.local is None else model.local.reliability
+    return model.reliability
+
+
+def believed(model: SealModel, genes: Sequence[str], least: float | None, *, readout: str | None = None) -> list[str]:
     """Genes whose held-out Pearson is `least` or more, where that is asked for; the others are named.
 
     Raises
@@ -34,13 +43,13 @@ def believed(model: SealModel, genes: Sequence[str], least: float | None) -> lis
         return list(genes)
     if isinstance(least, bool) or not isinstance(least, int | float | np.number) or not -1 <= least <= 1:
         raise DataError(f"`min_reliability` must be a correlation from -1 to 1, found {least!r}.")
-    if model.reliability is None:
+    known = known_of(model, readout)
+    if known is None:
+        of, how = _HOW_TO_KNOW[readout == LOCAL]
         raise DataError(
-            "`min_reliability` asks for what held-out patients showed, but the reliability of this model is unknown. "
-            "Train with `sl.tl.finetune(..., crossfit='patient')`, or hand it an evaluation: "
-            "`model.rely_on(evaluation)`."
+            f"`min_reliability` asks for what held-out patients showed, but the reliability of {of} is unknown. {how}"
         )
-    r = model.reliability.of(genes)["pearson"].to_numpy()
+    r = known.of(genes)["pearson"].to_numpy()
     kept = [gene for gene, value in zip(genes, r, strict=True) if value >= least]
     if not kept:
         best = f"the best has {np.nanmax(r):.2f}" if np.isfinite(r).any() else "nothing is known of them"
@@ -51,6 +60,24 @@ def believed(model: SealModel, genes: Sequence[str], least: float | None) -> lis
     return kept
 
 
+#: whose reliability is unknown, and how it would be known, by whether it is the local head's
+_HOW_TO_KNOW = {
+    False: (
+        "this model",
+        "Train with `sl.tl.finetune(..., crossfit='patient')`, or hand it an evaluation: `model.rely_on(evaluation)`.",
+    ),
+    True: (
+        "`model.local`",
+        "Hand sections of patients that the model has not seen to `sl.tl.fit_local(..., held_out=...)`.",
+    ),
+}
+#: why it is unknown, likewise
+_WHY_UNKNOWN = {
+    False: "the model was not cross-fitted (`crossfit=` of `sl.tl.finetune`)",
+    True: "no patient was held out from the local head (`held_out=` of `sl.tl.fit_local`)",
+}
+
+
 def better_genes(model: SealModel) -> list[str] | None:
     """Genes that are predicted better than chance; None where that is unknown."""
     if model.reliability is None:
@@ -59,15 +86,16 @@ def better_genes(model: SealModel) -> list[str] | None:
     return list(found.index[found[BETTER]])
 
 
-def reliability_entry(model: SealModel, genes: Sequence[str]) -> dict[str, Any] | str:
+def reliability_entry(model: SealModel, genes: Sequence[str], *, readout: str | None = None) -> dict[str, Any] | str:
     """What provenance says of predicted genes, in their order."""
-    if model.reliability is None:
+    known = known_of(model, readout)
+    if known is None:
         return UNKNOWN
-    found = model.reliability.of(genes)
+    found = known.of(genes)
     return {
-        "held_out": model.reliability.held_out,
-        "n_patients": len(model.reliability.patients),
-        "readout": model.readouts[0],
+        "held_out": known.held_out,
+        "n_patients": len(known.patients),
+        "readout": LOCAL if readout == LOCAL else model.readouts[0],
         "pearson": found["pearson"].to_numpy(dtype=np.float64),
         BETTER: found[BETTER].to_numpy(dtype=bool),
     }
@@ -75,11 +103,12 @@ def reliability_entry(model: SealModel, genes: Sequence[str]) -> dict[str, Any] 
 
 def tell(model: SealModel, genes: Sequence[str], readout: str) -> None:
     """Log how far predicted genes can be believed."""
-    if model.reliability is None:
-        logger.info("reliability unknown: the model was not cross-fitted (`crossfit=` of `sl.tl.finetune`)")
+    known = known_of(model, readout)
+    if known is None:
+        logger.info("reliability unknown: %s", _WHY_UNKNOWN[readout == LOCAL])
         return
-    other = readout != model.readouts[0]
-    logger.info("%s%s", model.reliability.summary(genes), f" (by the readout {model.readouts[0]!r})" if other else "")
+    other = readout not in (LOCAL, model.readouts[0])
+    logger.info("%s%s", known.summary(genes), f" (by the readout {model.readouts[0]!r})" if other else "")
 
 
 def warn_of_genes(model: SealModel, genes: Sequence[str]) -> None:

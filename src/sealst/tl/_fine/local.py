@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 
 import geopandas as gpd
 import numpy as np
@@ -13,23 +15,29 @@ from spatialdata import SpatialData
 from sealst import _logging, _section
 from sealst._core.device import resolve_device
 from sealst._core.scores.readouts import fit_readout
+from sealst._core.scores.reliability import SectionScores, score_section
+from sealst._core.seeds import mixed_seed
 from sealst._core.space.surroundings import patches
 from sealst._core.space.token_grid import TokenGrid
 from sealst._core.weak_supervision import spot_means, tune_local
 from sealst._data.crops.source import iter_source
 from sealst._docs import documented
-from sealst._errors import DataError
+from sealst._errors import DataError, LeakError
 from sealst._keys import Keys
 from sealst._logging import logger
 from sealst._section import RegionCrops
 from sealst._section.cells import tokens_under
 from sealst._settings import resolve_seed
-from sealst._validate import whole
+from sealst._validate import listed, whole
 from sealst.models import SealModel
 from sealst.models._local import LocalHead
+from sealst.models._seal.reliability import reliability_of
 from sealst.tl._embed.inputs import as_sections, check_model
 from sealst.tl._fine.bands import TokenSource, token_source
 from sealst.tl._finetune.readout import MIN_SPOTS, held_groups
+
+#: spots whose tokens are predicted at a time, all genes of each
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +61,7 @@ def fit_local(
     sections: SpatialData | Sequence[SpatialData],
     model: SealModel,
     *,
+    held_out: SpatialData | Sequence[SpatialData] | None = None,
     epochs: int | None = None,
     max_spots: int = 20_000,
     seed: int | None = None,
@@ -74,6 +83,11 @@ def fit_local(
         model's training sections, as a rule.
     model
         A SEAL model of a vision transformer; what is learned becomes ``model.local``, and is saved with it.
+    held_out
+        Sections, likewise, of patients that the model has not seen: how well their spots are predicted becomes
+        ``model.local.reliability``, which predictions of patches and cells carry (``model.reliability`` is of another
+        readout, and says nothing of them). Without them it stays unknown: of sections that the encoder was aligned on
+        nothing can be learned about others.
     epochs
         How often every spot is seen; by default so often that there are 300 steps of 64 spots.
     max_spots
@@ -87,7 +101,7 @@ def fit_local(
 
     Returns
     -------
-    None; sets ``model.local``, which `sealst.tl.predict` needs for ``resolution_um=`` and ``at=``.
+    None; sets ``model.local``, which `sealst.tl.predict` needs for ``resolution_um=`` and ``at=``, nothing on error.
 
     Raises
     ------
@@ -95,13 +109,15 @@ def fit_local(
         When crops or layers are missing.
     DataError
         When the encoder has no patch tokens, or there are fewer than 50 spots.
+    LeakError
+        When a patient of `held_out` is one that was trained on.
 
     Notes
     -----
     A token has ``exp(token @ weight + bias)`` counts per 10,000. It begins with a linear readout of the mean token
     under each spot, whose penalties and rank are chosen as for `sealst.tl.finetune`, and goes on by gradient. What
     differs between whole sections is not learned. Programs that the picture does not show cannot be resolved by it,
-    whatever the resolution: see ``model.reliability``.
+    whatever the resolution: see ``model.local.reliability``.
 
     Examples
     --------
@@ -112,21 +128,63 @@ def fit_local(
     epochs = None if epochs is None else whole("epochs", epochs, least=1)
     max_spots = whole("max_spots", max_spots, least=MIN_SPOTS)
     given = as_sections(sections, "sections")
+    kept = [] if held_out is None else as_sections(held_out, "held_out")
+    _check_unseen(kept, given, model, table_key)
     if device is not None:
         model.to(resolve_device(device))
     source = token_source(model, None, 1)
-    found: list[_Spots] = []
-    for sdata in given:
-        found += _spots_of(sdata, model, source, max(1, max_spots // len(given)), table_key, show=progress)
+    read = partial(_spots_of, model=model, source=source, table_key=table_key, show=progress)
+    found = [spots for sdata in given for spots in read(sdata, most=max(1, max_spots // len(given)))]
     n = sum(len(one.truth) for one in found)
     if n < MIN_SPOTS:
         raise DataError(f"Only {n} spots have a usable crop; at least {MIN_SPOTS} are needed.")
-    model.local = _fitted(found, model, epochs=epochs, seed=resolve_seed(seed), show=progress)
+    head = _fitted(found, model, epochs=epochs, seed=resolve_seed(seed), show=progress)
+    if kept:
+        # By map: a variable of a loop would keep a section's tokens while the next one is read.
+        parts = map(partial(read, most=max(1, max_spots // len(kept))), kept)
+        scores = list(chain.from_iterable(_scores(spots, head) for spots in parts))
+        known = reliability_of(head.digest, scores, model.panel.genes, by="patient")
+        head = replace(head, reliability=known)
+    model.local = head
     logger.info("model.local: %s", model.local.summary())
 
 
+def _check_unseen(kept: Sequence[SpatialData], given: Sequence[SpatialData], model: SealModel, table_key: str) -> None:
+    """Raise where a patient is on both sides."""
+    held, seen = (
+        {p for part in _section.parts_of(list(some), table_key) for p in _section.patients_of(part.table, part.rows)}
+        if some
+        else set()
+        for some in (kept, given)
+    )
+    for key in ("patients", "warmup_patients"):
+        seen |= set(map(str, model.provenance.get(key) or ()))
+    if both := sorted(held & seen):
+        raise LeakError(
+            f"`held_out` has patient(s) {listed(both)}, who were trained on. What is measured on them says nothing of "
+            "others: hold out sections of other patients, or leave `held_out` out."
+        )
+
+
+def _scores(found: Sequence[_Spots], head: LocalHead) -> list[SectionScores]:
+    """How well the spots of sections are predicted, as what lies under them."""
+    made = []
+    for one in found:
+        predicted = np.empty_like(one.truth, dtype=np.float32)
+        share = one.share / one.share.sum()
+        for start in range(0, len(predicted), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            predicted[some] = np.log1p(np.einsum("t,ntg->ng", share, head.counts(one.tokens[some])))
+        patient = "/".join(sorted(set(map(str, one.patient))))
+        seed = mixed_seed(one.section) % 2**32
+        made.append(
+            score_section(predicted, one.truth, section=one.section, patient=patient, known=one.known, seed=seed)
+        )
+    return made
+
+
 def _spots_of(
-    sdata: SpatialData, model: SealModel, source: TokenSource, most: int, table_key: str, *, show: bool | None
+    sdata: SpatialData, *, model: SealModel, source: TokenSource, most: int, table_key: str, show: bool | None
 ) -> list[_Spots]:
     paired = _section.paired_table(sdata, table_key, trained_on=model.crop)
     table, made = paired.table, []
