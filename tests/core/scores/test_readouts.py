@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sealst._core.scores.metrics import gene_pearson
 from sealst._core.scores.probes import Spectral, ridge_probe, within_sections
-from sealst._core.scores.readouts import fit_readout
+from sealst._core.scores.readouts import best_readouts, fit_readout
 from sealst._errors import DataError
 
 
@@ -53,6 +53,31 @@ def test_the_target_that_predicts_single_spots_best_is_kept():
     found = fit_readout(x, {"noisy": y, "clean": clean}, clean, groups=section, sections=section, ranks=())
     assert found.target == "clean"
     assert found.scores["clean", None] > found.scores["noisy", None]
+
+
+def test_a_target_is_left_for_one_that_is_clearly_better_alone():
+    x, y, section, *_ = cohort(noise=1.0, genes=30)
+    spoilt = y + 0.2 * y.std() * np.random.default_rng(5).normal(size=y.shape)
+    found = fit_readout(x, {"spoilt": spoilt, "single": y}, y, groups=section, sections=section, ranks=())
+    # A little better is not enough.
+    assert found.scores["single", None] > found.scores["spoilt", None]
+    assert found.target == "spoilt"
+    useless = np.random.default_rng(6).normal(size=y.shape)
+    assert fit_readout(x, {"useless": useless, "single": y}, y, groups=section, sections=section).target == "single"
+
+
+@pytest.mark.parametrize(("hidden", "first"), [(0, "usual"), (7, "beside")])
+def test_what_is_seen_is_the_usual_unless_something_is_clearly_better(hidden, first):
+    x, y, section, *_ = cohort(d=8, noise=1.0)
+    usual = np.array(x)
+    usual[:, :hidden] = 0
+    beside = x + 0.05 * np.random.default_rng(1).normal(size=x.shape)
+    found = best_readouts(
+        {"usual": usual, "beside": beside, "whole": x}, {"single": y}, y, groups=section, sections=section
+    )
+    assert next(iter(found)) == first
+    rest = [one.score for one in list(found.values())[1:]]
+    assert rest == sorted(rest, reverse=True)
 
 
 def test_a_low_rank_is_found():

@@ -20,6 +20,9 @@ _PENALTIES = np.logspace(1, 8, 29)
 #: how many times as strong as its mixed model says a penalty is: the model takes spots for independent, but neighbours
 #: share what is not explained, and other patients are further away than other spots
 _CAUTION = 2.0
+#: how much better, as a share, than what is usually best a score must be to be believed: between patients, of whom few
+#: are held out, smaller differences are noise
+_MARGIN = 0.1
 #: ranks that are compared with the full one
 RANKS: tuple[int, ...] = (8, 16, 32, 64)
 
@@ -69,7 +72,7 @@ def fit_readout(
     x
         Embeddings (n, d), finite.
     targets
-        By name, what may be fitted, (n, genes).
+        By name, what may be fitted, (n, genes); the first one, unless another is better by a tenth.
     truth
         What counts, (n, genes): the expression of single spots.
     groups
@@ -122,7 +125,9 @@ def fit_readout(
     for name in targets:
         for rank in (None, *(r for r in ranks if r < min(x.shape[1], n_genes))):
             scores[name, rank] = sum(c[name].score(rank) * len(genes) for genes, c in parts) / n_fitted
-    target, rank = max(scores, key=lambda key: scores[key])
+    by_target = {name: max(score for (one, _), score in scores.items() if one == name) for name in targets}
+    target = _first_of_the_best(by_target)
+    rank = max((key for key in scores if key[0] == target), key=lambda key: scores[key])[1]
     coef, intercept, alphas = np.zeros((x.shape[1], n_genes)), np.zeros(n_genes), np.zeros(n_genes)
     for genes, found in parts:
         coef[:, genes], intercept[genes] = found[target].fitted(rank)
@@ -136,17 +141,26 @@ def fit_readout(
 def best_readouts(
     inputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray], truth: np.ndarray, **options: Any
 ) -> dict[str, LinearReadout]:
-    """Fit a readout to each of several inputs; the one that predicts held-out groups best comes first.
+    """Fit a readout to each of several inputs; what should predict comes first.
+
+    That is the first one, unless another predicts held-out groups better by a tenth; the others follow by their score.
 
     Parameters
     ----------
     inputs
-        By name, what a readout may see, (n, d); of equal ones the first stays in front.
+        By name, what a readout may see, (n, d), in the order in which they are believed.
     targets, truth, options
         See `fit_readout`.
     """
     found = {name: fit_readout(x, targets, truth, **options) for name, x in inputs.items()}
-    return dict(sorted(found.items(), key=lambda item: -item[1].score))
+    chosen = _first_of_the_best({name: one.score for name, one in found.items()})
+    return dict(sorted(found.items(), key=lambda item: (item[0] != chosen, -item[1].score)))
+
+
+def _first_of_the_best(scores: Mapping[str, float]) -> str:
+    """The first whose score is the best but for a margin."""
+    best = max(scores.values())
+    return next(name for name, score in scores.items() if score >= best - _MARGIN * abs(best))
 
 
 def _measured_together(known: np.ndarray | None, shape: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray]]:

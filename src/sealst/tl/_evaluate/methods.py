@@ -127,11 +127,12 @@ class _Learner:
             predict = self.protocol.probe(alone, y, self.groups, self.sections)
             return lambda view: predict(view.features[feature])
         # As `tl.finetune` fits its readouts.
-        sees: dict[str, Callable[[SectionView], np.ndarray]] = {RIDGE: lambda view: view.features[feature]}
+        sees: dict[str, Callable[[SectionView], np.ndarray]] = {}
         if width is not None:
             sees[SURROUNDINGS] = lambda view: beside_surroundings(view.features[feature], view.xy, width)
         if self.protocol.surroundings and all(feature in v.fields for v in self.seen):
             sees[FIELDS] = lambda view: _fields(view, feature, width)
+        sees[RIDGE] = lambda view: view.features[feature]
         inputs = {kind: self._joined(see) for kind, see in sees.items()}
         found = best_readouts(inputs, {"single": y}, y, groups=self.groups, sections=self.sections)
         kind, best = next(iter(found.items()))

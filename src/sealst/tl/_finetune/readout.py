@@ -92,10 +92,10 @@ def fitted_readouts(
     rows, z, section, held = pairs.sample, seen.mean, seen.section, seen.held
     targets = {Keys.LOGNORM: pairs.single}
     if model.panel.layer != Keys.LOGNORM:
-        targets[model.panel.layer] = np.asarray(train.expression[rows])
-        targets["both"] = (targets[Keys.LOGNORM] + targets[model.panel.layer]) / 2
+        smooth = np.asarray(train.expression[rows])
+        targets |= {"both": (targets[Keys.LOGNORM] + smooth) / 2, model.panel.layer: smooth}
     options: dict[str, Any] = {"groups": seen.groups, "sections": section, "known": pairs.measured.table[section]}
-    inputs, width = {RIDGE: z}, _width(pairs, section)
+    inputs, width = {}, _width(pairs, section)
     if width is not None:
         inputs[SURROUNDINGS] = np.empty((len(z), 2 * z.shape[1]))
         for number in np.unique(section):
@@ -104,8 +104,8 @@ def fitted_readouts(
     if pairs.wider:
         wider = (_of_sources(model, some, show=show) for some in pairs.wider.values())
         inputs[FIELDS] = np.hstack([z, *wider, inputs.get(SURROUNDINGS, z)[:, z.shape[1] :]])
+    inputs[RIDGE] = z
     try:
-        # The crop alone where two are equal.
         found = best_readouts(inputs, targets, pairs.single, **options)
     except DataError as error:
         # The training is done, and the head predicts.
