@@ -14,19 +14,33 @@ def two(ready):
     return [ready(section="a", patient="p1"), ready(section="b", patient="p2", seed=1)]
 
 
+def candidate(facts):
+    """What the chosen candidate is called among the scores."""
+    rank = facts["rank"]
+    return f"{'' if rank is None else f'rank-{rank} '}ridge on {facts['target']}"
+
+
+def usual(scores):
+    best = max(scores.values())
+    return next(name for name, score in scores.items() if score >= best - 0.1 * abs(best))
+
+
 def test_training_keeps_the_readout_that_held_out_patients_choose(ready, finetune):
     model = finetune(two(ready))
     *fitted, head = model.readouts
     assert head == "head"
     assert set(fitted) == {"ridge", "surroundings"}
-    best = [max(model.readout_of(kind).facts["scores"].values()) for kind in fitted]
-    assert best == sorted(best, reverse=True)
+    # The first in their order that comes within a tenth of the best; so of targets below.
+    reached = {kind: model.readout_of(kind).facts for kind in ("surroundings", "ridge")}
+    reached = {kind: facts["scores"][candidate(facts)] for kind, facts in reached.items()}
+    assert fitted[0] == usual(reached)
     facts, kind = model.readout.facts, fitted[0]
     scores = facts["scores"]
     assert {f"ridge on {target}" for target in ("lognorm", "context", "both")} <= set(scores)
     assert facts["kind"] == kind
-    reduced = "" if facts["rank"] is None else f"rank-{facts['rank']} "
-    assert max(scores, key=scores.get) == f"{reduced}ridge on {facts['target']}"
+    by_target = {one: max(v for k, v in scores.items() if k.endswith(one)) for one in ("lognorm", "both", "context")}
+    assert facts["target"] == usual(by_target)
+    assert scores[candidate(facts)] == by_target[facts["target"]]
     assert facts["held_out"] == "patients"
     assert facts["n_spots"] == 72
     assert kind in repr(model)
