@@ -36,8 +36,8 @@ sys.path.insert(0, str(ROOT / "docs"))
 gallery = importlib.import_module("make_gallery")
 sys.path.remove(str(ROOT / "docs"))
 
-REPORTS = ("report", "slide_report")
-FUNCTIONS = [name for name in sl.pl.__all__ if name not in REPORTS]
+REPORTS, WIDGETS = ("report", "slide_report"), ("explore",)
+FUNCTIONS = [name for name in sl.pl.__all__ if name not in (*REPORTS, *WIDGETS)]
 #: what makes several panels of functions of which the gallery shows one
 SEVERAL = {
     "roc": {"classes": ["proficient", "deficient"]},
