@@ -195,7 +195,7 @@ def _check_replaceable(sdata: SpatialData, region: str, table_key: str) -> list[
     constants |= {table.uns[TableModel.ATTRS_KEY][name] for name in ("region_key", "instance_key")}
     added = {str(key) for call in _ADDING for key in _section.recorded(table, call)}
     written = (Keys.quality(""), *(Keys.related(key, "") for key in added))
-    names = [*table.obs.columns, *table.obsm, *table.layers]
+    names = [*table.obs.columns, *table.obsm, *_section.layer_names(table)]
     if own := [name for name in names if name not in constants | added and not str(name).startswith(written)]:
         raise DataError(
             f"`sdata.tables[{table_key!r}]` holds {listed(own)}, which sealst did not write and which would be lost "

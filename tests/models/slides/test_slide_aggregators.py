@@ -99,7 +99,7 @@ def test_saved_model_predicts_the_same(name: str, tmp_path) -> None:
     for a, b in zip(loaded.predict(tiles(), places()), model.predict(tiles(), places()), strict=True):
         np.testing.assert_array_equal(a, b)
     pd.testing.assert_frame_equal(loaded.evaluation.table, table)
-    pd.testing.assert_frame_equal(loaded.evaluation.predictions, predictions)
+    pd.testing.assert_frame_equal(loaded.evaluation.predictions, evaluation.predictions)
 
 
 def test_damaged_folders_are_refused(tmp_path) -> None:
