@@ -44,7 +44,7 @@ from sealst._section.planes import (
     shared_system,
     tissue_tokens,
 )
-from sealst._section.records import novelty_of, record, record_slot, recorded, reliability_of
+from sealst._section.records import novelty_of, record, record_map, record_slot, recorded, reliability_of
 from sealst._section.regions import Region, regions_of, row_of, sections_of
 from sealst._section.tables import (
     ADD_PICTURE,
@@ -110,6 +110,7 @@ __all__ = [
     "predicted_genes",
     "read_h5ad",
     "record",
+    "record_map",
     "record_slot",
     "recorded",
     "refuse_twin_folds",

@@ -47,16 +47,7 @@ def add_cells(
     spots = sdata.tables[Keys.TABLE]
     section = str(spots.obs[Keys.SECTION].iloc[0])
     name, image = Keys.cells(section), sdata.images[Keys.image(section)]
-    if cells.index.has_duplicates:
-        raise DataError(f"{section}: cell id(s) {listed(cells.index[cells.index.duplicated()][:3])} occur twice.")
-    place = cells.index.get_indexer(pd.Index(ids))
-    rows = np.flatnonzero(place >= 0)
-    if not len(rows):
-        raise DataError(
-            f"{section}: no cell with counts has an outline: ids of the counts begin {listed(ids[:3])}, those of the "
-            f"outlines {listed(cells.index[:3])}. Are the two files of one run?"
-        )
-    kept = cells.iloc[place[rows]]
+    rows, kept = outlined(cells, ids, section)
     table = AnnData(csr_matrix(counts[rows], dtype=np.float32), var=var)
     table.obs_names = [f"{section}_{one}" for one in kept.index]
     table.obs["region"] = pd.Categorical([name] * len(rows))
@@ -77,6 +68,26 @@ def add_cells(
         f"{section}: {len(rows)} cells of {table.n_vars} genes ({left['cells_without_outline']} without an outline and "
         f"{left['outlines_without_counts']} outlines without counts were left out)"
     )
+
+
+def outlined(cells: gpd.GeoSeries, ids: np.ndarray, section: str) -> tuple[np.ndarray, gpd.GeoSeries]:
+    """Which rows of counts, given the ids of their cells, have an outline, and these outlines.
+
+    Raises
+    ------
+    DataError
+        When none has, or two outlines have the same id.
+    """
+    if cells.index.has_duplicates:
+        raise DataError(f"{section}: cell id(s) {listed(cells.index[cells.index.duplicated()][:3])} occur twice.")
+    place = cells.index.get_indexer(pd.Index(ids))
+    rows = np.flatnonzero(place >= 0)
+    if not len(rows):
+        raise DataError(
+            f"{section}: no cell with counts has an outline: ids of the counts begin {listed(ids[:3])}, those of the "
+            f"outlines {listed(cells.index[:3])}. Are the two files of one run?"
+        )
+    return rows, cells.iloc[place[rows]]
 
 
 def tokens_under(cells: gpd.GeoSeries, grid: TokenGrid) -> csr_array:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import pandas as pd
 from anndata import AnnData
 from pydantic import Field, Json
+from spatialdata import SpatialData
 
 from sealst._errors import DataError
 from sealst._given.schema import Count, Name, Positive, Share, Stored, Width, check_type, plain
@@ -73,13 +74,15 @@ class _Normalize(Stored):
     target_sum: Positive | None = None
 
 
+#: calls that keep an entry for each slot or element
+_BY_NAME = ("predict", "maps", "retrieve", "annotate", "tissue", "quality", "stain")
 #: what entries of calls must be, where more than a mapping is read
 _ENTRIES: dict[str, Any] = {
     "crops": dict[Name, _Crops],
     "embed": dict[Name, _Embed],
     "crop_caches": dict[Name, dict[Name, str]],
     "normalize": _Normalize,
-    **dict.fromkeys(("predict", "retrieve", "annotate", "tissue", "quality", "stain"), dict[Name, dict[str, Any]]),
+    **dict.fromkeys(_BY_NAME, dict[Name, dict[str, Any]]),
 }
 
 
@@ -153,3 +156,15 @@ def record(table: AnnData, call: str, entry: dict[str, Any]) -> None:
 def record_slot(table: AnnData, call: str, key: str, entry: dict[str, Any]) -> None:
     """Write what a call did for one slot, keeping what it recorded of others."""
     record(table, call, recorded(table, call) | {key: entry})
+
+
+def record_map(sdata: SpatialData, key: str, entry: dict[str, Any], table_key: str) -> None:
+    """Write what `tl.predict` did for an image element into the table of the spots, as a store keeps none of elements.
+
+    Without a table it goes to ``sdata.attrs[key]``.
+    """
+    sdata.attrs.pop(key, None)
+    if table_key in sdata.tables:
+        record_slot(sdata.tables[table_key], "maps", key, entry)
+    else:
+        sdata.attrs[key] = {"maps": plain(entry)}

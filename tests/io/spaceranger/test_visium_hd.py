@@ -316,6 +316,15 @@ def test_cells_agree_with_spatialdata_io_and_are_embedded(visium_hd: Any, write_
     np.testing.assert_allclose(a.obsm["X_seal"], b.obsm["X_seal"], atol=1e-3)
 
 
+def test_cells_of_another_run_than_the_bins(visium_hd: Any, write_h5: Callable[..., None]) -> None:
+    write_cells(visium_hd, write_h5)
+    path = visium_hd.outs / "segmented_outputs" / "spatial" / "scalefactors_json.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"microns_per_pixel": 0.27}))
+    with pytest.raises(ScaleError, match=r"0\.5 µm per pixel by the pitch of the array, 0\.27 by .* of the cells"):
+        sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, cells=True)
+    assert table_of(sl.io.read_visium_hd(visium_hd.outs, visium_hd.image)).n_obs
+
+
 @pytest.mark.parametrize("damage", ["absent", "matrix", "text", "no id", "other"])
 def test_segmented_outputs_that_are_refused(visium_hd: Any, write_h5: Callable[..., None], damage: str) -> None:
     outlines, counts = write_cells(visium_hd, write_h5)
@@ -335,3 +344,109 @@ def test_segmented_outputs_that_are_refused(visium_hd: Any, write_h5: Callable[.
     message = {"text": "GeoJSON", "no id": "'cell_id'", "other": "of one run"}
     with pytest.raises(DataError, match=message.get(damage, "cells=True")):
         sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, cells=True)
+
+
+# -- cells without bins -----------------------------------------------------------------------------------------------
+@pytest.fixture
+def cells_alone(visium_hd: Any, write_h5: Callable[..., None]) -> tuple[Any, pd.Series, np.ndarray]:
+    """Segmented outputs whose bins were not copied, with the files that Space Ranger 4 writes beside the cells."""
+    outlines, counts = write_cells(visium_hd, write_h5)
+    folder = visium_hd.outs / "segmented_outputs"
+    for name in ("tissue_hires_image.png", "tissue_lowres_image.png"):
+        shutil.copy(visium_hd.outs / "spatial" / name, folder / "spatial")
+    held = json.loads((folder / "spatial" / "scalefactors_json.json").read_text())
+    kept = {name: held[name] for name in held if name.startswith("tissue_") or name == "microns_per_pixel"}
+    (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps(kept))
+    add_copies(folder)
+    for path in visium_hd.outs.iterdir():
+        if path.is_file():
+            path.unlink()
+        elif path != folder:
+            shutil.rmtree(path)
+    return visium_hd, outlines, counts
+
+
+def add_copies(folder: Path, prefix: str = "") -> None:
+    """Further outlines: nuclei, and copies with clusters."""
+    text = (folder / f"{prefix}cell_segmentations.geojson").read_text()
+    for name in ("graphclust_annotated_cell", "graphclust_annotated_nucleus", "nucleus"):
+        (folder / f"{prefix}{name}_segmentations.geojson").write_text(text)
+
+
+@pytest.mark.parametrize("prefix", ["", "Visium_HD_X_"])
+def test_copies_of_the_outlines_are_no_second_ones(visium_hd: Any, write_h5: Callable[..., None], prefix: str) -> None:
+    outlines, _ = write_cells(visium_hd, write_h5)
+    folder = visium_hd.outs / "segmented_outputs"
+    for name in ("cell_segmentations.geojson", "filtered_feature_cell_matrix.h5"):
+        (folder / name).rename(folder / f"{prefix}{name}")
+    add_copies(folder, prefix)
+    sdata = sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, section="hd", cells=True)
+    assert list(sdata.shapes["hd_cells"].index) == list(outlines.index)
+
+
+def test_cells_without_bins(cells_alone: tuple[Any, pd.Series, np.ndarray]) -> None:
+    files, outlines, counts = cells_alone
+    with pytest.warns(SealstWarning, match="what lies between cells is missing"):
+        sdata = sl.io.read_visium_hd(files.outs, files.image, bin_um=32, section="hd", patient="p", cells=True)
+    cells, table = sdata.tables["hd_cells_table"], table_of(sdata)
+    assert list(cells.obs["cell_id"]) == list(outlines.index)
+    np.testing.assert_array_equal(cells.X.toarray(), counts)
+    assert shapely.equals_exact(sdata.shapes["hd_cells"].geometry, outlines.to_numpy(), 1e-6).all()
+    assert entry_of(sdata)["mpp"] == files.mpp
+    assert entry_of(sdata)["mpp_source"] == "microns_per_pixel"
+    # One cell at a time.
+    side = 32 / files.mpp
+    centres = shapely.get_coordinates(shapely.centroid(outlines.to_numpy()))
+    sums: dict[tuple[int, int], Any] = {}
+    for (x, y), own in zip(centres, counts, strict=True):
+        place = int(y // side), int(x // side)
+        n, total = sums.get(place, (0, 0))
+        sums[place] = n + 1, total + own
+    height, width = files.image.shape[:2]
+    sums = {p: s for p, s in sorted(sums.items()) if (p[0] + 0.5) * side < height and (p[1] + 0.5) * side < width}
+    assert list(map(tuple, table.obs[["array_row", "array_col"]].to_numpy())) == list(sums)
+    assert list(table.obs["n_cells"]) == [n for n, _ in sums.values()]
+    np.testing.assert_array_equal(table.X.toarray(), [total for _, total in sums.values()])
+    np.testing.assert_allclose(table.obsm["spatial"], [((c + 0.5) * side, (r + 0.5) * side) for r, c in sums])
+    np.testing.assert_allclose(shapely.area(sdata.shapes["hd_spots"].geometry), side**2)
+    sl.tl.embed(sdata, "sealst-tiny", at="hd_cells", crop_um=112)
+    assert np.isfinite(cells.obsm["X_seal"]).all()
+
+
+@pytest.mark.parametrize("place", [".", "outs", "outs/segmented_outputs"])
+def test_cells_without_bins_and_picture(cells_alone: tuple[Any, pd.Series, np.ndarray], place: str) -> None:
+    files, outlines, _ = cells_alone
+    with pytest.warns(SealstWarning, match=r"hires picture is used, with 1 µm per pixel"):
+        sdata = sl.io.read(files.outs.parent / place, cells=True, bin_um=32)
+    assert set(sdata.images) == {"run_hd_he"}
+    assert entry_of(sdata)["mpp"] == 1
+    centres = shapely.get_coordinates(shapely.centroid(outlines.to_numpy()))
+    np.testing.assert_allclose(sdata.tables["run_hd_cells_table"].obsm["spatial"] * 2, centres, atol=1e-6)
+
+
+def test_scale_of_cells_without_bins(cells_alone: tuple[Any, pd.Series, np.ndarray]) -> None:
+    files, *_ = cells_alone
+    with pytest.raises(ScaleError, match=r"0\.25 µm per pixel by `mpp`, 0\.5 by microns_per_pixel"):
+        sl.io.read_visium_hd(files.outs, files.image, cells=True, mpp=0.25)
+    shutil.rmtree(files.outs / "segmented_outputs" / "spatial")
+    with pytest.raises(ScaleError, match=r"unknown\. .*'microns_per_pixel'.*'spatial'.*`mpp=`"):
+        sl.io.read_visium_hd(files.outs, files.image, cells=True)
+    assert entry_of(sl.io.read_visium_hd(files.outs, files.image, cells=True, mpp=0.5))["mpp_source"] == "mpp"
+    with pytest.raises(DataError, match=r"no picture.*tissue_hires_image\.png"):
+        sl.io.read_visium_hd(files.outs, cells=True, mpp=0.5)
+
+
+def test_cells_without_bins_that_are_refused(cells_alone: tuple[Any, pd.Series, np.ndarray], tmp_path: Path) -> None:
+    files, *_ = cells_alone
+    with pytest.raises(DataError, match=r"segmented outputs.*`cells=True`.*'binned_outputs'"):
+        sl.io.read_visium_hd(files.outs, files.image)
+    with pytest.raises(DataError, match="`counts` is 'raw'"):
+        sl.io.read_visium_hd(files.outs, files.image, cells=True, counts="raw")
+    with pytest.raises(ScaleError, match=r"is \d+ x \d+ pixels .*but the coordinates belong to one of about"):
+        sl.io.read_visium_hd(files.outs, np.full((50, 90, 3), 230, np.uint8), cells=True)
+    with pytest.raises(DataError, match=r"`cells=True` needs one 'filtered_feature_cell_matrix\.h5'"):
+        (files.outs / "segmented_outputs" / "filtered_feature_cell_matrix.h5").unlink()
+        sl.io.read_visium_hd(files.outs, files.image, cells=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"No folder of bins \(.*\) or of cells \('segmented_outputs'\).*it holds none"):
+        sl.io.read_visium_hd(tmp_path / "empty", files.image, cells=True)

@@ -508,6 +508,36 @@ def test_results_of_the_local_head_carry_its_reliability_and_no_others(section, 
     assert carried["readout"] == "local"
 
 
+@pytest.mark.parametrize("has_table", [True, False])
+def test_maps_carry_the_reliability_of_the_local_head_through_a_store(section, trusted, tmp_path, has_table):
+    genes = ["KRT8", "CD3E"]
+    if not has_table:
+        del section.tables["table"]
+    sl.tl.predict(section, trusted, genes=genes, resolution_um=32)
+    path = tmp_path / "s1.zarr"
+    section.write(path)
+    if has_table:
+        # What a collection saves of a section is enough.
+        opened = sl.io.read_collection(tmp_path)
+        sl.tl.predict(opened[0], trusted, genes=genes[::-1], resolution_um=32)
+        opened.save(opened[0])
+        genes = genes[::-1]
+    again = sl.io.read(path)
+    kept = again.tables["table"].uns["sealst"] if has_table else again.attrs["P1_S1_he_expression"]
+    entry = kept["maps"] if not has_table else kept["maps"]["P1_S1_he_expression"]
+    expected = trusted.local.reliability.of(genes)
+    np.testing.assert_allclose(entry["reliability"]["pearson"], expected["pearson"])
+    assert list(entry["reliability"]["better_than_chance"]) == list(expected["better_than_chance"])
+    assert (entry["readout"], entry["resolution_um"]) == ("local", 32)
+    assert list(again.images["P1_S1_he_expression"].coords["c"].values) == genes
+
+
+def test_maps_of_a_head_without_held_out_patients_say_unknown(section, learned, monkeypatch):
+    monkeypatch.setattr(learned, "reliability", object())
+    sl.tl.predict(section, learned, genes=["KRT8"], resolution_um=32, key_added="fine")
+    assert section.tables["table"].uns["sealst"]["maps"]["fine"]["reliability"] == "unknown"
+
+
 def test_without_held_out_patients_results_of_the_local_head_say_unknown(section, learned, monkeypatch):
     monkeypatch.setattr(learned, "reliability", object())
     sl.tl.predict(section, learned, at="P1_S1_nuclei", genes=["KRT8"])

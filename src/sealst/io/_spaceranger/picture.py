@@ -208,7 +208,7 @@ def _text(size: tuple[float, float]) -> str:
     return f"{size[0]:.0f} x {size[1]:.0f}"
 
 
-def check_picture(picture: Picture, xy: np.ndarray, *, mpp: float, section: str) -> None:
+def check_picture(picture: Picture, xy: np.ndarray, *, mpp: float, section: str, what: str = "spots") -> None:
     """Refuse coordinates that the picture does not hold (a few may lie beyond its edge); warn of a small picture."""
     width, height = picture.size
     outside = ((xy < 0) | (xy > [width, height])).any(1)
@@ -218,7 +218,7 @@ def check_picture(picture: Picture, xy: np.ndarray, *, mpp: float, section: str)
             "" if (high > [height, width]).any() or (low < 0).any() else " With x and y interchanged all lie inside."
         )
         raise ScaleError(
-            f"{section}: {outside.sum()} of {len(xy)} spots lie outside the image: they span x {low[0]:.0f} to "
+            f"{section}: {outside.sum()} of {len(xy)} {what} lie outside the image: they span x {low[0]:.0f} to "
             f"{high[0]:.0f} and y {low[1]:.0f} to {high[1]:.0f}, the image is {width} x {height} pixels (width x "
             f"height).{crossed} The coordinates count pixels of the full-resolution picture (that given to Space "
             "Ranger); pass that one, or `coordinate_scale=` (width of `image` divided by the original's) where it was "

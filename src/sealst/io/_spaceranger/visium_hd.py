@@ -7,11 +7,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
-import geopandas as gpd
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import shapely
 from spatialdata import SpatialData
 
 from sealst._core.space.lattice import ArrayFit
@@ -24,20 +22,11 @@ from sealst._section import record
 from sealst._section.arrays import from_arrays
 from sealst._section.cells import add_cells
 from sealst._section.pyramid import SlideImage
-from sealst._validate import check_choice, check_counts, listed, section_name
-from sealst.io._matrix10x import read_h5
-from sealst.io._spaceranger.folders import (
-    BINS,
-    KINDS,
-    Counts,
-    Outs,
-    bin_folders,
-    gene_counts,
-    prefixes,
-    starting_folder,
-)
+from sealst._validate import check_choice, listed, section_name
+from sealst.io._spaceranger.folders import BINS, KINDS, Outs, bin_folders, prefixes, starting_folder
 from sealst.io._spaceranger.picture import check_picture, choose_picture, fit_scale
 from sealst.io._spaceranger.positions import Run, pixels, read_run
+from sealst.io._spaceranger.segmented import cells_mpp, is_segmented, read_cells, read_without_bins
 
 #: side of the smallest bins in µm
 _FINEST = 2
@@ -45,21 +34,11 @@ _FINEST = 2
 _TOLERANCE_UM = 50.0
 _BARCODE = re.compile(r"^s_(\d{3})um_(\d{5})_(\d{5})")
 _CHECKED = 2000
-#: what Space Ranger 4 writes of cells
-_OUTLINES, _CELL_MATRIX = "cell_segmentations.geojson", "filtered_feature_cell_matrix.h5"
 
 
 def recognise(path: Path) -> bool:
     """Whether a folder looks like a Visium HD section of Space Ranger, by names of files alone."""
-    return path.is_dir() and any(bin_folders(p) or _is_segmented(p) for p in (path, path / "outs"))
-
-
-def _is_segmented(folder: Path) -> bool:
-    """Whether a folder holds counts of segmented cells, or is the folder of them."""
-    return any(
-        name.endswith(("segmented_outputs", "cell_segmentations.geojson", "feature_cell_matrix.h5"))
-        for name in visible(folder)
-    )
+    return path.is_dir() and any(bin_folders(p) or is_segmented(p) for p in (path, path / "outs"))
 
 
 @documented
@@ -89,7 +68,8 @@ def read_visium_hd(
     Parameters
     ----------
     path
-        Folder ``outs``, its parent, ``binned_outputs``, or one folder of bins (``square_008um``).
+        Folder ``outs``, its parent, ``binned_outputs``, one folder of bins (``square_008um``), or with `cells`
+        ``segmented_outputs``.
     %(spaceranger.image)s
     bin_um
         Side of the bins in µm, a multiple of 2.
@@ -106,7 +86,9 @@ def read_visium_hd(
     %(spaceranger.coordinate_scale)s
     cells
         Whether to read the cells that Space Ranger 4 segmented, too: the folder ``segmented_outputs`` beside the bins,
-        with ``cell_segmentations.geojson`` and ``filtered_feature_cell_matrix.h5``.
+        with ``cell_segmentations.geojson`` and ``filtered_feature_cell_matrix.h5``. That folder may be all there is.
+        Then the squares hold the sums of the cells with their centre inside, as transcripts between cells are not in
+        it, and the scale comes from `mpp` or Space Ranger's ``microns_per_pixel``.
 
     Returns
     -------
@@ -121,9 +103,12 @@ def read_visium_hd(
     - ``.uns["sealst"]["read_visium_hd"]``: sizes of bins, the scale, which picture, where they came from, and how many
       rows were dropped
 
-    and with `cells` outlines ``shapes["<section>_cells"]`` (index = ``cellid_000000001-1``) in pixels of the picture,
-    and ``tables["<section>_cells_table"]``, a row a cell that has both outline and counts: raw counts in ``.X``,
-    centres in ``.obsm["spatial"]``, ``.obs["cell_id"]``. `sealst.tl.embed` and `sealst.tl.predict` take them as
+    Without bins `.obs` has ``n_cells`` (int) for ``n_bins`` and ``in_tissue``, rows and columns are counted from the
+    picture's top left, and ids are ``r12c34``.
+
+    With `cells` there are outlines ``shapes["<section>_cells"]`` (index = ``cellid_000000001-1``) in pixels of the
+    picture, and ``tables["<section>_cells_table"]``, a row a cell that has both outline and counts: raw counts in
+    ``.X``, centres in ``.obsm["spatial"]``, ``.obs["cell_id"]``. `sealst.tl.embed` and `sealst.tl.predict` take them as
     ``at="<section>_cells"``.
 
     Raises
@@ -143,7 +128,17 @@ def read_visium_hd(
     10x Genomics, Space Ranger documentation, "Visium HD outputs".
     """
     check_choice("counts", counts, KINDS)
-    outs, source_um = _find_bins(path, bin_um, counts)
+    if not isinstance(bin_um, int | np.integer) or bin_um < _FINEST or bin_um % _FINEST:
+        raise DataError(f"`bin_um` must be a positive multiple of {_FINEST} (µm), found {bin_um!r}.")
+    root, folders = _bins_at(start := starting_folder(path).absolute())
+    if cells and not folders and is_segmented(root):
+        if counts != "filtered":
+            raise DataError(f"`counts` is {counts!r}, but without bins the filtered cells are read; leave it out.")
+        return read_without_bins(
+            root, image, bin_um=bin_um, section=section, patient=patient, organ=organ, mpp=mpp,
+            coordinate_scale=coordinate_scale,
+        )  # fmt: skip
+    outs, source_um = _choose_bins(start, root, folders, bin_um, counts)
     section = section or section_name(Outs(outs.others[0]).sample)
     run = read_run(outs, kind=counts, in_tissue=in_tissue, section=section)
     # Rows and columns of the positions must be those that the barcodes spell out.
@@ -168,10 +163,12 @@ def read_visium_hd(
         nominal["microns_per_pixel"] = run.factors["microns_per_pixel"] / picture.scale
     if "spot_diameter_fullres" in run.factors:
         nominal["spot_diameter_fullres"] = source_um / run.factors["spot_diameter_fullres"] / picture.scale
+    if cells and (of_cells := cells_mpp(outs.others[0])) is not None:
+        nominal["microns_per_pixel of the cells"] = of_cells / picture.scale
     fit, scale, source = fit_scale(
         run, picture, float(source_um), tolerance_um=_TOLERANCE_UM, mpp=mpp, nominal=nominal, section=section
     )
-    segmented = _segmented(outs.others[0], picture.scale) if cells else None
+    segmented = read_cells(outs.others[0], picture.scale) if cells else None
     x, xy, array, obs = _merge(run, fit, picture.scale, source_um, bin_um)
     check_picture(picture, xy, mpp=scale, section=section)
     sdata = from_arrays(
@@ -200,56 +197,30 @@ def read_visium_hd(
     return sdata
 
 
-def _segmented(root: Path, scale: float) -> tuple[gpd.GeoSeries, Counts]:
-    """Outlines of segmented cells by barcode, in pixels of a picture of this scale, and their counts of genes."""
-    held = visible(root)
-    inside = [visible(path) for name, path in held.items() if name.endswith("segmented_outputs") and path.is_dir()]
-    files: dict[str, Path] = {}
-    for wanted in (_OUTLINES, _CELL_MATRIX):
-        found = [path for one in (*inside, held) for name, path in one.items() if name.endswith(wanted)]
-        if len(found) != 1:
-            raise DataError(
-                f"`cells=True` needs one '{wanted}' in the folder 'segmented_outputs' of {str(root)!r}, as Space "
-                f"Ranger 4 writes it; found {listed(found)}. The folder holds {listed(held)}."
-            )
-        files[wanted] = found[0]
-    path, matrix = files[_OUTLINES], files[_CELL_MATRIX]
-    try:
-        frame = gpd.read_file(path)
-        frame = frame[frame.geometry.geom_type.isin(["Polygon", "MultiPolygon"])]
-        if "cell_id" not in frame or not len(frame):
-            raise DataError(f"{path.name} holds no cells: found {len(frame)} polygons, expected some with 'cell_id'.")
-        ids = [f"cellid_{one:09d}-1" for one in frame["cell_id"].astype(int)]
-        polygons = shapely.transform(frame.geometry.to_numpy(), lambda xy: xy * scale)
-    except DataError:
-        raise
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        raise DataError(f"{path.name} could not be read as GeoJSON of cells: {error}. Copy it again.") from error
-    counts = gene_counts(matrix, *read_h5(matrix))
-    check_counts(counts.x, where=matrix.name, kept="take the matrix as Space Ranger wrote it.")
-    return gpd.GeoSeries(polygons, index=pd.Index(ids)), counts
-
-
-def _find_bins(path: str | PathLike[str], bin_um: int, kind: str) -> tuple[Outs, int]:
-    """Folder of the largest bins that divide `bin_um`, and their side in µm."""
-    if not isinstance(bin_um, int | np.integer) or bin_um < _FINEST or bin_um % _FINEST:
-        raise DataError(f"`bin_um` must be a positive multiple of {_FINEST} (µm), found {bin_um!r}.")
-    start = starting_folder(path).absolute()
+def _bins_at(start: Path) -> tuple[Path, dict[int, Path]]:
+    """Folder that holds those of bins, or of cells where there are none, and the folders of bins by side in µm."""
     if BINS.match(start.name):
-        root, found = _root(start.parent), {int(start.name[7:10]): start}
-    else:
-        root, found = next(((_root(p), b) for p in (start, start / "outs") if (b := bin_folders(p))), (start, {}))
-    if not found and any(_is_segmented(place) for place in (start, start / "outs")):
+        return _root(start.parent), {int(start.name[7:10]): start}
+    places = (start, start / "outs")
+    for place in places:
+        if found := bin_folders(place):
+            return _root(place), found
+    return next((place for place in places if is_segmented(place)), start), {}
+
+
+def _choose_bins(start: Path, root: Path, found: dict[int, Path], bin_um: int, kind: str) -> tuple[Outs, int]:
+    """Folder of the largest bins that divide `bin_um`, and their side in µm."""
+    if not found and is_segmented(root):
         raise DataError(
-            f"{str(start)!r} holds segmented outputs of Visium HD, counts of cells, which are read beside bins. Add "
-            "the folder 'binned_outputs' of the same run (in a download an archive of its own), and give the folder of "
-            "both, with `cells=True`."
+            f"{str(start)!r} holds segmented outputs of Visium HD, counts of cells, and no bins. Pass `cells=True` to "
+            "read the cells alone; or add the folder 'binned_outputs' of the same run (in a download an archive of its "
+            "own), and give the folder of both."
         )
     if not found:
         hint = "It holds Visium spots: use `sl.io.read_visium`." if prefixes(start) or prefixes(start / "outs") else ""
         raise DataError(
-            f"No folder of bins ('binned_outputs/square_008um') in {str(start)!r}; it holds {listed(visible(start))}. "
-            f"Give the `outs` folder of Space Ranger. {hint}".rstrip()
+            f"No folder of bins ('binned_outputs/square_008um') or of cells ('segmented_outputs') in {str(start)!r}; "
+            f"it holds {listed(visible(start))}. Give the `outs` folder of Space Ranger. {hint}".rstrip()
         )
     usable = {um: folder for um, folder in found.items() if prefixes(folder, [kind])}
     if not (dividing := [um for um in usable if bin_um % um == 0]):

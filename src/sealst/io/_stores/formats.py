@@ -128,7 +128,7 @@ FORMATS = {
         Format("visium", _visium.recognise, _visium.read_visium, "sl.io.read_visium",
                "output of Space Ranger: '*feature_bc_matrix.h5' and 'spatial/' with positions and scale factors"),
         Format("visium_hd", _visium_hd.recognise, _visium_hd.read_visium_hd, "sl.io.read_visium_hd",
-               "output of Space Ranger with 'binned_outputs/square_*um/' (cells of 'segmented_outputs' beside them)"),
+               "output of Space Ranger with 'binned_outputs/square_*um/' (of cells 'segmented_outputs')"),
         Format("xenium", _xenium.recognise, _xenium.read_xenium, "sl.io.read_xenium",
                "output of the Xenium analyzer with 'experiment.xenium'"),
         Format("hest", _hest.recognise, _hest.read_hest, "sl.io.read_hest",

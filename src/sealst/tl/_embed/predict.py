@@ -267,12 +267,12 @@ def _predict_fine(
         model.to(resolve_device(device))
     common: dict[str, Any] = {"views": views, "region": one_region(region), "table_key": table_key, "show": show}
     common["image_key"] = image_key
+    common["facts"] = {"model": model.fingerprint, "readout": LOCAL, "unit": "log1p-CP10k"}
+    common["facts"]["reliability"] = reliability_entry(model, wanted, readout=LOCAL)
     found: Data | None = None
     if resolution_um is None:
-        facts: dict[str, Any] = {"model": model.fingerprint, "unit": "log1p-CP10k"}
-        facts["reliability"] = reliability_entry(model, wanted, readout=LOCAL)
         common |= {"embedding_key": embedding_key, "surroundings_um": surroundings_um}
-        found, _ = predict_cells(sdata, model, at, wanted, key=key, facts=facts, copy=copy, **common)
+        found, _ = predict_cells(sdata, model, at, wanted, key=key, copy=copy, **common)
     elif at != SPOTS or copy or genes is None:
         raise DataError(
             "Maps are of the genes that are named and of the whole picture, and are added to the SpatialData itself: "

@@ -99,7 +99,7 @@ def predict_cells(
     given = sdata
     if embedding_key is not None:
         given, _, _ = _write_embedding(sdata, plane, source, at, cells, embedding_key, surroundings_um, copy=copy)
-    entry = facts | {"at": at, "readout": "local", "layer": Keys.LOGNORM, "views": source.views}
+    entry = facts | {"at": at, "layer": Keys.LOGNORM, "views": source.views}
     entry["image_key"] = plane.image_key
     # A copy that was made already is written to.
     given, table, name = write_cells(

@@ -56,9 +56,10 @@ def predict_map(
     image_key: str | None,
     region: str | None,
     table_key: str,
+    facts: dict[str, Any],
     show: bool | None,
 ) -> None:
-    """Write a map of expression as an image element, see `sealst.tl.predict`."""
+    """Write a map of expression as an image element, see `sealst.tl.predict`; `facts` are what is said of it."""
     head, source = local_head(model), token_source(model, None, n_views(views))
     check_positive("resolution_um", resolution_um)
     if resolution_um < source.token_um * 0.999:
@@ -90,17 +91,19 @@ def predict_map(
         values = np.zeros(shape, dtype=np.float32)
         _fill(values, source, plane, grid, wanted, head, chosen, side_px, show=show)
     else:
-        facts: dict[str, Any] = source.facts | {"format": FORMAT, "views": source.views, "bin_um": float(resolution_um)}
-        facts |= {"local": head.digest, "overlap": grid.overlap, "picture": picture_digest(plane, grid)}
-        facts["genes"] = hashlib.sha256("\n".join(genes).encode()).hexdigest()[:16]
+        made: dict[str, Any] = source.facts | {"format": FORMAT, "views": source.views, "bin_um": float(resolution_um)}
+        made |= {"local": head.digest, "overlap": grid.overlap, "picture": picture_digest(plane, grid)}
+        made["genes"] = hashlib.sha256("\n".join(genes).encode()).hexdigest()[:16]
         chunks = tuple(min(n, m) for n, m in zip(shape, _CHUNK, strict=True))
         where = absolute(path)
-        with map_store(where, "expression", facts, shape=shape, chunks=chunks, dtype="float32") as array:
+        with map_store(where, "expression", made, shape=shape, chunks=chunks, dtype="float32") as array:
             done = int(str(array.attrs["rows"]))
             if done < n_rows:
                 _fill(array, source, plane, grid, wanted, head, chosen, side_px, show=show, done=done)
         values = da.from_zarr(array)
     add_map(plane, key, values, side_px, names)
+    own = {"resolution_um": float(resolution_um), "views": source.views, "image_key": plane.image_key}
+    _section.record_map(sdata, key, facts | own, table_key)
     logger.info(
         "Wrote sdata.images[%r]: %d genes, %d x %d bins of %g µm", key, len(genes), n_rows, n_columns, resolution_um
     )
