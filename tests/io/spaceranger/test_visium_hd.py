@@ -444,8 +444,8 @@ def test_cells_without_bins_that_are_refused(cells_alone: tuple[Any, pd.Series, 
         sl.io.read_visium_hd(files.outs, files.image, cells=True, counts="raw")
     with pytest.raises(ScaleError, match=r"is \d+ x \d+ pixels .*but the coordinates belong to one of about"):
         sl.io.read_visium_hd(files.outs, np.full((50, 90, 3), 230, np.uint8), cells=True)
+    (files.outs / "segmented_outputs" / "filtered_feature_cell_matrix.h5").unlink()
     with pytest.raises(DataError, match=r"`cells=True` needs one 'filtered_feature_cell_matrix\.h5'"):
-        (files.outs / "segmented_outputs" / "filtered_feature_cell_matrix.h5").unlink()
         sl.io.read_visium_hd(files.outs, files.image, cells=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"No folder of bins \(.*\) or of cells \('segmented_outputs'\).*it holds none"):
