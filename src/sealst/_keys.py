@@ -80,6 +80,11 @@ class Keys:
         return f"{section}_cells"
 
     @staticmethod
+    def nuclei(section: str) -> str:
+        """Shapes element of the nuclei of these cells."""
+        return f"{section}_nuclei"
+
+    @staticmethod
     def crops(region: str) -> str:
         """Shapes element (squares) that `pp.pair_crops` writes for a region."""
         return f"{region}_crops"

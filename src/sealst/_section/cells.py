@@ -70,6 +70,30 @@ def add_cells(
     )
 
 
+def add_nuclei(sdata: SpatialData, nuclei: gpd.GeoSeries) -> None:
+    """Add the nuclei of a section that was just read: ``shapes["<section>_nuclei"]``, one shape a cell.
+
+    Parameters
+    ----------
+    sdata
+        A section as from `from_arrays`.
+    nuclei
+        Outlines by the id of their cell, in pixels of the section's picture; those of one cell are joined.
+    """
+    section = str(sdata.tables[Keys.TABLE].obs[Keys.SECTION].iloc[0])
+    codes, ids = pd.factorize(nuclei.index)
+    shapes = nuclei.to_numpy()
+    if len(ids) < len(shapes):
+        order = np.argsort(codes, kind="stable")
+        groups = np.split(shapes[order], np.flatnonzero(np.diff(codes[order])) + 1)
+        shapes = np.array([one[0] if len(one) == 1 else shapely.union_all(shapely.make_valid(one)) for one in groups])
+    sdata.shapes[Keys.nuclei(section)] = ShapesModel.parse(
+        gpd.GeoDataFrame(geometry=shapes, index=ids),
+        transformations=get_transformation(sdata.images[Keys.image(section)], get_all=True),
+    )
+    logger.info(f"{section}: {len(nuclei)} nuclei of {len(ids)} cells")
+
+
 def outlined(cells: gpd.GeoSeries, ids: np.ndarray, section: str) -> tuple[np.ndarray, gpd.GeoSeries]:
     """Which rows of counts, given the ids of their cells, have an outline, and these outlines.
 

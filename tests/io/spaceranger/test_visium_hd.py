@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
@@ -344,6 +345,48 @@ def test_segmented_outputs_that_are_refused(visium_hd: Any, write_h5: Callable[.
     message = {"text": "GeoJSON", "no id": "'cell_id'", "other": "of one run"}
     with pytest.raises(DataError, match=message.get(damage, "cells=True")):
         sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, cells=True)
+
+
+def write_nuclei(outs: Path, outlines: pd.Series) -> gpd.GeoSeries:
+    """Add nuclei of all cells but one as Space Ranger 4 writes them, two of them of one cell; the shapes by cell."""
+    inner = gpd.GeoSeries(shapely.buffer(shapely.centroid(outlines.to_numpy()), 4, quad_segs=4), index=outlines.index)
+    first, second, last = outlines.index[[0, 1, -1]]
+    rows = [(first if name == second else name, one) for name, one in inner.items() if name != last]
+    features = [
+        {"type": "Feature", "properties": {"cell_id": int(name[7:16])}, "geometry": shapely.geometry.mapping(one)}
+        for name, one in rows
+    ]
+    text = json.dumps({"type": "FeatureCollection", "features": features})
+    (outs / "segmented_outputs" / "nucleus_segmentations.geojson").write_text(text)
+    inner[first] = inner[first].union(inner[second])
+    return inner.drop([second, last])
+
+
+def test_nuclei_beside_cells(visium_hd: Any, write_h5: Callable[..., None]) -> None:
+    outlines, _ = write_cells(visium_hd, write_h5)
+    with pytest.raises(DataError, match=r"`nuclei=True` needs one 'nucleus_segmentations\.geojson'"):
+        sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, nuclei=True)
+    expected = write_nuclei(visium_hd.outs, outlines)
+    (visium_hd.outs / "segmented_outputs" / "graphclust_annotated_nucleus_segmentations.geojson").write_text("{}")
+    sdata = sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, section="hd", cells=True, nuclei=True)
+    found = sdata.shapes["hd_nuclei"]
+    assert list(found.index) == list(expected.index)
+    assert shapely.equals(found.geometry.to_numpy(), expected.to_numpy()).mean() > 0.9
+    np.testing.assert_allclose(shapely.area(found.geometry.to_numpy()), shapely.area(expected.to_numpy()))
+    sl.tl.embed(sdata, "sealst-tiny", at="hd_nuclei", crop_um=112)
+    table = sdata.tables["hd_nuclei_table"]
+    assert list(table.obs["instance_id"]) == list(expected.index)
+    assert table.obsm["X_seal"].shape == (N_CELLS - 5, 256)
+    alone = sl.io.read_visium_hd(visium_hd.outs, visium_hd.image, section="hd", nuclei=True)
+    assert set(alone.shapes) == {"hd_spots", "hd_nuclei"}
+
+
+def test_nuclei_without_bins(cells_alone: tuple[Any, pd.Series, np.ndarray]) -> None:
+    files, outlines, _ = cells_alone
+    expected = write_nuclei(files.outs, outlines)
+    sdata = sl.io.read_visium_hd(files.outs, section="hd", cells=True, nuclei=True)
+    shapes = sdata.shapes["hd_nuclei"].geometry.to_numpy()
+    np.testing.assert_allclose(shapely.area(shapes) * 4, shapely.area(expected.to_numpy()))
 
 
 # -- cells without bins -----------------------------------------------------------------------------------------------

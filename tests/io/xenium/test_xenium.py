@@ -849,6 +849,48 @@ def test_cells_agree_with_spatialdata_io_and_are_embedded_beside_their_counts(ru
     np.testing.assert_array_equal(again.obsm["X_seal"], b.obsm["X_seal"])
 
 
+@pytest.mark.parametrize("layout", ["3", "1"])
+def test_nuclei_beside_cells(run: Run, layout: str) -> None:
+    cells = write_cells(run)
+    path = run.folder / "nucleus_boundaries.parquet"
+    frame, ids = pd.read_parquet(path), list(cells.index)
+    expected = gpd.GeoSeries(shapely.buffer(shapely.centroid(cells.to_numpy()), 2.5 / MPP), index=ids)
+    if layout == "3":
+        # The second nucleus is of the first cell, the last one of none; a nucleus has a label of its own.
+        frame["cell_id"] = frame["cell_id"].replace({ids[1]: ids[0], ids[-1]: None})
+        expected[ids[0]] = expected[ids[0]].union(expected[ids[1]])
+        expected = expected.drop([ids[1], ids[-1]])
+        frame.to_parquet(path)
+    else:
+        path.unlink()
+        frame.drop(columns="label_id").to_csv(run.folder / "nucleus_boundaries.csv.gz", index=False)
+    sdata = run.read(cells=True, nuclei=True)
+    found = sdata.shapes["Region_1_nuclei"]
+    assert list(found.index) == list(expected.index)
+    # Twelve corners for a circle.
+    overlap = shapely.area(shapely.intersection(found.geometry.to_numpy(), expected.to_numpy()))
+    assert (overlap > 0.95 * shapely.area(expected.to_numpy())).all()
+    assert (shapely.area(found.geometry.to_numpy()) < 1.01 * shapely.area(expected.to_numpy())).all()
+    assert list(sdata.shapes["Region_1_cells"].index) == ids
+    assert set(run.read(cells=True).shapes) == {"Region_1_spots", "Region_1_cells"}
+    sl.tl.embed(sdata, "sealst-tiny", at="Region_1_nuclei", crop_um=112)
+    table = sdata.tables["Region_1_nuclei_table"]
+    assert list(table.obs["instance_id"]) == list(expected.index)
+    assert np.isfinite(table.obsm["X_seal"]).all()
+    # Nuclei are smaller than cells.
+    sl.tl.embed(sdata, "sealst-tiny", at="Region_1_cells", crop_um=112)
+    own = sdata.tables["Region_1_cells_table"]
+    rows = own.obs["cell_id"].isin(expected.index).to_numpy()
+    assert not np.allclose(own.obsm["X_seal"][rows], table.obsm["X_seal"], atol=1e-3)
+
+
+def test_nuclei_that_are_not_there(run: Run) -> None:
+    write_cells(run)
+    (run.folder / "nucleus_boundaries.parquet").unlink()
+    with pytest.raises(sl.DataError, match=r"nuclei=True.*nucleus_boundaries\.parquet"):
+        run.read(nuclei=True)
+
+
 def test_cells_in_any_layout(run: Run) -> None:
     write_cells(run)
     expected = run.read(cells=True)

@@ -20,7 +20,7 @@ from sealst._keys import Keys
 from sealst._logging import warn
 from sealst._section import centres_of, record
 from sealst._section.arrays import from_arrays
-from sealst._section.cells import add_cells, outlined
+from sealst._section.cells import add_cells, add_nuclei, outlined
 from sealst._section.pyramid import SlideImage
 from sealst._validate import check_counts, check_positive, listed, section_name
 from sealst.io._matrix10x import read_h5
@@ -29,6 +29,7 @@ from sealst.io._spaceranger.picture import Picture, check_picture, choose_pictur
 
 _FOLDER = "segmented_outputs"
 _OUTLINES, _MATRIX = "cell_segmentations.geojson", "filtered_feature_cell_matrix.h5"
+_NUCLEI = "nucleus_segmentations.geojson"
 #: in the names of copies of the outlines, with clusters beside the ids
 _COPY = "graphclust_annotated_"
 
@@ -40,7 +41,18 @@ def is_segmented(folder: Path) -> bool:
 
 def read_cells(root: Path, scale: float) -> tuple[gpd.GeoSeries, Counts]:
     """Outlines of segmented cells by id, in pixels of a picture of this scale, and their counts of genes."""
-    path, matrix = _file(root, _OUTLINES), _file(root, _MATRIX)
+    outlines, matrix = _outlines(_file(root, _OUTLINES), scale), _file(root, _MATRIX)
+    counts = gene_counts(matrix, *read_h5(matrix))
+    check_counts(counts.x, where=matrix.name, kept="take the matrix as Space Ranger wrote it.")
+    return outlines, counts
+
+
+def read_nuclei(root: Path, scale: float) -> gpd.GeoSeries:
+    """Outlines of nuclei by the id of their cell, likewise."""
+    return _outlines(_file(root, _NUCLEI, option="nuclei"), scale)
+
+
+def _outlines(path: Path, scale: float) -> gpd.GeoSeries:
     try:
         frame = gpd.read_file(path)
         frame = frame[frame.geometry.geom_type.isin(["Polygon", "MultiPolygon"])]
@@ -52,22 +64,21 @@ def read_cells(root: Path, scale: float) -> tuple[gpd.GeoSeries, Counts]:
         raise
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise DataError(f"{path.name} could not be read as GeoJSON of cells: {error}. Copy it again.") from error
-    counts = gene_counts(matrix, *read_h5(matrix))
-    check_counts(counts.x, where=matrix.name, kept="take the matrix as Space Ranger wrote it.")
-    return gpd.GeoSeries(polygons, index=pd.Index(ids)), counts
+    return gpd.GeoSeries(polygons, index=pd.Index(ids))
 
 
-def cells_mpp(root: Path) -> float | None:
-    """µm per pixel of the picture that cells were segmented in, as Space Ranger states it beside them."""
-    return read_factors(_outs(root)).get("microns_per_pixel")
+def segmented_mpp(root: Path, *, cells: bool) -> float | None:
+    """µm per pixel of the picture that `cells` (or nuclei) were found in, as Space Ranger states it beside them."""
+    outs = _outs(root, _OUTLINES) if cells else _outs(root, _NUCLEI, option="nuclei")
+    return read_factors(outs).get("microns_per_pixel")
 
 
-def _outs(root: Path) -> Outs:
-    matrix = _file(root, _MATRIX)
-    return Outs(matrix.parent, matrix.name.removesuffix(_MATRIX))
+def _outs(root: Path, wanted: str, *, option: str = "cells") -> Outs:
+    path = _file(root, wanted, option=option)
+    return Outs(path.parent, path.name.removesuffix(wanted))
 
 
-def _file(root: Path, wanted: str) -> Path:
+def _file(root: Path, wanted: str, *, option: str = "cells") -> Path:
     """A file of the cells, plain or with the prefix of a download; `root` is their folder or has it inside."""
     held = visible(root)
     inside = [visible(path) for name, path in held.items() if name.endswith(_FOLDER) and path.is_dir()]
@@ -75,8 +86,8 @@ def _file(root: Path, wanted: str) -> Path:
     found = [path for path in found if _COPY not in path.name] or found
     if len(found) != 1:
         raise DataError(
-            f"`cells=True` needs one '{wanted}' in the folder '{_FOLDER}' of {str(root)!r}, as Space Ranger 4 writes "
-            f"it; found {listed(path.name for path in found)}. The folder holds {listed(held)}."
+            f"`{option}=True` needs one '{wanted}' in the folder '{_FOLDER}' of {str(root)!r}, as Space Ranger 4 "
+            f"writes it; found {listed(path.name for path in found)}. The folder holds {listed(held)}."
         )
     return found[0]
 
@@ -91,9 +102,10 @@ def read_without_bins(
     organ: str,
     mpp: float | None,
     coordinate_scale: float,
+    nuclei: bool,
 ) -> SpatialData:
     """Read cells where there are no bins; squares hold their sums. See `sealst.io.read_visium_hd`."""
-    own = _outs(root)
+    own = _outs(root, _MATRIX)
     named = root.parent if root == own.folder and root.name.endswith(_FOLDER) else root
     outs = replace(own, others=(named,))
     section = section or section_name(Outs(named).sample)
@@ -101,6 +113,7 @@ def read_without_bins(
     picture = choose_picture(outs, image, factors=factors, coordinate_scale=coordinate_scale, section=section)
     scale, source = _stated_scale(picture, factors.get("microns_per_pixel"), mpp, section)
     outlines, counts = read_cells(root, picture.scale)
+    of_nuclei = read_nuclei(root, picture.scale) if nuclei else None
     rows, kept = outlined(outlines, counts.barcodes, section)
     xy, grid = centres_of(kept), SquareGrid(bin_um / scale, *picture.size)
     check_picture(picture, xy, mpp=scale, section=section, what="cells")
@@ -137,6 +150,8 @@ def read_without_bins(
     facts = picture.provenance | {"mpp": scale, "mpp_source": source, "counts": counts.path.name}
     record(sdata.tables[Keys.TABLE], "read_visium_hd", facts | {"source": "cells", "bin_um": int(bin_um)})
     add_cells(sdata, outlines, counts.x, counts.barcodes, counts.var, call="read_visium_hd", entry=facts)
+    if of_nuclei is not None:
+        add_nuclei(sdata, of_nuclei)
     return sdata
 
 

@@ -20,13 +20,13 @@ from sealst._files import visible
 from sealst._keys import Keys
 from sealst._section import record
 from sealst._section.arrays import from_arrays
-from sealst._section.cells import add_cells
+from sealst._section.cells import add_cells, add_nuclei
 from sealst._section.pyramid import SlideImage
 from sealst._validate import check_choice, listed, section_name
 from sealst.io._spaceranger.folders import BINS, KINDS, Outs, bin_folders, prefixes, starting_folder
 from sealst.io._spaceranger.picture import check_picture, choose_picture, fit_scale
 from sealst.io._spaceranger.positions import Run, pixels, read_run
-from sealst.io._spaceranger.segmented import cells_mpp, is_segmented, read_cells, read_without_bins
+from sealst.io._spaceranger.segmented import is_segmented, read_cells, read_nuclei, read_without_bins, segmented_mpp
 
 #: side of the smallest bins in µm
 _FINEST = 2
@@ -55,6 +55,7 @@ def read_visium_hd(
     in_tissue: bool = True,
     coordinate_scale: float = 1.0,
     cells: bool = False,
+    nuclei: bool = False,
 ) -> SpatialData:
     """Read a Visium HD section as square bins of any even size.
 
@@ -89,6 +90,8 @@ def read_visium_hd(
         with ``cell_segmentations.geojson`` and ``filtered_feature_cell_matrix.h5``. That folder may be all there is.
         Then the squares hold the sums of the cells with their centre inside, as transcripts between cells are not in
         it, and the scale comes from `mpp` or Space Ranger's ``microns_per_pixel``.
+    nuclei
+        Whether to read the outlines of the nuclei, too: ``nucleus_segmentations.geojson`` in the same folder.
 
     Returns
     -------
@@ -109,7 +112,8 @@ def read_visium_hd(
     With `cells` there are outlines ``shapes["<section>_cells"]`` (index = ``cellid_000000001-1``) in pixels of the
     picture, and ``tables["<section>_cells_table"]``, a row a cell that has both outline and counts: raw counts in
     ``.X``, centres in ``.obsm["spatial"]``, ``.obs["cell_id"]``. `sealst.tl.embed` and `sealst.tl.predict` take them as
-    ``at="<section>_cells"``.
+    ``at="<section>_cells"``. With `nuclei` there are ``shapes["<section>_nuclei"]``, one shape a cell under the id of
+    the cell, for ``at="<section>_nuclei"``.
 
     Raises
     ------
@@ -136,7 +140,7 @@ def read_visium_hd(
             raise DataError(f"`counts` is {counts!r}, but without bins the filtered cells are read; leave it out.")
         return read_without_bins(
             root, image, bin_um=bin_um, section=section, patient=patient, organ=organ, mpp=mpp,
-            coordinate_scale=coordinate_scale,
+            coordinate_scale=coordinate_scale, nuclei=nuclei,
         )  # fmt: skip
     outs, source_um = _choose_bins(start, root, folders, bin_um, counts)
     section = section or section_name(Outs(outs.others[0]).sample)
@@ -163,12 +167,14 @@ def read_visium_hd(
         nominal["microns_per_pixel"] = run.factors["microns_per_pixel"] / picture.scale
     if "spot_diameter_fullres" in run.factors:
         nominal["spot_diameter_fullres"] = source_um / run.factors["spot_diameter_fullres"] / picture.scale
-    if cells and (of_cells := cells_mpp(outs.others[0])) is not None:
-        nominal["microns_per_pixel of the cells"] = of_cells / picture.scale
+    beside = segmented_mpp(outs.others[0], cells=cells) if cells or nuclei else None
+    if beside is not None:
+        nominal["microns_per_pixel of the cells"] = beside / picture.scale
     fit, scale, source = fit_scale(
         run, picture, float(source_um), tolerance_um=_TOLERANCE_UM, mpp=mpp, nominal=nominal, section=section
     )
     segmented = read_cells(outs.others[0], picture.scale) if cells else None
+    outlined = read_nuclei(outs.others[0], picture.scale) if nuclei else None
     x, xy, array, obs = _merge(run, fit, picture.scale, source_um, bin_um)
     check_picture(picture, xy, mpp=scale, section=section)
     sdata = from_arrays(
@@ -194,6 +200,8 @@ def read_visium_hd(
         outlines, own = segmented
         facts = picture.provenance | {"mpp": scale, "mpp_source": source, "counts": own.path.name}
         add_cells(sdata, outlines, own.x, own.barcodes, own.var, call="read_visium_hd", entry=facts)
+    if outlined is not None:
+        add_nuclei(sdata, outlined)
     return sdata
 
 

@@ -29,6 +29,7 @@ from sealst.io._matrix10x import GENES, read_h5, read_mtx
 _TRANSCRIPTS = ("transcripts.parquet", "transcripts.csv.gz", "transcripts.csv")
 _CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
 _OUTLINES = ("cell_boundaries.parquet", "cell_boundaries.csv.gz", "cell_boundaries.csv")
+_NUCLEI = ("nucleus_boundaries.parquet", "nucleus_boundaries.csv.gz", "nucleus_boundaries.csv")
 _MATRIX, _MATRIX_FOLDER = "cell_feature_matrix.h5", "cell_feature_matrix"
 #: share of transcripts outside the image that is said, and by which an inverted alignment must fit better
 _NOTABLE = 0.05
@@ -185,14 +186,35 @@ def outlined_cells(folder: Path, frame: Frame) -> tuple[gpd.GeoSeries, sp.csr_ma
             f"`cells=True` needs {_MATRIX} (or the folder {_MATRIX_FOLDER}) and one of {listed(_OUTLINES)} in "
             f"{str(folder)!r}; it holds {listed(visible(folder))}."
         )
+    counts, barcodes, var = _cell_counts(matrix)
+    return _polygons(path, frame), counts, barcodes.to_numpy(), var
+
+
+def outlined_nuclei(folder: Path, frame: Frame) -> gpd.GeoSeries:
+    """Outlines of the nuclei by the id of their cell, which may have several, in pixels of the H&E."""
+    if (path := find_file(folder, _NUCLEI)) is None:
+        raise DataError(
+            f"`nuclei=True` needs one of {listed(_NUCLEI)} in {str(folder)!r}; it holds {listed(visible(folder))}."
+        )
+    return _polygons(path, frame, by="label_id")
+
+
+def _polygons(path: Path, frame: Frame, by: str | None = None) -> gpd.GeoSeries:
+    """Polygons of a table of vertices by the id of the cell; where it has a column `by`, one for each of its values."""
     needed = ["cell_id", "vertex_x", "vertex_y"]
     try:
         is_parquet = path.suffix == ".parquet"
         held = pa.parquet.read_schema(path).names if is_parquet else pd.read_csv(path, nrows=0).columns
         _check_columns(path, needed, held)
-        table = pd.read_parquet(path, columns=needed) if is_parquet else pd.read_csv(path, usecols=needed)
-        codes, ids = pd.factorize(table["cell_id"])
-        # Vertices of a cell follow each other, as a rule.
+        wanted = [*needed, by] if by in held else needed
+        table = pd.read_parquet(path, columns=wanted) if is_parquet else pd.read_csv(path, usecols=wanted)
+        if by is not None:
+            # A nucleus may be of no cell.
+            table = table[table["cell_id"].notna()]
+        codes, _ = pd.factorize(table["cell_id"])
+        if by in held:
+            codes, _ = pd.factorize(pd.MultiIndex.from_arrays([codes, table[by]]))
+        # Vertices of a polygon follow each other, as a rule.
         order = np.argsort(codes, kind="stable")
         xy = apply_affine(frame.to_image, table[needed[1:]].to_numpy(dtype=float)[order])
         if not np.isfinite(xy).all():
@@ -200,9 +222,8 @@ def outlined_cells(folder: Path, frame: Frame) -> tuple[gpd.GeoSeries, sp.csr_ma
         polygons = shapely.polygons(shapely.linearrings(xy, indices=codes[order]))
     except (*_READ_ERRORS, shapely.errors.GEOSException) as error:
         raise _unreadable(path, error) from error
-    outlines = gpd.GeoSeries(polygons, index=pd.Index(_texts(ids)))
-    counts, barcodes, var = _cell_counts(matrix)
-    return outlines, counts, barcodes.to_numpy(), var
+    first = order[np.flatnonzero(np.diff(codes[order], prepend=-1))]
+    return gpd.GeoSeries(polygons, index=pd.Index(_texts(table["cell_id"].to_numpy()[first])))
 
 
 def _texts(ids: Iterable[Any]) -> list[str]:

@@ -20,7 +20,7 @@ from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import record
 from sealst._section.arrays import from_arrays
-from sealst._section.cells import add_cells
+from sealst._section.cells import add_cells, add_nuclei
 from sealst._section.pyramid import SlideImage
 from sealst._validate import as_numbers, check_choice, check_fraction, check_positive, listed, section_name
 from sealst.io._images.files import open_image
@@ -30,6 +30,7 @@ from sealst.io._xenium.pooling import (
     Pooled,
     find_file,
     outlined_cells,
+    outlined_nuclei,
     pool_cells,
     pool_transcripts,
     read_cells,
@@ -59,6 +60,7 @@ def read_xenium(
     min_counts: int = 1,
     max_outside: float = 0.5,
     cells: bool = False,
+    nuclei: bool = False,
     section: str | None = None,
     patient: str | None = None,
     organ: str = "unknown",
@@ -96,6 +98,8 @@ def read_xenium(
         Largest share of transcripts (or cells) that may lie outside the image before the call refuses.
     cells
         Whether to read the cells, too: outlines (``cell_boundaries``) and the cell-by-gene matrix.
+    nuclei
+        Whether to read the outlines of the nuclei, too (``nucleus_boundaries``).
     section, patient, organ
         Written to ``.obs``. `section` defaults to the name of the region in ``experiment.xenium``, `patient` to the
         name of the section.
@@ -115,7 +119,8 @@ def read_xenium(
     and with `cells` outlines ``shapes["<section>_cells"]`` (index = cell ids) in pixels of the H&E, and
     ``tables["<section>_cells_table"]``, a row a cell that has both outline and counts: raw counts in ``.X``, centres in
     ``.obsm["spatial"]``, ``.obs["cell_id"]``; cells beside the picture are kept. `sealst.tl.embed` and
-    `sealst.tl.predict` take them as ``at="<section>_cells"``.
+    `sealst.tl.predict` take them as ``at="<section>_cells"``. With `nuclei` there are ``shapes["<section>_nuclei"]``,
+    one shape a cell (several nuclei are joined) under the id of the cell, for ``at="<section>_nuclei"``.
 
     Raises
     ------
@@ -167,6 +172,7 @@ def read_xenium(
     per_um = np.diag([1 / pixel_um, 1 / pixel_um, 1.0])
     frame = Frame(SquareGrid(pool_um / scale, width, height), np.linalg.inv(matrix) @ per_um, matrix @ per_um)
     outlined = outlined_cells(folder, frame) if cells else None
+    of_nuclei = outlined_nuclei(folder, frame) if nuclei else None
     if source == "cells":
         pooled = pool_cells(folder, frame, max_outside=max_outside)
     else:
@@ -195,6 +201,8 @@ def read_xenium(
     if outlined is not None:
         own = {"mpp": scale, "mpp_source": scale_source, "pixel_size": pixel_um, "alignment": matrix}
         add_cells(sdata, *outlined, call="read_xenium", entry=own)
+    if of_nuclei is not None:
+        add_nuclei(sdata, of_nuclei)
     table, tally = sdata.tables[Keys.TABLE], pooled.tally
     record(table, "read_xenium", entry | tally)
     section = table.obs[Keys.SECTION].iloc[0]
