@@ -9,7 +9,8 @@ share, and by the best that there was.
 
     python benchmarks/readout_choice.py [--out FILE.csv]
 
-A quarter of an hour on two cores, most of it for eight views of 1,361 crops. Three patients; rules are compared on the same.
+A quarter of an hour on two cores, most of it for eight views of 1,361 crops. Three patients, and the rules are compared on
+them.
 """
 
 from __future__ import annotations
