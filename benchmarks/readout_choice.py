@@ -9,8 +9,8 @@ share, and by the best that there was.
 
     python benchmarks/readout_choice.py [--out FILE.csv]
 
-A quarter of an hour on two cores, most of it for eight views of 1,361 crops. Three patients, and the rules are compared on
-them.
+A quarter of an hour on two cores, most of it for eight views of 1,361 crops. Three patients, on whom the rules are
+compared, too.
 """
 
 from __future__ import annotations

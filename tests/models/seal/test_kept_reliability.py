@@ -55,6 +55,18 @@ def test_the_model_and_its_card_say_what_is_known(model, tmp_path):
     assert "on held-out sections of patients that were seen" in repr(model)
 
 
+def test_one_patient_does_not_tell_genes_from_chance(model):
+    rng, n = np.random.default_rng(0), len(model.panel)
+    measured = rng.normal(size=(60, n))
+    scores = [score_section(measured + rng.normal(size=(60, n)), measured, section="A1", patient="A")]
+    found = reliability_of(model.fingerprint, scores, model.panel.genes, by="patient")
+    assert not found.genes["better_than_chance"].any()
+    said = found.summary()
+    assert "20 genes scored on unseen patients; median r 0.67" in said
+    assert "too few to tell genes from chance" in said
+    assert "0 of 20" not in said
+
+
 def test_genes_are_looked_up_by_name(model):
     found = known(model).of(["g1", "G19", "ELSEWHERE", "G0"])
     assert found["better_than_chance"].tolist() == [True, False, False, True]

@@ -165,6 +165,20 @@ def test_pathways_in_the_same_call(ready, model):
     assert list(table.obsm["seal_expression"].columns) == ["EPCAM"]
 
 
+def test_gene_sets_that_cannot_be_had_are_told_before_crops_are_read(ready, model, monkeypatch):
+    import decoupler
+
+    def offline():
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(decoupler.op, "hallmark", offline)
+    monkeypatch.setattr("sealst.tl._embed.predict.embed_watched", lambda *a, **k: pytest.fail("crops were read"))
+    sdata = ready(section="t")
+    with pytest.raises(sl.DataError, match="offline"):
+        sl.tl.predict(sdata, model, net="hallmark")
+    assert "seal_expression" not in sdata.tables["table"].obsm
+
+
 def test_copy_leaves_the_section_alone_and_slots_survive_zarr(ready, model, tmp_path):
     sdata = ready(section="t")
     table = sl.tl.predict(sdata, model, copy=True).tables["table"]

@@ -168,7 +168,7 @@ def test_many_patients_are_held_out_in_groups(toy_section):
 
 def test_sections_of_one_patient_say_so(ready, finetune):
     sections = [ready(section=f"s{i}", patient="p", seed=i) for i in range(2)]
-    with pytest.raises(sl.DataError, match="Folds by patient need at least 2 patients"):
+    with pytest.raises(sl.DataError, match="all training sections are of 'p'.*crossfit='section'"):
         finetune(sections, crossfit="patient")
     plan = {"net": None, "warmup_patients": set(), "stopping_patients": set(), "table_key": "table"}
     with pytest.warns(sl.SealstWarning, match="not for new ones"):

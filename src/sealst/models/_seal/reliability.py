@@ -110,6 +110,8 @@ class Reliability:
         on = f"unseen {PATIENTS}" if self.held_out == PATIENTS else f"held-out {SECTIONS} of patients that were seen"
         median = rows["pearson"].median()
         said = f"; median r {median:.2f}" if np.isfinite(median) else ""
+        if not rows["pvalue"].notna().any() and not rows[BETTER].any():
+            return f"{len(rows):,} genes scored on {on}{said}; too few to tell genes from chance"
         return f"{int(rows[BETTER].sum()):,} of {len(rows):,} genes predicted better than chance on {on}{said}"
 
     def __repr__(self) -> str:

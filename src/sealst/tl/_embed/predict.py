@@ -34,7 +34,7 @@ from sealst.tl._embed.trust import (
 )
 from sealst.tl._fine.cells import local_head, one_region, predict_cells
 from sealst.tl._fine.maps import predict_map
-from sealst.tl._pathways.pathways import score_sets, write_pathways
+from sealst.tl._pathways.pathways import read_net, score_sets, write_pathways
 
 
 @documented
@@ -180,8 +180,11 @@ def predict(
     limited = intervals_for(model, table, readout, intervals)
     check_views(limited, views_of(views, table))
     regions = _section.regions_of(table, region)
+    sets = None
     if net is not None:
         model.panel.require_names()
+        # Before any crop is read, too: a resource may not be at hand.
+        sets = read_net(net)
     wanted = believed(model, (model.panel if genes is None else model.panel.subset(genes)).genes, min_reliability)
     columns = as_columns(wanted, what="Genes")
     slot = Keys.FIELDS if model.fields_of(readout) else Keys.EMBEDDING
@@ -206,10 +209,10 @@ def predict(
         sides = (pd.DataFrame(side, expression.index, expression.columns) for side in limited.limits(values, intervals))
         limits = [side[wanted].set_axis(columns, axis=1) for side in sides]
     pathways = None
-    if net is not None:
+    if sets is not None:
         kept = believed(model, model.panel.genes, min_reliability)
         scored = expression if len(kept) == len(model.panel) else expression[kept]
-        pathways = score_sets(scored, net, method=method, believed=better_genes(model))
+        pathways = score_sets(scored, sets, method=method, believed=better_genes(model))
     given, target = for_writing(sdata, table_key, copy=copy)
     for key, found in made.items():
         write_embedding(target, key, *found)

@@ -90,6 +90,12 @@ def planned(
 ) -> Crossfit:
     """Folds of a cross-fitting, checked before anything is trained."""
     cohort = SectionCohort([sections], table_key)
+    known = {p for part in cohort.parts() for p in _section.patients_of(part.table, part.rows)}
+    if by == "patient" and len(known) < 2:
+        raise DataError(
+            f"`crossfit='patient'` holds out patients in turn, and all training sections are of {listed(known)}. Add "
+            "sections of other patients; `crossfit='section'` says how it does on further sections of this one."
+        )
     # Of sections the user has asked for patients on both sides.
     options: dict[str, Any] = {"by": by, "allow_shared_patients": by == "section", "table_key": table_key}
     folds = split(sections, **options)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -161,7 +161,7 @@ def pathways(
 
 def score_sets(
     expression: pd.DataFrame,
-    net: Net,
+    net: Net | ReadNet,
     *,
     method: str = "ulm",
     tmin: int = TMIN,
@@ -213,7 +213,7 @@ def _score(
     spots: pd.Index,
     genes: pd.Index,
     *,
-    net: Net,
+    net: Net | ReadNet,
     method: str,
     tmin: int,
     verbose: bool,
@@ -222,7 +222,7 @@ def _score(
 ) -> PathwayResult:
     check_gene_names(list(genes), where="the expression")
     check_named(genes)
-    edges, label = _edges(net)
+    edges, label = read_net(net)
     rows = _informative(x)
     if not rows.size:
         raise DataError(f"No spot has expression to score: all {len(spots)} rows are NaN or hold one value only.")
@@ -278,6 +278,18 @@ def _warn_of_sets(edges: pd.DataFrame, seen: pd.DataFrame, believed: Sequence[st
 def gene_set_edges(net: Any) -> pd.DataFrame:
     """Gene sets in any form that `pathways` takes, as edges (source, target, weight)."""
     return _edges(net)[0]
+
+
+class ReadNet(NamedTuple):
+    """Gene sets that were read already, and what they are called in provenance."""
+
+    edges: pd.DataFrame
+    label: str
+
+
+def read_net(net: Net | ReadNet) -> ReadNet:
+    """Read gene sets, for callers that find out before long work whether they can be had."""
+    return net if isinstance(net, ReadNet) else ReadNet(*_edges(net))
 
 
 def _edges(net: Net) -> tuple[pd.DataFrame, str]:
