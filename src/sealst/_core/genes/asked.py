@@ -42,9 +42,7 @@ def check_asked(asked: Iterable[object], genes: Sequence[str], *, query: bool = 
         where = "of `query` are not in the model's panel" if query else "are not in the panel"
         more = ""
         if query:
-            more = (
-                " `model.panel.genes` lists the panel; a cell type is asked for by its markers, as ['MS4A1']."
-            )
+            more = " `model.panel.genes` lists the panel; a cell type is asked for by its markers, as ['MS4A1']."
         raise PanelError(
             f"{len(unknown)} gene(s) {where} of {len(genes)}: {listed(unknown)}; near names: "
             f"{listed(near_names(unknown, genes))}.{more} A gene of the sections gets into a model by "
