@@ -498,6 +498,36 @@ def test_the_local_head_knows_how_well_it_predicts_unseen_patients(trusted, held
     assert known.of(["KRT8"])["better_than_chance"].all()
 
 
+def test_the_local_head_knows_what_single_spots_of_unseen_patients_allow(trusted, training, held_out, monkeypatch):
+    genes = trusted.local.reliability.genes
+    assert genes["ceiling"].between(0, 1).all()
+    # Counts are deeper than the correlations that are reached; the same table as of a readout says so.
+    assert (genes["ceiling"] >= genes["pearson"]).mean() > 0.9
+    known = genes["explained"].notna()
+    assert known.any()
+    np.testing.assert_allclose(genes["explained"][known], (genes["pearson"] / genes["ceiling"])[known])
+    monkeypatch.setattr(trusted, "local", trusted.local)
+    for one in held_out:
+        del one.tables["table"].layers["counts"]
+    sl.tl.fit_local(training, trusted, held_out=held_out, seed=0)
+    again = trusted.local.reliability.genes
+    assert again["ceiling"].isna().all()
+    pd.testing.assert_series_equal(again["pearson"], genes["pearson"])
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_a_held_out_section_without_spots_is_not_scored(learned, training, held_out, monkeypatch, n):
+    monkeypatch.setattr(learned, "local", learned.local)
+    obs = held_out[1].tables["table"].obs
+    obs["crop_ok"] = obs["crop_ok"] & (np.arange(len(obs)) < n)
+    with pytest.warns(sl.SealstWarning, match=rf"has {n} spot\(s\) with a usable crop"):
+        sl.tl.fit_local(training, learned, held_out=held_out, seed=0)
+    assert learned.local.reliability.patients == ("P8",)
+    with pytest.warns(sl.SealstWarning, match="not scored"):
+        sl.tl.fit_local(training, learned, held_out=held_out[1], seed=0)
+    assert learned.local.reliability is None
+
+
 def test_results_of_the_local_head_carry_its_reliability_and_no_others(section, trusted, monkeypatch):
     of_spots = object()
     monkeypatch.setattr(trusted, "reliability", of_spots)

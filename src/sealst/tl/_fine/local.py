@@ -24,7 +24,7 @@ from sealst._data.crops.source import iter_source
 from sealst._docs import documented
 from sealst._errors import DataError, LeakError
 from sealst._keys import Keys
-from sealst._logging import logger
+from sealst._logging import logger, warn
 from sealst._section import RegionCrops
 from sealst._section.cells import tokens_under
 from sealst._settings import resolve_seed
@@ -34,10 +34,13 @@ from sealst.models._local import LocalHead
 from sealst.models._seal.reliability import reliability_of
 from sealst.tl._embed.inputs import as_sections, check_model
 from sealst.tl._fine.bands import TokenSource, token_source
+from sealst.tl._finetune.crossfit import halves
 from sealst.tl._finetune.readout import MIN_SPOTS, held_groups
 
 #: spots whose tokens are predicted at a time, all genes of each
 _AT_ONCE = 32
+#: fewer spots of a section correlate with nothing
+_LEAST_SCORED = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,8 @@ class _Spots:
     known: np.ndarray
     #: x of the spots in µm
     across: np.ndarray
+    #: correlation of halves of the counts, (genes,); of sections that are scored
+    half: np.ndarray | None = None
 
 
 @documented
@@ -141,10 +146,10 @@ def fit_local(
     head = _fitted(found, model, epochs=epochs, seed=resolve_seed(seed), show=progress)
     if kept:
         # By map: a variable of a loop would keep a section's tokens while the next one is read.
-        parts = map(partial(read, most=max(1, max_spots // len(kept))), kept)
+        parts = map(partial(read, most=max(_LEAST_SCORED, max_spots // len(kept)), scored=True), kept)
         scores = list(chain.from_iterable(_scores(spots, head) for spots in parts))
-        known = reliability_of(head.digest, scores, model.panel.genes, by="patient")
-        head = replace(head, reliability=known)
+        if scores:
+            head = replace(head, reliability=reliability_of(head.digest, scores, model.panel.genes, by="patient"))
     model.local = head
     logger.info("model.local: %s", model.local.summary())
 
@@ -176,23 +181,34 @@ def _scores(found: Sequence[_Spots], head: LocalHead) -> list[SectionScores]:
             some = slice(start, start + _AT_ONCE)
             predicted[some] = np.log1p(np.einsum("t,ntg->ng", share, head.counts(one.tokens[some])))
         patient = "/".join(sorted(set(map(str, one.patient))))
-        seed = mixed_seed(one.section) % 2**32
         made.append(
-            score_section(predicted, one.truth, section=one.section, patient=patient, known=one.known, seed=seed)
-        )
+            score_section(
+                predicted, one.truth, section=one.section, patient=patient, known=one.known, half=one.half,
+                seed=_seed(one.section),
+            )
+        )  # fmt: skip
     return made
 
 
+def _seed(section: str) -> int:
+    return mixed_seed(section) % 2**32
+
+
 def _spots_of(
-    sdata: SpatialData, *, model: SealModel, source: TokenSource, most: int, table_key: str, show: bool | None
-) -> list[_Spots]:
+    sdata: SpatialData, *, model: SealModel, source: TokenSource, most: int, table_key: str, show: bool | None,
+    scored: bool = False,
+) -> list[_Spots]:  # fmt: skip
     paired = _section.paired_table(sdata, table_key, trained_on=model.crop)
     table, made = paired.table, []
     for one in paired.sections:
+        if scored and len(one.rows) < _LEAST_SCORED:
+            warn(f"Section {one.region.section!r} has {len(one.rows)} spot(s) with a usable crop and is not scored.")
+            continue
         few = patches(one.centres_um, most)
         rows, boxes = one.rows[few], one.boxes[few]
         # Before any crop is read: there may be no such layer.
         truth = _section.expression(table, model.panel, rows, Keys.LOGNORM, masked=True)
+        half = halves(table, model.panel, rows, seed=_seed(one.region.section)) if scored else None
         share = _share(one, source)
         under = np.flatnonzero(share)
         tokens = np.empty((len(few), len(under), source.width), dtype=np.float16)
@@ -210,6 +226,7 @@ def _spots_of(
                 truth=truth,
                 known=model.panel.measured(table.var_names),
                 across=boxes[:, 0],
+                half=half,
             )
         )
     return made

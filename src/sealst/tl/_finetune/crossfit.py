@@ -224,11 +224,7 @@ def _scored(
     panel, seed = model.panel, mixed_seed(region.section) % 2**32
     measured = _section.expression(table, panel, rows, Keys.LOGNORM, masked=True)
     known = panel.measured(table.var_names)
-    half = np.full(len(panel), np.nan)
-    if Keys.COUNTS in table.layers:
-        columns = panel.align(table.var_names).columns[known]
-        counts = table.layers[Keys.COUNTS][rows]
-        half[known] = half_correlation(counts, columns, target_sum=panel.target_sum, seed=seed)
+    half = halves(table, panel, rows, seed=seed)
     n_sections = sum(len(fold.test) for fold in plan.folds)
     some = evenly(len(rows), max(_LEAST_SPOTS, _MOST_VALUES // (len(panel) * n_sections)))
     patient = "/".join(_section.patients_of(table, rows))
@@ -243,6 +239,16 @@ def _scored(
         half = np.concatenate([half, np.full(len(activities), np.nan)])
     scores = score_section(*sides, section=region.section, patient=patient, known=known, half=half, seed=seed)
     return scores, spots
+
+
+def halves(table: AnnData, panel: GenePanel, rows: np.ndarray, *, seed: int) -> np.ndarray:
+    """Correlation of halves of the counts of some rows, by gene of a panel; NaN where there are no counts."""
+    found, known = np.full(len(panel), np.nan), panel.measured(table.var_names)
+    if Keys.COUNTS in table.layers:
+        columns = panel.align(table.var_names).columns[known]
+        counts = table.layers[Keys.COUNTS][rows]
+        found[known] = half_correlation(counts, columns, target_sum=panel.target_sum, seed=seed)
+    return found
 
 
 def _activity(values: np.ndarray, panel: GenePanel, net: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
