@@ -515,7 +515,7 @@ def test_the_local_head_knows_what_single_spots_of_unseen_patients_allow(trusted
     pd.testing.assert_series_equal(again["pearson"], genes["pearson"])
 
 
-@pytest.mark.parametrize("n", [0, 1])
+@pytest.mark.parametrize("n", [0, 1, 9])
 def test_a_held_out_section_without_spots_is_not_scored(learned, training, held_out, monkeypatch, n):
     monkeypatch.setattr(learned, "local", learned.local)
     obs = held_out[1].tables["table"].obs
@@ -600,6 +600,16 @@ def test_patients_that_were_trained_on_are_not_held_out(training, learned, held_
     before = learned.local
     with pytest.raises(sl.LeakError, match="P2"):
         sl.tl.fit_local(training[:1], learned, held_out=[held_out[0], training[1]])
+    assert learned.local is before
+
+
+def test_training_sections_are_not_held_out_under_other_names(training, learned, held_out):
+    before, twin = learned.local, training[1]
+    twin = spatialdata.deepcopy(twin)
+    twin.tables["table"].obs["patient"] = "P7"
+    twin.tables["table"].obs["section"] = "another"
+    with pytest.raises(sl.LeakError, match="whatever their patients are called"):
+        sl.tl.fit_local(training, learned, held_out=[held_out[0], twin])
     assert learned.local is before
 
 

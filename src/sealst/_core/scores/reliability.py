@@ -24,6 +24,8 @@ PATIENTS, SECTIONS = "patients", "sections"
 HELD_OUT = {"patient": PATIENTS, "section": SECTIONS}
 #: expected share of genes called better than chance that are not
 FALSE_DISCOVERIES = 0.05
+#: a section with fewer spots says nothing: two always correlate by 1 or -1
+LEAST_SPOTS = 10
 #: samples of spots of every section, and of patients
 _DRAWS, _PATIENT_DRAWS = 200, 1000
 _LEVEL = 0.95

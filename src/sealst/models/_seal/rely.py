@@ -89,8 +89,8 @@ def _held_out(evaluation: Evaluation) -> str:
 
 def _scores(section: str, patient: str, maps: Any, method: str, genes: list[str]) -> SectionScores:
     if method not in maps.layers:
-        known_methods = listed(filter(None, maps.layers))
-        raise DataError(f"The evaluation has no {method!r} of section {section!r}; its methods: {known_methods}.")
+        methods = listed(filter(None, maps.layers))  # anndata 0.13 lists `.X` among them, as None
+        raise DataError(f"The evaluation has no {method!r} of section {section!r}; its methods: {methods}.")
     columns = maps.var_names.get_indexer(genes)
     known = columns >= 0
     values = [np.asarray(x)[:, np.maximum(columns, 0)] for x in (maps.layers[method], maps.X)]

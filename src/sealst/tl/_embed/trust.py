@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,26 @@ from sealst.models._intervals import Intervals
 UNKNOWN = "unknown"
 #: what predicts single patches and cells, where results name a readout
 LOCAL = "local"
+
+
+class _Unknown(NamedTuple):
+    """What is said where a reliability is unknown."""
+
+    whose: str
+    why: str
+    mend: str
+
+
+_OF_MODEL = _Unknown(
+    "this model",
+    "the model was not cross-fitted (`crossfit=` of `sl.tl.finetune`)",
+    "Train with `sl.tl.finetune(..., crossfit='patient')`, or hand it an evaluation: `model.rely_on(evaluation)`.",
+)
+_OF_LOCAL = _Unknown(
+    "`model.local`",
+    "no patient was held out from the local head (`held_out=` of `sl.tl.fit_local`)",
+    "Hand sections of patients that the model has not seen to `sl.tl.fit_local(..., held_out=...)`.",
+)
 
 
 def known_of(model: SealModel, readout: str | None = None) -> Reliability | None:
@@ -45,9 +65,10 @@ def believed(model: SealModel, genes: Sequence[str], least: float | None, *, rea
         raise DataError(f"`min_reliability` must be a correlation from -1 to 1, found {least!r}.")
     known = known_of(model, readout)
     if known is None:
-        of, how = _HOW_TO_KNOW[readout == LOCAL]
+        said = _OF_LOCAL if readout == LOCAL else _OF_MODEL
         raise DataError(
-            f"`min_reliability` asks for what held-out patients showed, but the reliability of {of} is unknown. {how}"
+            f"`min_reliability` asks for what held-out patients showed, but the reliability of {said.whose} is "
+            f"unknown. {said.mend}"
         )
     r = known.of(genes)["pearson"].to_numpy()
     kept = [gene for gene, value in zip(genes, r, strict=True) if value >= least]
@@ -58,24 +79,6 @@ def believed(model: SealModel, genes: Sequence[str], least: float | None, *, rea
         left = [gene for gene, value in zip(genes, r, strict=True) if not value >= least]
         logger.info("%d of %d genes are below min_reliability=%g: %s", len(left), len(genes), least, listed(left))
     return kept
-
-
-#: whose reliability is unknown, and how it would be known, by whether it is the local head's
-_HOW_TO_KNOW = {
-    False: (
-        "this model",
-        "Train with `sl.tl.finetune(..., crossfit='patient')`, or hand it an evaluation: `model.rely_on(evaluation)`.",
-    ),
-    True: (
-        "`model.local`",
-        "Hand sections of patients that the model has not seen to `sl.tl.fit_local(..., held_out=...)`.",
-    ),
-}
-#: why it is unknown, likewise
-_WHY_UNKNOWN = {
-    False: "the model was not cross-fitted (`crossfit=` of `sl.tl.finetune`)",
-    True: "no patient was held out from the local head (`held_out=` of `sl.tl.fit_local`)",
-}
 
 
 def better_genes(model: SealModel) -> list[str] | None:
@@ -105,7 +108,7 @@ def tell(model: SealModel, genes: Sequence[str], readout: str) -> None:
     """Log how far predicted genes can be believed."""
     known = known_of(model, readout)
     if known is None:
-        logger.info("reliability unknown: %s", _WHY_UNKNOWN[readout == LOCAL])
+        logger.info("reliability unknown: %s", (_OF_LOCAL if readout == LOCAL else _OF_MODEL).why)
         return
     other = readout not in (LOCAL, model.readouts[0])
     logger.info("%s%s", known.summary(genes), f" (by the readout {model.readouts[0]!r})" if other else "")

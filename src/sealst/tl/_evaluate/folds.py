@@ -75,16 +75,19 @@ def stopping_split(sections: Sequence[SpatialData], fold: str, table_key: str) -
     return min(found, key=lambda one: abs(sum(map(len, one.test.values())) - wanted))
 
 
-def check_unseen(model: SealModel, tested: Iterable[Part]) -> None:
+#: what else to do where a model is tested
+_TEST_OTHERWISE = (
+    "Test on other patients, let every fold train its own model (pass the arguments of `sl.tl.finetune` instead of a "
+    "model), or pass `allow_shared_patients=True` for an in-sample check."
+)
+
+
+def check_unseen(model: SealModel, tested: Iterable[Part], *, hint: str = _TEST_OTHERWISE) -> None:
     """Refuse sections of patients that the model was trained on, warm-up and early stopping included."""
     roles = ("patients", "warmup_patients", "stopping_patients")
     seen = set(chain.from_iterable(model.provenance.get(role, []) for role in roles))
     if shared := sorted(_patients(tested) & seen):
-        raise LeakError(
-            f"The model was trained on patient(s) {listed(shared)}, who are in the test sections. Test on other "
-            "patients, let every fold train its own model (pass the arguments of `sl.tl.finetune` instead of a model), "
-            "or pass `allow_shared_patients=True` for an in-sample check."
-        )
+        raise LeakError(f"The model was trained on patient(s) {listed(shared)}, who are in the test sections. {hint}")
 
 
 def check_held_out(fold: Split, models: Mapping[str, SealModel]) -> None:

@@ -15,32 +15,32 @@ from spatialdata import SpatialData
 from sealst import _logging, _section
 from sealst._core.device import resolve_device
 from sealst._core.scores.readouts import fit_readout
-from sealst._core.scores.reliability import SectionScores, score_section
+from sealst._core.scores.reliability import LEAST_SPOTS, SectionScores, score_section
 from sealst._core.seeds import mixed_seed
 from sealst._core.space.surroundings import patches
 from sealst._core.space.token_grid import TokenGrid
 from sealst._core.weak_supervision import spot_means, tune_local
 from sealst._data.crops.source import iter_source
 from sealst._docs import documented
-from sealst._errors import DataError, LeakError
+from sealst._errors import DataError
 from sealst._keys import Keys
 from sealst._logging import logger, warn
 from sealst._section import RegionCrops
 from sealst._section.cells import tokens_under
 from sealst._settings import resolve_seed
-from sealst._validate import listed, whole
+from sealst._validate import whole
 from sealst.models import SealModel
 from sealst.models._local import LocalHead
 from sealst.models._seal.reliability import reliability_of
+from sealst.pp import check_split
 from sealst.tl._embed.inputs import as_sections, check_model
+from sealst.tl._evaluate.folds import check_unseen
 from sealst.tl._fine.bands import TokenSource, token_source
 from sealst.tl._finetune.crossfit import halves
 from sealst.tl._finetune.readout import MIN_SPOTS, held_groups
 
 #: spots whose tokens are predicted at a time, all genes of each
 _AT_ONCE = 32
-#: fewer spots of a section correlate with nothing
-_LEAST_SCORED = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ def fit_local(
     DataError
         When the encoder has no patch tokens, or there are fewer than 50 spots.
     LeakError
-        When a patient of `held_out` is one that was trained on.
+        When a patient of `held_out` is one that was trained on, or a section is one of `sections` under another name.
 
     Notes
     -----
@@ -134,7 +134,10 @@ def fit_local(
     max_spots = whole("max_spots", max_spots, least=MIN_SPOTS)
     given = as_sections(sections, "sections")
     kept = [] if held_out is None else as_sections(held_out, "held_out")
-    _check_unseen(kept, given, model, table_key)
+    if kept:
+        check_split(given, kept, table_key=table_key)
+        unseen = "Hold out sections of other patients, or leave `held_out` out."
+        check_unseen(model, _section.parts_of(kept, table_key), hint=unseen)
     if device is not None:
         model.to(resolve_device(device))
     source = token_source(model, None, 1)
@@ -146,29 +149,12 @@ def fit_local(
     head = _fitted(found, model, epochs=epochs, seed=resolve_seed(seed), show=progress)
     if kept:
         # By map: a variable of a loop would keep a section's tokens while the next one is read.
-        parts = map(partial(read, most=max(_LEAST_SCORED, max_spots // len(kept)), scored=True), kept)
+        parts = map(partial(read, most=max(LEAST_SPOTS, max_spots // len(kept)), scored=True), kept)
         scores = list(chain.from_iterable(_scores(spots, head) for spots in parts))
         if scores:
             head = replace(head, reliability=reliability_of(head.digest, scores, model.panel.genes, by="patient"))
     model.local = head
     logger.info("model.local: %s", model.local.summary())
-
-
-def _check_unseen(kept: Sequence[SpatialData], given: Sequence[SpatialData], model: SealModel, table_key: str) -> None:
-    """Raise where a patient is on both sides."""
-    held, seen = (
-        {p for part in _section.parts_of(list(some), table_key) for p in _section.patients_of(part.table, part.rows)}
-        if some
-        else set()
-        for some in (kept, given)
-    )
-    for key in ("patients", "warmup_patients"):
-        seen |= set(map(str, model.provenance.get(key) or ()))
-    if both := sorted(held & seen):
-        raise LeakError(
-            f"`held_out` has patient(s) {listed(both)}, who were trained on. What is measured on them says nothing of "
-            "others: hold out sections of other patients, or leave `held_out` out."
-        )
 
 
 def _scores(found: Sequence[_Spots], head: LocalHead) -> list[SectionScores]:
@@ -201,7 +187,7 @@ def _spots_of(
     paired = _section.paired_table(sdata, table_key, trained_on=model.crop)
     table, made = paired.table, []
     for one in paired.sections:
-        if scored and len(one.rows) < _LEAST_SCORED:
+        if scored and len(one.rows) < LEAST_SPOTS:
             warn(f"Section {one.region.section!r} has {len(one.rows)} spot(s) with a usable crop and is not scored.")
             continue
         few = patches(one.centres_um, most)

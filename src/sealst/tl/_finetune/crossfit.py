@@ -18,7 +18,7 @@ from sealst import _section
 from sealst._core.genes.panel import GenePanel
 from sealst._core.scores.ceiling import half_correlation
 from sealst._core.scores.intervals import Residuals
-from sealst._core.scores.reliability import SectionScores, score_section
+from sealst._core.scores.reliability import LEAST_SPOTS, SectionScores, score_section
 from sealst._core.seeds import mixed_seed
 from sealst._core.space.views import N_SYMMETRIES
 from sealst._core.splits import evenly
@@ -90,11 +90,11 @@ def planned(
 ) -> Crossfit:
     """Folds of a cross-fitting, checked before anything is trained."""
     cohort = SectionCohort([sections], table_key)
-    known = {p for part in cohort.parts() for p in _section.patients_of(part.table, part.rows)}
-    if by == "patient" and len(known) < 2:
+    patients = {p for part in cohort.parts() for p in _section.patients_of(part.table, part.rows)}
+    if by == "patient" and len(patients) < 2:
         raise DataError(
-            f"`crossfit='patient'` holds out patients in turn, and all training sections are of {listed(known)}. Add "
-            "sections of other patients; `crossfit='section'` says how it does on further sections of this one."
+            f"`crossfit='patient'` holds out patients in turn, and all training sections are of {listed(patients)}. "
+            "Add sections of other patients; `crossfit='section'` says how it does on further sections of this one."
         )
     # Of sections the user has asked for patients on both sides.
     options: dict[str, Any] = {"by": by, "allow_shared_patients": by == "section", "table_key": table_key}
@@ -110,7 +110,6 @@ def planned(
             f"`crossfit={by!r}` cannot hold out a {by} and nothing else: spots that are held out and spots that are "
             "trained on share a SpatialData. Keep one section of one patient in each, or leave `crossfit` out."
         ) from error
-    patients = {p for part in cohort.parts() for p in _section.patients_of(part.table, part.rows)}
     if not allow_shared_patients:
         check_warmup(cohort.parts(), folds, warmup_patients)
     if shared := sorted(patients & stopping_patients):
@@ -205,7 +204,7 @@ def _held_out(
     found = []
     for one in _section.sections_of(table):
         rows = one.rows[np.isfinite(values[one.rows]).all(axis=1)]
-        if len(rows) < 2:
+        if len(rows) < LEAST_SPOTS:
             warn(f"Section {one.section!r} has {len(rows)} spot(s) with a usable crop and is not scored.")
             continue
         found.append(_scored(table, one, rows, values[rows], model, plan, activities))

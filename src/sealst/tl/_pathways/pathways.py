@@ -277,7 +277,7 @@ def _warn_of_sets(edges: pd.DataFrame, seen: pd.DataFrame, believed: Sequence[st
 
 def gene_set_edges(net: Any) -> pd.DataFrame:
     """Gene sets in any form that `pathways` takes, as edges (source, target, weight)."""
-    return _edges(net)[0]
+    return read_net(net).edges
 
 
 class ReadNet(NamedTuple):
@@ -288,11 +288,9 @@ class ReadNet(NamedTuple):
 
 
 def read_net(net: Net | ReadNet) -> ReadNet:
-    """Read gene sets, for callers that find out before long work whether they can be had."""
-    return net if isinstance(net, ReadNet) else ReadNet(*_edges(net))
-
-
-def _edges(net: Net) -> tuple[pd.DataFrame, str]:
+    """Read gene sets, for callers that find out before long work whether they can be had; what was read stays so."""
+    if isinstance(net, ReadNet):
+        return net
     if isinstance(net, str) and net in RESOURCES:
         import decoupler as dc
 
@@ -305,10 +303,10 @@ def _edges(net: Net) -> tuple[pd.DataFrame, str]:
                 "offline? Pass a GMT file (e.g. from gsea-msigdb.org) or a DataFrame (source, target[, weight]) "
                 f"instead; `decoupler.op.{net}().to_csv(...)` on another machine makes one."
             ) from error
-        return _storable(as_net(edges)), net
+        return ReadNet(_storable(as_net(edges)), net)
     label = str(net) if isinstance(net, str | Path) else type(net).__name__
     try:
-        return _storable(as_net(net)), label
+        return ReadNet(_storable(as_net(net)), label)
     except DataError as error:
         if isinstance(net, str) and not Path(net).suffix:
             raise DataError(f"{error} Resources known by name: {listed(RESOURCES)}.") from error
